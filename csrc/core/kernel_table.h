@@ -1,0 +1,39 @@
+// The compiled kernels. kernels/build.py generates the table's definition from kernels/matrix.py.
+#pragma once
+
+#include <cstdint>
+
+#include "problem.h"
+
+namespace fa4 {
+
+struct Kernel {
+  const char* name;
+  Op op;
+  int16_t arch;      // 90, or 100 for the family 10.0 and 10.3
+  Dtype dtype;
+  int16_t head_dim;  // bucket: the kernel serves every multiple of 8 up to it
+  Layout layout;
+  Mask mask;
+  bool grouped;      // backward: several query heads share a key/value head
+  bool deterministic;
+  bool two_cta;
+  int16_t block_m;   // rows of a tile
+  int16_t block_n;
+  int16_t preprocess, postprocess_dq, postprocess_dkv;  // backward: rows of this table; -1: not launched
+
+  // export_to_c's entry points; each takes an array of pointers to its arguments.
+  void (*load)(void** arguments);
+  void (*load_to_device)(void** arguments);
+  void (*launch)(void** arguments, int32_t num_arguments);
+};
+
+extern const Kernel kKernels[];
+extern const int32_t kNumKernels;
+
+// JSON object: kernel subset, architectures, versions of the kernels' sources, hash of the manifest.
+extern const char* const kBuildInfo;
+// JSON array, one object a kernel: name, arch, registers, spill_bytes, shared_memory_bytes, object_bytes.
+extern const char* const kManifest;
+
+}  // namespace fa4

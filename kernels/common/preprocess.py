@@ -1,0 +1,28 @@
+"""Before the backward: delta = rowsum(dO * O), lse in base 2, and the dQ accumulator cleared. One class for both architectures."""
+
+import cuda.bindings.driver as cuda
+import cutlass.cute as cute
+from cutlass import Float32
+from flash_attn.cute.flash_bwd_preprocess import FlashAttentionBackwardPreprocess
+
+from kernels.common import arguments as arg
+from kernels.matrix import Kernel
+
+
+class Preprocess(FlashAttentionBackwardPreprocess):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.check_hdim_v_oob = True  # head_dim may be any multiple of 8 below the bucket
+
+
+def entry(kernel: Kernel):
+    preprocess = Preprocess(arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim, kernel.block_m)
+
+    @cute.jit
+    def preprocess_entry(
+        o: cute.Tensor, dout: cute.Tensor, delta: cute.Tensor, lse: cute.Tensor, lse_log2: cute.Tensor, dq_accum: cute.Tensor,
+        cu_seqlens_q: cute.Tensor | None, stream: cuda.CUstream,
+    ):  # fmt: skip
+        preprocess(o, dout, delta, lse, lse_log2, dq_accum, cu_seqlens_q, None, None, None, None, Float32(1.0), stream=stream)
+
+    return preprocess_entry, arg.preprocess(kernel)

@@ -1,0 +1,146 @@
+"""The one declaration of every compiled kernel.
+
+The build, the table that the C++ planner reads, the manifest, the tests and docs/support all derive from `matrix()`.
+Tiles are the pinned flash-attn-4's own choices (tile_size functions of its interface.py); a test holds the two side by side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from itertools import product
+
+
+class Op(str, Enum):
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    PREPROCESS = "preprocess"  # of the backward: delta = rowsum(dO * O), lse in base 2, dQ accumulator cleared
+    POSTPROCESS = "postprocess"  # of the backward: fp32 accumulator -> dQ, dK or dV
+
+
+class Mask(str, Enum):
+    FULL = "full"
+    CAUSAL = "causal"  # bottom-right aligned
+    WINDOW = "window"  # both bounds at run time, bottom-right aligned
+
+
+class Layout(str, Enum):
+    DENSE = "dense"  # [batch, seqlen, heads, head_dim]
+    VARLEN = "varlen"  # [total, heads, head_dim] with cu_seqlens
+
+
+ARCHS = (90, 100)  # 100 stands for the family: compute capability 10.0 and 10.3
+DTYPES = ("bf16", "fp16")
+HEAD_DIM_BUCKETS = (64, 128)  # a bucket serves every multiple of 8 up to it
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One compiled object. Fields that do not concern an op keep their defaults."""
+
+    op: Op
+    arch: int
+    dtype: str
+    head_dim: int  # bucket
+    layout: Layout
+    block_m: int  # rows of a tile; for Op.POSTPROCESS rows of the accumulator's tile
+    block_n: int = 0
+    mask: Mask = Mask.FULL
+    grouped: bool = False  # several query heads share a key/value head
+    deterministic: bool = False
+    two_cta: bool = False  # SM100: a pair of thread blocks shares an MMA
+    cluster: int = 1  # Op.POSTPROCESS, varlen: tiles that a sequence's accumulator is padded to
+    threads: int = 0  # Op.POSTPROCESS
+    atom_layout_m: int = 1  # SM90 backward: warpgroups along the M of the accumulator
+    swap_ab: bool = False  # SM90 backward: the dQ product is computed transposed
+
+    @property
+    def name(self) -> str:
+        parts = [f"sm{self.arch}", self.op.value, self.dtype, f"d{self.head_dim}", self.layout.value]
+        if self.op in (Op.FORWARD, Op.BACKWARD):
+            parts.append(self.mask.value)
+        if self.op is Op.BACKWARD:
+            parts.append("gqa" if self.grouped else "mha")
+        if self.deterministic:
+            parts.append("deterministic")
+        parts.append(f"m{self.block_m}" + (f"n{self.block_n}" if self.block_n else ""))
+        if self.op is Op.POSTPROCESS:
+            parts.append(f"t{self.threads}a{self.atom_layout_m}c{self.cluster}" + ("s" if self.swap_ab else ""))
+        if self.two_cta:
+            parts.append("2cta")
+        return "_".join(parts)
+
+
+def _forward_sm90(dtype, head_dim, layout, mask):
+    # 192 rows (three warpgroups) pay at D 64, where a score costs as much in exp as in matrix work; D 128 has registers for two.
+    block_m = 192 if head_dim <= 64 else 128
+    yield Kernel(Op.FORWARD, 90, dtype, head_dim, layout, block_m, 128, mask)
+
+
+def _forward_sm100(dtype, head_dim, layout, mask):
+    # Two 128-row query tiles in flight; one for queries that fit a single tile, where the second would idle.
+    # The pair of CTAs needs full tiles of D 128 and no mask (upstream's use_2cta_instrs).
+    two_cta = layout is Layout.DENSE and mask is Mask.FULL and head_dim == 128
+    yield Kernel(Op.FORWARD, 100, dtype, head_dim, layout, 256, 128, mask, two_cta=two_cta)
+    yield Kernel(Op.FORWARD, 100, dtype, head_dim, layout, 128, 128, mask)
+
+
+def _backward_sm90(dtype, head_dim, layout, mask, grouped, deterministic):
+    if head_dim <= 64:
+        block_m, atom_layout_m = 128, 2
+    else:  # 80 rows fill shared memory; masked tiles waste less at 64
+        block_m, atom_layout_m = 80 if mask is Mask.FULL else 64, 1
+    swap_ab = block_m % 64 != 0  # WGMMA's M is 64: 80 rows go on its N
+    yield Kernel(
+        Op.BACKWARD, 90, dtype, head_dim, layout, block_m, 128, mask, grouped, deterministic,
+        atom_layout_m=atom_layout_m, swap_ab=swap_ab,
+    )  # fmt: skip
+
+
+def _backward_sm100(dtype, head_dim, layout, mask, grouped, deterministic):
+    yield Kernel(
+        Op.BACKWARD, 100, dtype, head_dim, layout, 128, 128, mask, grouped, deterministic, two_cta=head_dim >= 128
+    )
+
+
+def _satellites(backward: Kernel):
+    """The pre- and postprocess kernels that a backward kernel is launched with."""
+    shared = dict(arch=backward.arch, dtype=backward.dtype, head_dim=backward.head_dim, layout=backward.layout)
+    yield Kernel(Op.PREPROCESS, block_m=backward.block_m, **shared)
+    sm90 = backward.arch == 90
+    threads = 256 if sm90 else 128
+    yield Kernel(
+        Op.POSTPROCESS, block_m=backward.block_m, threads=threads, two_cta=backward.two_cta,
+        atom_layout_m=backward.atom_layout_m, swap_ab=backward.swap_ab, **shared,
+    )  # fmt: skip
+    if backward.grouped:  # dK and dV: the tile's rows are keys; two warpgroups side by side on SM90
+        yield Kernel(
+            Op.POSTPROCESS, block_m=backward.block_n, threads=threads, atom_layout_m=2 if sm90 else 1,
+            cluster=2 if backward.two_cta else 1, **shared,
+        )  # fmt: skip
+
+
+def matrix() -> tuple[Kernel, ...]:
+    """Every kernel, each once, in an order that is stable between runs."""
+    kernels: dict[Kernel, None] = {}
+    for dtype, head_dim, layout, mask in product(DTYPES, HEAD_DIM_BUCKETS, Layout, Mask):
+        kernels |= dict.fromkeys(_forward_sm90(dtype, head_dim, layout, mask))
+        kernels |= dict.fromkeys(_forward_sm100(dtype, head_dim, layout, mask))
+        for backward, grouped, deterministic in product((_backward_sm90, _backward_sm100), (False, True), (False, True)):
+            for kernel in backward(dtype, head_dim, layout, mask, grouped, deterministic):
+                kernels[kernel] = None
+                kernels |= dict.fromkeys(_satellites(kernel))
+    return tuple(kernels)
+
+
+SUBSETS = {
+    "full": lambda kernel: True,
+    # A first look and the tests: the dtype that people train in, without the deterministic backward.
+    "core": lambda kernel: kernel.dtype == "bf16" and not kernel.deterministic and kernel.mask is not Mask.WINDOW,
+}
+
+
+def subset(name: str) -> tuple[Kernel, ...]:
+    if name not in SUBSETS:
+        raise ValueError(f"kernel subset {name!r} is unknown; allowed: {', '.join(SUBSETS)}")
+    return tuple(kernel for kernel in matrix() if SUBSETS[name](kernel))

@@ -1,0 +1,67 @@
+"""SM100 forward: flash-attn-4's kernel class behind a flat entry."""
+
+import cuda.bindings.driver as cuda
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32
+from flash_attn.cute.flash_fwd_sm100 import FlashAttentionForwardSm100
+from flash_attn.cute.tile_scheduler import StaticPersistentTileScheduler
+
+from kernels.common import arguments as arg
+from kernels.common.head_ratio import head_ratio
+from kernels.matrix import Kernel, Layout, Mask
+
+BLOCK_M = 128  # rows of one query tile; a kernel of 256 rows keeps two in flight
+
+
+class PersistentTileScheduler(StaticPersistentTileScheduler):
+    """Upstream's asks the machine that compiles for its number of multiprocessors; this one is told at run time."""
+
+    sm_count: Int32
+
+    @classmethod
+    def get_grid_shape(cls, params, **_):
+        clusters = cutlass.min(cls.sm_count // params.cluster_shape_m, params.total_blocks_cluster)
+        return clusters * params.cluster_shape_m, Int32(1), Int32(1)
+
+
+class Forward(FlashAttentionForwardSm100):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.check_hdim_oob = self.check_hdim_v_oob = True  # head_dim may be any multiple of 8 below the bucket
+        if self.TileScheduler is StaticPersistentTileScheduler:
+            self.TileScheduler = PersistentTileScheduler
+
+    def load(self, thr_mma_qk, thr_mma_pv, mQ, mK, *args, **kwargs):
+        self.qhead_per_kvhead = head_ratio(mQ.shape[2], mK.shape[2])
+        super().load(thr_mma_qk, thr_mma_pv, mQ, mK, *args, **kwargs)
+        self.qhead_per_kvhead = 1
+
+
+def entry(kernel: Kernel):
+    q_stage = kernel.block_m // BLOCK_M
+    single_tile = q_stage == 1
+    forward = Forward(
+        kernel.head_dim, kernel.head_dim, qhead_per_kvhead=1,
+        is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, is_split_kv=False, pack_gqa=False,
+        m_block_size=BLOCK_M, n_block_size=kernel.block_n, q_stage=q_stage,
+        # A static persistent grid pays where tiles are alike: no mask on a dense batch, or one query tile a sequence.
+        is_static_persistent=single_tile or (kernel.mask is Mask.FULL and kernel.layout is Layout.DENSE),
+        is_varlen_q=kernel.layout is Layout.VARLEN, use_2cta_instrs=kernel.two_cta, use_clc_scheduler=False,
+        use_s_ping_pong=single_tile,
+    )  # fmt: skip
+
+    @cute.jit
+    def forward_entry(
+        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, scale: Float32,
+        cu_seqlens_q: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None,
+        window_size_left: Int32, window_size_right: Int32, max_seqlen_q: Int32, sm_count: Int32, stream: cuda.CUstream,
+    ):  # fmt: skip
+        window = (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
+        PersistentTileScheduler.sm_count = sm_count
+        forward(
+            q, k, v, o, lse, scale, cu_seqlens_q, cu_seqlens_k, window_size_left=window[0], window_size_right=window[1],
+            max_seqlen_q=max_seqlen_q, stream=stream,
+        )  # fmt: skip
+
+    return forward_entry, arg.forward_sm100(kernel)

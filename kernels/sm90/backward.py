@@ -1,0 +1,51 @@
+"""SM90 backward: dK, dV and the fp32 accumulator of dQ. flash-attn-4's kernel class behind a flat entry."""
+
+import cuda.bindings.driver as cuda
+import cutlass.cute as cute
+from cutlass import Float32, Int32
+from flash_attn.cute.flash_bwd_sm90 import FlashAttentionBackwardSm90
+
+from kernels.common import arguments as arg
+from kernels.common.head_ratio import AboveOne, head_ratio
+from kernels.matrix import Kernel, Mask
+
+
+class Backward(FlashAttentionBackwardSm90):
+    def __call__(self, mQ, mK, *args, **kwargs):
+        baked = self.qhead_per_kvhead
+        if baked > 1:
+            self.qhead_per_kvhead = AboveOne(head_ratio(mQ.shape[-2], mK.shape[-2]))
+        super().__call__(mQ, mK, *args, **kwargs)
+        self.qhead_per_kvhead = baked
+
+    def epilogue_dKV(self, *args):
+        qhead_per_kvhead_divmod = args[-3]
+        if qhead_per_kvhead_divmod is not None:  # this region's own copy of the host's value
+            self.qhead_per_kvhead = AboveOne(qhead_per_kvhead_divmod.divisor)
+        super().epilogue_dKV(*args)
+
+
+def entry(kernel: Kernel):
+    backward = Backward(
+        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim, 2 if kernel.grouped else 1,
+        is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, deterministic=kernel.deterministic,
+        tile_m=kernel.block_m, tile_n=kernel.block_n, Q_stage=2, dO_stage=2, PdS_stage=2,
+        SdP_swapAB=True, dKV_swapAB=False, dQ_swapAB=kernel.swap_ab,
+        AtomLayoutMSdP=1, AtomLayoutNdKV=2, AtomLayoutMdQ=kernel.atom_layout_m, num_threads=384, V_in_regs=False,
+    )  # fmt: skip
+
+    @cute.jit
+    def backward_entry(
+        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, dout: cute.Tensor, lse_log2: cute.Tensor, delta: cute.Tensor,
+        dq_accum: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, scale: Float32,
+        cu_seqlens_q: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None, window_size_left: Int32, window_size_right: Int32,
+        dq_semaphore: cute.Tensor | None, dk_semaphore: cute.Tensor | None, dv_semaphore: cute.Tensor | None, stream: cuda.CUstream,
+    ):  # fmt: skip
+        window = (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
+        backward(
+            q, k, v, dout, lse_log2, delta, dq_accum, dk, dv, scale, cu_seqlens_q, cu_seqlens_k,
+            window_size_left=window[0], window_size_right=window[1],
+            mdQ_semaphore=dq_semaphore, mdK_semaphore=dk_semaphore, mdV_semaphore=dv_semaphore, stream=stream,
+        )  # fmt: skip
+
+    return backward_entry, arg.backward(kernel)

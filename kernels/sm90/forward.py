@@ -1,0 +1,39 @@
+"""SM90 forward: flash-attn-4's kernel class behind a flat entry."""
+
+import cuda.bindings.driver as cuda
+import cutlass.cute as cute
+from cutlass import Float32, Int32
+from flash_attn.cute.flash_fwd_sm90 import FlashAttentionForwardSm90
+
+from kernels.common import arguments as arg
+from kernels.common.head_ratio import head_ratio
+from kernels.matrix import Kernel, Mask
+
+
+class Forward(FlashAttentionForwardSm90):
+    def load(self, mQ, mK, *args, **kwargs):
+        self.qhead_per_kvhead = head_ratio(mQ.shape[2], mK.shape[2])
+        super().load(mQ, mK, *args, **kwargs)
+        self.qhead_per_kvhead = 1
+
+
+def entry(kernel: Kernel):
+    forward = Forward(
+        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim, 1,
+        is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, pack_gqa=False,
+        tile_m=kernel.block_m, tile_n=kernel.block_n, num_stages=2, num_threads=384, Q_in_regs=False,
+        intra_wg_overlap=True, mma_pv_is_rs=True, mask_mod=None, score_mod=None, has_aux_tensors=False,
+    )  # fmt: skip
+
+    @cute.jit
+    def forward_entry(
+        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, scale: Float32,
+        cu_seqlens_q: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None,
+        window_size_left: Int32, window_size_right: Int32, stream: cuda.CUstream,
+    ):  # fmt: skip
+        window = (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
+        forward(
+            q, k, v, o, lse, scale, cu_seqlens_q, cu_seqlens_k, window_size_left=window[0], window_size_right=window[1], stream=stream
+        )
+
+    return forward_entry, arg.forward(kernel)
