@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from itertools import product
+from typing import NamedTuple
 
 
 class Op(str, Enum):
@@ -103,21 +104,30 @@ def _backward_sm100(dtype, head_dim, layout, mask, grouped, deterministic):
     )
 
 
-def _satellites(backward: Kernel):
-    """The pre- and postprocess kernels that a backward kernel is launched with."""
+class Satellites(NamedTuple):
+    """The kernels that a backward kernel is launched with."""
+
+    preprocess: Kernel
+    postprocess_dq: Kernel
+    postprocess_dkv: Kernel | None  # none where every query head has its own keys: the backward writes dK and dV itself
+
+
+def satellites(backward: Kernel) -> Satellites:
     shared = dict(arch=backward.arch, dtype=backward.dtype, head_dim=backward.head_dim, layout=backward.layout)
-    yield Kernel(Op.PREPROCESS, block_m=backward.block_m, **shared)
     sm90 = backward.arch == 90
     threads = 256 if sm90 else 128
-    yield Kernel(
+    preprocess = Kernel(Op.PREPROCESS, block_m=backward.block_m, **shared)
+    postprocess_dq = Kernel(
         Op.POSTPROCESS, block_m=backward.block_m, threads=threads, two_cta=backward.two_cta,
         atom_layout_m=backward.atom_layout_m, swap_ab=backward.swap_ab, **shared,
     )  # fmt: skip
-    if backward.grouped:  # dK and dV: the tile's rows are keys; two warpgroups side by side on SM90
-        yield Kernel(
-            Op.POSTPROCESS, block_m=backward.block_n, threads=threads, atom_layout_m=2 if sm90 else 1,
-            cluster=2 if backward.two_cta else 1, **shared,
-        )  # fmt: skip
+    if not backward.grouped:
+        return Satellites(preprocess, postprocess_dq, None)
+    postprocess_dkv = Kernel(  # the tile's rows are keys; two warpgroups side by side on SM90
+        Op.POSTPROCESS, block_m=backward.block_n, threads=threads, atom_layout_m=2 if sm90 else 1,
+        cluster=2 if backward.two_cta else 1, **shared,
+    )  # fmt: skip
+    return Satellites(preprocess, postprocess_dq, postprocess_dkv)
 
 
 def matrix() -> tuple[Kernel, ...]:
@@ -129,7 +139,7 @@ def matrix() -> tuple[Kernel, ...]:
         for backward, grouped, deterministic in product((_backward_sm90, _backward_sm100), (False, True), (False, True)):
             for kernel in backward(dtype, head_dim, layout, mask, grouped, deterministic):
                 kernels[kernel] = None
-                kernels |= dict.fromkeys(_satellites(kernel))
+                kernels |= dict.fromkeys(satellite for satellite in satellites(kernel) if satellite)
     return tuple(kernels)
 
 

@@ -1,0 +1,87 @@
+"""Compiles the kernels and writes what the C++ build needs: `python -m kernels.build --subset core --out build/kernels`.
+
+Leaves in --out: objects/*.o, objects.txt (their list, for CMake), kernel_table.cpp and manifest.json.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kernels import matrix, pool, signature, table
+from kernels.cache import Cache, default_directory, key, source_versions
+from kernels.progress import Progress, duration
+
+
+def collect(cache: Cache, keys: dict[matrix.Kernel, str], jobs: int) -> dict[matrix.Kernel, tuple[bytes, dict]]:
+    """Each kernel's object and facts, compiled where the cache has none."""
+    found = {kernel: cache.get(key) for kernel, key in keys.items()}
+    missing = [kernel for kernel, entry in found.items() if entry is None]
+    if missing:
+        progress = Progress(len(missing))
+        pool.compile_all(missing, keys, cache, jobs, progress.started, progress.finished)
+        found |= {kernel: cache.get(keys[kernel]) for kernel in missing}
+    return found
+
+
+def write(out: Path, built: Sequence[table.Built], objects: dict[str, bytes], subset: str, archs: Sequence[int]) -> None:
+    for stale in set((out / "objects").glob("*.o")) - {out / "objects" / f"{name}.o" for name in objects}:
+        stale.unlink()
+    for name, content in objects.items():
+        table.write_if_different(out / "objects" / f"{name}.o", content)
+    rows = table.manifest(built)
+    manifest_json = json.dumps(rows, separators=(",", ":"))
+    info = table.build_info(subset, archs, source_versions(), manifest_json)
+    table.write_if_different(out / "kernel_table.cpp", table.cpp(built, json.dumps(info), manifest_json))
+    table.write_if_different(out / "manifest.json", json.dumps(rows, indent=1) + "\n")
+    table.write_if_different(out / "objects.txt", "".join(f"{out.resolve() / 'objects' / name}.o\n" for name in objects))
+
+
+def build(subset: str, archs: Sequence[int], jobs: int, out: Path, cache_directory: Path) -> None:
+    begin = time.monotonic()
+    kernels = [kernel for kernel in matrix.subset(subset) if kernel.arch in archs]
+    versions = source_versions()
+    keys = {kernel: key(kernel, pool.TARGETS[kernel.arch], versions) for kernel in kernels}
+    entries = collect(Cache(cache_directory), keys, jobs)
+    for kernel, (_, facts) in entries.items():
+        signature.check(kernel, facts["arguments"])
+    built = [table.Built(kernel, facts) for kernel, (_, facts) in entries.items()]
+    write(out, built, {kernel.name: content for kernel, (content, _) in entries.items()}, subset, archs)
+    size = sum(len(content) for content, _ in entries.values()) / 1e6
+    print(f"{len(kernels)} kernels ({subset}), {size:.1f} MB of objects in {out}, {duration(time.monotonic() - begin)}", file=sys.stderr)
+
+
+def _archs(text: str) -> tuple[int, ...]:
+    archs = tuple(int(arch) for arch in text.split(",") if arch.isdigit())
+    if not archs or set(archs) - set(matrix.ARCHS) or len(archs) != len(text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated choice of {', '.join(map(str, matrix.ARCHS))}")
+    return archs
+
+
+def _jobs(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kernels.build", description="Compile the kernels and generate their table.")
+    parser.add_argument("--subset", choices=matrix.SUBSETS, default="core")
+    parser.add_argument("--arch", type=_archs, default=matrix.ARCHS, help="e.g. 90,100 (the default)")
+    parser.add_argument("--jobs", type=_jobs, default=len(os.sched_getaffinity(0)), help="compiling processes (the machine's cores)")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, default=default_directory(), help="(default: %(default)s)")
+    given = parser.parse_args(arguments)
+    try:
+        build(given.subset, given.arch, given.jobs, given.out, given.cache)
+    except (pool.CompileError, ValueError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""What the device code inside an object needs: read from the ELF that the compiler embedded, not from what was asked for."""
+
+import re
+import struct
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+EM_CUDA = 190
+FATBIN_MAGIC = 0xBA55ED50
+FATBIN_ELF = 2  # kind of an entry
+
+
+@dataclass(frozen=True)
+class Resources:
+    arch: int  # 90 or 100
+    registers: int  # a thread
+    spill_bytes: int  # local memory a thread: stack frame and spills
+    static_shared_bytes: int
+
+
+@dataclass(frozen=True)
+class Symbol:
+    name: str
+    defined: bool
+    data: bytes
+
+
+def symbols(elf: bytes) -> list[Symbol]:
+    """The symbol table of a 64-bit little-endian ELF object."""
+    (section_offset,) = struct.unpack_from("<Q", elf, 0x28)
+    entry_size, count = struct.unpack_from("<HH", elf, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", elf, section_offset + i * entry_size) for i in range(count)]
+    table = next(section for section in sections if section[1] == 2)  # SHT_SYMTAB
+    names = sections[table[6]][4]
+    found = []
+    for offset in range(table[4], table[4] + table[5], 24):
+        name, _, _, index, value, size = struct.unpack_from("<IBBHQQ", elf, offset)
+        text = elf[names + name : elf.index(b"\0", names + name)].decode()
+        in_file = 0 < index < count and sections[index][1] == 1  # SHT_PROGBITS
+        start = sections[index][4] + value if in_file else 0
+        found.append(Symbol(text, index != 0, elf[start : start + size] if in_file else b""))
+    return found
+
+
+def undefined(elf: bytes) -> list[str]:
+    return [symbol.name for symbol in symbols(elf) if symbol.name and not symbol.defined]
+
+
+def extract(elf: bytes) -> bytes:
+    """The cubin in the fat binary of one entry that export_to_c embeds as `kernels_binary`."""
+    found = [symbol.data for symbol in symbols(elf) if symbol.name == "kernels_binary"]
+    if len(found) != 1:
+        raise ValueError(f"object holds {len(found)} symbols kernels_binary, expected 1")
+    magic, header_bytes, content_bytes = struct.unpack_from("<IxxHQ", found[0])
+    kind, entry_header_bytes, cubin_bytes = struct.unpack_from("<HxxIQ", found[0], header_bytes)
+    if (magic, kind, entry_header_bytes + cubin_bytes) != (FATBIN_MAGIC, FATBIN_ELF, content_bytes):
+        raise ValueError("kernels_binary is not a fat binary of one uncompressed cubin")
+    return found[0][header_bytes + entry_header_bytes :][:cubin_bytes]
+
+
+def tool(name: str) -> str:
+    """cuobjdump or nvdisasm, which triton's wheel brings."""
+    return str(Path(find_spec("triton").submodule_search_locations[0], "backends", "nvidia", "bin", name))
+
+
+def _run(name: str, *options: str, cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        result = subprocess.run([tool(name), *options, file.name], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"{name} failed: {result.stderr.strip() or result.stdout.strip()}")
+    return result.stdout
+
+
+def disassemble(cubin: bytes) -> str:
+    return _run("nvdisasm", cubin=cubin)
+
+
+def arch(cubin: bytes) -> int:
+    machine, _, _, _, _, flags = struct.unpack_from("<HIQQQI", cubin, 0x12)
+    if machine != EM_CUDA:
+        raise ValueError(f"embedded ELF is for machine {machine}, expected {EM_CUDA} (CUDA)")
+    return flags >> 8 & 0xFF
+
+
+def resources(cubin: bytes) -> Resources:
+    usage = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", _run("cuobjdump", "-res-usage", cubin=cubin))
+    if len(usage) != 1:
+        raise ValueError(f"device code holds {len(usage)} kernels, expected 1")
+    registers, stack, shared, local = map(int, usage[0])
+    return Resources(arch(cubin), registers, stack + local, shared)
