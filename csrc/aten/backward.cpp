@@ -1,0 +1,117 @@
+#include <cmath>
+
+#include "../core/error.h"
+#include "../core/launch.h"
+#include "describe.h"
+#include "ops.h"
+#include "options.h"
+#include "stock.h"
+#include "stream.h"
+
+namespace fa4::aten {
+namespace {
+
+BackwardCall take_call(StableIValue* stack, const char* op, DimOrder order) {
+  Arguments arguments(stack);
+  BackwardCall call;
+  call.op = op;
+  call.order = order;
+  call.grad_out = arguments.tensor();
+  call.query = arguments.tensor();
+  call.key = arguments.tensor();
+  call.value = arguments.tensor();
+  call.out = arguments.tensor();
+  call.logsumexp = arguments.tensor();
+  call.cum_seq_q = arguments.tensor();
+  call.cum_seq_k = arguments.tensor();
+  call.max_q = arguments.value<int64_t>();
+  call.max_k = arguments.value<int64_t>();
+  call.dropout_p = arguments.value<double>();
+  call.is_causal = arguments.value<bool>();
+  call.rng_state = arguments.tensor();
+  call.unused = arguments.tensor();
+  call.scale = arguments.value<std::optional<double>>();
+  if (order == DimOrder::kSequenceFirst) {
+    call.window_size_left = arguments.value<std::optional<int64_t>>();
+    call.window_size_right = arguments.value<std::optional<int64_t>>();
+  }
+  return call;
+}
+
+// A tensor as the kernels can read it: itself, or a copy that lives as long as this.
+struct Readable {
+  Handle copy;
+  TensorView view;
+
+  Readable(AtenTensorHandle tensor, const TensorInfo& given, DimOrder order) {
+    if (tma_can_address(given, 2, reinterpret_cast<int64_t>(data(tensor)))) {
+      view = aten::view(tensor, given, order);
+    } else {
+      copy = contiguous(tensor);
+      view = aten::view(copy.get(), info(copy.get()), order);
+    }
+  }
+};
+
+struct Gradients {
+  Handle query, key, value;
+};
+
+bool is_contiguous(AtenTensorHandle tensor) {
+  bool result;
+  check_shim(aoti_torch_is_contiguous(tensor, &result), "asking whether a tensor is contiguous");
+  return result;
+}
+
+Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan& plan) {
+  const Problem& p = d.problem;
+  const int32_t device = d.query.device_index;
+  Gradients gradients{empty_like(d.query), empty_like(d.key), empty_like(d.value)};
+  const Handle workspace = empty(1, &plan.workspace.bytes, aoti_torch_dtype_uint8(), device);
+  const Readable out(call.out.get(), d.out, call.order), grad_out(call.grad_out.get(), d.grad_out, call.order);
+  const Handle lse_copy = is_contiguous(call.logsumexp.get()) ? Handle() : contiguous(call.logsumexp.get());
+  BackwardArguments arguments;
+  arguments.q = view(call.query.get(), d.query, call.order);
+  arguments.k = view(call.key.get(), d.key, call.order);
+  arguments.v = view(call.value.get(), d.value, call.order);
+  arguments.o = out.view;
+  arguments.grad_o = grad_out.view;
+  arguments.dq = view(gradients.query.get(), info(gradients.query.get()), call.order);
+  arguments.dk = view(gradients.key.get(), info(gradients.key.get()), call.order);
+  arguments.dv = view(gradients.value.get(), info(gradients.value.get()), call.order);
+  arguments.lse = static_cast<const float*>(data(lse_copy ? lse_copy.get() : call.logsumexp.get()));
+  if (p.layout == Layout::kVarlen) {
+    arguments.cu_seqlens_q = static_cast<const int32_t*>(data(call.cum_seq_q.get()));
+    arguments.cu_seqlens_k = static_cast<const int32_t*>(data(call.cum_seq_k.get()));
+  }
+  arguments.softmax_scale = static_cast<float>(call.scale.value_or(1.0 / std::sqrt(static_cast<double>(p.head_dim))));
+  arguments.workspace = data(workspace.get());
+  launch_backward(p, plan, arguments, {device, current_stream(device)});
+  return gradients;
+}
+
+void backward(StableIValue* stack, const char* op, DimOrder order) {
+  const BackwardCall call = take_call(stack, op, order);
+  const BackwardDescription d = describe(call);
+  Plan chosen;
+  chosen.reason = d.reason;
+  if (d.reason.empty()) chosen = plan(d.problem, options().speed_rules.load(std::memory_order_relaxed));
+  if (!chosen.supported()) {
+    if (options().strict.load(std::memory_order_relaxed)) fail("FA4 ", op, " unsupported: ", chosen.reason);
+    return stock_backward(call, stack);
+  }
+  Gradients gradients = run(call, d, chosen);
+  stack[0] = give(std::move(gradients.query));
+  stack[1] = give(std::move(gradients.key));
+  stack[2] = give(std::move(gradients.value));
+}
+
+}  // namespace
+
+void scaled_dot_product_flash_attention_backward(StableIValue* stack, uint64_t, uint64_t) {
+  backward(stack, "_scaled_dot_product_flash_attention_backward", DimOrder::kHeadsFirst);
+}
+
+void flash_attention_backward(StableIValue* stack, uint64_t, uint64_t) { backward(stack, "_flash_attention_backward", DimOrder::kSequenceFirst); }
+
+}  // namespace fa4::aten

@@ -1,0 +1,68 @@
+// The arguments of the aten ops, taken off the boxed stack. Optional tensors that were not given are empty handles.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+
+#include "tensors.h"
+
+namespace fa4::aten {
+
+struct ForwardCall {
+  const char* op;
+  DimOrder order;
+  Handle query, key, value;
+  Handle cum_seq_q, cum_seq_k;
+  int64_t max_q = 0, max_k = 0;
+  double dropout_p = 0;
+  bool is_causal = false;
+  bool return_debug_mask = false;
+  std::optional<double> scale;
+  std::optional<int64_t> window_size_left, window_size_right;
+  Handle seqused_k, alibi_slopes;
+  Handle block_table;                 // torch 2.12 and later, like num_splits
+  std::optional<int64_t> num_splits;
+  bool has_block_table = false;       // the running torch's schema has the two
+};
+
+struct BackwardCall {
+  const char* op;
+  DimOrder order;
+  Handle grad_out, query, key, value, out, logsumexp;
+  Handle cum_seq_q, cum_seq_k;  // undefined tensors when dense
+  int64_t max_q = 0, max_k = 0;
+  double dropout_p = 0;
+  bool is_causal = false;
+  Handle rng_state, unused;
+  std::optional<double> scale;
+  std::optional<int64_t> window_size_left, window_size_right;
+};
+
+// Reads a stack from the bottom; each argument is owned by whoever takes it.
+class Arguments {
+ public:
+  explicit Arguments(StableIValue* stack) : next_(stack) {}
+
+  Handle tensor() { return Handle(torch::stable::detail::to<AtenTensorHandle>(*next_++)); }
+
+  Handle optional_tensor() {
+    auto given = torch::stable::detail::to<std::optional<torch::stable::Tensor>>(*next_++);
+    if (!given) return Handle();
+    AtenTensorHandle handle;
+    check_shim(aoti_torch_new_tensor_handle(given->get(), &handle), "referring to a tensor");
+    return Handle(handle);
+  }
+
+  template <class T>
+  T value() {
+    return torch::stable::detail::to<T>(*next_++);
+  }
+
+ private:
+  StableIValue* next_;
+};
+
+inline StableIValue give(Handle handle) { return torch::stable::detail::from(handle.release()); }
+
+}  // namespace fa4::aten

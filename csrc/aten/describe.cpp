@@ -1,0 +1,174 @@
+#include "describe.h"
+
+#include "../core/driver.h"
+#include "../core/error.h"
+#include "context.h"
+
+namespace fa4::aten {
+namespace {
+
+constexpr int64_t kElementBytes = 2;  // bf16 and fp16
+
+bool same_shape(const TensorInfo& a, const TensorInfo& b) {
+  if (a.dim != b.dim) return false;
+  for (int64_t d = 0; d < a.dim; ++d) {
+    if (a.size[d] != b.size[d]) return false;
+  }
+  return true;
+}
+
+bool same_device(const TensorInfo& a, const TensorInfo& b) { return a.device_type == b.device_type && a.device_index == b.device_index; }
+
+int64_t byte_offset(AtenTensorHandle tensor, bool simulated) {
+  if (!simulated) return reinterpret_cast<int64_t>(data(tensor));
+  int64_t elements;  // a meta tensor has no address
+  check_shim(aoti_torch_get_storage_offset(tensor, &elements), "reading a tensor's offset");
+  return elements * kElementBytes;
+}
+
+std::string unaddressable(const char* name) {
+  return concat(name, " is not laid out for TMA: its last dimension must be contiguous, its other strides and its address multiples of 16 bytes");
+}
+
+std::string check_cum_seq(const char* name, AtenTensorHandle tensor, const TensorInfo& query) {
+  const TensorInfo lengths = info(tensor);
+  if (lengths.dtype != aoti_torch_dtype_int32()) return concat(name, " must be int32");
+  if (lengths.dim != 1 || lengths.size[0] < 2) return concat(name, " must be 1D with batch + 1 elements");
+  if (lengths.stride[0] != 1) return concat(name, " must be contiguous");
+  if (!same_device(lengths, query)) return concat(name, " must be on query's device");
+  return {};
+}
+
+// Everything that forward and backward ask of query, key and value alike.
+struct Inputs {
+  AtenTensorHandle query, key, value, cum_seq_q, cum_seq_k;  // cum_seq: null when dense
+  int64_t max_q, max_k;
+  double dropout_p;
+  bool is_causal;
+  std::optional<int64_t> window_size_left, window_size_right;
+  DimOrder order;
+};
+
+std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorInfo& k, const TensorInfo& v, const DeviceFacts* simulated,
+                            Problem& p) {
+  if (in.dropout_p != 0) return "dropout_p must be 0";
+  if (!simulated && q.device_type != aoti_torch_device_type_cuda()) return "inputs must be CUDA tensors";
+  if (!same_device(q, k) || !same_device(q, v)) return "query, key, value must be on same device";
+  if (q.dtype != aoti_torch_dtype_bfloat16() && q.dtype != aoti_torch_dtype_float16()) return "query dtype must be float16 or bfloat16";
+  if (k.dtype != q.dtype || v.dtype != q.dtype) return "query, key, value must have the same dtype";
+  const bool varlen = in.cum_seq_q != nullptr;
+  if (varlen != (in.cum_seq_k != nullptr)) return "cum_seq_q and cum_seq_k must be given together";
+  if (!varlen && q.dim != 4) return "dense query must be 4D";
+  if (varlen && q.dim != 3) return "ragged query must be 3D";
+  if (k.dim != q.dim || v.dim != q.dim) return "query, key, value must have the same rank";
+  const int64_t heads = in.order == DimOrder::kHeadsFirst ? 1 : q.dim - 2, seqlen = varlen ? 0 : 3 - heads, last = q.dim - 1;
+  if (k.size[seqlen] != v.size[seqlen] || k.size[heads] != v.size[heads] || (!varlen && k.size[0] != v.size[0])) {
+    return "key and value must have the same shape";
+  }
+  if (k.size[last] != q.size[last]) return concat("key's head_dim ", k.size[last], " differs from query's ", q.size[last]);
+  if (!varlen && k.size[0] != q.size[0]) return concat("key's batch ", k.size[0], " differs from query's ", q.size[0]);
+
+  const DeviceFacts facts =
+      simulated ? *simulated : DeviceFacts{device_properties(q.device_index).capability, device_properties(q.device_index).sm_count, false};
+  p.capability = facts.capability;
+  p.sm_count = facts.sm_count;
+  p.dtype = q.dtype == aoti_torch_dtype_bfloat16() ? Dtype::kBf16 : Dtype::kFp16;
+  p.num_heads = q.size[heads];
+  p.num_heads_kv = k.size[heads];
+  p.head_dim = q.size[last];
+  p.head_dim_v = v.size[last];
+  p.is_causal = in.is_causal;
+  p.window_size_left = in.window_size_left.value_or(-1);
+  p.window_size_right = in.window_size_right.value_or(-1);
+  if (varlen) {
+    for (auto reason : {check_cum_seq("cum_seq_q", in.cum_seq_q, q), check_cum_seq("cum_seq_k", in.cum_seq_k, q)}) {
+      if (!reason.empty()) return reason;
+    }
+    const int64_t length_q = info(in.cum_seq_q).size[0], length_k = info(in.cum_seq_k).size[0];
+    if (length_q != length_k) return concat("cum_seq_q has ", length_q, " elements, cum_seq_k ", length_k);
+    p.layout = Layout::kVarlen;
+    p.batch = length_q - 1;
+    p.seqlen_q = in.max_q;
+    p.seqlen_k = in.max_k;
+    p.total_q = q.size[0];
+    p.total_k = k.size[0];
+  } else {  // lengths come from the shapes: a caller's max_q may be of the tensor that these are views of
+    p.layout = Layout::kDense;
+    p.batch = q.size[0];
+    p.seqlen_q = q.size[seqlen];
+    p.seqlen_k = k.size[seqlen];
+    p.total_q = p.batch * p.seqlen_q;
+    p.total_k = p.batch * p.seqlen_k;
+  }
+  if (!tma_can_address(q, kElementBytes, byte_offset(in.query, simulated))) return unaddressable("query");
+  if (!tma_can_address(k, kElementBytes, byte_offset(in.key, simulated))) return unaddressable("key");
+  if (!tma_can_address(v, kElementBytes, byte_offset(in.value, simulated))) return unaddressable("value");
+  return {};
+}
+
+}  // namespace
+
+ForwardDescription describe(const ForwardCall& call, const DeviceFacts* simulated) {
+  ForwardDescription d;
+  d.problem.op = Op::kForward;
+  d.query = info(call.query.get());
+  d.key = info(call.key.get());
+  d.value = info(call.value.get());
+  const Inputs inputs{call.query.get(), call.key.get(), call.value.get(), call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q, call.max_k,
+                      call.dropout_p, call.is_causal, call.window_size_left, call.window_size_right, call.order};
+  if (call.return_debug_mask) {
+    d.reason = "return_debug_mask must be False";
+  } else if (call.alibi_slopes) {
+    d.reason = "alibi_slopes not supported";
+  } else if (call.seqused_k) {
+    d.reason = "seqused_k not supported";
+  } else if (call.block_table) {
+    d.reason = "paged KV (block_table) not supported";
+  } else if (call.num_splits.value_or(0) > 1) {
+    d.reason = concat("SplitKV not supported, num_splits is ", *call.num_splits);
+  } else {
+    d.reason = describe_inputs(inputs, d.query, d.key, d.value, simulated, d.problem);
+  }
+  return d;
+}
+
+BackwardDescription describe(const BackwardCall& call) {
+  BackwardDescription d;
+  d.problem.op = Op::kBackward;
+  if (!defined(call.grad_out.get())) {
+    d.reason = "grad_out is undefined";
+    return d;
+  }
+  d.grad_out = info(call.grad_out.get());
+  d.query = info(call.query.get());
+  d.key = info(call.key.get());
+  d.value = info(call.value.get());
+  d.out = info(call.out.get());
+  d.logsumexp = info(call.logsumexp.get());
+  const auto if_defined = [](const Handle& tensor) { return defined(tensor.get()) ? tensor.get() : nullptr; };
+  const Inputs inputs{call.query.get(), call.key.get(), call.value.get(), if_defined(call.cum_seq_q), if_defined(call.cum_seq_k), call.max_q,
+                      call.max_k, call.dropout_p, call.is_causal, call.window_size_left, call.window_size_right, call.order};
+  d.problem.deterministic = deterministic_algorithms();
+  d.reason = describe_inputs(inputs, d.query, d.key, d.value, nullptr, d.problem);
+  if (!d.reason.empty()) return d;
+  if (d.grad_out.dtype != d.query.dtype || d.out.dtype != d.query.dtype) {
+    d.reason = "grad_out and out must have query's dtype";
+  } else if (!same_shape(d.grad_out, d.query) || !same_shape(d.out, d.query)) {
+    d.reason = "grad_out and out must have query's shape";
+  } else if (!same_device(d.grad_out, d.query) || !same_device(d.out, d.query) || !same_device(d.logsumexp, d.query)) {
+    d.reason = "inputs must share device";
+  } else if (d.logsumexp.dtype != aoti_torch_dtype_float32()) {
+    d.reason = "logsumexp dtype must be float32";
+  } else {
+    const Problem& p = d.problem;
+    const bool varlen = p.layout == Layout::kVarlen;
+    const int64_t expected[] = {varlen ? p.num_heads : p.batch, varlen ? p.total_q : p.num_heads, p.seqlen_q};
+    TensorInfo shape;
+    shape.dim = varlen ? 2 : 3;
+    shape.size = expected;
+    if (!same_shape(d.logsumexp, shape)) d.reason = "logsumexp must be [batch, heads, seqlen_q], or [heads, total_q] when ragged";
+  }
+  return d;
+}
+
+}  // namespace fa4::aten

@@ -1,0 +1,57 @@
+// torch.ops.fa4_ext.explain: what a call would get, for any tensors (meta too) and any device.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "../core/plan.h"
+#include "describe.h"
+
+namespace fa4::aten {
+namespace {
+
+constexpr const char* kSchema =
+    "explain(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, int max_q, int max_k, float dropout_p, "
+    "bool is_causal, bool return_debug_mask, int? window_size_left, int? window_size_right, Tensor? seqused_k, Tensor? alibi_slopes, "
+    "bool deterministic, bool backward, bool speed_rules, int capability, int sm_count) -> (bool supported, str kernel, str reason)";
+
+void explain(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  ForwardCall call;
+  call.op = "explain";
+  call.order = DimOrder::kSequenceFirst;
+  call.query = arguments.tensor();
+  call.key = arguments.tensor();
+  call.value = arguments.tensor();
+  call.cum_seq_q = arguments.optional_tensor();
+  call.cum_seq_k = arguments.optional_tensor();
+  call.max_q = arguments.value<int64_t>();
+  call.max_k = arguments.value<int64_t>();
+  call.dropout_p = arguments.value<double>();
+  call.is_causal = arguments.value<bool>();
+  call.return_debug_mask = arguments.value<bool>();
+  call.window_size_left = arguments.value<std::optional<int64_t>>();
+  call.window_size_right = arguments.value<std::optional<int64_t>>();
+  call.seqused_k = arguments.optional_tensor();
+  call.alibi_slopes = arguments.optional_tensor();
+  const bool deterministic = arguments.value<bool>(), backward = arguments.value<bool>(), speed_rules = arguments.value<bool>();
+  const auto capability = arguments.value<int64_t>(), sm_count = arguments.value<int64_t>();
+  const DeviceFacts facts{static_cast<int32_t>(capability), static_cast<int32_t>(sm_count), true};
+  ForwardDescription d = describe(call, &facts);
+  Plan chosen;
+  chosen.reason = d.reason;
+  if (d.reason.empty()) {
+    d.problem.op = backward ? Op::kBackward : Op::kForward;
+    d.problem.deterministic = backward && deterministic;
+    chosen = plan(d.problem, speed_rules);
+  }
+  stack[0] = torch::stable::detail::from(chosen.supported());
+  stack[1] = torch::stable::detail::from(std::string(chosen.supported() ? chosen.kernel->name : ""));
+  stack[2] = torch::stable::detail::from(chosen.reason);
+}
+
+STABLE_TORCH_LIBRARY(fa4_ext, library) { library.def(kSchema); }
+
+STABLE_TORCH_LIBRARY_IMPL(fa4_ext, CompositeExplicitAutograd, library) { library.impl("explain", &explain); }
+
+}  // namespace
+}  // namespace fa4::aten

@@ -1,0 +1,101 @@
+#include "tensors.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include "../core/error.h"
+#include "../core/strides.h"
+
+namespace fa4::aten {
+namespace {
+
+Handle empty_strided(int64_t dim, const int64_t* size, const int64_t* stride, int32_t dtype, int32_t device_index) {
+  AtenTensorHandle handle;
+  check_shim(aoti_torch_empty_strided(dim, size, stride, dtype, aoti_torch_device_type_cuda(), device_index, &handle), "allocating a tensor");
+  return Handle(handle);
+}
+
+}  // namespace
+
+void check_shim(AOTITorchError error, const char* what) {
+  if (error != AOTI_TORCH_SUCCESS) fail(what, " failed in torch; its message is on stderr");
+}
+
+TensorInfo info(AtenTensorHandle tensor) {
+  TensorInfo info;
+  int64_t *size, *stride;
+  check_shim(aoti_torch_get_dim(tensor, &info.dim), "reading a tensor's rank");
+  check_shim(aoti_torch_get_sizes(tensor, &size), "reading a tensor's sizes");
+  check_shim(aoti_torch_get_strides(tensor, &stride), "reading a tensor's strides");
+  check_shim(aoti_torch_get_dtype(tensor, &info.dtype), "reading a tensor's dtype");
+  check_shim(aoti_torch_get_device_type(tensor, &info.device_type), "reading a tensor's device");
+  check_shim(aoti_torch_get_device_index(tensor, &info.device_index), "reading a tensor's device");
+  info.size = size;
+  info.stride = stride;
+  return info;
+}
+
+void* data(AtenTensorHandle tensor) {
+  void* pointer;
+  check_shim(aoti_torch_get_data_ptr(tensor, &pointer), "reading a tensor's address");
+  return pointer;
+}
+
+bool defined(AtenTensorHandle tensor) {
+  bool result;
+  check_shim(aoti_torch_is_defined(tensor, &result), "asking whether a tensor is defined");
+  return result;
+}
+
+bool tma_can_address(const TensorInfo& tensor, int64_t element_bytes, int64_t byte_offset) {
+  constexpr int64_t kBytes = 16;
+  const int64_t last = tensor.dim - 1;
+  if (byte_offset % kBytes || tensor.stride[last] != 1) return false;
+  for (int64_t d = 0; d < last; ++d) {
+    if (tensor.size[d] > 1 && (tensor.stride[d] < 0 || tensor.stride[d] * element_bytes % kBytes)) return false;
+  }
+  return true;
+}
+
+Handle empty_like(const TensorInfo& tensor) {
+  int64_t stride[kMaxDim];
+  empty_like_strides(tensor.dim, tensor.size, tensor.stride, stride);
+  return empty_strided(tensor.dim, tensor.size, stride, tensor.dtype, tensor.device_index);
+}
+
+Handle empty(int64_t dim, const int64_t* size, int32_t dtype, int32_t device_index) {
+  int64_t stride[kMaxDim];
+  int64_t next = 1;
+  for (int64_t d = dim - 1; d >= 0; --d) {
+    stride[d] = next;
+    next *= size[d] > 1 ? size[d] : 1;
+  }
+  return empty_strided(dim, size, stride, dtype, device_index);
+}
+
+Handle undefined() {
+  AtenTensorHandle handle;
+  check_shim(aoti_torch_new_uninitialized_tensor(&handle), "making an undefined tensor");
+  return Handle(handle);
+}
+
+Handle contiguous(AtenTensorHandle tensor) {
+  AtenTensorHandle borrowed;
+  check_shim(aoti_torch_new_tensor_handle(tensor, &borrowed), "referring to a tensor");
+  const torch::stable::Tensor result = torch::stable::contiguous(torch::stable::Tensor(borrowed));
+  AtenTensorHandle owned;
+  check_shim(aoti_torch_new_tensor_handle(result.get(), &owned), "referring to a tensor");
+  return Handle(owned);
+}
+
+TensorView view(AtenTensorHandle tensor, const TensorInfo& info, DimOrder order) {
+  TensorView view;
+  view.data = data(tensor);
+  for (int64_t d = 0; d < info.dim; ++d) {
+    const int64_t from = order == DimOrder::kHeadsFirst && (d == 1 || d == 2) ? 3 - d : d;
+    view.size[d] = info.size[from];
+    view.stride[d] = info.stride[from];
+  }
+  return view;
+}
+
+}  // namespace fa4::aten

@@ -1,0 +1,66 @@
+// Tensors as the glue handles them: owned handles of torch's stable C interface, and what is read from them.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "../core/launch.h"
+
+namespace fa4::aten {
+
+void check_shim(AOTITorchError error, const char* what);  // throws Error
+
+// Owns one reference. torch::stable::Tensor does too, at the price of a shared_ptr.
+class Handle {
+ public:
+  Handle() = default;
+  explicit Handle(AtenTensorHandle handle) : handle_(handle) {}
+  Handle(Handle&& other) noexcept : handle_(other.release()) {}
+  Handle& operator=(Handle&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  ~Handle() {
+    if (handle_) aoti_torch_delete_tensor_object(handle_);
+  }
+
+  AtenTensorHandle get() const { return handle_; }
+  AtenTensorHandle release() { return std::exchange(handle_, nullptr); }
+  explicit operator bool() const { return handle_ != nullptr; }  // a tensor argument was given
+
+ private:
+  AtenTensorHandle handle_ = nullptr;
+};
+
+// A tensor's metadata. Sizes and strides are borrowed from the tensor.
+struct TensorInfo {
+  int64_t dim = 0;
+  const int64_t* size = nullptr;
+  const int64_t* stride = nullptr;
+  int32_t dtype = 0;
+  int32_t device_type = 0;
+  int32_t device_index = 0;
+};
+
+TensorInfo info(AtenTensorHandle tensor);
+void* data(AtenTensorHandle tensor);
+bool defined(AtenTensorHandle tensor);
+
+// Whether TMA can address it: contiguous last dimension, every other stride a multiple of 16 bytes, 16-byte aligned data.
+// `byte_offset`: the address of the first element, or its offset where there is no memory.
+bool tma_can_address(const TensorInfo& tensor, int64_t element_bytes, int64_t byte_offset);
+
+Handle empty_like(const TensorInfo& tensor);
+Handle empty(int64_t dim, const int64_t* size, int32_t dtype, int32_t device_index);  // contiguous, CUDA
+Handle undefined();
+Handle contiguous(AtenTensorHandle tensor);
+
+// [batch, heads, seqlen, head_dim], as scaled_dot_product_attention has it, or [batch, seqlen, heads, head_dim]
+enum class DimOrder { kHeadsFirst, kSequenceFirst };
+
+TensorView view(AtenTensorHandle tensor, const TensorInfo& info, DimOrder order);
+
+}  // namespace fa4::aten

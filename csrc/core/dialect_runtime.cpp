@@ -1,0 +1,60 @@
+// What the host code inside a compiled kernel's object calls: CUDA runtime calls under the DSL's names, here on the driver API.
+// A kernel is a CUkernel, which the driver takes wherever it takes a CUfunction; the attribute numbers of both APIs are the same.
+#include "driver.h"
+
+namespace {
+
+// cudaLaunchConfig_t, as the runtime's ABI fixes it.
+struct LaunchConfig {
+  unsigned int grid[3], block[3];
+  size_t shared_memory_bytes;
+  CUstream stream;
+  CUlaunchAttribute* attributes;
+  unsigned int num_attributes;
+};
+
+}  // namespace
+
+extern "C" {
+
+int _cudaGetDevice(int* device) { return fa4::driver().context_get_device(device); }
+
+int _cudaDeviceGetAttribute(int* value, int attribute, int device) {
+  return fa4::driver().device_get_attribute(value, static_cast<CUdevice_attribute>(attribute), device);
+}
+
+int _cudaLibraryLoadData(CUlibrary* library, const void* code, CUjit_option* jit_options, void** jit_values, unsigned int num_jit_options,
+                         CUlibraryOption* options, void** values, unsigned int num_options) {
+  return fa4::driver().library_load_data(library, code, jit_options, jit_values, num_jit_options, options, values, num_options);
+}
+
+int _cudaLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* name) {
+  return fa4::driver().library_get_kernel(kernel, library, name);
+}
+
+int _cuKernelGetAttribute(int* value, int attribute, CUkernel kernel, int device) {
+  return fa4::driver().kernel_get_attribute(value, static_cast<CUfunction_attribute>(attribute), kernel, device);
+}
+
+int _cudaKernelSetAttributeForDevice(CUkernel kernel, int attribute, int value, int device) {
+  return fa4::driver().kernel_set_attribute(static_cast<CUfunction_attribute>(attribute), value, kernel, device);
+}
+
+int _cudaFuncSetAttribute(CUkernel kernel, int attribute, int value) {
+  CUdevice device;
+  const CUresult result = fa4::driver().context_get_device(&device);
+  return result == CUDA_SUCCESS ? _cudaKernelSetAttributeForDevice(kernel, attribute, value, device) : result;
+}
+
+int _cudaLaunchKernelEx(const LaunchConfig* given, CUkernel kernel, void** arguments) {
+  CUlaunchConfig config{};
+  config.gridDimX = given->grid[0], config.gridDimY = given->grid[1], config.gridDimZ = given->grid[2];
+  config.blockDimX = given->block[0], config.blockDimY = given->block[1], config.blockDimZ = given->block[2];
+  config.sharedMemBytes = static_cast<unsigned int>(given->shared_memory_bytes);
+  config.hStream = given->stream;
+  config.attrs = given->attributes;
+  config.numAttrs = given->num_attributes;
+  return fa4::driver().launch_kernel(&config, reinterpret_cast<CUfunction>(kernel), arguments, nullptr);
+}
+
+}  // extern "C"

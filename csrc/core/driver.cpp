@@ -1,0 +1,106 @@
+#include "driver.h"
+
+#include <dlfcn.h>
+
+#include <array>
+#include <atomic>
+#include <mutex>
+
+#include "error.h"
+
+// glibc moved these into libc.so.6 under new versions in 2.34; the old names serve every glibc since 2.28.
+__asm__(".symver dlopen,dlopen@GLIBC_2.2.5");
+__asm__(".symver dlsym,dlsym@GLIBC_2.2.5");
+
+namespace fa4 {
+namespace {
+
+template <class Function>
+void find(void* library, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(library, name));
+  if (!function) fail("the CUDA driver has no function ", name, ": it is older than CUDA 12.4");
+}
+
+// cuda.h renames some functions to their current version (cuCtxPushCurrent_v2): expand before quoting.
+#define FA4_QUOTE(name) #name
+#define FA4_FIND(field, name) find(library, FA4_QUOTE(name), driver.field)
+
+Driver open_driver() {
+  void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (!library) fail("no CUDA driver: libcuda.so.1 could not be opened");
+  Driver driver;
+  FA4_FIND(get_error_name, cuGetErrorName);
+  FA4_FIND(get_error_string, cuGetErrorString);
+  FA4_FIND(device_get_attribute, cuDeviceGetAttribute);
+  FA4_FIND(primary_context_retain, cuDevicePrimaryCtxRetain);
+  FA4_FIND(context_get_device, cuCtxGetDevice);
+  FA4_FIND(context_push, cuCtxPushCurrent);
+  FA4_FIND(context_pop, cuCtxPopCurrent);
+  FA4_FIND(library_load_data, cuLibraryLoadData);
+  FA4_FIND(library_get_kernel, cuLibraryGetKernel);
+  FA4_FIND(kernel_get_attribute, cuKernelGetAttribute);
+  FA4_FIND(kernel_set_attribute, cuKernelSetAttribute);
+  FA4_FIND(launch_kernel, cuLaunchKernelEx);
+  FA4_FIND(memset_d32_async, cuMemsetD32Async);
+  return driver;
+}
+
+struct CachedDevice {
+  std::atomic<bool> ready{false};
+  DeviceProperties properties{};
+  CUcontext primary_context = nullptr;
+};
+
+int attribute(CUdevice device, CUdevice_attribute which) {
+  int value = 0;
+  check(driver().device_get_attribute(&value, which, device), "cuDeviceGetAttribute");
+  return value;
+}
+
+CachedDevice& cached_device(int device) {
+  static std::array<CachedDevice, kMaxDevices> devices;
+  static std::mutex mutex;
+  if (device < 0 || device >= kMaxDevices) fail("device index ", device, " is outside 0..", kMaxDevices - 1);
+  CachedDevice& cached = devices[device];
+  if (cached.ready.load(std::memory_order_acquire)) return cached;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!cached.ready.load(std::memory_order_relaxed)) {
+    cached.properties.capability = 10 * attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) +
+                                   attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+    cached.properties.sm_count = attribute(device, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+    check(driver().primary_context_retain(&cached.primary_context, device), "cuDevicePrimaryCtxRetain");
+    cached.ready.store(true, std::memory_order_release);
+  }
+  return cached;
+}
+
+}  // namespace
+
+const Driver& driver() {
+  static const Driver driver = open_driver();
+  return driver;
+}
+
+void check(CUresult result, const char* what) {
+  if (result == CUDA_SUCCESS) return;
+  const char *name = nullptr, *text = nullptr;
+  driver().get_error_name(result, &name);
+  driver().get_error_string(result, &text);
+  fail(what, " failed: ", name ? name : "unknown error", " (", text ? text : "", ")");
+}
+
+const DeviceProperties& device_properties(int device) { return cached_device(device).properties; }
+
+DeviceScope::DeviceScope(int device) {
+  CUdevice current;
+  if (driver().context_get_device(&current) == CUDA_SUCCESS && current == device) return;
+  check(driver().context_push(cached_device(device).primary_context), "cuCtxPushCurrent");
+  pushed_ = true;
+}
+
+DeviceScope::~DeviceScope() {
+  CUcontext popped;
+  if (pushed_) driver().context_pop(&popped);
+}
+
+}  // namespace fa4

@@ -1,0 +1,43 @@
+// From a plan and device pointers to launches on a stream.
+#pragma once
+
+#include <cstdint>
+
+#include "plan.h"
+
+namespace fa4 {
+
+// A tensor in the kernels' order: [batch, seqlen, heads, head_dim], varlen [total, heads, head_dim]. Strides in elements.
+struct TensorView {
+  void* data = nullptr;
+  int64_t size[4] = {};
+  int64_t stride[4] = {};
+};
+
+struct Target {
+  int device = 0;
+  void* stream = nullptr;  // CUstream
+};
+
+struct ForwardArguments {
+  TensorView q, k, v, o;
+  float* lse = nullptr;  // contiguous [batch, heads, seqlen_q], varlen [heads, total_q]
+  const int32_t* cu_seqlens_q = nullptr;  // [batch + 1], varlen only
+  const int32_t* cu_seqlens_k = nullptr;
+  float softmax_scale = 0;
+};
+
+struct BackwardArguments {
+  TensorView q, k, v, o, grad_o, dq, dk, dv;
+  const float* lse = nullptr;
+  const int32_t* cu_seqlens_q = nullptr;
+  const int32_t* cu_seqlens_k = nullptr;
+  float softmax_scale = 0;
+  void* workspace = nullptr;  // plan.workspace.bytes
+};
+
+// Asynchronous. The plan must be of this problem; throws Error when loading or launching fails.
+void launch_forward(const Problem& problem, const Plan& plan, const ForwardArguments& arguments, const Target& target);
+void launch_backward(const Problem& problem, const Plan& plan, const BackwardArguments& arguments, const Target& target);
+
+}  // namespace fa4

@@ -1,0 +1,182 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "error.h"
+#include "speed_rules.h"
+
+namespace fa4 {
+namespace {
+
+constexpr int64_t kMaxGrid = 65535;  // CUDA's bound on a grid's y and z, where heads and batch go
+constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
+constexpr int64_t kAlign = 256;      // bytes: what an allocation of its own would have
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Compute capability 10.0 and 10.3 run the same objects.
+int kernel_arch(int capability) { return capability == 90 ? 90 : capability == 100 || capability == 103 ? 100 : 0; }
+
+struct ResolvedMask {
+  Mask mask;
+  int32_t left, right;
+};
+
+// The stock kernel's rules: a bound of the whole length is none, and causal is a right bound of zero.
+ResolvedMask resolve_mask(const Problem& p) {
+  const auto bound = [&](int64_t size) { return size < 0 || size >= p.seqlen_k ? kUnbounded : static_cast<int32_t>(size); };
+  const int32_t left = bound(p.window_size_left);
+  const int32_t right = p.is_causal ? 0 : bound(p.window_size_right);
+  if (left != kUnbounded) return {Mask::kWindow, left, right};
+  if (right == kUnbounded) return {Mask::kFull, left, right};
+  return {right == 0 ? Mask::kCausalBottomRight : Mask::kWindow, left, right};
+}
+
+std::string why_not(const Problem& p) {
+  if (!kernel_arch(p.capability)) {
+    return concat("FA4 requires compute capability 9.0, 10.0 or 10.3, the device has ", p.capability / 10, ".", p.capability % 10);
+  }
+  if (p.batch <= 0 || p.num_heads <= 0 || p.num_heads_kv <= 0 || p.head_dim <= 0 || p.total_q <= 0 || p.total_k <= 0 || p.seqlen_q <= 0 ||
+      p.seqlen_k <= 0) {
+    return "a tensor is empty";
+  }
+  if (p.num_heads % p.num_heads_kv) {
+    return concat("the number of query heads, ", p.num_heads, ", is not a multiple of the number of key/value heads, ", p.num_heads_kv);
+  }
+  if (p.head_dim != p.head_dim_v) return concat("query's head_dim ", p.head_dim, " differs from value's ", p.head_dim_v);
+  if (p.head_dim % 8) return concat("head_dim must be a multiple of 8, is ", p.head_dim);
+  if (p.batch > kMaxGrid) return concat("batch must be at most ", kMaxGrid, ", is ", p.batch);
+  if (p.num_heads > kMaxGrid) return concat("the number of heads must be at most ", kMaxGrid, ", is ", p.num_heads);
+  if (std::max(p.total_q, p.total_k) >= kUnbounded) return concat("a tensor has 2^30 rows or more");
+  return {};
+}
+
+// Rows a bucket of kernels with one key can be looked up by.
+struct Key {
+  Op op;
+  int arch;
+  Dtype dtype;
+  int head_dim;
+  Layout layout;
+  Mask mask;
+  bool grouped, deterministic;
+
+  bool matches(const Kernel& k) const {
+    return k.op == op && k.arch == arch && k.dtype == dtype && k.head_dim == head_dim && k.layout == layout && k.mask == mask &&
+           k.grouped == grouped && k.deterministic == deterministic;
+  }
+  size_t slot() const {
+    const bool flags[] = {op == Op::kBackward, arch == 100, dtype == Dtype::kFp16, layout == Layout::kVarlen, grouped, deterministic};
+    size_t slot = static_cast<size_t>(mask);
+    for (bool flag : flags) slot = 2 * slot + flag;
+    return slot;
+  }
+  static constexpr size_t kSlots = 3 << 6;
+};
+
+// Forward and backward kernels by slot, smallest bucket and tile first.
+const std::vector<std::vector<const Kernel*>>& kernels_by_slot() {
+  static const auto* index = [] {
+    auto* slots = new std::vector<std::vector<const Kernel*>>(Key::kSlots);
+    for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
+      if (k->op != Op::kForward && k->op != Op::kBackward) continue;
+      (*slots)[Key{k->op, k->arch, k->dtype, k->head_dim, k->layout, k->mask, k->grouped, k->deterministic}.slot()].push_back(k);
+    }
+    for (auto& slot : *slots) {
+      std::sort(slot.begin(), slot.end(), [](const Kernel* a, const Kernel* b) {
+        return a->head_dim != b->head_dim ? a->head_dim < b->head_dim : a->block_m < b->block_m;
+      });
+    }
+    return slots;
+  }();
+  return *index;
+}
+
+// The smallest bucket that holds the head dim; in it the smallest tile that holds all queries, or else the largest.
+const Kernel* find_kernel(const Problem& p, Mask mask) {
+  const bool backward = p.op == Op::kBackward;
+  const bool grouped = backward && p.num_heads != p.num_heads_kv;
+  const Key key{p.op, kernel_arch(p.capability), p.dtype, 0, p.layout, mask, grouped, backward && p.deterministic};
+  const Kernel* found = nullptr;
+  for (const Kernel* kernel : kernels_by_slot()[key.slot()]) {
+    if (kernel->head_dim < p.head_dim) continue;
+    if (found && (kernel->head_dim != found->head_dim || found->block_m >= p.seqlen_q)) break;
+    found = kernel;
+  }
+  return found;
+}
+
+std::string no_kernel(const Problem& p) {
+  int largest = 0;
+  for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) largest = std::max<int>(largest, k->head_dim);
+  if (p.head_dim > largest) return concat("head_dim must be at most ", largest, ", is ", p.head_dim);
+  return "this build's kernel subset leaves this combination out";
+}
+
+// A sequence's rows start at a multiple of the tile: every sequence can need one tile more than its share.
+int64_t padded_rows(const Problem& p, int64_t total, int64_t seqlen, int64_t tile) {
+  return p.layout == Layout::kVarlen ? (total + (p.batch + 1) * tile - 1) / tile * tile : round_up(seqlen, tile);
+}
+
+Workspace backward_workspace(const Problem& p, const Kernel& kernel) {
+  Workspace w;
+  int64_t end = 0;
+  const auto take = [&end](int64_t elements) {  // of four bytes
+    const int64_t begin = end;
+    end = round_up(end + 4 * elements, kAlign);
+    return begin;
+  };
+  const bool grouped = kernel.grouped;
+  const int64_t batch = p.layout == Layout::kDense ? p.batch : 1;
+  w.cluster = kernel.two_cta ? 2 : 1;
+  w.rows_q = padded_rows(p, p.total_q, p.seqlen_q, kernel.block_m);
+  w.rows_k = padded_rows(p, p.total_k, p.seqlen_k, kernel.block_n * w.cluster);
+  w.tiles_q = ceil_div(p.seqlen_q, kernel.block_m);
+  w.tiles_k = round_up(ceil_div(p.seqlen_k, kernel.block_n), w.cluster);
+  w.lse_log2 = take(batch * p.num_heads * w.rows_q);
+  w.delta = take(batch * p.num_heads * w.rows_q);
+  w.dq_accum = take(batch * p.num_heads * w.rows_q * kernel.head_dim);
+  w.zeroed = end;
+  if (grouped) w.dk_accum = take(batch * p.num_heads_kv * w.rows_k * kernel.head_dim);
+  if (grouped) w.dv_accum = take(batch * p.num_heads_kv * w.rows_k * kernel.head_dim);
+  if (kernel.deterministic) w.dq_semaphore = take(p.batch * p.num_heads * w.tiles_q * w.cluster);
+  if (kernel.deterministic && grouped) w.dk_semaphore = take(p.batch * p.num_heads_kv * w.tiles_k * 2);
+  if (kernel.deterministic && grouped) w.dv_semaphore = take(p.batch * p.num_heads_kv * w.tiles_k * 2);
+  w.bytes = end;
+  return w;
+}
+
+}  // namespace
+
+Plan plan(const Problem& problem, bool speed_rules) {
+  Plan plan;
+  plan.reason = why_not(problem);
+  if (!plan.reason.empty()) return plan;
+  const ResolvedMask mask = resolve_mask(problem);
+  const Kernel* kernel = find_kernel(problem, mask.mask);
+  if (!kernel) {
+    plan.reason = no_kernel(problem);
+    return plan;
+  }
+  if (const char* faster = speed_rules ? stock_is_faster(problem, kernel->block_m, kernel->block_n) : nullptr) {
+    plan.reason = faster;
+    return plan;
+  }
+  if (problem.op == Op::kBackward) {
+    plan.workspace = backward_workspace(problem, *kernel);
+    // The kernels index an accumulator's row in int32.
+    if (std::max(plan.workspace.rows_q, plan.workspace.rows_k) * kernel->head_dim > kMaxInt32) {
+      plan.reason = concat("an accumulator has 2^31 elements or more a head: ", std::max(problem.total_q, problem.total_k), " rows");
+      return plan;
+    }
+  }
+  plan.kernel = kernel;
+  plan.window_size_left = mask.left;
+  plan.window_size_right = mask.right;
+  return plan;
+}
+
+}  // namespace fa4

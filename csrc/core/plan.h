@@ -1,0 +1,42 @@
+// Which kernel a call gets, or why none. A pure function of the problem: no allocation, no CUDA call, no global state.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "kernel_table.h"
+#include "problem.h"
+
+namespace fa4 {
+
+// Byte offsets into the backward's one scratch buffer. Everything from `zeroed` on must be zero before the launch.
+struct Workspace {
+  int64_t rows_q = 0;      // rows a head (and a sequence, when dense) of lse_log2, delta and dq_accum: whole tiles
+  int64_t rows_k = 0;      // the same of dk_accum and dv_accum
+  int64_t lse_log2 = 0;    // fp32 [batch,] heads, rows_q
+  int64_t delta = 0;       // fp32 [batch,] heads, rows_q
+  int64_t dq_accum = 0;    // fp32 [batch,] heads, rows_q * bucket
+  int64_t zeroed = 0;
+  int64_t dk_accum = 0;    // fp32 [batch,] heads_kv, rows_k * bucket; grouped heads only, like dv_accum
+  int64_t dv_accum = 0;
+  int64_t dq_semaphore = 0;  // int32 batch, heads, tiles of q, CTAs of a cluster; deterministic only, like the next two
+  int64_t dk_semaphore = 0;  // int32 batch, heads_kv, tiles of k, 2; grouped heads only
+  int64_t dv_semaphore = 0;
+  int64_t tiles_q = 0, tiles_k = 0, cluster = 1;  // shapes of the semaphores
+  int64_t bytes = 0;
+};
+
+struct Plan {
+  const Kernel* kernel = nullptr;  // null: not supported
+  int32_t window_size_left = kUnbounded;
+  int32_t window_size_right = kUnbounded;
+  Workspace workspace;  // backward only
+  std::string reason;   // not supported: why, in words for the user
+
+  bool supported() const { return kernel != nullptr; }
+};
+
+// `speed_rules`: turn down what our kernels can run but the stock kernel runs faster (speed_rules.h).
+Plan plan(const Problem& problem, bool speed_rules = true);
+
+}  // namespace fa4

@@ -1,0 +1,64 @@
+#include "strides.h"
+
+#include <array>
+#include <utility>
+
+#include "error.h"
+
+namespace fa4 {
+namespace {
+
+// Without gaps or overlaps, in whatever order of dimensions.
+bool dense(int64_t dim, const int64_t* size, const int64_t* stride) {
+  std::array<int, kMaxDim> order;
+  int count = 0;
+  for (int d = 0; d < dim; ++d) {
+    if (size[d] == 0) return true;
+    if (size[d] == 1) continue;
+    int at = count++;
+    for (; at > 0 && stride[order[at - 1]] > stride[d]; --at) order[at] = order[at - 1];
+    order[at] = d;
+  }
+  int64_t expected = 1;
+  for (int i = 0; i < count; ++i) {
+    if (stride[order[i]] != expected) return false;
+    expected *= size[order[i]];
+  }
+  return true;
+}
+
+}  // namespace
+
+void empty_like_strides(int64_t dim, const int64_t* size, const int64_t* stride, int64_t* result) {
+  if (dim > kMaxDim) fail("a tensor has ", dim, " dimensions, at most ", kMaxDim, " are expected");
+  if (dense(dim, size, stride)) {
+    for (int64_t d = 0; d < dim; ++d) result[d] = stride[d];
+    return;
+  }
+  // at::infer_dense_strides: dimensions from innermost to outermost by stride; a stride of 0 says nothing.
+  std::array<int64_t, kMaxDim> order;
+  for (int64_t i = 0; i < dim; ++i) order[i] = dim - 1 - i;
+  const auto outside = [&](int64_t a, int64_t b) {  // 1: a is outside b, -1: inside, 0: unknown
+    if (stride[a] == 0 || stride[b] == 0) return 0;
+    if (stride[a] != stride[b]) return stride[a] > stride[b] ? 1 : -1;
+    return size[a] > size[b] ? 1 : 0;
+  };
+  for (int64_t i = 1; i < dim; ++i) {
+    int64_t at = i;
+    for (int64_t j = i - 1; j >= 0; --j) {
+      const int order_of = outside(order[j], order[at]);
+      if (order_of < 0) break;
+      if (order_of > 0) {
+        std::swap(order[j], order[at]);
+        at = j;
+      }
+    }
+  }
+  int64_t next = 1;
+  for (int64_t i = 0; i < dim; ++i) {
+    result[order[i]] = next;
+    if (size[order[i]] > 1) next *= size[order[i]];
+  }
+}
+
+}  // namespace fa4

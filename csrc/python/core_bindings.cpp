@@ -1,0 +1,94 @@
+// The planner for the tests: csrc/core without torch and without a GPU. Not part of the wheel.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <vector>
+
+#include "../core/plan.h"
+#include "../core/strides.h"
+
+namespace py = pybind11;
+using namespace fa4;
+
+PYBIND11_MODULE(fa4_core, m) {
+  py::enum_<Op>(m, "Op").value("FORWARD", Op::kForward).value("BACKWARD", Op::kBackward).value("PREPROCESS", Op::kPreprocess).value("POSTPROCESS", Op::kPostprocess);
+  py::enum_<Dtype>(m, "Dtype").value("BF16", Dtype::kBf16).value("FP16", Dtype::kFp16);
+  py::enum_<Layout>(m, "Layout").value("DENSE", Layout::kDense).value("VARLEN", Layout::kVarlen);
+  py::enum_<Mask>(m, "Mask").value("FULL", Mask::kFull).value("CAUSAL", Mask::kCausalBottomRight).value("WINDOW", Mask::kWindow);
+
+  py::class_<Problem>(m, "Problem")
+      .def(py::init<>())
+      .def_readwrite("op", &Problem::op)
+      .def_readwrite("capability", &Problem::capability)
+      .def_readwrite("sm_count", &Problem::sm_count)
+      .def_readwrite("dtype", &Problem::dtype)
+      .def_readwrite("layout", &Problem::layout)
+      .def_readwrite("batch", &Problem::batch)
+      .def_readwrite("seqlen_q", &Problem::seqlen_q)
+      .def_readwrite("seqlen_k", &Problem::seqlen_k)
+      .def_readwrite("total_q", &Problem::total_q)
+      .def_readwrite("total_k", &Problem::total_k)
+      .def_readwrite("num_heads", &Problem::num_heads)
+      .def_readwrite("num_heads_kv", &Problem::num_heads_kv)
+      .def_readwrite("head_dim", &Problem::head_dim)
+      .def_readwrite("head_dim_v", &Problem::head_dim_v)
+      .def_readwrite("is_causal", &Problem::is_causal)
+      .def_readwrite("window_size_left", &Problem::window_size_left)
+      .def_readwrite("window_size_right", &Problem::window_size_right)
+      .def_readwrite("deterministic", &Problem::deterministic);
+
+  py::class_<Kernel>(m, "Kernel")
+      .def_readonly("name", &Kernel::name)
+      .def_readonly("op", &Kernel::op)
+      .def_readonly("arch", &Kernel::arch)
+      .def_readonly("dtype", &Kernel::dtype)
+      .def_readonly("head_dim", &Kernel::head_dim)
+      .def_readonly("layout", &Kernel::layout)
+      .def_readonly("mask", &Kernel::mask)
+      .def_readonly("grouped", &Kernel::grouped)
+      .def_readonly("deterministic", &Kernel::deterministic)
+      .def_readonly("two_cta", &Kernel::two_cta)
+      .def_readonly("block_m", &Kernel::block_m)
+      .def_readonly("block_n", &Kernel::block_n)
+      .def_readonly("preprocess", &Kernel::preprocess)
+      .def_readonly("postprocess_dq", &Kernel::postprocess_dq)
+      .def_readonly("postprocess_dkv", &Kernel::postprocess_dkv);
+
+  py::class_<Workspace>(m, "Workspace")
+      .def_readonly("rows_q", &Workspace::rows_q)
+      .def_readonly("rows_k", &Workspace::rows_k)
+      .def_readonly("lse_log2", &Workspace::lse_log2)
+      .def_readonly("delta", &Workspace::delta)
+      .def_readonly("dq_accum", &Workspace::dq_accum)
+      .def_readonly("zeroed", &Workspace::zeroed)
+      .def_readonly("dk_accum", &Workspace::dk_accum)
+      .def_readonly("dv_accum", &Workspace::dv_accum)
+      .def_readonly("dq_semaphore", &Workspace::dq_semaphore)
+      .def_readonly("dk_semaphore", &Workspace::dk_semaphore)
+      .def_readonly("dv_semaphore", &Workspace::dv_semaphore)
+      .def_readonly("tiles_q", &Workspace::tiles_q)
+      .def_readonly("tiles_k", &Workspace::tiles_k)
+      .def_readonly("cluster", &Workspace::cluster)
+      .def_readonly("bytes", &Workspace::bytes);
+
+  py::class_<Plan>(m, "Plan")
+      .def_property_readonly("supported", &Plan::supported)
+      .def_property_readonly("kernel", [](const Plan& plan) { return plan.kernel; }, py::return_value_policy::reference)
+      .def_readonly("window_size_left", &Plan::window_size_left)
+      .def_readonly("window_size_right", &Plan::window_size_right)
+      .def_readonly("workspace", &Plan::workspace)
+      .def_readonly("reason", &Plan::reason);
+
+  m.def("plan", &plan, py::arg("problem"), py::arg("speed_rules") = true);
+  m.def("kernels", [] {
+    std::vector<const Kernel*> rows;
+    for (int32_t i = 0; i < kNumKernels; ++i) rows.push_back(&kKernels[i]);
+    return rows;
+  }, py::return_value_policy::reference);
+  m.def("empty_like_strides", [](const std::vector<int64_t>& size, const std::vector<int64_t>& stride) {
+    std::vector<int64_t> result(size.size());
+    empty_like_strides(static_cast<int64_t>(size.size()), size.data(), stride.data(), result.data());
+    return result;
+  });
+  m.attr("UNBOUNDED") = kUnbounded;
+}
