@@ -1,0 +1,97 @@
+"""The ways into the kernels: the low-level aten ops, the SDPA aten ops, and F.scaled_dot_product_attention with autograd."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from cases import Inputs, Problem, poison
+from reference import Result
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+aten = torch.ops.aten
+
+
+@contextmanager
+def deterministic(enabled: bool = True):
+    torch.use_deterministic_algorithms(enabled)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def flash_forward(problem: Problem, x: Inputs, *, dropout_p: float = 0.0, return_debug_mask: bool = False, **options):
+    """`_flash_attention_forward` -> (out, lse, rng_state, unused, debug_mask). Absent window bounds are None."""
+    left, right = (None if bound < 0 else bound for bound in problem.window)
+    options = {"scale": problem.scale, "window_size_left": left, "window_size_right": right} | options
+    return aten._flash_attention_forward(
+        x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, max(problem.seqlens_q), max(problem.seqlens_k),
+        dropout_p, problem.is_causal, return_debug_mask, **options,
+    )  # fmt: skip
+
+
+def flash_backward(problem: Problem, x: Inputs, forward, *, dropout_p: float = 0.0, **options):
+    """`_flash_attention_backward` on the outputs of `flash_forward` -> (dq, dk, dv)."""
+    out, lse, rng_state, unused, _ = forward
+    left, right = (None if bound < 0 else bound for bound in problem.window)
+    options = {"scale": problem.scale, "window_size_left": left, "window_size_right": right} | options
+    return aten._flash_attention_backward(
+        x.do, x.q, x.k, x.v, out, lse, x.cu_seqlens_q, x.cu_seqlens_k, max(problem.seqlens_q), max(problem.seqlens_k),
+        dropout_p, problem.is_causal, rng_state, unused, **options,
+    )  # fmt: skip
+
+
+def sdpa_forward(problem: Problem, x: Inputs):
+    """`_scaled_dot_product_flash_attention`, its nine outputs. Tensors go in as [batch, heads, seqlen, head_dim] views."""
+    q, k, v = (t.transpose(1, 2) for t in (x.q, x.k, x.v))
+    return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, problem.is_causal, False, scale=problem.scale)
+
+
+def sdpa_backward(problem: Problem, x: Inputs, forward):
+    """`_scaled_dot_product_flash_attention_backward` -> (dq, dk, dv), [batch, heads, seqlen, head_dim]."""
+    out, lse, cum_seq_q, cum_seq_k, max_q, max_k, rng_state, unused, _ = forward
+    do, q, k, v = (t.transpose(1, 2) for t in (x.do, x.q, x.k, x.v))
+    return aten._scaled_dot_product_flash_attention_backward(
+        do, q, k, v, out, lse, cum_seq_q, cum_seq_k, max_q, max_k, 0.0, problem.is_causal, rng_state, unused, scale=problem.scale
+    )
+
+
+def run_flash(problem: Problem, x: Inputs, *, backward: bool) -> Result:
+    poison(x)
+    forward = flash_forward(problem, x)
+    gradients = ()
+    if backward:
+        poison(x)
+        gradients = flash_backward(problem, x, forward)
+    return Result(*forward[:2], *gradients)
+
+
+def run_sdpa_op(problem: Problem, x: Inputs, *, backward: bool) -> Result:
+    poison(x)
+    forward = sdpa_forward(problem, x)
+    gradients = ()
+    if backward:
+        poison(x)
+        gradients = sdpa_backward(problem, x, forward)
+    out, *gradients = (t.transpose(1, 2) for t in (forward[0], *gradients))
+    return Result(out, forward[1], *gradients)
+
+
+def run_autograd(problem: Problem, x: Inputs, *, backward: bool, backend: SDPBackend | None = SDPBackend.FLASH_ATTENTION) -> Result:
+    """F.scaled_dot_product_attention and autograd; `backend` None is the plain call. The result has no lse."""
+    q, k, v = (t.detach().transpose(1, 2).requires_grad_(backward) for t in (x.q, x.k, x.v))
+    poison(x)
+    options = dict(is_causal=problem.is_causal, scale=problem.scale, enable_gqa=problem.heads != problem.heads_kv)
+    if backend is None:
+        out = F.scaled_dot_product_attention(q, k, v, **options)
+    else:
+        with sdpa_kernel(backend):
+            out = F.scaled_dot_product_attention(q, k, v, **options)
+    gradients = ()
+    if backward:
+        poison(x)
+        gradients = torch.autograd.grad(out, (q, k, v), x.do.transpose(1, 2))
+    out, *gradients = (t.detach().transpose(1, 2) for t in (out, *gradients))
+    return Result(out, None, *gradients)

@@ -1,0 +1,96 @@
+"""What a test asks of attention: the problem, its random inputs, and the lists that the tests are parametrised over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+DEVICE = "cuda"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MASKS = {
+    "full": {},
+    "causal": {"is_causal": True},
+    "window": {"window": (37, 21)},
+}
+HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (4, 1)}  # (query heads, key/value heads)
+NASTY_LENGTHS = (1, 2, 3, 63, 65, 127, 129, 239, 799, 1023, 4224)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One attention call. `seqlens_q` and `seqlens_k` hold a length for every batch entry; a dense problem's are all equal."""
+
+    dtype: torch.dtype = torch.bfloat16
+    head_dim: int = 128
+    heads: int = 4
+    heads_kv: int = 4
+    seqlens_q: tuple[int, ...] = (239, 239)
+    seqlens_k: tuple[int, ...] = (239, 239)
+    varlen: bool = False
+    is_causal: bool = False  # bottom-right aligned
+    window: tuple[int, int] = (-1, -1)  # keys to the left and right of the diagonal; -1: all
+    scale: float | None = None
+
+    @property
+    def softmax_scale(self) -> float:
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Window bounds with the causal mask written as one; -1: unbounded."""
+        return (self.window[0], 0) if self.is_causal else self.window
+
+    @property
+    def batch(self) -> int:
+        return len(self.seqlens_q)
+
+    def shape(self, side: str) -> tuple[int, ...]:
+        """[batch, seqlen, heads, head_dim], or [total, heads, head_dim] when varlen; `side` is "q" or "k"."""
+        seqlens, heads = (self.seqlens_q, self.heads) if side == "q" else (self.seqlens_k, self.heads_kv)
+        rows = (sum(seqlens),) if self.varlen else (self.batch, seqlens[0])
+        return (*rows, heads, self.head_dim)
+
+
+def dense(seqlen_q: int, seqlen_k: int, *, batch: int = 2, **fields) -> Problem:
+    return Problem(seqlens_q=(seqlen_q,) * batch, seqlens_k=(seqlen_k,) * batch, **fields)
+
+
+def varlen(seqlens_q, seqlens_k=None, **fields) -> Problem:
+    return Problem(seqlens_q=tuple(seqlens_q), seqlens_k=tuple(seqlens_k or seqlens_q), varlen=True, **fields)
+
+
+@dataclass
+class Inputs:
+    """Tensors of a call in the layout of `_flash_attention_forward`; `do` is the gradient of the output."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    do: torch.Tensor
+    cu_seqlens_q: torch.Tensor | None = None  # int32 [batch + 1]
+    cu_seqlens_k: torch.Tensor | None = None
+
+
+def cumulative(seqlens) -> torch.Tensor:
+    return torch.tensor([0, *accumulate(seqlens)], dtype=torch.int32, device=DEVICE)
+
+
+def make_inputs(problem: Problem) -> Inputs:
+    def normal(side):
+        return torch.randn(problem.shape(side), dtype=problem.dtype, device=DEVICE)
+
+    inputs = Inputs(normal("q"), normal("k"), normal("k"), normal("q"))
+    if problem.varlen:
+        inputs.cu_seqlens_q = cumulative(problem.seqlens_q)
+        inputs.cu_seqlens_k = cumulative(problem.seqlens_k)
+    return inputs
+
+
+def poison(inputs: Inputs) -> None:
+    """Fill the allocator's free blocks of the sizes that a call asks for with 0xFF: a NaN in every float dtype, -1 in a counter."""
+    rows = inputs.q.nbytes // inputs.q.shape[-1]
+    sizes = {factor * tensor.nbytes for tensor in (inputs.q, inputs.k) for factor in (1, 2, 4)} | {512, rows, 2 * rows}
+    blocks = [torch.full((size,), 255, dtype=torch.uint8, device=DEVICE) for size in sizes for _ in range(3) if size]
+    del blocks

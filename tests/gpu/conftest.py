@@ -1,0 +1,86 @@
+"""Fixtures of the GPU suite. It runs against whatever `fa4_ext` is installed and imports nothing else of the repository."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["FA4_EXT_AUTOREGISTER"] = "0"  # a test registers what it asks for, and nothing else is registered
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # the helpers next to this file, under every import mode of pytest
+
+
+def _missing() -> str | None:
+    """Why the suite can't run here, or None."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability[0] not in (9, 10):
+        return f"compute capability {capability[0]}.{capability[1]}: the kernels are for 9.0 and 10.x"
+    return None
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a Hopper or Blackwell GPU and an installed fa4_ext")
+
+
+def pytest_collection_modifyitems(items):
+    ours = [item for item in items if HERE in item.path.parents]
+    reason = _missing() if ours else None
+    for item in ours:
+        item.add_marker(pytest.mark.gpu)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_report_header():
+    if _missing():
+        return None
+    import fa4_ext
+
+    device = torch.cuda.get_device_properties(0)
+    return [
+        f"device: {device.name}, {device.major}.{device.minor}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}",
+        f"fa4_ext: {fa4_ext.__file__}, {fa4_ext.build_info()}",
+    ]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Fresh random inputs in every run; a failure shows the seed, FA4_TEST_SEED repeats it."""
+    value = int(os.environ.get("FA4_TEST_SEED", int.from_bytes(os.urandom(4), "little")))
+    print(f"FA4_TEST_SEED={value}")
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture(autouse=True)
+def plain_settings():
+    """The settings that change results are off before a test and after it."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def strict():
+    """Our kernels or an error: a silent fallback to stock can't pass a test, however short its problem is."""
+    import fa4_ext
+
+    with fa4_ext.register(fallback="error", speed_rules=False) as handle:
+        yield handle
+
+
+@pytest.fixture
+def lenient():
+    """As users run it: what our kernels don't cover goes to stock."""
+    import fa4_ext
+
+    with fa4_ext.register(fallback="stock") as handle:
+        yield handle
