@@ -1,0 +1,26 @@
+"""FlashAttention-4 for PyTorch, compiled ahead of time.
+
+Importing this package puts its kernels behind PyTorch's flash attention ops, so that F.scaled_dot_product_attention and
+torch.nn.attention.varlen run them on Hopper and Blackwell GPUs. With FA4_EXT_AUTOREGISTER=0 in the environment it only loads them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fa4_ext._explain import Explanation, explain
+from fa4_ext._info import KernelInfo, build_info, kernels
+from fa4_ext._register import Handle, register
+
+__all__ = ["Explanation", "Handle", "KernelInfo", "build_info", "default_handle", "explain", "kernels", "register"]
+
+#: The import's own registration; None with FA4_EXT_AUTOREGISTER=0.
+default_handle: Handle | None = None if os.environ.get("FA4_EXT_AUTOREGISTER") == "0" else register()
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from fa4_ext._info import version
+
+        return version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,137 @@
+"""Which kernel a call would run, or why none of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fa4_ext import _register
+
+# Multiprocessors to plan for without a device: H100 SXM and H200, B200, B300.
+_SM_COUNT = {90: 132, 100: 148, 103: 160}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What would become of a call. `print` it for a sentence."""
+
+    supported: bool  # one of our kernels runs it
+    kernel: str | None  # that kernel's name, as in `kernels()`
+    reason: str  # why not; empty when supported
+
+    def __str__(self) -> str:
+        return f"runs {self.kernel}" if self.supported else f"left to the stock kernel: {self.reason}"
+
+
+def explain(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    backward: bool = False,
+    deterministic: bool | None = None,
+    device_capability: tuple[int, int] | None = None,
+) -> Explanation:
+    """Says which kernel a call would run, or why PyTorch's own kernel would. Launches nothing; with meta tensors it needs no GPU.
+
+    The answer follows the `speed_rules` of the registration in force, those of `register()` where there is none.
+
+    Args:
+        query, key, value: float16 or bfloat16. 4-D: [batch, heads, seqlen, head_dim], as F.scaled_dot_product_attention takes them, on CUDA or
+            meta devices. 3-D: [total, heads, head_dim], sequences back to back, as torch.nn.attention.varlen takes them.
+        dropout_p: probability; our kernels run 0 only.
+        is_causal: 4-D: F.scaled_dot_product_attention's top-left mask. 3-D: bottom-right aligned.
+        scale: of the scores; every value is supported.
+        enable_gqa: 4-D: key and value may have fewer heads than query.
+        cu_seqlens_q, cu_seqlens_k: int32 [batch + 1], 3-D only: where each sequence starts. Without cu_seqlens_k it equals cu_seqlens_q.
+        max_seqlen_q, max_seqlen_k: tokens of the longest sequence, 3-D only. Without max_seqlen_k it equals max_seqlen_q.
+        window_size: (left, right) tokens that a query sees besides its own, bottom-right aligned; -1: all.
+        backward: ask about the backward.
+        deterministic: backward: the same bits in every run. None: as torch.use_deterministic_algorithms says.
+        device_capability: such as (9, 0); None: that of the tensors' CUDA device. With it the planner takes the multiprocessors of
+            the usual part: 132 for 9.0, 148 for 10.0, 160 for 10.3.
+
+    Raises:
+        ValueError: the arguments name no device capability, or 3-D tensors come without cu_seqlens_q and max_seqlen_q.
+    """
+    varlen = query.dim() == 3
+    if varlen and (cu_seqlens_q is None or max_seqlen_q is None):
+        raise ValueError("3-D query, key and value need cu_seqlens_q and max_seqlen_q")
+    capability, sm_count = _device(query, device_capability)
+    if not varlen:
+        if reason := _never_flash(query, key, is_causal, enable_gqa):
+            return Explanation(False, None, reason)
+        query, key, value = (_as_low_level(tensor) for tensor in (query, key, value))
+        max_seqlen_q, max_seqlen_k = (tensor.size(1) if tensor.dim() > 1 else 0 for tensor in (query, key))
+    if deterministic is None:
+        deterministic = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    options = _register.options_in_force()
+    supported, kernel, reason = torch.ops.fa4_ext.explain(
+        query,
+        key,
+        value,
+        cu_seqlens_q if varlen else None,
+        (cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k) if varlen else None,
+        max_seqlen_q,
+        max_seqlen_q if max_seqlen_k is None else max_seqlen_k,
+        dropout_p,
+        is_causal,
+        False,
+        *window_size,
+        None,
+        None,
+        deterministic,
+        backward,
+        options.speed_rules if options else True,
+        capability,
+        sm_count,
+    )
+    return Explanation(supported, kernel if supported else None, "" if supported else reason)
+
+
+def _device(query: torch.Tensor, device_capability: tuple[int, int] | None) -> tuple[int, int]:
+    """Compute capability as one number, and multiprocessors."""
+    if device_capability is not None:
+        major, minor = device_capability
+        capability = 10 * major + minor
+        return capability, _SM_COUNT.get(capability, _SM_COUNT[90])
+    if query.device.type != "cuda":
+        raise ValueError(f"device_capability is needed, such as (9, 0): query is on {query.device}, not on a CUDA device")
+    properties = torch.cuda.get_device_properties(query.device)
+    return 10 * properties.major + properties.minor, properties.multi_processor_count
+
+
+def _never_flash(query: torch.Tensor, key: torch.Tensor, is_causal: bool, enable_gqa: bool) -> str | None:
+    """What F.scaled_dot_product_attention itself keeps from flash attention."""
+    if query.dim() != 4 or key.dim() != 4:
+        return None
+    if is_causal and query.size(2) != key.size(2):
+        return (
+            f"F.scaled_dot_product_attention aligns is_causal top-left and never takes it to flash attention with a query length, {query.size(2)}, "
+            f"other than the key length, {key.size(2)}; torch.nn.attention.bias.causal_lower_right does"
+        )
+    if query.size(1) != key.size(1) and not enable_gqa:
+        return (
+            f"query has {query.size(1)} heads and key {key.size(1)}: F.scaled_dot_product_attention needs enable_gqa=True for that"
+        )
+    return None
+
+
+def _as_low_level(tensor: torch.Tensor) -> torch.Tensor:
+    """What F.scaled_dot_product_attention hands to the low-level op: [batch, seqlen, heads, head_dim] with head_dim a multiple of 8."""
+    if tensor.dim() != 4:
+        return tensor
+    batch, heads, seqlen, head_dim = tensor.shape
+    if head_dim % 8:
+        tensor = tensor.new_empty((batch, heads, seqlen, head_dim + 8 - head_dim % 8), device="meta")
+    return tensor.transpose(1, 2)

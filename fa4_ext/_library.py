@@ -1,0 +1,79 @@
+"""The native library's C interface."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import re
+import warnings
+from pathlib import Path
+
+import torch
+
+PATH = Path(__file__).with_name("libfa4_ext.so")
+
+# The dispatcher says this once a process, about the first operator that anyone overrides.
+_OVERRIDE_WARNING = r"(?s).*Overriding a previously registered kernel for the same operator and the same dispatch key"
+_FILTER = ("ignore", re.compile(_OVERRIDE_WARNING, re.IGNORECASE), UserWarning, None, 0)  # as warnings.filterwarnings stores it
+
+
+def _load() -> ctypes.CDLL:
+    if not PATH.exists():
+        raise ImportError(f"fa4_ext's native library is missing, {PATH}: `make` builds it")
+    library = ctypes.CDLL(str(PATH))
+    library.fa4_ext_register.argtypes = (ctypes.c_int, ctypes.c_int)
+    library.fa4_ext_register.restype = ctypes.c_int
+    library.fa4_ext_remove.argtypes = ()
+    library.fa4_ext_remove.restype = None
+    for text in (library.fa4_ext_last_error, library.fa4_ext_build_info, library.fa4_ext_manifest):
+        text.argtypes = ()
+        text.restype = ctypes.c_char_p
+    return library
+
+
+_native = _load()
+
+
+class _WithPythonWarnings:
+    """A function, called below one of torch's own: there C++ warnings become Python's, which can be filtered; elsewhere they go to stderr."""
+
+    def __init__(self, function):
+        self.function = function
+        self.result = None
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        (call,) = args
+        call.result = call.function()
+
+
+def register(*, strict: bool, speed_rules: bool) -> None:
+    """Puts our overrides on top of the dispatcher's, or moves them there.
+
+    Raises:
+        RuntimeError: the dispatcher refused them.
+    """
+    call = _WithPythonWarnings(lambda: _native.fa4_ext_register(strict, speed_rules))
+    # Not warnings.catch_warnings: leaving it would undo what other threads did to the filters meanwhile.
+    warnings.filters.insert(0, _FILTER)
+    try:
+        torch.abs(call)
+    finally:
+        with contextlib.suppress(ValueError):  # another thread put back a list of before
+            warnings.filters.remove(_FILTER)
+    if call.result != 0:
+        raise RuntimeError(_native.fa4_ext_last_error().decode())
+
+
+def remove() -> None:
+    """Takes our overrides out of the dispatcher, if they are there."""
+    _native.fa4_ext_remove()
+
+
+def build_info() -> dict:
+    return json.loads(_native.fa4_ext_build_info())
+
+
+def manifest() -> list[dict]:
+    return json.loads(_native.fa4_ext_manifest())

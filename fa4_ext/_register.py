@@ -1,0 +1,111 @@
+"""Registrations with PyTorch: handles, the options in force, torch's registry of flash attention providers."""
+
+from __future__ import annotations
+
+import threading
+
+from torch.nn.attention import register_flash_attention_impl
+from typing_extensions import Self
+
+from fa4_ext import _library, _sdpa_order
+
+PROVIDER = "FA4_EXT"
+
+_lock = threading.RLock()
+_live: list[Handle] = []  # oldest first; the newest one's options are in force
+
+
+class Handle:
+    """A live registration; `register` makes them.
+
+    Our kernels are in PyTorch's dispatcher exactly while at least one handle is live, and the newest live handle's options are in force. Dropping
+    the last reference to a handle does not remove it. As a context manager it removes itself at the end of the block.
+    """
+
+    def __init__(self, fallback: str, prefer: bool, speed_rules: bool):
+        self.fallback = fallback
+        self.prefer = prefer
+        self.speed_rules = speed_rules
+
+    @property
+    def active(self) -> bool:
+        """Whether it has not been removed yet."""
+        return self in _live
+
+    def remove(self) -> None:
+        """Ends the registration; the last one leaves PyTorch as it was. Calling it again does nothing."""
+        with _lock:
+            if self not in _live:
+                return
+            was_newest = _live[-1] is self
+            _live.remove(self)
+            if not _live:
+                _library.remove()
+            elif was_newest and _native_options(_live[-1]) != _native_options(self):
+                _library.register(**_native_options(_live[-1]))
+            if was_newest and self.prefer != (bool(_live) and _live[-1].prefer):
+                _set_preference(not self.prefer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        state = "active" if self.active else "removed"
+        return f"<fa4_ext.Handle {state} fallback={self.fallback!r} prefer={self.prefer} speed_rules={self.speed_rules}>"
+
+
+def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = True) -> Handle:
+    """Puts the compiled kernels behind PyTorch's flash attention ops on CUDA devices.
+
+    The overrides go on top of whatever other provider is registered; registering again puts them on top again. Needs no GPU and touches none.
+
+    Args:
+        fallback: what happens to a call that no compiled kernel covers. "stock": PyTorch's own flash kernel runs it. "error": it raises a
+            RuntimeError, "FA4 <op> unsupported: <reason>".
+        prefer: make F.scaled_dot_product_attention try flash attention before its other backends. PyTorch prefers cuDNN on Hopper and Blackwell.
+            The switches of torch.nn.attention.sdpa_kernel and torch.backends.cuda keep their meaning.
+        speed_rules: leave calls to the stock kernel that it is measured to run faster.
+
+    Returns:
+        The handle that undoes the registration.
+
+    Raises:
+        ValueError: an argument has a value that is not allowed.
+        RuntimeError: PyTorch's dispatcher refused the overrides.
+    """
+    _check("fallback", fallback, ("stock", "error"))
+    _check("prefer", prefer, (True, False))
+    _check("speed_rules", speed_rules, (True, False))
+    handle = Handle(fallback, bool(prefer), bool(speed_rules))
+    with _lock:
+        _library.register(**_native_options(handle))
+        _live.append(handle)
+        _set_preference(handle.prefer)
+    return handle
+
+
+def options_in_force() -> Handle | None:
+    """The newest live handle."""
+    with _lock:
+        return _live[-1] if _live else None
+
+
+def _native_options(handle: Handle) -> dict[str, bool]:
+    return {"strict": handle.fallback == "error", "speed_rules": handle.speed_rules}
+
+
+def _set_preference(prefer: bool) -> None:
+    (_sdpa_order.put_flash_first if prefer else _sdpa_order.put_back)()
+
+
+def _check(argument: str, value, allowed: tuple) -> None:
+    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in allowed):
+        raise ValueError(f"{argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+# So that torch.nn.attention.activate_flash_attention_impl("FA4_EXT") finds it. The registry asks providers not to activate themselves, so
+# importing this package leaves its choice of an active provider alone.
+register_flash_attention_impl(PROVIDER, register_fn=register)
