@@ -11,6 +11,7 @@ from pathlib import Path
 EM_CUDA = 190
 FATBIN_MAGIC = 0xBA55ED50
 FATBIN_ELF = 2  # kind of an entry
+RESERVED_SHARED_BYTES = 1024  # the system's own part of a block's shared memory, which cuobjdump counts as the kernel's
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ def compile_kernel(kernel: Kernel, directory: Path) -> dict:
     needs = cubin.resources(cubin.extract(elf))
     if needs.arch != kernel.arch:
         raise ValueError(f"device code is for sm_{needs.arch}, expected sm_{kernel.arch}")
+    if needs.static_shared_bytes > cubin.RESERVED_SHARED_BYTES:
+        raise ValueError(f"device code holds {needs.static_shared_bytes} bytes of static shared memory, expected none")
     return {
         "load": exports.load,
         "load_to_device": exports.load_to_device,
@@ -72,7 +74,7 @@ def compile_kernel(kernel: Kernel, directory: Path) -> dict:
         "arguments": exports.arguments,
         "registers": needs.registers,
         "spill_bytes": needs.spill_bytes,
-        "shared_memory_bytes": needs.static_shared_bytes + dynamic_shared_bytes(str(compiled.ir_module)),
+        "shared_memory_bytes": dynamic_shared_bytes(str(compiled.ir_module)),
         "object_bytes": len(elf),
     }
 
@@ -85,7 +87,7 @@ def main() -> None:
         request = json.loads(line)
         try:
             answer = compile_kernel(from_json(request["kernel"]), Path(request["directory"]))
-        except Exception:
+        except Exception:  # noqa: BLE001: whatever the compiler raises is the answer
             answer = {"error": traceback.format_exc()}
         print(json.dumps(answer), file=answers, flush=True)
 
