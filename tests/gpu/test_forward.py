@@ -92,6 +92,13 @@ def test_causal_narrows_the_window(window):
     check(dense(239, 301, heads=2, heads_kv=2, window=window, is_causal=True))
 
 
+def test_a_bound_of_the_whole_length_is_none():
+    """Stock's rule, which matters with more queries than keys: a right bound of at least seqlen_k masks nothing."""
+    problem = dense(799, 130, heads=2, heads_kv=2)
+    inputs = make_inputs(problem)
+    assert torch.equal(flash_forward(problem, inputs)[0], flash_forward(problem, inputs, window_size_right=130)[0])
+
+
 @pytest.mark.parametrize("scale", (0.01, 0.3, 1.0, 2.5))
 @pytest.mark.parametrize("mask", MASKS)
 def test_scale(scale, mask):
