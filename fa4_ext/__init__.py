@@ -6,16 +6,11 @@ torch.nn.attention.varlen run them on Hopper and Blackwell GPUs. With FA4_EXT_AU
 
 from __future__ import annotations
 
-import os
-
 from fa4_ext._explain import Explanation, explain
 from fa4_ext._info import KernelInfo, build_info, kernels
-from fa4_ext._register import Handle, register
+from fa4_ext._register import Handle, default_handle, register
 
 __all__ = ["Explanation", "Handle", "KernelInfo", "build_info", "default_handle", "explain", "kernels", "register"]
-
-#: The import's own registration; None with FA4_EXT_AUTOREGISTER=0.
-default_handle: Handle | None = None if os.environ.get("FA4_EXT_AUTOREGISTER") == "0" else register()
 
 
 def __getattr__(name: str) -> str:

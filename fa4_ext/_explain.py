@@ -21,7 +21,7 @@ class Explanation:
     reason: str  # why not; empty when supported
 
     def __str__(self) -> str:
-        return f"runs {self.kernel}" if self.supported else f"left to the stock kernel: {self.reason}"
+        return f"runs {self.kernel}" if self.supported else f"left to PyTorch's own kernels: {self.reason}"
 
 
 def explain(

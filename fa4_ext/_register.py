@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 from torch.nn.attention import register_flash_attention_impl
@@ -109,3 +110,6 @@ def _check(argument: str, value, allowed: tuple) -> None:
 # So that torch.nn.attention.activate_flash_attention_impl("FA4_EXT") finds it. The registry asks providers not to activate themselves, so
 # importing this package leaves its choice of an active provider alone.
 register_flash_attention_impl(PROVIDER, register_fn=register)
+
+#: The import's own registration; None with FA4_EXT_AUTOREGISTER=0.
+default_handle: Handle | None = None if os.environ.get("FA4_EXT_AUTOREGISTER") == "0" else register()

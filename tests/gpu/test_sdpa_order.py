@@ -1,0 +1,80 @@
+"""Flash before cuDNN in plain F.scaled_dot_product_attention, in processes of their own: torch chooses the order once a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+REPORT = """
+import json, torch, torch.nn.functional as F
+q = torch.randn(1, 4, 512, 128, dtype=torch.bfloat16, device="cuda")
+def choice():
+    return torch._fused_sdp_choice(q, q, q)
+def order():
+    return torch._C._get_sdp_priority_order()
+"""
+
+
+def process(code: str, **environment: str) -> dict:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | environment)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def stock() -> dict:
+    return process(REPORT + "first = choice(); print(json.dumps({'choice': first, 'order': order()}))")
+
+
+def test_the_very_first_call_of_a_process_takes_flash_and_remove_brings_torchs_order_back():
+    seen = process(
+        "import fa4_ext\n" + REPORT + "first = choice(); during = order(); again = choice(); fa4_ext.default_handle.remove()\n"
+        "print(json.dumps({'first': first, 'during': during, 'again': again, 'after': order(), 'last': choice()}))",
+        FA4_EXT_AUTOREGISTER="1",
+    )
+    expected = stock()
+    assert seen["first"] == seen["again"] == 1
+    assert seen["during"] == [1] + [backend for backend in expected["order"] if backend != 1]
+    assert (seen["after"], seen["last"]) == (expected["order"], expected["choice"])
+
+
+def test_registering_after_torch_has_chosen_takes_flash():
+    seen = process(
+        REPORT + "before = choice(); stock_order = order()\nimport fa4_ext\n"
+        "with fa4_ext.register(): during = choice()\n"
+        "print(json.dumps({'during': during, 'before': before, 'after': choice(), 'restored': order() == stock_order}))"
+    )
+    assert seen["during"] == 1 and seen["before"] == seen["after"] and seen["restored"]
+
+
+def test_registering_with_cuda_up_and_nothing_chosen_takes_flash():
+    seen = process(
+        "import torch; torch.cuda.init(); import fa4_ext; fa4_ext.register()\n" + REPORT + "print(json.dumps({'choice': choice()}))"
+    )
+    assert seen["choice"] == 1
+
+
+def test_first_contact_with_cuda_under_a_fake_tensor_mode_takes_flash():
+    seen = process(
+        "import torch, fa4_ext; fa4_ext.register()\nfrom torch._subclasses.fake_tensor import FakeTensorMode\n"
+        "with FakeTensorMode(): torch.cuda.init()\n" + REPORT + "print(json.dumps({'choice': choice()}))"
+    )
+    assert seen["choice"] == 1
+
+
+def test_sdpa_kernel_still_decides():
+    seen = process(
+        "import fa4_ext; fa4_ext.register()\nfrom torch.nn.attention import SDPBackend, sdpa_kernel\n"
+        + REPORT
+        + "with sdpa_kernel(SDPBackend.MATH): math = choice()\nprint(json.dumps({'math': math, 'choice': choice()}))"
+    )
+    assert seen == {"math": 0, "choice": 1}
+
+
+def test_importing_and_starting_cuda_make_no_context_and_no_output():
+    code = (
+        "import json, torch\n{}\nassert not torch.cuda.is_initialized()\ntorch.cuda.init()\n"
+        "print(json.dumps({{'context': torch._C._cuda_hasPrimaryContext(0), 'allocated': torch.cuda.memory_reserved()}}))"
+    )
+    assert process(code.format("import fa4_ext; fa4_ext.register()")) == process(code.format(""))

@@ -1,0 +1,23 @@
+"""Python in a process of its own, where a test is about what a whole process sees."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the interpreter without a GPU in sight; a variable set to "" is taken out of the environment."""
+    variables = {name: value for name, value in (os.environ | environment).items() if value}
+    variables.pop("FA4_EXT_AUTOREGISTER", None)
+    variables |= {"CUDA_VISIBLE_DEVICES": "-1", **environment}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=variables)
+
+
+def run(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs code that must succeed."""
+    result = python(*options, "-c", textwrap.dedent(code), **environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result

@@ -1,0 +1,185 @@
+"""explain() on machines without a GPU: what runs, and the reason when it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import fa4_ext
+
+HOPPER, BLACKWELL = (9, 0), (10, 0)
+
+
+def qkv(batch=2, heads=8, seqlen=512, head_dim=128, *, heads_kv=None, seqlen_kv=None, dtype=torch.bfloat16, device="meta"):
+    """As F.scaled_dot_product_attention takes them."""
+    query = torch.empty(batch, heads, seqlen, head_dim, dtype=dtype, device=device)
+    key = torch.empty(batch, heads_kv or heads, seqlen_kv or seqlen, head_dim, dtype=dtype, device=device)
+    return query, key, torch.empty_like(key)
+
+
+def varlen(sequences=4, seqlen=256, heads=8, head_dim=128, *, cu_dtype=torch.int32, dtype=torch.bfloat16):
+    tensor = torch.empty(sequences * seqlen, heads, head_dim, dtype=dtype, device="meta")
+    return (tensor,) * 3, {
+        "cu_seqlens_q": torch.empty(sequences + 1, dtype=cu_dtype, device="meta"),
+        "max_seqlen_q": seqlen,
+    }
+
+
+def explain(*tensors, **options):
+    return fa4_ext.explain(*tensors, **{"device_capability": HOPPER} | options)
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (10, 0), (10, 3)])
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_supported_call_names_a_kernel_of_the_build(capability, backward, is_causal, head_dim):
+    answer = explain(*qkv(head_dim=head_dim), is_causal=is_causal, backward=backward, device_capability=capability)
+    assert answer.supported and answer.reason == ""
+    assert answer.kernel in {kernel.name for kernel in fa4_ext.kernels()}
+    arch = "sm90" if capability == HOPPER else "sm100"
+    assert answer.kernel.startswith(f"{arch}_{'backward' if backward else 'forward'}_bf16_d{head_dim}_dense")
+    assert ("causal" in answer.kernel) == is_causal
+    assert str(answer) == f"runs {answer.kernel}"
+
+
+def test_explanation_is_frozen_and_prints_its_reason():
+    answer = explain(*qkv(), dropout_p=0.5)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        answer.supported = True
+    assert not answer.supported and answer.kernel is None
+    assert str(answer) == f"left to PyTorch's own kernels: {answer.reason}"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "options", "reason"),
+    [
+        pytest.param(qkv(), {"dropout_p": 0.1}, "dropout_p must be 0", id="dropout"),
+        pytest.param(qkv(dtype=torch.float32), {}, "dtype must be float16 or bfloat16", id="float32"),
+        pytest.param((qkv()[0], *qkv(dtype=torch.float16)[1:]), {}, "must have the same dtype", id="mixed dtypes"),
+        pytest.param([torch.empty(8, 64, dtype=torch.bfloat16, device="meta")] * 3, {}, "dense query must be 4D", id="rank"),
+        pytest.param(qkv(head_dim=512), {}, "head_dim must be at most 128, is 512", id="head dim too large"),
+        pytest.param((*qkv()[:2], qkv(head_dim=64)[0]), {}, "head_dim 128 differs from value's 64", id="value head dim"),
+        pytest.param((qkv()[0], *qkv(head_dim=64)[1:]), {}, "head_dim 64 differs from query's 128", id="key head dim"),
+        pytest.param(qkv(batch=0), {}, "empty", id="empty batch"),
+        pytest.param(qkv(seqlen=0, seqlen_kv=16), {}, "empty", id="empty query"),
+        pytest.param((qkv()[0], *qkv(batch=3)[1:]), {}, "batch 3 differs from query's 2", id="batch"),
+        pytest.param(qkv(heads=6, heads_kv=4), {"enable_gqa": True}, "6, is not a multiple of .* 4", id="heads not divisible"),
+        pytest.param(qkv(heads_kv=4), {}, "needs enable_gqa=True", id="gqa not enabled"),
+        pytest.param(qkv(seqlen_kv=256), {"is_causal": True}, "top-left and .*causal_lower_right", id="causal, other key length"),
+        pytest.param(qkv(), {"device_capability": (8, 0)}, "compute capability .* 8.0", id="Ampere"),
+        pytest.param(qkv(), {"device_capability": (12, 0)}, "compute capability .* 12.0", id="consumer Blackwell"),
+        pytest.param([t.mT.contiguous().mT for t in qkv()], {}, "last dimension must be contiguous", id="head dim not contiguous"),
+        pytest.param(
+            [torch.empty(2 * 8 * 512 * 128 + 1, dtype=torch.bfloat16, device="meta")[1:].view(2, 8, 512, 128)] * 3,
+            {},
+            "multiples of 16 bytes",
+            id="address not aligned",
+        ),
+        pytest.param(
+            [torch.empty(2, 8, 512, 132, dtype=torch.bfloat16, device="meta")[..., :128]] * 3,
+            {},
+            "multiples of 16 bytes",
+            id="stride not aligned",
+        ),
+    ],
+)
+def test_reason_says_why_not(tensors, options, reason):
+    answer = explain(*tensors, **options)
+    assert not answer.supported
+    assert re.search(reason, answer.reason), answer.reason
+
+
+def test_gqa_and_mqa_are_supported():
+    for heads_kv in (1, 2, 4):
+        assert explain(*qkv(heads_kv=heads_kv), enable_gqa=True).supported
+
+
+def test_different_lengths_without_a_mask_are_supported():
+    assert explain(*qkv(seqlen=300, seqlen_kv=700)).supported
+
+
+def test_head_dim_that_sdpa_pads_is_explained_as_padded():
+    assert explain(*qkv(head_dim=100)).kernel == explain(*qkv(head_dim=104)).kernel is not None
+
+
+def test_sliced_and_expanded_inputs_are_supported():
+    query = torch.empty(2, 512, 3, 8, 128, dtype=torch.bfloat16, device="meta").permute(2, 0, 3, 1, 4)
+    assert explain(*query).supported
+    query, key, _ = qkv(heads_kv=1)
+    assert explain(query, *(key.expand_as(query),) * 2).supported
+
+
+def test_varlen_defaults_key_lengths_to_the_querys():
+    tensors, lengths = varlen()
+    short = explain(*tensors, **lengths)
+    spelled_out = explain(*tensors, **lengths, cu_seqlens_k=lengths["cu_seqlens_q"], max_seqlen_k=lengths["max_seqlen_q"])
+    assert short == spelled_out and short.supported and "varlen" in short.kernel
+
+
+def test_varlen_causal_takes_different_lengths():
+    tensors, lengths = varlen()
+    assert explain(*tensors, **lengths, is_causal=True, max_seqlen_k=200).supported
+
+
+@pytest.mark.parametrize("missing", ["cu_seqlens_q", "max_seqlen_q"])
+def test_varlen_without_lengths_raises(missing):
+    tensors, lengths = varlen()
+    lengths.pop(missing)
+    with pytest.raises(ValueError, match="3-D query, key and value need cu_seqlens_q and max_seqlen_q"):
+        explain(*tensors, **lengths)
+
+
+def test_varlen_cu_seqlens_of_int64_are_not_supported():
+    tensors, lengths = varlen(cu_dtype=torch.int64)
+    assert "cum_seq_q must be int32" in explain(*tensors, **lengths).reason
+
+
+def test_window_is_explained_by_the_window_kernel_or_its_absence():
+    answer = explain(*qkv(), window_size=(128, 0))
+    windowed = [kernel for kernel in fa4_ext.kernels() if "_window_" in kernel.name]
+    assert answer.supported == bool(windowed)
+    assert "window" in answer.kernel if windowed else "subset" in answer.reason
+
+
+def test_windows_of_minus_one_and_of_the_whole_length_are_none():
+    full = explain(*qkv())
+    assert explain(*qkv(), window_size=(-1, -1)) == explain(*qkv(), window_size=(512, 512)) == full
+
+
+def test_deterministic_follows_torch_unless_given():
+    def kernel(**options):
+        return explain(*qkv(), backward=True, **options)
+
+    asked, not_asked = kernel(deterministic=True), kernel(deterministic=False)
+    assert asked != not_asked
+    try:
+        torch.use_deterministic_algorithms(True)
+        assert kernel() == asked and kernel(deterministic=False) == not_asked
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        assert kernel() == not_asked
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_meta_cpu_and_fake_tensors_get_the_same_answer():
+    with FakeTensorMode():
+        fake = explain(*qkv(device="cuda"))
+    assert explain(*qkv()) == explain(*qkv(device="cpu")) == fake
+
+
+def test_no_device_capability_for_a_meta_tensor_raises():
+    with pytest.raises(ValueError, match=r"device_capability is needed, such as \(9, 0\): query is on meta"):
+        fa4_ext.explain(*qkv())
+
+
+def test_kernels_and_build_info_describe_one_build():
+    kernels = fa4_ext.kernels()
+    assert isinstance(kernels, tuple) and len({kernel.name for kernel in kernels}) == len(kernels) > 0
+    assert {kernel.arch for kernel in kernels} == set(fa4_ext.build_info()["archs"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kernels[0].name = "other"

@@ -1,0 +1,259 @@
+"""Handles: what the dispatcher holds before, while and after they live."""
+
+from __future__ import annotations
+
+import random
+import threading
+from itertools import permutations
+
+import pytest
+import torch
+from torch.nn import attention
+
+import fa4_ext
+from fa4_ext import _library, _register
+
+OPS = (
+    "aten::_flash_attention_forward",
+    "aten::_flash_attention_backward",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_backward",
+)
+
+
+def dispatcher() -> list[str]:
+    return [torch._C._dispatch_dump(op) for op in OPS]
+
+
+def on_top(op: str = OPS[0]) -> str | None:
+    """Who gets a CUDA tensor: "ours", "other" or None for PyTorch itself."""
+    entries = [line for line in torch._C._dispatch_dump(op).splitlines() if line.startswith("CUDA")]
+    if not entries or "RegisterCUDA" in entries[0]:
+        return None
+    return "ours" if "registered at fa4_ext:" in entries[0] else "other"
+
+
+class PythonOverride:
+    """Another provider: torch.library, as torch's own FA3 and FA4 prototypes do it."""
+
+    def __init__(self):
+        self.library = torch.library.Library("aten", "IMPL", "CUDA")
+        for op in OPS:
+            self.library.impl(op.partition("::")[2], lambda *args, **kwargs: None, "CUDA")
+
+    def remove(self):
+        self.library._destroy()
+
+
+@pytest.fixture(autouse=True)
+def unregistered():
+    """No handle lives before a test; none and nothing else does after it."""
+    for handle in list(_register._live):
+        handle.remove()
+    before = dispatcher()
+    yield
+    for handle in list(_register._live):
+        handle.remove()
+    assert dispatcher() == before
+
+
+@pytest.fixture
+def native_calls(monkeypatch):
+    calls = []
+    register, remove = _library.register, _library.remove
+    monkeypatch.setattr(_library, "register", lambda **options: calls.append(options) or register(**options))
+    monkeypatch.setattr(_library, "remove", lambda: calls.append("remove") or remove())
+    return calls
+
+
+def test_every_op_is_ours_while_registered_and_byte_identical_after():
+    before = dispatcher()
+    handle = fa4_ext.register()
+    assert [on_top(op) for op in OPS] == ["ours"] * len(OPS)
+    handle.remove()
+    assert dispatcher() == before
+
+
+def test_torch_ops_inspection_shows_our_kernel_and_our_op():
+    with fa4_ext.register():
+        assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::_flash_attention_forward", "CUDA")
+        assert "fa4_ext" in torch._C._dispatch_dump("aten::_flash_attention_forward")
+    assert "explain" in dir(torch.ops.fa4_ext) or torch.ops.fa4_ext.explain.default
+
+
+def test_cpu_and_meta_kernels_are_untouched():
+    with fa4_ext.register():
+        query = torch.empty(1, 2, 8, 64, dtype=torch.bfloat16, device="meta")
+        assert torch.ops.aten._scaled_dot_product_flash_attention(query, query, query)[0].shape == query.shape
+        query = torch.randn(1, 2, 8, 64)
+        assert torch.nn.functional.scaled_dot_product_attention(query, query, query).isfinite().all()
+
+
+def test_remove_twice_and_after_the_context_manager():
+    with fa4_ext.register() as handle:
+        assert handle.active and on_top() == "ours"
+    assert not handle.active
+    handle.remove()
+    handle.remove()
+
+
+def test_context_manager_removes_after_an_exception():
+    with pytest.raises(KeyError), fa4_ext.register():
+        raise KeyError
+    assert on_top() is None
+
+
+def test_dropping_a_handle_keeps_the_registration():
+    fa4_ext.register()
+    assert on_top() == "ours"
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_registered_until_the_last_of_three_handles_is_removed(order):
+    before = dispatcher()
+    handles = [fa4_ext.register(fallback=fallback) for fallback in ("stock", "error", "stock")]
+    for count, index in enumerate(order, 1):
+        handles[index].remove()
+        assert on_top() == (None if count == 3 else "ours")
+    assert dispatcher() == before
+
+
+def test_newest_live_handles_options_are_in_force(native_calls):
+    loose = fa4_ext.register()
+    strict = fa4_ext.register(fallback="error", speed_rules=False)
+    assert native_calls[-1] == {"strict": True, "speed_rules": False}
+    strict.remove()
+    assert native_calls[-1] == {"strict": False, "speed_rules": True}
+    loose.remove()
+    assert native_calls[-1] == "remove"
+
+
+def test_removing_an_older_handle_leaves_the_dispatcher_alone(native_calls):
+    older, newer = fa4_ext.register(), fa4_ext.register(fallback="error")
+    del native_calls[:]
+    older.remove()
+    assert native_calls == []
+    newer.remove()
+
+
+def test_refused_registration_raises_and_leaves_no_handle(monkeypatch):
+    class Refusing:
+        fa4_ext_register = staticmethod(lambda strict, speed_rules: 1)
+        fa4_ext_last_error = staticmethod(lambda: b"the dispatcher says no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_library, "_native", Refusing)
+        with pytest.raises(RuntimeError, match="the dispatcher says no"):
+            fa4_ext.register()
+    assert _register.options_in_force() is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fallback": "cudnn"}, r"fallback must be one of 'stock', 'error', got 'cudnn'"),
+        ({"fallback": None}, r"fallback must be one of 'stock', 'error', got None"),
+        ({"prefer": "yes"}, r"prefer must be one of True, False, got 'yes'"),
+        ({"speed_rules": 2}, r"speed_rules must be one of True, False, got 2"),
+    ],
+)
+def test_invalid_argument_is_named_with_its_value_and_the_allowed_ones(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fa4_ext.register(**arguments)
+    assert on_top() is None
+
+
+@pytest.mark.parametrize("ours_goes_first", [True, False])
+def test_registered_above_another_provider(ours_goes_first):
+    other = PythonOverride()
+    ours = fa4_ext.register()
+    assert on_top() == "ours"
+    if ours_goes_first:
+        ours.remove()
+        assert on_top() == "other"
+        other.remove()
+    else:
+        other.remove()
+        assert on_top() == "ours"
+        ours.remove()
+    assert on_top() is None
+
+
+@pytest.mark.parametrize("ours_goes_first", [True, False])
+def test_registered_below_another_provider(ours_goes_first):
+    ours = fa4_ext.register()
+    other = PythonOverride()
+    assert on_top() == "other"
+    if ours_goes_first:
+        ours.remove()
+        assert on_top() == "other"
+        other.remove()
+    else:
+        other.remove()
+        assert on_top() == "ours"
+        ours.remove()
+    assert on_top() is None
+
+
+def test_registering_again_goes_on_top_of_another_provider():
+    first = fa4_ext.register()
+    other = PythonOverride()
+    second = fa4_ext.register()
+    assert on_top() == "ours"
+    second.remove()
+    first.remove()
+    assert on_top() == "other"
+    other.remove()
+
+
+def test_torchs_registry_activates_and_restores_ours():
+    assert "FA4_EXT" in attention.list_flash_attention_impls()
+    attention.activate_flash_attention_impl("FA4_EXT")
+    assert attention.current_flash_attention_impl() == "FA4_EXT" and on_top() == "ours"
+    attention.restore_flash_attention_impl()
+    assert attention.current_flash_attention_impl() is None and on_top() is None
+
+
+def test_our_registration_is_not_the_registrys_active_provider():
+    with fa4_ext.register():
+        assert attention.current_flash_attention_impl() is None
+
+
+def test_provider_activated_over_ours_gives_way_to_ours_when_restored():
+    attention.register_flash_attention_impl("OTHER", register_fn=PythonOverride)
+    with fa4_ext.register():
+        attention.activate_flash_attention_impl("OTHER")
+        assert on_top() == "other"
+        attention.activate_flash_attention_impl("FA4_EXT")
+        assert on_top() == "ours"
+        attention.activate_flash_attention_impl("OTHER")
+        attention.restore_flash_attention_impl()
+        assert on_top() == "ours"
+
+
+def test_threads_that_register_and_remove_leave_nothing_behind():
+    before, failures = dispatcher(), []
+
+    def work(seed: int):
+        choose, handles = random.Random(seed), []
+        try:
+            for _ in range(40):
+                if handles and choose.random() < 0.5:
+                    handles.pop(choose.randrange(len(handles))).remove()
+                else:
+                    handles.append(fa4_ext.register(choose.choice(("stock", "error")), choose.random() < 0.5))
+                with _register._lock:  # moving our overrides to the top takes them out for a moment
+                    if handles and on_top() != "ours":
+                        failures.append("not registered while a handle lives")
+            for handle in handles:
+                handle.remove()
+        except Exception as error:  # a thread's own exception would not fail the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert dispatcher() == before

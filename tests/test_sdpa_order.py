@@ -1,0 +1,155 @@
+"""Flash first while registered. Torch's first choice of a backend is played here; tests/gpu has it for real."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fa4_ext
+from fa4_ext import _register, _sdpa_order
+
+MATH, FLASH, EFFICIENT, CUDNN, OVERRIDEABLE = 0, 1, 2, 3, 4
+CUDNN_FIRST = [CUDNN, FLASH, EFFICIENT, MATH, OVERRIDEABLE]
+FLASH_FIRST = [FLASH, CUDNN, EFFICIENT, MATH, OVERRIDEABLE]
+USERS = [EFFICIENT, MATH, FLASH, CUDNN, OVERRIDEABLE]
+
+
+class Cuda:
+    """A CUDA that comes up when told, and torch's first choice, which overwrites the order once."""
+
+    def __init__(self, monkeypatch):
+        self.up = False
+        self.queue = []
+        self.chosen = False
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: self.up)
+        monkeypatch.setattr(torch.cuda, "_lazy_call", lambda call: call() if self.up else self.queue.append(call))
+        monkeypatch.setattr(_sdpa_order, "_make_first_choice", self.choose)
+
+    def choose(self):
+        if not self.chosen:
+            self.chosen = True
+            torch._C._set_sdp_priority_order(CUDNN_FIRST)
+
+    def start(self):
+        for call in self.queue:
+            call()
+        self.up = True
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    for handle in list(_register._live):
+        handle.remove()
+    original = torch._C._get_sdp_priority_order()
+    monkeypatch.setattr(_sdpa_order, "_queued", False)
+    yield Cuda(monkeypatch)
+    for handle in list(_register._live):
+        handle.remove()
+    torch._C._set_sdp_priority_order(original)
+
+
+def order() -> list[int]:
+    return torch._C._get_sdp_priority_order()
+
+
+def test_order_is_untouched_until_cuda_is_up(cuda):
+    before = order()
+    with fa4_ext.register():
+        assert order() == before
+        cuda.start()
+        assert order() == FLASH_FIRST
+    assert order() == CUDNN_FIRST
+
+
+def test_registering_with_cuda_up_takes_effect_at_once(cuda):
+    cuda.start()
+    with fa4_ext.register():
+        assert order() == FLASH_FIRST
+    assert order() == CUDNN_FIRST
+
+
+def test_only_one_call_waits_for_cuda(cuda):
+    for _ in range(3):
+        fa4_ext.register()
+    assert len(cuda.queue) == 1
+
+
+def test_removed_before_cuda_comes_up_changes_nothing(cuda):
+    before = order()
+    fa4_ext.register().remove()
+    cuda.start()
+    assert order() == before and not cuda.chosen
+
+
+def test_prefer_false_changes_nothing(cuda):
+    cuda.start()
+    cuda.choose()
+    with fa4_ext.register(prefer=False):
+        assert order() == CUDNN_FIRST
+
+
+def test_users_change_while_registered_stays(cuda):
+    cuda.start()
+    handle = fa4_ext.register()
+    torch._C._set_sdp_priority_order(USERS)
+    assert order() == USERS
+    handle.remove()
+    assert order() == USERS
+
+
+def test_users_order_of_before_comes_back(cuda):
+    cuda.start()
+    cuda.choose()
+    torch._C._set_sdp_priority_order(USERS)
+    with fa4_ext.register():
+        assert order() == [FLASH, EFFICIENT, MATH, CUDNN, OVERRIDEABLE]
+    assert order() == USERS
+
+
+def test_users_change_survives_the_removal_of_an_older_handle(cuda):
+    cuda.start()
+    older, newer = fa4_ext.register(), fa4_ext.register()
+    torch._C._set_sdp_priority_order(USERS)
+    older.remove()
+    assert order() == USERS
+    newer.remove()
+    assert order() == USERS
+
+
+@pytest.mark.parametrize("older_first", [True, False])
+def test_newest_live_handle_decides(cuda, older_first):
+    cuda.start()
+    preferring = fa4_ext.register()
+    indifferent = fa4_ext.register(prefer=False)
+    assert order() == CUDNN_FIRST
+    first, second = (preferring, indifferent) if older_first else (indifferent, preferring)
+    first.remove()
+    assert order() == (CUDNN_FIRST if older_first else FLASH_FIRST)
+    second.remove()
+    assert order() == CUDNN_FIRST
+
+
+def test_sdpa_kernel_with_priority_is_obeyed_and_undone(cuda):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    cuda.start()
+    with fa4_ext.register():
+        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+            assert order()[:2] == [CUDNN, FLASH]
+        assert order()[0] == FLASH
+
+
+def test_enabled_flags_are_the_users(cuda):
+    flags = ("flash", "mem_efficient", "math", "cudnn")
+    torch.backends.cuda.enable_flash_sdp(False)
+    try:
+        before = [getattr(torch.backends.cuda, f"{flag}_sdp_enabled")() for flag in flags]
+        cuda.start()
+        with fa4_ext.register():
+            assert [getattr(torch.backends.cuda, f"{flag}_sdp_enabled")() for flag in flags] == before
+    finally:
+        torch.backends.cuda.enable_flash_sdp(True)
+
+
+def test_first_choice_that_fails_does_not_fail_the_start_of_cuda():
+    _sdpa_order._make_first_choice()  # this machine has no CUDA device to choose for
