@@ -1,0 +1,30 @@
+"""Which kernels a piece of work runs, and whose they are."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+
+def kernels_of(work) -> list[str]:
+    """Names of the CUDA kernels that `work()` runs, in order; lazy initialisation has happened in a run before."""
+    work()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        work()
+        torch.cuda.synchronize()
+    events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
+    return [event.name for event in sorted(events, key=lambda event: event.time_range.start)]
+
+
+def provider(kernel: str) -> str:
+    """Whose kernel has this name. CuTe DSL's names hold "kernel_cutlass" and the module path, which says flash too."""
+    for owner, mark in (("ours", "kernel_cutlass"), ("stock", "flash_"), ("cudnn", "cudnn"), ("efficient", "fmha_")):
+        if mark in kernel:
+            return owner
+    return "other"
+
+
+def providers_of(work) -> set[str]:
+    return {provider(name) for name in kernels_of(work)}

@@ -1,0 +1,37 @@
+"""A few small calls for compute-sanitizer to watch: `compute-sanitizer --tool memcheck python tests/gpu/sanitize.py [forward|backward]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from calls import deterministic, flash_backward, flash_forward
+from cases import dense, make_inputs, varlen
+
+import fa4_ext
+
+PROBLEMS = [
+    dense(65, 200, batch=1, heads=2, heads_kv=2, head_dim=64, is_causal=True),
+    dense(130, 65, batch=2, heads=2, heads_kv=1, head_dim=128),
+    dense(65, 129, batch=1, heads=2, heads_kv=2, head_dim=72, window=(30, 10)),
+    varlen((1, 65, 0, 130), (70, 65, 3, 130), heads=2, heads_kv=1, head_dim=128, is_causal=True),
+]
+
+
+def main(direction: str) -> None:
+    fa4_ext.register(fallback="error", speed_rules=False)
+    for problem in PROBLEMS:
+        inputs = make_inputs(problem)
+        forward = flash_forward(problem, inputs)
+        if direction == "backward":
+            flash_backward(problem, inputs, forward)
+            with deterministic():
+                flash_backward(problem, inputs, forward)
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main(*(sys.argv[1:] or ["backward"]))

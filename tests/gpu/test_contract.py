@@ -1,0 +1,288 @@
+"""What PyTorch and its users rely on around the numbers: who runs which call, what comes back, what stays as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from calls import deterministic, flash_backward, flash_forward, run_autograd, sdpa_forward
+from cases import DEVICE, HEADS, Inputs, dense, make_inputs, varlen
+from compare import assert_close, assert_matches_reference
+from profiling import kernels_of, runs_ours, runs_stock
+from reference import Result, compute
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import fa4_ext
+
+LONG = dict(batch=2, heads=8, heads_kv=8, is_causal=True)  # long enough that no speed rule sends it to stock
+
+
+def bhsd(inputs: Inputs):
+    return [t.transpose(1, 2) for t in (inputs.q, inputs.k, inputs.v)]
+
+
+@pytest.mark.usefixtures("strict")
+class TestOutputs:
+    def test_flash_attention_forward(self):
+        inputs = make_inputs(problem := dense(129, 203))
+        out, lse, rng_state, unused, debug_mask = flash_forward(problem, inputs)
+        assert lse.shape == (2, 4, 129) and lse.dtype == torch.float32 and lse.is_contiguous()
+        assert rng_state.shape == (2,) and rng_state.dtype == torch.uint64
+        assert unused.shape == () and unused.dtype == torch.uint64
+        assert debug_mask.shape == (0,) and debug_mask.dtype == problem.dtype
+        assert {t.device for t in (out, lse, rng_state, unused, debug_mask)} == {inputs.q.device}
+
+    def test_varlen_lse(self):
+        inputs = make_inputs(problem := varlen((67, 130)))
+        lse = flash_forward(problem, inputs)[1]
+        assert lse.shape == (4, 197) and lse.is_contiguous()
+
+    def test_scaled_dot_product_flash_attention(self):
+        inputs = make_inputs(problem := dense(129, 203))
+        out, lse, cum_seq_q, cum_seq_k, max_q, max_k, rng_state, unused, debug_mask = sdpa_forward(problem, inputs)
+        assert out.shape == (2, 4, 129, 128) and lse.shape == (2, 4, 129)
+        assert cum_seq_q is None and cum_seq_k is None and (max_q, max_k) == (129, 203)
+        assert rng_state.shape == (2,) and unused.shape == () and debug_mask.shape == (0,)
+
+    def test_no_other_kernels_run(self):
+        """A forward is one launch; a backward ours alone, with at most memsets around them."""
+        inputs = make_inputs(problem := dense(512, 512, **LONG))
+        forward = flash_forward(problem, inputs)
+        assert len(kernels_of(lambda: flash_forward(problem, inputs))) == 1
+        names = kernels_of(lambda: flash_backward(problem, inputs, forward))
+        assert all("kernel_cutlass" in name or "emset" in name for name in names), names
+
+
+class TestWhoRuns:
+    def test_plain_call(self, lenient):
+        q, k, v = bhsd(make_inputs(dense(1024, 1024, **LONG)))
+        assert runs_ours(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        lenient.remove()
+        assert not runs_ours(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+    def test_plain_call_and_its_backward(self, lenient):
+        problem = dense(1024, 1024, **LONG)
+        inputs = make_inputs(problem)
+        names = kernels_of(lambda: run_autograd(problem, inputs, backward=True, backend=None))
+        assert sum("kernel_cutlass" in name for name in names) >= 2 and not any(
+            "flash_" in name or "cudnn" in name for name in names
+        ), names
+
+    def test_without_preference_the_order_stays(self):
+        q, k, v = bhsd(make_inputs(dense(1024, 1024, **LONG)))
+        before = kernels_of(lambda: F.scaled_dot_product_attention(q, k, v))
+        with fa4_ext.register(prefer=False):
+            assert kernels_of(lambda: F.scaled_dot_product_attention(q, k, v)) == before
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                assert runs_ours(lambda: F.scaled_dot_product_attention(q, k, v))
+
+    def test_removal_puts_the_order_back(self):
+        q, k, v = bhsd(make_inputs(dense(1024, 1024, **LONG)))
+        F.scaled_dot_product_attention(q, k, v)  # the first choice sets torch's own order
+        order = torch._C._get_sdp_priority_order()
+        with fa4_ext.register():
+            assert torch._C._get_sdp_priority_order()[0] == SDPBackend.FLASH_ATTENTION.value
+        assert torch._C._get_sdp_priority_order() == order
+
+    @pytest.mark.parametrize(
+        "backend", (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH, SDPBackend.CUDNN_ATTENTION), ids=lambda b: b.name
+    )
+    def test_users_choice_of_backend(self, backend, lenient):
+        q, k, v = bhsd(make_inputs(dense(1024, 1024, **LONG)))
+
+        def call():
+            with sdpa_kernel(backend):
+                F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+        with_ours = kernels_of(call)
+        lenient.remove()
+        assert with_ours == kernels_of(call) and not any("kernel_cutlass" in name for name in with_ours)
+
+    @pytest.mark.parametrize("mask", ("full", "causal"))
+    @pytest.mark.parametrize("heads", HEADS)
+    def test_explain_agrees(self, heads, mask, strict):
+        problem = dense(1024, 1024, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], is_causal=mask == "causal")
+        q, k, v = bhsd(make_inputs(problem))
+        for backward in (False, True):
+            told = fa4_ext.explain(q, k, v, is_causal=problem.is_causal, enable_gqa=heads != "mha", backward=backward)
+            assert told.supported and told.kernel in {kernel.name for kernel in fa4_ext.kernels()}, told.reason
+        told = fa4_ext.explain(q, k, v, dropout_p=0.1)
+        assert not told.supported and "dropout" in told.reason
+
+
+def _attention(**options):
+    """F.sdpa with flash attention alone enabled, so that both registrations ask the same op."""
+
+    def call(q, k, v):
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(q, k, v, **options)
+
+    return call
+
+
+def _flash_op(**options):
+    def call(q, k, v):
+        return flash_forward(dense(256, 256), Inputs(*(t.transpose(1, 2) for t in (q, k, v)), do=None), **options)
+
+    return call
+
+
+def _normal(*shape, dtype=torch.bfloat16, device=None):
+    return [torch.randn(shape, dtype=dtype, device=device or DEVICE) for _ in range(3)]
+
+
+LEFT_TO_STOCK = {
+    "dropout": (_attention(dropout_p=0.3), dict()),
+    "dropout_op": (_flash_op(dropout_p=0.3), dict()),
+    "debug_mask": (_flash_op(dropout_p=0.3, return_debug_mask=True), dict()),
+    "head_dim_256": (_attention(is_causal=True), dict(head_dim=256)),
+    "head_dim_160": (_attention(), dict(head_dim=160)),
+    "fp32": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v), dict(dtype=torch.float32)),
+    "cpu": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), dict(device="cpu")),
+    "attn_mask": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=q.new_zeros(256, 256)), dict()),
+    "alibi": (lambda q, k, v: _flash_op(alibi_slopes=torch.linspace(0.1, 1, 4, device=DEVICE))(q, k, v), dict()),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_TO_STOCK)
+def test_left_to_stock(case):
+    """The same results, to the bit and with the same random state, as without a registration."""
+    call, fields = LEFT_TO_STOCK[case]
+    fields = dict(head_dim=128, dtype=torch.bfloat16, device=DEVICE) | fields
+    inputs = _normal(2, 4, 256, fields["head_dim"], dtype=fields["dtype"], device=fields["device"])
+
+    def run():
+        torch.manual_seed(7)
+        result = call(*inputs)
+        state = torch.cuda.get_rng_state()
+        return [t for t in (result if isinstance(result, tuple) else (result,)) if t.numel() and t.dtype != torch.uint64], state
+
+    without, state_without = run()
+    with fa4_ext.register():
+        ours, state_ours = run()
+    assert len(ours) == len(without) and all(torch.equal(a, b) for a, b in zip(ours, without, strict=True))
+    assert torch.equal(state_ours, state_without)
+
+
+def test_dropout_trains_through_stock():
+    """Forward and backward of a call with dropout agree on the random state that is saved between them."""
+    problem = dense(256, 256)
+    inputs = make_inputs(problem)
+
+    def run():
+        torch.manual_seed(7)
+        q, k, v = (t.requires_grad_() for t in bhsd(inputs))
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            out = F.scaled_dot_product_attention(q, k, v, dropout_p=0.3)
+        return torch.autograd.grad(out, (q, k, v), inputs.do.transpose(1, 2))
+
+    without = run()
+    with fa4_ext.register():
+        assert runs_stock(run)
+        ours = run()
+    for name, a, b in zip(("dq", "dk", "dv"), ours, without, strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")  # dq is summed with atomics
+
+
+REFUSED = {
+    "dropout": (_attention(dropout_p=0.3), dict(), "dropout_p must be 0"),
+    "debug_mask": (_flash_op(dropout_p=0.0, return_debug_mask=True), dict(), "return_debug_mask"),
+    "alibi": (lambda q, k, v: _flash_op(alibi_slopes=torch.ones(4, device=DEVICE))(q, k, v), dict(), "alibi_slopes"),
+    "seqused_k": (
+        lambda q, k, v: _flash_op(seqused_k=torch.ones(2, dtype=torch.int32, device=DEVICE))(q, k, v),
+        dict(),
+        "seqused_k",
+    ),
+    "head_dim_256": (_attention(), dict(head_dim=256), "head_dim"),
+    "fp32": (_flash_op(), dict(dtype=torch.float32), "dtype must be float16 or bfloat16"),
+    "head_dim_20": (_flash_op(), dict(head_dim=20), "head_dim"),
+}
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("case", REFUSED)
+def test_strict_refuses_with_the_reason(case):
+    call, fields, reason = REFUSED[case]
+    fields = dict(head_dim=128, dtype=torch.bfloat16) | fields
+    inputs = _normal(2, 4, 256, fields["head_dim"], dtype=fields["dtype"])
+    with pytest.raises(RuntimeError, match=r"FA4 _\w+ unsupported: .*" + reason):
+        call(*inputs)
+
+
+@pytest.mark.parametrize("mask", ("full", "causal"))
+@pytest.mark.parametrize("heads", ("mha", "gqa"))
+@pytest.mark.parametrize("first", ("ours", "stock"))
+def test_forward_and_backward_by_different_providers(first, heads, mask):
+    """Causal with more queries than keys has rows without keys, whose lse is -inf in ours and +inf in stock's."""
+    problem = dense(301, 203, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], is_causal=mask == "causal")
+    inputs = make_inputs(problem)
+
+    def registered(ours: bool, work):
+        if not ours:
+            return work()
+        with fa4_ext.register(fallback="error", speed_rules=False):
+            return work()
+
+    forward = registered(first == "ours", lambda: flash_forward(problem, inputs))
+    gradients = registered(first == "stock", lambda: flash_backward(problem, inputs, forward))
+    assert_matches_reference(problem, inputs, Result(*forward[:2], *gradients), check_lse=first == "ours")
+
+
+@pytest.mark.parametrize("first", ("ours", "stock"))
+def test_registration_changes_between_forward_and_backward(first):
+    problem = dense(301, 301, is_causal=True)
+    inputs = make_inputs(problem)
+    q, k, v = (t.requires_grad_() for t in bhsd(inputs))
+    handle = fa4_ext.register(fallback="error", speed_rules=False) if first == "ours" else None
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if handle:
+        handle.remove()
+    else:
+        handle = fa4_ext.register(fallback="error", speed_rules=False)
+    gradients = torch.autograd.grad(out, (q, k, v), inputs.do.transpose(1, 2))
+    handle.remove()
+    out, *gradients = (t.detach().transpose(1, 2) for t in (out, *gradients))
+    assert_matches_reference(problem, inputs, Result(out, None, *gradients), check_lse=False)
+
+
+@pytest.mark.usefixtures("strict")
+def test_deterministic_through_autograd_is_bitwise():
+    problem = dense(1023, 1023, heads=4, heads_kv=2, is_causal=True)
+    inputs = make_inputs(problem)
+    with deterministic():
+        first, *others = (run_autograd(problem, inputs, backward=True) for _ in range(5))
+    for other in others:
+        for name in ("out", "dq", "dk", "dv"):
+            assert torch.equal(getattr(first, name), getattr(other, name)), name
+
+
+@pytest.mark.usefixtures("strict")
+def test_varlen_attn():
+    """torch's own front end, which passes windows of -1."""
+    attention = pytest.importorskip("torch.nn.attention.varlen")
+    problem = varlen((799, 65, 300), is_causal=True)
+    inputs = make_inputs(problem)
+    q, k, v = (t.clone().requires_grad_() for t in (inputs.q, inputs.k, inputs.v))
+    cu_seqlens = inputs.cu_seqlens_q
+    options = {"is_causal": True} if "is_causal" in attention.varlen_attn.__code__.co_varnames else {"window_size": (-1, 0)}
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        out = attention.varlen_attn(q, k, v, cu_seqlens, cu_seqlens, 799, 799, **options)
+        gradients = torch.autograd.grad(out, (q, k, v), inputs.do)
+    assert_matches_reference(problem, inputs, Result(out.detach(), None, *gradients), check_lse=False)
+
+
+@pytest.mark.usefixtures("lenient")
+def test_nested_tensor():
+    """Jagged tensors reach the op with cu_seqlens."""
+    problem = varlen((799, 65, 300), is_causal=True)
+    inputs = make_inputs(problem)
+    q, k, v = (
+        torch.nested.nested_tensor_from_jagged(t, inputs.cu_seqlens_q.long(), max_seqlen=799).transpose(1, 2)
+        for t in (inputs.q, inputs.k, inputs.v)
+    )
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).values()
+    truth = compute(problem, inputs, torch.float32, backward=False)
+    plain = compute(problem, inputs, problem.dtype, backward=False)
+    assert_close("out", out, plain.out, truth.out)

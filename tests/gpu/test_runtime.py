@@ -1,0 +1,328 @@
+"""Kernels in the midst of a program: graphs, streams, threads, the compiler, memory that runs out, tensors that are huge."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from calls import flash_backward, flash_forward, run_autograd, run_flash
+from cases import DEVICE, Inputs, dense, make_inputs
+from compare import assert_close, assert_lse, assert_matches_reference
+from reference import Result, compute
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import fa4_ext
+from scripts import run_script
+
+GIB = 2**30
+
+FIRST_CALL_IN_A_GRAPH = """
+    import torch
+    import fa4_ext
+    from calls import flash_backward, flash_forward
+    from cases import dense, make_inputs
+    from compare import assert_matches_reference
+    from reference import Result
+
+    fa4_ext.register(fallback="error", speed_rules=False)
+    problem = dense(239, 461, is_causal=True, heads=4, heads_kv=2)
+    inputs = make_inputs(problem)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="{mode}"):
+        forward = flash_forward(problem, inputs)
+        gradients = flash_backward(problem, inputs, forward)
+    for replay in range(2):
+        for name, fresh in vars(make_inputs(problem)).items():
+            if fresh is not None:
+                getattr(inputs, name).copy_(fresh)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_matches_reference(problem, inputs, Result(*forward[:2], *gradients))
+"""
+
+
+@pytest.mark.parametrize("mode", ("global", "thread_local", "relaxed"))
+def test_first_call_of_a_process_is_captured(mode):
+    """Loading a kernel's module must not break the capture that it happens in."""
+    run_script(FIRST_CALL_IN_A_GRAPH.format(mode=mode))
+
+
+@pytest.mark.usefixtures("strict")
+def test_training_step_in_a_graph():
+    """Forward and autograd in one graph, replayed on other values."""
+    problem = dense(512, 512, is_causal=True)
+    inputs = make_inputs(problem)
+    q, k, v = (t.transpose(1, 2).requires_grad_() for t in (inputs.q, inputs.k, inputs.v))
+    do = inputs.do.transpose(1, 2)
+
+    def step():
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return out, *torch.autograd.grad(out, (q, k, v), do)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = step()
+    for _ in range(2):
+        fresh = make_inputs(problem)
+        with torch.no_grad():
+            for name in ("q", "k", "v", "do"):
+                getattr(inputs, name).copy_(getattr(fresh, name))
+        graph.replay()
+        out, *gradients = (t.detach().transpose(1, 2) for t in outputs)
+        assert_matches_reference(problem, fresh, Result(out, None, *gradients), check_lse=False)
+
+
+def _many_problems():
+    return [
+        dense(s, s, heads=4, heads_kv=heads_kv, head_dim=head_dim, is_causal=causal)
+        for s, heads_kv, head_dim, causal in ((512, 4, 128, True), (799, 2, 64, False), (1023, 1, 128, False), (300, 4, 64, True))
+    ]
+
+
+@pytest.mark.usefixtures("strict")
+def test_two_streams():
+    """Calls that overlap on the device don't share scratch memory."""
+    problems = _many_problems()[:2]
+    cases = [(problem, make_inputs(problem)) for problem in problems]
+    streams = [torch.cuda.Stream() for _ in cases]
+    torch.cuda.synchronize()
+    results = []
+    for _ in range(10):
+        for stream, (problem, inputs) in zip(streams, cases, strict=True):
+            with torch.cuda.stream(stream):
+                forward = flash_forward(problem, inputs)
+                results.append((problem, inputs, Result(*forward[:2], *flash_backward(problem, inputs, forward))))
+    torch.cuda.synchronize()
+    for problem, inputs, result in results:
+        assert_matches_reference(problem, inputs, result)
+
+
+def _in_threads(count: int, work) -> None:
+    errors = []
+    barrier = threading.Barrier(count)
+
+    def run(index):
+        barrier.wait()
+        try:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                work(index)
+                torch.cuda.current_stream().synchronize()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("run", (run_flash, run_autograd), ids=("aten", "autograd"))
+def test_threads(run):
+    problems = _many_problems()
+
+    def work(index):
+        problem = problems[index]
+        for _ in range(5):
+            inputs = make_inputs(problem)
+            assert_matches_reference(problem, inputs, run(problem, inputs, backward=True), check_lse=run is run_flash)
+
+    _in_threads(len(problems), work)
+
+
+def test_first_calls_of_a_process_from_many_threads():
+    """Lazy loading of the same module from eight threads at once."""
+    run_script("""
+        import torch
+        import fa4_ext
+        from calls import run_flash
+        from cases import dense, make_inputs
+        from compare import assert_matches_reference
+        from test_runtime import _in_threads
+
+        fa4_ext.register(fallback="error", speed_rules=False)
+        problem = dense(300, 300, is_causal=True)
+        inputs = [make_inputs(problem) for _ in range(8)]
+        torch.cuda.synchronize()
+        results = [None] * 8
+
+        def work(index):
+            results[index] = run_flash(problem, inputs[index], backward=True)
+
+        _in_threads(8, work)
+        for x, result in zip(inputs, results):
+            assert_matches_reference(problem, x, result)
+    """)
+
+
+def _compiler(backend: str) -> str:
+    if backend == "inductor" and not ((shutil.which("cc") or shutil.which("gcc")) and torch.utils._triton.has_triton()):
+        pytest.skip("inductor needs Triton and a C compiler")
+    torch._dynamo.reset()
+    return backend
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("dynamic", (False, True), ids=("static", "dynamic"))
+@pytest.mark.parametrize("backend", ("aot_eager", "inductor"))
+def test_compile_without_graph_break(backend, dynamic):
+    @torch.compile(fullgraph=True, backend=_compiler(backend), dynamic=dynamic)
+    def step(q, k, v):
+        return F.scaled_dot_product_attention(q * 1.0, k, v, is_causal=True) + 0.0
+
+    for seqlen in (256, 300, 512) if dynamic else (300,):
+        problem = dense(seqlen, seqlen, is_causal=True)
+        inputs = make_inputs(problem)
+        q, k, v = (t.transpose(1, 2).requires_grad_() for t in (inputs.q, inputs.k, inputs.v))
+        out = step(q, k, v)
+        gradients = torch.autograd.grad(out, (q, k, v), inputs.do.transpose(1, 2))
+        out, *gradients = (t.detach().transpose(1, 2) for t in (out, *gradients))
+        assert_matches_reference(problem, inputs, Result(out, None, *gradients), check_lse=False)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+@pytest.mark.usefixtures("strict")
+def test_current_device_is_another():
+    problem = dense(239, 461, is_causal=True)
+    inputs = make_inputs(problem)
+    there = Inputs(*(t.to("cuda:1") for t in (inputs.q, inputs.k, inputs.v, inputs.do)))
+    with torch.cuda.device(0):
+        forward = flash_forward(problem, there)
+        gradients = flash_backward(problem, there, forward)
+    assert {t.device for t in (*forward, *gradients)} == {torch.device("cuda:1")}
+    assert_matches_reference(problem, there, Result(*forward[:2], *gradients))
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("direction", ("forward", "backward"))
+def test_out_of_memory_leaves_everything_usable(direction):
+    problem = dense(4096, 4096, batch=4, heads=16, heads_kv=16)
+    inputs = make_inputs(problem)
+    forward = flash_forward(problem, inputs)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**24) / total)
+    try:
+        with pytest.raises(RuntimeError):
+            if direction == "forward":
+                flash_forward(problem, inputs)
+            else:
+                flash_backward(problem, inputs, forward)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.synchronize()
+    again = flash_forward(problem, inputs)
+    assert torch.equal(again[0], forward[0])
+    del forward, again, inputs
+    small = dense(239, 461)
+    inputs = make_inputs(small)
+    assert_matches_reference(small, inputs, run_flash(small, inputs, backward=True))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with grouped key/value heads."""
+
+    def __init__(self, width: int = 512, heads: int = 8, heads_kv: int = 2):
+        super().__init__()
+        self.heads, self.heads_kv, self.head_dim = heads, heads_kv, width // heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.qkv = nn.Linear(width, (heads + 2 * heads_kv) * self.head_dim)
+        self.projection = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x):
+        batch, seqlen, _ = x.shape
+        qkv = self.qkv(self.norms[0](x)).view(batch, seqlen, -1, self.head_dim).transpose(1, 2)
+        q, k, v = qkv.split((self.heads, self.heads_kv, self.heads_kv), dim=1)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        x = x + self.projection(out.transpose(1, 2).reshape(x.shape))
+        return x + self.mlp(self.norms[1](x))
+
+
+def test_transformer_block():
+    """Gradients of every parameter against the same block in fp32, beside PyTorch's plain math in bf16."""
+    block = Block().to(DEVICE, torch.bfloat16)
+    x = torch.randn(2, 500, 512, device=DEVICE, dtype=torch.bfloat16)
+
+    def gradients(model, x):
+        loss = model(x).float().square().mean() * 100
+        return [g.float() for g in torch.autograd.grad(loss, tuple(model.parameters()))]
+
+    with sdpa_kernel(SDPBackend.MATH):
+        truth = gradients(copy.deepcopy(block).float(), x.float())
+        plain = gradients(block, x)
+    with fa4_ext.register(fallback="error", speed_rules=False):
+        ours = gradients(block, x)
+    for (name, _), a, b, exact in zip(block.named_parameters(), ours, plain, truth, strict=True):
+        assert_close(name, a.bfloat16(), b, exact)
+
+
+def _needs(gib: float) -> None:
+    free, _ = torch.cuda.mem_get_info()
+    free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    if free < gib * GIB:
+        pytest.skip(f"needs {gib} GiB of GPU memory, {free / GIB:.0f} are free")
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("dim", ("batch", "rows", "heads"))
+def test_strides_beyond_int32(dim):
+    """Few elements, 2^31 and more between them."""
+    _needs(12)
+    problem = dense(129, 129, batch=2, heads=2, heads_kv=2, is_causal=True)
+    batch, rows, heads, head_dim = problem.shape("q")
+    far = 2**31 + 1024
+    strides = {
+        "batch": (far, 4 * heads * head_dim, head_dim, 1),
+        "rows": (4 * heads * head_dim, far // 128 // 8 * 8, head_dim, 1),
+        "heads": (4 * rows * head_dim, 4 * head_dim, far, 1),
+    }[dim]
+    reach = 1 + sum((size - 1) * stride for size, stride in zip((batch, rows, heads, head_dim), strides, strict=True))
+    memory = torch.empty(reach + 4 * head_dim * heads, dtype=problem.dtype, device=DEVICE)
+    inputs = make_inputs(problem)
+    step = {"batch": heads * head_dim, "rows": heads * head_dim, "heads": head_dim}[dim]
+    views = []
+    for index, tensor in enumerate((inputs.q, inputs.k, inputs.v, inputs.do)):
+        view = memory.as_strided(tensor.shape, strides, index * step)
+        view.copy_(tensor)
+        views.append(view)
+    far_inputs = Inputs(*views)
+    forward = flash_forward(problem, far_inputs)
+    result = Result(*forward[:2], *flash_backward(problem, far_inputs, forward))
+    assert_matches_reference(problem, inputs, result)
+
+
+@pytest.mark.usefixtures("strict")
+def test_more_than_2_31_elements():
+    """Every tensor of the query's side has more than 2^31 elements; the last head of the last batch entry is compared."""
+    _needs(48)
+    problem = dense(16384, 16384, batch=9, heads=128, heads_kv=1, is_causal=True, window=(256, -1))
+    inputs = make_inputs(problem)
+    assert inputs.q.numel() > 2**31
+    out, lse, *rest = flash_forward(problem, inputs)
+    dq, _, _ = flash_backward(problem, inputs, (out, lse, *rest))
+    last = dense(16384, 16384, batch=1, heads=1, heads_kv=1, is_causal=True, window=(256, -1))
+    part = Inputs(*(t[-1:, :, -1:].clone() for t in (inputs.q, inputs.k, inputs.v, inputs.do)))
+    results = out[-1:, :, -1:].clone(), lse[-1:, -1:].clone(), dq[-1:, :, -1:].clone()
+    del inputs, out, lse, rest, dq
+    torch.cuda.empty_cache()
+    truth = compute(last, part, torch.float32, backward=True)
+    plain = compute(last, part, last.dtype, backward=True)
+    assert_close("out", results[0], plain.out, truth.out)
+    assert_lse(results[1], truth.lse)
+    assert_close("dq", results[2], plain.dq, truth.dq)
