@@ -1,4 +1,4 @@
-"""A few small calls for compute-sanitizer to watch: `compute-sanitizer --tool memcheck python tests/gpu/sanitize.py [forward|backward]`."""
+"""A few small calls for compute-sanitizer to watch: compute-sanitizer --tool memcheck python tests/gpu/sanitize.py backward"""
 
 from __future__ import annotations
 

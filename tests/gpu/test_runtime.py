@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from compare import assert_close, assert_lse, assert_matches_reference
 from reference import Result, compute
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._triton import has_triton
 
 import fa4_ext
 from scripts import run_script
@@ -131,8 +133,9 @@ def _in_threads(count: int, work) -> None:
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("run", (run_flash, run_autograd), ids=("aten", "autograd"))
+@pytest.mark.parametrize("run", (run_flash, partial(run_autograd, backend=None)), ids=("aten", "autograd"))
 def test_threads(run):
+    """Plain F.sdpa under autograd: `sdpa_kernel` switches backends for all threads."""
     problems = _many_problems()
 
     def work(index):
@@ -170,7 +173,7 @@ def test_first_calls_of_a_process_from_many_threads():
 
 
 def _compiler(backend: str) -> str:
-    if backend == "inductor" and not ((shutil.which("cc") or shutil.which("gcc")) and torch.utils._triton.has_triton()):
+    if backend == "inductor" and not ((shutil.which("cc") or shutil.which("gcc")) and has_triton()):
         pytest.skip("inductor needs Triton and a C compiler")
     torch._dynamo.reset()
     return backend
@@ -265,7 +268,9 @@ def test_transformer_block():
 
     with sdpa_kernel(SDPBackend.MATH):
         truth = gradients(copy.deepcopy(block).float(), x.float())
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # without it plain math runs in fp32
         plain = gradients(block, x)
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(False)
     with fa4_ext.register(fallback="error", speed_rules=False):
         ours = gradients(block, x)
     for (name, _), a, b, exact in zip(block.named_parameters(), ours, plain, truth, strict=True):
