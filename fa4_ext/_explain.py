@@ -47,14 +47,14 @@ def explain(
     The answer follows the `speed_rules` of the registration in force, those of `register()` where there is none.
 
     Args:
-        query, key, value: float16 or bfloat16. 4-D: [batch, heads, seqlen, head_dim], as F.scaled_dot_product_attention takes them, on CUDA or
-            meta devices. 3-D: [total, heads, head_dim], sequences back to back, as torch.nn.attention.varlen takes them.
+        query, key, value: float16 or bfloat16. 4-D: [batch, heads, seqlen, head_dim], as F.scaled_dot_product_attention takes
+            them. 3-D: [total, heads, head_dim], sequences back to back, as torch.nn.attention.varlen takes them. On any device.
         dropout_p: probability; our kernels run 0 only.
         is_causal: 4-D: F.scaled_dot_product_attention's top-left mask. 3-D: bottom-right aligned.
         scale: of the scores; every value is supported.
         enable_gqa: 4-D: key and value may have fewer heads than query.
-        cu_seqlens_q, cu_seqlens_k: int32 [batch + 1], 3-D only: where each sequence starts. Without cu_seqlens_k it equals cu_seqlens_q.
-        max_seqlen_q, max_seqlen_k: tokens of the longest sequence, 3-D only. Without max_seqlen_k it equals max_seqlen_q.
+        cu_seqlens_q, cu_seqlens_k: 3-D: int32 [batch + 1], where each sequence starts. cu_seqlens_k is cu_seqlens_q by default.
+        max_seqlen_q, max_seqlen_k: 3-D: tokens of the longest sequence. max_seqlen_k is max_seqlen_q by default.
         window_size: (left, right) tokens that a query sees besides its own, bottom-right aligned; -1: all.
         backward: ask about the backward.
         deterministic: backward: the same bits in every run. None: as torch.use_deterministic_algorithms says.
@@ -117,8 +117,8 @@ def _never_flash(query: torch.Tensor, key: torch.Tensor, is_causal: bool, enable
         return None
     if is_causal and query.size(2) != key.size(2):
         return (
-            f"F.scaled_dot_product_attention aligns is_causal top-left and never takes it to flash attention with a query length, {query.size(2)}, "
-            f"other than the key length, {key.size(2)}; torch.nn.attention.bias.causal_lower_right does"
+            "F.scaled_dot_product_attention aligns is_causal top-left and never takes it to flash attention with a query length, "
+            f"{query.size(2)}, other than the key length, {key.size(2)}; torch.nn.attention.bias.causal_lower_right does"
         )
     if query.size(1) != key.size(1) and not enable_gqa:
         return (
@@ -128,7 +128,7 @@ def _never_flash(query: torch.Tensor, key: torch.Tensor, is_causal: bool, enable
 
 
 def _as_low_level(tensor: torch.Tensor) -> torch.Tensor:
-    """What F.scaled_dot_product_attention hands to the low-level op: [batch, seqlen, heads, head_dim] with head_dim a multiple of 8."""
+    """What F.scaled_dot_product_attention hands on: [batch, seqlen, heads, head_dim], head_dim padded to a multiple of 8."""
     if tensor.dim() != 4:
         return tensor
     batch, heads, seqlen, head_dim = tensor.shape

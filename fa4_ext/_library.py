@@ -36,7 +36,7 @@ _native = _load()
 
 
 class _WithPythonWarnings:
-    """A function, called below one of torch's own: there C++ warnings become Python's, which can be filtered; elsewhere they go to stderr."""
+    """A function to call below one of torch's own, where C++ warnings become Python's and can be filtered, not stderr's."""
 
     def __init__(self, function):
         self.function = function

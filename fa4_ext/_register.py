@@ -19,8 +19,8 @@ _live: list[Handle] = []  # oldest first; the newest one's options are in force
 class Handle:
     """A live registration; `register` makes them.
 
-    Our kernels are in PyTorch's dispatcher exactly while at least one handle is live, and the newest live handle's options are in force. Dropping
-    the last reference to a handle does not remove it. As a context manager it removes itself at the end of the block.
+    Our kernels are in PyTorch's dispatcher exactly while at least one handle is live, and the newest live handle's options are in
+    force. Dropping the last reference to a handle does not remove it. As a context manager it ends with its block.
     """
 
     def __init__(self, fallback: str, prefer: bool, speed_rules: bool):
@@ -61,13 +61,14 @@ class Handle:
 def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = True) -> Handle:
     """Puts the compiled kernels behind PyTorch's flash attention ops on CUDA devices.
 
-    The overrides go on top of whatever other provider is registered; registering again puts them on top again. Needs no GPU and touches none.
+    The overrides go on top of whatever other provider is registered; registering again puts them on top again. Needs no GPU and
+    touches none.
 
     Args:
-        fallback: what happens to a call that no compiled kernel covers. "stock": PyTorch's own flash kernel runs it. "error": it raises a
-            RuntimeError, "FA4 <op> unsupported: <reason>".
-        prefer: make F.scaled_dot_product_attention try flash attention before its other backends. PyTorch prefers cuDNN on Hopper and Blackwell.
-            The switches of torch.nn.attention.sdpa_kernel and torch.backends.cuda keep their meaning.
+        fallback: what happens to a call that no compiled kernel covers. "stock": PyTorch's own flash kernel runs it. "error": it
+            raises a RuntimeError, "FA4 <op> unsupported: <reason>".
+        prefer: make F.scaled_dot_product_attention try flash attention before its other backends; PyTorch prefers cuDNN on Hopper
+            and Blackwell. The switches of torch.nn.attention.sdpa_kernel and torch.backends.cuda keep their meaning.
         speed_rules: leave calls to the stock kernel that it is measured to run faster.
 
     Returns:
@@ -107,8 +108,9 @@ def _check(argument: str, value, allowed: tuple) -> None:
         raise ValueError(f"{argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-# So that torch.nn.attention.activate_flash_attention_impl("FA4_EXT") finds it. The registry asks providers not to activate themselves, so
-# importing this package leaves its choice of an active provider alone.
+# So that torch.nn.attention.activate_flash_attention_impl("FA4_EXT") finds it. The registry asks providers not to activate
+# themselves, so the import's own registration below stays outside of it: a provider activated later goes on top of ours, and
+# restoring brings ours back.
 register_flash_attention_impl(PROVIDER, register_fn=register)
 
 #: The import's own registration; None with FA4_EXT_AUTOREGISTER=0.

@@ -1,9 +1,9 @@
 """The order in which F.scaled_dot_product_attention tries its backends: flash first while a registration asks for it.
 
-On Hopper and Blackwell torch prefers cuDNN, and our kernels would never be asked. Torch decides that once, in the first choice of a backend on
-CUDA, and overwrites what was set before; what is set afterwards stays. So the order changes when CUDA comes up (or at once where it is up): we
-have torch make its first choice, keep the order that it leaves, and put flash in front. Nothing here brings CUDA up. The flags that enable a
-backend are the user's and stay as they are.
+On Hopper and Blackwell torch prefers cuDNN, and our kernels would never be asked. Torch decides that once, in the first choice of
+a backend on CUDA, and overwrites what was set before; what is set afterwards stays. So the order changes when CUDA comes up, or at
+once where it is up: we have torch make its first choice, keep the order that it leaves, and put flash in front. Nothing here brings
+CUDA up. The flags that enable a backend are the user's and stay as they are.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Shape(torch.Tensor):
 
 
 def _make_first_choice() -> None:
-    # An exception would fail the user's first use of CUDA; without a choice torch's own order stays in force, which is slower, not wrong.
+    # An exception would fail the user's first use of CUDA. Without a choice torch's own order prevails: slower, not wrong.
     with contextlib.suppress(Exception):
         query = torch.Tensor._make_wrapper_subclass(_Shape, (1, 1, 64, 64), dtype=torch.float16, device="cuda")
         # Straight to the CUDA kernel: a mode that happens to be active, such as FakeTensorMode, would get in between.
