@@ -51,7 +51,8 @@ def build(subset: str, archs: Sequence[int], jobs: int, out: Path, cache_directo
     built = [table.Built(kernel, facts) for kernel, (_, facts) in entries.items()]
     write(out, built, {kernel.name: content for kernel, (content, _) in entries.items()}, subset, archs)
     size = sum(len(content) for content, _ in entries.values()) / 1e6
-    print(f"{len(kernels)} kernels ({subset}), {size:.1f} MB of objects in {out}, {duration(time.monotonic() - begin)}", file=sys.stderr)
+    took = duration(time.monotonic() - begin)
+    print(f"{len(kernels)} kernels ({subset}), {size:.1f} MB of objects in {out}, {took}", file=sys.stderr)
 
 
 def _archs(text: str) -> tuple[int, ...]:
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.build", description="Compile the kernels and generate their table.")
     parser.add_argument("--subset", choices=matrix.SUBSETS, default="core")
     parser.add_argument("--arch", type=_archs, default=matrix.ARCHS, help="e.g. 90,100 (the default)")
-    parser.add_argument("--jobs", type=_jobs, default=len(os.sched_getaffinity(0)), help="compiling processes (the machine's cores)")
+    parser.add_argument("--jobs", type=_jobs, default=len(os.sched_getaffinity(0)), help="compiling processes (one a core)")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=default_directory(), help="(default: %(default)s)")
     given = parser.parse_args(arguments)

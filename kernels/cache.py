@@ -1,7 +1,7 @@
 """Compiled objects by content, outside the clone.
 
-An entry is an object and, written after it, a JSON file of facts with the object's hash. Both appear by a rename within one file system,
-so a build that is killed, or two at once, leave whole entries or none; a damaged one fails its hash and is compiled again.
+An entry is an object and, written after it, a JSON file of facts with the object's hash. Both appear by a rename within one file
+system, so a build that is killed, or two at once, leave whole entries or none; a damaged one fails its hash and is compiled again.
 """
 
 import hashlib

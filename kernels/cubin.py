@@ -62,18 +62,18 @@ def extract(elf: bytes) -> bytes:
     return found[0][header_bytes + entry_header_bytes :][:cubin_bytes]
 
 
-def tool(name: str) -> str:
-    """cuobjdump or nvdisasm, which triton's wheel brings."""
-    return str(Path(find_spec("triton").submodule_search_locations[0], "backends", "nvidia", "bin", name))
-
-
-def _run(name: str, *options: str, cubin: bytes) -> str:
+def _run(tool: str, *options: str, cubin: bytes) -> str:
+    """A tool of the PyPI packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm."""
+    roots = find_spec("nvidia").submodule_search_locations
+    path = next((path for root in roots if (path := Path(root, "cu13", "bin", tool)).exists()), None)
+    if path is None:
+        raise FileNotFoundError(f"{tool} is not installed: pip install nvidia-cuda-{tool}")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        result = subprocess.run([tool(name), *options, file.name], capture_output=True, text=True, check=False)
+        result = subprocess.run([path, *options, file.name], capture_output=True, text=True, check=False)
     if result.returncode:
-        raise RuntimeError(f"{name} failed: {result.stderr.strip() or result.stdout.strip()}")
+        raise RuntimeError(f"{tool} failed: {result.stderr.strip() or result.stdout.strip()}")
     return result.stdout
 
 

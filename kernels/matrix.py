@@ -99,9 +99,7 @@ def _backward_sm90(dtype, head_dim, layout, mask, grouped, deterministic):
 
 
 def _backward_sm100(dtype, head_dim, layout, mask, grouped, deterministic):
-    yield Kernel(
-        Op.BACKWARD, 100, dtype, head_dim, layout, 128, 128, mask, grouped, deterministic, two_cta=head_dim >= 128
-    )
+    yield Kernel(Op.BACKWARD, 100, dtype, head_dim, layout, 128, 128, mask, grouped, deterministic, two_cta=head_dim >= 128)
 
 
 class Satellites(NamedTuple):

@@ -1,5 +1,6 @@
 """Worker processes, one a slot at a time, and the queue of kernels they share."""
 
+import contextlib
 import json
 import os
 import signal
@@ -51,10 +52,8 @@ class Worker:
     def compile(self, kernel: Kernel, directory: Path) -> dict:
         self.start = self.log.seek(0, os.SEEK_END)
         request = json.dumps({"kernel": asdict(kernel), "directory": str(directory)})
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it died before; its exit status says how
             print(request, file=self.process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # it died before; its exit status says how
         answer = self.process.stdout.readline()
         if not answer:
             status = self.process.wait()

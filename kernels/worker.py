@@ -4,7 +4,7 @@ Importing the compiler takes seconds and a kernel about one, hence the long life
 once, when it is imported, hence a process an architecture.
 
 Reads a request a line from standard input: {"kernel": {...}, "directory": path}. Leaves the object there and answers on standard
-output with the facts about it, {"error": message} when the compiler failed. Whatever else the compiler prints goes to standard error.
+output with the facts about it, or {"error": message} when the compiler failed. What else is printed goes to standard error.
 """
 
 import json
@@ -87,7 +87,7 @@ def main() -> None:
         request = json.loads(line)
         try:
             answer = compile_kernel(from_json(request["kernel"]), Path(request["directory"]))
-        except Exception:  # noqa: BLE001: whatever the compiler raises is the answer
+        except Exception:  # whatever the compiler raises is the answer
             answer = {"error": traceback.format_exc()}
         print(json.dumps(answer), file=answers, flush=True)
 

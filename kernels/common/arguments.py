@@ -1,7 +1,7 @@
 """Symbolic tensors that the entries are compiled for, and the order they are passed in.
 
-What is symbolic here is a run-time value of the object: batch, lengths, heads, head_dim (a multiple of 8 up to the bucket) and every
-stride but the last dimension's. `csrc/core/arguments.h` mirrors the structs that export_to_c makes of these tensors.
+What is symbolic here is a run-time value of the object: batch, lengths, heads, head_dim (a multiple of 8 up to the bucket) and
+every stride but the last dimension's. kernels/signature.py says what export_to_c makes of them.
 """
 
 import cutlass.cute as cute

@@ -1,8 +1,8 @@
 """The ratio of query heads to key/value heads as a run-time value.
 
 Upstream's kernel classes bake the ratio in, which means one object a ratio. They use it in two ways: trace-time tests against one
-(`ratio == 1`, `ratio > 1`), which choose code, and arithmetic on head indices, which does not care. `AboveOne` answers the first as a
-constant and does the second at run time, so one object serves every ratio.
+(`ratio == 1`, `ratio > 1`), which choose code, and arithmetic on head indices, which does not care. `AboveOne` answers the first as
+a constant and does the second at run time, so one object serves every ratio.
 """
 
 import cutlass.cute as cute

@@ -1,0 +1,71 @@
+# Every target sets up what it needs: .venv with pinned packages, the compiled kernels, the library.
+PYTHON ?= python3
+KERNELS ?=# full or core; the wheel and the GPU tests take full, the rest core
+WHEEL_DIR ?= dist
+PYTEST ?=# of an environment with an installed wheel, for the GPU tests
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := kernels fa4_ext tests benchmarks scripts setup.py
+CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo build test lint format wheel gpu-test bench clean distclean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+# A virtual environment for each list of packages would hold torch twice, so the lists stack in one.
+$(VENV)/bin/python:
+	scripts/bootstrap.sh $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/build.stamp: requirements/build.txt requirements/constraints.txt | $(VENV)/bin/python
+	scripts/bootstrap.sh $(PYTHON)
+	$(BIN)/python -m pip install --disable-pip-version-check -r $<
+	touch $@
+
+$(VENV)/test.stamp: requirements/test.txt $(VENV)/build.stamp
+	scripts/bootstrap.sh $(PYTHON) tests
+	$(BIN)/python -m pip install --disable-pip-version-check -r $<
+	touch $@
+
+demo: $(VENV)/build.stamp ## set everything up, then run attention beside the stock kernel, or without a GPU show what would run
+	FA4_EXT_KERNELS=$(or $(KERNELS),core) $(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python -m fa4_ext demo
+
+build: $(VENV)/test.stamp ## compile the core kernels and link the library into fa4_ext/, for development
+	FA4_EXT_KERNELS=$(or $(KERNELS),core) FA4_EXT_TESTS=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
+test: build ## run the tests that need no GPU
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+lint: $(VENV)/test.stamp ## check the style of Python and C++, and the direction of the layers
+	$(BIN)/ruff check $(wildcard $(SOURCES))
+	$(BIN)/ruff format --check $(wildcard $(SOURCES))
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/python scripts/check_layers.py
+
+format: $(VENV)/test.stamp ## rewrite Python and C++ in that style
+	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
+	$(BIN)/ruff format $(wildcard $(SOURCES))
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+wheel: $(VENV)/build.stamp ## compile the full matrix into dist/*.whl
+	rm -rf build/lib build/bdist.* $(WHEEL_DIR)/*.whl
+	FA4_EXT_KERNELS=$(or $(KERNELS),full) $(BIN)/python -m pip wheel --verbose --no-build-isolation --no-deps \
+		--disable-pip-version-check --wheel-dir $(WHEEL_DIR) .
+	$(BIN)/python scripts/check_wheel.py $(WHEEL_DIR)/*.whl
+
+gpu-test: ## run the tests that need a Hopper or Blackwell GPU; against an installed wheel with PYTEST=/its/bin/pytest
+	$(if $(PYTEST),,$(MAKE) build KERNELS=$(or $(KERNELS),full))
+	$(or $(PYTEST),$(BIN)/python -m pytest) -m gpu tests/gpu $(ARGS)
+
+bench: ## measure against stock, cuDNN and flash-attn-4 on a GPU
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove what was built; compiled kernels stay in their cache
+	rm -rf build dist fa4_ext/*.so *.egg-info .pytest_cache .hypothesis .ruff_cache
+
+distclean: clean ## and the virtual environment
+	rm -rf $(VENV)

@@ -1,0 +1,104 @@
+"""Builds the kernels, links libfa4_ext.so and packs the wheel. Needs what requirements/build.txt lists and a C++17 compiler.
+
+Settings, from the environment:
+  FA4_EXT_KERNELS   subset of the kernel matrix: full (default) or core
+  FA4_EXT_ARCHS     90,100 (default), 90 or 100
+  FA4_EXT_JOBS      compiling processes; the cores by default
+  FA4_EXT_CACHE     folder of compiled kernels; ~/.cache/fa4_ext/kernels by default
+  FA4_EXT_TESTS     1: also build the pybind11 module that the tests use, into build/tests/
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+LIBRARY = "libfa4_ext.so"
+PLATFORM = "manylinux_2_28_x86_64"
+
+
+def setting(name: str, default: str) -> str:
+    return os.environ.get(f"FA4_EXT_{name}") or default
+
+
+def package_folder(name: str) -> Path:
+    """Where a package is installed, without importing it."""
+    spec = find_spec(name)
+    if spec is None:
+        raise SystemExit(f"{name} is not installed; the build needs: pip install -r requirements/build.txt")
+    return Path(list(spec.submodule_search_locations)[0])
+
+
+def script(name: str) -> Path:
+    """A program that a package brought into this environment."""
+    path = Path(sysconfig.get_path("scripts"), name)
+    if not path.exists():
+        raise SystemExit(f"{name} is not installed; the build needs: pip install -r requirements/build.txt")
+    return path
+
+
+def cuda_headers() -> Path:
+    roots = find_spec("nvidia").submodule_search_locations if find_spec("nvidia") else []
+    for root in roots:
+        if (found := Path(root, "cu13", "include")).joinpath("cuda.h").exists():
+            return found
+    raise SystemExit("cuda.h is not installed; the build needs: pip install -r requirements/build.txt")
+
+
+def run(*command: str | Path) -> None:
+    print("+", *command, flush=True)
+    if status := subprocess.run([str(part) for part in command], cwd=ROOT, check=False).returncode:
+        raise SystemExit(status)
+
+
+class BuildNative(build_ext):
+    def run(self) -> None:
+        subset, jobs = setting("KERNELS", "full"), setting("JOBS", str(len(os.sched_getaffinity(0))))
+        build = ROOT / "build" / subset
+        options = [f"--arch={setting('ARCHS', '90,100')}", f"--jobs={jobs}", f"--out={build / 'kernels'}"]
+        run(sys.executable, "-m", "kernels.build", f"--subset={subset}", *options)
+        self.link(build, jobs)
+
+        target = Path("fa4_ext" if self.inplace else Path(self.build_lib, "fa4_ext"))
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(build / "cmake" / LIBRARY, target)
+
+    def link(self, build: Path, jobs: str) -> None:
+        cmake = script("cmake")
+        options = [
+            f"-DCMAKE_MAKE_PROGRAM={script('ninja')}",
+            f"-DFA4_EXT_KERNELS_DIR={build / 'kernels'}",
+            f"-DFA4_EXT_CUDA_INCLUDE_DIR={cuda_headers()}",
+            f"-DFA4_EXT_TORCH_DIR={package_folder('torch')}",
+        ]
+        if setting("TESTS", "0") == "1":
+            options += [
+                "-DFA4_EXT_TESTS=ON",
+                f"-DFA4_EXT_TESTS_DIR={ROOT / 'build' / 'tests'}",
+                f"-DPython_EXECUTABLE={sys.executable}",
+                f"-Dpybind11_DIR={package_folder('pybind11') / 'share' / 'cmake' / 'pybind11'}",
+            ]
+        run(cmake, "-S", ROOT, "-B", build / "cmake", "-G", "Ninja", *options)
+        run(cmake, "--build", build / "cmake", "--parallel", jobs)
+
+    def get_outputs(self) -> list[str]:
+        return [str(Path(self.build_lib, "fa4_ext", LIBRARY))]
+
+    def get_source_files(self) -> list[str]:
+        return []
+
+
+class Wheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", PLATFORM  # torch's stable ABI and no Python in it: one library for every CPython
+
+
+setup(ext_modules=[Extension("fa4_ext.libfa4_ext", [])], cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel})
