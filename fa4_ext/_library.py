@@ -20,7 +20,7 @@ _FILTER = ("ignore", re.compile(_OVERRIDE_WARNING, re.IGNORECASE), UserWarning, 
 
 def _load() -> ctypes.CDLL:
     if not PATH.exists():
-        raise ImportError(f"fa4_ext's native library is missing, {PATH}: `make` builds it")
+        raise ImportError(f"fa4_ext's native library is missing, {PATH}: `make build` builds it")
     library = ctypes.CDLL(str(PATH))
     library.fa4_ext_register.argtypes = (ctypes.c_int, ctypes.c_int)
     library.fa4_ext_register.restype = ctypes.c_int

@@ -151,4 +151,4 @@ def test_missing_library_says_how_to_build_it(tmp_path):
     result = python("-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import fa4_ext")
     assert result.returncode == 1
     assert "ImportError: fa4_ext's native library is missing" in result.stderr
-    assert "`make` builds it" in result.stderr
+    assert "`make build` builds it" in result.stderr
