@@ -34,6 +34,7 @@ Driver open_driver() {
   FA4_FIND(device_get_attribute, cuDeviceGetAttribute);
   FA4_FIND(primary_context_retain, cuDevicePrimaryCtxRetain);
   FA4_FIND(context_get_device, cuCtxGetDevice);
+  FA4_FIND(context_set, cuCtxSetCurrent);
   FA4_FIND(context_push, cuCtxPushCurrent);
   FA4_FIND(context_pop, cuCtxPopCurrent);
   FA4_FIND(library_load_data, cuLibraryLoadData);
@@ -93,9 +94,15 @@ const DeviceProperties& device_properties(int device) { return cached_device(dev
 
 DeviceScope::DeviceScope(int device) {
   CUdevice current;
-  if (driver().context_get_device(&current) == CUDA_SUCCESS && current == device) return;
-  check(driver().context_push(cached_device(device).primary_context), "cuCtxPushCurrent");
-  pushed_ = true;
+  const bool any = driver().context_get_device(&current) == CUDA_SUCCESS;
+  if (any && current == device) return;
+  const CUcontext context = cached_device(device).primary_context;
+  if (any) {
+    check(driver().context_push(context), "cuCtxPushCurrent");
+    pushed_ = true;
+  } else {
+    check(driver().context_set(context), "cuCtxSetCurrent");
+  }
 }
 
 DeviceScope::~DeviceScope() {

@@ -14,6 +14,7 @@ struct Driver {
   decltype(&cuDeviceGetAttribute) device_get_attribute;
   decltype(&cuDevicePrimaryCtxRetain) primary_context_retain;
   decltype(&cuCtxGetDevice) context_get_device;
+  decltype(&cuCtxSetCurrent) context_set;
   decltype(&cuCtxPushCurrent) context_push;
   decltype(&cuCtxPopCurrent) context_pop;
   decltype(&cuLibraryLoadData) library_load_data;
@@ -37,7 +38,8 @@ constexpr int kMaxDevices = 64;
 
 const DeviceProperties& device_properties(int device);
 
-// Makes the device's primary context current for the calling thread, and puts back what was.
+// Makes the device's primary context current for the calling thread, and puts back another device's. A thread that has none keeps it, as
+// after any call of the CUDA runtime: what runs next in autograd's threads counts on one.
 class DeviceScope {
  public:
   explicit DeviceScope(int device);

@@ -1,0 +1,58 @@
+"""Problems for the planner's tests: hypothesis strategies and the way to core's Problem."""
+
+from __future__ import annotations
+
+import fa4_core
+from hypothesis import strategies as st
+
+SM_COUNT = {90: 132, 100: 148, 103: 160}
+FIELDS = (
+    "batch", "seqlen_q", "seqlen_k", "total_q", "total_k", "num_heads", "num_heads_kv", "head_dim", "head_dim_v", "is_causal",
+    "window_size_left", "window_size_right", "deterministic",
+)  # fmt: skip
+
+
+def core_problem(problem: dict) -> fa4_core.Problem:
+    core = fa4_core.Problem()
+    core.op = fa4_core.Op.BACKWARD if problem["op"] == "backward" else fa4_core.Op.FORWARD
+    core.dtype = fa4_core.Dtype.BF16 if problem["dtype"] == "bf16" else fa4_core.Dtype.FP16
+    core.layout = fa4_core.Layout.VARLEN if problem["layout"] == "varlen" else fa4_core.Layout.DENSE
+    core.capability = problem["capability"]
+    core.sm_count = SM_COUNT.get(problem["capability"], 100)
+    for field in FIELDS:
+        setattr(core, field, problem[field])
+    return core
+
+
+@st.composite
+def problems(draw, largest: int = 40_000, dtypes=("bf16", "fp16"), capabilities=(90, 100, 103), legal: bool = True) -> dict:
+    """`legal`: inside what the matrix covers; else anything that fits the fields, the hopeless included."""
+    size = st.integers(1, largest) if legal else st.integers(-1, 2**40)
+    layout = draw(st.sampled_from(["dense", "varlen"]))
+    heads_kv = draw(st.integers(1, 8)) if legal else draw(st.integers(-1, 70_000))
+    batch = draw(st.integers(1, 8)) if legal else draw(st.integers(-1, 70_000))
+    seqlen_q, seqlen_k = draw(size), draw(size)
+    windowed = draw(st.booleans())
+    bound = st.integers(-1, max(2 * seqlen_k, 1)) if windowed else st.just(-1)
+    op = draw(st.sampled_from(["forward", "backward"]))
+    head_dim = draw(st.sampled_from(range(8, 129, 8))) if legal else draw(st.integers(-8, 300))
+    return {
+        "op": op,
+        "dtype": draw(st.sampled_from(dtypes)),
+        "layout": layout,
+        "capability": draw(st.sampled_from(capabilities)) if legal else draw(st.integers(0, 130)),
+        "batch": batch,
+        "seqlen_q": seqlen_q,
+        "seqlen_k": seqlen_k,
+        # ragged: no sequence is longer than the longest, which is there
+        "total_q": batch * seqlen_q if layout == "dense" else draw(st.integers(seqlen_q, max(batch, 1) * max(seqlen_q, 1))),
+        "total_k": batch * seqlen_k if layout == "dense" else draw(st.integers(seqlen_k, max(batch, 1) * max(seqlen_k, 1))),
+        "num_heads": heads_kv * draw(st.integers(1, 8)) if legal else draw(st.integers(-1, 70_000)),
+        "num_heads_kv": heads_kv,
+        "head_dim": head_dim,
+        "head_dim_v": head_dim if legal else draw(st.sampled_from([head_dim, 64])),
+        "is_causal": draw(st.booleans()),
+        "window_size_left": draw(bound),
+        "window_size_right": draw(bound),
+        "deterministic": op == "backward" and draw(st.booleans()),
+    }

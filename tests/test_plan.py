@@ -1,0 +1,169 @@
+"""The planner: total, deterministic, never a kernel that is not there, never a workspace that does not fit its tensors."""
+
+from __future__ import annotations
+
+import fa4_core
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plan_problems import core_problem, problems
+
+ROWS = fa4_core.kernels()
+BUILT = {row.name for row in ROWS}
+SUBSET_LEAVES_OUT = "this build's kernel subset leaves this combination out"
+
+
+def plan(problem: dict, speed_rules: bool = False):
+    return fa4_core.plan(core_problem(problem), speed_rules)
+
+
+def describe(plan) -> tuple:
+    return (
+        plan.supported,
+        plan.kernel and plan.kernel.name,
+        plan.window_size_left,
+        plan.window_size_right,
+        plan.workspace.bytes,
+        plan.reason,
+    )
+
+
+@settings(max_examples=500, deadline=None)
+@given(problems(legal=False), st.booleans())
+def test_any_problem_gets_a_kernel_or_a_reason_and_the_same_one_twice(problem, speed_rules):
+    first = plan(problem, speed_rules)
+    assert first.supported == (not first.reason), describe(first)
+    assert describe(first) == describe(plan(problem, speed_rules))
+
+
+@settings(max_examples=500, deadline=None)
+@given(problems())
+def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
+    chosen = plan(problem)
+    if not chosen.supported:
+        assert chosen.reason == SUBSET_LEAVES_OUT, (problem, chosen.reason)
+        return
+    kernel = chosen.kernel
+    assert kernel.name in BUILT
+    assert kernel.head_dim == (64 if problem["head_dim"] <= 64 else 128)
+    assert kernel.arch == (90 if problem["capability"] == 90 else 100)
+    assert kernel.layout.name == problem["layout"].upper()
+    assert kernel.deterministic == problem["deterministic"]
+    if problem["op"] == "backward":
+        assert kernel.grouped == (problem["num_heads"] != problem["num_heads_kv"])
+
+
+@settings(max_examples=500, deadline=None)
+@given(problems(largest=2**27))
+def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
+    chosen = plan(problem | {"op": "backward"})
+    if not chosen.supported:
+        return
+    w, kernel = chosen.workspace, chosen.kernel
+    heads, heads_kv = problem["num_heads"], problem["num_heads_kv"]
+    batch = problem["batch"] if problem["layout"] == "dense" else 1
+    parts = {
+        "lse_log2": (w.lse_log2, 4 * batch * heads * w.rows_q),
+        "delta": (w.delta, 4 * batch * heads * w.rows_q),
+        "dq_accum": (w.dq_accum, 4 * batch * heads * w.rows_q * kernel.head_dim),
+    }
+    zeroed = {}
+    if kernel.grouped:
+        size = 4 * batch * heads_kv * w.rows_k * kernel.head_dim
+        zeroed |= {"dk_accum": (w.dk_accum, size), "dv_accum": (w.dv_accum, size)}
+    if kernel.deterministic:
+        zeroed["dq_semaphore"] = (w.dq_semaphore, 4 * problem["batch"] * heads * w.tiles_q * w.cluster)
+        if kernel.grouped:
+            size = 4 * problem["batch"] * heads_kv * w.tiles_k * 2
+            zeroed |= {"dk_semaphore": (w.dk_semaphore, size), "dv_semaphore": (w.dv_semaphore, size)}
+    end = 0
+    for name, (offset, size) in sorted((parts | zeroed).items(), key=lambda part: part[1][0]):
+        assert offset % 256 == 0, f"{name} starts at {offset}"
+        assert offset >= end, f"{name} starts at {offset}, the part before it ends at {end}"
+        assert (offset >= w.zeroed) == (name in zeroed), f"{name} at {offset}, zeroed from {w.zeroed} on"
+        end = offset + size
+    assert end <= w.bytes
+    assert max(w.rows_q, w.rows_k) * kernel.head_dim < 2**31
+    longest = "seqlen" if problem["layout"] == "dense" else "total"
+    assert w.rows_q >= problem[f"{longest}_q"] and w.rows_k >= problem[f"{longest}_k"]
+
+
+LEGAL = {
+    "op": "forward", "dtype": "bf16", "layout": "dense", "capability": 90, "batch": 2, "seqlen_q": 512, "seqlen_k": 512,
+    "total_q": 1024, "total_k": 1024, "num_heads": 8, "num_heads_kv": 8, "head_dim": 128, "head_dim_v": 128, "is_causal": False,
+    "window_size_left": -1, "window_size_right": -1, "deterministic": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"capability": 80}, "FA4 requires compute capability 9.0, 10.0 or 10.3, the device has 8.0"),
+        ({"capability": 120}, "the device has 12.0"),
+        ({"head_dim": 136, "head_dim_v": 136}, "head_dim must be at most 128, is 136"),
+        ({"head_dim": 100, "head_dim_v": 100}, "head_dim must be a multiple of 8, is 100"),
+        ({"head_dim_v": 64}, "query's head_dim 128 differs from value's 64"),
+        ({"num_heads_kv": 3}, "8, is not a multiple of the number of key/value heads, 3"),
+        ({"seqlen_k": 0, "total_k": 0}, "a tensor is empty"),
+        ({"batch": 65_536, "total_q": 65_536 * 512, "total_k": 65_536 * 512}, "batch must be at most 65535, is 65536"),
+        ({"num_heads": 65_536}, "the number of heads must be at most 65535, is 65536"),
+        ({"seqlen_q": 2**30, "total_q": 2**31}, "a tensor has 2^30 rows or more"),
+    ],
+)
+def test_a_reason_names_the_argument_and_the_value(change, reason):
+    chosen = plan(LEGAL | change)
+    assert not chosen.supported
+    assert reason in chosen.reason
+
+
+@pytest.mark.parametrize(
+    ("is_causal", "left", "right", "mask", "bounds"),
+    [
+        (False, -1, -1, "FULL", (fa4_core.UNBOUNDED, fa4_core.UNBOUNDED)),
+        (False, 512, 512, "FULL", (fa4_core.UNBOUNDED, fa4_core.UNBOUNDED)),  # a window of the whole length masks nothing
+        (True, -1, -1, "CAUSAL", (fa4_core.UNBOUNDED, 0)),
+        (True, -1, 100, "CAUSAL", (fa4_core.UNBOUNDED, 0)),  # causal is a right bound of zero, whatever the window says
+        (False, -1, 0, "CAUSAL", (fa4_core.UNBOUNDED, 0)),
+        (True, 100, 0, "WINDOW", (100, 0)),
+        (True, 600, 0, "CAUSAL", (fa4_core.UNBOUNDED, 0)),
+        (False, 100, -1, "WINDOW", (100, fa4_core.UNBOUNDED)),
+        (False, -1, 100, "WINDOW", (fa4_core.UNBOUNDED, 100)),
+        (False, 0, 0, "WINDOW", (0, 0)),
+    ],
+)
+def test_masks_resolve_as_the_stock_kernel_resolves_them(is_causal, left, right, mask, bounds):
+    chosen = plan(LEGAL | {"is_causal": is_causal, "window_size_left": left, "window_size_right": right})
+    if not chosen.supported:
+        assert (mask, chosen.reason) == ("WINDOW", SUBSET_LEAVES_OUT)
+        return
+    assert chosen.kernel.mask.name == mask
+    assert (chosen.window_size_left, chosen.window_size_right) == bounds
+
+
+def test_every_backward_row_names_its_companions():
+    for row in ROWS:
+        companions = (row.preprocess, row.postprocess_dq, row.postprocess_dkv)
+        if row.op != fa4_core.Op.BACKWARD:
+            assert companions == (-1, -1, -1), row.name
+            continue
+        assert ROWS[row.preprocess].op == fa4_core.Op.PREPROCESS, row.name
+        assert ROWS[row.postprocess_dq].op == fa4_core.Op.POSTPROCESS, row.name
+        assert (row.postprocess_dkv >= 0) == row.grouped, row.name
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
+def test_strides_of_results_are_empty_likes(sizes, data):
+    """Views of every kind: permuted, sliced, expanded."""
+    given_sizes = [size * data.draw(st.integers(1, 2)) for size in sizes]
+    tensor = torch.empty(given_sizes).permute(*data.draw(st.permutations(range(len(sizes)))))
+    for dim in range(tensor.dim()):
+        step = data.draw(st.integers(1, 2))
+        tensor = (
+            tensor.narrow(dim, 0, 1).expand(*[-1] * dim, 3, *[-1] * (tensor.dim() - dim - 1))
+            if data.draw(st.booleans()) and step == 2
+            else (tensor[(slice(None),) * dim + (slice(None, None, step),)])
+        )
+    ours = fa4_core.empty_like_strides(list(tensor.shape), list(tensor.stride()))
+    assert ours == list(torch.empty_like(tensor).stride()), (tensor.shape, tensor.stride())

@@ -1,0 +1,67 @@
+"""The planner against flash-attn-4's own host code, over random problems: the same kernels with the same constants and scratch shapes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fa4_core
+import pytest
+from hypothesis import HealthCheck, given, settings
+from plan_problems import SM_COUNT, core_problem, problems
+
+ROWS = fa4_core.kernels()
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", params=[90, 100], ids=["sm90", "sm100"])
+def upstream(request):
+    """A process in which upstream's host code believes to be on the architecture."""
+    arch = request.param
+    environment = os.environ | {
+        "CUTE_DSL_ARCH": {90: "sm_90a", 100: "sm_100f"}[arch], "FLASH_ATTENTION_ARCH": f"sm_{arch}",
+        "FLASH_ATTENTION_NUM_SMS": str(SM_COUNT[arch]), "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("upstream_host.py"))]
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def compare(request: dict) -> list[str]:
+        print(json.dumps(request), file=process.stdin, flush=True)
+        answer = process.stdout.readline()
+        assert answer, f"upstream's process ended with {process.wait()} on {request}"
+        return json.loads(answer)
+
+    yield arch, compare
+    process.stdin.close()
+    process.wait()
+
+
+def compiled(kernel) -> list[str]:
+    """Names of the kernels that a plan launches, each once, in the order of their first launch."""
+    if kernel.op == fa4_core.Op.FORWARD:
+        return [kernel.name]
+    postprocess = [kernel.postprocess_dq, *([kernel.postprocess_dkv] if kernel.grouped else [])]
+    return list(dict.fromkeys([ROWS[kernel.preprocess].name, kernel.name, *(ROWS[row].name for row in postprocess)]))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(problems())
+def test_plan_chooses_what_upstream_would_compile(upstream, problem):
+    arch, compare = upstream
+    problem |= {"capability": arch}
+    if problem["window_size_left"] >= problem["seqlen_k"] or problem["window_size_right"] >= problem["seqlen_k"]:
+        problem |= {
+            "window_size_left": -1,
+            "window_size_right": -1,
+        }  # a mask that masks nothing is none, to us and the stock kernel
+    plan = fa4_core.plan(core_problem(problem), False)
+    if not plan.supported:
+        assert "subset" in plan.reason, (problem, plan.reason)
+        return
+    workspace = {name: getattr(plan.workspace, name) for name in ("rows_q", "rows_k", "tiles_q", "tiles_k", "cluster")}
+    request = problem | {"bucket": plan.kernel.head_dim, "kernels": compiled(plan.kernel), "workspace": workspace}
+    differences = compare(request)
+    assert not differences, f"{problem}\n" + "\n".join(differences)
