@@ -10,12 +10,17 @@ from kernels.common import arguments as arg
 from kernels.matrix import Kernel
 
 
-def entry(kernel: Kernel):
+def instantiate(kernel: Kernel) -> FlashAttentionBackwardPostprocess:
     order = AccumTileOrder.TMEM_FRAG_2CTA if kernel.two_cta else AccumTileOrder.TMEM_FRAG_1CTA
-    postprocess = FlashAttentionBackwardPostprocess(
-        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.arch, kernel.block_m, kernel.threads, kernel.atom_layout_m, kernel.swap_ab,
-        use_2cta_instrs=kernel.two_cta, cluster_size=kernel.cluster, accum_order=order if kernel.arch == 100 else None,
+    return FlashAttentionBackwardPostprocess(
+        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.arch, kernel.block_m, kernel.threads, kernel.atom_layout_m,
+        kernel.swap_ab, use_2cta_instrs=kernel.two_cta, cluster_size=kernel.cluster,
+        accum_order=order if kernel.arch == 100 else None,
     )  # fmt: skip
+
+
+def entry(kernel: Kernel):
+    postprocess = instantiate(kernel)
 
     @cute.jit
     def postprocess_entry(

@@ -15,8 +15,12 @@ class Preprocess(FlashAttentionBackwardPreprocess):
         self.check_hdim_v_oob = True  # head_dim may be any multiple of 8 below the bucket
 
 
+def instantiate(kernel: Kernel) -> Preprocess:
+    return Preprocess(arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim, kernel.block_m)
+
+
 def entry(kernel: Kernel):
-    preprocess = Preprocess(arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim, kernel.block_m)
+    preprocess = instantiate(kernel)
 
     @cute.jit
     def preprocess_entry(

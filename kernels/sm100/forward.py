@@ -38,10 +38,10 @@ class Forward(FlashAttentionForwardSm100):
         self.qhead_per_kvhead = 1
 
 
-def entry(kernel: Kernel):
+def instantiate(kernel: Kernel) -> Forward:
     q_stage = kernel.block_m // BLOCK_M
     single_tile = q_stage == 1
-    forward = Forward(
+    return Forward(
         kernel.head_dim, kernel.head_dim, qhead_per_kvhead=1,
         is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, is_split_kv=False, pack_gqa=False,
         m_block_size=BLOCK_M, n_block_size=kernel.block_n, q_stage=q_stage,
@@ -50,6 +50,10 @@ def entry(kernel: Kernel):
         is_varlen_q=kernel.layout is Layout.VARLEN, use_2cta_instrs=kernel.two_cta, use_clc_scheduler=False,
         use_s_ping_pong=single_tile,
     )  # fmt: skip
+
+
+def entry(kernel: Kernel):
+    forward = instantiate(kernel)
 
     @cute.jit
     def forward_entry(

@@ -25,14 +25,18 @@ class Backward(FlashAttentionBackwardSm90):
         super().epilogue_dKV(*args)
 
 
-def entry(kernel: Kernel):
-    backward = Backward(
+def instantiate(kernel: Kernel) -> Backward:
+    return Backward(
         arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim, 2 if kernel.grouped else 1,
         is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, deterministic=kernel.deterministic,
         tile_m=kernel.block_m, tile_n=kernel.block_n, Q_stage=2, dO_stage=2, PdS_stage=2,
         SdP_swapAB=True, dKV_swapAB=False, dQ_swapAB=kernel.swap_ab,
         AtomLayoutMSdP=1, AtomLayoutNdKV=2, AtomLayoutMdQ=kernel.atom_layout_m, num_threads=384, V_in_regs=False,
     )  # fmt: skip
+
+
+def entry(kernel: Kernel):
+    backward = instantiate(kernel)
 
     @cute.jit
     def backward_entry(

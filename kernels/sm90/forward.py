@@ -17,13 +17,17 @@ class Forward(FlashAttentionForwardSm90):
         self.qhead_per_kvhead = 1
 
 
-def entry(kernel: Kernel):
-    forward = Forward(
+def instantiate(kernel: Kernel) -> Forward:
+    return Forward(
         arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim, 1,
         is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, pack_gqa=False,
         tile_m=kernel.block_m, tile_n=kernel.block_n, num_stages=2, num_threads=384, Q_in_regs=False,
         intra_wg_overlap=True, mma_pv_is_rs=True, mask_mod=None, score_mod=None, has_aux_tensors=False,
     )  # fmt: skip
+
+
+def entry(kernel: Kernel):
+    forward = instantiate(kernel)
 
     @cute.jit
     def forward_entry(
@@ -33,7 +37,8 @@ def entry(kernel: Kernel):
     ):  # fmt: skip
         window = (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
         forward(
-            q, k, v, o, lse, scale, cu_seqlens_q, cu_seqlens_k, window_size_left=window[0], window_size_right=window[1], stream=stream
-        )
+            q, k, v, o, lse, scale, cu_seqlens_q, cu_seqlens_k,
+            window_size_left=window[0], window_size_right=window[1], stream=stream,
+        )  # fmt: skip
 
     return forward_entry, arg.forward(kernel)
