@@ -94,6 +94,24 @@ def test_reason_says_why_not(tensors, options, reason):
     assert re.search(reason, answer.reason), answer.reason
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"return_debug_mask": True}, "return_debug_mask must be False"),
+        ({"alibi_slopes": torch.empty(8, device="meta")}, "alibi_slopes not supported"),
+        ({"seqused_k": torch.empty(2, dtype=torch.int32, device="meta")}, "seqused_k not supported"),
+    ],
+)
+def test_reason_names_the_low_level_ops_own_arguments(arguments, reason):
+    query = qkv()[0].transpose(1, 2)
+    nothing = dict.fromkeys(("cum_seq_q", "cum_seq_k", "window_size_left", "window_size_right", "seqused_k", "alibi_slopes"))
+    plain = dict.fromkeys(("is_causal", "return_debug_mask", "deterministic", "backward"), False)
+    numbers = {"max_q": 512, "max_k": 512, "dropout_p": 0.0, "speed_rules": True, "capability": 90, "sm_count": 132}
+    call = nothing | plain | numbers
+    assert torch.ops.fa4_ext.explain(query, query, query, **call)[0]
+    assert torch.ops.fa4_ext.explain(query, query, query, **(call | arguments)) == (False, "", reason)
+
+
 def test_gqa_and_mqa_are_supported():
     for heads_kv in (1, 2, 4):
         assert explain(*qkv(heads_kv=heads_kv), enable_gqa=True).supported

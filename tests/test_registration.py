@@ -89,6 +89,16 @@ def test_cpu_and_meta_kernels_are_untouched():
         assert torch.nn.functional.scaled_dot_product_attention(query, query, query).isfinite().all()
 
 
+def test_strict_op_raises_the_reason():
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)  # CPU tensors would never get there on their own
+    query = torch.zeros(1, 2, 8, 64, dtype=torch.bfloat16)
+    with fa4_ext.register(fallback="error"):
+        with pytest.raises(RuntimeError, match=r"FA4 .*flash_attention.* unsupported: inputs must be CUDA tensors"):
+            torch.ops.aten._scaled_dot_product_flash_attention.default.redispatch(cuda, query, query, query)
+        with pytest.raises(RuntimeError, match=r"FA4 .*flash_attention.* unsupported: dropout_p must be 0"):
+            torch.ops.aten._scaled_dot_product_flash_attention.default.redispatch(cuda, query, query, query, 0.5)
+
+
 def test_remove_twice_and_after_the_context_manager():
     with fa4_ext.register() as handle:
         assert handle.active and on_top() == "ours"
