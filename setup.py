@@ -34,7 +34,7 @@ def package_folder(name: str) -> Path:
     spec = find_spec(name)
     if spec is None:
         raise SystemExit(f"{name} is not installed; the build needs: pip install -r requirements/build.txt")
-    return Path(list(spec.submodule_search_locations)[0])
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def script(name: str) -> Path:

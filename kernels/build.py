@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernels import matrix, pool, signature, table
+from kernels import limits, matrix, pool, signature, table
 from kernels.cache import Cache, default_directory, key, source_versions
 from kernels.progress import Progress, duration
 
@@ -48,6 +48,7 @@ def build(subset: str, archs: Sequence[int], jobs: int, out: Path, cache_directo
     entries = collect(Cache(cache_directory), keys, jobs)
     for kernel, (_, facts) in entries.items():
         signature.check(kernel, facts["arguments"])
+        limits.check(kernel, facts)
     built = [table.Built(kernel, facts) for kernel, (_, facts) in entries.items()]
     write(out, built, {kernel.name: content for kernel, (content, _) in entries.items()}, subset, archs)
     size = sum(len(content) for content, _ in entries.values()) / 1e6

@@ -1,0 +1,19 @@
+"""What a kernel may cost before its build fails."""
+
+from kernels.matrix import Kernel, Layout, Op
+
+# Bytes a thread of local memory. flash-attn-4's varlen kernels for SM100 keep a few scheduler values there under its 128 registers.
+SPILL_BYTES_SM100_VARLEN = 64
+
+
+def spill_bytes(kernel: Kernel) -> int:
+    attention = kernel.op in (Op.FORWARD, Op.BACKWARD)
+    return SPILL_BYTES_SM100_VARLEN if attention and kernel.arch == 100 and kernel.layout is Layout.VARLEN else 0
+
+
+def check(kernel: Kernel, facts: dict) -> None:
+    if facts["spill_bytes"] > spill_bytes(kernel):
+        raise ValueError(
+            f"kernel {kernel.name} uses {facts['spill_bytes']} bytes a thread of local memory; "
+            f"kernels/limits.py allows {spill_bytes(kernel)}"
+        )

@@ -1,0 +1,47 @@
+"""The matrix declares every kernel that the planner may choose, each once."""
+
+from itertools import product
+
+import pytest
+
+from kernels.matrix import ARCHS, DTYPES, HEAD_DIM_BUCKETS, SUBSETS, Layout, Mask, Op, matrix, satellites, subset
+
+KERNELS = matrix()
+
+
+def test_names_are_unique_identifiers():
+    names = [kernel.name for kernel in KERNELS]
+    assert len(set(names)) == len(names)
+    assert all(name.isidentifier() for name in names)
+
+
+def test_order_is_stable():
+    assert matrix() == KERNELS
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "head_dim", "layout", "mask"), list(product(ARCHS, DTYPES, HEAD_DIM_BUCKETS, Layout, Mask))
+)
+def test_every_combination_is_there(arch, dtype, head_dim, layout, mask):
+    rows = [k for k in KERNELS if (k.arch, k.dtype, k.head_dim, k.layout, k.mask) == (arch, dtype, head_dim, layout, mask)]
+    assert any(kernel.op is Op.FORWARD for kernel in rows)
+    backwards = {(kernel.grouped, kernel.deterministic) for kernel in rows if kernel.op is Op.BACKWARD}
+    assert backwards == set(product((False, True), repeat=2))
+
+
+@pytest.mark.parametrize("name", SUBSETS)
+def test_a_subset_holds_what_its_backwards_launch(name):
+    chosen = set(subset(name))
+    for backward in (kernel for kernel in chosen if kernel.op is Op.BACKWARD):
+        preprocess, postprocess_dq, postprocess_dkv = satellites(backward)
+        assert {preprocess, postprocess_dq} <= chosen
+        assert postprocess_dkv in chosen if backward.grouped else postprocess_dkv is None
+
+
+def test_core_is_a_part_of_full():
+    assert set(subset("core")) < set(subset("full")) == set(KERNELS)
+
+
+def test_unknown_subset_is_named_with_the_known():
+    with pytest.raises(ValueError, match="kernel subset 'half' is unknown; allowed: full, core"):
+        subset("half")

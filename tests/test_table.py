@@ -1,0 +1,93 @@
+"""The matrix, the manifest, the generated table and the library's own rows say the same."""
+
+import re
+
+import fa4_core
+import pytest
+from built import DIRECTORY, SUBSET, kernels, manifest, object_file
+
+from kernels import limits, signature, table
+from kernels.matrix import Op, satellites, subset
+
+KERNELS = kernels()
+
+
+def test_manifest_has_a_row_a_kernel():
+    assert list(manifest()) == [kernel.name for kernel in KERNELS]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_manifest_row(kernel):
+    row = manifest()[kernel.name]
+    for field in ("arch", "dtype", "head_dim", "grouped", "deterministic", "two_cta", "block_m", "block_n"):
+        assert row[field] == getattr(kernel, field)
+    for field in ("op", "layout", "mask"):
+        assert row[field] == getattr(kernel, field).value
+    assert row["object_bytes"] == len(object_file(kernel))
+    assert 0 < row["registers"] <= 255
+    assert 0 <= row["shared_memory_bytes"] <= 227 * 1024
+    assert row["spill_bytes"] <= limits.spill_bytes(kernel)
+
+
+def test_table_has_the_matrix_in_order():
+    source = (DIRECTORY / "kernel_table.cpp").read_text()
+    rows = re.findall(r'^    \{"(\w+)",$', source, re.MULTILINE)
+    assert rows == [kernel.name for kernel in KERNELS]
+    assert f"kNumKernels = {len(KERNELS)};" in source
+
+
+def test_library_has_the_matrix_in_order():
+    assert [kernel.name for kernel in fa4_core.kernels()] == [kernel.name for kernel in KERNELS]
+
+
+def test_object_list_is_complete():
+    listed = (DIRECTORY / "objects.txt").read_text().split()
+    assert listed == [str(DIRECTORY / "objects" / f"{kernel.name}.o") for kernel in KERNELS]
+    assert sorted(listed) == sorted(str(path) for path in (DIRECTORY / "objects").iterdir())
+
+
+def built_without_compiling(name):
+    facts = dict(load="load", load_to_device="load_to_device", launch="launch")
+    facts |= dict(registers=1, spill_bytes=0, shared_memory_bytes=0, object_bytes=1)
+    return [table.Built(kernel, facts) for kernel in subset(name)]
+
+
+def test_rows_of_satellites():
+    built = built_without_compiling("full")
+    source = table.cpp(built, "{}", "[]")
+    rows = re.findall(r'^    \{"(\w+)",\n.*\n     (?:\w+, ){5}(-?\d+), (-?\d+), (-?\d+),$', source, re.MULTILINE)
+    assert len(rows) == len(built)
+    for row, (name, *indices) in zip(built, rows, strict=True):
+        assert row.kernel.name == name
+        launched = [built[int(index)].kernel if int(index) >= 0 else None for index in indices]
+        assert launched == (list(satellites(row.kernel)) if row.kernel.op is Op.BACKWARD else [None] * 3)
+
+
+def test_unchanged_files_keep_their_time_stamp(tmp_path):
+    path = tmp_path / "file"
+    table.write_if_different(path, "content")
+    before = path.stat()
+    table.write_if_different(path, "content")
+    assert path.stat().st_mtime_ns == before.st_mtime_ns and path.stat().st_ino == before.st_ino
+    table.write_if_different(path, "other")
+    assert path.read_text() == "other"
+
+
+def test_build_info_names_what_was_built():
+    info = table.build_info(SUBSET, (90, 100), {"a": "1"}, "[]")
+    assert (info["subset"], info["archs"], info["versions"]) == (SUBSET, [90, 100], {"a": "1"})
+    assert info["manifest_sha256"] != table.build_info(SUBSET, (90, 100), {"a": "1"}, "[{}]")["manifest_sha256"]
+
+
+def test_signature_mismatch_names_the_kernel_and_both_orders():
+    kernel = KERNELS[0]
+    arguments = signature.expected(kernel)
+    signature.check(kernel, arguments)
+    with pytest.raises(ValueError, match=f"kernel {kernel.name}: (.|\n)*signature.py") as error:
+        signature.check(kernel, arguments[1:])
+    assert arguments[0] in str(error.value)
+
+
+def test_spills_beyond_the_limit_fail():
+    with pytest.raises(ValueError, match=f"kernel {KERNELS[0].name} uses 1000 bytes a thread of local memory"):
+        limits.check(KERNELS[0], {"spill_bytes": 1000})
