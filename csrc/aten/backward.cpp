@@ -112,6 +112,8 @@ void scaled_dot_product_flash_attention_backward(StableIValue* stack, uint64_t, 
   backward(stack, "_scaled_dot_product_flash_attention_backward", DimOrder::kHeadsFirst);
 }
 
-void flash_attention_backward(StableIValue* stack, uint64_t, uint64_t) { backward(stack, "_flash_attention_backward", DimOrder::kSequenceFirst); }
+void flash_attention_backward(StableIValue* stack, uint64_t, uint64_t) {
+  backward(stack, "_flash_attention_backward", DimOrder::kSequenceFirst);
+}
 
 }  // namespace fa4::aten

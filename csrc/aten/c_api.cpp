@@ -14,8 +14,8 @@ thread_local std::string last_error;
 
 }  // namespace
 
-// Registers the overrides, on top of whatever is registered. `strict`: raise where the stock kernel would be called. `speed_rules`: leave
-// to the stock kernel what it runs faster. Returns 0, or 1 with fa4_ext_last_error() set.
+// Registers the overrides, on top of whatever is registered. `strict`: raise where the stock kernel would be called. `speed_rules`:
+// leave to the stock kernel what it runs faster. Returns 0, or 1 with fa4_ext_last_error() set.
 FA4_EXPORT int fa4_ext_register(int strict, int speed_rules) {
   try {
     fa4::aten::options().strict = strict != 0;

@@ -21,9 +21,9 @@ struct ForwardCall {
   std::optional<double> scale;
   std::optional<int64_t> window_size_left, window_size_right;
   Handle seqused_k, alibi_slopes;
-  Handle block_table;                 // torch 2.12 and later, like num_splits
+  Handle block_table;  // torch 2.12 and later, like num_splits
   std::optional<int64_t> num_splits;
-  bool has_block_table = false;       // the running torch's schema has the two
+  bool has_block_table = false;  // the running torch's schema has the two
 };
 
 struct BackwardCall {

@@ -17,7 +17,9 @@ bool same_shape(const TensorInfo& a, const TensorInfo& b) {
   return true;
 }
 
-bool same_device(const TensorInfo& a, const TensorInfo& b) { return a.device_type == b.device_type && a.device_index == b.device_index; }
+bool same_device(const TensorInfo& a, const TensorInfo& b) {
+  return a.device_type == b.device_type && a.device_index == b.device_index;
+}
 
 int64_t byte_offset(AtenTensorHandle tensor, bool simulated) {
   if (!simulated) return reinterpret_cast<int64_t>(data(tensor));
@@ -27,7 +29,9 @@ int64_t byte_offset(AtenTensorHandle tensor, bool simulated) {
 }
 
 std::string unaddressable(const char* name) {
-  return concat(name, " is not laid out for TMA: its last dimension must be contiguous, its other strides and its address multiples of 16 bytes");
+  return concat(
+      name,
+      " is not laid out for TMA: its last dimension must be contiguous, its other strides and its address multiples of 16 bytes");
 }
 
 std::string check_cum_seq(const char* name, AtenTensorHandle tensor, const TensorInfo& query) {
@@ -49,12 +53,13 @@ struct Inputs {
   DimOrder order;
 };
 
-std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorInfo& k, const TensorInfo& v, const DeviceFacts* simulated,
-                            Problem& p) {
+std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorInfo& k, const TensorInfo& v,
+                            const DeviceFacts* simulated, Problem& p) {
   if (in.dropout_p != 0) return "dropout_p must be 0";
   if (!simulated && q.device_type != aoti_torch_device_type_cuda()) return "inputs must be CUDA tensors";
   if (!same_device(q, k) || !same_device(q, v)) return "query, key, value must be on same device";
-  if (q.dtype != aoti_torch_dtype_bfloat16() && q.dtype != aoti_torch_dtype_float16()) return "query dtype must be float16 or bfloat16";
+  if (q.dtype != aoti_torch_dtype_bfloat16() && q.dtype != aoti_torch_dtype_float16())
+    return "query dtype must be float16 or bfloat16";
   if (k.dtype != q.dtype || v.dtype != q.dtype) return "query, key, value must have the same dtype";
   const bool varlen = in.cum_seq_q != nullptr;
   if (varlen != (in.cum_seq_k != nullptr)) return "cum_seq_q and cum_seq_k must be given together";
@@ -69,7 +74,8 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
   if (!varlen && k.size[0] != q.size[0]) return concat("key's batch ", k.size[0], " differs from query's ", q.size[0]);
 
   const DeviceFacts facts =
-      simulated ? *simulated : DeviceFacts{device_properties(q.device_index).capability, device_properties(q.device_index).sm_count, false};
+      simulated ? *simulated
+                : DeviceFacts{device_properties(q.device_index).capability, device_properties(q.device_index).sm_count, false};
   p.capability = facts.capability;
   p.sm_count = facts.sm_count;
   p.dtype = q.dtype == aoti_torch_dtype_bfloat16() ? Dtype::kBf16 : Dtype::kFp16;
@@ -114,8 +120,9 @@ ForwardDescription describe(const ForwardCall& call, const DeviceFacts* simulate
   d.query = info(call.query.get());
   d.key = info(call.key.get());
   d.value = info(call.value.get());
-  const Inputs inputs{call.query.get(), call.key.get(), call.value.get(), call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q, call.max_k,
-                      call.dropout_p, call.is_causal, call.window_size_left, call.window_size_right, call.order};
+  const Inputs inputs{
+      call.query.get(), call.key.get(), call.value.get(), call.cum_seq_q.get(),  call.cum_seq_k.get(),   call.max_q,
+      call.max_k,       call.dropout_p, call.is_causal,   call.window_size_left, call.window_size_right, call.order};
   if (call.return_debug_mask) {
     d.reason = "return_debug_mask must be False";
   } else if (call.alibi_slopes) {
@@ -146,8 +153,9 @@ BackwardDescription describe(const BackwardCall& call) {
   d.out = info(call.out.get());
   d.logsumexp = info(call.logsumexp.get());
   const auto if_defined = [](const Handle& tensor) { return defined(tensor.get()) ? tensor.get() : nullptr; };
-  const Inputs inputs{call.query.get(), call.key.get(), call.value.get(), if_defined(call.cum_seq_q), if_defined(call.cum_seq_k), call.max_q,
-                      call.max_k, call.dropout_p, call.is_causal, call.window_size_left, call.window_size_right, call.order};
+  const Inputs inputs{
+      call.query.get(), call.key.get(), call.value.get(), if_defined(call.cum_seq_q), if_defined(call.cum_seq_k), call.max_q,
+      call.max_k,       call.dropout_p, call.is_causal,   call.window_size_left,      call.window_size_right,     call.order};
   d.problem.deterministic = deterministic_algorithms();
   d.reason = describe_inputs(inputs, d.query, d.key, d.value, nullptr, d.problem);
   if (!d.reason.empty()) return d;

@@ -11,8 +11,10 @@ namespace {
 
 constexpr const char* kSchema =
     "explain(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, int max_q, int max_k, float dropout_p, "
-    "bool is_causal, bool return_debug_mask, int? window_size_left, int? window_size_right, Tensor? seqused_k, Tensor? alibi_slopes, "
-    "bool deterministic, bool backward, bool speed_rules, int capability, int sm_count) -> (bool supported, str kernel, str reason)";
+    "bool is_causal, bool return_debug_mask, int? window_size_left, int? window_size_right, Tensor? seqused_k, Tensor? "
+    "alibi_slopes, "
+    "bool deterministic, bool backward, bool speed_rules, int capability, int sm_count) -> (bool supported, str kernel, str "
+    "reason)";
 
 void explain(StableIValue* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);

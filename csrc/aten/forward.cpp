@@ -101,7 +101,8 @@ Plan plan_or_raise(const ForwardCall& call, const ForwardDescription& d) {
   } else {
     result.reason = d.reason;
   }
-  if (!result.supported() && options().strict.load(std::memory_order_relaxed)) fail("FA4 ", call.op, " unsupported: ", result.reason);
+  if (!result.supported() && options().strict.load(std::memory_order_relaxed))
+    fail("FA4 ", call.op, " unsupported: ", result.reason);
   return result;
 }
 

@@ -5,7 +5,6 @@
 
 #include <cstdint>
 
-
 namespace fa4::aten {
 
 void scaled_dot_product_flash_attention(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs);

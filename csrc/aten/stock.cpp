@@ -6,10 +6,11 @@
 
 // Absent from a CPU build of torch, and the second from torch 2.11, whose headers may be newer or older than the torch that runs.
 extern "C" AOTITorchError aoti_torch_cuda__flash_attention_forward_v2(
-    AtenTensorHandle query, AtenTensorHandle key, AtenTensorHandle value, AtenTensorHandle* cum_seq_q, AtenTensorHandle* cum_seq_k, int64_t max_q,
-    int64_t max_k, double dropout_p, int32_t is_causal, int32_t return_debug_mask, double* scale, int64_t* window_size_left,
-    int64_t* window_size_right, AtenTensorHandle* seqused_k, AtenTensorHandle* alibi_slopes, AtenTensorHandle* block_table, int64_t* num_splits,
-    AtenTensorHandle* ret0, AtenTensorHandle* ret1, AtenTensorHandle* ret2, AtenTensorHandle* ret3, AtenTensorHandle* ret4);
+    AtenTensorHandle query, AtenTensorHandle key, AtenTensorHandle value, AtenTensorHandle* cum_seq_q, AtenTensorHandle* cum_seq_k,
+    int64_t max_q, int64_t max_k, double dropout_p, int32_t is_causal, int32_t return_debug_mask, double* scale,
+    int64_t* window_size_left, int64_t* window_size_right, AtenTensorHandle* seqused_k, AtenTensorHandle* alibi_slopes,
+    AtenTensorHandle* block_table, int64_t* num_splits, AtenTensorHandle* ret0, AtenTensorHandle* ret1, AtenTensorHandle* ret2,
+    AtenTensorHandle* ret3, AtenTensorHandle* ret4);
 #pragma weak aoti_torch_cuda__flash_attention_forward
 #pragma weak aoti_torch_cuda__flash_attention_forward_v2
 #pragma weak aoti_torch_cuda__flash_attention_backward
@@ -51,10 +52,11 @@ void sdpa_forward(const ForwardCall& call, StableIValue* stack) {
   AtenTensorHandle out, lse, cum_seq_q, cum_seq_k, rng_state, unused, debug_mask;
   int64_t max_q, max_k;
   auto scale = call.scale;
-  call_stock(call.op, &aoti_torch_cuda__scaled_dot_product_flash_attention, call.query.get(), call.key.get(), call.value.get(), call.dropout_p,
-             int32_t{call.is_causal}, int32_t{call.return_debug_mask}, pointer(scale), &out, &lse, &cum_seq_q, &cum_seq_k, &max_q, &max_k, &rng_state,
-             &unused, &debug_mask);
-  put(stack, out), put(stack + 1, lse), put(stack + 2, cum_seq_q), put(stack + 3, cum_seq_k), put(stack + 4, max_q), put(stack + 5, max_k);
+  call_stock(call.op, &aoti_torch_cuda__scaled_dot_product_flash_attention, call.query.get(), call.key.get(), call.value.get(),
+             call.dropout_p, int32_t{call.is_causal}, int32_t{call.return_debug_mask}, pointer(scale), &out, &lse, &cum_seq_q,
+             &cum_seq_k, &max_q, &max_k, &rng_state, &unused, &debug_mask);
+  put(stack, out), put(stack + 1, lse), put(stack + 2, cum_seq_q), put(stack + 3, cum_seq_k), put(stack + 4, max_q),
+      put(stack + 5, max_k);
   put(stack + 6, rng_state), put(stack + 7, unused), put(stack + 8, debug_mask);
 }
 
@@ -65,15 +67,16 @@ void flash_forward(const ForwardCall& call, StableIValue* stack) {
   OptionalTensor cum_seq_q(call.cum_seq_q), cum_seq_k(call.cum_seq_k), seqused_k(call.seqused_k), alibi_slopes(call.alibi_slopes);
   OptionalTensor block_table(call.block_table);
   if (call.has_block_table) {
-    call_stock(call.op, &aoti_torch_cuda__flash_attention_forward_v2, call.query.get(), call.key.get(), call.value.get(), cum_seq_q.pointer(),
-               cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal}, int32_t{call.return_debug_mask}, pointer(scale),
-               pointer(left), pointer(right), seqused_k.pointer(), alibi_slopes.pointer(), block_table.pointer(), pointer(num_splits), results,
-               results + 1, results + 2, results + 3, results + 4);
-  } else {
-    call_stock(call.op, &aoti_torch_cuda__flash_attention_forward, call.query.get(), call.key.get(), call.value.get(), cum_seq_q.pointer(),
-               cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal}, int32_t{call.return_debug_mask}, pointer(scale),
-               pointer(left), pointer(right), seqused_k.pointer(), alibi_slopes.pointer(), results, results + 1, results + 2, results + 3,
+    call_stock(call.op, &aoti_torch_cuda__flash_attention_forward_v2, call.query.get(), call.key.get(), call.value.get(),
+               cum_seq_q.pointer(), cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal},
+               int32_t{call.return_debug_mask}, pointer(scale), pointer(left), pointer(right), seqused_k.pointer(),
+               alibi_slopes.pointer(), block_table.pointer(), pointer(num_splits), results, results + 1, results + 2, results + 3,
                results + 4);
+  } else {
+    call_stock(call.op, &aoti_torch_cuda__flash_attention_forward, call.query.get(), call.key.get(), call.value.get(),
+               cum_seq_q.pointer(), cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal},
+               int32_t{call.return_debug_mask}, pointer(scale), pointer(left), pointer(right), seqused_k.pointer(),
+               alibi_slopes.pointer(), results, results + 1, results + 2, results + 3, results + 4);
   }
   for (int i = 0; i < 5; ++i) put(stack + i, results[i]);
 }
@@ -89,14 +92,15 @@ void stock_backward(const BackwardCall& call, StableIValue* stack) {
   auto scale = call.scale;
   auto left = call.window_size_left, right = call.window_size_right;
   if (call.order == DimOrder::kHeadsFirst) {
-    call_stock(call.op, &aoti_torch_cuda__scaled_dot_product_flash_attention_backward, call.grad_out.get(), call.query.get(), call.key.get(),
-               call.value.get(), call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q, call.max_k,
-               call.dropout_p, int32_t{call.is_causal}, call.rng_state.get(), call.unused.get(), pointer(scale), results, results + 1, results + 2);
+    call_stock(call.op, &aoti_torch_cuda__scaled_dot_product_flash_attention_backward, call.grad_out.get(), call.query.get(),
+               call.key.get(), call.value.get(), call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(), call.cum_seq_k.get(),
+               call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal}, call.rng_state.get(), call.unused.get(),
+               pointer(scale), results, results + 1, results + 2);
   } else {
-    call_stock(call.op, &aoti_torch_cuda__flash_attention_backward, call.grad_out.get(), call.query.get(), call.key.get(), call.value.get(),
-               call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q, call.max_k, call.dropout_p,
-               int32_t{call.is_causal}, call.rng_state.get(), call.unused.get(), pointer(scale), pointer(left), pointer(right), results, results + 1,
-               results + 2);
+    call_stock(call.op, &aoti_torch_cuda__flash_attention_backward, call.grad_out.get(), call.query.get(), call.key.get(),
+               call.value.get(), call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q,
+               call.max_k, call.dropout_p, int32_t{call.is_causal}, call.rng_state.get(), call.unused.get(), pointer(scale),
+               pointer(left), pointer(right), results, results + 1, results + 2);
   }
   for (int i = 0; i < 3; ++i) put(stack + i, results[i]);
 }

@@ -10,7 +10,8 @@ namespace {
 
 Handle empty_strided(int64_t dim, const int64_t* size, const int64_t* stride, int32_t dtype, int32_t device_index) {
   AtenTensorHandle handle;
-  check_shim(aoti_torch_empty_strided(dim, size, stride, dtype, aoti_torch_device_type_cuda(), device_index, &handle), "allocating a tensor");
+  check_shim(aoti_torch_empty_strided(dim, size, stride, dtype, aoti_torch_device_type_cuda(), device_index, &handle),
+             "allocating a tensor");
   return Handle(handle);
 }
 

@@ -23,8 +23,8 @@ int _cudaDeviceGetAttribute(int* value, int attribute, int device) {
   return fa4::driver().device_get_attribute(value, static_cast<CUdevice_attribute>(attribute), device);
 }
 
-int _cudaLibraryLoadData(CUlibrary* library, const void* code, CUjit_option* jit_options, void** jit_values, unsigned int num_jit_options,
-                         CUlibraryOption* options, void** values, unsigned int num_options) {
+int _cudaLibraryLoadData(CUlibrary* library, const void* code, CUjit_option* jit_options, void** jit_values,
+                         unsigned int num_jit_options, CUlibraryOption* options, void** values, unsigned int num_options) {
   return fa4::driver().library_load_data(library, code, jit_options, jit_values, num_jit_options, options, values, num_options);
 }
 

@@ -38,8 +38,8 @@ constexpr int kMaxDevices = 64;
 
 const DeviceProperties& device_properties(int device);
 
-// Makes the device's primary context current for the calling thread, and puts back another device's. A thread that has none keeps it, as
-// after any call of the CUDA runtime: what runs next in autograd's threads counts on one.
+// Makes the device's primary context current for the calling thread, and puts back another device's. A thread that has none keeps
+// it, as after any call of the CUDA runtime: what runs next in autograd's threads counts on one.
 class DeviceScope {
  public:
   explicit DeviceScope(int device);

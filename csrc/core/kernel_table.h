@@ -10,15 +10,15 @@ namespace fa4 {
 struct Kernel {
   const char* name;
   Op op;
-  int16_t arch;      // 90, or 100 for the family 10.0 and 10.3
+  int16_t arch;  // 90, or 100 for the family 10.0 and 10.3
   Dtype dtype;
   int16_t head_dim;  // bucket: the kernel serves every multiple of 8 up to it
   Layout layout;
   Mask mask;
-  bool grouped;      // backward: several query heads share a key/value head
+  bool grouped;  // backward: several query heads share a key/value head
   bool deterministic;
   bool two_cta;
-  int16_t block_m;   // rows of a tile
+  int16_t block_m;  // rows of a tile
   int16_t block_n;
   int16_t preprocess, postprocess_dq, postprocess_dkv;  // backward: rows of this table; -1: not launched
 

@@ -21,7 +21,8 @@ struct ExportedTensor<1> {
   void* data;
   int32_t shape[1];
 };
-static_assert(sizeof(ExportedTensor<4>) == 48 && sizeof(ExportedTensor<3>) == 40 && sizeof(ExportedTensor<2>) == 24, "the objects' ABI");
+static_assert(sizeof(ExportedTensor<4>) == 48 && sizeof(ExportedTensor<3>) == 40 && sizeof(ExportedTensor<2>) == 24,
+              "the objects' ABI");
 
 union Exported {  // the rank is the layout's
   ExportedTensor<4> four;
@@ -37,9 +38,7 @@ class ArgumentList {
   void add(void* pointer) { pointers_[count_++] = pointer; }
 
   // q, k, v, o and their gradients
-  void add(const TensorView& t, Exported& storage) {
-    varlen_ ? add(t, storage.three) : add(t, storage.four);
-  }
+  void add(const TensorView& t, Exported& storage) { varlen_ ? add(t, storage.three) : add(t, storage.four); }
 
   // Contiguous fp32 [batch,] heads, n: lse, delta, accumulators
   void add_rows(const void* data, int64_t batch, int64_t heads, int64_t n, Exported& storage) {
@@ -48,7 +47,8 @@ class ArgumentList {
       storage.two = {pointer, {static_cast<int32_t>(heads), static_cast<int32_t>(n)}, {n}};
       add(&storage.two);
     } else {
-      storage.three = {pointer, {static_cast<int32_t>(batch), static_cast<int32_t>(heads), static_cast<int32_t>(n)}, {heads * n, n}};
+      storage.three = {
+          pointer, {static_cast<int32_t>(batch), static_cast<int32_t>(heads), static_cast<int32_t>(n)}, {heads * n, n}};
       add(&storage.three);
     }
   }
@@ -157,8 +157,8 @@ void gradients(const Problem& p, const Plan& plan, const BackwardArguments& a, c
 }
 
 // fp32 accumulator -> gradient, for dQ (rows of q) or dK and dV (rows of k)
-void postprocess(const Problem& p, int kernel_row, const void* accumulator, const TensorView& gradient, int64_t heads, int64_t rows, float scale,
-                 const int32_t* cu_seqlens, const Target& target) {
+void postprocess(const Problem& p, int kernel_row, const void* accumulator, const TensorView& gradient, int64_t heads, int64_t rows,
+                 float scale, const int32_t* cu_seqlens, const Target& target) {
   const Kernel& kernel = kKernels[kernel_row];
   ArgumentList list(kernel);
   Exported accum, grad;
@@ -203,13 +203,14 @@ void launch_backward(const Problem& p, const Plan& plan, const BackwardArguments
   const Workspace& w = plan.workspace;
   const Scratch scratch{static_cast<char*>(a.workspace)};
   if (w.bytes > w.zeroed) {
-    check(driver().memset_d32_async(reinterpret_cast<CUdeviceptr>(scratch.at(w.zeroed)), 0, static_cast<size_t>(w.bytes - w.zeroed) / 4,
-                                    static_cast<CUstream>(target.stream)),
+    check(driver().memset_d32_async(reinterpret_cast<CUdeviceptr>(scratch.at(w.zeroed)), 0,
+                                    static_cast<size_t>(w.bytes - w.zeroed) / 4, static_cast<CUstream>(target.stream)),
           "clearing the backward's accumulators");
   }
   preprocess(p, plan, a, target);
   gradients(p, plan, a, target);
-  postprocess(p, plan.kernel->postprocess_dq, scratch.at(w.dq_accum), a.dq, p.num_heads, w.rows_q, a.softmax_scale, a.cu_seqlens_q, target);
+  postprocess(p, plan.kernel->postprocess_dq, scratch.at(w.dq_accum), a.dq, p.num_heads, w.rows_q, a.softmax_scale, a.cu_seqlens_q,
+              target);
   if (plan.kernel->grouped) {
     const int row = plan.kernel->postprocess_dkv;
     postprocess(p, row, scratch.at(w.dk_accum), a.dk, p.num_heads_kv, w.rows_k, a.softmax_scale, a.cu_seqlens_k, target);

@@ -21,7 +21,7 @@ struct Target {
 
 struct ForwardArguments {
   TensorView q, k, v, o;
-  float* lse = nullptr;  // contiguous [batch, heads, seqlen_q], varlen [heads, total_q]
+  float* lse = nullptr;                   // contiguous [batch, heads, seqlen_q], varlen [heads, total_q]
   const int32_t* cu_seqlens_q = nullptr;  // [batch + 1], varlen only
   const int32_t* cu_seqlens_k = nullptr;
   float softmax_scale = 0;

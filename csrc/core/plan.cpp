@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kMaxGrid = 65535;  // CUDA's bound on a grid's y and z, where heads and batch go
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
-constexpr int64_t kAlign = 256;      // bytes: what an allocation of its own would have
+constexpr int64_t kAlign = 256;  // bytes: what an allocation of its own would have
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -39,12 +39,13 @@ std::string why_not(const Problem& p) {
   if (!kernel_arch(p.capability)) {
     return concat("FA4 requires compute capability 9.0, 10.0 or 10.3, the device has ", p.capability / 10, ".", p.capability % 10);
   }
-  if (p.batch <= 0 || p.num_heads <= 0 || p.num_heads_kv <= 0 || p.head_dim <= 0 || p.total_q <= 0 || p.total_k <= 0 || p.seqlen_q <= 0 ||
-      p.seqlen_k <= 0) {
+  if (p.batch <= 0 || p.num_heads <= 0 || p.num_heads_kv <= 0 || p.head_dim <= 0 || p.total_q <= 0 || p.total_k <= 0 ||
+      p.seqlen_q <= 0 || p.seqlen_k <= 0) {
     return "a tensor is empty";
   }
   if (p.num_heads % p.num_heads_kv) {
-    return concat("the number of query heads, ", p.num_heads, ", is not a multiple of the number of key/value heads, ", p.num_heads_kv);
+    return concat("the number of query heads, ", p.num_heads, ", is not a multiple of the number of key/value heads, ",
+                  p.num_heads_kv);
   }
   if (p.head_dim != p.head_dim_v) return concat("query's head_dim ", p.head_dim, " differs from value's ", p.head_dim_v);
   if (p.head_dim % 8) return concat("head_dim must be a multiple of 8, is ", p.head_dim);
@@ -69,7 +70,8 @@ struct Key {
            k.grouped == grouped && k.deterministic == deterministic;
   }
   size_t slot() const {
-    const bool flags[] = {op == Op::kBackward, arch == 100, dtype == Dtype::kFp16, layout == Layout::kVarlen, grouped, deterministic};
+    const bool flags[] = {op == Op::kBackward,       arch == 100, dtype == Dtype::kFp16,
+                          layout == Layout::kVarlen, grouped,     deterministic};
     size_t slot = static_cast<size_t>(mask);
     for (bool flag : flags) slot = 2 * slot + flag;
     return slot;
@@ -169,7 +171,8 @@ Plan plan(const Problem& problem, bool speed_rules) {
     plan.workspace = backward_workspace(problem, *kernel);
     // The kernels index an accumulator's row in int32.
     if (std::max(plan.workspace.rows_q, plan.workspace.rows_k) * kernel->head_dim > kMaxInt32) {
-      plan.reason = concat("an accumulator has 2^31 elements or more a head: ", std::max(problem.total_q, problem.total_k), " rows");
+      plan.reason =
+          concat("an accumulator has 2^31 elements or more a head: ", std::max(problem.total_q, problem.total_k), " rows");
       return plan;
     }
   }

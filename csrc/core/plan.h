@@ -11,13 +11,13 @@ namespace fa4 {
 
 // Byte offsets into the backward's one scratch buffer. Everything from `zeroed` on must be zero before the launch.
 struct Workspace {
-  int64_t rows_q = 0;      // rows a head (and a sequence, when dense) of lse_log2, delta and dq_accum: whole tiles
-  int64_t rows_k = 0;      // the same of dk_accum and dv_accum
-  int64_t lse_log2 = 0;    // fp32 [batch,] heads, rows_q
-  int64_t delta = 0;       // fp32 [batch,] heads, rows_q
-  int64_t dq_accum = 0;    // fp32 [batch,] heads, rows_q * bucket
+  int64_t rows_q = 0;    // rows a head (and a sequence, when dense) of lse_log2, delta and dq_accum: whole tiles
+  int64_t rows_k = 0;    // the same of dk_accum and dv_accum
+  int64_t lse_log2 = 0;  // fp32 [batch,] heads, rows_q
+  int64_t delta = 0;     // fp32 [batch,] heads, rows_q
+  int64_t dq_accum = 0;  // fp32 [batch,] heads, rows_q * bucket
   int64_t zeroed = 0;
-  int64_t dk_accum = 0;    // fp32 [batch,] heads_kv, rows_k * bucket; grouped heads only, like dv_accum
+  int64_t dk_accum = 0;  // fp32 [batch,] heads_kv, rows_k * bucket; grouped heads only, like dv_accum
   int64_t dv_accum = 0;
   int64_t dq_semaphore = 0;  // int32 batch, heads, tiles of q, CTAs of a cluster; deterministic only, like the next two
   int64_t dk_semaphore = 0;  // int32 batch, heads_kv, tiles of k, 2; grouped heads only

@@ -14,21 +14,21 @@ enum class Mask : int8_t { kFull, kCausalBottomRight, kWindow };
 constexpr int32_t kUnbounded = 1 << 30;
 
 struct Problem {
-  Op op = Op::kForward;     // kForward or kBackward
-  int32_t capability = 0;   // compute capability of the device: 90 for 9.0, 103 for 10.3
-  int32_t sm_count = 0;     // multiprocessors of the device
+  Op op = Op::kForward;    // kForward or kBackward
+  int32_t capability = 0;  // compute capability of the device: 90 for 9.0, 103 for 10.3
+  int32_t sm_count = 0;    // multiprocessors of the device
   Dtype dtype = Dtype::kBf16;
   Layout layout = Layout::kDense;
   int64_t batch = 0;
-  int64_t seqlen_q = 0;     // varlen: the longest
-  int64_t seqlen_k = 0;     // varlen: the longest
-  int64_t total_q = 0;      // rows of q: batch * seqlen_q when dense
+  int64_t seqlen_q = 0;  // varlen: the longest
+  int64_t seqlen_k = 0;  // varlen: the longest
+  int64_t total_q = 0;   // rows of q: batch * seqlen_q when dense
   int64_t total_k = 0;
   int64_t num_heads = 0;
   int64_t num_heads_kv = 0;
   int64_t head_dim = 0;
   int64_t head_dim_v = 0;
-  bool is_causal = false;   // bottom-right aligned
+  bool is_causal = false;          // bottom-right aligned
   int64_t window_size_left = -1;   // -1: unbounded
   int64_t window_size_right = -1;  // -1: unbounded
   bool deterministic = false;      // backward: the same bits in every run

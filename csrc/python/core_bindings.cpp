@@ -11,7 +11,11 @@ namespace py = pybind11;
 using namespace fa4;
 
 PYBIND11_MODULE(fa4_core, m) {
-  py::enum_<Op>(m, "Op").value("FORWARD", Op::kForward).value("BACKWARD", Op::kBackward).value("PREPROCESS", Op::kPreprocess).value("POSTPROCESS", Op::kPostprocess);
+  py::enum_<Op>(m, "Op")
+      .value("FORWARD", Op::kForward)
+      .value("BACKWARD", Op::kBackward)
+      .value("PREPROCESS", Op::kPreprocess)
+      .value("POSTPROCESS", Op::kPostprocess);
   py::enum_<Dtype>(m, "Dtype").value("BF16", Dtype::kBf16).value("FP16", Dtype::kFp16);
   py::enum_<Layout>(m, "Layout").value("DENSE", Layout::kDense).value("VARLEN", Layout::kVarlen);
   py::enum_<Mask>(m, "Mask").value("FULL", Mask::kFull).value("CAUSAL", Mask::kCausalBottomRight).value("WINDOW", Mask::kWindow);
@@ -73,18 +77,22 @@ PYBIND11_MODULE(fa4_core, m) {
 
   py::class_<Plan>(m, "Plan")
       .def_property_readonly("supported", &Plan::supported)
-      .def_property_readonly("kernel", [](const Plan& plan) { return plan.kernel; }, py::return_value_policy::reference)
+      .def_property_readonly(
+          "kernel", [](const Plan& plan) { return plan.kernel; }, py::return_value_policy::reference)
       .def_readonly("window_size_left", &Plan::window_size_left)
       .def_readonly("window_size_right", &Plan::window_size_right)
       .def_readonly("workspace", &Plan::workspace)
       .def_readonly("reason", &Plan::reason);
 
   m.def("plan", &plan, py::arg("problem"), py::arg("speed_rules") = true);
-  m.def("kernels", [] {
-    std::vector<const Kernel*> rows;
-    for (int32_t i = 0; i < kNumKernels; ++i) rows.push_back(&kKernels[i]);
-    return rows;
-  }, py::return_value_policy::reference);
+  m.def(
+      "kernels",
+      [] {
+        std::vector<const Kernel*> rows;
+        for (int32_t i = 0; i < kNumKernels; ++i) rows.push_back(&kKernels[i]);
+        return rows;
+      },
+      py::return_value_policy::reference);
   m.def("empty_like_strides", [](const std::vector<int64_t>& size, const std::vector<int64_t>& stride) {
     std::vector<int64_t> result(size.size());
     empty_like_strides(static_cast<int64_t>(size.size()), size.data(), stride.data(), result.data());
