@@ -1,0 +1,105 @@
+"""Ours against stock on decode-like and many-short-sequence problems: the planner's speed rules are fitted to these rows."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import nullcontext
+from itertools import accumulate
+
+import torch
+
+from benchmarks.contenders import ours_enabled
+from benchmarks.grids import RuleProblem
+from benchmarks.timing import Progress, in_turns, prepare, sets_for, summary
+
+TARGET_MS = 1.0
+aten = torch.ops.aten
+
+
+def _inputs(p: RuleProblem) -> list[torch.Tensor]:
+    """q, k, v, dO in the layout of `_flash_attention_forward`."""
+    rows_q = (sum(p.lengths),) if p.layout == "varlen" else (p.batch, p.seqlen_q)
+    rows_k = rows_q if p.layout == "varlen" else (p.batch, p.seqlen_k)
+    q = (*rows_q, p.heads, p.head_dim)
+    k = (*rows_k, p.heads_kv, p.head_dim)
+    return [torch.randn(size, dtype=torch.bfloat16, device="cuda") for size in (q, k, k, q)]
+
+
+def _calls(p: RuleProblem, sets: list, enabled):
+    """The forward and the backward as functions of the index of a set."""
+    cu_seqlens = torch.tensor([0, *accumulate(p.lengths)], dtype=torch.int32, device="cuda") if p.layout == "varlen" else None
+    longest = (p.longest, p.longest) if p.layout == "varlen" else (p.seqlen_q, p.seqlen_k)
+
+    def forward(i):
+        q, k, v, _ = sets[i]
+        return aten._flash_attention_forward(q, k, v, cu_seqlens, cu_seqlens, *longest, 0.0, p.causal, False)
+
+    with enabled():
+        saved = [forward(i) for i in range(len(sets))]
+
+    def backward(i):
+        q, k, v, do = sets[i]
+        out, lse, rng_state, unused, _ = saved[i]
+        return aten._flash_attention_backward(
+            do, q, k, v, out, lse, cu_seqlens, cu_seqlens, *longest, 0.0, p.causal, rng_state, unused
+        )
+
+    return {"forward": forward, "backward": backward}
+
+
+def _agree(ours, stock) -> None:
+    """Both are right or both are wrong; the test suite says which."""
+    for a, b in zip(ours, stock, strict=True):
+        difference = ((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-3)).item()
+        if not difference <= 3e-2:
+            raise RuntimeError(f"ours and stock differ by {difference:.2e}")
+
+
+def measure(problems: list[RuleProblem], rounds: int, budget_s: float) -> list[dict]:
+    """Rows of problem fields, direction and microseconds of ours and stock, until the budget is spent."""
+    rows, end = [], time.monotonic() + budget_s
+    progress = Progress(len(problems), "problems")
+    for p in problems:
+        if time.monotonic() > end:
+            break
+        progress.step(f"{p.layout} b{p.batch} h{p.heads}/{p.heads_kv} q{p.seqlen_q} k{p.seqlen_k} d{p.head_dim}")
+        sets = [_inputs(p) for _ in range(sets_for(p.bytes))]
+        fields = {name: value for name, value in vars(p).items() if name != "lengths"}
+        fields |= {"longest": p.longest, "uniform": len(set(p.lengths)) <= 1}
+        fields |= {"total_q": sum(p.lengths) or p.batch * p.seqlen_q, "total_k": sum(p.lengths) or p.batch * p.seqlen_k}
+        try:
+            providers = {"ours": ours_enabled, "stock": nullcontext}
+            calls = {name: _calls(p, sets, enabled) for name, enabled in providers.items()}
+            for direction in ("forward", "backward"):
+                prepared = {
+                    name: prepare(calls[name][direction], len(sets), enabled, TARGET_MS) for name, enabled in providers.items()
+                }
+                # The last call may have met another set of inputs: compare on the first.
+                outputs = []
+                for name, enabled in providers.items():
+                    with enabled():
+                        outputs.append(calls[name][direction](0)[: 1 if direction == "forward" else 3])
+                _agree(*outputs)
+                row = fields | {"direction": direction}
+                for name, times in in_turns(prepared, rounds).items():
+                    result = summary(times)
+                    row |= {f"{name}_us": round(result["ms"] * 1e3, 3), f"{name}_spread": round(result["spread"], 3)}
+                rows.append(row)
+        except RuntimeError as error:
+            print(f"\n{p.layout} {fields}: {error}", file=sys.stderr)
+    progress.close()
+    return rows
+
+
+def print_table(rows: list[dict]) -> None:
+    """The rows on which ours is slower, worst first."""
+    slower = sorted((row for row in rows if row["ours_us"] > row["stock_us"]), key=lambda row: row["stock_us"] / row["ours_us"])
+    print(f"{len(slower)} of {len(rows)} rows are slower than stock; the worst:")
+    for row in slower[:40]:
+        mask = "causal" if row["causal"] else "full"
+        print(
+            f"  {row['layout']:6} {row['direction']:8} {mask:6} B{row['batch']:<5} H{row['heads']}/{row['heads_kv']:<3} "
+            f"q{row['seqlen_q']:<5} k{row['seqlen_k']:<6} d{row['head_dim']:<4} "
+            f"ours {row['ours_us']:9.1f} us  stock {row['stock_us']:9.1f} us  {row['ours_us'] / row['stock_us']:.2f}x"
+        )

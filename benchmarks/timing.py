@@ -1,0 +1,153 @@
+"""Device time: CUDA events around replays of a CUDA graph, contenders in turns. Everything here runs on one side stream."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+L2_BYTES = 128 << 20  # more than any L2 of these devices: inputs rotate among sets of at least this size together
+MAX_CALLS = 64
+
+
+@functools.cache
+def stream() -> torch.cuda.Stream:
+    """The side stream of all work: graphs can't be captured on the default one, and a backward runs where its forward ran."""
+    return torch.cuda.Stream()
+
+
+@functools.cache
+def _pool():
+    """Memory shared by all graphs; a first graph keeps it alive between problems."""
+    pool = torch.cuda.graph_pool_handle()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    graph.capture_begin(pool=pool)
+    torch.zeros(1, device="cuda")
+    graph.capture_end()
+    return pool, graph
+
+
+@dataclass
+class Prepared:
+    """Work that is ready to be timed: `run()` enqueues `calls` calls."""
+
+    run: Callable[[], Any]
+    calls: int
+    captured: bool
+    outputs: Any  # of the last call, valid after a run
+    sleep_cycles: int = 0  # not captured: how long the device sleeps while the host enqueues
+
+    def ms(self) -> float:
+        """Milliseconds a call, of one run."""
+        return _event_ms(self.run, self.sleep_cycles) / self.calls
+
+
+def sets_for(set_bytes: int) -> int:
+    """How many sets of inputs to rotate among, so that none is found in L2."""
+    return max(1, min(32, math.ceil(L2_BYTES / max(1, set_bytes))))
+
+
+def prepare(call: Callable[[int], Any], sets: int, enabled: Callable[[], AbstractContextManager], target_ms: float) -> Prepared:
+    """`call(i)` runs the problem on the i-th set of inputs. Captured where possible, otherwise a loop behind a sleeping kernel."""
+    with enabled():
+        for i in range(2):
+            call(i % sets)
+        calls = max(sets, min(MAX_CALLS, math.ceil(target_ms / _event_ms(lambda: [call(i % sets) for i in range(3)]) * 3)))
+        try:
+            return _capture(call, sets, calls)
+        except Exception as error:  # of any kind: other packages raise their own
+            torch.cuda.synchronize()
+            print(f"\nnot captured, timed as a loop: {error!r:.200}", file=sys.stderr)
+    return _loop(call, sets, enabled, calls)
+
+
+def _capture(call, sets: int, calls: int) -> Prepared:
+    pool, _ = _pool()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    graph.capture_begin(pool=pool)
+    try:
+        for i in range(calls):
+            outputs = call(i % sets)
+    finally:
+        graph.capture_end()
+    graph.replay()
+    torch.cuda.synchronize()
+    return Prepared(graph.replay, calls, True, outputs)
+
+
+def _loop(call, sets: int, enabled, calls: int) -> Prepared:
+    with enabled():
+        start = time.perf_counter()
+        outputs = call(0)
+        host_seconds = time.perf_counter() - start
+        torch.cuda.synchronize()
+
+    def run():
+        with enabled():
+            for i in range(calls):
+                call(i % sets)
+
+    # 2 cycles a nanosecond: no clock here is faster.
+    return Prepared(run, calls, False, outputs, int(2e9 * host_seconds * (calls + 2)))
+
+
+def _event_ms(work: Callable[[], Any], sleep_cycles: int = 0) -> float:
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    if sleep_cycles:
+        torch.cuda._sleep(sleep_cycles)
+    start.record()
+    work()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)
+
+
+def in_turns(prepared: dict[str, Prepared], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds a call of every contender in every round. Rounds begin with a different one each."""
+    names = list(prepared)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for round_index in range(rounds):
+        shift = round_index % max(1, len(names))
+        for name in names[shift:] + names[:shift]:
+            times[name].append(prepared[name].ms())
+    return times
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Median milliseconds, and the distance from the fastest to the slowest round as a fraction of it."""
+    median = statistics.median(times)
+    return {"ms": median, "spread": (max(times) - min(times)) / median}
+
+
+class Progress:
+    """One line on stderr: how far, what now, time left. A log gets a line every five seconds."""
+
+    def __init__(self, total: int, what: str):
+        self.total, self.what, self.done = total, what, 0
+        self.start, self.shown = time.monotonic(), 0.0
+        self.terminal = sys.stderr.isatty()
+
+    def step(self, now: str) -> None:
+        elapsed = time.monotonic() - self.start
+        left = f"{elapsed / self.done * (self.total - self.done):.0f} s left" if self.done else ""
+        line = f"{self.what} {self.done}/{self.total}  {now}  {left}"
+        self.done += 1
+        if self.terminal:
+            print(f"\r{line[:110]:<110}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self.shown > 5:
+            self.shown = time.monotonic()
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        line = f"{self.what}: {self.done} in {time.monotonic() - self.start:.0f} s"
+        print(f"\r{line:<110}" if self.terminal else line, file=sys.stderr, flush=True)
