@@ -48,10 +48,11 @@ def _sequence_first(function):
 
 def contenders() -> list[Contender]:
     """Ours, PyTorch's own flash and cuDNN kernels, and the packages that happen to be installed."""
+    cudnn = torch.backends.cudnn.version() or 0
     found = [
         Contender("ours", "fa4_ext", _sdpa, ours_enabled),
         Contender("stock", "PyTorch flash (FA2)", _sdpa, lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION)),
-        Contender("cudnn", f"cuDNN {torch.backends.cudnn.version()}", _sdpa, lambda: sdpa_kernel(SDPBackend.CUDNN_ATTENTION)),
+        Contender("cudnn", f"cuDNN {cudnn // 10000}.{cudnn // 100 % 100}", _sdpa, lambda: sdpa_kernel(SDPBackend.CUDNN_ATTENTION)),
     ]
     try:
         from flash_attn.cute.interface import flash_attn_func as fa4

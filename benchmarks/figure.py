@@ -26,7 +26,9 @@ def draw(report: dict, paths: list[str]) -> None:
                 places = [place + (index - (len(labels) - 1) / 2) * width for place in range(len(panel))]
                 axis.bar(places, heights, width, label=label, color=COLOURS[name], zorder=2)
             axis.set_title(f"{direction}, head dim {head_dim}, {'causal' if causal else 'full'}", fontsize=11)
-            axis.set_xticks(range(len(panel)), [f"{row['seqlen'] // 1024}k" if row["seqlen"] >= 1024 else "512" for row in panel])
+            axis.set_xticks(
+                range(len(panel)), [f"{row['seqlen'] // 1024}k" if row["seqlen"] >= 1024 else str(row["seqlen"]) for row in panel]
+            )
             axis.grid(axis="y", color="#e6e6e6", zorder=0)
             axis.spines[["top", "right"]].set_visible(False)
         line[0].set_ylabel("TFLOP/s")

@@ -116,6 +116,8 @@ def in_turns(prepared: dict[str, Prepared], rounds: int) -> dict[str, list[float
     """Milliseconds a call of every contender in every round. Rounds begin with a different one each."""
     names = list(prepared)
     times: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:  # the first round of all would find the clocks down
+        prepared[name].ms()
     for round_index in range(rounds):
         shift = round_index % max(1, len(names))
         for name in names[shift:] + names[:shift]:

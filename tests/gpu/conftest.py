@@ -6,8 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-os.environ["FA4_EXT_AUTOREGISTER"] = "0"  # a test registers what it asks for, and nothing else is registered
-
 import pytest
 import torch
 
@@ -61,7 +59,11 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def plain_settings():
-    """The settings that change results are off before a test and after it."""
+    """The settings that change results are off before a test and after it, and only what a test registers is registered."""
+    import fa4_ext
+
+    if fa4_ext.default_handle:
+        fa4_ext.default_handle.remove()
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.use_deterministic_algorithms(False)
     yield
