@@ -22,8 +22,10 @@ def _load() -> ctypes.CDLL:
     if not PATH.exists():
         raise ImportError(f"fa4_ext's native library is missing, {PATH}: `make build` builds it")
     library = ctypes.CDLL(str(PATH))
-    library.fa4_ext_register.argtypes = (ctypes.c_int, ctypes.c_int)
+    library.fa4_ext_register.argtypes = ()
     library.fa4_ext_register.restype = ctypes.c_int
+    library.fa4_ext_configure.argtypes = (ctypes.c_int, ctypes.c_int)
+    library.fa4_ext_configure.restype = None
     library.fa4_ext_remove.argtypes = ()
     library.fa4_ext_remove.restype = None
     for text in (library.fa4_ext_last_error, library.fa4_ext_build_info, library.fa4_ext_manifest):
@@ -48,13 +50,13 @@ class _WithPythonWarnings:
         call.result = call.function()
 
 
-def register(*, strict: bool, speed_rules: bool) -> None:
+def register() -> None:
     """Puts our overrides on top of the dispatcher's, or moves them there.
 
     Raises:
         RuntimeError: the dispatcher refused them.
     """
-    call = _WithPythonWarnings(lambda: _native.fa4_ext_register(strict, speed_rules))
+    call = _WithPythonWarnings(_native.fa4_ext_register)
     # Not warnings.catch_warnings: leaving it would undo what other threads did to the filters meanwhile.
     warnings.filters.insert(0, _FILTER)
     try:
@@ -64,6 +66,11 @@ def register(*, strict: bool, speed_rules: bool) -> None:
             warnings.filters.remove(_FILTER)
     if call.result != 0:
         raise RuntimeError(_native.fa4_ext_last_error().decode())
+
+
+def configure(*, strict: bool, speed_rules: bool) -> None:
+    """Sets what our overrides do from the next call on."""
+    _native.fa4_ext_configure(strict, speed_rules)
 
 
 def remove() -> None:

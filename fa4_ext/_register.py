@@ -42,8 +42,8 @@ class Handle:
             _live.remove(self)
             if not _live:
                 _library.remove()
-            elif was_newest and _native_options(_live[-1]) != _native_options(self):
-                _library.register(**_native_options(_live[-1]))
+            elif was_newest:
+                _library.configure(**_native_options(_live[-1]))
             if was_newest and self.prefer != (bool(_live) and _live[-1].prefer):
                 _set_preference(not self.prefer)
 
@@ -83,7 +83,8 @@ def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = T
     _check("speed_rules", speed_rules, (True, False))
     handle = Handle(fallback, bool(prefer), bool(speed_rules))
     with _lock:
-        _library.register(**_native_options(handle))
+        _library.register()
+        _library.configure(**_native_options(handle))
         _live.append(handle)
         _set_preference(handle.prefer)
     return handle

@@ -60,8 +60,9 @@ def unregistered():
 @pytest.fixture
 def native_calls(monkeypatch):
     calls = []
-    register, remove = _library.register, _library.remove
-    monkeypatch.setattr(_library, "register", lambda **options: calls.append(options) or register(**options))
+    register, configure, remove = _library.register, _library.configure, _library.remove
+    monkeypatch.setattr(_library, "register", lambda: calls.append("register") or register())
+    monkeypatch.setattr(_library, "configure", lambda **options: calls.append(options) or configure(**options))
     monkeypatch.setattr(_library, "remove", lambda: calls.append("remove") or remove())
     return calls
 
@@ -132,8 +133,9 @@ def test_newest_live_handles_options_are_in_force(native_calls):
     loose = fa4_ext.register()
     strict = fa4_ext.register(fallback="error", speed_rules=False)
     assert native_calls[-1] == {"strict": True, "speed_rules": False}
+    del native_calls[:]
     strict.remove()
-    assert native_calls[-1] == {"strict": False, "speed_rules": True}
+    assert native_calls == [{"strict": False, "speed_rules": True}]  # not registered again: a provider above ours stays above
     loose.remove()
     assert native_calls[-1] == "remove"
 
@@ -148,7 +150,7 @@ def test_removing_an_older_handle_leaves_the_dispatcher_alone(native_calls):
 
 def test_refused_registration_raises_and_leaves_no_handle(monkeypatch):
     class Refusing:
-        fa4_ext_register = staticmethod(lambda strict, speed_rules: 1)
+        fa4_ext_register = staticmethod(lambda: 1)
         fa4_ext_last_error = staticmethod(lambda: b"the dispatcher says no")
 
     with monkeypatch.context() as patch:

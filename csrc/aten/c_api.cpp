@@ -14,18 +14,21 @@ thread_local std::string last_error;
 
 }  // namespace
 
-// Registers the overrides, on top of whatever is registered. `strict`: raise where the stock kernel would be called. `speed_rules`:
-// leave to the stock kernel what it runs faster. Returns 0, or 1 with fa4_ext_last_error() set.
-FA4_EXPORT int fa4_ext_register(int strict, int speed_rules) {
+// Registers the overrides, on top of whatever is registered. Returns 0, or 1 with fa4_ext_last_error() set.
+FA4_EXPORT int fa4_ext_register() {
   try {
-    fa4::aten::options().strict = strict != 0;
-    fa4::aten::options().speed_rules = speed_rules != 0;
     fa4::aten::register_overrides();
     return 0;
   } catch (const std::exception& error) {
     last_error = error.what();
     return 1;
   }
+}
+
+// `strict`: raise where the stock kernel would be called. `speed_rules`: leave to the stock kernel what it runs faster.
+FA4_EXPORT void fa4_ext_configure(int strict, int speed_rules) {
+  fa4::aten::options().strict = strict != 0;
+  fa4::aten::options().speed_rules = speed_rules != 0;
 }
 
 FA4_EXPORT void fa4_ext_remove() { fa4::aten::remove_overrides(); }

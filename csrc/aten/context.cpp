@@ -1,15 +1,11 @@
 #include "context.h"
 
-#include <dlfcn.h>
-
-__asm__(".symver dlopen,dlopen@GLIBC_2.2.5");
-__asm__(".symver dlsym,dlsym@GLIBC_2.2.5");
+#include "torch_symbol.h"
 
 namespace fa4::aten {
 namespace {
 
-// at::globalContext() and two of its getters, in the libtorch_cpu.so that is already loaded. Looked up by name at run time, because
-// linking to them would tie the library to a torch version; every torch since 2.11 exports them.
+// at::globalContext() and two of its getters, which every torch since 2.11 exports.
 struct Context {
   const void* context = nullptr;
   bool (*deterministic)(const void*) = nullptr;
@@ -17,13 +13,12 @@ struct Context {
 };
 
 Context find_context() {
+  constexpr const char* kLibrary = "libtorch_cpu.so";
   Context found;
-  void* library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
-  if (!library) return found;
-  const auto global_context = reinterpret_cast<void* (*)()>(dlsym(library, "_ZN2at13globalContextEv"));
+  const auto global_context = torch_function<void*()>(kLibrary, "_ZN2at13globalContextEv");
   if (global_context) found.context = global_context();
-  found.deterministic = reinterpret_cast<bool (*)(const void*)>(dlsym(library, "_ZNK2at7Context23deterministicAlgorithmsEv"));
-  found.warn_only = reinterpret_cast<bool (*)(const void*)>(dlsym(library, "_ZNK2at7Context31deterministicAlgorithmsWarnOnlyEv"));
+  found.deterministic = torch_function<bool(const void*)>(kLibrary, "_ZNK2at7Context23deterministicAlgorithmsEv");
+  found.warn_only = torch_function<bool(const void*)>(kLibrary, "_ZNK2at7Context31deterministicAlgorithmsWarnOnlyEv");
   return found;
 }
 

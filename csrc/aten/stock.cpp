@@ -3,32 +3,41 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 
 #include "../core/error.h"
+#include "torch_symbol.h"
 
-// Absent from a CPU build of torch, and the second from torch 2.11, whose headers may be newer or older than the torch that runs.
-extern "C" AOTITorchError aoti_torch_cuda__flash_attention_forward_v2(
-    AtenTensorHandle query, AtenTensorHandle key, AtenTensorHandle value, AtenTensorHandle* cum_seq_q, AtenTensorHandle* cum_seq_k,
-    int64_t max_q, int64_t max_k, double dropout_p, int32_t is_causal, int32_t return_debug_mask, double* scale,
-    int64_t* window_size_left, int64_t* window_size_right, AtenTensorHandle* seqused_k, AtenTensorHandle* alibi_slopes,
-    AtenTensorHandle* block_table, int64_t* num_splits, AtenTensorHandle* ret0, AtenTensorHandle* ret1, AtenTensorHandle* ret2,
-    AtenTensorHandle* ret3, AtenTensorHandle* ret4);
+// Absent from a CPU build of torch.
 #pragma weak aoti_torch_cuda__flash_attention_forward
-#pragma weak aoti_torch_cuda__flash_attention_forward_v2
 #pragma weak aoti_torch_cuda__flash_attention_backward
 #pragma weak aoti_torch_cuda__scaled_dot_product_flash_attention
 #pragma weak aoti_torch_cuda__scaled_dot_product_flash_attention_backward
-// Since torch 2.13; before, a failing shim leaves its message on stderr only.
-extern "C" const char* torch_exception_get_what_without_backtrace();
-#pragma weak torch_exception_get_what_without_backtrace
 
 namespace fa4::aten {
 namespace {
+
+// Since torch 2.12: the 17 arguments of its schema.
+using ForwardV2 = AOTITorchError(AtenTensorHandle query, AtenTensorHandle key, AtenTensorHandle value, AtenTensorHandle* cum_seq_q,
+                                 AtenTensorHandle* cum_seq_k, int64_t max_q, int64_t max_k, double dropout_p, int32_t is_causal,
+                                 int32_t return_debug_mask, double* scale, int64_t* window_size_left, int64_t* window_size_right,
+                                 AtenTensorHandle* seqused_k, AtenTensorHandle* alibi_slopes, AtenTensorHandle* block_table,
+                                 int64_t* num_splits, AtenTensorHandle* ret0, AtenTensorHandle* ret1, AtenTensorHandle* ret2,
+                                 AtenTensorHandle* ret3, AtenTensorHandle* ret4);
+
+ForwardV2* forward_v2() {
+  static const auto function = torch_function<ForwardV2>("libtorch_cuda.so", "aoti_torch_cuda__flash_attention_forward_v2");
+  return function;
+}
+
+// What the failing kernel said. Before torch 2.13 a shim leaves its message on stderr only.
+std::string last_exception(const char* op) {
+  static const auto get_what = torch_function<const char*()>("libtorch_cpu.so", "torch_exception_get_what_without_backtrace");
+  return get_what ? get_what() : concat(op, ": the stock kernel raised an error; its message is on stderr");
+}
 
 template <class Shim, class... Arguments>
 void call_stock(const char* op, Shim* shim, Arguments... arguments) {
   if (!shim) fail(op, ": this build of torch has no CUDA kernel for it");
   if (shim(arguments...) == AOTI_TORCH_SUCCESS) return;
-  if (torch_exception_get_what_without_backtrace) fail(torch_exception_get_what_without_backtrace());
-  fail(op, ": the stock kernel raised an error; its message is on stderr");
+  fail(last_exception(op));
 }
 
 // The shims take an optional as a pointer that may be null.
@@ -67,11 +76,10 @@ void flash_forward(const ForwardCall& call, StableIValue* stack) {
   OptionalTensor cum_seq_q(call.cum_seq_q), cum_seq_k(call.cum_seq_k), seqused_k(call.seqused_k), alibi_slopes(call.alibi_slopes);
   OptionalTensor block_table(call.block_table);
   if (call.has_block_table) {
-    call_stock(call.op, &aoti_torch_cuda__flash_attention_forward_v2, call.query.get(), call.key.get(), call.value.get(),
-               cum_seq_q.pointer(), cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal},
-               int32_t{call.return_debug_mask}, pointer(scale), pointer(left), pointer(right), seqused_k.pointer(),
-               alibi_slopes.pointer(), block_table.pointer(), pointer(num_splits), results, results + 1, results + 2, results + 3,
-               results + 4);
+    call_stock(call.op, forward_v2(), call.query.get(), call.key.get(), call.value.get(), cum_seq_q.pointer(), cum_seq_k.pointer(),
+               call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal}, int32_t{call.return_debug_mask}, pointer(scale),
+               pointer(left), pointer(right), seqused_k.pointer(), alibi_slopes.pointer(), block_table.pointer(),
+               pointer(num_splits), results, results + 1, results + 2, results + 3, results + 4);
   } else {
     call_stock(call.op, &aoti_torch_cuda__flash_attention_forward, call.query.get(), call.key.get(), call.value.get(),
                cum_seq_q.pointer(), cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal},
