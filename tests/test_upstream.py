@@ -1,4 +1,4 @@
-"""The planner against flash-attn-4's own host code, over random problems: the same kernels with the same constants and scratch shapes."""
+"""The planner against flash-attn-4's own host code, over random problems: the same kernels, constants and scratch shapes."""
 
 from __future__ import annotations
 
