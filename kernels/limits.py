@@ -2,8 +2,8 @@
 
 from kernels.matrix import Kernel, Layout, Op
 
-# Bytes a thread of local memory, the most that the full matrix has: flash-attn-4's varlen kernels for SM100 keep scheduler values there,
-# fp16 causal D 128 most.
+# Bytes a thread of local memory, the most that the full matrix has: flash-attn-4's varlen kernels for SM100 keep scheduler values
+# there, fp16 causal D 128 most.
 SPILL_BYTES_SM100_VARLEN = 80
 
 
