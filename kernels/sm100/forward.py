@@ -8,7 +8,7 @@ from flash_attn.cute.flash_fwd_sm100 import FlashAttentionForwardSm100
 from flash_attn.cute.tile_scheduler import StaticPersistentTileScheduler
 
 from kernels.common import arguments as arg
-from kernels.common.head_ratio import head_ratio
+from kernels.common.head_ratio import HeadRatio
 from kernels.matrix import Kernel, Layout, Mask
 
 BLOCK_M = 128  # rows of one query tile; a kernel of 256 rows keeps two in flight
@@ -33,7 +33,7 @@ class Forward(FlashAttentionForwardSm100):
             self.TileScheduler = PersistentTileScheduler
 
     def load(self, thr_mma_qk, thr_mma_pv, mQ, mK, *args, **kwargs):
-        self.qhead_per_kvhead = head_ratio(mQ.shape[2], mK.shape[2])
+        self.qhead_per_kvhead = HeadRatio(mQ.shape[2], mK.shape[2])
         super().load(thr_mma_qk, thr_mma_pv, mQ, mK, *args, **kwargs)
         self.qhead_per_kvhead = 1
 

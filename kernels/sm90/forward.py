@@ -6,13 +6,13 @@ from cutlass import Float32, Int32
 from flash_attn.cute.flash_fwd_sm90 import FlashAttentionForwardSm90
 
 from kernels.common import arguments as arg
-from kernels.common.head_ratio import head_ratio
+from kernels.common.head_ratio import HeadRatio
 from kernels.matrix import Kernel, Mask
 
 
 class Forward(FlashAttentionForwardSm90):
     def load(self, mQ, mK, *args, **kwargs):
-        self.qhead_per_kvhead = head_ratio(mQ.shape[2], mK.shape[2])
+        self.qhead_per_kvhead = HeadRatio(mQ.shape[2], mK.shape[2])
         super().load(mQ, mK, *args, **kwargs)
         self.qhead_per_kvhead = 1
 
