@@ -82,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (pool.CompileError, ValueError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the kernels compiled so far stay in the cache", file=sys.stderr)
+        return 130
     return 0
 
 
