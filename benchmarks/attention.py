@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -60,6 +61,11 @@ def print_report(report: dict) -> None:
     for row in report["throughput"]:
         results = [row["results"].get(name, {}) for name in names]
         _line(row["name"], [f"{r['tflops']:.0f} ({r['spread']:.1%})" if "tflops" in r else "-" for r in results])
+    for name in names:
+        speeds = {row["name"]: row["speed_of_ours"][name] for row in report["throughput"] if name in row["speed_of_ours"]}
+        if speeds:
+            mean, worst = statistics.geometric_mean(speeds.values()), min(speeds, key=speeds.get)
+            print(f"ours over {name}: {mean:.3f} in geometric mean, {speeds[worst]:.3f} at worst ({worst})")
     if "host" in report:
         print()
         _line("host microseconds a call", names)
@@ -87,6 +93,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="timed rounds (7; with --quick or --grid rules 5)")
     parser.add_argument("--contenders", help="names, separated by commas (all that are installed)")
     parser.add_argument("--json", metavar="PATH")
+    parser.add_argument("--csv", metavar="PATH", help="of --grid rules: what benchmarks.fit_speed_rules reads")
     parser.add_argument("--figure", metavar="PATH[,PATH]", help="png, svg or pdf")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -105,12 +112,14 @@ def main() -> None:
             report["contenders"] = {contender.name: contender.label for contender in chosen}
             report["throughput"] = throughput.measure(chosen, grids.paper(arguments.quick), rounds)
             report["host"] = host.measure(chosen, 10 if arguments.quick else 40)
-            samples = (1, 3) if arguments.quick else (3, 7)
+            samples = (1, 3) if arguments.quick else (5, 5)
             report["startup"] = startup.measure([contender.name for contender in chosen], *samples)
             print_report(report)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(report, file, indent=1)
+    if arguments.csv and arguments.grid == "rules":
+        rules.write_csv(report["rows"], arguments.csv)
     if arguments.figure and arguments.grid == "paper":
         figure.draw(report, arguments.figure.split(","))
 

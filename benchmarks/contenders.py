@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ def contenders() -> list[Contender]:
     except ImportError:
         pass
     else:
-        found.append(Contender("fa4", "flash-attn-4 (JIT)", _sequence_first(fa4)))
+        # With the logsumexp, which the aten ops return and a training step needs: without it a call does less.
+        found.append(Contender("fa4", "flash-attn-4 (JIT)", _sequence_first(functools.partial(fa4, return_lse=True))))
     try:
         from fa3_fwd_interface import flash_attn_func as fa3
     except ImportError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 import time
 from contextlib import nullcontext
@@ -90,6 +91,15 @@ def measure(problems: list[RuleProblem], rounds: int, budget_s: float) -> list[d
             print(f"\n{p.layout} {fields}: {error}", file=sys.stderr)
     progress.close()
     return rows
+
+
+def write_csv(rows: list[dict], path: str) -> None:
+    """The rows, with the spread left out."""
+    columns = [name for name in rows[0] if not name.endswith("_spread") and name != "total_k"]
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def print_table(rows: list[dict]) -> None:

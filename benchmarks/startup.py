@@ -9,12 +9,16 @@ import sys
 
 from benchmarks.timing import Progress
 
-# CUDA is up, its allocator and cuBLAS are warm, before a contender is imported and called for the first time.
+# CUDA, its allocator, cuBLAS and autograd are warm, torch has chosen a backend once, before a contender is imported and called.
 FIRST_CALL = """
 import sys, time
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 q, k, v, do = (torch.randn(1, 1024, 16, 128, dtype=torch.bfloat16, device="cuda").transpose(1, 2) for _ in range(4))
-torch.mm(do[0, 0], do[0, 0].T).sum().item()
+with sdpa_kernel(SDPBackend.MATH):
+    out = torch.nn.functional.scaled_dot_product_attention(q.requires_grad_(), k, v, is_causal=True)
+torch.autograd.grad(out, q, do)
+torch.cuda.synchronize()
 start = time.perf_counter()
 from benchmarks.{module} import {function}
 call = {function}()

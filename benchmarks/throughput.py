@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 
 import torch
@@ -82,14 +83,23 @@ def measure(contenders: list[Contender], shapes: list[Shape], rounds: int) -> li
                 except Exception as error:  # of any kind: other packages raise their own
                     print(f"\n{contender.name}, {shape.name} {direction}: {error}", file=sys.stderr)
                     results[contender.name] = {"error": f"{error!r:.300}"}
-            for name, times in in_turns(prepared, rounds).items():
+            measured = in_turns(prepared, rounds)
+            for name, times in measured.items():
                 result = summary(times)
                 result["tflops"] = shape.flops(direction) / result["ms"] / 1e9
                 result["captured"] = prepared[name].captured
                 results[name] = result
-            rows.append(vars(shape) | {"name": f"{shape.name} {direction}", "direction": direction, "results": results})
+            row = {"name": f"{shape.name} {direction}", "direction": direction, "results": results}
+            rows.append(vars(shape) | row | {"speed_of_ours": speed_of_ours(measured)})
     progress.close()
     return rows
+
+
+def speed_of_ours(measured: dict[str, list[float]]) -> dict[str, float]:
+    """Our speed over each other contender's: the median over the rounds, in each of which both met the same clocks."""
+    ours = measured.get("ours", [])
+    others = {name: times for name, times in measured.items() if name != "ours" and ours}
+    return {name: statistics.median(b / a for a, b in zip(ours, times, strict=True)) for name, times in others.items()}
 
 
 def matmul_ceiling(rounds: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import random
 import statistics
 import sys
 import time
@@ -16,6 +17,7 @@ import torch
 
 L2_BYTES = 128 << 20  # more than any L2 of these devices: inputs rotate among sets of at least this size together
 MAX_CALLS = 64
+PAUSE_S = 0.02  # between contenders: power, and with it the clock, evens out in milliseconds
 
 
 @functools.cache
@@ -113,15 +115,14 @@ def _event_ms(work: Callable[[], Any], sleep_cycles: int = 0) -> float:
 
 
 def in_turns(prepared: dict[str, Prepared], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds a call of every contender in every round. Rounds begin with a different one each."""
-    names = list(prepared)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for name in names:  # the first round of all would find the clocks down
-        prepared[name].ms()
-    for round_index in range(rounds):
-        shift = round_index % max(1, len(names))
-        for name in names[shift:] + names[:shift]:
-            times[name].append(prepared[name].ms())
+    """Milliseconds a call of every contender in every round. The order is drawn anew for each round: who comes after a hungry one
+    meets lower clocks."""
+    order = random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in prepared}
+    for _ in range(rounds):
+        for name in order.sample(list(prepared), len(prepared)):
+            time.sleep(PAUSE_S)
+            times[name].append(_event_ms(prepared[name].run) / prepared[name].calls)
     return times
 
 

@@ -18,10 +18,12 @@ class Explanation:
 
     supported: bool  # one of our kernels runs it
     kernel: str | None  # that kernel's name, as in `kernels()`
-    reason: str  # why not; empty when supported
+    reason: str  # why not; when supported, the inputs that are copied first, or empty
 
     def __str__(self) -> str:
-        return f"runs {self.kernel}" if self.supported else f"left to PyTorch's own kernels: {self.reason}"
+        if not self.supported:
+            return f"left to PyTorch's own kernels: {self.reason}"
+        return f"runs {self.kernel}" + (f" ({self.reason})" if self.reason else "")
 
 
 def explain(

@@ -99,8 +99,15 @@ def test_key_depends_on_spec_target_and_versions():
 def test_key_depends_on_the_sources_that_compile(sources, edited, matters):
     before = key(FORWARD, "sm_90a", VERSIONS, sources)
     with (sources / edited).open("a") as file:
-        file.write("# edited\n")
+        file.write("edited = True\n")
     assert (key(FORWARD, "sm_90a", VERSIONS, sources) != before) is matters
+
+
+def test_comments_docstrings_and_layout_compile_nothing_again(sources):
+    before = key(FORWARD, "sm_90a", VERSIONS, sources)
+    path = sources / "sm90" / "forward.py"
+    path.write_text('"""Another sentence."""\n\n\n# a comment\n' + path.read_text().split('"""', 2)[2])
+    assert key(FORWARD, "sm_90a", VERSIONS, sources) == before
 
 
 def test_versions_are_of_what_compiles():

@@ -75,25 +75,28 @@ def test_explanation_is_frozen_and_prints_its_reason():
         pytest.param(qkv(seqlen_kv=256), {"is_causal": True}, "top-left and .*causal_lower_right", id="causal, other key length"),
         pytest.param(qkv(), {"device_capability": (8, 0)}, "compute capability .* 8.0", id="Ampere"),
         pytest.param(qkv(), {"device_capability": (12, 0)}, "compute capability .* 12.0", id="consumer Blackwell"),
-        pytest.param([t.mT.contiguous().mT for t in qkv()], {}, "last dimension must be contiguous", id="head dim not contiguous"),
-        pytest.param(
-            [torch.empty(2 * 8 * 512 * 128 + 1, dtype=torch.bfloat16, device="meta")[1:].view(2, 8, 512, 128)] * 3,
-            {},
-            "multiples of 16 bytes",
-            id="address not aligned",
-        ),
-        pytest.param(
-            [torch.empty(2, 8, 512, 132, dtype=torch.bfloat16, device="meta")[..., :128]] * 3,
-            {},
-            "multiples of 16 bytes",
-            id="stride not aligned",
-        ),
+        pytest.param([t.mT.contiguous().mT for t in qkv()], {}, "contiguous last dimension", id="head dim not contiguous"),
     ],
 )
 def test_reason_says_why_not(tensors, options, reason):
     answer = explain(*tensors, **options)
     assert not answer.supported
     assert re.search(reason, answer.reason), answer.reason
+
+
+@pytest.mark.parametrize(
+    ("view", "copied"),
+    [
+        pytest.param(lambda t: t, "", id="contiguous"),
+        pytest.param(lambda t: t.new_empty(t.numel() + 1)[1:].view(t.shape), "query, key, value", id="address not aligned"),
+        pytest.param(lambda t: t.new_empty(*t.shape[:3], 132)[..., :128], "query, key, value", id="stride not aligned"),
+        pytest.param(lambda t: t.new_empty(1, *t.shape[1:]).expand(t.shape), "", id="expanded"),
+    ],
+)
+def test_answer_names_the_inputs_that_are_copied(view, copied):
+    answer = explain(*(view(tensor) for tensor in qkv()))
+    assert answer.supported
+    assert answer.reason == (f"copied first, because TMA takes addresses and strides of 16 bytes only: {copied}" if copied else "")
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,32 @@ def test_masks_resolve_as_the_stock_kernel_resolves_them(is_causal, left, right,
     assert (chosen.window_size_left, chosen.window_size_right) == bounds
 
 
+SHORT_OF_TILES = {"batch": 1, "seqlen_q": 1, "seqlen_k": 65_536, "total_q": 1, "total_k": 65_536}
+
+
+@pytest.mark.parametrize(
+    ("change", "stock"),
+    [
+        ({}, False),
+        (SHORT_OF_TILES, True),
+        (SHORT_OF_TILES | {"num_heads": 32}, True),
+        (SHORT_OF_TILES | {"capability": 100}, False),  # measured on Hopper only
+        ({"layout": "varlen", "batch": 256, "seqlen_q": 64, "seqlen_k": 64, "total_q": 256 * 64, "total_k": 256 * 64}, True),
+        ({"layout": "varlen", "batch": 8, "seqlen_q": 4096, "seqlen_k": 4096, "total_q": 16_384, "total_k": 16_384}, False),
+        ({"op": "backward"} | SHORT_OF_TILES, False),
+    ],
+    ids=["training", "decode", "decode_gqa", "decode_on_sm100", "many_short", "packed", "backward_of_decode"],
+)
+def test_speed_rules_leave_to_stock_what_it_runs_faster(change, stock):
+    problem = LEGAL | change
+    taken, chosen = plan(problem), plan(problem, speed_rules=True)
+    if not taken.supported:
+        assert taken.reason == SUBSET_LEAVES_OUT
+        return
+    assert chosen.supported == (not stock), chosen.reason
+    assert chosen.reason.startswith("the stock kernel is faster") == stock
+
+
 def test_every_backward_row_names_its_companions():
     for row in ROWS:
         companions = (row.preprocess, row.postprocess_dq, row.postprocess_dkv)

@@ -38,21 +38,6 @@ BackwardCall take_call(StableIValue* stack, const char* op, DimOrder order) {
   return call;
 }
 
-// A tensor as the kernels can read it: itself, or a copy that lives as long as this.
-struct Readable {
-  Handle copy;
-  TensorView view;
-
-  Readable(AtenTensorHandle tensor, const TensorInfo& given, DimOrder order) {
-    if (tma_can_address(given, 2, reinterpret_cast<int64_t>(data(tensor)))) {
-      view = aten::view(tensor, given, order);
-    } else {
-      copy = contiguous(tensor);
-      view = aten::view(copy.get(), info(copy.get()), order);
-    }
-  }
-};
-
 struct Gradients {
   Handle query, key, value;
 };
@@ -68,12 +53,14 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   const int32_t device = d.query.device_index;
   Gradients gradients{empty_like(d.query), empty_like(d.key), empty_like(d.value)};
   const Handle workspace = empty(1, &plan.workspace.bytes, aoti_torch_dtype_uint8(), device);
-  const Readable out(call.out.get(), d.out, call.order), grad_out(call.grad_out.get(), d.grad_out, call.order);
-  const Handle lse_copy = is_contiguous(call.logsumexp.get()) ? Handle() : contiguous(call.logsumexp.get());
+  const Readable query(call.query.get(), d.query, call.order), key(call.key.get(), d.key, call.order),
+      value(call.value.get(), d.value, call.order), out(call.out.get(), d.out, call.order),
+      grad_out(call.grad_out.get(), d.grad_out, call.order);
+  const Handle lse_copy = is_contiguous(call.logsumexp.get()) ? Handle() : contiguous_copy(call.logsumexp.get(), d.logsumexp);
   BackwardArguments arguments;
-  arguments.q = view(call.query.get(), d.query, call.order);
-  arguments.k = view(call.key.get(), d.key, call.order);
-  arguments.v = view(call.value.get(), d.value, call.order);
+  arguments.q = query.view;
+  arguments.k = key.view;
+  arguments.v = value.view;
   arguments.o = out.view;
   arguments.grad_o = grad_out.view;
   arguments.dq = view(gradients.query.get(), info(gradients.query.get()), call.order);

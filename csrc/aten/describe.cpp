@@ -7,8 +7,6 @@
 namespace fa4::aten {
 namespace {
 
-constexpr int64_t kElementBytes = 2;  // bf16 and fp16
-
 bool same_shape(const TensorInfo& a, const TensorInfo& b) {
   if (a.dim != b.dim) return false;
   for (int64_t d = 0; d < a.dim; ++d) {
@@ -19,19 +17,6 @@ bool same_shape(const TensorInfo& a, const TensorInfo& b) {
 
 bool same_device(const TensorInfo& a, const TensorInfo& b) {
   return a.device_type == b.device_type && a.device_index == b.device_index;
-}
-
-int64_t byte_offset(AtenTensorHandle tensor, bool simulated) {
-  if (!simulated) return reinterpret_cast<int64_t>(data(tensor));
-  int64_t elements;  // a meta tensor has no address
-  check_shim(aoti_torch_get_storage_offset(tensor, &elements), "reading a tensor's offset");
-  return elements * kElementBytes;
-}
-
-std::string unaddressable(const char* name) {
-  return concat(
-      name,
-      " is not laid out for TMA: its last dimension must be contiguous, its other strides and its address multiples of 16 bytes");
 }
 
 std::string check_cum_seq(const char* name, AtenTensorHandle tensor, const TensorInfo& query) {
@@ -66,6 +51,9 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
   if (!varlen && q.dim != 4) return "dense query must be 4D";
   if (varlen && q.dim != 3) return "ragged query must be 3D";
   if (k.dim != q.dim || v.dim != q.dim) return "query, key, value must have the same rank";
+  for (const TensorInfo* tensor : {&q, &k, &v}) {
+    if (tensor->stride[tensor->dim - 1] != 1) return "query, key, value must have a contiguous last dimension";
+  }
   const int64_t heads = in.order == DimOrder::kHeadsFirst ? 1 : q.dim - 2, seqlen = varlen ? 0 : 3 - heads, last = q.dim - 1;
   if (k.size[seqlen] != v.size[seqlen] || k.size[heads] != v.size[heads] || (!varlen && k.size[0] != v.size[0])) {
     return "key and value must have the same shape";
@@ -106,13 +94,23 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
     p.total_q = p.batch * p.seqlen_q;
     p.total_k = p.batch * p.seqlen_k;
   }
-  if (!tma_can_address(q, kElementBytes, byte_offset(in.query, simulated))) return unaddressable("query");
-  if (!tma_can_address(k, kElementBytes, byte_offset(in.key, simulated))) return unaddressable("key");
-  if (!tma_can_address(v, kElementBytes, byte_offset(in.value, simulated))) return unaddressable("value");
   return {};
 }
 
 }  // namespace
+
+std::string copies(const ForwardCall& call) {
+  std::string names;
+  const auto add = [&names](const char* name, AtenTensorHandle tensor) {
+    int64_t elements;
+    check_shim(aoti_torch_get_storage_offset(tensor, &elements), "reading a tensor's offset");
+    if (!tma_can_address(info(tensor), elements * kElementBytes)) names += names.empty() ? name : concat(", ", name);
+  };
+  add("query", call.query.get());
+  add("key", call.key.get());
+  add("value", call.value.get());
+  return names.empty() ? names : concat("copied first, because TMA takes addresses and strides of 16 bytes only: ", names);
+}
 
 ForwardDescription describe(const ForwardCall& call, const DeviceFacts* simulated) {
   ForwardDescription d;

@@ -30,4 +30,8 @@ struct BackwardDescription {
 ForwardDescription describe(const ForwardCall& call, const DeviceFacts* simulated = nullptr);
 BackwardDescription describe(const BackwardCall& call);
 
+// Which inputs the kernels read from a copy, in words; empty when none. Goes by offsets in storages, which are aligned, so that it
+// works without memory too.
+std::string copies(const ForwardCall& call);
+
 }  // namespace fa4::aten

@@ -48,7 +48,7 @@ void explain(StableIValue* stack, uint64_t, uint64_t) {
   }
   stack[0] = torch::stable::detail::from(chosen.supported());
   stack[1] = torch::stable::detail::from(std::string(chosen.supported() ? chosen.kernel->name : ""));
-  stack[2] = torch::stable::detail::from(chosen.reason);
+  stack[2] = torch::stable::detail::from(chosen.supported() ? copies(call) : chosen.reason);
 }
 
 STABLE_TORCH_LIBRARY(fa4_ext, library) { library.def(kSchema); }

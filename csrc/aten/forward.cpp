@@ -66,10 +66,12 @@ Outputs run(const ForwardCall& call, const ForwardDescription& d, const Plan& pl
   const int64_t lse_size[] = {varlen ? p.num_heads : p.batch, varlen ? p.total_q : p.num_heads, p.seqlen_q};
   const int32_t device = d.query.device_index;
   Outputs outputs{empty_like(d.query), empty(varlen ? 2 : 3, lse_size, aoti_torch_dtype_float32(), device)};
+  const Readable query(call.query.get(), d.query, call.order), key(call.key.get(), d.key, call.order),
+      value(call.value.get(), d.value, call.order);
   ForwardArguments arguments;
-  arguments.q = view(call.query.get(), d.query, call.order);
-  arguments.k = view(call.key.get(), d.key, call.order);
-  arguments.v = view(call.value.get(), d.value, call.order);
+  arguments.q = query.view;
+  arguments.k = key.view;
+  arguments.v = value.view;
   arguments.o = view(outputs.out.get(), info(outputs.out.get()), call.order);
   arguments.lse = static_cast<float*>(data(outputs.logsumexp.get()));
   if (varlen) {

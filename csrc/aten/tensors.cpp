@@ -1,7 +1,5 @@
 #include "tensors.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include "../core/error.h"
 #include "../core/strides.h"
 
@@ -47,12 +45,12 @@ bool defined(AtenTensorHandle tensor) {
   return result;
 }
 
-bool tma_can_address(const TensorInfo& tensor, int64_t element_bytes, int64_t byte_offset) {
+bool tma_can_address(const TensorInfo& tensor, int64_t byte_offset) {
   constexpr int64_t kBytes = 16;
   const int64_t last = tensor.dim - 1;
   if (byte_offset % kBytes || tensor.stride[last] != 1) return false;
   for (int64_t d = 0; d < last; ++d) {
-    if (tensor.size[d] > 1 && (tensor.stride[d] < 0 || tensor.stride[d] * element_bytes % kBytes)) return false;
+    if (tensor.size[d] > 1 && (tensor.stride[d] < 0 || tensor.stride[d] * kElementBytes % kBytes)) return false;
   }
   return true;
 }
@@ -79,13 +77,10 @@ Handle undefined() {
   return Handle(handle);
 }
 
-Handle contiguous(AtenTensorHandle tensor) {
-  AtenTensorHandle borrowed;
-  check_shim(aoti_torch_new_tensor_handle(tensor, &borrowed), "referring to a tensor");
-  const torch::stable::Tensor result = torch::stable::contiguous(torch::stable::Tensor(borrowed));
-  AtenTensorHandle owned;
-  check_shim(aoti_torch_new_tensor_handle(result.get(), &owned), "referring to a tensor");
-  return Handle(owned);
+Handle contiguous_copy(AtenTensorHandle tensor, const TensorInfo& info) {
+  Handle copy = empty(info.dim, info.size, info.dtype, info.device_index);
+  check_shim(aoti_torch_copy_(copy.get(), tensor, 0), "copying a tensor");
+  return copy;
 }
 
 TensorView view(AtenTensorHandle tensor, const TensorInfo& info, DimOrder order) {
@@ -97,6 +92,15 @@ TensorView view(AtenTensorHandle tensor, const TensorInfo& info, DimOrder order)
     view.stride[d] = info.stride[from];
   }
   return view;
+}
+
+Readable::Readable(AtenTensorHandle tensor, const TensorInfo& given, DimOrder order) {
+  if (tma_can_address(given, reinterpret_cast<int64_t>(data(tensor)))) {
+    view = aten::view(tensor, given, order);
+  } else {
+    copy = contiguous_copy(tensor, given);
+    view = aten::view(copy.get(), info(copy.get()), order);
+  }
 }
 
 }  // namespace fa4::aten

@@ -49,18 +49,28 @@ TensorInfo info(AtenTensorHandle tensor);
 void* data(AtenTensorHandle tensor);
 bool defined(AtenTensorHandle tensor);
 
+constexpr int64_t kElementBytes = 2;  // bf16 and fp16
+
 // Whether TMA can address it: contiguous last dimension, every other stride a multiple of 16 bytes, 16-byte aligned data.
 // `byte_offset`: the address of the first element, or its offset where there is no memory.
-bool tma_can_address(const TensorInfo& tensor, int64_t element_bytes, int64_t byte_offset);
+bool tma_can_address(const TensorInfo& tensor, int64_t byte_offset);
 
 Handle empty_like(const TensorInfo& tensor);
 Handle empty(int64_t dim, const int64_t* size, int32_t dtype, int32_t device_index);  // contiguous, CUDA
 Handle undefined();
-Handle contiguous(AtenTensorHandle tensor);
+Handle contiguous_copy(AtenTensorHandle tensor, const TensorInfo& info);  // in memory of its own, aligned as allocations are
 
 // [batch, heads, seqlen, head_dim], as scaled_dot_product_attention has it, or [batch, seqlen, heads, head_dim]
 enum class DimOrder { kHeadsFirst, kSequenceFirst };
 
 TensorView view(AtenTensorHandle tensor, const TensorInfo& info, DimOrder order);
+
+// A tensor of 2-byte elements as the kernels can read it: itself, or a copy that lives as long as this.
+struct Readable {
+  Handle copy;
+  TensorView view;
+
+  Readable(AtenTensorHandle tensor, const TensorInfo& given, DimOrder order);
+};
 
 }  // namespace fa4::aten

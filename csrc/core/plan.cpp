@@ -163,7 +163,7 @@ Plan plan(const Problem& problem, bool speed_rules) {
     plan.reason = no_kernel(problem);
     return plan;
   }
-  if (const char* faster = speed_rules ? stock_is_faster(problem, kernel->block_m, kernel->block_n) : nullptr) {
+  if (const char* faster = speed_rules ? stock_is_faster(problem, *kernel) : nullptr) {
     plan.reason = faster;
     return plan;
   }

@@ -1,7 +1,57 @@
 #include "speed_rules.h"
 
 namespace fa4 {
+namespace {
 
-const char* stock_is_faster(const Problem&, int, int) { return nullptr; }
+struct Range {
+  int64_t low, high;  // both included
+  bool holds(int64_t value) const { return low <= value && value <= high; }
+};
+
+constexpr int64_t kMax = INT64_MAX;
+
+enum class Heads { kAny, kEqual, kGrouped };
+
+// The stock kernel is at least as fast where all of these hold.
+struct StockIsFaster {
+  Op op;
+  Layout layout;
+  int16_t head_dim;
+  Heads heads;
+  Range queries;  // rows a sequence; varlen: on average
+  Range fill;     // per cent of the query tiles' rows that are rows of q
+  Range tiles;    // query tiles of all heads and sequences, per 100 multiprocessors
+  Range keys;     // varlen: of the longest sequence
+  Range batch;
+};
+
+constexpr StockIsFaster kSm90Rules[] = {
+#include "speed_rules.inc"
+};
+
+const char* reason(const StockIsFaster& rule) {
+  return rule.layout == Layout::kVarlen
+             ? "the stock kernel is faster: sequences this short, or this many, leave the tiles of ours idle"
+             : "the stock kernel is faster: so few queries for their keys leave multiprocessors idle in ours";
+}
+
+}  // namespace
+
+const char* stock_is_faster(const Problem& p, const Kernel& kernel) {
+  if (kernel.arch != 90) return nullptr;  // measured on Hopper only
+  const int64_t queries = p.layout == Layout::kVarlen ? p.total_q / p.batch : p.seqlen_q;
+  const int64_t tiles_a_head = (queries + kernel.block_m - 1) / kernel.block_m;
+  const int64_t fill = tiles_a_head ? 100 * queries / (tiles_a_head * kernel.block_m) : 0;
+  const int64_t tiles = p.sm_count ? 100 * p.batch * p.num_heads * tiles_a_head / p.sm_count : kMax;
+  const Heads heads = p.num_heads == p.num_heads_kv ? Heads::kEqual : Heads::kGrouped;
+  for (const StockIsFaster& rule : kSm90Rules) {
+    if (rule.op == p.op && rule.layout == p.layout && rule.head_dim == kernel.head_dim &&
+        (rule.heads == Heads::kAny || rule.heads == heads) && rule.queries.holds(queries) && rule.fill.holds(fill) &&
+        rule.tiles.holds(tiles) && rule.keys.holds(p.seqlen_k) && rule.batch.holds(p.batch)) {
+      return reason(rule);
+    }
+  }
+  return nullptr;
+}
 
 }  // namespace fa4

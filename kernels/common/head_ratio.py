@@ -42,8 +42,8 @@ def head_ratio(num_heads, num_heads_kv) -> Int32:
 def kv_head(head_idx: Int32, num_heads: Int32, num_heads_kv: Int32) -> Int32:
     """The key/value head of a query head.
 
-    A producer's first load waits for it, and two integer divisions there cost 3% of a short forward. In floating point it is exact for
-    up to 65535 heads, a grid's bound: half a head from the next integer, where the products are off by a thirtieth at most.
+    A producer's first load waits for it, and two integer divisions there cost 3% of a short forward. In floating point it is exact
+    for up to 65535 heads, a grid's bound: half a head from the next integer, where the products are off by a thirtieth at most.
     """
     result = head_idx
     if num_heads != num_heads_kv:

@@ -39,8 +39,9 @@ class Problem:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Window bounds with the causal mask written as one; -1: unbounded."""
-        return (self.window[0], 0) if self.is_causal else self.window
+        """Window bounds with the causal mask written as one; -1: unbounded. A bound of all the keys is none, as in stock."""
+        left, right = (-1 if bound >= max(self.seqlens_k) else bound for bound in self.window)
+        return (left, 0) if self.is_causal else (left, right)
 
     @property
     def batch(self) -> int:

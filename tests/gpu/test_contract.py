@@ -106,7 +106,7 @@ class TestWhoRuns:
         for backward in (False, True):
             told = fa4_ext.explain(q, k, v, is_causal=problem.is_causal, enable_gqa=heads != "mha", backward=backward)
             assert told.supported and told.kernel in {kernel.name for kernel in fa4_ext.kernels()}, told.reason
-        told = fa4_ext.explain(q, k, v, dropout_p=0.1)
+        told = fa4_ext.explain(q, k, v, dropout_p=0.1, enable_gqa=heads != "mha")
         assert not told.supported and "dropout" in told.reason
 
 
@@ -140,7 +140,6 @@ LEFT_TO_STOCK = {
     "fp32": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v), dict(dtype=torch.float32)),
     "cpu": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), dict(device="cpu")),
     "attn_mask": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=q.new_zeros(256, 256)), dict()),
-    "alibi": (lambda q, k, v: _flash_op(alibi_slopes=torch.linspace(0.1, 1, 4, device=DEVICE))(q, k, v), dict()),
 }
 
 
@@ -162,6 +161,16 @@ def test_left_to_stock(case):
         ours, state_ours = run()
     assert len(ours) == len(without) and all(torch.equal(a, b) for a, b in zip(ours, without, strict=True))
     assert torch.equal(state_ours, state_without)
+
+
+def test_what_stock_refuses_too_raises_its_error():
+    """PyTorch builds its kernel without ALiBi."""
+    inputs = _normal(2, 4, 256, 128, dtype=torch.bfloat16, device=DEVICE)
+    call = _flash_op(alibi_slopes=torch.linspace(0.1, 1, 4, device=DEVICE))
+    with pytest.raises(RuntimeError):
+        call(*inputs)
+    with fa4_ext.register(), pytest.raises(RuntimeError):
+        call(*inputs)
 
 
 def test_dropout_trains_through_stock():

@@ -1,0 +1,183 @@
+"""Fits the planner's speed rules to measurements, and says what they cost: `python -m benchmarks.fit_speed_rules MEASURED.csv`.
+
+MEASURED.csv comes from `python -m benchmarks.attention --grid rules --csv`. A rule is a box in the features of a problem; inside of
+it the stock kernel was measured to be at least as fast. Between two measured points the boundary is drawn at the one that ours won.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+RULES = Path(__file__).parent.parent / "csrc" / "core" / "speed_rules.inc"
+SM_COUNT = 132  # of the device that was measured
+BLOCK_M = {"forward": {64: 192, 128: 128}, "backward": {64: 128, 128: 80}}  # rows of a query tile
+NOISE = 1.05  # a ratio up to it counts as equal
+MAX = math.inf
+FILL_CLASSES = ((0, 25), (26, 50), (51, 75), (76, 100))
+
+
+@dataclass(frozen=True)
+class Row:
+    op: str
+    layout: str
+    head_dim: int
+    grouped: bool
+    batch: int
+    queries: int
+    keys: int
+    fill: int
+    tiles: int
+    ratio: float  # our time over stock's
+
+
+@dataclass(frozen=True)
+class Rule:
+    op: str
+    layout: str
+    head_dim: int
+    heads: str  # any, equal, grouped
+    queries: tuple = (0, MAX)
+    fill: tuple = (0, MAX)
+    tiles: tuple = (0, MAX)
+    keys: tuple = (0, MAX)
+    batch: tuple = (0, MAX)
+
+    def holds(self, row: Row) -> bool:
+        ranges = (
+            (self.queries, row.queries),
+            (self.fill, row.fill),
+            (self.tiles, row.tiles),
+            (self.keys, row.keys),
+            (self.batch, row.batch),
+        )
+        same = (self.op, self.layout, self.head_dim) == (row.op, row.layout, row.head_dim)
+        return (
+            same
+            and self.heads in ("any", "grouped" if row.grouped else "equal")
+            and all(a <= value <= b for (a, b), value in ranges)
+        )
+
+    def cpp(self) -> str:
+        op, layout, head_dim, heads, *ranges = astuple(self)
+        bounds = ", ".join(f"{{{low}, {'kMax' if high == MAX else high}}}" for low, high in ranges)
+        return f"{{Op::k{op.title()}, Layout::k{layout.title()}, {head_dim}, Heads::k{heads.title()}, {bounds}}},"
+
+
+def read(path: str) -> list[Row]:
+    rows = []
+    with open(path) as file:
+        for line in csv.DictReader(file):
+            get = {
+                name: int(line[name])
+                for name in ("head_dim", "heads", "heads_kv", "batch", "seqlen_q", "seqlen_k", "total_q", "longest")
+            }
+            op, layout = line["direction"], line["layout"]
+            queries = get["total_q"] // get["batch"]
+            tiles_a_head = -(-queries // BLOCK_M[op][get["head_dim"]])
+            rows.append(Row(
+                op, layout, get["head_dim"], get["heads"] != get["heads_kv"], get["batch"], queries,
+                get["longest"] if layout == "varlen" else get["seqlen_k"],
+                100 * queries // (tiles_a_head * BLOCK_M[op][get["head_dim"]]),
+                100 * get["batch"] * get["heads"] * tiles_a_head // SM_COUNT,
+                float(line["ours_us"]) / float(line["stock_us"]),
+            ))  # fmt: skip
+    return rows
+
+
+def lost(rows: Iterable[Row], feature: Callable[[Row], int]) -> list[tuple]:
+    """Ranges of the feature in which ours is slower on some row."""
+    worst: dict[int, float] = {}
+    for row in rows:
+        worst[feature(row)] = max(worst.get(feature(row), 0.0), row.ratio)
+    values = sorted(worst)
+    ranges: list[list] = []
+    for i, value in enumerate(values):
+        if worst[value] <= NOISE:
+            continue
+        low = values[i - 1] + 1 if i else 0
+        high = values[i + 1] - 1 if i + 1 < len(values) else MAX
+        if ranges and ranges[-1][1] >= low - 2:  # a single value that ours won between two that it lost is luck
+            ranges[-1][1] = high
+        else:
+            ranges.append([low, high])
+    return [tuple(bounds) for bounds in ranges]
+
+
+def classes(values: Iterable[int]) -> list[tuple]:
+    """Consecutive ranges, each from one measured value up to the next."""
+    ordered = sorted(set(values))
+    return [(0 if i == 0 else value, ordered[i + 1] - 1 if i + 1 < len(ordered) else MAX) for i, value in enumerate(ordered)]
+
+
+def inside(bounds: tuple, value: int) -> bool:
+    return bounds[0] <= value <= bounds[1]
+
+
+def dense_forward(rows: list[Row]) -> Iterable[Rule]:
+    """Few tiles of queries leave multiprocessors idle; the stock kernel splits the keys, and packs the heads of single queries."""
+    for head_dim in sorted({row.head_dim for row in rows}):
+        here = [row for row in rows if (row.op, row.layout, row.head_dim) == ("forward", "dense", head_dim)]
+        yield Rule("forward", "dense", head_dim, "grouped", queries=(0, 1))
+        packed = [row for row in here if not (row.grouped and row.queries == 1)]
+        steps = {
+            *(row.tiles for row in packed if row.tiles < 100),
+            100,
+            200,
+            400,
+        }  # from 400 on, a partial last wave matters little
+        known: dict[tuple, list[tuple]] = {}  # lost keys by tiles, of the fill class before and then of this one
+        for fill in FILL_CLASSES:
+            fewer_tiles = None
+            for tiles in classes(max(step for step in steps if step <= row.tiles) for row in packed):
+                measured = [row for row in packed if inside(tiles, row.tiles) and inside(fill, row.fill)]
+                if measured:
+                    fewer_tiles = known[tiles] = lost(measured, lambda row: row.keys)
+                elif fewer_tiles is not None:  # more tiles do no worse
+                    known[tiles] = fewer_tiles
+                for keys in known.get(tiles, [(0, MAX)]):  # nor do fuller ones
+                    yield Rule("forward", "dense", head_dim, "any", fill=fill, tiles=tiles, keys=keys)
+
+
+def dense_backward(rows: list[Row]) -> Iterable[Rule]:
+    """Few queries against many keys: clearing and converting the accumulators of dK and dV of grouped heads takes the time."""
+    for head_dim in sorted({row.head_dim for row in rows}):
+        for grouped in (False, True):
+            here = [
+                row for row in rows if (row.op, row.layout, row.head_dim, row.grouped) == ("backward", "dense", head_dim, grouped)
+            ]
+            for queries in ((0, 128), (129, 256), (257, MAX)):
+                for keys in lost((row for row in here if inside(queries, row.queries)), lambda row: row.keys):
+                    yield Rule("backward", "dense", head_dim, "grouped" if grouped else "equal", queries=queries, keys=keys)
+
+
+def varlen(rows: list[Row]) -> Iterable[Rule]:
+    """Sequences shorter than a tile waste it, and every block looks for its sequence among all."""
+    for op in ("forward", "backward"):
+        for head_dim in sorted({row.head_dim for row in rows}):
+            for grouped in (False, True):
+                here = [row for row in rows if (row.op, row.layout, row.head_dim, row.grouped) == (op, "varlen", head_dim, grouped)]
+                for queries in classes(1 << (row.queries.bit_length() - 1) for row in here):
+                    for batch in lost((row for row in here if inside(queries, row.queries)), lambda row: row.batch):
+                        yield Rule(op, "varlen", head_dim, "grouped" if grouped else "equal", queries=queries, batch=batch)
+
+
+def main(path: str) -> None:
+    rows = read(path)
+    rules = [*dense_forward(rows), *dense_backward(rows), *varlen(rows)]
+    header = "// Written by benchmarks/fit_speed_rules.py. Heads; queries, fill, tiles, keys, batch: see StockIsFaster.\n"
+    RULES.write_text(header + "".join(rule.cpp() + "\n" for rule in rules))
+    left = [row for row in rows if any(rule.holds(row) for rule in rules)]
+    taken = [row for row in rows if row not in set(left)]
+    print(f"{len(rules)} rules; stock gets {len(left)} of {len(rows)} measured problems")
+    print(f"ours at worst {max(row.ratio for row in taken):.2f} times stock's time on the problems it takes")
+    given_up = [row for row in left if row.ratio < 0.9]
+    print(f"{len(given_up)} of those that stock gets would be faster on ours by a tenth or more")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
