@@ -62,7 +62,7 @@ gpu-test: ## run the tests that need a Hopper or Blackwell GPU; against an insta
 	$(or $(PYTEST),$(BIN)/python -m pytest) -m gpu tests/gpu $(ARGS)
 
 bench: ## measure against stock, cuDNN and flash-attn-4 on a GPU
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.attention $(ARGS)
 
 clean: ## remove what was built; compiled kernels stay in their cache
 	rm -rf build dist fa4_ext/*.so *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -1,21 +1,22 @@
-"""Fits the planner's speed rules to measurements, and says what they cost: `python -m benchmarks.fit_speed_rules MEASURED.csv`.
+"""Fits the planner's speed rules to measurements, and says what they cost: `python -m benchmarks.fit_speed_rules`.
 
-MEASURED.csv comes from `python -m benchmarks.attention --grid rules --csv`. A rule is a box in the features of a problem; inside of
-it the stock kernel was measured to be at least as fast. Between two measured points the boundary is drawn at the one that ours won.
+The measurements, benchmarks/results/h200_rules.csv, come from `python -m benchmarks.attention --grid rules --csv`. A rule is a box in
+the features of a problem; inside of it the stock kernel was measured to be at least as fast. Between two measured points the boundary
+is drawn at the one that ours won.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+MEASURED = Path(__file__).parent / "results" / "h200_rules.csv"
 RULES = Path(__file__).parent.parent / "csrc" / "core" / "speed_rules.inc"
 SM_COUNT = 132  # of the device that was measured
-BLOCK_M = {"forward": {64: 192, 128: 128}, "backward": {64: 128, 128: 80}}  # rows of a query tile
+BLOCK_M = {"forward": {64: 192, 128: 128}, "backward": {64: 128, 128: 80}}  # rows of a query tile, full mask
 NOISE = 1.05  # a ratio up to it counts as equal
 MAX = math.inf
 FILL_CLASSES = ((0, 25), (26, 50), (51, 75), (76, 100))
@@ -68,7 +69,7 @@ class Rule:
         return f"{{Op::k{op.title()}, Layout::k{layout.title()}, {head_dim}, Heads::k{heads.title()}, {bounds}}},"
 
 
-def read(path: str) -> list[Row]:
+def read(path: Path) -> list[Row]:
     rows = []
     with open(path) as file:
         for line in csv.DictReader(file):
@@ -166,18 +167,26 @@ def varlen(rows: list[Row]) -> Iterable[Rule]:
                         yield Rule(op, "varlen", head_dim, "grouped" if grouped else "equal", queries=queries, batch=batch)
 
 
-def main(path: str) -> None:
-    rows = read(path)
-    rules = [*dense_forward(rows), *dense_backward(rows), *varlen(rows)]
+def fit(rows: list[Row]) -> list[Rule]:
+    return [*dense_forward(rows), *dense_backward(rows), *varlen(rows)]
+
+
+def render(rules: list[Rule]) -> str:
     header = "// Written by benchmarks/fit_speed_rules.py. Heads; queries, fill, tiles, keys, batch: see StockIsFaster.\n"
-    RULES.write_text(header + "".join(rule.cpp() + "\n" for rule in rules))
-    left = [row for row in rows if any(rule.holds(row) for rule in rules)]
-    taken = [row for row in rows if row not in set(left)]
-    print(f"{len(rules)} rules; stock gets {len(left)} of {len(rows)} measured problems")
+    return header + "".join(rule.cpp() + "\n" for rule in rules)
+
+
+def main() -> None:
+    rows = read(MEASURED)
+    rules = fit(rows)
+    RULES.write_text(render(rules))
+    left = {row for row in rows if any(rule.holds(row) for rule in rules)}
+    taken = [row for row in rows if row not in left]
+    print(f"{len(rules)} rules; stock gets {len(rows) - len(taken)} of {len(rows)} measured problems")
     print(f"ours at worst {max(row.ratio for row in taken):.2f} times stock's time on the problems it takes")
     given_up = [row for row in left if row.ratio < 0.9]
     print(f"{len(given_up)} of those that stock gets would be faster on ours by a tenth or more")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

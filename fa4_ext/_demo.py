@@ -104,6 +104,7 @@ def _show_plans() -> None:
 
 def _run_attention() -> None:
     print(f"\nAttention on {torch.cuda.get_device_name()}, bf16: relative error against fp32, time and TFLOP/s")
+    torch.ones(1, device="cuda", requires_grad=True).exp().backward()  # or cuBLAS warns of autograd's thread having no context yet
     for case in CASES:
         inputs = case.inputs("cuda")
         print(f"  {case}")

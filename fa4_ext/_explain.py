@@ -98,7 +98,7 @@ def explain(
         capability,
         sm_count,
     )
-    return Explanation(supported, kernel if supported else None, "" if supported else reason)
+    return Explanation(supported, kernel if supported else None, reason)
 
 
 def _device(query: torch.Tensor, device_capability: tuple[int, int] | None) -> tuple[int, int]:

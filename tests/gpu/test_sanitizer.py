@@ -26,8 +26,9 @@ def test_sanitizer(tool, direction):
     """Without the caching allocator every tensor is an allocation of its own, so that a step beyond it is seen."""
     options = ("--report-api-errors", "no") if tool == "memcheck" else ()
     script = Path(__file__).with_name("sanitize.py")
+    watched = (sys.executable, str(script), direction, tool)
     done = subprocess.run(
-        [_sanitizer(), "--tool", tool, *options, "--kernel-regex", "kns=kernel_cutlass", sys.executable, str(script), direction],
+        [_sanitizer(), "--tool", tool, *options, "--kernel-regex", "kns=kernel_cutlass", *watched],
         capture_output=True, text=True, timeout=150, env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
     )  # fmt: skip
     output = done.stdout + done.stderr

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+
+from scripts import run_script
 
 REPORT = """
 import json, torch, torch.nn.functional as F
@@ -18,9 +17,7 @@ def order():
 
 
 def process(code: str, **environment: str) -> dict:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | environment)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    return json.loads(run_script(code, **environment).splitlines()[-1])
 
 
 def stock() -> dict:

@@ -1,0 +1,49 @@
+"""The speed rules: fitted to the measurements that are in the repository, and read by the planner as they were fitted."""
+
+from __future__ import annotations
+
+import csv
+
+import fa4_core
+import pytest
+from plan_problems import core_problem
+
+from benchmarks.fit_speed_rules import MEASURED, RULES, fit, read, render
+
+ROWS = read(MEASURED)
+
+
+def measured_problems() -> list[dict]:
+    with open(MEASURED) as file:
+        lines = list(csv.DictReader(file))
+    return [
+        {
+            "op": line["direction"], "dtype": "bf16", "layout": line["layout"], "capability": 90, "batch": int(line["batch"]),
+            "seqlen_q": int(line["longest"] if line["layout"] == "varlen" else line["seqlen_q"]),
+            "seqlen_k": int(line["longest"] if line["layout"] == "varlen" else line["seqlen_k"]),
+            "total_q": int(line["total_q"]), "total_k": int(line["total_q"]),
+            "num_heads": int(line["heads"]), "num_heads_kv": int(line["heads_kv"]), "head_dim": int(line["head_dim"]),
+            "head_dim_v": int(line["head_dim"]), "is_causal": line["causal"] == "True", "window_size_left": -1,
+            "window_size_right": -1, "deterministic": False,
+        }
+        for line in lines
+    ]  # fmt: skip
+
+
+def test_rules_are_what_the_measurements_give():
+    assert RULES.read_text() == render(fit(ROWS)), "run python -m benchmarks.fit_speed_rules"
+
+
+@pytest.mark.parametrize(("op", "layout"), [(op, layout) for op in ("forward", "backward") for layout in ("dense", "varlen")])
+def test_planner_applies_the_rules_to_every_measured_problem(op, layout):
+    rules, wrong, slower = fit(ROWS), [], []
+    for row, problem in zip(ROWS, measured_problems(), strict=True):
+        if (row.op, row.layout) != (op, layout):
+            continue
+        plan = fa4_core.plan(core_problem(problem), True)
+        if plan.supported == any(rule.holds(row) for rule in rules):
+            wrong.append((row, plan.reason))
+        if plan.supported and row.ratio > 1.05:
+            slower.append(row)
+    assert not wrong, f"{len(wrong)} problems, the first: {wrong[0]}"
+    assert not slower, f"{len(slower)} problems that stock runs faster go to our kernels, the first: {slower[0]}"
