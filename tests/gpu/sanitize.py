@@ -1,8 +1,8 @@
-"""A few small calls for compute-sanitizer to watch: `compute-sanitizer --tool memcheck python tests/gpu/sanitize.py backward memcheck`
+"""A few small calls for compute-sanitizer to watch: sanitize.py forward|backward memcheck|racecheck
 
-racecheck reports the deterministic varlen backward: the bulk copy that refills delta, against the reads before it. Its machine code
-waits on the full barrier, reads, meets all consumers at a named barrier, arrives on the empty barrier, and the producer waits on that
-before it copies; the tool does not follow the last step there. So that one case is memcheck's alone.
+racecheck reports the deterministic varlen backward: the bulk copy that refills delta, against the reads before it. Its
+machine code waits on the full barrier, reads, meets all consumers at a named barrier, arrives on the empty barrier, and the
+producer waits on that before it copies; the tool does not follow the last step there. So that one case is memcheck's alone.
 """
 
 from __future__ import annotations
