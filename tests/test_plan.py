@@ -34,6 +34,7 @@ def describe(plan) -> tuple:
 def test_any_problem_gets_a_kernel_or_a_reason_and_the_same_one_twice(problem, speed_rules):
     first = plan(problem, speed_rules)
     assert first.supported == (not first.reason), describe(first)
+    assert first.workspace.bytes >= 0, describe(first)
     assert describe(first) == describe(plan(problem, speed_rules))
 
 
@@ -108,7 +109,7 @@ LEGAL = {
         ({"seqlen_k": 0, "total_k": 0}, "a tensor is empty"),
         ({"batch": 65_536, "total_q": 65_536 * 512, "total_k": 65_536 * 512}, "batch must be at most 65535, is 65536"),
         ({"num_heads": 65_536}, "the number of heads must be at most 65535, is 65536"),
-        ({"seqlen_q": 2**30, "total_q": 2**31}, "a tensor has 2^30 rows or more"),
+        ({"seqlen_q": 2**30, "total_q": 2**31}, "a length is 2^30 or more"),
     ],
 )
 def test_a_reason_names_the_argument_and_the_value(change, reason):

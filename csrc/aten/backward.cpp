@@ -1,10 +1,7 @@
-#include <cmath>
-
-#include "../core/error.h"
 #include "../core/launch.h"
+#include "decide.h"
 #include "describe.h"
 #include "ops.h"
-#include "options.h"
 #include "stock.h"
 #include "stream.h"
 
@@ -71,7 +68,7 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
     arguments.cu_seqlens_q = static_cast<const int32_t*>(data(call.cum_seq_q.get()));
     arguments.cu_seqlens_k = static_cast<const int32_t*>(data(call.cum_seq_k.get()));
   }
-  arguments.softmax_scale = static_cast<float>(call.scale.value_or(1.0 / std::sqrt(static_cast<double>(p.head_dim))));
+  arguments.softmax_scale = softmax_scale(call.scale, p.head_dim);
   arguments.workspace = data(workspace.get());
   launch_backward(p, plan, arguments, {device, current_stream(device)});
   return gradients;
@@ -80,14 +77,9 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
 void backward(StableIValue* stack, const char* op, DimOrder order) {
   const BackwardCall call = take_call(stack, op, order);
   const BackwardDescription d = describe(call);
-  Plan chosen;
-  chosen.reason = d.reason;
-  if (d.reason.empty()) chosen = plan(d.problem, options().speed_rules.load(std::memory_order_relaxed));
-  if (!chosen.supported()) {
-    if (options().strict.load(std::memory_order_relaxed)) fail("FA4 ", op, " unsupported: ", chosen.reason);
-    return stock_backward(call, stack);
-  }
-  Gradients gradients = run(call, d, chosen);
+  const Plan plan = decide(op, d.problem, d.reason);
+  if (!plan.supported()) return stock_backward(call, stack);
+  Gradients gradients = run(call, d, plan);
   stack[0] = give(std::move(gradients.query));
   stack[1] = give(std::move(gradients.key));
   stack[2] = give(std::move(gradients.value));

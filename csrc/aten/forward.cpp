@@ -1,11 +1,7 @@
-#include <cmath>
-
-#include "../core/driver.h"
-#include "../core/error.h"
 #include "../core/launch.h"
+#include "decide.h"
 #include "describe.h"
 #include "ops.h"
-#include "options.h"
 #include "stock.h"
 #include "stream.h"
 
@@ -78,7 +74,7 @@ Outputs run(const ForwardCall& call, const ForwardDescription& d, const Plan& pl
     arguments.cu_seqlens_q = static_cast<const int32_t*>(data(call.cum_seq_q.get()));
     arguments.cu_seqlens_k = static_cast<const int32_t*>(data(call.cum_seq_k.get()));
   }
-  arguments.softmax_scale = static_cast<float>(call.scale.value_or(1.0 / std::sqrt(static_cast<double>(p.head_dim))));
+  arguments.softmax_scale = softmax_scale(call.scale, p.head_dim);
   launch_forward(p, plan, arguments, {device, current_stream(device)});
   return outputs;
 }
@@ -95,25 +91,12 @@ struct RngOutputs {
   }
 };
 
-// The plan of a call that our kernels take; without one, strict registration raises.
-Plan plan_or_raise(const ForwardCall& call, const ForwardDescription& d) {
-  Plan result;
-  if (d.reason.empty()) {
-    result = plan(d.problem, options().speed_rules.load(std::memory_order_relaxed));
-  } else {
-    result.reason = d.reason;
-  }
-  if (!result.supported() && options().strict.load(std::memory_order_relaxed))
-    fail("FA4 ", call.op, " unsupported: ", result.reason);
-  return result;
-}
-
 }  // namespace
 
 void scaled_dot_product_flash_attention(StableIValue* stack, uint64_t, uint64_t) {
   const ForwardCall call = sdpa_call(stack);
   const ForwardDescription d = describe(call);
-  const Plan plan = plan_or_raise(call, d);
+  const Plan plan = decide(call.op, d.problem, d.reason);
   if (!plan.supported()) return stock_forward(call, stack);
   Outputs outputs = run(call, d, plan);
   RngOutputs rng(d.query);
@@ -131,7 +114,7 @@ void scaled_dot_product_flash_attention(StableIValue* stack, uint64_t, uint64_t)
 void flash_attention_forward(StableIValue* stack, uint64_t num_inputs, uint64_t) {
   const ForwardCall call = flash_call(stack, num_inputs);
   const ForwardDescription d = describe(call);
-  const Plan plan = plan_or_raise(call, d);
+  const Plan plan = decide(call.op, d.problem, d.reason);
   if (!plan.supported()) return stock_forward(call, stack);
   Outputs outputs = run(call, d, plan);
   RngOutputs rng(d.query);

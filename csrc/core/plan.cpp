@@ -51,7 +51,7 @@ std::string why_not(const Problem& p) {
   if (p.head_dim % 8) return concat("head_dim must be a multiple of 8, is ", p.head_dim);
   if (p.batch > kMaxGrid) return concat("batch must be at most ", kMaxGrid, ", is ", p.batch);
   if (p.num_heads > kMaxGrid) return concat("the number of heads must be at most ", kMaxGrid, ", is ", p.num_heads);
-  if (std::max(p.total_q, p.total_k) >= kUnbounded) return concat("a tensor has 2^30 rows or more");
+  if (std::max({p.total_q, p.total_k, p.seqlen_q, p.seqlen_k}) >= kUnbounded) return "a length is 2^30 or more";
   return {};
 }
 

@@ -1,0 +1,18 @@
+// Ours or the stock kernel's: the same decision for every op.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "../core/plan.h"
+
+namespace fa4::aten {
+
+// The plan of a described call. Not supported: for the stock kernel, unless registration is strict; then it throws
+// "FA4 <op> unsupported: <reason>".
+Plan decide(const char* op, const Problem& problem, const std::string& reason);
+
+// 1 / sqrt(head_dim) where the call gives none
+float softmax_scale(std::optional<double> given, int64_t head_dim);
+
+}  // namespace fa4::aten
