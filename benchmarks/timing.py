@@ -122,7 +122,7 @@ def in_turns(prepared: dict[str, Prepared], rounds: int) -> dict[str, list[float
     for _ in range(rounds):
         for name in order.sample(list(prepared), len(prepared)):
             time.sleep(PAUSE_S)
-            times[name].append(_event_ms(prepared[name].run) / prepared[name].calls)
+            times[name].append(prepared[name].ms())
     return times
 
 

@@ -37,6 +37,7 @@ def write(out: Path, built: Sequence[table.Built], objects: dict[str, bytes], su
     info = table.build_info(subset, archs, source_versions(), manifest_json)
     table.write_if_different(out / "kernel_table.cpp", table.cpp(built, json.dumps(info), manifest_json))
     table.write_if_different(out / "manifest.json", json.dumps(rows, indent=1) + "\n")
+    table.write_if_different(out / "planner_table.cpp", table.planner_cpp())
     table.write_if_different(out / "objects.txt", "".join(f"{out.resolve() / 'objects' / name}.o\n" for name in objects))
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -60,8 +60,9 @@ class Cache:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         for path in directory.glob("tmp.*"):
-            if time.time() - path.stat().st_mtime > SECONDS_ABANDONED:
-                shutil.rmtree(path, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another build was done with it
+                if time.time() - path.stat().st_mtime > SECONDS_ABANDONED:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _paths(self, key: str) -> tuple[Path, Path]:
         entry = self.directory / key[:2] / key

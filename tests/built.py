@@ -1,13 +1,14 @@
-"""The core kernels as `make build` leaves them."""
+"""The kernels as `make build` leaves them: the core subset, unless it was asked for another."""
 
 import json
 from functools import cache
 from pathlib import Path
 
+import fa4_ext
 from kernels import cubin, matrix
 
-DIRECTORY = Path(__file__).parents[1] / "build" / "core" / "kernels"
-SUBSET = "core"
+SUBSET, ARCHS = (fa4_ext.build_info()[name] for name in ("subset", "archs"))
+DIRECTORY = Path(__file__).parents[1] / "build" / SUBSET / "kernels"
 
 
 @cache
@@ -16,7 +17,7 @@ def manifest() -> dict[str, dict]:
 
 
 def kernels() -> tuple[matrix.Kernel, ...]:
-    return matrix.subset(SUBSET)
+    return tuple(kernel for kernel in matrix.subset(SUBSET) if kernel.arch in ARCHS)
 
 
 def object_file(kernel: matrix.Kernel) -> bytes:

@@ -6,7 +6,8 @@ import fa4_core
 import pytest
 from built import DIRECTORY, SUBSET, kernels, manifest, object_file
 
-from kernels import limits, signature, table
+import fa4_ext
+from kernels import limits, matrix, signature, table
 from kernels.matrix import Op, satellites, subset
 
 KERNELS = kernels()
@@ -37,7 +38,11 @@ def test_table_has_the_matrix_in_order():
 
 
 def test_library_has_the_matrix_in_order():
-    assert [kernel.name for kernel in fa4_core.kernels()] == [kernel.name for kernel in KERNELS]
+    assert [kernel.name for kernel in fa4_ext.kernels()] == [kernel.name for kernel in KERNELS]
+
+
+def test_planner_of_the_tests_has_the_whole_matrix_in_order():
+    assert [kernel.name for kernel in fa4_core.kernels()] == [kernel.name for kernel in matrix.matrix()]
 
 
 def test_object_list_is_complete():

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import environment
 
 
 def _sanitizer() -> str:
@@ -29,7 +30,7 @@ def test_sanitizer(tool, direction):
     watched = (sys.executable, str(script), direction, tool)
     done = subprocess.run(
         [_sanitizer(), "--tool", tool, *options, "--kernel-regex", "kns=kernel_cutlass", *watched],
-        capture_output=True, text=True, timeout=150, env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        capture_output=True, text=True, timeout=150, env=environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1"),
     )  # fmt: skip
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-4000:]
