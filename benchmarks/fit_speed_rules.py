@@ -11,6 +11,7 @@ import csv
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
+from itertools import combinations
 from pathlib import Path
 
 MEASURED = Path(__file__).parent / "results" / "h200_rules.csv"
@@ -167,8 +168,22 @@ def varlen(rows: list[Row]) -> Iterable[Rule]:
                         yield Rule(op, "varlen", head_dim, "grouped" if grouped else "equal", queries=queries, batch=batch)
 
 
+def merged(rules: list[Rule]) -> list[Rule]:
+    """Boxes that touch along one feature and agree in the others, as one."""
+    for (i, a), (j, b) in combinations(enumerate(rules), 2):
+        fields_a, fields_b = astuple(a), astuple(b)
+        different = [n for n, (x, y) in enumerate(zip(fields_a, fields_b, strict=True)) if x != y]
+        if len(different) != 1 or different[0] < 4:  # the ranges come after op, layout, head_dim and heads
+            continue
+        (low, end), (begin, high) = sorted((fields_a[different[0]], fields_b[different[0]]))
+        if begin == end + 1:
+            one = Rule(*fields_a[: different[0]], (low, high), *fields_a[different[0] + 1 :])
+            return merged([*rules[:i], one, *rules[i + 1 : j], *rules[j + 1 :]])
+    return rules
+
+
 def fit(rows: list[Row]) -> list[Rule]:
-    return [*dense_forward(rows), *dense_backward(rows), *varlen(rows)]
+    return merged([*dense_forward(rows), *dense_backward(rows), *varlen(rows)])
 
 
 def render(rules: list[Rule]) -> str:

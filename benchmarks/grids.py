@@ -79,6 +79,13 @@ def decode_like(quick: bool) -> list[RuleProblem]:
     return [problem for problem in problems if problem.bytes <= GIB]
 
 
+def short(quick: bool) -> list[RuleProblem]:
+    """Self-attention over short sequences, dense: images, sentences."""
+    lengths = (64, 197) if quick else (32, 64, 77, 128, 197, 256, 384)
+    problems = product((8, 64, 512), ((12, 12), (32, 8)), lengths, (64, 128), (False, True))
+    return [RuleProblem("dense", batch, *heads, length, length, dim, causal) for batch, heads, length, dim, causal in problems]
+
+
 def many_short(quick: bool) -> list[RuleProblem]:
     """Packed sequences, all of one length or of random ones."""
     tokens = (16384,) if quick else (2048, 8192, 16384, 65536, 262144)
@@ -98,6 +105,6 @@ def many_short(quick: bool) -> list[RuleProblem]:
 
 def rules(quick: bool) -> list[RuleProblem]:
     """In a random order that is the same in every run, so that a run cut short has seen a fair sample."""
-    problems = decode_like(quick) + many_short(quick)
+    problems = decode_like(quick) + short(quick) + many_short(quick)
     random.Random(0).shuffle(problems)
     return problems

@@ -13,6 +13,13 @@ ROWS = fa4_core.kernels()
 BUILT = {row.name for row in ROWS}
 
 
+LEGAL = {
+    "op": "forward", "dtype": "bf16", "layout": "dense", "capability": 90, "batch": 2, "seqlen_q": 512, "seqlen_k": 512,
+    "total_q": 1024, "total_k": 1024, "num_heads": 8, "num_heads_kv": 8, "head_dim": 128, "head_dim_v": 128, "is_causal": False,
+    "window_size_left": -1, "window_size_right": -1, "deterministic": False,
+}  # fmt: skip
+
+
 def plan(problem: dict, speed_rules: bool = False):
     return fa4_core.plan(core_problem(problem), speed_rules)
 
@@ -49,7 +56,23 @@ def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
     assert kernel.layout.name == problem["layout"].upper()
     assert kernel.deterministic == problem["deterministic"]
     if problem["op"] == "backward":
-        assert kernel.grouped == (problem["num_heads"] != problem["num_heads_kv"])
+        grouped = problem["num_heads"] != problem["num_heads_kv"]
+        assert kernel.grouped == grouped or stores_whole_rows(problem, kernel)
+
+
+def stores_whole_rows(problem, kernel) -> bool:
+    """Where the SM100 kernel for equal heads would store beyond head_dim, and the one with accumulators runs instead."""
+    below_bucket = kernel.arch == 100 and problem["head_dim"] != kernel.head_dim
+    return below_bucket and (problem["layout"] == "varlen" or kernel.mask == fa4_core.Mask.WINDOW)
+
+
+@pytest.mark.parametrize(("head_dim", "grouped"), [(64, False), (56, True), (128, False), (96, True)])
+@pytest.mark.parametrize("change", [{"layout": "varlen"}, {"window_size_left": 100}], ids=["varlen", "window"])
+def test_sm100_gradients_below_the_bucket_come_from_accumulators(change, head_dim, grouped):
+    chosen = plan(LEGAL | {"op": "backward", "capability": 100, "head_dim": head_dim, "head_dim_v": head_dim} | change)
+    assert chosen.supported and chosen.kernel.grouped == grouped
+    dense = plan(LEGAL | {"op": "backward", "capability": 100, "head_dim": head_dim, "head_dim_v": head_dim})
+    assert not dense.kernel.grouped
 
 
 @settings(max_examples=500, deadline=None)
@@ -86,13 +109,6 @@ def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
     assert max(w.rows_q, w.rows_k) * kernel.head_dim < 2**31
     longest = "seqlen" if problem["layout"] == "dense" else "total"
     assert w.rows_q >= problem[f"{longest}_q"] and w.rows_k >= problem[f"{longest}_k"]
-
-
-LEGAL = {
-    "op": "forward", "dtype": "bf16", "layout": "dense", "capability": 90, "batch": 2, "seqlen_q": 512, "seqlen_k": 512,
-    "total_q": 1024, "total_k": 1024, "num_heads": 8, "num_heads_kv": 8, "head_dim": 128, "head_dim_v": 128, "is_causal": False,
-    "window_size_left": -1, "window_size_right": -1, "deterministic": False,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,8 @@ def test_plan_chooses_what_upstream_would_compile(upstream, problem):
         }  # a mask that masks nothing is none, to us and the stock kernel
     plan = fa4_core.plan(core_problem(problem), False)
     assert plan.supported, (problem, plan.reason)
+    # Below the bucket, of which upstream is not told here, SM100 gradients may come from accumulators (csrc/core/plan.cpp).
+    assume(not (plan.kernel.grouped and problem["num_heads"] == problem["num_heads_kv"]))
     workspace = {name: getattr(plan.workspace, name) for name in ("rows_q", "rows_k", "tiles_q", "tiles_k", "cluster")}
     request = problem | {"bucket": plan.kernel.head_dim, "kernels": compiled(plan.kernel), "workspace": workspace}
     differences = compare(request)

@@ -1,4 +1,5 @@
 #include "../core/launch.h"
+#include "context.h"
 #include "decide.h"
 #include "describe.h"
 #include "ops.h"
@@ -76,9 +77,11 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
 
 void backward(StableIValue* stack, const char* op, DimOrder order) {
   const BackwardCall call = take_call(stack, op, order);
+  if (stock_is_running()) return stock_backward(call, stack);
   const BackwardDescription d = describe(call);
   const Plan plan = decide(op, d.problem, d.reason);
   if (!plan.supported()) return stock_backward(call, stack);
+  warn_of_nondeterminism();
   Gradients gradients = run(call, d, plan);
   stack[0] = give(std::move(gradients.query));
   stack[1] = give(std::move(gradients.key));

@@ -48,7 +48,7 @@ class Arguments {
 
   Handle optional_tensor() {
     auto given = torch::stable::detail::to<std::optional<torch::stable::Tensor>>(*next_++);
-    if (!given) return Handle();
+    if (!given || !given->defined()) return Handle();
     AtenTensorHandle handle;
     check_shim(aoti_torch_new_tensor_handle(given->get(), &handle), "referring to a tensor");
     return Handle(handle);

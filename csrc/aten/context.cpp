@@ -1,5 +1,7 @@
 #include "context.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
 #include "torch_symbol.h"
 
 namespace fa4::aten {
@@ -22,12 +24,30 @@ Context find_context() {
   return found;
 }
 
+const Context& context() {
+  static const Context found = find_context();
+  return found;
+}
+
+bool known() { return context().context && context().deterministic && context().warn_only; }
+
 }  // namespace
 
 bool deterministic_algorithms() {
-  static const Context torch = find_context();
-  if (!torch.context || !torch.deterministic || !torch.warn_only) return true;  // unknown: the same bits are never wrong
-  return torch.deterministic(torch.context) && !torch.warn_only(torch.context);
+  if (!known()) return true;  // the same bits are never wrong
+  return context().deterministic(context().context) && !context().warn_only(context().context);
+}
+
+void warn_of_nondeterminism() {
+  if (!known() || !context().deterministic(context().context) || !context().warn_only(context().context)) return;
+  static const bool warned = [] {  // once a process
+    aoti_torch_warn(
+        "fa4_ext", "backward", 0,
+        "Flash Attention defaults to a non-deterministic algorithm. torch.use_deterministic_algorithms(True, warn_only=False) "
+        "makes its gradients the same in every run.");
+    return true;
+  }();
+  static_cast<void>(warned);
 }
 
 }  // namespace fa4::aten

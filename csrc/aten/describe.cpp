@@ -1,7 +1,9 @@
 #include "describe.h"
 
-#include "../core/driver.h"
+#include <algorithm>
+
 #include "../core/error.h"
+#include "../core/strides.h"
 #include "context.h"
 
 namespace fa4::aten {
@@ -30,7 +32,7 @@ std::string check_cum_seq(const char* name, AtenTensorHandle tensor, const Tenso
 
 // Everything that forward and backward ask of query, key and value alike.
 struct Inputs {
-  AtenTensorHandle query, key, value, cum_seq_q, cum_seq_k;  // cum_seq: null when dense
+  AtenTensorHandle cum_seq_q, cum_seq_k;  // null when dense
   int64_t max_q, max_k;
   double dropout_p;
   bool is_causal;
@@ -39,7 +41,7 @@ struct Inputs {
 };
 
 std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorInfo& k, const TensorInfo& v,
-                            const DeviceFacts* simulated, Problem& p) {
+                            const DeviceProperties* simulated, Problem& p) {
   if (in.dropout_p != 0) return "dropout_p must be 0";
   if (!simulated && q.device_type != aoti_torch_device_type_cuda()) return "inputs must be CUDA tensors";
   if (!same_device(q, k) || !same_device(q, v)) return "query, key, value must be on same device";
@@ -53,6 +55,9 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
   if (k.dim != q.dim || v.dim != q.dim) return "query, key, value must have the same rank";
   for (const TensorInfo* tensor : {&q, &k, &v}) {
     if (tensor->stride[tensor->dim - 1] != 1) return "query, key, value must have a contiguous last dimension";
+    int64_t result[kMaxDim];  // the strides of the output or gradient that PyTorch promises for it
+    empty_like_strides(tensor->dim, tensor->size, tensor->stride, result);
+    if (result[tensor->dim - 1] != 1) return "query, key, value must not overlap themselves";
   }
   const int64_t heads = in.order == DimOrder::kHeadsFirst ? 1 : q.dim - 2, seqlen = varlen ? 0 : 3 - heads, last = q.dim - 1;
   if (k.size[seqlen] != v.size[seqlen] || k.size[heads] != v.size[heads] || (!varlen && k.size[0] != v.size[0])) {
@@ -61,11 +66,13 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
   if (k.size[last] != q.size[last]) return concat("key's head_dim ", k.size[last], " differs from query's ", q.size[last]);
   if (!varlen && k.size[0] != q.size[0]) return concat("key's batch ", k.size[0], " differs from query's ", q.size[0]);
 
-  const DeviceFacts facts =
-      simulated ? *simulated
-                : DeviceFacts{device_properties(q.device_index).capability, device_properties(q.device_index).sm_count, false};
-  p.capability = facts.capability;
-  p.sm_count = facts.sm_count;
+  try {
+    const DeviceProperties& device = simulated ? *simulated : device_properties(q.device_index);
+    p.capability = device.capability;
+    p.sm_count = device.sm_count;
+  } catch (const Error& error) {  // no driver that our kernels can run on
+    return error.what();
+  }
   p.dtype = q.dtype == aoti_torch_dtype_bfloat16() ? Dtype::kBf16 : Dtype::kFp16;
   p.num_heads = q.size[heads];
   p.num_heads_kv = k.size[heads];
@@ -82,10 +89,10 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
     if (length_q != length_k) return concat("cum_seq_q has ", length_q, " elements, cum_seq_k ", length_k);
     p.layout = Layout::kVarlen;
     p.batch = length_q - 1;
-    p.seqlen_q = in.max_q;
-    p.seqlen_k = in.max_k;
     p.total_q = q.size[0];
     p.total_k = k.size[0];
+    p.seqlen_q = std::min(in.max_q, p.total_q);  // a caller may pass any bound for "the longest"
+    p.seqlen_k = std::min(in.max_k, p.total_k);
   } else {  // lengths come from the shapes: a caller's max_q may be of the tensor that these are views of
     p.layout = Layout::kDense;
     p.batch = q.size[0];
@@ -102,9 +109,15 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
 std::string copies(const ForwardCall& call) {
   std::string names;
   const auto add = [&names](const char* name, AtenTensorHandle tensor) {
-    int64_t elements;
-    check_shim(aoti_torch_get_storage_offset(tensor, &elements), "reading a tensor's offset");
-    if (!tma_can_address(info(tensor), elements * kElementBytes)) names += names.empty() ? name : concat(", ", name);
+    const TensorInfo given = info(tensor);
+    int64_t offset;
+    if (given.device_type == aoti_torch_device_type_cuda()) {
+      offset = reinterpret_cast<int64_t>(data(tensor));
+    } else {
+      check_shim(aoti_torch_get_storage_offset(tensor, &offset), "reading a tensor's offset");
+      offset *= kElementBytes;
+    }
+    if (!tma_can_address(given, offset)) names += names.empty() ? name : concat(", ", name);
   };
   add("query", call.query.get());
   add("key", call.key.get());
@@ -112,15 +125,14 @@ std::string copies(const ForwardCall& call) {
   return names.empty() ? names : concat("copied first, because TMA takes addresses and strides of 16 bytes only: ", names);
 }
 
-ForwardDescription describe(const ForwardCall& call, const DeviceFacts* simulated) {
+ForwardDescription describe(const ForwardCall& call, const DeviceProperties* simulated) {
   ForwardDescription d;
   d.problem.op = Op::kForward;
   d.query = info(call.query.get());
   d.key = info(call.key.get());
   d.value = info(call.value.get());
-  const Inputs inputs{
-      call.query.get(), call.key.get(), call.value.get(), call.cum_seq_q.get(),  call.cum_seq_k.get(),   call.max_q,
-      call.max_k,       call.dropout_p, call.is_causal,   call.window_size_left, call.window_size_right, call.order};
+  const Inputs inputs{call.cum_seq_q.get(),  call.cum_seq_k.get(),   call.max_q, call.max_k, call.dropout_p, call.is_causal,
+                      call.window_size_left, call.window_size_right, call.order};
   if (call.return_debug_mask) {
     d.reason = "return_debug_mask must be False";
   } else if (call.alibi_slopes) {
@@ -152,8 +164,8 @@ BackwardDescription describe(const BackwardCall& call) {
   d.logsumexp = info(call.logsumexp.get());
   const auto if_defined = [](const Handle& tensor) { return defined(tensor.get()) ? tensor.get() : nullptr; };
   const Inputs inputs{
-      call.query.get(), call.key.get(), call.value.get(), if_defined(call.cum_seq_q), if_defined(call.cum_seq_k), call.max_q,
-      call.max_k,       call.dropout_p, call.is_causal,   call.window_size_left,      call.window_size_right,     call.order};
+      if_defined(call.cum_seq_q), if_defined(call.cum_seq_k), call.max_q, call.max_k, call.dropout_p, call.is_causal,
+      call.window_size_left,      call.window_size_right,     call.order};
   d.problem.deterministic = deterministic_algorithms();
   d.reason = describe_inputs(inputs, d.query, d.key, d.value, nullptr, d.problem);
   if (!d.reason.empty()) return d;

@@ -3,17 +3,11 @@
 
 #include <string>
 
+#include "../core/driver.h"
 #include "../core/problem.h"
 #include "calls.h"
 
 namespace fa4::aten {
-
-// The device that a call would run on: the tensors' own, or one that explain() is asked about.
-struct DeviceFacts {
-  int32_t capability;
-  int32_t sm_count;
-  bool simulated;  // the tensors need not be on a GPU
-};
 
 struct ForwardDescription {
   Problem problem;
@@ -27,11 +21,11 @@ struct BackwardDescription {
   TensorInfo grad_out, query, key, value, out, logsumexp;
 };
 
-ForwardDescription describe(const ForwardCall& call, const DeviceFacts* simulated = nullptr);
+// `simulated`: the device to describe the call for, whatever device the tensors are on; null: the tensors' own.
+ForwardDescription describe(const ForwardCall& call, const DeviceProperties* simulated = nullptr);
 BackwardDescription describe(const BackwardCall& call);
 
-// Which inputs the kernels read from a copy, in words; empty when none. Goes by offsets in storages, which are aligned, so that it
-// works without memory too.
+// Which inputs the kernels read from a copy, in words; empty when none. A tensor without memory goes by its offset in a storage.
 std::string copies(const ForwardCall& call);
 
 }  // namespace fa4::aten

@@ -37,8 +37,8 @@ void explain(StableIValue* stack, uint64_t, uint64_t) {
   call.alibi_slopes = arguments.optional_tensor();
   const bool deterministic = arguments.value<bool>(), backward = arguments.value<bool>(), speed_rules = arguments.value<bool>();
   const auto capability = arguments.value<int64_t>(), sm_count = arguments.value<int64_t>();
-  const DeviceFacts facts{static_cast<int32_t>(capability), static_cast<int32_t>(sm_count), true};
-  ForwardDescription d = describe(call, &facts);
+  const DeviceProperties device{static_cast<int32_t>(capability), static_cast<int32_t>(sm_count)};
+  ForwardDescription d = describe(call, &device);
   Plan chosen;
   chosen.reason = d.reason;
   if (d.reason.empty()) {

@@ -27,17 +27,11 @@ ForwardV2* forward_v2() {
   return function;
 }
 
-// What the failing kernel said. Before torch 2.13 a shim leaves its message on stderr only.
-std::string last_exception(const char* op) {
-  static const auto get_what = torch_function<const char*()>("libtorch_cpu.so", "torch_exception_get_what_without_backtrace");
-  return get_what ? get_what() : concat(op, ": the stock kernel raised an error; its message is on stderr");
-}
-
 template <class Shim, class... Arguments>
 void call_stock(const char* op, Shim* shim, Arguments... arguments) {
   if (!shim) fail(op, ": this build of torch has no CUDA kernel for it");
   if (shim(arguments...) == AOTI_TORCH_SUCCESS) return;
-  fail(last_exception(op));
+  fail(exception_text(concat(op, ": the stock kernel raised an error")));
 }
 
 // The shims take an optional as a pointer that may be null.
@@ -52,12 +46,20 @@ T* pointer(std::optional<T>& value) {
   return value ? &*value : nullptr;
 }
 
+thread_local bool inside_sdpa = false;
+
+struct InsideSdpa {
+  InsideSdpa() { inside_sdpa = true; }
+  ~InsideSdpa() { inside_sdpa = false; }
+};
+
 template <class T>
 void put(StableIValue* stack, T value) {
   *stack = torch::stable::detail::from(value);
 }
 
 void sdpa_forward(const ForwardCall& call, StableIValue* stack) {
+  const InsideSdpa scope;
   AtenTensorHandle out, lse, cum_seq_q, cum_seq_k, rng_state, unused, debug_mask;
   int64_t max_q, max_k;
   auto scale = call.scale;
@@ -91,6 +93,8 @@ void flash_forward(const ForwardCall& call, StableIValue* stack) {
 
 }  // namespace
 
+bool stock_is_running() { return inside_sdpa; }
+
 void stock_forward(const ForwardCall& call, StableIValue* stack) {
   call.order == DimOrder::kHeadsFirst ? sdpa_forward(call, stack) : flash_forward(call, stack);
 }
@@ -100,6 +104,7 @@ void stock_backward(const BackwardCall& call, StableIValue* stack) {
   auto scale = call.scale;
   auto left = call.window_size_left, right = call.window_size_right;
   if (call.order == DimOrder::kHeadsFirst) {
+    const InsideSdpa scope;
     call_stock(call.op, &aoti_torch_cuda__scaled_dot_product_flash_attention_backward, call.grad_out.get(), call.query.get(),
                call.key.get(), call.value.get(), call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(), call.cum_seq_k.get(),
                call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal}, call.rng_state.get(), call.unused.get(),

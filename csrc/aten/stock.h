@@ -1,4 +1,4 @@
-// The stock kernels, through torch's versioned C shims: static dispatch, which never comes back to an override.
+// The stock kernels, through torch's versioned C shims, which do not consult the dispatcher for the op itself.
 #pragma once
 
 #include "calls.h"
@@ -8,5 +8,9 @@ namespace fa4::aten {
 // Each passes the call's arguments on as they came and puts the results on the stack.
 void stock_forward(const ForwardCall& call, StableIValue* stack);
 void stock_backward(const BackwardCall& call, StableIValue* stack);
+
+// Whether the calling thread is inside a stock scaled_dot_product op: that one calls the low-level op through the dispatcher, which
+// is ours, and has been turned down already.
+bool stock_is_running();
 
 }  // namespace fa4::aten

@@ -2,6 +2,7 @@
 
 #include "../core/error.h"
 #include "../core/strides.h"
+#include "torch_symbol.h"
 
 namespace fa4::aten {
 namespace {
@@ -9,14 +10,19 @@ namespace {
 Handle empty_strided(int64_t dim, const int64_t* size, const int64_t* stride, int32_t dtype, int32_t device_index) {
   AtenTensorHandle handle;
   check_shim(aoti_torch_empty_strided(dim, size, stride, dtype, aoti_torch_device_type_cuda(), device_index, &handle),
-             "allocating a tensor");
+             "CUDA out of memory: allocating a tensor");
   return Handle(handle);
 }
 
 }  // namespace
 
 void check_shim(AOTITorchError error, const char* what) {
-  if (error != AOTI_TORCH_SUCCESS) fail(what, " failed in torch; its message is on stderr");
+  if (error != AOTI_TORCH_SUCCESS) fail(exception_text(concat(what, " failed")));
+}
+
+std::string exception_text(const std::string& otherwise) {
+  static const auto get_what = torch_function<const char*()>("libtorch_cpu.so", "torch_exception_get_what_without_backtrace");
+  return get_what ? get_what() : concat(otherwise, "; torch's message is on stderr");
 }
 
 TensorInfo info(AtenTensorHandle tensor) {

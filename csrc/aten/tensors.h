@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <string>
 #include <utility>
 
 #include "../core/launch.h"
@@ -12,6 +13,9 @@
 namespace fa4::aten {
 
 void check_shim(AOTITorchError error, const char* what);  // throws Error
+
+// What torch's C interface last failed with. Before torch 2.13 it keeps that to itself: then `otherwise`, and where to look.
+std::string exception_text(const std::string& otherwise);
 
 // Owns one reference. torch::stable::Tensor does too, at the price of a shared_ptr.
 class Handle {

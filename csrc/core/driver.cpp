@@ -1,24 +1,21 @@
 #include "driver.h"
 
-#include <dlfcn.h>
-
 #include <array>
 #include <atomic>
 #include <mutex>
 
+#include "dynamic_library.h"
 #include "error.h"
-
-// glibc moved these into libc.so.6 under new versions in 2.34; the old names serve every glibc since 2.28.
-__asm__(".symver dlopen,dlopen@GLIBC_2.2.5");
-__asm__(".symver dlsym,dlsym@GLIBC_2.2.5");
 
 namespace fa4 {
 namespace {
 
+constexpr int kOldestVersion = 13000;  // CUDA 13.0
+
 template <class Function>
 void find(void* library, const char* name, Function& function) {
   function = reinterpret_cast<Function>(dlsym(library, name));
-  if (!function) fail("the CUDA driver has no function ", name, ": it is older than CUDA 12.4");
+  if (!function) fail("the CUDA driver is too old: it has no function ", name);
 }
 
 // cuda.h renames some functions to their current version (cuCtxPushCurrent_v2): expand before quoting.
@@ -29,6 +26,7 @@ Driver open_driver() {
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (!library) fail("no CUDA driver: libcuda.so.1 could not be opened");
   Driver driver;
+  FA4_FIND(get_version, cuDriverGetVersion);
   FA4_FIND(get_error_name, cuGetErrorName);
   FA4_FIND(get_error_string, cuGetErrorString);
   FA4_FIND(device_get_attribute, cuDeviceGetAttribute);
@@ -43,6 +41,12 @@ Driver open_driver() {
   FA4_FIND(kernel_set_attribute, cuKernelSetAttribute);
   FA4_FIND(launch_kernel, cuLaunchKernelEx);
   FA4_FIND(memset_d32_async, cuMemsetD32Async);
+  int version = 0;
+  driver.get_version(&version);
+  if (version < kOldestVersion) {
+    fail("the CUDA driver is too old: it is for CUDA ", version / 1000, ".", version % 1000 / 10,
+         ", the kernels are compiled for 13");
+  }
   return driver;
 }
 

@@ -9,6 +9,7 @@
 namespace fa4 {
 
 struct Driver {
+  decltype(&cuDriverGetVersion) get_version;
   decltype(&cuGetErrorName) get_error_name;
   decltype(&cuGetErrorString) get_error_string;
   decltype(&cuDeviceGetAttribute) device_get_attribute;
@@ -25,7 +26,7 @@ struct Driver {
   decltype(&cuMemsetD32Async) memset_d32_async;
 };
 
-const Driver& driver();  // throws Error when there is no CUDA driver
+const Driver& driver();  // throws Error when there is no CUDA driver, or one too old for the kernels
 
 void check(CUresult result, const char* what);  // throws Error with the driver's own words
 

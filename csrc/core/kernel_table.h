@@ -15,7 +15,7 @@ struct Kernel {
   int16_t head_dim;  // bucket: the kernel serves every multiple of 8 up to it
   Layout layout;
   Mask mask;
-  bool grouped;  // backward: several query heads share a key/value head
+  bool grouped;  // backward: query heads that share a key/value head add up in accumulators of dK and dV
   bool deterministic;
   bool two_cta;
   int16_t block_m;  // rows of a tile

@@ -55,20 +55,15 @@ std::string why_not(const Problem& p) {
   return {};
 }
 
-// Rows a bucket of kernels with one key can be looked up by.
+// What selects a kernel but for the bucket and the tile.
 struct Key {
   Op op;
   int arch;
   Dtype dtype;
-  int head_dim;
   Layout layout;
   Mask mask;
   bool grouped, deterministic;
 
-  bool matches(const Kernel& k) const {
-    return k.op == op && k.arch == arch && k.dtype == dtype && k.head_dim == head_dim && k.layout == layout && k.mask == mask &&
-           k.grouped == grouped && k.deterministic == deterministic;
-  }
   size_t slot() const {
     const bool flags[] = {op == Op::kBackward,       arch == 100, dtype == Dtype::kFp16,
                           layout == Layout::kVarlen, grouped,     deterministic};
@@ -85,7 +80,7 @@ const std::vector<std::vector<const Kernel*>>& kernels_by_slot() {
     auto* slots = new std::vector<std::vector<const Kernel*>>(Key::kSlots);
     for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
       if (k->op != Op::kForward && k->op != Op::kBackward) continue;
-      (*slots)[Key{k->op, k->arch, k->dtype, k->head_dim, k->layout, k->mask, k->grouped, k->deterministic}.slot()].push_back(k);
+      (*slots)[Key{k->op, k->arch, k->dtype, k->layout, k->mask, k->grouped, k->deterministic}.slot()].push_back(k);
     }
     for (auto& slot : *slots) {
       std::sort(slot.begin(), slot.end(), [](const Kernel* a, const Kernel* b) {
@@ -98,10 +93,8 @@ const std::vector<std::vector<const Kernel*>>& kernels_by_slot() {
 }
 
 // The smallest bucket that holds the head dim; in it the smallest tile that holds all queries, or else the largest.
-const Kernel* find_kernel(const Problem& p, Mask mask) {
-  const bool backward = p.op == Op::kBackward;
-  const bool grouped = backward && p.num_heads != p.num_heads_kv;
-  const Key key{p.op, kernel_arch(p.capability), p.dtype, 0, p.layout, mask, grouped, backward && p.deterministic};
+const Kernel* find_kernel(const Problem& p, Mask mask, bool grouped) {
+  const Key key{p.op, kernel_arch(p.capability), p.dtype, p.layout, mask, grouped, p.op == Op::kBackward && p.deterministic};
   const Kernel* found = nullptr;
   for (const Kernel* kernel : kernels_by_slot()[key.slot()]) {
     if (kernel->head_dim < p.head_dim) continue;
@@ -109,6 +102,17 @@ const Kernel* find_kernel(const Problem& p, Mask mask) {
     found = kernel;
   }
   return found;
+}
+
+const Kernel* find_kernel(const Problem& p, Mask mask) {
+  if (p.op == Op::kForward) return find_kernel(p, mask, false);
+  const Kernel* kernel = find_kernel(p, mask, p.num_heads != p.num_heads_kv);
+  // On SM100 the kernel for equal heads stores dK and dV without TMA, and so whole rows of its bucket, where a layout is varlen or
+  // where no query of a window sees a tile of keys. The one for grouped heads leaves the store to the postprocess, which knows the
+  // head dim.
+  const bool stores_whole_rows = kernel && kernel->arch == 100 && !kernel->grouped && kernel->head_dim != p.head_dim &&
+                                 (p.layout == Layout::kVarlen || mask == Mask::kWindow);
+  return stores_whole_rows ? find_kernel(p, mask, true) : kernel;
 }
 
 std::string no_kernel(const Problem& p) {

@@ -1,4 +1,4 @@
-// Which kernel a call gets, or why none. A pure function of the problem: no allocation, no CUDA call, no global state.
+// Which kernel a call gets, or why none: a function of the problem alone. No CUDA call, so that it runs without a GPU.
 #pragma once
 
 #include <cstdint>

@@ -30,8 +30,9 @@ constexpr StockIsFaster kSm90Rules[] = {
 };
 
 const char* reason(const StockIsFaster& rule) {
-  return rule.layout == Layout::kVarlen ? "the stock kernel is faster for sequences this short, or this many"
-                                        : "the stock kernel is faster for this few queries, heads and batch entries, or this few keys";
+  return rule.layout == Layout::kVarlen
+             ? "the stock kernel is faster for sequences this short, or this many"
+             : "the stock kernel is faster for this few queries, heads and batch entries, or this few keys";
 }
 
 }  // namespace

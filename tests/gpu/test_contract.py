@@ -15,6 +15,7 @@ from reference import Result, compute
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fa4_ext
+from scripts import run_script
 
 LONG = dict(batch=2, heads=8, heads_kv=8, is_causal=True)  # long enough that no speed rule sends it to stock
 
@@ -171,6 +172,23 @@ def test_what_stock_refuses_too_raises_its_error():
         call(*inputs)
     with fa4_ext.register(), pytest.raises(RuntimeError):
         call(*inputs)
+
+
+def test_warn_only_warns_once_as_stock_does():
+    code = """
+        import warnings
+        import torch, torch.nn.functional as F
+        import fa4_ext
+        fa4_ext.register(fallback="error", speed_rules=False)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        q, k, v = (torch.randn(1, 4, 256, 128, dtype=torch.bfloat16, device="cuda", requires_grad=True) for _ in range(3))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                F.scaled_dot_product_attention(q, k, v).sum().backward()
+        print(sum("Flash Attention defaults to a non-deterministic algorithm" in str(warning.message) for warning in caught))
+    """
+    assert run_script(code, FA4_EXT_AUTOREGISTER="0").split()[-1] == "1"
 
 
 def test_dropout_trains_through_stock():

@@ -209,6 +209,16 @@ def test_what_tma_cannot_address(layout, which):
             check(problem, inputs)
 
 
+def test_inputs_that_overlap_themselves_are_left_to_stock():
+    """PyTorch promises results in the order of the input's strides, which puts such a one's last dimension further out."""
+    import fa4_ext
+
+    q = torch.randn(1, 4, 95, dtype=torch.bfloat16, device=DEVICE).unfold(-1, 64, 1)  # [batch, seqlen, heads, head_dim]
+    call = torch.ops.aten._flash_attention_forward
+    with fa4_ext.register(fallback="error", speed_rules=False), pytest.raises(RuntimeError, match="must not overlap themselves"):
+        call(q, q, q, None, None, 4, 4, 0.0, False, False)
+
+
 def _description(value):
     if not isinstance(value, torch.Tensor):
         return value
