@@ -61,7 +61,9 @@ gpu-test: ## run the tests that need a Hopper or Blackwell GPU; against an insta
 	$(if $(PYTEST),,$(MAKE) build KERNELS=$(or $(KERNELS),full))
 	$(or $(PYTEST),$(BIN)/python -m pytest) -m gpu tests/gpu $(ARGS)
 
-bench: ## measure against stock, cuDNN and flash-attn-4 on a GPU
+bench: ## measure against stock, cuDNN and flash-attn-4 on a GPU; ARGS="--json out.json --figure out.png" keep the result
+	$(MAKE) build KERNELS=$(or $(KERNELS),full)
+	$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install --disable-pip-version-check matplotlib==3.11.2
 	$(BIN)/python -m benchmarks.attention $(ARGS)
 
 clean: ## remove what was built; compiled kernels stay in their cache

@@ -1,8 +1,8 @@
 """Fits the planner's speed rules to measurements, and says what they cost: `python -m benchmarks.fit_speed_rules`.
 
-The measurements, benchmarks/results/h200_rules.csv, come from `python -m benchmarks.attention --grid rules --csv`. A rule is
-a box in the features of a problem; inside of it the stock kernel was measured to be at least as fast. Between two measured
-points the boundary is drawn at the one that ours won.
+The measurements, benchmarks/results/h200_rules.csv, come from `python -m benchmarks.attention --grid rules --csv PATH`. A rule is
+a box in the features of a problem in which the stock kernel was measured to be faster somewhere; between two measured points the
+boundary is drawn at the one that ours won. So a few problems in the boxes would be faster on ours: the command counts them.
 """
 
 from __future__ import annotations

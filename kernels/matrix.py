@@ -1,6 +1,6 @@
 """The one declaration of every compiled kernel.
 
-The build, the table that the C++ planner reads, the manifest, the tests and docs/support all derive from `matrix()`.
+The build, the table that the C++ planner reads, the manifest and the tests all derive from `matrix()`; a test holds README to it.
 Tiles are the pinned flash-attn-4's own choices (tile_size functions of its interface.py); a test holds the two side by side.
 """
 

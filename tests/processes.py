@@ -9,7 +9,7 @@ import textwrap
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the interpreter without a GPU in sight; a variable set to "" is taken out of the environment."""
+    """Runs the interpreter without a GPU in sight; CUDA devices are hidden and FA4_EXT_AUTOREGISTER is unset."""
     variables = {name: value for name, value in (os.environ | environment).items() if value}
     variables.pop("FA4_EXT_AUTOREGISTER", None)
     variables |= {"CUDA_VISIBLE_DEVICES": "-1", **environment}

@@ -1,12 +1,15 @@
 """The matrix declares every kernel that the planner may choose, each once."""
 
+import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 
 from kernels.matrix import ARCHS, DTYPES, HEAD_DIM_BUCKETS, SUBSETS, Layout, Mask, Op, matrix, satellites, subset
 
 KERNELS = matrix()
+README = Path(__file__).parent.parent / "README.md"
 
 
 def test_names_are_unique_identifiers():
@@ -45,3 +48,14 @@ def test_core_is_a_part_of_full():
 def test_unknown_subset_is_named_with_the_known():
     with pytest.raises(ValueError, match="kernel subset 'half' is unknown; allowed: full, core"):
         subset("half")
+
+
+def test_readme_s_support_table_says_what_the_matrix_holds():
+    rows = dict(
+        re.findall(r"^\| (dtype|head dim|mask|layout|deterministic backward) \| ([^|]+?) \|", README.read_text(), re.MULTILINE)
+    )
+    assert rows["dtype"] == ", ".join(DTYPES)
+    assert rows["head dim"] == f"every multiple of 8 up to {max(HEAD_DIM_BUCKETS)}"
+    assert [mask.value in rows["mask"] for mask in Mask] == [True] * len(Mask)
+    assert [layout.value in rows["layout"] for layout in Layout] == [True] * len(Layout)
+    assert (rows["deterministic backward"] == "yes") == any(kernel.deterministic for kernel in matrix())

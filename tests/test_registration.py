@@ -79,7 +79,7 @@ def test_torch_ops_inspection_shows_our_kernel_and_our_op():
     with fa4_ext.register():
         assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::_flash_attention_forward", "CUDA")
         assert "fa4_ext" in torch._C._dispatch_dump("aten::_flash_attention_forward")
-    assert "explain" in dir(torch.ops.fa4_ext) or torch.ops.fa4_ext.explain.default
+    assert torch.ops.fa4_ext.explain.default._schema.name == "fa4_ext::explain"
 
 
 def test_cpu_and_meta_kernels_are_untouched():
@@ -254,9 +254,8 @@ def test_threads_that_register_and_remove_leave_nothing_behind():
                     handles.pop(choose.randrange(len(handles))).remove()
                 else:
                     handles.append(fa4_ext.register(choose.choice(("stock", "error")), choose.random() < 0.5))
-                with _register._lock:  # moving our overrides to the top takes them out for a moment
-                    if handles and on_top() != "ours":
-                        failures.append("not registered while a handle lives")
+                if handles and on_top() != "ours":
+                    failures.append("not registered while a handle lives")
             for handle in handles:
                 handle.remove()
         except Exception as error:  # a thread's own exception would not fail the test

@@ -221,7 +221,7 @@ def test_out_of_memory_leaves_everything_usable(direction):
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**24) / total)
     try:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match="CUDA out of memory"):
             if direction == "forward":
                 flash_forward(problem, inputs)
             else:

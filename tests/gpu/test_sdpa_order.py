@@ -40,7 +40,8 @@ def test_registering_after_torch_has_chosen_takes_flash():
     seen = process(
         REPORT + "before = choice(); stock_order = order()\nimport fa4_ext\n"
         "with fa4_ext.register(): during = choice()\n"
-        "print(json.dumps({'during': during, 'before': before, 'after': choice(), 'restored': order() == stock_order}))"
+        "print(json.dumps({'during': during, 'before': before, 'after': choice(), 'restored': order() == stock_order}))",
+        FA4_EXT_AUTOREGISTER="0",
     )
     assert seen["during"] == 1 and seen["before"] == seen["after"] and seen["restored"]
 
