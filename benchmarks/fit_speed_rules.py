@@ -14,10 +14,15 @@ from dataclasses import astuple, dataclass
 from itertools import combinations
 from pathlib import Path
 
+from kernels.matrix import Mask, matrix
+
 MEASURED = Path(__file__).parent / "results" / "h200_rules.csv"
 RULES = Path(__file__).parent.parent / "csrc" / "core" / "speed_rules.inc"
 SM_COUNT = 132  # of the device that was measured
-BLOCK_M = {"forward": {64: 192, 128: 128}, "backward": {64: 128, 128: 80}}  # rows of a query tile, full mask
+# Rows of a query tile, by op, head dim and whether the mask is causal.
+BLOCK_M = {
+    (k.op.value, k.head_dim, k.mask is Mask.CAUSAL): k.block_m for k in matrix() if k.arch == 90 and k.mask is not Mask.WINDOW
+}
 NOISE = 1.05  # a ratio up to it counts as equal
 MAX = math.inf
 FILL_CLASSES = ((0, 25), (26, 50), (51, 75), (76, 100))
@@ -80,11 +85,12 @@ def read(path: Path) -> list[Row]:
             }
             op, layout = line["direction"], line["layout"]
             queries = get["total_q"] // get["batch"]
-            tiles_a_head = -(-queries // BLOCK_M[op][get["head_dim"]])
+            block_m = BLOCK_M[op, get["head_dim"], line["causal"] == "True"]
+            tiles_a_head = -(-queries // block_m)
             rows.append(Row(
                 op, layout, get["head_dim"], get["heads"] != get["heads_kv"], get["batch"], queries,
                 get["longest"] if layout == "varlen" else get["seqlen_k"],
-                100 * queries // (tiles_a_head * BLOCK_M[op][get["head_dim"]]),
+                100 * queries // (tiles_a_head * block_m),
                 100 * get["batch"] * get["heads"] * tiles_a_head // SM_COUNT,
                 float(line["ours_us"]) / float(line["stock_us"]),
             ))  # fmt: skip
