@@ -16,7 +16,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from kernels.matrix import Kernel, Op
+from kernels.matrix import Kernel
 
 PACKAGES = ("flash-attn-4", "nvidia-cutlass-dsl", "quack-kernels")
 SECONDS_ABANDONED = 24 * 3600  # a temporary folder this old belongs to a build that was killed
@@ -35,9 +35,8 @@ def source_versions() -> dict[str, str]:
 
 def sources(kernel: Kernel, root: Path) -> list[Path]:
     """The files that decide what is compiled; matrix.py's part is the spec itself."""
-    folders = ["common"] if kernel.op in (Op.PREPROCESS, Op.POSTPROCESS) else ["common", f"sm{kernel.arch}"]
     readers = [root / name for name in ("worker.py", "header.py", "cubin.py")]  # of the facts
-    return sorted([*readers, *(path for folder in folders for path in (root / folder).glob("*.py"))])
+    return sorted([*readers, *(path for folder in {"common", kernel.folder} for path in (root / folder).glob("*.py"))])
 
 
 def code(path: Path) -> str:

@@ -56,6 +56,11 @@ class Kernel:
     swap_ab: bool = False  # SM90 backward: the dQ product is computed transposed
 
     @property
+    def folder(self) -> str:
+        """Where its entry is, below kernels/."""
+        return "common" if self.op in (Op.PREPROCESS, Op.POSTPROCESS) else f"sm{self.arch}"
+
+    @property
     def name(self) -> str:
         parts = [f"sm{self.arch}", self.op.value, self.dtype, f"d{self.head_dim}", self.layout.value]
         if self.op in (Op.FORWARD, Op.BACKWARD):

@@ -36,8 +36,7 @@ def from_json(spec: dict) -> Kernel:
 
 
 def entry(kernel: Kernel):
-    package = "common" if kernel.op in (Op.PREPROCESS, Op.POSTPROCESS) else f"sm{kernel.arch}"
-    return import_module(f"kernels.{package}.{kernel.op.value}").entry(kernel)
+    return import_module(f"kernels.{kernel.folder}.{kernel.op.value}").entry(kernel)
 
 
 def dynamic_shared_bytes(ir: str) -> int:

@@ -38,8 +38,7 @@ def fields(kernel) -> dict[str, str]:
 
 def ours(name: str):
     kernel = next(kernel for kernel in matrix.matrix() if kernel.name == name)
-    folder = "common" if kernel.op in (matrix.Op.PREPROCESS, matrix.Op.POSTPROCESS) else f"sm{kernel.arch}"
-    return importlib.import_module(f"kernels.{folder}.{kernel.op.value}").instantiate(kernel)
+    return importlib.import_module(f"kernels.{kernel.folder}.{kernel.op.value}").instantiate(kernel)
 
 
 def tensors(problem: dict):
