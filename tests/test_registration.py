@@ -175,11 +175,8 @@ def test_invalid_argument_is_named_with_its_value_and_the_allowed_ones(arguments
     assert on_top() is None
 
 
-@pytest.mark.parametrize("ours_goes_first", [True, False])
-def test_registered_above_another_provider(ours_goes_first):
-    other = PythonOverride()
-    ours = fa4_ext.register()
-    assert on_top() == "ours"
+def remove_both(ours, other, ours_goes_first: bool) -> None:
+    """Whoever stays is on top, in either order, and nobody in the end."""
     if ours_goes_first:
         ours.remove()
         assert on_top() == "other"
@@ -189,6 +186,14 @@ def test_registered_above_another_provider(ours_goes_first):
         assert on_top() == "ours"
         ours.remove()
     assert on_top() is None
+
+
+@pytest.mark.parametrize("ours_goes_first", [True, False])
+def test_registered_above_another_provider(ours_goes_first):
+    other = PythonOverride()
+    ours = fa4_ext.register()
+    assert on_top() == "ours"
+    remove_both(ours, other, ours_goes_first)
 
 
 @pytest.mark.parametrize("ours_goes_first", [True, False])
@@ -196,15 +201,7 @@ def test_registered_below_another_provider(ours_goes_first):
     ours = fa4_ext.register()
     other = PythonOverride()
     assert on_top() == "other"
-    if ours_goes_first:
-        ours.remove()
-        assert on_top() == "other"
-        other.remove()
-    else:
-        other.remove()
-        assert on_top() == "ours"
-        ours.remove()
-    assert on_top() is None
+    remove_both(ours, other, ours_goes_first)
 
 
 def test_registering_again_goes_on_top_of_another_provider():
