@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.contenders import Contender
 from benchmarks.grids import Shape
-from benchmarks.timing import Progress
+from kernels.progress import Progress
 
 SHAPES = (Shape(1, 1, 128, 64, True), Shape(8, 16, 512, 128, False))
 CALLS = 50  # a batch: the launches of no contender fill the queue, in which the host would wait for the device
@@ -42,11 +42,11 @@ def _batch_us(work) -> float:
 def measure(contenders: list[Contender], batches: int) -> list[dict]:
     """Rows of median microseconds a call, contenders alternating from batch to batch."""
     rows = []
-    progress = Progress(2 * len(SHAPES), "host time")
+    progress = Progress(2 * len(SHAPES), what="host times")
     for shape in SHAPES:
         for direction in ("forward", "forward+backward"):
             name = f"B{shape.batch} H{shape.heads} S{shape.seqlen} D{shape.head_dim} {direction}"
-            progress.step(name)
+            progress.started(name)
             works, times = {}, {}
             for contender in contenders:
                 if direction == "forward" or contender.has_backward:
@@ -62,5 +62,5 @@ def measure(contenders: list[Contender], batches: int) -> list[dict]:
                         print(f"\n{who}, {name}: {error!r:.300}", file=sys.stderr)
                         del works[who]
             rows.append({"name": name, "us": {who: statistics.median(values) for who, values in times.items() if who in works}})
-    progress.close()
+            progress.finished()
     return rows

@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.contenders import ours_enabled
 from benchmarks.grids import RuleProblem
-from benchmarks.timing import Progress, in_turns, prepare, sets_for, summary
+from benchmarks.timing import in_turns, prepare, sets_for, summary
+from kernels.progress import Progress
 
 TARGET_MS = 1.0
 aten = torch.ops.aten
@@ -60,11 +61,12 @@ def _agree(ours, stock) -> None:
 def measure(problems: list[RuleProblem], rounds: int, budget_s: float) -> list[dict]:
     """Rows of problem fields, direction and microseconds of ours and stock, until the budget is spent."""
     rows, end = [], time.monotonic() + budget_s
-    progress = Progress(len(problems), "problems")
+    progress = Progress(len(problems), what="problems")
     for p in problems:
         if time.monotonic() > end:
+            print(f"\nthe budget of {budget_s:.0f} s is spent", file=sys.stderr)
             break
-        progress.step(f"{p.layout} b{p.batch} h{p.heads}/{p.heads_kv} q{p.seqlen_q} k{p.seqlen_k} d{p.head_dim}")
+        progress.started(f"{p.layout} b{p.batch} h{p.heads}/{p.heads_kv} q{p.seqlen_q} k{p.seqlen_k} d{p.head_dim}")
         sets = [_inputs(p) for _ in range(sets_for(p.bytes))]
         fields = {name: value for name, value in vars(p).items() if name != "lengths"}
         fields |= {"longest": p.longest, "uniform": len(set(p.lengths)) <= 1}
@@ -89,7 +91,7 @@ def measure(problems: list[RuleProblem], rounds: int, budget_s: float) -> list[d
                 rows.append(row)
         except RuntimeError as error:
             print(f"\n{p.layout} {fields}: {error}", file=sys.stderr)
-    progress.close()
+        progress.finished()
     return rows
 
 

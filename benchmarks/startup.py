@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 
-from benchmarks.timing import Progress
+from kernels.progress import Progress
 
 # CUDA, its allocator, cuBLAS and autograd are warm, torch has chosen a backend once, before a contender is imported and called.
 FIRST_CALL = """
@@ -86,21 +86,22 @@ def _seconds(code: str) -> tuple[float, float]:
 def measure(names: list[str], samples: int, import_samples: int) -> dict:
     """Median seconds: of the first calls, by contender, and of the imports."""
     known = [name for name in names if name in ("ours", "stock", "cudnn", "fa4")]
-    progress = Progress(len(known) * samples + 2 * import_samples, "fresh processes")
+    progress = Progress(len(known) * samples + 2 * import_samples, what="fresh processes")
     collected: dict[str, list[tuple[float, float]]] = {name: [] for name in known}
     for _ in range(samples):
         for name in known:
-            progress.step(f"first call, {name}")
+            progress.started(f"first call, {name}")
             try:
                 collected[name].append(_seconds(FIRST_CALL.format(module="startup", function=name)))
             except RuntimeError as error:
                 print(f"\nfirst call, {name}: {error}", file=sys.stderr)
+            progress.finished()
     imports: dict[str, list[tuple[float, float]]] = {"torch": [], "torch, fa4_ext": []}
     for _ in range(import_samples):
         for name, second in (("torch", ""), ("torch, fa4_ext", "import fa4_ext")):
-            progress.step(f"import {name}")
+            progress.started(f"import {name}")
             imports[name].append(_seconds(IMPORT.format(second=second)))
-    progress.close()
+            progress.finished()
     first_call = {
         name: {"import_s": statistics.median(t[0] for t in times), "first_call_s": statistics.median(t[1] for t in times)}
         for name, times in collected.items()

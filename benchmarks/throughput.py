@@ -9,7 +9,8 @@ import torch
 
 from benchmarks.contenders import Contender
 from benchmarks.grids import Shape
-from benchmarks.timing import Prepared, Progress, in_turns, prepare, sets_for, summary
+from benchmarks.timing import Prepared, in_turns, prepare, sets_for, summary
+from kernels.progress import Progress
 
 TARGET_MS = 8.0  # of one timed run: long beside the launch of a graph
 # Norm of the error over the norm of the truth. bf16 attention is at 2 to 6 in a thousand, a wrong mask or scale at 1 in 10.
@@ -67,13 +68,13 @@ def _prepare(contender: Contender, shape: Shape, direction: str, sets: list, tru
 def measure(contenders: list[Contender], shapes: list[Shape], rounds: int) -> list[dict]:
     """One row per shape and direction: the shape, and of each contender median ms, spread and TFLOP/s, or why there is none."""
     rows = []
-    progress = Progress(2 * len(shapes), "shapes")
+    progress = Progress(2 * len(shapes), what="shapes")
     for shape in shapes:
         count = sets_for(3 * 2 * shape.batch * shape.heads * shape.seqlen * shape.head_dim)
         sets = [_inputs(shape) for _ in range(max(2, count))]
         truth = [_truth(shape, inputs) for inputs in sets]
         for direction in ("forward", "backward"):
-            progress.step(f"{shape.name} {direction}")
+            progress.started(f"{shape.name} {direction}")
             prepared, results = {}, {}
             for contender in contenders:
                 if direction == "backward" and not contender.has_backward:
@@ -91,7 +92,7 @@ def measure(contenders: list[Contender], shapes: list[Shape], rounds: int) -> li
                 results[name] = result
             row = {"name": f"{shape.name} {direction}", "direction": direction, "results": results}
             rows.append(vars(shape) | row | {"speed_of_ours": speed_of_ours(measured)})
-    progress.close()
+            progress.finished()
     return rows
 
 

@@ -130,27 +130,3 @@ def summary(times: list[float]) -> dict[str, float]:
     """Median milliseconds, and the distance from the fastest to the slowest round as a fraction of it."""
     median = statistics.median(times)
     return {"ms": median, "spread": (max(times) - min(times)) / median}
-
-
-class Progress:
-    """One line on stderr: how far, what now, time left. A log gets a line every five seconds."""
-
-    def __init__(self, total: int, what: str):
-        self.total, self.what, self.done = total, what, 0
-        self.start, self.shown = time.monotonic(), 0.0
-        self.terminal = sys.stderr.isatty()
-
-    def step(self, now: str) -> None:
-        elapsed = time.monotonic() - self.start
-        left = f"{elapsed / self.done * (self.total - self.done):.0f} s left" if self.done else ""
-        line = f"{self.what} {self.done}/{self.total}  {now}  {left}"
-        self.done += 1
-        if self.terminal:
-            print(f"\r{line[:110]:<110}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - self.shown > 5:
-            self.shown = time.monotonic()
-            print(line, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        line = f"{self.what}: {self.done} in {time.monotonic() - self.start:.0f} s"
-        print(f"\r{line:<110}" if self.terminal else line, file=sys.stderr, flush=True)

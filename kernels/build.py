@@ -22,7 +22,7 @@ def collect(cache: Cache, keys: dict[matrix.Kernel, str], jobs: int) -> dict[mat
     missing = [kernel for kernel, entry in found.items() if entry is None]
     if missing:
         progress = Progress(len(missing))
-        pool.compile_all(missing, keys, cache, jobs, progress.started, progress.finished)
+        pool.compile_all(missing, keys, cache, jobs, lambda kernel: progress.started(kernel.name), lambda _: progress.finished())
         found |= {kernel: cache.get(keys[kernel]) for kernel in missing}
     return found
 

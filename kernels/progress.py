@@ -1,4 +1,4 @@
-"""How far the build is: one line that is rewritten on a terminal, a line now and then elsewhere."""
+"""How far a long job is: one line that is rewritten on a terminal, a line now and then elsewhere."""
 
 import sys
 import threading
@@ -13,17 +13,17 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    def __init__(self, total: int, stream=sys.stderr, clock=time.monotonic):
-        self.total, self.stream, self.clock = total, stream, clock
+    def __init__(self, total: int, stream=sys.stderr, clock=time.monotonic, what: str = "kernels"):
+        self.total, self.stream, self.clock, self.what = total, stream, clock, what
         self.done, self.current, self.begin, self.shown = 0, "", clock(), clock()
         self.lock = threading.Lock()
 
-    def started(self, kernel) -> None:
+    def started(self, name: str) -> None:
         with self.lock:
-            self.current = kernel.name
+            self.current = name
             self._show()
 
-    def finished(self, kernel) -> None:
+    def finished(self) -> None:
         with self.lock:
             self.done += 1
             self._show()
@@ -31,7 +31,7 @@ class Progress:
     def text(self) -> str:
         elapsed = self.clock() - self.begin
         left = f"{duration(elapsed / self.done * (self.total - self.done))} left" if self.done else "starting"
-        return f"{self.done}/{self.total} kernels, {duration(elapsed)} elapsed, {left}: {self.current}"
+        return f"{self.done}/{self.total} {self.what}, {duration(elapsed)} elapsed, {left}: {self.current}"
 
     def _show(self) -> None:
         if self.stream.isatty():

@@ -213,9 +213,9 @@ def test_progress_on_a_terminal_rewrites_one_line():
     now = [0.0]
     output = Output(terminal=True)
     progress = Progress(2, output, clock=lambda: now[0])
-    progress.started(KERNELS[0])
+    progress.started(KERNELS[0].name)
     now[0] = 65
-    progress.finished(KERNELS[0])
+    progress.finished()
     text = "".join(output)
     assert f"1/2 kernels, 1:05 elapsed, 1:05 left: {KERNELS[0].name}" in text
     assert "\n" not in text and text.count("\r") == 2
@@ -227,7 +227,7 @@ def test_progress_elsewhere_is_a_line_now_and_then():
     progress = Progress(100, output, clock=lambda: now[0])
     for kernel in KERNELS[:100]:
         now[0] += 1
-        progress.started(kernel)
-        progress.finished(kernel)
+        progress.started(kernel.name)
+        progress.finished()
     lines = "".join(output).splitlines()
     assert 10 <= len(lines) <= 11 and lines[-1].startswith("100/100 kernels")
