@@ -105,11 +105,14 @@ def test_answer_names_the_inputs_that_are_copied(view, copied):
         ({"return_debug_mask": True}, "return_debug_mask must be False"),
         ({"alibi_slopes": torch.empty(8, device="meta")}, "alibi_slopes not supported"),
         ({"seqused_k": torch.empty(2, dtype=torch.int32, device="meta")}, "seqused_k not supported"),
+        ({"block_table": torch.empty(2, 4, dtype=torch.int32, device="meta")}, "paged KV (block_table) not supported"),
+        ({"num_splits": 2}, "SplitKV not supported, num_splits is 2"),
     ],
 )
 def test_reason_names_the_low_level_ops_own_arguments(arguments, reason):
     query = qkv()[0].transpose(1, 2)
-    nothing = dict.fromkeys(("cum_seq_q", "cum_seq_k", "window_size_left", "window_size_right", "seqused_k", "alibi_slopes"))
+    tensors = ("cum_seq_q", "cum_seq_k", "seqused_k", "alibi_slopes", "block_table")
+    nothing = dict.fromkeys((*tensors, "scale", "window_size_left", "window_size_right", "num_splits"))
     plain = dict.fromkeys(("is_causal", "return_debug_mask", "deterministic", "backward"), False)
     numbers = {"max_q": 512, "max_k": 512, "dropout_p": 0.0, "speed_rules": True, "capability": 90, "sm_count": 132}
     call = nothing | plain | numbers

@@ -9,33 +9,6 @@
 namespace fa4::aten {
 namespace {
 
-BackwardCall take_call(StableIValue* stack, const char* op, DimOrder order) {
-  Arguments arguments(stack);
-  BackwardCall call;
-  call.op = op;
-  call.order = order;
-  call.grad_out = arguments.tensor();
-  call.query = arguments.tensor();
-  call.key = arguments.tensor();
-  call.value = arguments.tensor();
-  call.out = arguments.tensor();
-  call.logsumexp = arguments.tensor();
-  call.cum_seq_q = arguments.tensor();
-  call.cum_seq_k = arguments.tensor();
-  call.max_q = arguments.value<int64_t>();
-  call.max_k = arguments.value<int64_t>();
-  call.dropout_p = arguments.value<double>();
-  call.is_causal = arguments.value<bool>();
-  call.rng_state = arguments.tensor();
-  call.unused = arguments.tensor();
-  call.scale = arguments.value<std::optional<double>>();
-  if (order == DimOrder::kSequenceFirst) {
-    call.window_size_left = arguments.value<std::optional<int64_t>>();
-    call.window_size_right = arguments.value<std::optional<int64_t>>();
-  }
-  return call;
-}
-
 struct Gradients {
   Handle query, key, value;
 };
@@ -65,10 +38,8 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   arguments.dk = view(gradients.key.get(), info(gradients.key.get()), call.order);
   arguments.dv = view(gradients.value.get(), info(gradients.value.get()), call.order);
   arguments.lse = static_cast<const float*>(data(lse_copy ? lse_copy.get() : call.logsumexp.get()));
-  if (p.layout == Layout::kVarlen) {
-    arguments.cu_seqlens_q = static_cast<const int32_t*>(data(call.cum_seq_q.get()));
-    arguments.cu_seqlens_k = static_cast<const int32_t*>(data(call.cum_seq_k.get()));
-  }
+  arguments.cu_seqlens_q = cu_seqlens(p, call.cum_seq_q);
+  arguments.cu_seqlens_k = cu_seqlens(p, call.cum_seq_k);
   arguments.softmax_scale = softmax_scale(call.scale, p.head_dim);
   arguments.workspace = data(workspace.get());
   launch_backward(p, plan, arguments, {device, current_stream(device)});
@@ -76,7 +47,8 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
 }
 
 void backward(StableIValue* stack, const char* op, DimOrder order) {
-  const BackwardCall call = take_call(stack, op, order);
+  Arguments arguments(stack);
+  const BackwardCall call = take_backward(arguments, op, order);
   if (stock_is_running()) return stock_backward(call, stack);
   const BackwardDescription d = describe(call);
   const Plan plan = decide(op, d.problem, d.reason);

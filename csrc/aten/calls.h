@@ -63,6 +63,12 @@ class Arguments {
   StableIValue* next_;
 };
 
+ForwardCall take_sdpa_forward(Arguments& arguments);
+// `has_block_table`: the stack has the 17 arguments of torch 2.12 and later, not 15.
+ForwardCall take_flash_forward(Arguments& arguments, bool has_block_table);
+// The two backward ops differ in the order of dimensions and in the window, which that of scaled_dot_product lacks.
+BackwardCall take_backward(Arguments& arguments, const char* op, DimOrder order);
+
 inline StableIValue give(Handle handle) { return torch::stable::detail::from(handle.release()); }
 
 }  // namespace fa4::aten

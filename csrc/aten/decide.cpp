@@ -7,13 +7,15 @@
 
 namespace fa4::aten {
 
+Plan choose(const Problem& problem, const std::string& reason, bool speed_rules) {
+  if (reason.empty()) return plan(problem, speed_rules);
+  Plan none;
+  none.reason = reason;
+  return none;
+}
+
 Plan decide(const char* op, const Problem& problem, const std::string& reason) {
-  Plan result;
-  if (reason.empty()) {
-    result = plan(problem, options().speed_rules.load(std::memory_order_relaxed));
-  } else {
-    result.reason = reason;
-  }
+  Plan result = choose(problem, reason, options().speed_rules.load(std::memory_order_relaxed));
   if (!result.supported() && options().strict.load(std::memory_order_relaxed)) fail("FA4 ", op, " unsupported: ", result.reason);
   return result;
 }

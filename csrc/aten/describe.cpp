@@ -21,8 +21,7 @@ bool same_device(const TensorInfo& a, const TensorInfo& b) {
   return a.device_type == b.device_type && a.device_index == b.device_index;
 }
 
-std::string check_cum_seq(const char* name, AtenTensorHandle tensor, const TensorInfo& query) {
-  const TensorInfo lengths = info(tensor);
+std::string check_cum_seq(const char* name, const TensorInfo& lengths, const TensorInfo& query) {
   if (lengths.dtype != aoti_torch_dtype_int32()) return concat(name, " must be int32");
   if (lengths.dim != 1 || lengths.size[0] < 2) return concat(name, " must be 1D with batch + 1 elements");
   if (lengths.stride[0] != 1) return concat(name, " must be contiguous");
@@ -82,10 +81,11 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
   p.window_size_left = in.window_size_left.value_or(-1);
   p.window_size_right = in.window_size_right.value_or(-1);
   if (varlen) {
-    for (auto reason : {check_cum_seq("cum_seq_q", in.cum_seq_q, q), check_cum_seq("cum_seq_k", in.cum_seq_k, q)}) {
+    const TensorInfo cum_seq_q = info(in.cum_seq_q), cum_seq_k = info(in.cum_seq_k);
+    for (auto reason : {check_cum_seq("cum_seq_q", cum_seq_q, q), check_cum_seq("cum_seq_k", cum_seq_k, q)}) {
       if (!reason.empty()) return reason;
     }
-    const int64_t length_q = info(in.cum_seq_q).size[0], length_k = info(in.cum_seq_k).size[0];
+    const int64_t length_q = cum_seq_q.size[0], length_k = cum_seq_k.size[0];
     if (length_q != length_k) return concat("cum_seq_q has ", length_q, " elements, cum_seq_k ", length_k);
     p.layout = Layout::kVarlen;
     p.batch = length_q - 1;
@@ -105,6 +105,15 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
 }
 
 }  // namespace
+
+LogsumexpShape logsumexp_shape(const Problem& p) {
+  if (p.layout == Layout::kVarlen) return {2, {p.num_heads, p.total_q}};
+  return {3, {p.batch, p.num_heads, p.seqlen_q}};
+}
+
+const int32_t* cu_seqlens(const Problem& problem, const Handle& cum_seq) {
+  return problem.layout == Layout::kVarlen ? static_cast<const int32_t*>(data(cum_seq.get())) : nullptr;
+}
 
 std::string copies(const ForwardCall& call) {
   std::string names;
@@ -178,12 +187,10 @@ BackwardDescription describe(const BackwardCall& call) {
   } else if (d.logsumexp.dtype != aoti_torch_dtype_float32()) {
     d.reason = "logsumexp dtype must be float32";
   } else {
-    const Problem& p = d.problem;
-    const bool varlen = p.layout == Layout::kVarlen;
-    const int64_t expected[] = {varlen ? p.num_heads : p.batch, varlen ? p.total_q : p.num_heads, p.seqlen_q};
+    const LogsumexpShape expected = logsumexp_shape(d.problem);
     TensorInfo shape;
-    shape.dim = varlen ? 2 : 3;
-    shape.size = expected;
+    shape.dim = expected.dim;
+    shape.size = expected.size;
     if (!same_shape(d.logsumexp, shape)) d.reason = "logsumexp must be [batch, heads, seqlen_q], or [heads, total_q] when ragged";
   }
   return d;

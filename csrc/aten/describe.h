@@ -25,6 +25,17 @@ struct BackwardDescription {
 ForwardDescription describe(const ForwardCall& call, const DeviceProperties* simulated = nullptr);
 BackwardDescription describe(const BackwardCall& call);
 
+// [batch, heads, seqlen_q], or [heads, total_q] when ragged
+struct LogsumexpShape {
+  int64_t dim;
+  int64_t size[3];
+};
+
+LogsumexpShape logsumexp_shape(const Problem& problem);
+
+// The offsets that a described call of varlen layout came with; null when it is dense.
+const int32_t* cu_seqlens(const Problem& problem, const Handle& cum_seq);
+
 // Which inputs the kernels read from a copy, in words; empty when none. A tensor without memory goes by its offset in a storage.
 std::string copies(const ForwardCall& call);
 

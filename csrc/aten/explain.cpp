@@ -3,49 +3,30 @@
 
 #include <string>
 
-#include "../core/plan.h"
+#include "decide.h"
 #include "describe.h"
 
 namespace fa4::aten {
 namespace {
 
+// The arguments of _flash_attention_forward as torch 2.12 has them, then what to ask about them.
 constexpr const char* kSchema =
-    "explain(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, int max_q, int max_k, float dropout_p, "
-    "bool is_causal, bool return_debug_mask, int? window_size_left, int? window_size_right, Tensor? seqused_k, Tensor? "
-    "alibi_slopes, "
+    "explain(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, int max_q, int max_k, "
+    "float dropout_p, bool is_causal, bool return_debug_mask, float? scale, int? window_size_left, int? window_size_right, "
+    "Tensor? seqused_k, Tensor? alibi_slopes, Tensor? block_table, int? num_splits, "
     "bool deterministic, bool backward, bool speed_rules, int capability, int sm_count) -> (bool supported, str kernel, str "
     "reason)";
 
 void explain(StableIValue* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
-  ForwardCall call;
-  call.op = "explain";
-  call.order = DimOrder::kSequenceFirst;
-  call.query = arguments.tensor();
-  call.key = arguments.tensor();
-  call.value = arguments.tensor();
-  call.cum_seq_q = arguments.optional_tensor();
-  call.cum_seq_k = arguments.optional_tensor();
-  call.max_q = arguments.value<int64_t>();
-  call.max_k = arguments.value<int64_t>();
-  call.dropout_p = arguments.value<double>();
-  call.is_causal = arguments.value<bool>();
-  call.return_debug_mask = arguments.value<bool>();
-  call.window_size_left = arguments.value<std::optional<int64_t>>();
-  call.window_size_right = arguments.value<std::optional<int64_t>>();
-  call.seqused_k = arguments.optional_tensor();
-  call.alibi_slopes = arguments.optional_tensor();
+  const ForwardCall call = take_flash_forward(arguments, true);
   const bool deterministic = arguments.value<bool>(), backward = arguments.value<bool>(), speed_rules = arguments.value<bool>();
   const auto capability = arguments.value<int64_t>(), sm_count = arguments.value<int64_t>();
   const DeviceProperties device{static_cast<int32_t>(capability), static_cast<int32_t>(sm_count)};
   ForwardDescription d = describe(call, &device);
-  Plan chosen;
-  chosen.reason = d.reason;
-  if (d.reason.empty()) {
-    d.problem.op = backward ? Op::kBackward : Op::kForward;
-    d.problem.deterministic = backward && deterministic;
-    chosen = plan(d.problem, speed_rules);
-  }
+  d.problem.op = backward ? Op::kBackward : Op::kForward;
+  d.problem.deterministic = backward && deterministic;
+  const Plan chosen = choose(d.problem, d.reason, speed_rules);
   stack[0] = torch::stable::detail::from(chosen.supported());
   stack[1] = torch::stable::detail::from(std::string(chosen.supported() ? chosen.kernel->name : ""));
   stack[2] = torch::stable::detail::from(chosen.supported() ? copies(call) : chosen.reason);

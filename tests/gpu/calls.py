@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -59,24 +60,23 @@ def sdpa_backward(problem: Problem, x: Inputs, forward):
 
 
 def run_flash(problem: Problem, x: Inputs, *, backward: bool) -> Result:
-    poison(x)
-    forward = flash_forward(problem, x)
-    gradients = ()
-    if backward:
-        poison(x)
-        gradients = flash_backward(problem, x, forward)
-    return Result(*forward[:2], *gradients)
+    return _run(flash_forward, flash_backward, problem, x, backward)
 
 
 def run_sdpa_op(problem: Problem, x: Inputs, *, backward: bool) -> Result:
+    result = _run(sdpa_forward, sdpa_backward, problem, x, backward)
+    heads_first = {name: tensor for name in ("out", "dq", "dk", "dv") if (tensor := getattr(result, name)) is not None}
+    return replace(result, **{name: tensor.transpose(1, 2) for name, tensor in heads_first.items()})
+
+
+def _run(forward_op, backward_op, problem: Problem, x: Inputs, backward: bool) -> Result:
     poison(x)
-    forward = sdpa_forward(problem, x)
+    forward = forward_op(problem, x)
     gradients = ()
     if backward:
         poison(x)
-        gradients = sdpa_backward(problem, x, forward)
-    out, *gradients = (t.transpose(1, 2) for t in (forward[0], *gradients))
-    return Result(out, forward[1], *gradients)
+        gradients = backward_op(problem, x, forward)
+    return Result(*forward[:2], *gradients)
 
 
 def run_autograd(problem: Problem, x: Inputs, *, backward: bool, backend: SDPBackend | None = SDPBackend.FLASH_ATTENTION) -> Result:

@@ -1,0 +1,72 @@
+#include "calls.h"
+
+namespace fa4::aten {
+
+ForwardCall take_sdpa_forward(Arguments& arguments) {
+  ForwardCall call;
+  call.op = "_scaled_dot_product_flash_attention";
+  call.order = DimOrder::kHeadsFirst;
+  call.query = arguments.tensor();
+  call.key = arguments.tensor();
+  call.value = arguments.tensor();
+  call.dropout_p = arguments.value<double>();
+  call.is_causal = arguments.value<bool>();
+  call.return_debug_mask = arguments.value<bool>();
+  call.scale = arguments.value<std::optional<double>>();
+  return call;
+}
+
+ForwardCall take_flash_forward(Arguments& arguments, bool has_block_table) {
+  ForwardCall call;
+  call.op = "_flash_attention_forward";
+  call.order = DimOrder::kSequenceFirst;
+  call.query = arguments.tensor();
+  call.key = arguments.tensor();
+  call.value = arguments.tensor();
+  call.cum_seq_q = arguments.optional_tensor();
+  call.cum_seq_k = arguments.optional_tensor();
+  call.max_q = arguments.value<int64_t>();
+  call.max_k = arguments.value<int64_t>();
+  call.dropout_p = arguments.value<double>();
+  call.is_causal = arguments.value<bool>();
+  call.return_debug_mask = arguments.value<bool>();
+  call.scale = arguments.value<std::optional<double>>();
+  call.window_size_left = arguments.value<std::optional<int64_t>>();
+  call.window_size_right = arguments.value<std::optional<int64_t>>();
+  call.seqused_k = arguments.optional_tensor();
+  call.alibi_slopes = arguments.optional_tensor();
+  call.has_block_table = has_block_table;
+  if (has_block_table) {
+    call.block_table = arguments.optional_tensor();
+    call.num_splits = arguments.value<std::optional<int64_t>>();
+  }
+  return call;
+}
+
+BackwardCall take_backward(Arguments& arguments, const char* op, DimOrder order) {
+  BackwardCall call;
+  call.op = op;
+  call.order = order;
+  call.grad_out = arguments.tensor();
+  call.query = arguments.tensor();
+  call.key = arguments.tensor();
+  call.value = arguments.tensor();
+  call.out = arguments.tensor();
+  call.logsumexp = arguments.tensor();
+  call.cum_seq_q = arguments.tensor();
+  call.cum_seq_k = arguments.tensor();
+  call.max_q = arguments.value<int64_t>();
+  call.max_k = arguments.value<int64_t>();
+  call.dropout_p = arguments.value<double>();
+  call.is_causal = arguments.value<bool>();
+  call.rng_state = arguments.tensor();
+  call.unused = arguments.tensor();
+  call.scale = arguments.value<std::optional<double>>();
+  if (order == DimOrder::kSequenceFirst) {
+    call.window_size_left = arguments.value<std::optional<int64_t>>();
+    call.window_size_right = arguments.value<std::optional<int64_t>>();
+  }
+  return call;
+}
+
+}  // namespace fa4::aten
