@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="timed rounds (7; with --quick or --grid rules 5)")
     parser.add_argument("--contenders", help="names, separated by commas (all that are installed)")
     parser.add_argument("--json", metavar="PATH")
-    parser.add_argument("--csv", metavar="PATH", help="of --grid rules: what benchmarks.fit_speed_rules reads")
+    parser.add_argument("--csv", metavar="PATH", help="of --grid rules: adds what the file lacks")
     parser.add_argument("--figure", metavar="PATH[,PATH]", help="png, svg or pdf")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -106,7 +106,10 @@ def main() -> None:
         report = {"header": header(rounds), "grid": arguments.grid}
         print(json.dumps(report["header"]))
         if arguments.grid == "rules":
-            report["rows"] = rules.measure(grids.rules(arguments.quick), rounds, RULES_BUDGET_S)
+            problems = grids.rules(arguments.quick)
+            if arguments.csv:
+                problems = rules.without_measured(problems, arguments.csv)
+            report["rows"] = rules.measure(problems, rounds, RULES_BUDGET_S)
             rules.print_table(report["rows"])
         else:
             report["contenders"] = {contender.name: contender.label for contender in chosen}
@@ -118,7 +121,7 @@ def main() -> None:
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(report, file, indent=1)
-    if arguments.csv and arguments.grid == "rules":
+    if arguments.csv and arguments.grid == "rules" and report["rows"]:
         rules.write_csv(report["rows"], arguments.csv)
     if arguments.figure and arguments.grid == "paper":
         figure.draw(report, arguments.figure.split(","))

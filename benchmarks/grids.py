@@ -65,7 +65,7 @@ class RuleProblem:
 def decode_like(quick: bool) -> list[RuleProblem]:
     """Few queries against many keys."""
     seqlens_q = (1, 4, 16, 32, 64, 128, 256, 512)
-    seqlens_k = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+    seqlens_k = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
     batches = ((1, 8, 8), (1, 32, 8), (2, 16, 1), (4, 16, 16), (8, 32, 8), (32, 16, 2), (64, 32, 8))
     if quick:
         seqlens_q, seqlens_k, batches = (1, 16, 128), (512, 4096, 65536), ((1, 32, 8), (8, 32, 8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 import time
 from contextlib import nullcontext
@@ -58,6 +59,13 @@ def _agree(ours, stock) -> None:
             raise RuntimeError(f"ours and stock differ by {difference:.2e}")
 
 
+def fields_of(p: RuleProblem) -> dict:
+    """What a row says about its problem."""
+    fields = {name: value for name, value in vars(p).items() if name != "lengths"}
+    total_q = sum(p.lengths) or p.batch * p.seqlen_q
+    return fields | {"longest": p.longest, "uniform": len(set(p.lengths)) <= 1, "total_q": total_q}
+
+
 def measure(problems: list[RuleProblem], rounds: int, budget_s: float) -> list[dict]:
     """Rows of problem fields, direction and microseconds of ours and stock, until the budget is spent."""
     rows, end = [], time.monotonic() + budget_s
@@ -68,9 +76,7 @@ def measure(problems: list[RuleProblem], rounds: int, budget_s: float) -> list[d
             break
         progress.started(f"{p.layout} b{p.batch} h{p.heads}/{p.heads_kv} q{p.seqlen_q} k{p.seqlen_k} d{p.head_dim}")
         sets = [_inputs(p) for _ in range(sets_for(p.bytes))]
-        fields = {name: value for name, value in vars(p).items() if name != "lengths"}
-        fields |= {"longest": p.longest, "uniform": len(set(p.lengths)) <= 1}
-        fields |= {"total_q": sum(p.lengths) or p.batch * p.seqlen_q, "total_k": sum(p.lengths) or p.batch * p.seqlen_k}
+        fields = fields_of(p)
         try:
             providers = {"ours": ours_enabled, "stock": nullcontext}
             calls = {name: _calls(p, sets, enabled) for name, enabled in providers.items()}
@@ -95,12 +101,25 @@ def measure(problems: list[RuleProblem], rounds: int, budget_s: float) -> list[d
     return rows
 
 
+def without_measured(problems: list[RuleProblem], path: str) -> list[RuleProblem]:
+    """The problems that a file of write_csv lacks; all when there is no such file."""
+    if not os.path.exists(path):
+        return problems
+    with open(path, newline="") as file:
+        lines = list(csv.DictReader(file))
+    names = fields_of(problems[0])
+    measured = {tuple(line[name] for name in names) for line in lines}
+    return [p for p in problems if tuple(map(str, fields_of(p).values())) not in measured]
+
+
 def write_csv(rows: list[dict], path: str) -> None:
-    """The rows, with the spread left out."""
-    columns = [name for name in rows[0] if not name.endswith("_spread") and name != "total_k"]
-    with open(path, "w", newline="") as file:
+    """Adds the rows, with the spread left out."""
+    columns = [name for name in rows[0] if not name.endswith("_spread")]
+    exists = os.path.exists(path)
+    with open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
+        if not exists:
+            writer.writeheader()
         writer.writerows(rows)
 
 
