@@ -43,6 +43,14 @@ ForwardCall take_flash_forward(Arguments& arguments, bool has_block_table) {
   return call;
 }
 
+ForwardCall take_flash_forward_inplace(Arguments& arguments) {
+  Handle out = arguments.tensor();
+  ForwardCall call = take_flash_forward(arguments, true);
+  call.op = "_flash_attention_forward_no_dropout_inplace";
+  call.out = std::move(out);
+  return call;
+}
+
 BackwardCall take_backward(Arguments& arguments, const char* op, DimOrder order) {
   BackwardCall call;
   call.op = op;

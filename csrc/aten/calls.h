@@ -12,6 +12,7 @@ namespace fa4::aten {
 struct ForwardCall {
   const char* op;
   DimOrder order;
+  Handle out;  // the in-place op's
   Handle query, key, value;
   Handle cum_seq_q, cum_seq_k;
   int64_t max_q = 0, max_k = 0;
@@ -66,6 +67,7 @@ class Arguments {
 ForwardCall take_sdpa_forward(Arguments& arguments);
 // `has_block_table`: the stack has the 17 arguments of torch 2.12 and later, not 15.
 ForwardCall take_flash_forward(Arguments& arguments, bool has_block_table);
+ForwardCall take_flash_forward_inplace(Arguments& arguments);
 // The two backward ops differ in the order of dimensions and in the window, which that of scaled_dot_product lacks.
 BackwardCall take_backward(Arguments& arguments, const char* op, DimOrder order);
 

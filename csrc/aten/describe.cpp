@@ -21,6 +21,8 @@ bool same_device(const TensorInfo& a, const TensorInfo& b) {
   return a.device_type == b.device_type && a.device_index == b.device_index;
 }
 
+bool same_kind(const TensorInfo& a, const TensorInfo& b) { return same_shape(a, b) && a.dtype == b.dtype && same_device(a, b); }
+
 std::string check_cum_seq(const char* name, const TensorInfo& lengths, const TensorInfo& query) {
   if (lengths.dtype != aoti_torch_dtype_int32()) return concat(name, " must be int32");
   if (lengths.dim != 1 || lengths.size[0] < 2) return concat(name, " must be 1D with batch + 1 elements");
@@ -152,6 +154,8 @@ ForwardDescription describe(const ForwardCall& call, const DeviceProperties* sim
     d.reason = "paged KV (block_table) not supported";
   } else if (call.num_splits.value_or(0) > 1) {
     d.reason = concat("SplitKV not supported, num_splits is ", *call.num_splits);
+  } else if (call.out && !same_kind(info(call.out.get()), d.query)) {
+    d.reason = "out must have query's shape, dtype and device";
   } else {
     d.reason = describe_inputs(inputs, d.query, d.key, d.value, simulated, d.problem);
   }

@@ -8,28 +8,35 @@
 namespace fa4::aten {
 namespace {
 
-struct Outputs {
-  Handle out, logsumexp;
-};
-
-Outputs run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan) {
+// Attention into `out`; returns logsumexp.
+Handle run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan, const TensorView& out) {
   const Problem& p = d.problem;
-  const LogsumexpShape lse = logsumexp_shape(p);
+  const LogsumexpShape shape = logsumexp_shape(p);
   const int32_t device = d.query.device_index;
-  Outputs outputs{empty_like(d.query), empty(lse.dim, lse.size, aoti_torch_dtype_float32(), device)};
+  Handle logsumexp = empty(shape.dim, shape.size, aoti_torch_dtype_float32(), device);
   const Readable query(call.query.get(), d.query, call.order), key(call.key.get(), d.key, call.order),
       value(call.value.get(), d.value, call.order);
   ForwardArguments arguments;
   arguments.q = query.view;
   arguments.k = key.view;
   arguments.v = value.view;
-  arguments.o = view(outputs.out.get(), info(outputs.out.get()), call.order);
-  arguments.lse = static_cast<float*>(data(outputs.logsumexp.get()));
+  arguments.o = out;
+  arguments.lse = static_cast<float*>(data(logsumexp.get()));
   arguments.cu_seqlens_q = cu_seqlens(p, call.cum_seq_q);
   arguments.cu_seqlens_k = cu_seqlens(p, call.cum_seq_k);
   arguments.softmax_scale = softmax_scale(call.scale, p.head_dim);
   launch_forward(p, plan, arguments, {device, current_stream(device)});
-  return outputs;
+  return logsumexp;
+}
+
+struct Outputs {
+  Handle out, logsumexp;
+};
+
+Outputs run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan) {
+  Handle out = empty_like(d.query);
+  Handle logsumexp = run(call, d, plan, view(out.get(), info(out.get()), call.order));
+  return {std::move(out), std::move(logsumexp)};
 }
 
 // Never read without dropout, and uninitialised in the stock kernel's results too: filling them would cost two launches.
@@ -80,6 +87,18 @@ void flash_attention_forward(StableIValue* stack, uint64_t num_inputs, uint64_t)
   stack[2] = give(std::move(rng.rng_state));
   stack[3] = give(std::move(rng.unused));
   stack[4] = give(std::move(rng.debug_mask));
+}
+
+void flash_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const ForwardCall call = take_flash_forward_inplace(arguments);
+  const ForwardDescription d = describe(call);
+  const Plan plan = decide(call.op, d.problem, d.reason);
+  if (!plan.supported()) return stock_forward_inplace(call, stack);
+  Writable out(call.out.get(), call.order);
+  Handle logsumexp = run(call, d, plan, out.view);
+  out.finish();
+  stack[0] = give(std::move(logsumexp));
 }
 
 }  // namespace fa4::aten

@@ -1,5 +1,6 @@
 #include "registration.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
 #include <memory>
@@ -15,12 +16,20 @@ using torch::stable::detail::StableLibrary;
 std::mutex mutex;
 std::unique_ptr<StableLibrary> overrides;
 
+bool torch_has_inplace_forward() {
+  constexpr uint64_t kTorch212 = uint64_t{2} << 56 | uint64_t{12} << 48;
+  return aoti_torch_abi_version() >= kTorch212;
+}
+
 }  // namespace
 
 void register_overrides() {
   std::lock_guard<std::mutex> lock(mutex);
   auto library = std::make_unique<StableLibrary>(StableLibrary::Kind::IMPL, "aten", "CUDA", "fa4_ext", 0);
   library->impl("_flash_attention_forward", &flash_attention_forward);
+  if (torch_has_inplace_forward()) {
+    library->impl("_flash_attention_forward_no_dropout_inplace", &flash_attention_forward_no_dropout_inplace);
+  }
   library->impl("_flash_attention_backward", &flash_attention_backward);
   library->impl("_scaled_dot_product_flash_attention", &scaled_dot_product_flash_attention);
   library->impl("_scaled_dot_product_flash_attention_backward", &scaled_dot_product_flash_attention_backward);

@@ -27,6 +27,19 @@ ForwardV2* forward_v2() {
   return function;
 }
 
+using ForwardInplaceV2 = AOTITorchError(AtenTensorHandle out, AtenTensorHandle query, AtenTensorHandle key, AtenTensorHandle value,
+                                        AtenTensorHandle* cum_seq_q, AtenTensorHandle* cum_seq_k, int64_t max_q, int64_t max_k,
+                                        double dropout_p, int32_t is_causal, int32_t return_debug_mask, double* scale,
+                                        int64_t* window_size_left, int64_t* window_size_right, AtenTensorHandle* seqused_k,
+                                        AtenTensorHandle* alibi_slopes, AtenTensorHandle* block_table, int64_t* num_splits,
+                                        AtenTensorHandle* ret0);
+
+ForwardInplaceV2* forward_inplace_v2() {
+  static const auto function =
+      torch_function<ForwardInplaceV2>("libtorch_cuda.so", "aoti_torch_cuda__flash_attention_forward_no_dropout_inplace_v2");
+  return function;
+}
+
 template <class Shim, class... Arguments>
 void call_stock(const char* op, Shim* shim, Arguments... arguments) {
   if (!shim) fail(op, ": this build of torch has no CUDA kernel for it");
@@ -97,6 +110,19 @@ bool stock_is_running() { return inside_sdpa; }
 
 void stock_forward(const ForwardCall& call, StableIValue* stack) {
   call.order == DimOrder::kHeadsFirst ? sdpa_forward(call, stack) : flash_forward(call, stack);
+}
+
+void stock_forward_inplace(const ForwardCall& call, StableIValue* stack) {
+  AtenTensorHandle logsumexp;
+  auto scale = call.scale;
+  auto left = call.window_size_left, right = call.window_size_right, num_splits = call.num_splits;
+  OptionalTensor cum_seq_q(call.cum_seq_q), cum_seq_k(call.cum_seq_k), seqused_k(call.seqused_k), alibi_slopes(call.alibi_slopes);
+  OptionalTensor block_table(call.block_table);
+  call_stock(call.op, forward_inplace_v2(), call.out.get(), call.query.get(), call.key.get(), call.value.get(), cum_seq_q.pointer(),
+             cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal}, int32_t{call.return_debug_mask},
+             pointer(scale), pointer(left), pointer(right), seqused_k.pointer(), alibi_slopes.pointer(), block_table.pointer(),
+             pointer(num_splits), &logsumexp);
+  put(stack, logsumexp);
 }
 
 void stock_backward(const BackwardCall& call, StableIValue* stack) {

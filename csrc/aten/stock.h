@@ -7,6 +7,7 @@ namespace fa4::aten {
 
 // Each passes the call's arguments on as they came and puts the results on the stack.
 void stock_forward(const ForwardCall& call, StableIValue* stack);
+void stock_forward_inplace(const ForwardCall& call, StableIValue* stack);
 void stock_backward(const BackwardCall& call, StableIValue* stack);
 
 // Whether the calling thread is inside a stock scaled_dot_product op: that one calls the low-level op through the dispatcher, which

@@ -14,6 +14,13 @@ Handle empty_strided(int64_t dim, const int64_t* size, const int64_t* stride, in
   return Handle(handle);
 }
 
+bool repeats_elements(const TensorInfo& tensor) {
+  for (int64_t d = 0; d < tensor.dim; ++d) {
+    if (tensor.size[d] > 1 && tensor.stride[d] == 0) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 void check_shim(AOTITorchError error, const char* what) {
@@ -107,6 +114,19 @@ Readable::Readable(AtenTensorHandle tensor, const TensorInfo& given, DimOrder or
     copy = contiguous_copy(tensor, given);
     view = aten::view(copy.get(), info(copy.get()), order);
   }
+}
+
+Writable::Writable(AtenTensorHandle tensor, DimOrder order) : tensor(tensor) {
+  TensorInfo given = info(tensor);
+  if (!tma_can_address(given, reinterpret_cast<int64_t>(data(tensor))) || repeats_elements(given)) {
+    copy = empty(given.dim, given.size, given.dtype, given.device_index);
+    given = info(copy.get());
+  }
+  view = aten::view(copy ? copy.get() : tensor, given, order);
+}
+
+void Writable::finish() {  // raises what PyTorch raises for a tensor that cannot be written
+  if (copy) check_shim(aoti_torch_copy_(tensor, copy.get(), 0), "copying into out");
 }
 
 }  // namespace fa4::aten

@@ -77,4 +77,14 @@ struct Readable {
   Readable(AtenTensorHandle tensor, const TensorInfo& given, DimOrder order);
 };
 
+// A tensor of 2-byte elements as the kernels can write it: itself, or memory that finish() copies into it.
+struct Writable {
+  AtenTensorHandle tensor;
+  Handle copy;
+  TensorView view;
+
+  Writable(AtenTensorHandle tensor, DimOrder order);
+  void finish();
+};
+
 }  // namespace fa4::aten

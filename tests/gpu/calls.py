@@ -33,6 +33,16 @@ def flash_forward(problem: Problem, x: Inputs, *, dropout_p: float = 0.0, return
     )  # fmt: skip
 
 
+def flash_forward_into(out: torch.Tensor, problem: Problem, x: Inputs, **options) -> torch.Tensor:
+    """`_flash_attention_forward_no_dropout_inplace`, of torch 2.12 and later -> lse."""
+    left, right = (None if bound < 0 else bound for bound in problem.window)
+    options = {"scale": problem.scale, "window_size_left": left, "window_size_right": right} | options
+    return aten._flash_attention_forward_no_dropout_inplace(
+        out, x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, max(problem.seqlens_q), max(problem.seqlens_k),
+        0.0, problem.is_causal, False, **options,
+    )  # fmt: skip
+
+
 def flash_backward(problem: Problem, x: Inputs, forward, *, dropout_p: float = 0.0, **options):
     """`_flash_attention_backward` on the outputs of `flash_forward` -> (dq, dk, dv)."""
     out, lse, rng_state, unused, _ = forward
