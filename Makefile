@@ -2,6 +2,8 @@
 PYTHON ?= python3
 KERNELS ?=# full or core; the wheel and the GPU tests take full, the rest core
 WHEEL_DIR ?= dist
+# Dates the files in the wheel, so that a commit makes the same wheel every time.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 PYTEST ?=# of an environment with an installed wheel, for the GPU tests
 
 VENV := .venv
