@@ -6,14 +6,23 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
+
+import fa4_ext
+
+PACKAGES = str(Path(fa4_ext.__file__).parents[1])  # where this process found fa4_ext, installed or not
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs the interpreter without a GPU in sight; CUDA devices are hidden and FA4_EXT_AUTOREGISTER is unset."""
     variables = {name: value for name, value in (os.environ | environment).items() if value}
     variables.pop("FA4_EXT_AUTOREGISTER", None)
-    variables |= {"CUDA_VISIBLE_DEVICES": "-1", **environment}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=variables)
+    path = os.pathsep.join([PACKAGES, *filter(None, [variables.get("PYTHONPATH")])])
+    variables |= {"CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": path, **environment}
+    # Python looks for modules where it is started, too: not in the checkout.
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=variables, cwd=Path(__file__).parent
+    )
 
 
 def run(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
