@@ -38,11 +38,19 @@ def package_folder(name: str) -> Path:
 
 
 def script(name: str) -> Path:
-    """A program that a package brought into this environment."""
-    path = Path(sysconfig.get_path("scripts"), name)
-    if not path.exists():
+    """A program that a package brought into this environment, or into the one that an isolated build has on its PATH."""
+    path = shutil.which(name, path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))))
+    if path is None:
         raise SystemExit(f"{name} is not installed; the build needs: pip install -r requirements/build.txt")
-    return path
+    return Path(path)
+
+
+def check_compiler() -> None:
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if shutil.which(compiler) is None:
+        raise SystemExit(
+            f"the C++ compiler {compiler!r} was not found; install one of C++17, on Debian or Ubuntu with: apt-get install g++"
+        )
 
 
 def cuda_headers() -> Path:
@@ -61,6 +69,7 @@ def run(*command: str | Path) -> None:
 
 class BuildNative(build_ext):
     def run(self) -> None:
+        check_compiler()
         subset, jobs = setting("KERNELS", "full"), setting("JOBS", str(len(os.sched_getaffinity(0))))
         build = ROOT / "build" / subset
         options = [f"--arch={setting('ARCHS', '90,100')}", f"--jobs={jobs}", f"--out={build / 'kernels'}"]

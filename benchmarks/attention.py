@@ -1,7 +1,8 @@
 """One command, one run: `python -m benchmarks.attention --json out.json --figure out.png,out.svg`.
 
 Ours against PyTorch's flash attention, cuDNN and, when importable, flash-attn-4 and FlashAttention-3, in one process and in turns.
---grid rules measures ours against stock where ours may lose, for the planner's speed rules.
+--grid rules measures ours against stock where ours may lose, for the planner's speed rules; --grid uncovered what registering does
+to calls that our kernels do not cover.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ os.environ["FA4_EXT_AUTOREGISTER"] = "0"  # ours is registered only while it is 
 import torch
 
 import fa4_ext
-from benchmarks import figure, grids, host, rules, startup, throughput
+from benchmarks import figure, grids, host, rules, startup, throughput, uncovered
 from benchmarks.contenders import contenders
 from benchmarks.timing import stream
 
@@ -88,7 +89,7 @@ def print_report(report: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--grid", choices=("paper", "rules"), default="paper")
+    parser.add_argument("--grid", choices=("paper", "rules", "uncovered"), default="paper")
     parser.add_argument("--quick", action="store_true", help="a part of the grid, fewer rounds")
     parser.add_argument("--rounds", type=int, help="timed rounds (7; with --quick or --grid rules 5)")
     parser.add_argument("--contenders", help="names, separated by commas (all that are installed)")
@@ -111,6 +112,9 @@ def main() -> None:
                 problems = rules.without_measured(problems, arguments.csv)
             report["rows"] = rules.measure(problems, rounds, RULES_BUDGET_S)
             rules.print_table(report["rows"])
+        elif arguments.grid == "uncovered":
+            report["rows"] = uncovered.measure(rounds)
+            uncovered.print_table(report["rows"])
         else:
             report["contenders"] = {contender.name: contender.label for contender in chosen}
             report["throughput"] = throughput.measure(chosen, grids.paper(arguments.quick), rounds)
