@@ -9,10 +9,11 @@ import sys
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import build_backend
+
+ROOT = Path(__file__).parent.parent
 
 
 def setup(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
