@@ -8,8 +8,8 @@ PYTEST ?=# of an environment with an installed wheel, for the GPU tests
 
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := kernels fa4_ext tests benchmarks scripts setup.py
-CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp)
+SOURCES := kernels fa4_ext tests benchmarks scripts examples setup.py
+CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp examples/cpp/*.cpp examples/cpp/*.h)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo build test lint format wheel gpu-test bench clean distclean
@@ -69,7 +69,7 @@ bench: ## measure against stock, cuDNN and flash-attn-4 on a GPU; ARGS="--json o
 	$(BIN)/python -m benchmarks.attention $(ARGS)
 
 clean: ## remove what was built; compiled kernels stay in their cache
-	rm -rf build dist fa4_ext/*.so *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf build dist fa4_ext/*.so fa4_ext/include fa4_ext/cmake *.egg-info .pytest_cache .hypothesis .ruff_cache
 
 distclean: clean ## and the virtual environment
 	rm -rf $(VENV)

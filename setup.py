@@ -9,7 +9,6 @@ Settings, from the environment:
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -21,7 +20,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-LIBRARY = "libfa4_ext.so"
+CMAKE_FILES = ["cmake/fa4_ext-config.cmake", "cmake/fa4_ext-config-version.cmake"]
+NATIVE_FILES = ["libfa4_ext.so", "include/fa4_ext.h", *CMAKE_FILES]  # of the package: what CMakeLists.txt installs
 PLATFORM = "manylinux_2_28_x86_64"
 
 
@@ -76,9 +76,8 @@ class BuildNative(build_ext):
         run(sys.executable, "-m", "kernels.build", f"--subset={subset}", *options)
         self.link(build, jobs)
 
-        target = Path("fa4_ext" if self.inplace else Path(self.build_lib, "fa4_ext"))
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(build / "cmake" / LIBRARY, target)
+        target = Path("fa4_ext" if self.inplace else Path(self.build_lib, "fa4_ext")).resolve()
+        run(script("cmake"), "--install", build / "cmake", "--prefix", target)
 
     def link(self, build: Path, jobs: str) -> None:
         cmake = script("cmake")
@@ -99,7 +98,7 @@ class BuildNative(build_ext):
         run(cmake, "--build", build / "cmake", "--parallel", jobs)
 
     def get_outputs(self) -> list[str]:
-        return [str(Path(self.build_lib, "fa4_ext", LIBRARY))]
+        return [str(Path(self.build_lib, "fa4_ext", name)) for name in NATIVE_FILES]
 
     def get_source_files(self) -> list[str]:
         return []

@@ -7,10 +7,20 @@ torch.nn.attention.varlen run them on Hopper and Blackwell GPUs. With FA4_EXT_AU
 from __future__ import annotations
 
 from fa4_ext._explain import Explanation, explain
-from fa4_ext._info import KernelInfo, build_info, kernels
+from fa4_ext._info import KernelInfo, build_info, cmake_prefix_path, kernels
 from fa4_ext._register import Handle, default_handle, register
 
-__all__ = ["Explanation", "Handle", "KernelInfo", "build_info", "default_handle", "explain", "kernels", "register"]
+__all__ = [
+    "Explanation",
+    "Handle",
+    "KernelInfo",
+    "build_info",
+    "cmake_prefix_path",
+    "default_handle",
+    "explain",
+    "kernels",
+    "register",
+]
 
 
 def __getattr__(name: str) -> str:

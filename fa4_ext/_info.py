@@ -7,6 +7,9 @@ from pathlib import Path
 
 from fa4_ext import _library
 
+#: For CMAKE_PREFIX_PATH of a C++ project that says find_package(fa4_ext).
+cmake_prefix_path = str(Path(__file__).with_name("cmake"))
+
 
 @dataclass(frozen=True)
 class KernelInfo:

@@ -65,7 +65,7 @@ def register() -> None:
         with contextlib.suppress(ValueError):  # another thread put back a list of before
             warnings.filters.remove(_FILTER)
     if call.result != 0:
-        raise RuntimeError(_native.fa4_ext_last_error().decode())
+        raise RuntimeError(_native.fa4_ext_last_error().decode(errors="replace"))  # a long text is cut off
 
 
 def configure(*, strict: bool, speed_rules: bool) -> None:

@@ -12,8 +12,15 @@ from pathlib import Path
 import check_symbols
 
 MAX_BYTES = 30_000_000
-PACKAGE = {"fa4_ext/__init__.py", "fa4_ext/py.typed", "fa4_ext/libfa4_ext.so"}
-ALLOWED = r"fa4_ext/(\w+\.py|py\.typed|libfa4_ext\.so)|fa4_ext-[^/]+\.dist-info/.*"
+PACKAGE = {
+    "fa4_ext/__init__.py",
+    "fa4_ext/py.typed",
+    "fa4_ext/libfa4_ext.so",
+    "fa4_ext/include/fa4_ext.h",
+    "fa4_ext/cmake/fa4_ext-config.cmake",
+    "fa4_ext/cmake/fa4_ext-config-version.cmake",
+}
+ALLOWED = rf"fa4_ext/\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|fa4_ext-[^/]+\.dist-info/.*"
 
 
 def problems(path: Path) -> list[str]:

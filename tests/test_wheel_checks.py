@@ -16,7 +16,7 @@ import check_wheel
 NAME = "fa4_ext-0.1.0-py3-none-manylinux_2_28_x86_64.whl"
 INFO = "fa4_ext-0.1.0.dist-info"
 CONTENT = {
-    "fa4_ext/__init__.py": "", "fa4_ext/py.typed": "", "fa4_ext/libfa4_ext.so": "", f"{INFO}/RECORD": "",
+    **dict.fromkeys(check_wheel.PACKAGE, ""), "fa4_ext/_library.py": "", f"{INFO}/RECORD": "",
     f"{INFO}/METADATA": "Name: fa4_ext\nRequires-Dist: torch>=2.11\n", f"{INFO}/licenses/LICENSE": "",
     f"{INFO}/licenses/THIRD_PARTY_NOTICES.md": "",
 }  # fmt: skip
@@ -37,12 +37,15 @@ def test_a_wheel_as_it_should_be_passes(tmp_path):
     ("change", "name", "problem"),
     [
         ({"kernels/matrix.py": ""}, NAME, "kernels/matrix.py does not belong in it"),
+        ({"fa4_ext/include/internal.h": ""}, NAME, "fa4_ext/include/internal.h does not belong in it"),
         ({"fa4_ext/libfa4_ext.so": None}, NAME, "fa4_ext/libfa4_ext.so is missing"),
+        ({"fa4_ext/include/fa4_ext.h": None}, NAME, "fa4_ext/include/fa4_ext.h is missing"),
+        ({"fa4_ext/cmake/fa4_ext-config.cmake": None}, NAME, "fa4_ext/cmake/fa4_ext-config.cmake is missing"),
         ({f"{INFO}/licenses/LICENSE": None}, NAME, "LICENSE is missing"),
         ({f"{INFO}/METADATA": "Requires-Dist: torch>=2.11\nRequires-Dist: numpy\n"}, NAME, "expected torch>=2.11 alone"),
         ({}, "fa4_ext-0.1.0-py3-none-linux_x86_64.whl", "not tagged"),
     ],
-    ids=["extra", "no_library", "no_licence", "requirement", "tag"],
+    ids=["extra", "extra_header", "no_library", "no_header", "no_cmake", "no_licence", "requirement", "tag"],
 )
 def test_a_wheel_that_is_not_is_refused(tmp_path, change, name, problem):
     content = {path: text for path, text in (CONTENT | change).items() if text is not None}

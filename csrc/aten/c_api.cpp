@@ -1,40 +1,44 @@
-// The library's exported C functions, for fa4_ext/_library.py and for programs without Python.
+// The library's exported C functions. The header says what they promise, to fa4_ext/_library.py and to programs without Python.
+#include "fa4_ext.h"
+
+#include <cstdio>
 #include <exception>
-#include <string>
 
 #include "../core/kernel_table.h"
 #include "options.h"
 #include "registration.h"
 
-#define FA4_EXPORT extern "C" __attribute__((visibility("default")))
-
 namespace {
 
-thread_local std::string last_error;
+thread_local char last_error[4096] = "";  // not a std::string: keeping an error must not raise another
+
+int failed(const char* what) noexcept {
+  std::snprintf(last_error, sizeof last_error, "%s", what);
+  return 1;
+}
 
 }  // namespace
 
-// Registers the overrides, on top of whatever is registered. Returns 0, or 1 with fa4_ext_last_error() set.
-FA4_EXPORT int fa4_ext_register() {
+int fa4_ext_register() noexcept {
   try {
     fa4::aten::register_overrides();
     return 0;
   } catch (const std::exception& error) {
-    last_error = error.what();
-    return 1;
+    return failed(error.what());
+  } catch (...) {
+    return failed("an exception that is no std::exception");
   }
 }
 
-// `strict`: raise where the stock kernel would be called. `speed_rules`: leave to the stock kernel what it runs faster.
-FA4_EXPORT void fa4_ext_configure(int strict, int speed_rules) {
+void fa4_ext_remove() noexcept { fa4::aten::remove_overrides(); }
+
+void fa4_ext_configure(int strict, int speed_rules) noexcept {
   fa4::aten::options().strict = strict != 0;
   fa4::aten::options().speed_rules = speed_rules != 0;
 }
 
-FA4_EXPORT void fa4_ext_remove() { fa4::aten::remove_overrides(); }
+const char* fa4_ext_last_error() noexcept { return last_error; }
 
-FA4_EXPORT const char* fa4_ext_last_error() { return last_error.c_str(); }
+const char* fa4_ext_build_info() noexcept { return fa4::kBuildInfo; }
 
-FA4_EXPORT const char* fa4_ext_build_info() { return fa4::kBuildInfo; }
-
-FA4_EXPORT const char* fa4_ext_manifest() { return fa4::kManifest; }
+const char* fa4_ext_manifest() noexcept { return fa4::kManifest; }

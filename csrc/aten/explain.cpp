@@ -9,7 +9,7 @@
 namespace fa4::aten {
 namespace {
 
-// The arguments of _flash_attention_forward as torch 2.12 has them, then what to ask about them.
+// The arguments of _flash_attention_forward as torch 2.12 has them, then what to ask about them. capability 0: query's own device.
 constexpr const char* kSchema =
     "explain(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, int max_q, int max_k, "
     "float dropout_p, bool is_causal, bool return_debug_mask, float? scale, int? window_size_left, int? window_size_right, "
@@ -23,7 +23,7 @@ void explain(StableIValue* stack, uint64_t, uint64_t) {
   const bool deterministic = arguments.value<bool>(), backward = arguments.value<bool>(), speed_rules = arguments.value<bool>();
   const auto capability = arguments.value<int64_t>(), sm_count = arguments.value<int64_t>();
   const DeviceProperties device{static_cast<int32_t>(capability), static_cast<int32_t>(sm_count)};
-  ForwardDescription d = describe(call, &device);
+  ForwardDescription d = describe(call, capability ? &device : nullptr);
   d.problem.op = backward ? Op::kBackward : Op::kForward;
   d.problem.deterministic = backward && deterministic;
   const Plan chosen = choose(d.problem, d.reason, speed_rules);

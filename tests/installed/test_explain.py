@@ -107,6 +107,7 @@ def test_answer_names_the_inputs_that_are_copied(view, copied):
         ({"seqused_k": torch.empty(2, dtype=torch.int32, device="meta")}, "seqused_k not supported"),
         ({"block_table": torch.empty(2, 4, dtype=torch.int32, device="meta")}, "paged KV (block_table) not supported"),
         ({"num_splits": 2}, "SplitKV not supported, num_splits is 2"),
+        ({"capability": 0}, "inputs must be CUDA tensors"),  # 0: query's own device
     ],
 )
 def test_reason_names_the_low_level_ops_own_arguments(arguments, reason):
