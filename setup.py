@@ -9,6 +9,7 @@ Settings, from the environment:
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig

@@ -1,29 +1,39 @@
-"""Fails where a wheel is not what is published: its tag, content, requirement, size, and its library's symbols.
+"""Fails where a wheel is not what is published: its tag, content, requirement, size, and what its library needs and exports.
 
 python scripts/check_wheel.py dist/fa4_ext-0.1.0-py3-none-manylinux_2_28_x86_64.whl
+
+auditwheel judges the platform, torch-abi-audit the use of torch.
 """
 
+import json
 import re
+import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from pathlib import Path
 
-import check_symbols
+from elftools.elf.elffile import ELFFile
 
 MAX_BYTES = 30_000_000
+PLATFORM = "manylinux_2_28_x86_64"
+OLDEST_TORCH = (2, 11)
+LIBRARY = "fa4_ext/libfa4_ext.so"
 PACKAGE = {
     "fa4_ext/__init__.py",
     "fa4_ext/py.typed",
-    "fa4_ext/libfa4_ext.so",
+    LIBRARY,
     "fa4_ext/include/fa4_ext.h",
     "fa4_ext/cmake/fa4_ext-config.cmake",
     "fa4_ext/cmake/fa4_ext-config-version.cmake",
 }
 ALLOWED = rf"fa4_ext/\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|fa4_ext-[^/]+\.dist-info/.*"
+TORCH_LIBRARIES = {"libtorch.so", "libtorch_cpu.so"}  # torch has loaded them when ours is
+INTERFACE = "fa4_ext_"
 
 
-def problems(path: Path) -> list[str]:
+def package_problems(path: Path) -> list[str]:
     with zipfile.ZipFile(path) as wheel:
         names = set(wheel.namelist())
         metadata = wheel.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
@@ -32,8 +42,8 @@ def problems(path: Path) -> list[str]:
     for notice in ("LICENSE", "THIRD_PARTY_NOTICES.md"):
         if not any(re.fullmatch(rf".*\.dist-info/licenses/{notice}", name) for name in names):
             found.append(f"{notice} is missing")
-    if not path.name.endswith("-py3-none-manylinux_2_28_x86_64.whl"):
-        found.append("its name is not tagged py3-none-manylinux_2_28_x86_64")
+    if not path.name.endswith(f"-py3-none-{PLATFORM}.whl"):
+        found.append(f"its name is not tagged py3-none-{PLATFORM}")
     required = [line for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE) if "extra ==" not in line]
     if required != ["torch>=2.11"]:
         found.append(f"it requires {required}, expected torch>=2.11 alone")
@@ -42,15 +52,69 @@ def problems(path: Path) -> list[str]:
     return found
 
 
+def tool_json(program: str, *arguments: str | Path) -> dict:
+    command = [Path(sysconfig.get_path("scripts"), program), *arguments]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def platform_problems(audit: dict) -> list[str]:
+    """`audit`: what `auditwheel show --json` prints."""
+    found = []
+    symbols = re.fullmatch(r"manylinux_(\d+)_(\d+)_x86_64", audit["sym_tag"])
+    allowed = tuple(map(int, re.findall(r"\d+", PLATFORM)[:2]))
+    if symbols is None or tuple(map(int, symbols.groups())) > allowed:
+        found.append(f"its symbols need {audit['sym_tag']}, more than {PLATFORM}: {audit['versioned_symbols']}")
+    if audit["unsupported_isa"]:
+        found.append("it has instructions that not every x86-64 has")
+    if foreign := set(audit["external_libs"]) - TORCH_LIBRARIES:
+        found.append(f"it needs {', '.join(sorted(foreign))}, which neither {PLATFORM} nor torch brings")
+    return found
+
+
+def torch_problems(audit: dict) -> list[str]:
+    """`audit`: what `torch-abi-audit --json` prints about the library."""
+    (library,) = audit["bundled_libs"]
+    found = []
+    if not library["torch"]["stable"]:
+        found.append(f"it leaves torch's stable ABI: {library['torch']['unstable_symbols']}")
+    oldest = library["torch"]["min_torch_version"]
+    if tuple(map(int, oldest.split(".")[:2])) > OLDEST_TORCH:
+        found.append(f"it needs torch {oldest}: {library['torch']['version_defining_symbols']}")
+    return found
+
+
+def library_problems(library: Path) -> list[str]:
+    with library.open("rb") as file:
+        elf = ELFFile(file)
+        tags = {tag.entry.d_tag for tag in elf.get_section_by_name(".dynamic").iter_tags()}
+        symbols = [
+            symbol.name
+            for symbol in elf.get_section_by_name(".dynsym").iter_symbols()
+            if symbol.entry.st_shndx != "SHN_UNDEF" and symbol.name
+        ]
+    found = [f"it has a {tag[3:]}" for tag in sorted(tags & {"DT_RPATH", "DT_RUNPATH"})]
+    return found + [f"{name} is exported; allowed: {INTERFACE}*" for name in symbols if not name.startswith(INTERFACE)]
+
+
+def problems(path: Path) -> list[str]:
+    if found := package_problems(path):
+        return found
+    with tempfile.TemporaryDirectory() as directory, zipfile.ZipFile(path) as wheel:
+        library = Path(wheel.extract(LIBRARY, directory))
+        return [
+            *platform_problems(tool_json("auditwheel", "show", "--json", path)),
+            *torch_problems(tool_json("torch-abi-audit", "--json", library)),
+            *library_problems(library),
+        ]
+
+
 def main(argument: str) -> int:
     path = Path(argument)
     found = problems(path)
     for problem in found:
         print(f"{path.name}: {problem}", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as directory, zipfile.ZipFile(path) as wheel:
-        symbols = check_symbols.main(wheel.extract("fa4_ext/libfa4_ext.so", directory))
-    print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
-    return 1 if found or symbols else 0
+    print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {len(found)} problems")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

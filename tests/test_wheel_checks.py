@@ -10,8 +10,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-import check_symbols
 import check_wheel
+
+import fa4_ext
 
 NAME = "fa4_ext-0.1.0-py3-none-manylinux_2_28_x86_64.whl"
 INFO = "fa4_ext-0.1.0.dist-info"
@@ -30,7 +31,7 @@ def wheel(folder: Path, content: dict[str, str], name: str = NAME) -> Path:
 
 
 def test_a_wheel_as_it_should_be_passes(tmp_path):
-    assert check_wheel.problems(wheel(tmp_path, CONTENT)) == []
+    assert check_wheel.package_problems(wheel(tmp_path, CONTENT)) == []
 
 
 @pytest.mark.parametrize(
@@ -49,15 +50,48 @@ def test_a_wheel_as_it_should_be_passes(tmp_path):
 )
 def test_a_wheel_that_is_not_is_refused(tmp_path, change, name, problem):
     content = {path: text for path, text in (CONTENT | change).items() if text is not None}
-    assert any(problem in found for found in check_wheel.problems(wheel(tmp_path, content, name)))
+    assert any(problem in found for found in check_wheel.package_problems(wheel(tmp_path, content, name)))
 
 
-def test_symbols_beyond_the_platform_and_the_interface_are_named():
-    symbols = (
-        "0000000000000000      DF *UND*\t0000000000000000 (GLIBC_2.34) pthread_once\n"
-        "0000000000000000      DF *UND*\t0000000000000000 (GLIBC_2.14) memcpy\n"
-        "0000000000012340 g    DF .text\t0000000000000040  Base        fa4_ext_register\n"
-        "0000000000012380 g    DF .text\t0000000000000040  Base        _mlir_something\n"
-    )
-    assert check_symbols.offending_versions(symbols) == ["pthread_once needs GLIBC_2.34; manylinux_2_28 has GLIBC_2.28"]
-    assert check_symbols.offending_exports(symbols) == ["_mlir_something is exported; allowed: fa4_ext_*"]
+AUDIT = {
+    "sym_tag": "manylinux_2_24_x86_64", "unsupported_isa": False, "versioned_symbols": {},
+    "external_libs": {"libtorch.so": None, "libtorch_cpu.so": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"sym_tag": "manylinux_2_34_x86_64"}, "its symbols need manylinux_2_34_x86_64, more than manylinux_2_28_x86_64"),
+        ({"sym_tag": "linux_x86_64"}, "its symbols need linux_x86_64"),
+        ({"unsupported_isa": True}, "instructions that not every x86-64 has"),
+        ({"external_libs": {"libtorch.so": None, "libcudart.so.13": None}}, "it needs libcudart.so.13"),
+    ],
+    ids=["symbols", "no_policy", "instructions", "library"],
+)
+def test_what_auditwheel_finds_is_named(change, problem):
+    assert check_wheel.platform_problems(AUDIT) == []
+    (found,) = check_wheel.platform_problems(AUDIT | change)
+    assert problem in found
+
+
+def test_what_leaves_torch_s_stable_interface_is_named():
+    found = {"stable": False, "unstable_symbols": ["c10::Error"], "min_torch_version": "2.13", "version_defining_symbols": ["new"]}
+    library = {"torch": found}
+    assert check_wheel.torch_problems({"bundled_libs": [library]}) == [
+        "it leaves torch's stable ABI: ['c10::Error']", "it needs torch 2.13: ['new']",
+    ]  # fmt: skip
+
+
+def test_the_built_library_keeps_to_torch_s_stable_interface_and_exports_its_own():
+    library = Path(fa4_ext.__file__).with_name("libfa4_ext.so")
+    assert check_wheel.torch_problems(check_wheel.tool_json("torch-abi-audit", "--json", library)) == []
+    assert check_wheel.library_problems(library) == []
+
+
+def test_another_library_s_exports_and_rpath_are_named():
+    import torch
+
+    found = check_wheel.library_problems(Path(torch.__file__).parent / "lib" / "libtorch_python.so")
+    assert any("is exported; allowed: fa4_ext_*" in problem for problem in found)
+    assert any(problem in ("it has a RPATH", "it has a RUNPATH") for problem in found)

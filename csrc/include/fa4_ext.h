@@ -26,20 +26,21 @@ extern "C" {
 #define FA4_EXT_NOEXCEPT
 #endif
 
-/* Overrides _flash_attention_forward, _flash_attention_backward, _scaled_dot_product_flash_attention and
-   _scaled_dot_product_flash_attention_backward for CUDA tensors in PyTorch's dispatcher, on top of whatever is there, PyTorch's own
-   kernels or another provider's. Calling it again moves the overrides to the top; calls are not counted.
+/* Overrides _flash_attention_forward, _flash_attention_backward, _scaled_dot_product_flash_attention,
+   _scaled_dot_product_flash_attention_backward and, from torch 2.12 on, _flash_attention_forward_no_dropout_inplace for CUDA
+   tensors in PyTorch's dispatcher, on top of whatever is there, PyTorch's own kernels or another provider's. Calling it again moves
+   the overrides to the top; calls are not counted.
 
    Needs no GPU, initialises no CUDA and loads no kernel: the first call of an op that needs one does. The first override of a
    kernel in a process makes PyTorch print one warning on stderr, "Overriding a previously registered kernel".
 
-   PyTorch's dispatcher does not guard running calls against changes: let no thread be inside one of the four ops meanwhile.
+   PyTorch's dispatcher does not guard running calls against changes: let no thread be inside one of these ops meanwhile.
 
    Returns 0, or 1 with fa4_ext_last_error() set; on failure an earlier registration stays in force. */
 FA4_EXT_API int fa4_ext_register(void) FA4_EXT_NOEXCEPT;
 
 /* Takes the overrides out of the dispatcher, whoever registered them and however often: PyTorch is as before. Does nothing when
-   they are not there. Let no thread be inside one of the four ops meanwhile. */
+   they are not there. Let no thread be inside one of these ops meanwhile. */
 FA4_EXT_API void fa4_ext_remove(void) FA4_EXT_NOEXCEPT;
 
 /* Sets what the overrides do, from the next call of an op on; registering and removing leave it as it is.
