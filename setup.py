@@ -19,11 +19,13 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).parent.resolve()
 CMAKE_FILES = ["cmake/fa4_ext-config.cmake", "cmake/fa4_ext-config-version.cmake"]
 NATIVE_FILES = ["libfa4_ext.so", "include/fa4_ext.h", *CMAKE_FILES]  # of the package: what CMakeLists.txt installs
 PLATFORM = "manylinux_2_28_x86_64"
+COMMIT = "commit.txt"  # in source distributions only
 
 
 def setting(name: str, default: str) -> str:
@@ -54,6 +56,17 @@ def check_compiler() -> None:
         )
 
 
+def commit() -> str:
+    """Of the checkout, with "-dirty" after it where files differ; or else the one that a source distribution was packed from."""
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        command = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        described = subprocess.run(command, capture_output=True, text=True, check=False)
+        if described.returncode == 0:
+            return described.stdout.strip()
+    packed = ROOT / COMMIT
+    return packed.read_text().strip() if packed.exists() else "unknown"
+
+
 def cuda_headers() -> Path:
     roots = find_spec("nvidia").submodule_search_locations if find_spec("nvidia") else []
     for root in roots:
@@ -73,7 +86,7 @@ class BuildNative(build_ext):
         check_compiler()
         subset, jobs = setting("KERNELS", "full"), setting("JOBS", str(len(os.sched_getaffinity(0))))
         build = ROOT / "build" / subset
-        options = [f"--arch={setting('ARCHS', '90,100')}", f"--jobs={jobs}", f"--out={build / 'kernels'}"]
+        options = [f"--arch={setting('ARCHS', '90,100')}", f"--jobs={jobs}", f"--out={build / 'kernels'}", f"--commit={commit()}"]
         run(sys.executable, "-m", "kernels.build", f"--subset={subset}", *options)
         self.link(build, jobs)
 
@@ -110,4 +123,10 @@ class Wheel(bdist_wheel):
         return "py3", "none", PLATFORM  # torch's stable ABI and no Python in it: one library for every CPython
 
 
-setup(ext_modules=[Extension("fa4_ext.libfa4_ext", [])], cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel})
+class Source(sdist):
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        Path(base_dir, COMMIT).write_text(commit() + "\n")
+
+
+setup(ext_modules=[Extension("fa4_ext.libfa4_ext", [])], cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel, "sdist": Source})

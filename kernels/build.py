@@ -15,6 +15,8 @@ from kernels import limits, matrix, pool, signature, table
 from kernels.cache import Cache, default_directory, key, source_versions
 from kernels.progress import Progress, duration
 
+VERSION = Path(__file__).parents[1] / "version.txt"
+
 
 def collect(cache: Cache, keys: dict[matrix.Kernel, str], jobs: int) -> dict[matrix.Kernel, tuple[bytes, dict]]:
     """Each kernel's object and facts, compiled where the cache has none."""
@@ -27,21 +29,23 @@ def collect(cache: Cache, keys: dict[matrix.Kernel, str], jobs: int) -> dict[mat
     return found
 
 
-def write(out: Path, built: Sequence[table.Built], objects: dict[str, bytes], subset: str, archs: Sequence[int]) -> None:
+def write(
+    out: Path, built: Sequence[table.Built], objects: dict[str, bytes], subset: str, archs: Sequence[int], commit: str
+) -> None:
     for stale in set((out / "objects").glob("*.o")) - {out / "objects" / f"{name}.o" for name in objects}:
         stale.unlink()
     for name, content in objects.items():
         table.write_if_different(out / "objects" / f"{name}.o", content)
     rows = table.manifest(built)
     manifest_json = json.dumps(rows, separators=(",", ":"))
-    info = table.build_info(subset, archs, source_versions(), manifest_json)
+    info = table.build_info(subset, archs, source_versions(), manifest_json, VERSION.read_text().strip(), commit)
     table.write_if_different(out / "kernel_table.cpp", table.cpp(built, json.dumps(info), manifest_json))
     table.write_if_different(out / "manifest.json", json.dumps(rows, indent=1) + "\n")
     table.write_if_different(out / "planner_table.cpp", table.planner_cpp())
     table.write_if_different(out / "objects.txt", "".join(f"{out.resolve() / 'objects' / name}.o\n" for name in objects))
 
 
-def build(subset: str, archs: Sequence[int], jobs: int, out: Path, cache_directory: Path) -> None:
+def build(subset: str, archs: Sequence[int], jobs: int, out: Path, cache_directory: Path, commit: str) -> None:
     begin = time.monotonic()
     kernels = [kernel for kernel in matrix.subset(subset) if kernel.arch in archs]
     versions = source_versions()
@@ -51,7 +55,7 @@ def build(subset: str, archs: Sequence[int], jobs: int, out: Path, cache_directo
         signature.check(kernel, facts["arguments"])
         limits.check(kernel, facts)
     built = [table.Built(kernel, facts) for kernel, (_, facts) in entries.items()]
-    write(out, built, {kernel.name: content for kernel, (content, _) in entries.items()}, subset, archs)
+    write(out, built, {kernel.name: content for kernel, (content, _) in entries.items()}, subset, archs, commit)
     size = sum(len(content) for content, _ in entries.values()) / 1e6
     took = duration(time.monotonic() - begin)
     print(f"{len(kernels)} kernels ({subset}), {size:.1f} MB of objects in {out}, {took}", file=sys.stderr)
@@ -76,10 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--arch", type=_archs, default=matrix.ARCHS, help="e.g. 90,100 (the default)")
     parser.add_argument("--jobs", type=_jobs, default=len(os.sched_getaffinity(0)), help="compiling processes (one a core)")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--commit", default="unknown", help="of the sources, for build_info() (default: %(default)s)")
     parser.add_argument("--cache", type=Path, default=default_directory(), help="(default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
-        build(given.subset, given.arch, given.jobs, given.out, given.cache)
+        build(given.subset, given.arch, given.jobs, given.out, given.cache, given.commit)
     except (pool.CompileError, ValueError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

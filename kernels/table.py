@@ -37,9 +37,10 @@ def manifest(built: Sequence[Built]) -> list[dict]:
     ]
 
 
-def build_info(subset: str, archs: Sequence[int], versions: dict[str, str], manifest_json: str) -> dict:
+def build_info(subset: str, archs: Sequence[int], versions: dict[str, str], manifest_json: str, version: str, commit: str) -> dict:
     digest = hashlib.sha256(manifest_json.encode()).hexdigest()
-    return {"subset": subset, "archs": list(archs), "versions": versions, "manifest_sha256": digest}
+    info = {"version": version, "commit": commit, "subset": subset, "archs": list(archs)}
+    return info | {"versions": versions, "manifest_sha256": digest}
 
 
 def _row(built: Built, index: dict[Kernel, int]) -> str:

@@ -79,9 +79,16 @@ def test_unchanged_files_keep_their_time_stamp(tmp_path):
 
 
 def test_build_info_names_what_was_built():
-    info = table.build_info(SUBSET, (90, 100), {"a": "1"}, "[]")
+    info = table.build_info(SUBSET, (90, 100), {"a": "1"}, "[]", "1.2.3", "abc")
+    assert (info["version"], info["commit"]) == ("1.2.3", "abc")
     assert (info["subset"], info["archs"], info["versions"]) == (SUBSET, [90, 100], {"a": "1"})
-    assert info["manifest_sha256"] != table.build_info(SUBSET, (90, 100), {"a": "1"}, "[{}]")["manifest_sha256"]
+    assert info["manifest_sha256"] != table.build_info(SUBSET, (90, 100), {"a": "1"}, "[{}]", "1.2.3", "abc")["manifest_sha256"]
+
+
+def test_build_info_of_the_library_names_its_sources():
+    info = fa4_ext.build_info()
+    assert info["version"] == fa4_ext.__version__
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", info["commit"])
 
 
 def test_signature_mismatch_names_the_kernel_and_both_orders():
