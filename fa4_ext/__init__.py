@@ -6,6 +6,9 @@ torch.nn.attention.varlen run them on Hopper and Blackwell GPUs. With FA4_EXT_AU
 
 from __future__ import annotations
 
+import warnings as _warnings
+
+from fa4_ext import _library
 from fa4_ext._explain import Explanation, explain
 from fa4_ext._info import KernelInfo, build_info, cmake_prefix_path, kernels
 from fa4_ext._register import Handle, default_handle, register
@@ -21,6 +24,9 @@ __all__ = [
     "kernels",
     "register",
 ]
+
+if _library.problem:
+    _warnings.warn(_library.problem, RuntimeWarning, stacklevel=2)
 
 
 def __getattr__(name: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fa4_ext import _register
+from fa4_ext import _library, _register
 
 # Multiprocessors to plan for without a device: H100 SXM and H200, B200, B300.
 _SM_COUNT = {90: 132, 100: 148, 103: 160}
@@ -65,7 +65,9 @@ def explain(
 
     Raises:
         ValueError: the arguments name no device capability, or 3-D tensors come without cu_seqlens_q and max_seqlen_q.
+        RuntimeError: torch is too old, or the native library could not be loaded.
     """
+    _library.native()
     varlen = query.dim() == 3
     if varlen and (cu_seqlens_q is None or max_seqlen_q is None):
         raise ValueError("3-D query, key and value need cu_seqlens_q and max_seqlen_q")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from fa4_ext import _environment
+
 PATH = Path(__file__).with_name("libfa4_ext.so")
 
 # The dispatcher says this once a process, about the first operator that anyone overrides.
@@ -19,8 +21,6 @@ _FILTER = ("ignore", re.compile(_OVERRIDE_WARNING, re.IGNORECASE), UserWarning, 
 
 
 def _load() -> ctypes.CDLL:
-    if not PATH.exists():
-        raise ImportError(f"fa4_ext's native library is missing, {PATH}: `make build` builds it")
     library = ctypes.CDLL(str(PATH))
     library.fa4_ext_register.argtypes = ()
     library.fa4_ext_register.restype = ctypes.c_int
@@ -34,7 +34,33 @@ def _load() -> ctypes.CDLL:
     return library
 
 
-_native = _load()
+def _try_to_load() -> tuple[ctypes.CDLL | None, str | None]:
+    """The library, or why there is none: a program that could do without these kernels goes on without them."""
+    if too_old := _environment.torch_too_old(str(torch.__version__)):
+        return None, too_old
+    if not PATH.exists():
+        raise ImportError(f"fa4_ext's native library is missing, {PATH}: `make build` builds it")
+    try:
+        return _load(), None
+    except (OSError, AttributeError) as error:  # AttributeError: a library of another version lacks a function
+        return None, (
+            f"fa4_ext's native library could not be loaded beside torch {torch.__version__}: {error}. Until fa4_ext is installed "
+            "anew, every call runs PyTorch's own kernels."
+        )
+
+
+_native, problem = _try_to_load()  # problem: why the library can't be used in this process, or None
+
+
+def native() -> ctypes.CDLL:
+    """The loaded library.
+
+    Raises:
+        RuntimeError: it could not be loaded.
+    """
+    if problem:
+        raise RuntimeError(problem)
+    return _native
 
 
 class _WithPythonWarnings:
@@ -56,7 +82,7 @@ def register() -> None:
     Raises:
         RuntimeError: the dispatcher refused them.
     """
-    call = _WithPythonWarnings(_native.fa4_ext_register)
+    call = _WithPythonWarnings(native().fa4_ext_register)
     # Not warnings.catch_warnings: leaving it would undo what other threads did to the filters meanwhile.
     warnings.filters.insert(0, _FILTER)
     try:
@@ -65,22 +91,22 @@ def register() -> None:
         with contextlib.suppress(ValueError):  # another thread put back a list of before
             warnings.filters.remove(_FILTER)
     if call.result != 0:
-        raise RuntimeError(_native.fa4_ext_last_error().decode(errors="replace"))  # a long text is cut off
+        raise RuntimeError(native().fa4_ext_last_error().decode(errors="replace"))  # a long text is cut off
 
 
 def configure(*, strict: bool, speed_rules: bool) -> None:
     """Sets what our overrides do from the next call on."""
-    _native.fa4_ext_configure(strict, speed_rules)
+    native().fa4_ext_configure(strict, speed_rules)
 
 
 def remove() -> None:
     """Takes our overrides out of the dispatcher, if they are there."""
-    _native.fa4_ext_remove()
+    native().fa4_ext_remove()
 
 
 def build_info() -> dict:
-    return json.loads(_native.fa4_ext_build_info())
+    return json.loads(native().fa4_ext_build_info())
 
 
 def manifest() -> list[dict]:
-    return json.loads(_native.fa4_ext_manifest())
+    return json.loads(native().fa4_ext_manifest())

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 
-from torch.nn.attention import register_flash_attention_impl
+from torch.nn import attention
 from typing_extensions import Self
 
-from fa4_ext import _library, _sdpa_order
+from fa4_ext import _environment, _library, _sdpa_order
 
 PROVIDER = "FA4_EXT"
 
 _lock = threading.RLock()
 _live: list[Handle] = []  # oldest first; the newest one's options are in force
+_warned = False
 
 
 class Handle:
@@ -64,6 +66,12 @@ def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = T
     The overrides go on top of whatever other provider is registered; registering again puts them on top again. Needs no GPU and
     touches none.
 
+    Where no call could run these kernels, the first call of `register` in a process says so in a RuntimeWarning: the driver is
+    missing or too old, or torch is built without CUDA although there is a driver. It is silent where torch has no CUDA and the
+    machine no driver: nothing there is meant to run on a GPU, and tests that turn warnings into errors can register. It is silent
+    about the devices too, since asking for them would initialise CUDA and keep it from processes forked later. `python -m fa4_ext
+    doctor` looks at everything.
+
     Args:
         fallback: what happens to a call that no compiled kernel covers. "stock": PyTorch's own flash kernel runs it. "error": it
             raises a RuntimeError, "FA4 <op> unsupported: <reason>".
@@ -76,18 +84,32 @@ def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = T
 
     Raises:
         ValueError: an argument has a value that is not allowed.
-        RuntimeError: PyTorch's dispatcher refused the overrides.
+        RuntimeError: torch is too old, the native library could not be loaded, or PyTorch's dispatcher refused the overrides.
     """
     _check("fallback", fallback, ("stock", "error"))
     _check("prefer", prefer, (True, False))
     _check("speed_rules", speed_rules, (True, False))
-    handle = Handle(fallback, bool(prefer), bool(speed_rules))
+    _library.native()
+    _warn_once()
+    return _begin(Handle(fallback, bool(prefer), bool(speed_rules)))
+
+
+def _begin(handle: Handle) -> Handle:
     with _lock:
         _library.register()
         _library.configure(**_native_options(handle))
         _live.append(handle)
         _set_preference(handle.prefer)
     return handle
+
+
+def _warn_once() -> None:
+    global _warned
+    if _warned:
+        return
+    if found := _environment.surprises(_environment.gather()):
+        warnings.warn("fa4_ext.register(): " + " Also, ".join(found), RuntimeWarning, stacklevel=3)
+    _warned = True  # not where the warning was an error: then the next call is one, too
 
 
 def options_in_force() -> Handle | None:
@@ -112,7 +134,10 @@ def _check(argument: str, value, allowed: tuple) -> None:
 # So that torch.nn.attention.activate_flash_attention_impl("FA4_EXT") finds it. The registry asks providers not to activate
 # themselves, so the import's own registration below stays outside of it: a provider activated later goes on top of ours, and
 # restoring brings ours back.
-register_flash_attention_impl(PROVIDER, register_fn=register)
+if hasattr(attention, "register_flash_attention_impl"):  # a torch that is too old has no registry
+    attention.register_flash_attention_impl(PROVIDER, register_fn=register)
 
-#: The import's own registration; None with FA4_EXT_AUTOREGISTER=0.
-default_handle: Handle | None = None if os.environ.get("FA4_EXT_AUTOREGISTER") == "0" else register()
+#: The import's own registration; None with FA4_EXT_AUTOREGISTER=0, and where the native library could not be loaded.
+default_handle: Handle | None = None
+if os.environ.get("FA4_EXT_AUTOREGISTER") != "0" and not _library.problem:
+    default_handle = _begin(Handle("stock", True, True))

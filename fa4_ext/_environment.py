@@ -1,0 +1,127 @@
+"""What torch, the CUDA driver and the devices of this machine offer, and what of it keeps the kernels from running."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import dataclass
+
+import torch
+
+OLDEST_TORCH = (2, 11)
+OLDEST_DRIVER = 13000  # CUDA 13.0, as csrc/core/driver.cpp asks for
+
+# Compute capability -> the `arch` of the kernels that run on it, as in csrc/core/plan.cpp.
+ARCHS = {(9, 0): 90, (10, 0): 100, (10, 3): 100}
+
+_CAPABILITIES = "compute capability 9.0, 10.0 or 10.3"
+_DRIVERS = "CUDA 13.0 or newer, which is NVIDIA driver 580 or newer"
+
+
+@dataclass(frozen=True)
+class Facts:
+    torch: str  # its version
+    torch_cuda: str | None  # the CUDA that it is built for
+    driver: int | None  # the newest CUDA that the driver runs, 13000 for 13.0; None without a driver
+    devices: tuple[tuple[int, int], ...] | None = None  # compute capabilities of those that this process sees; None: not looked for
+
+
+def gather(devices: bool = False) -> Facts:
+    """The facts of this process. Asking for the devices initialises CUDA; the others leave a process that may fork as it is."""
+    return Facts(str(torch.__version__), torch.version.cuda, _driver(), _devices() if devices else None)
+
+
+def _driver() -> int | None:
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+        version = ctypes.c_int()
+        failed = library.cuDriverGetVersion(ctypes.byref(version))  # the one function of the driver that needs no cuInit
+    except (OSError, AttributeError):
+        return None
+    return None if failed else version.value  # the toolkit's stub of a driver fails
+
+
+def _devices() -> tuple[tuple[int, int], ...]:
+    if not torch.cuda.is_available():
+        return ()
+    return tuple(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
+
+
+def torch_too_old(version: str) -> str | None:
+    """What to tell about a torch that the native library is not made for."""
+    major, minor = re.match(r"(\d+)\.(\d+)", version).groups()
+    if (int(major), int(minor)) >= OLDEST_TORCH:
+        return None
+    return (
+        f"torch {version} is too old: fa4_ext needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer. Until it is there, its "
+        "native library stays unloaded and every call runs PyTorch's own kernels."
+    )
+
+
+def torch_problem(facts: Facts) -> str | None:
+    if problem := torch_too_old(facts.torch):
+        return problem
+    if facts.torch_cuda is None:
+        return (
+            f"torch {facts.torch} is built without CUDA: fa4_ext's kernels need a CUDA build. Until it is there, no tensor gets to "
+            "a GPU and no call to these kernels."
+        )
+    return None
+
+
+def driver_problem(facts: Facts) -> str | None:
+    if facts.driver is None:
+        return (
+            f"there is no CUDA driver, libcuda.so.1: fa4_ext's kernels need one for {_DRIVERS}. Until it is there, no tensor gets "
+            "to a GPU and no call to these kernels."
+        )
+    if facts.driver < OLDEST_DRIVER:
+        return (
+            f"the CUDA driver is for CUDA {cuda_version(facts.driver)}: fa4_ext's kernels need one for {_DRIVERS}. Until it is "
+            "there, every call runs PyTorch's own kernels."
+        )
+    return None
+
+
+def device_problem(index: int, capability: tuple[int, int]) -> str | None:
+    if capability in ARCHS:
+        return None
+    return (
+        f"GPU {index} is of compute capability {capability[0]}.{capability[1]}: fa4_ext's kernels need {_CAPABILITIES}. Calls on "
+        "this GPU run PyTorch's own kernels."
+    )
+
+
+def device_problems(facts: Facts) -> list[str]:
+    if facts.devices is None:
+        return []
+    if not facts.devices:
+        return [f"this process sees no GPU: fa4_ext's kernels need one of {_CAPABILITIES}. Until there is one, none of them runs."]
+    return [problem for index, capability in enumerate(facts.devices) if (problem := device_problem(index, capability))]
+
+
+def problems(facts: Facts) -> list[str]:
+    """What keeps the kernels from running, in sentences: what is, what is needed, what happens until then."""
+    found = [problem for problem in (torch_problem(facts), driver_problem(facts)) if problem]
+    no_device_follows = facts.torch_cuda is None or facts.driver is None
+    return found if no_device_follows else found + device_problems(facts)
+
+
+def surprises(facts: Facts) -> list[str]:
+    """The problems of a process that is meant to use CUDA: torch is built for it, or there is a driver."""
+    return [] if facts.torch_cuda is None and facts.driver is None else problems(facts)
+
+
+def remarks(facts: Facts) -> list[str]:
+    """What should work and was never tried."""
+    if facts.torch_cuda is None or int(facts.torch_cuda.partition(".")[0]) >= OLDEST_DRIVER // 1000:
+        return []
+    return [
+        f"torch {facts.torch} is built for CUDA {facts.torch_cuda}: fa4_ext was tried with builds for CUDA 13 only. Its kernels "
+        "call the driver alone, so that driver's version is what counts."
+    ]
+
+
+def cuda_version(number: int) -> str:
+    """As people write it: 13.0 for 13000."""
+    return f"{number // 1000}.{number % 1000 // 10}"
