@@ -10,13 +10,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fa4_ext
-
-OPS = (
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_flash_attention_backward",
-    "_flash_attention_forward",
-    "_flash_attention_backward",
-)
+from fa4_ext import _dispatcher, _environment
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ def run() -> None:
         fa4_ext.default_handle.remove()  # the demonstration starts from PyTorch as it is
     _show_registration()
     capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
-    if capability in ((9, 0), (10, 0), (10, 3)):
+    if capability in _environment.ARCHS:
         _run_attention()
     else:
         _show_plans()
@@ -70,23 +64,14 @@ def run() -> None:
         )
 
 
-def dispatcher_entry(op: str) -> str:
-    """What the dispatcher calls for an aten op on CUDA tensors."""
-    entries = [line for line in torch._C._dispatch_dump(f"aten::{op}").splitlines() if line.startswith("CUDA")]
-    if not entries:
-        return "none (this PyTorch has no CUDA kernels)"
-    where = entries[0].partition("registered at ")[2].partition(" :: ")[0]
-    return "/".join(where.split("/")[-2:])  # the file that registered it
-
-
 def _show_registration() -> None:
     print("The dispatcher's CUDA entry of each op: before, while and after fa4_ext is registered")
-    before = {op: dispatcher_entry(op) for op in OPS}
+    before = {op: _dispatcher.entry(op) for op in _dispatcher.OPS}
     with fa4_ext.register():
-        during = {op: dispatcher_entry(op) for op in OPS}
-    for op in OPS:
+        during = {op: _dispatcher.entry(op) for op in _dispatcher.OPS}
+    for op in _dispatcher.OPS:
         print(f"  aten::{op}")
-        for when, entry in (("before", before[op]), ("during", during[op]), ("after", dispatcher_entry(op))):
+        for when, entry in (("before", before[op]), ("during", during[op]), ("after", _dispatcher.entry(op))):
             print(f"    {when}  {entry}")
 
 

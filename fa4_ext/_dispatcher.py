@@ -1,0 +1,25 @@
+"""What PyTorch's dispatcher holds for the ops that a registration overrides."""
+
+from __future__ import annotations
+
+import torch
+
+OPS = (
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_backward",
+    "_flash_attention_forward",
+    "_flash_attention_backward",
+)
+
+
+def entry(op: str) -> str:
+    """What the dispatcher calls for an aten op on CUDA tensors."""
+    entries = [line for line in torch._C._dispatch_dump(f"aten::{op}").splitlines() if line.startswith("CUDA")]
+    if not entries:
+        return "none (this PyTorch has no CUDA kernels)"
+    where = entries[0].partition("registered at ")[2].partition(" :: ")[0]
+    return "/".join(where.split("/")[-2:])  # the file that registered it
+
+
+def is_ours(entry: str) -> bool:
+    return entry.startswith("fa4_ext:")  # csrc/aten/registration.cpp names no file
