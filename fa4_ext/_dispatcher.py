@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 
+_INPLACE = "_flash_attention_forward_no_dropout_inplace"  # since torch 2.12
+
 OPS = (
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_flash_attention_backward",
     "_flash_attention_forward",
     "_flash_attention_backward",
+    *([_INPLACE] if hasattr(torch.ops.aten, _INPLACE) else []),
 )
 
 
