@@ -32,7 +32,8 @@ class Layout(str, Enum):
 
 ARCHS = (90, 100)  # 100 stands for the family: compute capability 10.0 and 10.3
 DTYPES = ("bf16", "fp16")
-HEAD_DIM_BUCKETS = (64, 128)  # a bucket serves every multiple of 8 up to it
+# By architecture; a bucket serves every multiple of 8 up to it.
+HEAD_DIM_BUCKETS = {90: (64, 96, 128, 192, 256), 100: (64, 128)}
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,12 @@ class Kernel:
     two_cta: bool = False  # SM100: a pair of thread blocks shares an MMA
     cluster: int = 1  # Op.POSTPROCESS, varlen: tiles that a sequence's accumulator is padded to
     threads: int = 0  # Op.POSTPROCESS
-    atom_layout_m: int = 1  # SM90 backward: warpgroups along the M of the accumulator
-    swap_ab: bool = False  # SM90 backward: the dQ product is computed transposed
+    pv_in_registers: bool = True  # SM90 forward: P goes to its product with V from registers, not by way of shared memory
+    atom_layout_m: int = 1  # SM90 backward: warpgroups along the rows of dQ's tile; Op.POSTPROCESS: of the accumulator's
+    swap_ab: bool = False  # the same tile's product is computed transposed
+    atom_layout_dkv: int = 2  # SM90 backward: warpgroups along the rows of dK's and dV's tiles
+    swap_ab_dkv: bool = False
+    dq_warpgroups: int = 2  # SM90 backward: how many compute dQ
 
     @property
     def folder(self) -> str:
@@ -78,9 +83,17 @@ class Kernel:
 
 
 def _forward_sm90(dtype, head_dim, layout, mask):
-    # 192 rows (three warpgroups) pay at D 64, where a score costs as much in exp as in matrix work; D 128 has registers for two.
-    block_m = 192 if head_dim <= 64 else 128
-    yield Kernel(Op.FORWARD, 90, dtype, head_dim, layout, block_m, 128, mask)
+    # 192 rows (three warpgroups) pay up to D 96, where a score costs as much in exp as in matrix work; D 128 has registers for two.
+    # Keys are what shared memory still holds in two stages; a window wastes less of short tiles. D 96 with 192 rows has no
+    # registers left for P.
+    block_m, block_n = {
+        64: (192, 128),
+        96: (192, 144 if mask is Mask.FULL else 128),
+        128: (128, 128),
+        192: (128, 96 if mask is Mask.WINDOW else 112),
+        256: (128, 64 if mask is Mask.WINDOW else 80),
+    }[head_dim]
+    yield Kernel(Op.FORWARD, 90, dtype, head_dim, layout, block_m, block_n, mask, pv_in_registers=head_dim != 96)
 
 
 def _forward_sm100(dtype, head_dim, layout, mask):
@@ -92,15 +105,16 @@ def _forward_sm100(dtype, head_dim, layout, mask):
 
 
 def _backward_sm90(dtype, head_dim, layout, mask, grouped, deterministic):
-    if head_dim <= 64:
-        block_m, atom_layout_m = 128, 2
-    else:  # 80 rows fill shared memory; masked tiles waste less at 64
-        block_m, atom_layout_m = 80 if mask is Mask.FULL else 64, 1
-    swap_ab = block_m % 64 != 0  # WGMMA's M is 64: 80 rows go on its N
-    yield Kernel(
-        Op.BACKWARD, 90, dtype, head_dim, layout, block_m, 128, mask, grouped, deterministic,
-        atom_layout_m=atom_layout_m, swap_ab=swap_ab,
-    )  # fmt: skip
+    block_m, block_n, rest = {
+        64: (128, 128, dict(atom_layout_m=2)),
+        96: (64, 128, dict(dq_warpgroups=1)),  # 64 rows are one warpgroup's
+        # 80 rows fill shared memory; masked tiles waste less at 64. WGMMA's M is 64: 80 rows go on its N.
+        128: (80, 128, dict(swap_ab=True)) if mask is Mask.FULL else (64, 128, {}),
+        # Tiles of keys that shared memory holds beside dQ's, which are no multiples of 64: head_dim goes on WGMMA's M.
+        192: (64, 96, dict(swap_ab_dkv=True)),
+        256: (64, 48, dict(swap_ab_dkv=True, atom_layout_dkv=1)),
+    }[head_dim]
+    yield Kernel(Op.BACKWARD, 90, dtype, head_dim, layout, block_m, block_n, mask, grouped, deterministic, **rest)
 
 
 def _backward_sm100(dtype, head_dim, layout, mask, grouped, deterministic):
@@ -118,17 +132,17 @@ class Satellites(NamedTuple):
 def satellites(backward: Kernel) -> Satellites:
     shared = dict(arch=backward.arch, dtype=backward.dtype, head_dim=backward.head_dim, layout=backward.layout)
     sm90 = backward.arch == 90
-    threads = 256 if sm90 else 128
+    threads_dq, threads_dkv = (128 * backward.dq_warpgroups, 256) if sm90 else (128, 128)
     preprocess = Kernel(Op.PREPROCESS, block_m=backward.block_m, **shared)
     postprocess_dq = Kernel(
-        Op.POSTPROCESS, block_m=backward.block_m, threads=threads, two_cta=backward.two_cta,
+        Op.POSTPROCESS, block_m=backward.block_m, threads=threads_dq, two_cta=backward.two_cta,
         atom_layout_m=backward.atom_layout_m, swap_ab=backward.swap_ab, **shared,
     )  # fmt: skip
     if not backward.grouped:
         return Satellites(preprocess, postprocess_dq, None)
-    postprocess_dkv = Kernel(  # the tile's rows are keys; two warpgroups side by side on SM90
-        Op.POSTPROCESS, block_m=backward.block_n, threads=threads, atom_layout_m=2 if sm90 else 1,
-        cluster=2 if backward.two_cta else 1, **shared,
+    postprocess_dkv = Kernel(  # the tile's rows are keys
+        Op.POSTPROCESS, block_m=backward.block_n, threads=threads_dkv, cluster=2 if backward.two_cta else 1,
+        atom_layout_m=backward.atom_layout_dkv if sm90 else 1, swap_ab=backward.swap_ab_dkv, **shared,
     )  # fmt: skip
     return Satellites(preprocess, postprocess_dq, postprocess_dkv)
 
@@ -136,20 +150,22 @@ def satellites(backward: Kernel) -> Satellites:
 def matrix() -> tuple[Kernel, ...]:
     """Every kernel, each once, in an order that is stable between runs."""
     kernels: dict[Kernel, None] = {}
-    for dtype, head_dim, layout, mask in product(DTYPES, HEAD_DIM_BUCKETS, Layout, Mask):
-        kernels |= dict.fromkeys(_forward_sm90(dtype, head_dim, layout, mask))
-        kernels |= dict.fromkeys(_forward_sm100(dtype, head_dim, layout, mask))
-        for backward, grouped, deterministic in product((_backward_sm90, _backward_sm100), (False, True), (False, True)):
-            for kernel in backward(dtype, head_dim, layout, mask, grouped, deterministic):
-                kernels[kernel] = None
-                kernels |= dict.fromkeys(satellite for satellite in satellites(kernel) if satellite)
+    for arch, forward, backward in ((90, _forward_sm90, _backward_sm90), (100, _forward_sm100, _backward_sm100)):
+        for row in product(DTYPES, HEAD_DIM_BUCKETS[arch], Layout, Mask):
+            kernels |= dict.fromkeys(forward(*row))
+            for grouped, deterministic in product((False, True), repeat=2):
+                for kernel in backward(*row, grouped, deterministic):
+                    kernels[kernel] = None
+                    kernels |= dict.fromkeys(satellite for satellite in satellites(kernel) if satellite)
     return tuple(kernels)
 
 
 SUBSETS = {
     "full": lambda kernel: True,
-    # A first look and the tests: the dtype that people train in, without the deterministic backward.
-    "core": lambda kernel: kernel.dtype == "bf16" and not kernel.deterministic and kernel.mask is not Mask.WINDOW,
+    # A first look and the tests: the dtype and the head dims that most people train in, without the deterministic backward.
+    "core": lambda kernel: (
+        kernel.dtype == "bf16" and kernel.head_dim in (64, 128) and not kernel.deterministic and kernel.mask is not Mask.WINDOW
+    ),
 }
 
 

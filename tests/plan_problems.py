@@ -35,12 +35,14 @@ def problems(draw, largest: int = 40_000, dtypes=("bf16", "fp16"), capabilities=
     windowed = draw(st.booleans())
     bound = st.integers(-1, max(2 * seqlen_k, 1)) if windowed else st.just(-1)
     op = draw(st.sampled_from(["forward", "backward"]))
-    head_dim = draw(st.sampled_from(range(8, 129, 8))) if legal else draw(st.integers(-8, 300))
+    capability = draw(st.sampled_from(capabilities)) if legal else draw(st.integers(0, 130))
+    largest_head_dim = 256 if capability == 90 else 128
+    head_dim = draw(st.sampled_from(range(8, largest_head_dim + 1, 8))) if legal else draw(st.integers(-8, 300))
     return {
         "op": op,
         "dtype": draw(st.sampled_from(dtypes)),
         "layout": layout,
-        "capability": draw(st.sampled_from(capabilities)) if legal else draw(st.integers(0, 130)),
+        "capability": capability,
         "batch": batch,
         "seqlen_q": seqlen_q,
         "seqlen_k": seqlen_k,

@@ -51,7 +51,8 @@ def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
     assert chosen.supported, (problem, chosen.reason)
     kernel = chosen.kernel
     assert kernel.name in BUILT
-    assert kernel.head_dim == (64 if problem["head_dim"] <= 64 else 128)
+    buckets = (64, 96, 128, 192, 256) if problem["capability"] == 90 else (64, 128)
+    assert kernel.head_dim == next(bucket for bucket in buckets if bucket >= problem["head_dim"])
     assert kernel.arch == (90 if problem["capability"] == 90 else 100)
     assert kernel.layout.name == problem["layout"].upper()
     assert kernel.deterministic == problem["deterministic"]
@@ -116,7 +117,11 @@ def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
     [
         ({"capability": 80}, "FA4 requires compute capability 9.0, 10.0 or 10.3, the device has 8.0"),
         ({"capability": 120}, "the device has 12.0"),
-        ({"head_dim": 136, "head_dim_v": 136}, "head_dim must be at most 128, is 136"),
+        ({"head_dim": 264, "head_dim_v": 264}, "head_dim must be at most 256 on compute capability 9.0 in this build, is 264"),
+        (
+            {"head_dim": 136, "head_dim_v": 136, "capability": 103},
+            "head_dim must be at most 128 on compute capability 10.3 in this build, is 136",
+        ),
         ({"head_dim": 100, "head_dim_v": 100}, "head_dim must be a multiple of 8, is 100"),
         ({"head_dim_v": 64}, "query's head_dim 128 differs from value's 64"),
         ({"num_heads_kv": 3}, "8, is not a multiple of the number of key/value heads, 3"),

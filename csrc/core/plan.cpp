@@ -117,8 +117,13 @@ const Kernel* find_kernel(const Problem& p, Mask mask) {
 
 std::string no_kernel(const Problem& p) {
   int largest = 0;
-  for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) largest = std::max<int>(largest, k->head_dim);
-  if (p.head_dim > largest) return concat("head_dim must be at most ", largest, ", is ", p.head_dim);
+  for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
+    if (k->arch == kernel_arch(p.capability)) largest = std::max<int>(largest, k->head_dim);
+  }
+  if (p.head_dim > largest) {
+    return concat("head_dim must be at most ", largest, " on compute capability ", p.capability / 10, ".", p.capability % 10,
+                  " in this build, is ", p.head_dim);
+  }
   return "this build's kernel subset leaves this combination out";
 }
 

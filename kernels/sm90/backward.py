@@ -26,12 +26,14 @@ class Backward(FlashAttentionBackwardSm90):
 
 
 def instantiate(kernel: Kernel) -> Backward:
+    large = kernel.head_dim > 128  # shared memory holds two tiles of Q, and one of everything else
     return Backward(
         arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim, 2 if kernel.grouped else 1,
         is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, deterministic=kernel.deterministic,
-        tile_m=kernel.block_m, tile_n=kernel.block_n, Q_stage=2, dO_stage=2, PdS_stage=2,
-        SdP_swapAB=True, dKV_swapAB=False, dQ_swapAB=kernel.swap_ab,
-        AtomLayoutMSdP=1, AtomLayoutNdKV=2, AtomLayoutMdQ=kernel.atom_layout_m, num_threads=384, V_in_regs=False,
+        tile_m=kernel.block_m, tile_n=kernel.block_n, Q_stage=2, dO_stage=1 if large else 2, PdS_stage=1 if large else 2,
+        SdP_swapAB=not large, dKV_swapAB=kernel.swap_ab_dkv, dQ_swapAB=kernel.swap_ab,
+        AtomLayoutMSdP=1, AtomLayoutNdKV=kernel.atom_layout_dkv, AtomLayoutMdQ=kernel.atom_layout_m, num_threads=384,
+        V_in_regs=False, dQ_single_wg=kernel.dq_warpgroups == 1,
     )  # fmt: skip
 
 

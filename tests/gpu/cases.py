@@ -9,6 +9,9 @@ import torch
 
 DEVICE = "cuda"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# The buckets of the kernel matrix.
+BLACKWELL = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 10
+HEAD_DIMS = (64, 128) if BLACKWELL else (64, 96, 128, 192, 256)
 MASKS = {
     "full": {},
     "causal": {"is_causal": True},

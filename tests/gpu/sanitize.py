@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from calls import deterministic, flash_backward, flash_forward
-from cases import dense, make_inputs, varlen
+from cases import HEAD_DIMS, dense, make_inputs, varlen
 
 import fa4_ext
 
@@ -22,6 +22,7 @@ PROBLEMS = [
     dense(65, 200, batch=1, heads=2, heads_kv=2, head_dim=64, is_causal=True),
     dense(130, 65, batch=2, heads=2, heads_kv=1, head_dim=128),
     dense(65, 129, batch=1, heads=2, heads_kv=2, head_dim=72, window=(30, 10)),
+    dense(65, 129, batch=1, heads=2, heads_kv=1, head_dim=max(HEAD_DIMS), is_causal=True),
     varlen((1, 65, 0, 130), (70, 65, 3, 130), heads=2, heads_kv=1, head_dim=128, is_causal=True),
 ]
 

@@ -7,13 +7,13 @@ from itertools import product
 import pytest
 import torch
 from calls import deterministic, flash_backward, flash_forward, run_autograd, run_flash, run_sdpa_op
-from cases import DTYPES, HEADS, MASKS, NASTY_LENGTHS, Problem, dense, make_inputs, poison, varlen
+from cases import DTYPES, HEAD_DIMS, HEADS, MASKS, NASTY_LENGTHS, Problem, dense, make_inputs, poison, varlen
 from compare import assert_matches_reference
 from test_forward import ODD_HEAD_DIMS, PAIRS, WINDOWS
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-MATRIX = list(product(DTYPES, (64, 128), MASKS, ("dense", "varlen"), HEADS, ("atomic", "deterministic")))
+MATRIX = list(product(DTYPES, HEAD_DIMS, MASKS, ("dense", "varlen"), HEADS, ("atomic", "deterministic")))
 
 
 def check(problem: Problem, run=run_flash, *, in_order: bool = False, **options) -> None:
@@ -33,7 +33,7 @@ def test_matrix(dtype, head_dim, mask, layout, heads, order):
     check(problem, in_order=order == "deterministic")
 
 
-@pytest.mark.parametrize("head_dim", (64, 128))
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(("seqlen_q", "seqlen_k"), PAIRS, ids=[f"q{q}k{k}" for q, k in PAIRS])
 def test_lengths(seqlen_q, seqlen_k, mask, head_dim):
@@ -44,7 +44,7 @@ def test_lengths(seqlen_q, seqlen_k, mask, head_dim):
 
 
 @pytest.mark.parametrize("order", ("atomic", "deterministic"))
-@pytest.mark.parametrize("head_dim", (64, 128))
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("lengths", ("equal", "different", "empty", "single"))
 def test_varlen_lengths(lengths, mask, head_dim, order):
@@ -94,7 +94,7 @@ def test_scale(scale, mask):
 
 @pytest.mark.parametrize("mask", ("full", "causal"))
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("head_dim", (20, 64, 96, 128))
+@pytest.mark.parametrize("head_dim", (20, *HEAD_DIMS))
 @pytest.mark.parametrize("run", (run_sdpa_op, run_autograd), ids=("aten", "functional"))
 def test_scaled_dot_product_attention(run, head_dim, heads, mask):
     head_dim = 24 if run is run_sdpa_op and head_dim == 20 else head_dim
@@ -106,7 +106,7 @@ def test_scaled_dot_product_attention(run, head_dim, heads, mask):
 @pytest.mark.parametrize("layout", ("dense", "varlen"))
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("head_dim", (64, 128))
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_deterministic_is_bitwise(head_dim, mask, heads, layout):
     """The same bits in five runs, other work on the device between them; the accumulators start from poisoned memory each time."""
     fields = dict(head_dim=head_dim, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], **MASKS[mask])

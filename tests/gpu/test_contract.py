@@ -136,8 +136,6 @@ LEFT_TO_STOCK = {
     "dropout": (_attention(dropout_p=0.3), dict()),
     "dropout_op": (_flash_op(dropout_p=0.3), dict()),
     "debug_mask": (_flash_op(dropout_p=0.3, return_debug_mask=True), dict()),
-    "head_dim_256": (_attention(is_causal=True), dict(head_dim=256)),
-    "head_dim_160": (_attention(), dict(head_dim=160)),
     "fp32": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v), dict(dtype=torch.float32)),
     "cpu": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), dict(device="cpu")),
     "attn_mask": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=q.new_zeros(256, 256)), dict()),
@@ -221,7 +219,7 @@ REFUSED = {
         dict(),
         "seqused_k",
     ),
-    "head_dim_256": (_attention(), dict(head_dim=256), "head_dim"),
+    "head_dim_264": (_flash_op(), dict(head_dim=264), "head_dim must be at most"),
     "fp32": (_flash_op(), dict(dtype=torch.float32), "dtype must be float16 or bfloat16"),
     "head_dim_20": (_flash_op(), dict(head_dim=20), "(head_dim|TMA)"),
 }

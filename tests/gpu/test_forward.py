@@ -8,18 +8,18 @@ from itertools import product
 import pytest
 import torch
 from calls import flash_forward, run_autograd, run_flash, run_sdpa_op
-from cases import DTYPES, HEADS, MASKS, NASTY_LENGTHS, Problem, dense, make_inputs, varlen
+from cases import BLACKWELL, DTYPES, HEAD_DIMS, HEADS, MASKS, NASTY_LENGTHS, Problem, dense, make_inputs, varlen
 from compare import assert_lse, assert_matches_reference
 from reference import compute
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-MATRIX = list(product(DTYPES, (64, 128), MASKS, ("dense", "varlen"), HEADS))
+MATRIX = list(product(DTYPES, HEAD_DIMS, MASKS, ("dense", "varlen"), HEADS))
 PAIRS = [(s, s) for s in NASTY_LENGTHS] + [
     (1, 239), (239, 1), (2, 3), (3, 2), (1, 4224), (4224, 1), (63, 65), (65, 63), (64, 64), (127, 129), (129, 127), (128, 128),
     (192, 384), (239, 799), (799, 239), (127, 4224), (4224, 127), (1023, 799),
 ]  # fmt: skip
-ODD_HEAD_DIMS = (8, 16, 24, 40, 72, 80, 96, 104, 120)
+ODD_HEAD_DIMS = (8, 16, 24, 40, 72, 80, 104, 120, *(() if BLACKWELL else (136, 160, 200, 232)))
 
 
 def check(problem: Problem, run=run_flash, **options) -> None:
@@ -36,7 +36,7 @@ def test_matrix(dtype, head_dim, mask, layout, heads):
     check(problem)
 
 
-@pytest.mark.parametrize("head_dim", (64, 128))
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(("seqlen_q", "seqlen_k"), PAIRS, ids=[f"q{q}k{k}" for q, k in PAIRS])
 def test_lengths(seqlen_q, seqlen_k, mask, head_dim):
@@ -45,7 +45,7 @@ def test_lengths(seqlen_q, seqlen_k, mask, head_dim):
     check(dense(seqlen_q, seqlen_k, batch=batch, heads=2, heads_kv=2, head_dim=head_dim, dtype=dtype, **MASKS[mask]))
 
 
-@pytest.mark.parametrize("head_dim", (64, 128))
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("lengths", ("equal", "different", "empty", "single", "all_empty_keys"))
 def test_varlen_lengths(lengths, mask, head_dim):
@@ -143,7 +143,7 @@ def test_nan_stays_in_its_row():
 
 @pytest.mark.parametrize("mask", ("full", "causal"))
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("head_dim", (20, 64, 96, 128))
+@pytest.mark.parametrize("head_dim", (20, *HEAD_DIMS))
 @pytest.mark.parametrize("run", (run_sdpa_op, run_autograd), ids=("aten", "functional"))
 def test_scaled_dot_product_attention(run, head_dim, heads, mask):
     """F.sdpa pads head dim 20 to 24 before it calls the op, which itself is never asked for 20."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from calls import flash_backward, flash_forward, sdpa_backward, sdpa_forward
-from cases import DEVICE, Inputs, Problem, dense, make_inputs, poison, varlen
+from cases import DEVICE, HEAD_DIMS, Inputs, Problem, dense, make_inputs, poison, varlen
 from compare import assert_matches_reference
 from reference import Result
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -98,7 +98,7 @@ def check(problem: Problem, inputs: Inputs) -> None:
 class TestAddressable:
     """What TMA can address runs on our kernels as it is."""
 
-    @pytest.mark.parametrize("head_dim", (64, 128, 72))
+    @pytest.mark.parametrize("head_dim", (*HEAD_DIMS, 72))
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_dense(self, layout, head_dim):
         problem = dense(129, 203, batch=3, head_dim=head_dim, heads=4, heads_kv=2, is_causal=True)
