@@ -31,10 +31,18 @@ class Shape:
 
 def paper(quick: bool) -> list[Shape]:
     """The FlashAttention-3 paper's grid: 16k tokens, hidden size 2048."""
-    seqlens = (1024, 8192) if quick else (512, 1024, 2048, 4096, 8192, 16384)
+    return _paper((64, 128), (1024, 8192) if quick else (512, 1024, 2048, 4096, 8192, 16384))
+
+
+def dims(quick: bool) -> list[Shape]:
+    """The same for the other head dims."""
+    return _paper((96, 192, 256), (4096,) if quick else (1024, 4096, 16384))
+
+
+def _paper(head_dims: tuple[int, ...], seqlens: tuple[int, ...]) -> list[Shape]:
     return [
         Shape(16384 // seqlen, 2048 // head_dim, seqlen, head_dim, causal)
-        for head_dim, causal, seqlen in product((64, 128), (False, True), seqlens)
+        for head_dim, causal, seqlen in product(head_dims, (False, True), seqlens)
     ]
 
 
