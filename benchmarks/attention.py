@@ -1,8 +1,8 @@
 """One command, one run: `python -m benchmarks.attention --json out.json --figure out.png,out.svg`.
 
 Ours against PyTorch's flash attention, cuDNN and, when importable, flash-attn-4 and FlashAttention-3, in one process and in turns.
---grid dims is the same grid for head dims 96, 192 and 256, device time only. --grid rules measures ours against stock where ours may
-lose, for the planner's speed rules; --grid uncovered what registering does to calls that our kernels do not cover.
+--grid dims is the same grid for head dims 96, 192 and 256, device time only. --grid rules measures ours against stock where ours
+may lose, for the planner's speed rules; --grid uncovered what registering does to calls that our kernels do not cover.
 """
 
 from __future__ import annotations
