@@ -44,7 +44,6 @@ def header(rounds: int) -> dict:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "commit": _output_of("git", "rev-parse", "--short", "HEAD"),
         "build": fa4_ext.build_info(),
         "matmul_tflops": round(throughput.matmul_ceiling(rounds), 1),
         "rounds": rounds,
