@@ -75,6 +75,16 @@ def test_every_op_is_ours_while_registered_and_byte_identical_after():
     assert dispatcher() == before
 
 
+def test_no_op_of_attention_is_touched_but_those_overridden():
+    names = [name for name in torch._C._dispatch_get_all_op_names() if "attention" in name or "sdp" in name]
+    before = {name: torch._C._dispatch_dump(name) for name in names}
+    with fa4_ext.register():
+        during = {name: torch._C._dispatch_dump(name) for name in names}
+    changed = {name for name in names if during[name] != before[name]}
+    assert changed == {name for name in names if "registered at fa4_ext:" in during[name]} >= set(OPS)
+    assert {name: torch._C._dispatch_dump(name) for name in names} == before
+
+
 def test_torch_ops_inspection_shows_our_kernel_and_our_op():
     with fa4_ext.register():
         assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::_flash_attention_forward", "CUDA")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from processes import run
+from torch.nn import attention
 
 import fa4_ext
 from fa4_ext import _register, _sdpa_order
@@ -150,6 +151,34 @@ def test_enabled_flags_are_the_users(cuda):
             assert [getattr(torch.backends.cuda, f"{flag}_sdp_enabled")() for flag in flags] == before
     finally:
         torch.backends.cuda.enable_flash_sdp(True)
+
+
+@pytest.mark.skipif(not hasattr(torch._C, "_set_sdp_use_fa4"), reason="torch 2.15 and later")
+@pytest.mark.parametrize("on", [False, True])
+def test_which_calls_are_eligible_for_flash_stays_torchs_business(cuda, on):
+    """With the switch of torch's own FA4 on, head dims that no kernel of ours or of the stock has would come to flash attention."""
+    before = torch._C._get_fa4_sdp_enabled()
+    torch._C._set_sdp_use_fa4(on)
+    try:
+        cuda.start()
+        with fa4_ext.register():
+            assert torch._C._get_fa4_sdp_enabled() == on
+        attention.activate_flash_attention_impl("FA4_EXT")
+        assert torch._C._get_fa4_sdp_enabled() == on
+        attention.restore_flash_attention_impl()
+        assert torch._C._get_fa4_sdp_enabled() == on
+    finally:
+        torch._C._set_sdp_use_fa4(before)
+
+
+def test_change_of_the_order_waits_in_torchs_own_queue():
+    run("""
+        import torch, fa4_ext
+        from fa4_ext import _sdpa_order
+        fa4_ext.register()
+        assert not torch.cuda.is_initialized()
+        assert [call for call, _ in torch.cuda._queued_calls].count(_sdpa_order._apply) == 1
+    """)
 
 
 def test_first_choice_that_fails_does_not_fail_the_start_of_cuda():
