@@ -12,7 +12,7 @@ SOURCES := kernels fa4_ext tests benchmarks scripts examples setup.py
 CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp examples/cpp/*.cpp examples/cpp/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint format wheel gpu-test bench clean distclean
+.PHONY: help demo build test lint format wheel compat gpu-test bench clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -58,6 +58,9 @@ wheel: $(VENV)/build.stamp ## compile the full matrix into dist/*.whl
 	FA4_EXT_KERNELS=$(or $(KERNELS),full) $(BIN)/python -m pip wheel --verbose --no-build-isolation --no-deps \
 		--disable-pip-version-check --wheel-dir $(WHEEL_DIR) .
 	$(BIN)/python scripts/check_wheel.py $(WHEEL_DIR)/*.whl
+
+compat: $(VENV)/bin/python ## run tests/installed on the wheel beside every torch since 2.11 and renew docs/compatibility.md's table
+	$(BIN)/python -m scripts.compat --wheel $(WHEEL_DIR)/*.whl --table docs/compatibility.md $(ARGS)
 
 gpu-test: ## run the tests that need a Hopper or Blackwell GPU; against an installed wheel with PYTEST=/its/bin/pytest
 	$(if $(PYTEST),,$(MAKE) build KERNELS=$(or $(KERNELS),full))

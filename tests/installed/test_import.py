@@ -5,7 +5,7 @@ from __future__ import annotations
 from processes import python, run
 
 IMPORT = "import torch\nimport fa4_ext\n"
-OURS = "'fa4_ext' in torch._C._dispatch_dump('aten::_flash_attention_forward')"
+OURS = "'registered at fa4_ext:' in torch._C._dispatch_dump('aten::_flash_attention_forward')"
 # Overrides one op in Python first, so that ours is the process's first override of a kernel.
 PYTHON_OVERRIDE = """
 import torch
