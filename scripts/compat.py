@@ -38,7 +38,8 @@ BEGIN, END = "<!-- python -m scripts.compat writes from here", "<!-- to here -->
 WHAT_IS_INSTALLED = """
 import json, platform, torch, fa4_ext
 print(json.dumps({"torch": torch.__version__.partition("+")[0], "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-                  "python": platform.python_version(), "kernels": len(fa4_ext.kernels()), "path": fa4_ext.__file__}))
+                  "python": platform.python_version(), "kernels": len(fa4_ext.kernels()),
+                  "commit": fa4_ext.build_info()["commit"], "path": fa4_ext.__file__}))
 """
 
 
@@ -152,9 +153,15 @@ def cudnn(version: int | None) -> str:
 
 def table(results: list[Result], wheel: Path) -> str:
     rows = [COLUMNS, ("---",) * len(COLUMNS), *map(row, results)]
-    kernels = next((result.installed["kernels"] for result in results if result.installed), "?")
+    found = next((result.installed for result in results if result.installed), {})
     lines = ["| " + " | ".join(cells) + " |" for cells in rows]
-    return "\n".join([*lines, "", f"{wheel.name} with {kernels} kernels, {datetime.date.today()}."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{wheel.name}, {found.get('kernels', '?')} kernels, commit {found.get('commit', '?')}, {datetime.date.today()}.",
+        ]
+    )
 
 
 def replace(text: str, new: str) -> str:

@@ -16,7 +16,7 @@ REPORT = """<testsuites><testsuite>
 <testcase classname="tests.test_b" name="test_errs"><error message="error">no fixture</error></testcase>
 </testsuite></testsuites>"""
 WHEEL = Path("fa4_ext-0.1.0-py3-none-manylinux_2_28_x86_64.whl")
-INSTALLED = {"torch": "2.15.0", "cuda": "13.2", "cudnn": 92600, "python": "3.12.1", "kernels": 384}
+INSTALLED = {"torch": "2.15.0", "cuda": "13.2", "cudnn": 92600, "python": "3.12.1", "kernels": 384, "commit": "f710213"}
 
 
 def test_report_is_added_up_and_failures_keep_their_names():
@@ -41,7 +41,7 @@ def test_table_replaces_what_is_between_the_marks():
     assert text.startswith(f"before\n{compat.BEGIN} -->\n| torch | CUDA |") and text.endswith(f"\n{compat.END}\nafter\n")
     assert "| 2.15.0 | 13.2 | 9.26.0 | 3.12.1 | 224 | 0 | 11 | 60 s | 51 s |" in text
     assert "| 2.16.0 | ? | ? | python3.12 | 0 | 1 | 0 | 0 s | 0 s |" in text
-    assert f"{WHEEL} with 384 kernels" in text and "old" not in text
+    assert f"{WHEEL}, 384 kernels, commit f710213, " in text and "old" not in text
 
 
 def test_table_without_marks_to_go_between_is_refused():
