@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from calls import deterministic, flash_backward, flash_forward, run_autograd, sdpa_forward
 from cases import DEVICE, HEADS, Inputs, dense, make_inputs, varlen
 from compare import assert_close, assert_matches_reference
+from fresh_process import run_script
 from profiling import kernels_of, provider, providers_of
 from reference import Result, compute
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fa4_ext
-from scripts import run_script
 
 LONG = dict(batch=2, heads=8, heads_kv=8, is_causal=True)  # long enough that no speed rule sends it to stock
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts import environment
+from fresh_process import environment
 
 
 def doctor(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from calls import flash_backward, flash_forward, run_autograd, run_flash
 from cases import DEVICE, Inputs, dense, make_inputs
 from compare import assert_close, assert_lse, assert_matches_reference
+from fresh_process import run_script
 from reference import Result, compute
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._triton import has_triton
 
 import fa4_ext
-from scripts import run_script
 
 GIB = 2**30
 

@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from scripts import environment
+from fresh_process import environment
 
 
 def _sanitizer() -> str:

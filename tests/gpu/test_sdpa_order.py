@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from scripts import run_script
+from fresh_process import run_script
 
 REPORT = """
 import json, torch, torch.nn.functional as F
