@@ -29,8 +29,8 @@ constexpr StockIsFaster kSm90Rules[] = {
 #include "speed_rules.inc"
 };
 
-// The bucket whose measurements stand for a kernel's. Larger ones than 128 were not measured over the whole grid; what makes ours lose
-// is too few or too short tiles, of which they have as many.
+// The bucket whose measurements stand for a kernel's. Larger ones than 128 were not measured over the whole grid; what makes ours
+// lose is too few or too short tiles, of which they have as many.
 int measured_head_dim(const Kernel& kernel) { return kernel.head_dim <= 64 ? 64 : 128; }
 
 const char* reason(const StockIsFaster& rule) {
