@@ -39,7 +39,7 @@ WHAT_IS_INSTALLED = """
 import json, platform, torch, fa4_ext
 print(json.dumps({"torch": torch.__version__.partition("+")[0], "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
                   "python": platform.python_version(), "kernels": len(fa4_ext.kernels()),
-                  "commit": fa4_ext.build_info()["commit"], "path": fa4_ext.__file__}))
+                  "commit": fa4_ext.build_info()["commit"][:12], "path": fa4_ext.__file__}))
 """
 
 
@@ -134,6 +134,8 @@ def check(torch: str, python: str, wheel: Path, progress: Progress) -> Result:
         except StepFailed as error:
             result.failures.append(str(error))
     progress.finished()
+    for failure in result.failures:
+        print(f"torch {torch}, {result.python}: {failure}", file=sys.stderr, flush=True)
     return result
 
 
@@ -155,13 +157,8 @@ def table(results: list[Result], wheel: Path) -> str:
     rows = [COLUMNS, ("---",) * len(COLUMNS), *map(row, results)]
     found = next((result.installed for result in results if result.installed), {})
     lines = ["| " + " | ".join(cells) + " |" for cells in rows]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{wheel.name}, {found.get('kernels', '?')} kernels, commit {found.get('commit', '?')}, {datetime.date.today()}.",
-        ]
-    )
+    build = f"{wheel.name}, {found.get('kernels', '?')} kernels, commit {found.get('commit', '?')}, {datetime.date.today()}."
+    return "\n".join([*lines, "", build])
 
 
 def replace(text: str, new: str) -> str:
@@ -203,6 +200,8 @@ def main() -> int:
     wheel = arguments.wheel.resolve()
     if not wheel.is_file():
         parser.error(f"there is no {arguments.wheel}; `make wheel` builds one")
+    if arguments.table:
+        replace(arguments.table.read_text(), "")  # before anything takes long
     pairs = combinations(arguments.torch, arguments.python)
     needed, free = arguments.jobs * BYTES_EACH, shutil.disk_usage(tempfile.gettempdir()).free
     if free < needed:
@@ -217,9 +216,6 @@ def main() -> int:
     print(text)
     if arguments.table:
         arguments.table.write_text(replace(arguments.table.read_text(), text))
-    for result in results:
-        for failure in result.failures:
-            print(f"torch {result.torch}, {result.python}: {failure}", file=sys.stderr)
     return 1 if any(result.failures for result in results) else 0
 
 

@@ -13,12 +13,16 @@ import fa4_ext
 PACKAGES = str(Path(fa4_ext.__file__).parents[1])  # where this process found fa4_ext, installed or not
 
 
+# Torch says so once a process where NumPy is not installed, as it need not be.
+QUIET = "ignore:Failed to initialize NumPy:UserWarning"
+
+
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs the interpreter without a GPU in sight; CUDA devices are hidden and FA4_EXT_AUTOREGISTER is unset."""
     variables = {name: value for name, value in (os.environ | environment).items() if value}
     variables.pop("FA4_EXT_AUTOREGISTER", None)
     path = os.pathsep.join([PACKAGES, *filter(None, [variables.get("PYTHONPATH")])])
-    variables |= {"CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": path, **environment}
+    variables |= {"CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": path, "PYTHONWARNINGS": QUIET, **environment}
     # Python looks for modules where it is started, too: not in the checkout.
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=variables, cwd=Path(__file__).parent

@@ -15,7 +15,7 @@ from processes import python, run
 
 import fa4_ext
 
-REGISTERED = "assert 'fa4_ext' in torch._C._dispatch_dump('aten::_flash_attention_forward')\n"
+REGISTERED = "assert 'registered at fa4_ext:' in torch._C._dispatch_dump('aten::_flash_attention_forward')\n"
 EXPLAIN = """
 query = torch.empty(2, 16, 4096, 128, dtype=torch.bfloat16, device="meta")
 capability = {90: (9, 0), 100: (10, 0)}[fa4_ext.build_info()["archs"][0]]
@@ -157,11 +157,12 @@ import fa4_ext
 
 dist.init_process_group("gloo")
 with fa4_ext.register() as handle:
-    ours = "fa4_ext" in torch._C._dispatch_dump("aten::_flash_attention_forward")
-    everyone = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, (dist.get_rank(), handle.active, ours, fa4_ext.default_handle.active))
+    ours = "registered at fa4_ext:" in torch._C._dispatch_dump("aten::_flash_attention_forward")
+    mine = torch.tensor([dist.get_rank(), handle.active, ours, fa4_ext.default_handle.active], dtype=torch.int64)
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, mine)  # not all_gather_object, which needs NumPy
 dist.destroy_process_group()
-assert everyone == [(0, True, True, True), (1, True, True, True)], everyone
+assert [rank.tolist() for rank in everyone] == [[0, 1, 1, 1], [1, 1, 1, 1]], everyone
 """
 
 
