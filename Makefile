@@ -12,7 +12,7 @@ SOURCES := kernels fa4_ext tests benchmarks scripts examples setup.py
 CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp examples/cpp/*.cpp examples/cpp/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint format wheel compat gpu-test bench clean distclean
+.PHONY: help demo build docs test lint format wheel compat gpu-test bench clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,6 +38,9 @@ demo: $(VENV)/build.stamp ## set everything up, then run attention beside the st
 
 build: $(VENV)/test.stamp ## compile the core kernels and link the library into fa4_ext/, for development
 	FA4_EXT_KERNELS=$(or $(KERNELS),core) FA4_EXT_TESTS=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
+docs: build ## renew docs/support.md and print which realistic calls fall back
+	$(BIN)/python -m scripts.support
 
 test: build ## run the tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)

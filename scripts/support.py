@@ -1,0 +1,149 @@
+"""Writes docs/support.md: what runs on our kernels, tile by tile, and what becomes of the calls in tests/realistic_calls.py.
+
+python -m scripts.support
+python -m scripts.support --check
+
+All of it comes from the planner, which plans with the whole matrix whatever subset is compiled, and from torch.ops.fa4_ext.explain;
+`make build` first. --check writes nothing: its exit status is 1 where the file says otherwise, and standard error says what.
+"""
+
+import argparse
+import difflib
+import sys
+import textwrap
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from scripts.planner import ROOT, explain_op, meta, plan
+from scripts.support_limits import limits
+from scripts.support_tiles import OPS, markdown_table, tiles
+
+# isort: split
+from realistic_calls import CALLS, Call  # where scripts.planner says
+
+PAGE = ROOT / "docs" / "support.md"
+DEVICES = {90: "SM90: Hopper, compute capability 9.0", 100: "SM100: Blackwell, compute capability 10.0 and 10.3"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    call: Call
+    uncovered: str  # why we have no kernel for it; empty where we have one
+    slower: str  # a speed rule's reason to leave it to stock all the same
+
+    @property
+    def runs(self) -> bool:
+        return not self.uncovered and not self.slower
+
+
+def verdict(call: Call, capability: int) -> Verdict:
+    arguments = {"dropout_p": call.dropout_p} | ({"block_table": meta(2, 4, dtype=torch.int32)} if call.paged else {})
+    if call.dropout_p or call.paged:  # these are no part of the planner's problem
+        return Verdict(call, explain_op(capability, **arguments)[2], "")
+    problem = call.problem(capability)
+    uncovered = plan(problem).reason
+    return Verdict(call, uncovered, "" if uncovered else plan(problem, speed_rules=True).reason)
+
+
+def share(count: int, of: int) -> str:
+    return f"{count} ({100 * count / of:.1f}%)"
+
+
+def shares(verdicts: dict[int, list[Verdict]]) -> str:
+    def row(name: str, chosen) -> tuple:
+        mine = [[verdict for verdict in found if chosen(verdict.call)] for found in verdicts.values()]
+        total = len(mine[0])
+        run = (share(count, total) for found in mine for count in (sum(v.runs for v in found), sum(not v.uncovered for v in found)))
+        return (name, total, *run)
+
+    heads = (head for capability in verdicts for head in (f"SM{capability}", f"SM{capability} without speed rules"))
+    uses, families = (tuple(dict.fromkeys(names)) for names in zip(*((c.use, c.model.family) for c in CALLS), strict=True))
+    return markdown_table(
+        ("", "calls", *heads),
+        row("**all**", lambda call: True),
+        *(row(use, lambda call, use=use: call.use == use) for use in uses),
+        *(row(family, lambda call, family=family: call.model.family == family) for family in families),
+    )
+
+
+def fallbacks(verdicts: list[Verdict]) -> str:
+    groups: dict[str, list[str]] = {}
+    for kind in ("no kernel", "a speed rule leaves it to PyTorch's kernel"):
+        for found in verdicts:
+            reason = found.uncovered if kind == "no kernel" else found.slower
+            if reason:
+                groups.setdefault(f"{kind}: {reason}", []).append(found.call.name)
+    return "\n\n".join(
+        f"{len(names)} call{'s' if len(names) > 1 else ''}, {reason}\n\n" + "\n".join(f"- {name}" for name in names)
+        for reason, names in groups.items()
+    )
+
+
+def calls() -> str:
+    verdicts = {capability: [verdict(call, capability) for call in CALLS] for capability in DEVICES}
+    parts = [shares(verdicts)]
+    for capability, found in verdicts.items():
+        parts += [f"### Fallbacks on SM{capability}", fallbacks(found)]
+    return "\n\n".join(parts)
+
+
+def prose(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def page() -> str:
+    mix = Counter(call.use for call in CALLS)
+    combinations = [
+        part for capability, name in DEVICES.items() for op in OPS for part in (f"### {name}, {op}", tiles(capability, op))
+    ]
+    parts = [
+        "# What runs on our kernels",
+        prose(
+            "`python -m scripts.support` writes this file: do not edit it. All of it is the planner's own answers for the full "
+            "matrix of kernels, and a test keeps it so. The wheel has all of these kernels; `python -m fa4_ext kernels` lists what "
+            'a smaller build has. What our kernels do not run, PyTorch\'s own kernel does, or with `fallback="error"` an '
+            "exception says why not."
+        ),
+        "## Combinations",
+        prose(
+            "A cell is the tile of the kernel that runs: the queries x keys that it works on at a time. Head dims are multiples of "
+            "8; `F.scaled_dot_product_attention` pads others itself. Causal and window masks are aligned bottom-right. GQA is "
+            "every ratio of heads, MQA too. The speed rules, which leave calls to PyTorch's kernel where it is faster, are not "
+            "applied."
+        ),
+        *combinations,
+        "## What no kernel takes",
+        limits(),
+        f"## {len(CALLS)} realistic calls",
+        prose(
+            "tests/realistic_calls.py lists calls that public models make and where each shape comes from: "
+            + ", ".join(f"{count} {use}" for use, count in mix.items())
+            + ". A device's first number is how many run on our kernels as `import fa4_ext` registers them, the second how many do "
+            "after `register(speed_rules=False)`: for the difference we have kernels, but PyTorch's were measured to be faster."
+        ),
+        calls(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where the file says otherwise")
+    check = parser.parse_args().check
+    new = page()
+    if check:
+        old = PAGE.read_text() if PAGE.exists() else ""
+        difference = difflib.unified_diff(old.splitlines(), new.splitlines(), "docs/support.md", "the planner", lineterm="")
+        text = "\n".join(difference)
+        if text:
+            print(f"{text}\ndocs/support.md is out of date: run python -m scripts.support", file=sys.stderr)
+        return 1 if text else 0
+    PAGE.write_text(new)
+    print(calls())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

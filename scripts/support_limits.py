@@ -1,0 +1,60 @@
+"""docs/support.md's tables of what no kernel takes, whatever the combination, and of what is copied first."""
+
+import torch
+
+import fa4_ext
+from scripts.planner import BASE, explain_op, meta, plan
+from scripts.support_tiles import markdown_table
+
+LIMITS = (
+    ("another GPU, such as 8.0", {"capability": 80}),
+    ("an empty tensor", {"seqlen_k": 0, "total_k": 0}),
+    ("8 query heads, 3 key/value heads", {"num_heads_kv": 3}),
+    ("65,536 sequences or batch entries", {"batch": 65_536, "total_q": 2**28, "total_k": 2**28}),
+    ("65,536 heads", {"num_heads": 65_536}),
+    ("2^30 keys", {"batch": 1, "seqlen_k": 2**30, "total_k": 2**30}),
+    ("backward, 2^24 queries of head dim 128", {"op": "backward", "batch": 1, "seqlen_q": 2**24, "total_q": 2**24}),
+)
+ARGUMENTS = {  # of aten::_flash_attention_forward
+    "dropout": {"dropout_p": 0.1},
+    "ALiBi": {"alibi_slopes": meta(8, dtype=torch.float32)},
+    "`seqused_k`": {"seqused_k": meta(2, dtype=torch.int32)},
+    "`block_table` (paged keys and values)": {"block_table": meta(2, 4, dtype=torch.int32)},
+    "`num_splits` above 1": {"num_splits": 2},
+    "`return_debug_mask`": {"return_debug_mask": True},
+    "fp32": {"tensors": (meta(2, 512, 8, 128, dtype=torch.float32),) * 3},
+    "mixed dtypes": {"tensors": (meta(2, 512, 8, 128), *(meta(2, 512, 8, 128, dtype=torch.float16),) * 2)},
+    "a last dimension that is not contiguous": {"tensors": (meta(2, 512, 128, 8).mT,) * 3},
+    "`cu_seqlens` in int64": {
+        "tensors": (meta(1024, 8, 128),) * 3,
+        "cum_seq_q": meta(3, dtype=torch.int64),
+        "cum_seq_k": meta(3, dtype=torch.int64),
+    },
+}
+COPIED = {
+    "strides that are no multiples of 16 bytes": (meta(2, 512, 8, 132)[..., :128],) * 3,
+    "an address that is no multiple of 16 bytes": (meta(2 * 512 * 8 * 128 + 1)[1:].view(2, 512, 8, 128),) * 3,
+}
+SDPA = {  # of F.scaled_dot_product_attention
+    "`is_causal` with 1 query and 512 keys": ((meta(2, 8, 1, 128), *(meta(2, 8, 512, 128),) * 2), {"is_causal": True}),
+    "2 key/value heads for 8 query heads without `enable_gqa`": ((meta(2, 8, 512, 128), *(meta(2, 2, 512, 128),) * 2), {}),
+}
+
+
+def limits() -> str:
+    rows = [(what, plan(BASE | {"capability": 90} | change).reason) for what, change in LIMITS]
+    rows += [(what, explain_op(**arguments)[2]) for what, arguments in ARGUMENTS.items()]
+    rows += [
+        (f"{what}, in `F.scaled_dot_product_attention`", fa4_ext.explain(*tensors, **options, device_capability=(9, 0)).reason)
+        for what, (tensors, options) in SDPA.items()
+    ]
+    copied = [(what, explain_op(tensors=tensors)) for what, tensors in COPIED.items()]
+    return "\n\n".join(
+        [
+            markdown_table(("not on our kernels", "reason"), *rows),
+            markdown_table(
+                ("on our kernels, after a copy", "what `explain()` says"),
+                *((what, reason) for what, (supported, _, reason) in copied if supported),
+            ),
+        ]
+    )

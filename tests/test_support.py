@@ -1,0 +1,86 @@
+"""docs/support.md says what the planner says, and the realistic calls are what their file says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import realistic_calls
+from realistic_calls import CALLS, MODELS
+
+import fa4_ext
+from scripts import support
+from scripts.planner import ROOT, plan
+from scripts.support_tiles import OPS, head_dim_rows
+
+README = ROOT / "README.md"
+needs_sm90 = pytest.mark.skipif(90 not in fa4_ext.build_info()["archs"], reason="this build has no kernels for sm90")
+
+
+@needs_sm90
+def test_the_page_is_what_the_planner_says():
+    result = subprocess.run([sys.executable, "-m", "scripts.support", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@needs_sm90
+def test_check_names_the_difference_and_leaves_the_file(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "support.md"
+    page.write_text(support.PAGE.read_text().replace("| 8 to 64 | 192 x 128 |", "| 8 to 64 | 999 x 128 |"))
+    before = page.read_text()
+    monkeypatch.setattr(support, "PAGE", page)
+    monkeypatch.setattr(sys, "argv", ["support", "--check"])
+    assert support.main() == 1
+    error = capsys.readouterr().err
+    assert "-| 8 to 64 | 999 x 128 |" in error and "run python -m scripts.support" in error
+    assert page.read_text() == before
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_10_3_gets_the_tiles_of_10_0(op):
+    def tiles(capability):
+        return [
+            (name, box, [got.tile for got in outcomes]) for name, found in head_dim_rows(capability, op) for box, outcomes in found
+        ]
+
+    assert tiles(103) == tiles(100)
+
+
+def test_the_list_has_200_distinct_calls_in_the_mix_that_it_states():
+    assert len(CALLS) == len(set(CALLS)) == len({call.name for call in CALLS}) == 200
+    families, uses = Counter(call.model.family for call in CALLS), Counter(call.use for call in CALLS)
+    (mix,) = (" ".join(part.split()) for part in realistic_calls.__doc__.split("\n\n") if part.startswith("The mix: "))
+    stated = re.findall(r"(?:[:,] )([A-Za-z -]+) (\d+)", mix)
+    assert {name: int(count) for name, count in stated} == families | uses
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
+def test_a_call_is_possible(call):
+    assert call.model is MODELS[call.model.name] and call.model.source
+    assert call.heads % call.heads_kv == 0 and call.model.heads % call.heads == 0
+    for longest, total in ((call.seqlen_q, call.total_q), (call.seqlen_k, call.total_k)):
+        if call.layout == "dense":
+            assert total == call.batch * longest
+        else:
+            assert max(longest, call.batch) <= total <= call.batch * longest
+    assert call.layout == "varlen" or not call.paged
+
+
+@pytest.mark.parametrize("capability", support.DEVICES)
+def test_every_call_gets_a_kernel_or_a_reason(capability):
+    for call in CALLS:
+        found = support.verdict(call, capability)
+        assert found.runs == (not found.uncovered and not found.slower)
+        if not (call.dropout_p or call.paged):
+            assert found.runs == plan(call.problem(capability), speed_rules=True).supported, call.name
+
+
+def test_readme_has_the_shares():
+    stated = re.search(r"(\d+) of (\d+) realistic calls .*?(\d+) without\s+the speed rules", README.read_text(), re.DOTALL)
+    assert stated, "README names no share of realistic calls"
+    found = [support.verdict(call, 90) for call in CALLS]
+    shares = (sum(verdict.runs for verdict in found), len(found), sum(not verdict.uncovered for verdict in found))
+    assert tuple(map(int, stated.groups())) == shares
