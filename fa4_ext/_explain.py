@@ -11,6 +11,9 @@ from fa4_ext import _library, _register
 # Multiprocessors to plan for without a device: H100 SXM and H200, B200, B300.
 _SM_COUNT = {90: 132, 100: 148, 103: 160}
 
+# What gets a call that none of our kernels runs.
+FLASH, OTHER = "flash", "other"
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -18,7 +21,13 @@ class Explanation:
 
     supported: bool  # one of our kernels runs it
     kernel: str | None  # that kernel's name, as in `kernels()`
-    reason: str  # why not; when supported, the inputs that are copied first, or empty
+    reason: str  # why not; when supported, which inputs are copied or padded first, or empty
+    tile: tuple[int, int] | None = None  # that kernel's tile: rows of queries, rows of keys
+    workspace_bytes: int = 0  # device memory that the backward takes while it runs, besides its results
+    # When not supported: "flash", PyTorch's own flash attention gets the call, and raises where it can't run it either; "other",
+    # F.scaled_dot_product_attention never takes such a call to flash attention, and its cuDNN, memory-efficient or math backend
+    # gets it.
+    fallback: str | None = None
 
     def __str__(self) -> str:
         if not self.supported:
@@ -44,7 +53,8 @@ def explain(
     deterministic: bool | None = None,
     device_capability: tuple[int, int] | None = None,
 ) -> Explanation:
-    """Says which kernel a call would run, or why PyTorch's own kernel would. Launches nothing; with meta tensors it needs no GPU.
+    """Says which kernel a call would run, in which tile and with how much workspace, or why not and what gets the call instead.
+    Launches nothing; with meta tensors it needs no GPU.
 
     The answer follows the `speed_rules` of the registration in force, those of `register()` where there is none.
 
@@ -52,12 +62,13 @@ def explain(
         query, key, value: float16 or bfloat16. 4-D: [batch, heads, seqlen, head_dim], as F.scaled_dot_product_attention takes
             them. 3-D: [total, heads, head_dim], sequences back to back, as torch.nn.attention.varlen takes them. On any device.
         dropout_p: probability; our kernels run 0 only.
-        is_causal: 4-D: F.scaled_dot_product_attention's top-left mask. 3-D: bottom-right aligned.
+        is_causal: 4-D: F.scaled_dot_product_attention's top-left mask. 3-D, or with a window: bottom-right aligned.
         scale: of the scores; every value is supported.
         enable_gqa: 4-D: key and value may have fewer heads than query.
         cu_seqlens_q, cu_seqlens_k: 3-D: int32 [batch + 1], where each sequence starts. cu_seqlens_k is cu_seqlens_q by default.
         max_seqlen_q, max_seqlen_k: 3-D: tokens of the longest sequence. max_seqlen_k is max_seqlen_q by default.
-        window_size: (left, right) tokens that a query sees besides its own, bottom-right aligned; -1: all.
+        window_size: (left, right) tokens that a query sees besides its own, bottom-right aligned; -1: all. A 4-D call with a window
+            is one of aten._flash_attention_forward: F.scaled_dot_product_attention has none.
         backward: ask about the backward.
         deterministic: backward: the same bits in every run. None: as torch.use_deterministic_algorithms says.
         device_capability: such as (9, 0); None: that of the tensors' CUDA device. With it the planner takes the multiprocessors of
@@ -72,15 +83,19 @@ def explain(
     if varlen and (cu_seqlens_q is None or max_seqlen_q is None):
         raise ValueError("3-D query, key and value need cu_seqlens_q and max_seqlen_q")
     capability, sm_count = _device(query, device_capability)
-    if not varlen:
+    by_sdpa = not varlen and tuple(window_size) == (-1, -1)
+    given = query, key, value
+    if by_sdpa:
         if reason := _never_flash(query, key, is_causal, enable_gqa):
-            return Explanation(False, None, reason)
-        query, key, value = (_as_low_level(tensor) for tensor in (query, key, value))
+            return Explanation(False, None, reason, fallback=OTHER)
+        query, key, value = (_padded(tensor) for tensor in given)
+    if not varlen:
+        query, key, value = (tensor.transpose(1, 2) if tensor.dim() == 4 else tensor for tensor in (query, key, value))
         max_seqlen_q, max_seqlen_k = (tensor.size(1) if tensor.dim() > 1 else 0 for tensor in (query, key))
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
     options = _register.options_in_force()
-    supported, kernel, reason = torch.ops.fa4_ext.explain(
+    supported, kernel, reason, tile_q, tile_k, workspace_bytes = torch.ops.fa4_ext.explain(
         query,
         key,
         value,
@@ -104,7 +119,11 @@ def explain(
         capability=capability,
         sm_count=sm_count,
     )
-    return Explanation(supported, kernel if supported else None, reason)
+    if not supported:
+        return Explanation(False, None, reason, fallback=OTHER if by_sdpa and not _can_be_flash(*given, capability) else FLASH)
+    if query.size(-1) != given[0].size(-1):
+        reason = f"F.scaled_dot_product_attention pads head_dim {given[0].size(-1)} to {query.size(-1)} first"
+    return Explanation(True, kernel, reason, (tile_q, tile_k), workspace_bytes)
 
 
 def _device(query: torch.Tensor, device_capability: tuple[int, int] | None) -> tuple[int, int]:
@@ -135,11 +154,30 @@ def _never_flash(query: torch.Tensor, key: torch.Tensor, is_causal: bool, enable
     return None
 
 
-def _as_low_level(tensor: torch.Tensor) -> torch.Tensor:
-    """What F.scaled_dot_product_attention hands on: [batch, seqlen, heads, head_dim], head_dim padded to a multiple of 8."""
-    if tensor.dim() != 4:
+def _can_be_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: int) -> bool:
+    """The other conditions of F.scaled_dot_product_attention for flash attention: can_use_flash_attention in its sdp_utils.cpp."""
+    tensors = (query, key, value)
+    if any(tensor.dim() != 4 for tensor in tensors):
+        return False
+    same = all(tensor.size(0) == query.size(0) and tensor.size(3) == query.size(3) for tensor in tensors)
+    heads, heads_kv = query.size(1), key.size(1)
+    return (
+        80 <= capability <= 121
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and key.dtype == value.dtype == query.dtype
+        and same
+        and key.size(1) == value.size(1)
+        and (heads == heads_kv or (heads_kv > 0 and heads % heads_kv == 0))
+        and query.size(2) > 0
+        and key.size(2) > 0
+        and query.size(3) <= 256
+        and (query.size(3) == 1 or all(tensor.stride(3) == 1 for tensor in tensors))
+    )
+
+
+def _padded(tensor: torch.Tensor) -> torch.Tensor:
+    """What F.scaled_dot_product_attention hands on: head_dim padded to a multiple of 8."""
+    if tensor.dim() != 4 or tensor.size(3) % 8 == 0:
         return tensor
-    batch, heads, seqlen, head_dim = tensor.shape
-    if head_dim % 8:
-        tensor = tensor.new_empty((batch, heads, seqlen, head_dim + 8 - head_dim % 8), device="meta")
-    return tensor.transpose(1, 2)
+    *sizes, head_dim = tensor.shape
+    return tensor.new_empty((*sizes, head_dim + 8 - head_dim % 8), device="meta")

@@ -15,7 +15,7 @@ constexpr const char* kSchema =
     "float dropout_p, bool is_causal, bool return_debug_mask, float? scale, int? window_size_left, int? window_size_right, "
     "Tensor? seqused_k, Tensor? alibi_slopes, Tensor? block_table, int? num_splits, "
     "bool deterministic, bool backward, bool speed_rules, int capability, int sm_count) -> (bool supported, str kernel, str "
-    "reason)";
+    "reason, int tile_q, int tile_k, int workspace_bytes)";
 
 void explain(StableIValue* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
@@ -30,6 +30,9 @@ void explain(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = torch::stable::detail::from(chosen.supported());
   stack[1] = torch::stable::detail::from(std::string(chosen.supported() ? chosen.kernel->name : ""));
   stack[2] = torch::stable::detail::from(chosen.supported() ? copies(call) : chosen.reason);
+  stack[3] = torch::stable::detail::from(chosen.tile_q());
+  stack[4] = torch::stable::detail::from(chosen.tile_k());
+  stack[5] = torch::stable::detail::from(chosen.supported() ? chosen.workspace.bytes : int64_t{0});
 }
 
 STABLE_TORCH_LIBRARY(fa4_ext, library) { library.def(kSchema); }

@@ -34,6 +34,9 @@ struct Plan {
   std::string reason;   // not supported: why, in words for the user
 
   bool supported() const { return kernel != nullptr; }
+  // Rows of queries and of keys in the kernel's tile; 0 when not supported.
+  int64_t tile_q() const { return kernel ? kernel->block_m : 0; }
+  int64_t tile_k() const { return kernel ? kernel->block_n : 0; }
 };
 
 // `speed_rules`: turn down what our kernels can run but the stock kernel runs faster (speed_rules.h).

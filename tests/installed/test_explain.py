@@ -46,6 +46,8 @@ def test_supported_call_names_a_kernel_of_the_build(capability, backward, is_cau
     assert answer.kernel in {kernel.name for kernel in fa4_ext.kernels()}
     assert answer.kernel.startswith(f"sm{arch}_{'backward' if backward else 'forward'}_bf16_d{head_dim}_dense")
     assert ("causal" in answer.kernel) == is_causal
+    assert answer.kernel.split("_2cta")[0].endswith("_m{}n{}".format(*answer.tile))
+    assert (answer.workspace_bytes > 0) == backward and answer.fallback is None
     assert str(answer) == f"runs {answer.kernel}"
 
 
@@ -53,7 +55,7 @@ def test_explanation_is_frozen_and_prints_its_reason():
     answer = explain(*qkv(), dropout_p=0.5)
     with pytest.raises(dataclasses.FrozenInstanceError):
         answer.supported = True
-    assert not answer.supported and answer.kernel is None
+    assert not answer.supported and answer.kernel is None and answer.tile is None and answer.workspace_bytes == 0
     assert str(answer) == f"left to PyTorch's own kernels: {answer.reason}"
 
 
@@ -123,7 +125,7 @@ def test_reason_names_the_low_level_ops_own_arguments(arguments, reason):
     numbers = {"max_q": 512, "max_k": 512, "dropout_p": 0.0, "speed_rules": True, "capability": 90, "sm_count": 132}
     call = nothing | plain | numbers
     assert torch.ops.fa4_ext.explain(query, query, query, **call)[0]
-    assert torch.ops.fa4_ext.explain(query, query, query, **(call | arguments)) == (False, "", reason)
+    assert torch.ops.fa4_ext.explain(query, query, query, **(call | arguments)) == (False, "", reason, 0, 0, 0)
 
 
 def test_gqa_and_mqa_are_supported():
@@ -136,7 +138,34 @@ def test_different_lengths_without_a_mask_are_supported():
 
 
 def test_head_dim_that_sdpa_pads_is_explained_as_padded():
-    assert explain(*qkv(head_dim=100)).kernel == explain(*qkv(head_dim=104)).kernel is not None
+    padded = explain(*qkv(head_dim=100))
+    assert padded.kernel == explain(*qkv(head_dim=104)).kernel is not None
+    assert padded.reason == "F.scaled_dot_product_attention pads head_dim 100 to 104 first"
+
+
+def test_workspace_grows_with_the_call_and_with_shared_heads():
+    def workspace(**different):
+        return explain(*qkv(**different), enable_gqa=True, backward=True).workspace_bytes
+
+    dq_accumulator = 4 * 2 * 8 * 512 * 128
+    assert dq_accumulator < workspace() < workspace(heads_kv=2)
+    assert workspace(batch=4) == 2 * workspace()
+
+
+def test_what_gets_a_call_that_is_not_supported():
+    def fallback(*tensors, **options):
+        return explain(*tensors, **options).fallback
+
+    assert fallback(*qkv(), dropout_p=0.1) == fallback(*qkv(), device_capability=(8, 0)) == "flash"
+    # What F.scaled_dot_product_attention never takes to flash attention.
+    assert fallback(*qkv(dtype=torch.float32)) == fallback(*qkv(head_dim=264)) == "other"
+    assert fallback(*qkv(), device_capability=(7, 5)) == fallback(*qkv(seqlen=0)) == "other"
+    assert fallback(*qkv(seqlen_kv=256), is_causal=True) == fallback(*qkv(heads_kv=4)) == "other"
+    assert fallback(*qkv(heads=6, heads_kv=4), enable_gqa=True) == "other"
+    assert fallback(*(tensor.mT.contiguous().mT for tensor in qkv())) == "other"
+    # What it has no part in: varlen, and a window.
+    tensors, lengths = varlen(dtype=torch.float32)
+    assert fallback(*tensors, **lengths) == fallback(*qkv(dtype=torch.float32), window_size=(128, 0)) == "flash"
 
 
 def test_sliced_and_expanded_inputs_are_supported():
@@ -176,6 +205,12 @@ def test_window_is_explained_by_the_window_kernel_or_its_absence():
     windowed = [kernel for kernel in fa4_ext.kernels() if "_window_" in kernel.name]
     assert answer.supported == bool(windowed)
     assert "window" in answer.kernel if windowed else "subset" in answer.reason
+
+
+def test_window_with_causal_is_bottom_right_aligned_and_takes_unequal_lengths():
+    answer = explain(*qkv(seqlen=256, heads_kv=4), is_causal=True, window_size=(1024, -1))
+    assert answer == explain(*qkv(seqlen=256, heads_kv=4), window_size=(1024, 0)) and answer.supported
+    assert "head_dim must be a multiple of 8" in explain(*qkv(head_dim=100), window_size=(1024, 0)).reason
 
 
 def test_windows_of_minus_one_and_of_the_whole_length_are_none():
