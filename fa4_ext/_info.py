@@ -17,6 +17,9 @@ class KernelInfo:
 
     name: str
     arch: int  # 90, or 100 for compute capability 10.0 and 10.3
+    op: str  # "forward", "backward", and "preprocess" and "postprocess", which go with a backward
+    dtype: str  # "bf16" or "fp16"
+    head_dim: int  # the largest that it serves
     registers: int  # a thread
     spill_bytes: int  # a thread
     shared_memory_bytes: int  # a thread block
