@@ -54,7 +54,7 @@ def limits() -> str:
             markdown_table(("not on our kernels", "reason"), *rows),
             markdown_table(
                 ("on our kernels, after a copy", "what `explain()` says"),
-                *((what, reason) for what, (supported, _, reason) in copied if supported),
+                *((what, reason) for what, (supported, _, reason, *_) in copied if supported),
             ),
         ]
     )
