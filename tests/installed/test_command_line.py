@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from processes import python, run
+from processes import QUIET, python, run
 
 import fa4_ext
 from fa4_ext import __main__ as command_line
@@ -327,7 +327,7 @@ def test_output_that_nobody_reads_ends_the_command_silently():
         "import runpy, sys; sys.stdin.read(); sys.argv = ['fa4_ext', 'kernels']; runpy.run_module('fa4_ext', run_name='__main__')"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-W", QUIET, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     process.stdout.close()
     process.stdin.close()
