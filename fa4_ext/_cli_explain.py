@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-import fa4_ext
 from fa4_ext import _cli_text, _cli_values
-from fa4_ext._explain import FLASH, Explanation
+from fa4_ext._explain import FLASH, Explanation, explain_shapes
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -60,23 +59,17 @@ class Call:
         return "F.scaled_dot_product_attention" if self.window == (-1, -1) else "aten::_flash_attention_forward"
 
     def explain(self, backward: bool) -> Explanation:
-        query, key = (torch.empty(shape, dtype=_DTYPES[self.dtype], device="meta") for shape in (self.q, self.k))
-        options = {"enable_gqa": query.size(1) != key.size(1)}
-        if self.sequences:
-            starts = torch.empty(self.sequences + 1, dtype=torch.int32, device="meta")
-            longest_q, longest_k = (-(-tensor.size(0) // self.sequences) for tensor in (query, key))
-            options |= {"cu_seqlens_q": starts, "max_seqlen_q": longest_q, "max_seqlen_k": longest_k}
-        return fa4_ext.explain(
-            query,
-            key,
-            key,
+        return explain_shapes(
+            self.q,
+            self.k,
+            _DTYPES[self.dtype],
+            sequences=self.sequences,
             dropout_p=self.dropout,
             is_causal=self.causal,
             window_size=self.window,
             backward=backward,
             deterministic=self.deterministic,
             device_capability=self.compute_capability,
-            **options,
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fa4_ext._explain import Explanation, explain
+from fa4_ext._explain import Explanation, explain_shapes
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,17 @@ class Call:
     trains: bool = True
 
     def explain(self, capability: tuple[int, int], backward: bool) -> Explanation:
-        query, key = (torch.empty(shape, dtype=self.dtype, device="meta") for shape in (self.q, self.kv or self.q))
-        options = {"is_causal": self.is_causal, "dropout_p": self.dropout_p, "enable_gqa": query.shape[1] != key.shape[1]}
-        if self.sequences:
-            starts = torch.empty(self.sequences + 1, dtype=torch.int32, device="meta")
-            options |= {"cu_seqlens_q": starts, "max_seqlen_q": self.q[0] // self.sequences}
-        return explain(query, key, key, **options, backward=backward, deterministic=False, device_capability=capability)
+        return explain_shapes(
+            self.q,
+            self.kv or self.q,
+            self.dtype,
+            sequences=self.sequences,
+            dropout_p=self.dropout_p,
+            is_causal=self.is_causal,
+            backward=backward,
+            deterministic=False,
+            device_capability=capability,
+        )
 
 
 CALLS = (
