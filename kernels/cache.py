@@ -34,9 +34,22 @@ def source_versions() -> dict[str, str]:
 
 
 def sources(kernel: Kernel, root: Path) -> list[Path]:
-    """The files that decide what is compiled; matrix.py's part is the spec itself."""
-    readers = [root / name for name in ("worker.py", "header.py", "cubin.py")]  # of the facts
-    return sorted([*readers, *(path for folder in {"common", kernel.folder} for path in (root / folder).glob("*.py"))])
+    """The files that decide what is compiled: the entry and what it imports. matrix.py's part is the spec itself."""
+    found = {root / name for name in ("worker.py", "header.py", "cubin.py")}  # the readers of the facts
+    left = [root / kernel.folder / f"{kernel.op.value}.py"]
+    while left:
+        found.add(path := left.pop())
+        left += set(imports(path, root)) - found - {root / "matrix.py"}
+    return sorted(found)
+
+
+def imports(path: Path, root: Path) -> list[Path]:
+    """The files below kernels/ that a file imports."""
+    statements = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    names = [f"{statement.module}.{alias.name}" for statement in statements for alias in statement.names]
+    modules = {name.removeprefix("kernels.").replace(".", "/") for name in names if name.startswith("kernels.")}
+    candidates = {module for name in modules for module in (name, str(Path(name).parent))}
+    return [file for module in sorted(candidates) if (file := (root / module).with_suffix(".py")).exists()]
 
 
 def code(path: Path) -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 class Op(str, Enum):
     FORWARD = "forward"
+    DECODE = "decode"  # a forward of few queries
     BACKWARD = "backward"
     PREPROCESS = "preprocess"  # of the backward: delta = rowsum(dO * O), lse in base 2, dQ accumulator cleared
     POSTPROCESS = "postprocess"  # of the backward: fp32 accumulator -> dQ, dK or dV
@@ -28,6 +29,7 @@ class Mask(str, Enum):
 class Layout(str, Enum):
     DENSE = "dense"  # [batch, seqlen, heads, head_dim]
     VARLEN = "varlen"  # [total, heads, head_dim] with cu_seqlens
+    ANY = "any"  # either, or keys and values in pages: known at run time
 
 
 ARCHS = (90, 100)  # 100 stands for the family: compute capability 10.0 and 10.3
@@ -59,6 +61,8 @@ class Kernel:
     atom_layout_dkv: int = 2  # SM90 backward: warpgroups along the rows of dK's and dV's tiles
     swap_ab_dkv: bool = False
     dq_warpgroups: int = 2  # SM90 backward: how many compute dQ
+    stages: int = 0  # Op.DECODE: blocks of keys and of values in shared memory
+    blocks_per_sm: int = 0  # Op.DECODE: thread blocks that a multiprocessor holds
 
     @property
     def folder(self) -> str:
@@ -94,6 +98,13 @@ def _forward_sm90(dtype, head_dim, layout, mask):
         256: (128, 64 if mask is Mask.WINDOW else 80),
     }[head_dim]
     yield Kernel(Op.FORWARD, 90, dtype, head_dim, layout, block_m, block_n, mask, pv_in_registers=head_dim != 96)
+
+
+def _decode_sm90(dtype, head_dim):
+    # One warpgroup's rows. A block of keys has 16 KB at least, so that a few in flight hide the memory's latency, and the stages
+    # fill what two thread blocks leave each other of a multiprocessor; from D 192 on that holds one.
+    block_n, stages, blocks_per_sm = {64: (128, 3, 2), 96: (64, 4, 2), 128: (64, 3, 2), 192: (64, 4, 1), 256: (64, 3, 1)}[head_dim]
+    yield Kernel(Op.DECODE, 90, dtype, head_dim, Layout.ANY, 64, block_n, stages=stages, blocks_per_sm=blocks_per_sm)
 
 
 def _forward_sm100(dtype, head_dim, layout, mask):
@@ -151,12 +162,14 @@ def matrix() -> tuple[Kernel, ...]:
     """Every kernel, each once, in an order that is stable between runs."""
     kernels: dict[Kernel, None] = {}
     for arch, forward, backward in ((90, _forward_sm90, _backward_sm90), (100, _forward_sm100, _backward_sm100)):
-        for row in product(DTYPES, HEAD_DIM_BUCKETS[arch], Layout, Mask):
+        for row in product(DTYPES, HEAD_DIM_BUCKETS[arch], (Layout.DENSE, Layout.VARLEN), Mask):
             kernels |= dict.fromkeys(forward(*row))
             for grouped, deterministic in product((False, True), repeat=2):
                 for kernel in backward(*row, grouped, deterministic):
                     kernels[kernel] = None
                     kernels |= dict.fromkeys(satellite for satellite in satellites(kernel) if satellite)
+    for row in product(DTYPES, HEAD_DIM_BUCKETS[90]):
+        kernels |= dict.fromkeys(_decode_sm90(*row))
     return tuple(kernels)
 
 

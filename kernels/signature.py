@@ -26,7 +26,7 @@ STATUS = "ret: int32_t"  # written by the callee: a cudaError_t
 
 
 def expected(kernel: Kernel) -> tuple[str, ...]:
-    dense = kernel.layout is Layout.DENSE
+    dense = kernel.layout is not Layout.VARLEN
     batch = 1 if dense else 0
 
     def qkvo(*names):  # [batch, seqlen, heads, head_dim] or [total, heads, head_dim]
@@ -47,6 +47,12 @@ def expected(kernel: Kernel) -> tuple[str, ...]:
             arguments = [
                 *qkvo("q", "k", "v", "o"), *rows("lse"), float32("scale"), *varlen("cu_seqlens_q", "cu_seqlens_k"), *window,
                 *([int32("max_seqlen_q"), int32("sm_count")] if kernel.arch == 100 else []),
+            ]  # fmt: skip
+        case Op.DECODE:
+            arguments = [
+                *qkvo("q", "k", "v", "o"), *rows("lse"), float32("scale"),
+                *(tensor(name, 1, 0) for name in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")), tensor("block_table", 2, 1),
+                *window, int32("max_seqlen_q"), int32("splits"),
             ]  # fmt: skip
         case Op.BACKWARD:
             arguments = [

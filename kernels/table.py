@@ -52,7 +52,7 @@ def _row(built: Built, index: dict[Kernel, int]) -> str:
     return (
         f'    {{"{kernel.name}",\n'
         f"     Op::k{op}, {kernel.arch}, Dtype::k{dtype}, {kernel.head_dim}, Layout::k{layout}, Mask::{MASKS[kernel.mask]},\n"
-        f"     {flags}, {kernel.block_m}, {kernel.block_n}, {rows},\n"
+        f"     {flags}, {kernel.block_m}, {kernel.block_n}, {kernel.blocks_per_sm}, {rows},\n"
         f"     {facts['load']},\n     {facts['load_to_device']},\n     {facts['launch']}}},\n"
     )
 

@@ -37,7 +37,10 @@ int _cuKernelGetAttribute(int* value, int attribute, CUkernel kernel, int device
 }
 
 int _cudaKernelSetAttributeForDevice(CUkernel kernel, int attribute, int value, int device) {
-  return fa4::driver().kernel_set_attribute(static_cast<CUfunction_attribute>(attribute), value, kernel, device);
+  const auto set = fa4::driver().kernel_set_attribute;
+  const CUresult result = set(static_cast<CUfunction_attribute>(attribute), value, kernel, device);
+  // The decode kernel's clusters may have 16 thread blocks, twice of what every GPU has. No effect on other kernels.
+  return result == CUDA_SUCCESS ? set(CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1, kernel, device) : result;
 }
 
 int _cudaFuncSetAttribute(CUkernel kernel, int attribute, int value) {

@@ -20,6 +20,7 @@ struct Kernel {
   bool two_cta;
   int16_t block_m;  // rows of a tile
   int16_t block_n;
+  int16_t blocks_per_sm;                                // decode: thread blocks that a multiprocessor holds
   int16_t preprocess, postprocess_dq, postprocess_dkv;  // backward: rows of this table; -1: not launched
 
   // export_to_c's entry points; each takes an array of pointers to its arguments.

@@ -53,10 +53,13 @@ class ArgumentList {
     }
   }
 
-  void add_cu_seqlens(const int32_t* data, int64_t batch, ExportedTensor<1>& storage) {
-    if (!varlen_) return;
-    storage = {const_cast<int32_t*>(data), {static_cast<int32_t>(batch + 1)}};
+  void add_lengths(const int32_t* data, int64_t count, ExportedTensor<1>& storage) {
+    storage = {const_cast<int32_t*>(data), {static_cast<int32_t>(count)}};
     add(&storage);
+  }
+
+  void add_cu_seqlens(const int32_t* data, int64_t batch, ExportedTensor<1>& storage) {
+    if (varlen_) add_lengths(data, batch + 1, storage);
   }
 
   void add_semaphore(void* data, int64_t batch, int64_t heads, int64_t tiles, int64_t slots, ExportedTensor<4>& storage) {
@@ -170,11 +173,49 @@ void postprocess(const Problem& p, int kernel_row, const void* accumulator, cons
   list.launch(target);
 }
 
+// [batch, seqlen, heads, head_dim]; varlen tensors are one row of sequences.
+TensorView with_batch(const TensorView& t, const Problem& p) {
+  if (p.layout == Layout::kDense) return t;
+  TensorView result = t;
+  result.size[0] = 1;
+  result.stride[0] = 0;
+  std::copy_n(t.size, 3, result.size + 1);
+  std::copy_n(t.stride, 3, result.stride + 1);
+  return result;
+}
+
+void decode(const Problem& p, const Plan& plan, const ForwardArguments& a, const Target& target) {
+  const bool varlen = p.layout == Layout::kVarlen;
+  ArgumentList list(*plan.kernel);
+  Exported q, k, v, o, lse;
+  ExportedTensor<1> cu_seqlens_q, cu_seqlens_k, seqused_k{};
+  ExportedTensor<2> block_table{};
+  float scale = a.softmax_scale;
+  int32_t left = plan.window_size_left, right = plan.window_size_right;
+  int32_t max_seqlen_q = static_cast<int32_t>(p.seqlen_q), splits = plan.splits;
+  list.add(with_batch(a.q, p), q);
+  list.add(with_batch(a.k, p), k);
+  list.add(with_batch(a.v, p), v);
+  list.add(with_batch(a.o, p), o);
+  list.add_rows(a.lse, varlen ? 1 : p.batch, p.num_heads, varlen ? p.total_q : p.seqlen_q, lse);
+  list.add(&scale);
+  list.add_lengths(a.cu_seqlens_q, varlen ? p.batch + 1 : 0, cu_seqlens_q);
+  list.add_lengths(a.cu_seqlens_k, varlen ? p.batch + 1 : 0, cu_seqlens_k);
+  list.add(&seqused_k);
+  list.add(&block_table);
+  list.add(&left);
+  list.add(&right);
+  list.add(&max_seqlen_q);
+  list.add(&splits);
+  list.launch(target);
+}
+
 }  // namespace
 
 void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& a, const Target& target) {
   const DeviceScope scope(target.device);
   const Kernel& kernel = *plan.kernel;
+  if (kernel.op == Op::kDecode) return decode(p, plan, a, target);
   ArgumentList list(kernel);
   Exported q, k, v, o, lse;
   ExportedTensor<1> cu_seqlens_q, cu_seqlens_k;

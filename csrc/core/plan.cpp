@@ -104,8 +104,44 @@ const Kernel* find_kernel(const Problem& p, Mask mask, bool grouped) {
   return found;
 }
 
+const std::vector<const Kernel*>& decode_kernels() {  // smallest bucket first
+  static const auto* found = [] {
+    auto* kernels = new std::vector<const Kernel*>;
+    for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
+      if (k->op == Op::kDecode) kernels->push_back(k);
+    }
+    std::sort(kernels->begin(), kernels->end(), [](const Kernel* a, const Kernel* b) { return a->head_dim < b->head_dim; });
+    return kernels;
+  }();
+  return *found;
+}
+
+// The kernel for queries so few that they fit one tile together with the heads that share a key/value head.
+const Kernel* find_decode(const Problem& p) {
+  for (const Kernel* kernel : decode_kernels()) {
+    if (kernel->arch == kernel_arch(p.capability) && kernel->dtype == p.dtype && kernel->head_dim >= p.head_dim &&
+        p.seqlen_q * (p.num_heads / p.num_heads_kv) <= kernel->block_m) {
+      return kernel;
+    }
+  }
+  return nullptr;
+}
+
+// Thread blocks that share the keys of a head: as many as give each multiprocessor one, and two where one leaves some without
+// (clusters of more than two do not pack two to a multiprocessor). None without a block of keys.
+int32_t decode_splits(const Problem& p, const ResolvedMask& mask, const Kernel& kernel) {
+  constexpr int64_t kMaxSplits = 16;  // thread blocks of a cluster, at most, on Hopper
+  const int64_t heads = p.batch * p.num_heads_kv;
+  const int64_t fill = heads < p.sm_count ? std::max<int64_t>(2, p.sm_count / heads) : 1;
+  const int64_t keys = std::min(p.seqlen_k, int64_t{mask.left} + mask.right + p.seqlen_q);
+  return static_cast<int32_t>(std::min({kMaxSplits, fill, ceil_div(keys, kernel.block_n)}));
+}
+
 const Kernel* find_kernel(const Problem& p, Mask mask) {
-  if (p.op == Op::kForward) return find_kernel(p, mask, false);
+  if (p.op == Op::kForward) {
+    const Kernel* decode = find_decode(p);
+    return decode ? decode : find_kernel(p, mask, false);
+  }
   const Kernel* kernel = find_kernel(p, mask, p.num_heads != p.num_heads_kv);
   // On SM100 the kernel for equal heads stores dK and dV without TMA, and so whole rows of its bucket, where a layout is varlen or
   // where no query of a window sees a tile of keys. The one for grouped heads leaves the store to the postprocess, which knows the
@@ -185,6 +221,7 @@ Plan plan(const Problem& problem, bool speed_rules) {
       return plan;
     }
   }
+  if (kernel->op == Op::kDecode) plan.splits = decode_splits(problem, mask, *kernel);
   plan.kernel = kernel;
   plan.window_size_left = mask.left;
   plan.window_size_right = mask.right;

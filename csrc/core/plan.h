@@ -30,6 +30,7 @@ struct Plan {
   const Kernel* kernel = nullptr;  // null: not supported
   int32_t window_size_left = kUnbounded;
   int32_t window_size_right = kUnbounded;
+  int32_t splits = 1;   // decode: thread blocks that share the keys of a head
   Workspace workspace;  // backward only
   std::string reason;   // not supported: why, in words for the user
 

@@ -5,9 +5,9 @@
 
 namespace fa4 {
 
-enum class Op : int8_t { kForward, kBackward, kPreprocess, kPostprocess };
+enum class Op : int8_t { kForward, kDecode, kBackward, kPreprocess, kPostprocess };
 enum class Dtype : int8_t { kBf16, kFp16 };
-enum class Layout : int8_t { kDense, kVarlen };
+enum class Layout : int8_t { kDense, kVarlen, kAny };  // kAny: of kernels only
 enum class Mask : int8_t { kFull, kCausalBottomRight, kWindow };
 
 // A window bound that masks nothing. Kernels add it to row indices below 2^30 in int32.

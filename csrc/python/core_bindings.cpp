@@ -17,7 +17,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .value("PREPROCESS", Op::kPreprocess)
       .value("POSTPROCESS", Op::kPostprocess);
   py::enum_<Dtype>(m, "Dtype").value("BF16", Dtype::kBf16).value("FP16", Dtype::kFp16);
-  py::enum_<Layout>(m, "Layout").value("DENSE", Layout::kDense).value("VARLEN", Layout::kVarlen);
+  py::enum_<Layout>(m, "Layout").value("DENSE", Layout::kDense).value("VARLEN", Layout::kVarlen).value("ANY", Layout::kAny);
   py::enum_<Mask>(m, "Mask").value("FULL", Mask::kFull).value("CAUSAL", Mask::kCausalBottomRight).value("WINDOW", Mask::kWindow);
 
   py::class_<Problem>(m, "Problem")
@@ -54,6 +54,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("two_cta", &Kernel::two_cta)
       .def_readonly("block_m", &Kernel::block_m)
       .def_readonly("block_n", &Kernel::block_n)
+      .def_readonly("blocks_per_sm", &Kernel::blocks_per_sm)
       .def_readonly("preprocess", &Kernel::preprocess)
       .def_readonly("postprocess_dq", &Kernel::postprocess_dq)
       .def_readonly("postprocess_dkv", &Kernel::postprocess_dkv);
@@ -81,6 +82,7 @@ PYBIND11_MODULE(fa4_core, m) {
           "kernel", [](const Plan& plan) { return plan.kernel; }, py::return_value_policy::reference)
       .def_readonly("window_size_left", &Plan::window_size_left)
       .def_readonly("window_size_right", &Plan::window_size_right)
+      .def_readonly("splits", &Plan::splits)
       .def_readonly("workspace", &Plan::workspace)
       .def_readonly("reason", &Plan::reason);
 

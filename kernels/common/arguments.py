@@ -16,7 +16,7 @@ ACCUM_ALIGN = 4  # fp32 elements: 16-byte vectors
 
 
 def sequence_dims(kernel: Kernel) -> tuple:
-    return (cute.sym_int(), cute.sym_int()) if kernel.layout is Layout.DENSE else (cute.sym_int(),)
+    return (cute.sym_int(), cute.sym_int()) if kernel.layout is not Layout.VARLEN else (cute.sym_int(),)
 
 
 def qkvo(kernel: Kernel):
@@ -27,7 +27,7 @@ def qkvo(kernel: Kernel):
 
 def rows(kernel: Kernel, divisibility: int):
     """fp32 [batch, heads, n] or [heads, n]: lse, delta, accumulators"""
-    batch = (cute.sym_int(),) if kernel.layout is Layout.DENSE else ()
+    batch = (cute.sym_int(),) if kernel.layout is not Layout.VARLEN else ()
     return make_fake_tensor(Float32, (*batch, cute.sym_int(), cute.sym_int()), divisibility=divisibility)
 
 
@@ -57,6 +57,13 @@ def forward(kernel: Kernel) -> tuple:
 def forward_sm100(kernel: Kernel) -> tuple:
     *leading, last = forward(kernel)
     return *leading, Int32(0), Int32(0), last
+
+
+def decode(kernel: Kernel) -> tuple:
+    q, k, v, o = (qkvo(kernel) for _ in range(4))
+    lengths = [cu_seqlens(kernel) for _ in range(3)]  # cu_seqlens_q, cu_seqlens_k, seqused_k: of no elements where not given
+    block_table = make_fake_tensor(Int32, (cute.sym_int(), cute.sym_int()), divisibility=1)
+    return q, k, v, o, rows(kernel, 1), Float32(0), *lengths, block_table, *(Int32(0) for _ in range(4)), stream()
 
 
 def backward(kernel: Kernel) -> tuple:
