@@ -14,7 +14,8 @@ _JSON = """--json prints an object:
     name
     arch                 90, or 100 for compute capability 10.0 and 10.3
     op, dtype
-    head_dim             the largest that it serves
+    head_dim             the largest that it serves, of query and key
+    head_dim_v           the largest that it serves, of value
     registers            a thread
     spill_bytes          a thread
     shared_memory_bytes  a thread block
@@ -35,7 +36,7 @@ def add_to(commands) -> None:
     parser.add_argument("--arch", type=_arch, metavar="sm90", help="that run on sm90, sm100 or sm103")
     parser.add_argument("--op", help="forward, backward, preprocess or postprocess")
     parser.add_argument("--dtype", help="bf16 or fp16")
-    parser.add_argument("--head-dim", type=_cli_values.count, metavar="128", help="the largest that they serve")
+    parser.add_argument("--head-dim", type=_cli_values.count, metavar="128", help="the largest that they serve, of query and key")
     parser.add_argument("--json", action="store_true", help="print JSON, described below")
     parser.set_defaults(run=_run, needs_no_library=False)
 

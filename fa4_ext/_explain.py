@@ -60,7 +60,8 @@ def explain(
 
     Args:
         query, key, value: float16 or bfloat16. 4-D: [batch, heads, seqlen, head_dim], as F.scaled_dot_product_attention takes
-            them. 3-D: [total, heads, head_dim], sequences back to back, as torch.nn.attention.varlen takes them. On any device.
+            them. 3-D: [total, heads, head_dim], sequences back to back, as torch.nn.attention.varlen takes them; value's head_dim
+            may be another than query's and key's. On any device.
         dropout_p: probability; our kernels run 0 only.
         is_causal: 4-D: F.scaled_dot_product_attention's top-left mask. 3-D, or with a window: bottom-right aligned.
         scale: of the scores; every value is supported.
@@ -86,7 +87,7 @@ def explain(
     by_sdpa = not varlen and tuple(window_size) == (-1, -1)
     given = query, key, value
     if by_sdpa:
-        if reason := _never_flash(query, key, is_causal, enable_gqa):
+        if reason := _never_flash(*given, is_causal, enable_gqa):
             return Explanation(False, None, reason, fallback=OTHER)
         query, key, value = (_padded(tensor) for tensor in given)
     if not varlen:
@@ -153,9 +154,9 @@ def _device(query: torch.Tensor, device_capability: tuple[int, int] | None) -> t
     return 10 * properties.major + properties.minor, properties.multi_processor_count
 
 
-def _never_flash(query: torch.Tensor, key: torch.Tensor, is_causal: bool, enable_gqa: bool) -> str | None:
+def _never_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, enable_gqa: bool) -> str | None:
     """What F.scaled_dot_product_attention itself keeps from flash attention."""
-    if query.dim() != 4 or key.dim() != 4:
+    if any(tensor.dim() != 4 for tensor in (query, key, value)):
         return None
     if is_causal and query.size(2) != key.size(2):
         return (
@@ -165,6 +166,11 @@ def _never_flash(query: torch.Tensor, key: torch.Tensor, is_causal: bool, enable
     if query.size(1) != key.size(1) and not enable_gqa:
         return (
             f"query has {query.size(1)} heads and key {key.size(1)}: F.scaled_dot_product_attention needs enable_gqa=True for that"
+        )
+    if query.size(3) == key.size(3) != value.size(3):
+        return (
+            f"query's head_dim, {query.size(3)}, differs from value's, {value.size(3)}: F.scaled_dot_product_attention takes only "
+            "equal ones to flash attention; torch.nn.attention.varlen takes others too"
         )
     return None
 

@@ -19,7 +19,8 @@ class KernelInfo:
     arch: int  # 90, or 100 for compute capability 10.0 and 10.3
     op: str  # "forward", "backward", and "preprocess" and "postprocess", which go with a backward
     dtype: str  # "bf16" or "fp16"
-    head_dim: int  # the largest that it serves
+    head_dim: int  # the largest that it serves, of query and key; of a postprocess kernel, of its gradient
+    head_dim_v: int  # the largest of value that it serves
     registers: int  # a thread
     spill_bytes: int  # a thread
     shared_memory_bytes: int  # a thread block

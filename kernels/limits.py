@@ -5,11 +5,16 @@ from kernels.matrix import Kernel, Layout, Op
 # Bytes a thread of local memory, the most that the full matrix has: flash-attn-4's varlen kernels for SM100 keep scheduler values
 # there, fp16 causal D 128 most.
 SPILL_BYTES_SM100_VARLEN = 80
+# Its forward for a pair of CTAs and query's head dim 192.
+SPILL_BYTES_SM100_PAIR_192 = 16
 
 
 def spill_bytes(kernel: Kernel) -> int:
-    attention = kernel.op in (Op.FORWARD, Op.BACKWARD)
-    return SPILL_BYTES_SM100_VARLEN if attention and kernel.arch == 100 and kernel.layout is Layout.VARLEN else 0
+    if kernel.arch != 100 or kernel.op not in (Op.FORWARD, Op.BACKWARD):
+        return 0
+    if kernel.layout is Layout.VARLEN:
+        return SPILL_BYTES_SM100_VARLEN
+    return SPILL_BYTES_SM100_PAIR_192 if kernel.op is Op.FORWARD and kernel.two_cta and kernel.head_dim == 192 else 0
 
 
 def check(kernel: Kernel, facts: dict) -> None:

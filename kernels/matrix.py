@@ -6,7 +6,7 @@ Tiles are the pinned flash-attn-4's own choices (tile_size functions of its inte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import product
 from typing import NamedTuple
@@ -34,8 +34,11 @@ class Layout(str, Enum):
 
 ARCHS = (90, 100)  # 100 stands for the family: compute capability 10.0 and 10.3
 DTYPES = ("bf16", "fp16")
-# By architecture; a bucket serves every multiple of 8 up to it.
-HEAD_DIM_BUCKETS = {90: (64, 96, 128, 192, 256), 100: (64, 128)}
+# By architecture, pairs of query's and value's; a bucket serves every multiple of 8 up to it, in either.
+HEAD_DIM_BUCKETS = {
+    90: ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)),
+    100: ((64, 64), (128, 128), (192, 128)),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Kernel:
     op: Op
     arch: int
     dtype: str
-    head_dim: int  # bucket
+    head_dim: int  # bucket of query's and key's; Op.POSTPROCESS: of the gradient's
+    head_dim_v: int  # bucket of value's and the output's; Op.POSTPROCESS: as head_dim
     layout: Layout
     block_m: int  # rows of a tile; for Op.POSTPROCESS rows of the accumulator's tile
     block_n: int = 0
@@ -70,8 +74,12 @@ class Kernel:
         return "common" if self.op in (Op.PREPROCESS, Op.POSTPROCESS) else f"sm{self.arch}"
 
     @property
+    def _dims(self) -> str:
+        return f"d{self.head_dim}" + (f"v{self.head_dim_v}" if self.head_dim_v != self.head_dim else "")
+
+    @property
     def name(self) -> str:
-        parts = [f"sm{self.arch}", self.op.value, self.dtype, f"d{self.head_dim}", self.layout.value]
+        parts = [f"sm{self.arch}", self.op.value, self.dtype, self._dims, self.layout.value]
         if self.op in (Op.FORWARD, Op.BACKWARD):
             parts.append(self.mask.value)
         if self.op is Op.BACKWARD:
@@ -86,50 +94,60 @@ class Kernel:
         return "_".join(parts)
 
 
-def _forward_sm90(dtype, head_dim, layout, mask):
+def _forward_sm90(dtype, head_dims, layout, mask):
     # 192 rows (three warpgroups) pay up to D 96, where a score costs as much in exp as in matrix work; D 128 has registers for two.
     # Keys are what shared memory still holds in two stages; a window wastes less of short tiles. D 96 with 192 rows has no
     # registers left for P.
     block_m, block_n = {
-        64: (192, 128),
-        96: (192, 144 if mask is Mask.FULL else 128),
-        128: (128, 128),
-        192: (128, 96 if mask is Mask.WINDOW else 112),
-        256: (128, 64 if mask is Mask.WINDOW else 80),
-    }[head_dim]
-    yield Kernel(Op.FORWARD, 90, dtype, head_dim, layout, block_m, block_n, mask, pv_in_registers=head_dim != 96)
+        (64, 64): (192, 128),
+        (96, 96): (192, 144 if mask is Mask.FULL else 128),
+        (128, 128): (128, 128),
+        (192, 128): (128, 96 if mask is Mask.WINDOW else 128),
+        (192, 192): (128, 96 if mask is Mask.WINDOW else 112),
+        (256, 256): (128, 64 if mask is Mask.WINDOW else 80),
+    }[head_dims]
+    yield Kernel(Op.FORWARD, 90, dtype, *head_dims, layout, block_m, block_n, mask, pv_in_registers=head_dims != (96, 96))
 
 
-def _decode_sm90(dtype, head_dim):
+def _decode_sm90(dtype, head_dims):
     # One warpgroup's rows. A block of keys has 16 KB at least, so that a few in flight hide the memory's latency, and the stages
     # fill what two thread blocks leave each other of a multiprocessor; from D 192 on that holds one.
-    block_n, stages, blocks_per_sm = {64: (128, 3, 2), 96: (64, 4, 2), 128: (64, 3, 2), 192: (64, 4, 1), 256: (64, 3, 1)}[head_dim]
-    yield Kernel(Op.DECODE, 90, dtype, head_dim, Layout.ANY, 64, block_n, stages=stages, blocks_per_sm=blocks_per_sm)
+    block_n, stages, blocks_per_sm = {
+        (64, 64): (128, 3, 2),
+        (96, 96): (64, 4, 2),
+        (128, 128): (64, 3, 2),
+        (192, 128): (64, 5, 1),
+        (192, 192): (64, 4, 1),
+        (256, 256): (64, 3, 1),
+    }[head_dims]
+    yield Kernel(Op.DECODE, 90, dtype, *head_dims, Layout.ANY, 64, block_n, stages=stages, blocks_per_sm=blocks_per_sm)
 
 
-def _forward_sm100(dtype, head_dim, layout, mask):
+def _forward_sm100(dtype, head_dims, layout, mask):
     # Two 128-row query tiles in flight; one for queries that fit a single tile, where the second would idle.
-    # The pair of CTAs needs full tiles of D 128 and no mask (upstream's use_2cta_instrs).
-    two_cta = layout is Layout.DENSE and mask is Mask.FULL and head_dim == 128
-    yield Kernel(Op.FORWARD, 100, dtype, head_dim, layout, 256, 128, mask, two_cta=two_cta)
-    yield Kernel(Op.FORWARD, 100, dtype, head_dim, layout, 128, 128, mask)
+    # The pair of CTAs needs full tiles of value's D 128 and no mask (upstream's use_2cta_instrs).
+    two_cta = layout is Layout.DENSE and mask is Mask.FULL and head_dims[1] == 128
+    yield Kernel(Op.FORWARD, 100, dtype, *head_dims, layout, 256, 128, mask, two_cta=two_cta)
+    yield Kernel(Op.FORWARD, 100, dtype, *head_dims, layout, 128, 128, mask)
 
 
-def _backward_sm90(dtype, head_dim, layout, mask, grouped, deterministic):
+def _backward_sm90(dtype, head_dims, layout, mask, grouped, deterministic):
     block_m, block_n, rest = {
-        64: (128, 128, dict(atom_layout_m=2)),
-        96: (64, 128, dict(dq_warpgroups=1)),  # 64 rows are one warpgroup's
+        (64, 64): (128, 128, dict(atom_layout_m=2)),
+        (96, 96): (64, 128, dict(dq_warpgroups=1)),  # 64 rows are one warpgroup's
         # 80 rows fill shared memory; masked tiles waste less at 64. WGMMA's M is 64: 80 rows go on its N.
-        128: (80, 128, dict(swap_ab=True)) if mask is Mask.FULL else (64, 128, {}),
+        (128, 128): (80, 128, dict(swap_ab=True)) if mask is Mask.FULL else (64, 128, {}),
         # Tiles of keys that shared memory holds beside dQ's, which are no multiples of 64: head_dim goes on WGMMA's M.
-        192: (64, 96, dict(swap_ab_dkv=True)),
-        256: (64, 48, dict(swap_ab_dkv=True, atom_layout_dkv=1)),
-    }[head_dim]
-    yield Kernel(Op.BACKWARD, 90, dtype, head_dim, layout, block_m, block_n, mask, grouped, deterministic, **rest)
+        (192, 128): (64, 96, dict(swap_ab_dkv=True)),
+        (192, 192): (64, 96, dict(swap_ab_dkv=True)),
+        (256, 256): (64, 48, dict(swap_ab_dkv=True, atom_layout_dkv=1)),
+    }[head_dims]
+    yield Kernel(Op.BACKWARD, 90, dtype, *head_dims, layout, block_m, block_n, mask, grouped, deterministic, **rest)
 
 
-def _backward_sm100(dtype, head_dim, layout, mask, grouped, deterministic):
-    yield Kernel(Op.BACKWARD, 100, dtype, head_dim, layout, 128, 128, mask, grouped, deterministic, two_cta=head_dim >= 128)
+def _backward_sm100(dtype, head_dims, layout, mask, grouped, deterministic):
+    two_cta = head_dims[0] >= 128
+    yield Kernel(Op.BACKWARD, 100, dtype, *head_dims, layout, 128, 128, mask, grouped, deterministic, two_cta=two_cta)
 
 
 class Satellites(NamedTuple):
@@ -137,25 +155,29 @@ class Satellites(NamedTuple):
 
     preprocess: Kernel
     postprocess_dq: Kernel
-    postprocess_dkv: Kernel | None  # none where every query head has its own keys: the backward writes dK and dV itself
+    postprocess_dk: Kernel | None  # none where every query head has its own keys: the backward writes dK and dV itself
+    postprocess_dv: Kernel | None
 
 
 def satellites(backward: Kernel) -> Satellites:
-    shared = dict(arch=backward.arch, dtype=backward.dtype, head_dim=backward.head_dim, layout=backward.layout)
+    head_dim, head_dim_v = backward.head_dim, backward.head_dim_v
+    shared = dict(arch=backward.arch, dtype=backward.dtype, layout=backward.layout)
     sm90 = backward.arch == 90
     threads_dq, threads_dkv = (128 * backward.dq_warpgroups, 256) if sm90 else (128, 128)
-    preprocess = Kernel(Op.PREPROCESS, block_m=backward.block_m, **shared)
+    preprocess = Kernel(Op.PREPROCESS, head_dim=head_dim, head_dim_v=head_dim_v, block_m=backward.block_m, **shared)
     postprocess_dq = Kernel(
-        Op.POSTPROCESS, block_m=backward.block_m, threads=threads_dq, two_cta=backward.two_cta,
-        atom_layout_m=backward.atom_layout_m, swap_ab=backward.swap_ab, **shared,
+        Op.POSTPROCESS, head_dim=head_dim, head_dim_v=head_dim, block_m=backward.block_m, threads=threads_dq,
+        two_cta=backward.two_cta, atom_layout_m=backward.atom_layout_m, swap_ab=backward.swap_ab, **shared,
     )  # fmt: skip
     if not backward.grouped:
-        return Satellites(preprocess, postprocess_dq, None)
-    postprocess_dkv = Kernel(  # the tile's rows are keys
-        Op.POSTPROCESS, block_m=backward.block_n, threads=threads_dkv, cluster=2 if backward.two_cta else 1,
-        atom_layout_m=backward.atom_layout_dkv if sm90 else 1, swap_ab=backward.swap_ab_dkv, **shared,
+        return Satellites(preprocess, postprocess_dq, None, None)
+    postprocess_dk = Kernel(  # the tile's rows are keys
+        Op.POSTPROCESS, head_dim=head_dim, head_dim_v=head_dim, block_m=backward.block_n, threads=threads_dkv,
+        cluster=2 if backward.two_cta else 1, atom_layout_m=backward.atom_layout_dkv if sm90 else 1,
+        swap_ab=backward.swap_ab_dkv, **shared,
     )  # fmt: skip
-    return Satellites(preprocess, postprocess_dq, postprocess_dkv)
+    postprocess_dv = replace(postprocess_dk, head_dim=head_dim_v, head_dim_v=head_dim_v)
+    return Satellites(preprocess, postprocess_dq, postprocess_dk, postprocess_dv)
 
 
 def matrix() -> tuple[Kernel, ...]:

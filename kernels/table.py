@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernels.matrix import Kernel, Mask, Op, matrix, satellites
+from kernels.matrix import Kernel, Mask, Op, Satellites, matrix, satellites
 
 MASKS = {Mask.FULL: "kFull", Mask.CAUSAL: "kCausalBottomRight", Mask.WINDOW: "kWindow"}
 
@@ -24,6 +24,7 @@ def manifest(built: Sequence[Built]) -> list[dict]:
             "arch": row.kernel.arch,
             "dtype": row.kernel.dtype,
             "head_dim": row.kernel.head_dim,
+            "head_dim_v": row.kernel.head_dim_v,
             "layout": row.kernel.layout.value,
             "mask": row.kernel.mask.value,
             "grouped": row.kernel.grouped,
@@ -45,13 +46,14 @@ def build_info(subset: str, archs: Sequence[int], versions: dict[str, str], mani
 
 def _row(built: Built, index: dict[Kernel, int]) -> str:
     kernel, facts = built.kernel, built.facts
-    launched = satellites(kernel) if kernel.op is Op.BACKWARD else (None, None, None)
+    launched = satellites(kernel) if kernel.op is Op.BACKWARD else (None,) * len(Satellites._fields)
     rows = ", ".join(str(index[satellite] if satellite else -1) for satellite in launched)
     flags = ", ".join(str(flag).lower() for flag in (kernel.grouped, kernel.deterministic, kernel.two_cta))
     op, dtype, layout = (field.title() for field in (kernel.op.value, kernel.dtype, kernel.layout.value))
     return (
         f'    {{"{kernel.name}",\n'
-        f"     Op::k{op}, {kernel.arch}, Dtype::k{dtype}, {kernel.head_dim}, Layout::k{layout}, Mask::{MASKS[kernel.mask]},\n"
+        f"     Op::k{op}, {kernel.arch}, Dtype::k{dtype}, {kernel.head_dim}, {kernel.head_dim_v}, Layout::k{layout}, "
+        f"Mask::{MASKS[kernel.mask]},\n"
         f"     {flags}, {kernel.block_m}, {kernel.block_n}, {kernel.blocks_per_sm}, {rows},\n"
         f"     {facts['load']},\n     {facts['load_to_device']},\n     {facts['launch']}}},\n"
     )

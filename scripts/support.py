@@ -121,7 +121,10 @@ def page() -> str:
             "tests/realistic_calls.py lists calls that public models make and where each shape comes from: "
             + ", ".join(f"{count} {use}" for use, count in mix.items())
             + ". A device's first number is how many run on our kernels as `import fa4_ext` registers them, the second how many do "
-            "after `register(speed_rules=False)`: for the difference we have kernels, but PyTorch's were measured to be faster."
+            "after `register(speed_rules=False)`: for the difference we have kernels, but PyTorch's were measured to be faster. "
+            "DeepSeek's calls are those of the ops themselves and of `torch.nn.attention.varlen`: "
+            "`F.scaled_dot_product_attention` takes unequal head dims to flash attention only where torch 2.15's switch for "
+            "its own FA4 is on (docs/compatibility.md)."
         ),
         calls(),
     ]

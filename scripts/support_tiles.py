@@ -19,7 +19,13 @@ AXES = {
 }
 # Query's and key's, value's.
 HEAD_DIMS = [(head_dim, head_dim) for head_dim in range(8, 321, 8)]
-OTHER_HEAD_DIMS = {"no multiple of 8": (100, 100), "192, value 128": (192, 128), "576, value 512": (576, 512)}
+OTHER_HEAD_DIMS = {
+    "no multiple of 8": (100, 100),
+    "128, value 64": (128, 64),
+    "64, value 128": (64, 128),
+    "192, value 128": (192, 128),
+    "576, value 512": (576, 512),
+}
 
 
 def markdown_table(*rows: tuple) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fa4_core
 from hypothesis import strategies as st
 
+LARGEST_HEAD_DIMS = {90: (256, 256), 100: (192, 128)}  # query's, value's
 SM_COUNT = {90: 132, 100: 148, 103: 160}
 FIELDS = (
     "batch", "seqlen_q", "seqlen_k", "total_q", "total_k", "num_heads", "num_heads_kv", "head_dim", "head_dim_v", "is_causal",
@@ -36,8 +37,14 @@ def problems(draw, largest: int = 40_000, dtypes=("bf16", "fp16"), capabilities=
     bound = st.integers(-1, max(2 * seqlen_k, 1)) if windowed else st.just(-1)
     op = draw(st.sampled_from(["forward", "backward"]))
     capability = draw(st.sampled_from(capabilities)) if legal else draw(st.integers(0, 130))
-    largest_head_dim = 256 if capability == 90 else 128
-    head_dim = draw(st.sampled_from(range(8, largest_head_dim + 1, 8))) if legal else draw(st.integers(-8, 300))
+    largest_head_dim, largest_head_dim_v = LARGEST_HEAD_DIMS[90 if capability == 90 else 100]
+    equal_head_dims = draw(st.booleans())
+    if legal:
+        head_dim_v = draw(st.sampled_from(range(8, largest_head_dim_v + 1, 8)))
+        head_dim = head_dim_v if equal_head_dims else draw(st.sampled_from(range(8, largest_head_dim + 1, 8)))
+    else:
+        head_dim = draw(st.integers(-8, 300))
+        head_dim_v = head_dim if equal_head_dims else draw(st.integers(-8, 300))
     return {
         "op": op,
         "dtype": draw(st.sampled_from(dtypes)),
@@ -52,7 +59,7 @@ def problems(draw, largest: int = 40_000, dtypes=("bf16", "fp16"), capabilities=
         "num_heads": heads_kv * draw(st.integers(1, 8)) if legal else draw(st.integers(-1, 70_000)),
         "num_heads_kv": heads_kv,
         "head_dim": head_dim,
-        "head_dim_v": head_dim if legal else draw(st.sampled_from([head_dim, 64])),
+        "head_dim_v": head_dim_v,
         "is_causal": draw(st.booleans()),
         "window_size_left": draw(bound),
         "window_size_right": draw(bound),

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_problems import core_problem, problems
 
+from kernels.matrix import HEAD_DIM_BUCKETS
+
 ROWS = fa4_core.kernels()
 BUILT = {row.name for row in ROWS}
 
@@ -51,8 +53,12 @@ def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
     assert chosen.supported, (problem, chosen.reason)
     kernel = chosen.kernel
     assert kernel.name in BUILT
-    buckets = (64, 96, 128, 192, 256) if problem["capability"] == 90 else (64, 128)
-    assert kernel.head_dim == next(bucket for bucket in buckets if bucket >= problem["head_dim"])
+    holding = [
+        bucket
+        for bucket in HEAD_DIM_BUCKETS[90 if problem["capability"] == 90 else 100]
+        if bucket[0] >= problem["head_dim"] and bucket[1] >= problem["head_dim_v"]
+    ]
+    assert (kernel.head_dim, kernel.head_dim_v) == min(holding)
     assert kernel.arch == (90 if problem["capability"] == 90 else 100)
     assert kernel.layout.name == problem["layout"].upper()
     assert kernel.deterministic == problem["deterministic"]
@@ -63,16 +69,39 @@ def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
 
 def stores_whole_rows(problem, kernel) -> bool:
     """Where the SM100 kernel for equal heads would store beyond head_dim, and the one with accumulators runs instead."""
-    below_bucket = kernel.arch == 100 and problem["head_dim"] != kernel.head_dim
+    head_dims = problem["head_dim"], problem["head_dim_v"]
+    below_bucket = kernel.arch == 100 and head_dims != (kernel.head_dim, kernel.head_dim_v)
     return below_bucket and (problem["layout"] == "varlen" or kernel.mask == fa4_core.Mask.WINDOW)
 
 
-@pytest.mark.parametrize(("head_dim", "grouped"), [(64, False), (56, True), (128, False), (96, True)])
+@pytest.mark.parametrize(
+    ("capability", "head_dims", "bucket"),
+    [
+        (90, (192, 128), (192, 128)), (90, (160, 128), (192, 128)), (90, (136, 96), (192, 128)), (90, (192, 136), (192, 192)),
+        (90, (128, 192), (192, 192)), (90, (128, 64), (128, 128)), (90, (64, 128), (128, 128)), (90, (256, 128), (256, 256)),
+        (90, (64, 200), (256, 256)), (100, (192, 128), (192, 128)), (100, (136, 8), (192, 128)), (100, (128, 64), (128, 128)),
+        (100, (64, 128), (128, 128)), (100, (192, 136), None), (100, (64, 192), None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("op", ("forward", "backward"))
+def test_unequal_head_dims_get_the_smallest_bucket_that_holds_both(capability, head_dims, bucket, op):
+    chosen = plan(LEGAL | {"op": op, "capability": capability, "head_dim": head_dims[0], "head_dim_v": head_dims[1]})
+    assert (chosen.supported and (chosen.kernel.head_dim, chosen.kernel.head_dim_v)) == (bucket or False), chosen.reason
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "head_dim_v", "grouped"),
+    [
+        (64, 64, False), (56, 56, True), (128, 128, False), (96, 96, True), (128, 64, True), (64, 128, True), (192, 128, False),
+        (160, 128, True), (192, 96, True),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("change", [{"layout": "varlen"}, {"window_size_left": 100}], ids=["varlen", "window"])
-def test_sm100_gradients_below_the_bucket_come_from_accumulators(change, head_dim, grouped):
-    chosen = plan(LEGAL | {"op": "backward", "capability": 100, "head_dim": head_dim, "head_dim_v": head_dim} | change)
+def test_sm100_gradients_below_the_bucket_come_from_accumulators(change, head_dim, head_dim_v, grouped):
+    problem = LEGAL | {"op": "backward", "capability": 100, "head_dim": head_dim, "head_dim_v": head_dim_v}
+    chosen = plan(problem | change)
     assert chosen.supported and chosen.kernel.grouped == grouped
-    dense = plan(LEGAL | {"op": "backward", "capability": 100, "head_dim": head_dim, "head_dim_v": head_dim})
+    dense = plan(problem)
     assert not dense.kernel.grouped
 
 
@@ -93,8 +122,8 @@ def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
     }
     zeroed = {}
     if kernel.grouped:
-        size = 4 * batch * heads_kv * w.rows_k * kernel.head_dim
-        zeroed |= {"dk_accum": (w.dk_accum, size), "dv_accum": (w.dv_accum, size)}
+        zeroed["dk_accum"] = (w.dk_accum, 4 * batch * heads_kv * w.rows_k * kernel.head_dim)
+        zeroed["dv_accum"] = (w.dv_accum, 4 * batch * heads_kv * w.rows_k * kernel.head_dim_v)
     if kernel.deterministic:
         zeroed["dq_semaphore"] = (w.dq_semaphore, 4 * problem["batch"] * heads * w.tiles_q * w.cluster)
         if kernel.grouped:
@@ -120,10 +149,12 @@ def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
         ({"head_dim": 264, "head_dim_v": 264}, "head_dim must be at most 256 on compute capability 9.0 in this build, is 264"),
         (
             {"head_dim": 136, "head_dim_v": 136, "capability": 103},
-            "head_dim must be at most 128 on compute capability 10.3 in this build, is 136",
+            "value's head_dim must be at most 128 on compute capability 10.3 in this build, is 136",
         ),
+        ({"head_dim": 200, "capability": 100}, "head_dim must be at most 192 on compute capability 10.0 in this build, is 200"),
         ({"head_dim": 100, "head_dim_v": 100}, "head_dim must be a multiple of 8, is 100"),
-        ({"head_dim_v": 64}, "query's head_dim 128 differs from value's 64"),
+        ({"head_dim_v": 100}, "value's head_dim must be a multiple of 8, is 100"),
+        ({"head_dim_v": 0}, "a tensor is empty"),
         ({"num_heads_kv": 3}, "8, is not a multiple of the number of key/value heads, 3"),
         ({"seqlen_k": 0, "total_k": 0}, "a tensor is empty"),
         ({"batch": 65_536, "total_q": 65_536 * 512, "total_k": 65_536 * 512}, "batch must be at most 65535, is 65536"),
@@ -168,11 +199,12 @@ SHORT_OF_TILES = {"batch": 1, "seqlen_q": 1, "seqlen_k": 65_536, "total_q": 1, "
         (SHORT_OF_TILES, True),
         (SHORT_OF_TILES | {"num_heads": 32}, True),
         (SHORT_OF_TILES | {"capability": 100}, False),  # measured on Hopper only
+        (SHORT_OF_TILES | {"head_dim": 192}, False),  # which stock can't run
         ({"layout": "varlen", "batch": 256, "seqlen_q": 64, "seqlen_k": 64, "total_q": 256 * 64, "total_k": 256 * 64}, True),
         ({"layout": "varlen", "batch": 8, "seqlen_q": 4096, "seqlen_k": 4096, "total_q": 16_384, "total_k": 16_384}, False),
         ({"op": "backward"} | SHORT_OF_TILES, False),
     ],
-    ids=["training", "decode", "decode_gqa", "decode_on_sm100", "many_short", "packed", "backward_of_decode"],
+    ids=["training", "decode", "decode_gqa", "decode_on_sm100", "decode_192_128", "many_short", "packed", "backward_of_decode"],
 )
 def test_speed_rules_leave_to_stock_what_it_runs_faster(change, stock):
     problem = LEGAL | change
@@ -184,13 +216,18 @@ def test_speed_rules_leave_to_stock_what_it_runs_faster(change, stock):
 
 def test_every_backward_row_names_its_companions():
     for row in ROWS:
-        companions = (row.preprocess, row.postprocess_dq, row.postprocess_dkv)
+        companions = (row.preprocess, row.postprocess_dq, row.postprocess_dk, row.postprocess_dv)
         if row.op != fa4_core.Op.BACKWARD:
-            assert companions == (-1, -1, -1), row.name
+            assert companions == (-1,) * 4, row.name
             continue
         assert ROWS[row.preprocess].op == fa4_core.Op.PREPROCESS, row.name
         assert ROWS[row.postprocess_dq].op == fa4_core.Op.POSTPROCESS, row.name
-        assert (row.postprocess_dkv >= 0) == row.grouped, row.name
+        assert (row.postprocess_dk >= 0) == (row.postprocess_dv >= 0) == row.grouped, row.name
+        assert ROWS[row.preprocess].head_dim_v == row.head_dim_v, row.name
+        if row.grouped:
+            assert (ROWS[row.postprocess_dk].head_dim, ROWS[row.postprocess_dv].head_dim) == (row.head_dim, row.head_dim_v), (
+                row.name
+            )
 
 
 @settings(max_examples=300, deadline=None)
@@ -208,3 +245,16 @@ def test_strides_of_results_are_empty_likes(sizes, data):
         )
     ours = fa4_core.empty_like_strides(list(tensor.shape), list(tensor.stride()))
     assert ours == list(torch.empty_like(tensor).stride()), (tensor.shape, tensor.stride())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(3, 4), st.data())
+def test_strides_of_an_output_with_value_s_head_dim_are_torch_s(rank, data):
+    sizes = data.draw(st.lists(st.integers(1, 4), min_size=rank, max_size=rank))
+    query = torch.empty(sizes, device="meta").permute(*data.draw(st.permutations(range(rank))))
+    shape = (*query.shape[:-1], query.size(-1) + 1)
+    # torch 2.15's rule, of every rank
+    order = sorted(range(rank), key=lambda dim: query.stride(dim), reverse=True)
+    inverse = [order.index(dim) for dim in range(rank)]
+    expected = torch.empty([shape[dim] for dim in order], device="meta").permute(inverse).stride()
+    assert fa4_core.output_strides(list(shape), list(query.stride())) == list(expected), (shape, query.stride())

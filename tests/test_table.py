@@ -20,7 +20,7 @@ def test_manifest_has_a_row_a_kernel():
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 def test_manifest_row(kernel):
     row = manifest()[kernel.name]
-    for field in ("arch", "dtype", "head_dim", "grouped", "deterministic", "two_cta", "block_m", "block_n"):
+    for field in ("arch", "dtype", "head_dim", "head_dim_v", "grouped", "deterministic", "two_cta", "block_m", "block_n"):
         assert row[field] == getattr(kernel, field)
     for field in ("op", "layout", "mask"):
         assert row[field] == getattr(kernel, field).value
@@ -60,12 +60,12 @@ def built_without_compiling(name):
 def test_rows_of_satellites():
     built = built_without_compiling("full")
     source = table.cpp(built, "{}", "[]")
-    rows = re.findall(r'^    \{"(\w+)",\n.*\n     (?:\w+, ){5}(-?\d+), (-?\d+), (-?\d+),$', source, re.MULTILINE)
+    rows = re.findall(r'^    \{"(\w+)",\n.*\n     (?:\w+, ){5}(-?\d+), (-?\d+), (-?\d+), (-?\d+),$', source, re.MULTILINE)
     assert len(rows) == len(built)
     for row, (name, *indices) in zip(built, rows, strict=True):
         assert row.kernel.name == name
         launched = [built[int(index)].kernel if int(index) >= 0 else None for index in indices]
-        assert launched == (list(satellites(row.kernel)) if row.kernel.op is Op.BACKWARD else [None] * 3)
+        assert launched == (list(satellites(row.kernel)) if row.kernel.op is Op.BACKWARD else [None] * 4)
 
 
 def test_unchanged_files_keep_their_time_stamp(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import fa4_core
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
-from plan_problems import SM_COUNT, core_problem, problems
+from plan_problems import LARGEST_HEAD_DIMS, SM_COUNT, core_problem, problems
 
 ROWS = fa4_core.kernels()
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ def compiled(kernel) -> list[str]:
     """Names of the kernels that a plan launches, each once, in the order of their first launch."""
     if kernel.op == fa4_core.Op.FORWARD:
         return [kernel.name]
-    postprocess = [kernel.postprocess_dq, *([kernel.postprocess_dkv] if kernel.grouped else [])]
+    postprocess = [kernel.postprocess_dq, *([kernel.postprocess_dk, kernel.postprocess_dv] if kernel.grouped else [])]
     return list(dict.fromkeys([ROWS[kernel.preprocess].name, kernel.name, *(ROWS[row].name for row in postprocess)]))
 
 
@@ -52,7 +52,7 @@ def compiled(kernel) -> list[str]:
 def test_plan_chooses_what_upstream_would_compile(upstream, problem):
     arch, compare = upstream
     problem |= {"capability": arch}
-    assume(arch == 90 or problem["head_dim"] <= 128)
+    assume(all(problem[field] <= bound for field, bound in zip(("head_dim", "head_dim_v"), LARGEST_HEAD_DIMS[arch], strict=True)))
     # Upstream compiles kernels of their own for a pair of query tiles that is a whole sequence; ours runs the ones for longer ones.
     assume(not (arch == 100 and problem["op"] == "forward" and 128 < problem["seqlen_q"] <= 256))
     if problem["window_size_left"] >= problem["seqlen_k"] or problem["window_size_right"] >= problem["seqlen_k"]:
@@ -65,7 +65,10 @@ def test_plan_chooses_what_upstream_would_compile(upstream, problem):
     assume(plan.kernel.op != fa4_core.Op.DECODE)  # a kernel of our own; tests/test_plan.py says when
     # Below the bucket, of which upstream is not told here, SM100 gradients may come from accumulators (csrc/core/plan.cpp).
     assume(not (plan.kernel.grouped and problem["num_heads"] == problem["num_heads_kv"]))
+    # Upstream refuses these (kernels/sm90/backward.py).
+    assume(not (arch == 90 and plan.kernel.grouped and plan.kernel.head_dim != plan.kernel.head_dim_v))
     workspace = {name: getattr(plan.workspace, name) for name in ("rows_q", "rows_k", "tiles_q", "tiles_k", "cluster")}
-    request = problem | {"bucket": plan.kernel.head_dim, "kernels": compiled(plan.kernel), "workspace": workspace}
+    buckets = {"bucket": plan.kernel.head_dim, "bucket_v": plan.kernel.head_dim_v}
+    request = problem | buckets | {"kernels": compiled(plan.kernel), "workspace": workspace}
     differences = compare(request)
     assert not differences, f"{problem}\n" + "\n".join(differences)

@@ -42,7 +42,7 @@ def ours(name: str):
 
 
 def tensors(problem: dict):
-    """query, key, value and the varlen arguments, with the bucket as head dim."""
+    """query, key, value, output and the varlen arguments, with the buckets as head dims."""
     lead_q, lead_k = ((problem["batch"], problem["seqlen_q"]), (problem["batch"], problem["seqlen_k"]))
     varlen = {}
     if problem["layout"] == "varlen":
@@ -51,9 +51,10 @@ def tensors(problem: dict):
         varlen = dict(
             cu_seqlens_q=lengths, cu_seqlens_k=lengths, max_seqlen_q=problem["seqlen_q"], max_seqlen_k=problem["seqlen_k"]
         )
-    shapes = (*lead_q, problem["num_heads"]), (*lead_k, problem["num_heads_kv"]), (*lead_k, problem["num_heads_kv"])
-    dtype = DTYPES[problem["dtype"]]
-    return [torch.empty(*shape, problem["bucket"], dtype=dtype, device="cuda") for shape in shapes], varlen
+    rows_q, rows_k = (*lead_q, problem["num_heads"]), (*lead_k, problem["num_heads_kv"])
+    bucket, bucket_v = problem["bucket"], problem["bucket_v"]
+    shapes = (*rows_q, bucket), (*rows_k, bucket), (*rows_k, bucket_v), (*rows_q, bucket_v)
+    return [torch.empty(shape, dtype=DTYPES[problem["dtype"]], device="cuda") for shape in shapes], varlen
 
 
 def run_upstream(problem: dict) -> None:
@@ -64,7 +65,7 @@ def run_upstream(problem: dict) -> None:
     bounds = {f"window_size_{side}": problem[f"window_size_{side}"] for side in ("left", "right")}
     window = {name: None if bound < 0 else bound for name, bound in bounds.items()}
     with FakeTensorMode():
-        (query, key, value), varlen = tensors(problem)
+        (query, key, value, out), varlen = tensors(problem)
         shared = dict(causal=problem["is_causal"], pack_gqa=False, **window, **varlen)
         if problem["op"] == "forward":
             upstream._flash_attn_fwd(query, key, value, return_lse=True, **shared)
@@ -76,8 +77,8 @@ def run_upstream(problem: dict) -> None:
             query,
             key,
             value,
-            torch.empty_like(query),
-            torch.empty_like(query),
+            out,
+            torch.empty_like(out),
             lse,
             deterministic=problem["deterministic"],
             **shared,
@@ -107,7 +108,8 @@ def compare_objects(expected: list[str]) -> list[str]:
 def compare_workspace(problem: dict, workspace: dict) -> list[str]:
     """Shapes of the backward's scratch tensors: upstream's fake tensors against our plan's sizes."""
     batch = [problem["batch"]] if problem["layout"] == "dense" else []
-    heads, heads_kv, bucket = problem["num_heads"], problem["num_heads_kv"], problem["bucket"]
+    heads, heads_kv = problem["num_heads"], problem["num_heads_kv"]
+    bucket, bucket_v = problem["bucket"], problem["bucket_v"]
     _, arguments = next(entry for entry in compiled if "BackwardSm" in type(entry[0]).__name__)
     rows_q, rows_k = workspace["rows_q"], workspace["rows_k"]
     expected = {
@@ -117,7 +119,7 @@ def compare_workspace(problem: dict, workspace: dict) -> list[str]:
     }
     if heads != heads_kv:
         expected["dk_accum"] = (arguments[7], [*batch, heads_kv, rows_k * bucket])
-        expected["dv_accum"] = (arguments[8], [*batch, heads_kv, rows_k * bucket])
+        expected["dv_accum"] = (arguments[8], [*batch, heads_kv, rows_k * bucket_v])
     if problem["deterministic"]:
         tiles_q, tiles_k, cluster = workspace["tiles_q"], workspace["tiles_k"], workspace["cluster"]
         expected["dq_semaphore"] = (arguments[16], [problem["batch"], heads, tiles_q, cluster])

@@ -21,7 +21,13 @@ bool same_device(const TensorInfo& a, const TensorInfo& b) {
   return a.device_type == b.device_type && a.device_index == b.device_index;
 }
 
-bool same_kind(const TensorInfo& a, const TensorInfo& b) { return same_shape(a, b) && a.dtype == b.dtype && same_device(a, b); }
+bool has_output_shape(const TensorInfo& tensor, const TensorInfo& query, const TensorInfo& value) {
+  const OutputShape expected(query, value);
+  TensorInfo shape;
+  shape.dim = query.dim;
+  shape.size = expected.size;
+  return same_shape(tensor, shape);
+}
 
 std::string check_cum_seq(const char* name, const TensorInfo& lengths, const TensorInfo& query) {
   if (lengths.dtype != aoti_torch_dtype_int32()) return concat(name, " must be int32");
@@ -60,6 +66,7 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
     empty_like_strides(tensor->dim, tensor->size, tensor->stride, result);
     if (result[tensor->dim - 1] != 1) return "query, key, value must not overlap themselves";
   }
+  if (OutputShape(q, v).stride[q.dim - 1] != 1) return "query must not overlap itself";
   const int64_t heads = in.order == DimOrder::kHeadsFirst ? 1 : q.dim - 2, seqlen = varlen ? 0 : 3 - heads, last = q.dim - 1;
   if (k.size[seqlen] != v.size[seqlen] || k.size[heads] != v.size[heads] || (!varlen && k.size[0] != v.size[0])) {
     return "key and value must have the same shape";
@@ -154,10 +161,14 @@ ForwardDescription describe(const ForwardCall& call, const DeviceProperties* sim
     d.reason = "paged KV (block_table) not supported";
   } else if (call.num_splits.value_or(0) > 1) {
     d.reason = concat("SplitKV not supported, num_splits is ", *call.num_splits);
-  } else if (call.out && !same_kind(info(call.out.get()), d.query)) {
-    d.reason = "out must have query's shape, dtype and device";
   } else {
     d.reason = describe_inputs(inputs, d.query, d.key, d.value, simulated, d.problem);
+  }
+  if (d.reason.empty() && call.out) {
+    const TensorInfo out = info(call.out.get());
+    if (!has_output_shape(out, d.query, d.value) || out.dtype != d.query.dtype || !same_device(out, d.query)) {
+      d.reason = "out must have query's shape, with value's head_dim, and query's dtype and device";
+    }
   }
   return d;
 }
@@ -184,8 +195,8 @@ BackwardDescription describe(const BackwardCall& call) {
   if (!d.reason.empty()) return d;
   if (d.grad_out.dtype != d.query.dtype || d.out.dtype != d.query.dtype) {
     d.reason = "grad_out and out must have query's dtype";
-  } else if (!same_shape(d.grad_out, d.query) || !same_shape(d.out, d.query)) {
-    d.reason = "grad_out and out must have query's shape";
+  } else if (!has_output_shape(d.grad_out, d.query, d.value) || !has_output_shape(d.out, d.query, d.value)) {
+    d.reason = "grad_out and out must have query's shape, with value's head_dim";
   } else if (!same_device(d.grad_out, d.query) || !same_device(d.out, d.query) || !same_device(d.logsumexp, d.query)) {
     d.reason = "inputs must share device";
   } else if (d.logsumexp.dtype != aoti_torch_dtype_float32()) {

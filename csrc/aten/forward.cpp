@@ -34,7 +34,7 @@ struct Outputs {
 };
 
 Outputs run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan) {
-  Handle out = empty_like(d.query);
+  Handle out = empty_output(d.query, d.value);
   Handle logsumexp = run(call, d, plan, view(out.get(), info(out.get()), call.order));
   return {std::move(out), std::move(logsumexp)};
 }

@@ -1,7 +1,8 @@
 #include "tensors.h"
 
+#include <algorithm>
+
 #include "../core/error.h"
-#include "../core/strides.h"
 #include "torch_symbol.h"
 
 namespace fa4::aten {
@@ -72,6 +73,22 @@ Handle empty_like(const TensorInfo& tensor) {
   int64_t stride[kMaxDim];
   empty_like_strides(tensor.dim, tensor.size, tensor.stride, stride);
   return empty_strided(tensor.dim, tensor.size, stride, tensor.dtype, tensor.device_index);
+}
+
+OutputShape::OutputShape(const TensorInfo& query, const TensorInfo& value) {
+  const int64_t last = query.dim - 1;
+  std::copy_n(query.size, last, size);
+  size[last] = value.size[last];
+  if (size[last] == query.size[last]) {
+    empty_like_strides(query.dim, query.size, query.stride, stride);
+  } else {
+    output_strides(query.dim, size, query.stride, stride);
+  }
+}
+
+Handle empty_output(const TensorInfo& query, const TensorInfo& value) {
+  const OutputShape shape(query, value);
+  return empty_strided(query.dim, shape.size, shape.stride, query.dtype, query.device_index);
 }
 
 Handle empty(int64_t dim, const int64_t* size, int32_t dtype, int32_t device_index) {

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "../core/launch.h"
+#include "../core/strides.h"
 
 namespace fa4::aten {
 
@@ -60,6 +61,15 @@ constexpr int64_t kElementBytes = 2;  // bf16 and fp16
 bool tma_can_address(const TensorInfo& tensor, int64_t byte_offset);
 
 Handle empty_like(const TensorInfo& tensor);
+
+// Sizes and strides of attention's output, as torch promises them: query's, but for the last dimension, value's.
+struct OutputShape {
+  int64_t size[kMaxDim], stride[kMaxDim];
+
+  OutputShape(const TensorInfo& query, const TensorInfo& value);
+};
+
+Handle empty_output(const TensorInfo& query, const TensorInfo& value);
 Handle empty(int64_t dim, const int64_t* size, int32_t dtype, int32_t device_index);  // contiguous, CUDA
 Handle undefined();
 Handle contiguous_copy(AtenTensorHandle tensor, const TensorInfo& info);  // in memory of its own, aligned as allocations are

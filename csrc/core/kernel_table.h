@@ -12,7 +12,8 @@ struct Kernel {
   Op op;
   int16_t arch;  // 90, or 100 for the family 10.0 and 10.3
   Dtype dtype;
-  int16_t head_dim;  // bucket: the kernel serves every multiple of 8 up to it
+  int16_t head_dim;    // bucket of query's and key's: the kernel serves every multiple of 8 up to it
+  int16_t head_dim_v;  // bucket of value's and the output's
   Layout layout;
   Mask mask;
   bool grouped;  // backward: query heads that share a key/value head add up in accumulators of dK and dV
@@ -20,8 +21,8 @@ struct Kernel {
   bool two_cta;
   int16_t block_m;  // rows of a tile
   int16_t block_n;
-  int16_t blocks_per_sm;                                // decode: thread blocks that a multiprocessor holds
-  int16_t preprocess, postprocess_dq, postprocess_dkv;  // backward: rows of this table; -1: not launched
+  int16_t blocks_per_sm;                                               // decode: thread blocks that a multiprocessor holds
+  int16_t preprocess, postprocess_dq, postprocess_dk, postprocess_dv;  // backward: rows of this table; -1: not launched
 
   // export_to_c's entry points; each takes an array of pointers to its arguments.
   void (*load)(void** arguments);

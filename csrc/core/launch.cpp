@@ -139,7 +139,7 @@ void gradients(const Problem& p, const Plan& plan, const BackwardArguments& a, c
   list.add_rows(scratch.at(w.dq_accum), p.batch, p.num_heads, w.rows_q * kernel.head_dim, dq_accum);
   if (kernel.grouped) {
     list.add_rows(scratch.at(w.dk_accum), p.batch, p.num_heads_kv, w.rows_k * kernel.head_dim, dk);
-    list.add_rows(scratch.at(w.dv_accum), p.batch, p.num_heads_kv, w.rows_k * kernel.head_dim, dv);
+    list.add_rows(scratch.at(w.dv_accum), p.batch, p.num_heads_kv, w.rows_k * kernel.head_dim_v, dv);
   } else {
     list.add(a.dk, dk);
     list.add(a.dv, dv);
@@ -253,9 +253,10 @@ void launch_backward(const Problem& p, const Plan& plan, const BackwardArguments
   postprocess(p, plan.kernel->postprocess_dq, scratch.at(w.dq_accum), a.dq, p.num_heads, w.rows_q, a.softmax_scale, a.cu_seqlens_q,
               target);
   if (plan.kernel->grouped) {
-    const int row = plan.kernel->postprocess_dkv;
-    postprocess(p, row, scratch.at(w.dk_accum), a.dk, p.num_heads_kv, w.rows_k, a.softmax_scale, a.cu_seqlens_k, target);
-    postprocess(p, row, scratch.at(w.dv_accum), a.dv, p.num_heads_kv, w.rows_k, 1.0f, a.cu_seqlens_k, target);
+    postprocess(p, plan.kernel->postprocess_dk, scratch.at(w.dk_accum), a.dk, p.num_heads_kv, w.rows_k, a.softmax_scale,
+                a.cu_seqlens_k, target);
+    postprocess(p, plan.kernel->postprocess_dv, scratch.at(w.dv_accum), a.dv, p.num_heads_kv, w.rows_k, 1.0f, a.cu_seqlens_k,
+                target);
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <tuple>
 #include <vector>
 
 #include "error.h"
@@ -39,16 +40,16 @@ std::string why_not(const Problem& p) {
   if (!kernel_arch(p.capability)) {
     return concat("FA4 requires compute capability 9.0, 10.0 or 10.3, the device has ", p.capability / 10, ".", p.capability % 10);
   }
-  if (p.batch <= 0 || p.num_heads <= 0 || p.num_heads_kv <= 0 || p.head_dim <= 0 || p.total_q <= 0 || p.total_k <= 0 ||
-      p.seqlen_q <= 0 || p.seqlen_k <= 0) {
+  if (p.batch <= 0 || p.num_heads <= 0 || p.num_heads_kv <= 0 || p.head_dim <= 0 || p.head_dim_v <= 0 || p.total_q <= 0 ||
+      p.total_k <= 0 || p.seqlen_q <= 0 || p.seqlen_k <= 0) {
     return "a tensor is empty";
   }
   if (p.num_heads % p.num_heads_kv) {
     return concat("the number of query heads, ", p.num_heads, ", is not a multiple of the number of key/value heads, ",
                   p.num_heads_kv);
   }
-  if (p.head_dim != p.head_dim_v) return concat("query's head_dim ", p.head_dim, " differs from value's ", p.head_dim_v);
   if (p.head_dim % 8) return concat("head_dim must be a multiple of 8, is ", p.head_dim);
+  if (p.head_dim_v % 8) return concat("value's head_dim must be a multiple of 8, is ", p.head_dim_v);
   if (p.batch > kMaxGrid) return concat("batch must be at most ", kMaxGrid, ", is ", p.batch);
   if (p.num_heads > kMaxGrid) return concat("the number of heads must be at most ", kMaxGrid, ", is ", p.num_heads);
   if (std::max({p.total_q, p.total_k, p.seqlen_q, p.seqlen_k}) >= kUnbounded) return "a length is 2^30 or more";
@@ -84,7 +85,7 @@ const std::vector<std::vector<const Kernel*>>& kernels_by_slot() {
     }
     for (auto& slot : *slots) {
       std::sort(slot.begin(), slot.end(), [](const Kernel* a, const Kernel* b) {
-        return a->head_dim != b->head_dim ? a->head_dim < b->head_dim : a->block_m < b->block_m;
+        return std::tie(a->head_dim, a->head_dim_v, a->block_m) < std::tie(b->head_dim, b->head_dim_v, b->block_m);
       });
     }
     return slots;
@@ -92,13 +93,19 @@ const std::vector<std::vector<const Kernel*>>& kernels_by_slot() {
   return *index;
 }
 
-// The smallest bucket that holds the head dim; in it the smallest tile that holds all queries, or else the largest.
+// Where the kernel's tile is wider than the problem's rows.
+bool below_bucket(const Kernel& kernel, const Problem& p) {
+  return kernel.head_dim != p.head_dim || kernel.head_dim_v != p.head_dim_v;
+}
+
+// The smallest bucket that holds both head dims; in it the smallest tile that holds all queries, or else the largest.
 const Kernel* find_kernel(const Problem& p, Mask mask, bool grouped) {
   const Key key{p.op, kernel_arch(p.capability), p.dtype, p.layout, mask, grouped, p.op == Op::kBackward && p.deterministic};
   const Kernel* found = nullptr;
   for (const Kernel* kernel : kernels_by_slot()[key.slot()]) {
-    if (kernel->head_dim < p.head_dim) continue;
-    if (found && (kernel->head_dim != found->head_dim || found->block_m >= p.seqlen_q)) break;
+    if (kernel->head_dim < p.head_dim || kernel->head_dim_v < p.head_dim_v) continue;
+    const bool same_bucket = found && kernel->head_dim == found->head_dim && kernel->head_dim_v == found->head_dim_v;
+    if (found && (!same_bucket || found->block_m >= p.seqlen_q)) break;
     found = kernel;
   }
   return found;
@@ -110,7 +117,9 @@ const std::vector<const Kernel*>& decode_kernels() {  // smallest bucket first
     for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
       if (k->op == Op::kDecode) kernels->push_back(k);
     }
-    std::sort(kernels->begin(), kernels->end(), [](const Kernel* a, const Kernel* b) { return a->head_dim < b->head_dim; });
+    std::sort(kernels->begin(), kernels->end(), [](const Kernel* a, const Kernel* b) {
+      return a->head_dim != b->head_dim ? a->head_dim < b->head_dim : a->head_dim_v < b->head_dim_v;
+    });
     return kernels;
   }();
   return *found;
@@ -120,19 +129,19 @@ const std::vector<const Kernel*>& decode_kernels() {  // smallest bucket first
 const Kernel* find_decode(const Problem& p) {
   for (const Kernel* kernel : decode_kernels()) {
     if (kernel->arch == kernel_arch(p.capability) && kernel->dtype == p.dtype && kernel->head_dim >= p.head_dim &&
-        p.seqlen_q * (p.num_heads / p.num_heads_kv) <= kernel->block_m) {
+        kernel->head_dim_v >= p.head_dim_v && p.seqlen_q * (p.num_heads / p.num_heads_kv) <= kernel->block_m) {
       return kernel;
     }
   }
   return nullptr;
 }
 
-// Thread blocks that share the keys of a head: as many as give each multiprocessor one, and two where one leaves some without
-// (clusters of more than two do not pack two to a multiprocessor). None without a block of keys.
+// Thread blocks that share the keys of a head: as many as give each multiprocessor one. Where that leaves some without, two if they
+// fit together (larger clusters were measured not to pack two to a multiprocessor). None without a block of keys.
 int32_t decode_splits(const Problem& p, const ResolvedMask& mask, const Kernel& kernel) {
   constexpr int64_t kMaxSplits = 16;  // thread blocks of a cluster, at most, on Hopper
   const int64_t heads = p.batch * p.num_heads_kv;
-  const int64_t fill = heads < p.sm_count ? std::max<int64_t>(2, p.sm_count / heads) : 1;
+  const int64_t fill = heads < p.sm_count ? std::max<int64_t>(kernel.blocks_per_sm, p.sm_count / heads) : 1;
   const int64_t keys = std::min(p.seqlen_k, int64_t{mask.left} + mask.right + p.seqlen_q);
   return static_cast<int32_t>(std::min({kMaxSplits, fill, ceil_div(keys, kernel.block_n)}));
 }
@@ -146,20 +155,24 @@ const Kernel* find_kernel(const Problem& p, Mask mask) {
   // On SM100 the kernel for equal heads stores dK and dV without TMA, and so whole rows of its bucket, where a layout is varlen or
   // where no query of a window sees a tile of keys. The one for grouped heads leaves the store to the postprocess, which knows the
   // head dim.
-  const bool stores_whole_rows = kernel && kernel->arch == 100 && !kernel->grouped && kernel->head_dim != p.head_dim &&
+  const bool stores_whole_rows = kernel && kernel->arch == 100 && !kernel->grouped && below_bucket(*kernel, p) &&
                                  (p.layout == Layout::kVarlen || mask == Mask::kWindow);
   return stores_whole_rows ? find_kernel(p, mask, true) : kernel;
 }
 
 std::string no_kernel(const Problem& p) {
-  int largest = 0;
+  int largest = 0, largest_v = 0;
   for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
-    if (k->arch == kernel_arch(p.capability)) largest = std::max<int>(largest, k->head_dim);
+    if (k->arch != kernel_arch(p.capability) || k->op != p.op) continue;
+    largest = std::max<int>(largest, k->head_dim);
+    largest_v = std::max<int>(largest_v, k->head_dim_v);
   }
-  if (p.head_dim > largest) {
-    return concat("head_dim must be at most ", largest, " on compute capability ", p.capability / 10, ".", p.capability % 10,
-                  " in this build, is ", p.head_dim);
-  }
+  const auto at_most = [&p](const char* name, int bound, int64_t head_dim) {
+    return concat(name, " must be at most ", bound, " on compute capability ", p.capability / 10, ".", p.capability % 10,
+                  " in this build, is ", head_dim);
+  };
+  if (p.head_dim > largest) return at_most("head_dim", largest, p.head_dim);
+  if (p.head_dim_v > largest_v) return at_most("value's head_dim", largest_v, p.head_dim_v);
   return "this build's kernel subset leaves this combination out";
 }
 
@@ -188,7 +201,7 @@ Workspace backward_workspace(const Problem& p, const Kernel& kernel) {
   w.dq_accum = take(batch * p.num_heads * w.rows_q * kernel.head_dim);
   w.zeroed = end;
   if (grouped) w.dk_accum = take(batch * p.num_heads_kv * w.rows_k * kernel.head_dim);
-  if (grouped) w.dv_accum = take(batch * p.num_heads_kv * w.rows_k * kernel.head_dim);
+  if (grouped) w.dv_accum = take(batch * p.num_heads_kv * w.rows_k * kernel.head_dim_v);
   if (kernel.deterministic) w.dq_semaphore = take(p.batch * p.num_heads * w.tiles_q * w.cluster);
   if (kernel.deterministic && grouped) w.dk_semaphore = take(p.batch * p.num_heads_kv * w.tiles_k * 2);
   if (kernel.deterministic && grouped) w.dv_semaphore = take(p.batch * p.num_heads_kv * w.tiles_k * 2);
@@ -215,7 +228,7 @@ Plan plan(const Problem& problem, bool speed_rules) {
   if (problem.op == Op::kBackward) {
     plan.workspace = backward_workspace(problem, *kernel);
     // The kernels index an accumulator's row in int32.
-    if (std::max(plan.workspace.rows_q, plan.workspace.rows_k) * kernel->head_dim > kMaxInt32) {
+    if (std::max(plan.workspace.rows_q, plan.workspace.rows_k) * std::max(kernel->head_dim, kernel->head_dim_v) > kMaxInt32) {
       plan.reason =
           concat("an accumulator has 2^31 elements or more a head: ", std::max(problem.total_q, problem.total_k), " rows");
       return plan;

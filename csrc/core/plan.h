@@ -17,8 +17,8 @@ struct Workspace {
   int64_t delta = 0;     // fp32 [batch,] heads, rows_q
   int64_t dq_accum = 0;  // fp32 [batch,] heads, rows_q * bucket
   int64_t zeroed = 0;
-  int64_t dk_accum = 0;  // fp32 [batch,] heads_kv, rows_k * bucket; grouped heads only, like dv_accum
-  int64_t dv_accum = 0;
+  int64_t dk_accum = 0;      // fp32 [batch,] heads_kv, rows_k * bucket; grouped heads only, like dv_accum
+  int64_t dv_accum = 0;      // fp32 [batch,] heads_kv, rows_k * value's bucket
   int64_t dq_semaphore = 0;  // int32 batch, heads, tiles of q, CTAs of a cluster; deterministic only, like the next two
   int64_t dk_semaphore = 0;  // int32 batch, heads_kv, tiles of k, 2; grouped heads only
   int64_t dv_semaphore = 0;

@@ -43,6 +43,7 @@ const char* reason(const StockIsFaster& rule) {
 
 const char* stock_is_faster(const Problem& p, const Kernel& kernel) {
   if (kernel.arch != 90 || kernel.op == Op::kDecode) return nullptr;  // measured on Hopper only
+  if (p.head_dim != p.head_dim_v) return nullptr;                     // the stock kernel has none for these
   const int64_t queries = p.layout == Layout::kVarlen ? p.total_q / p.batch : p.seqlen_q;
   const int64_t tiles_a_head = (queries + kernel.block_m - 1) / kernel.block_m;
   const int64_t fill = tiles_a_head ? 100 * queries / (tiles_a_head * kernel.block_m) : 0;

@@ -1,6 +1,8 @@
 #include "strides.h"
 
+#include <algorithm>
 #include <array>
+#include <numeric>
 #include <utility>
 
 #include "error.h"
@@ -58,6 +60,19 @@ void empty_like_strides(int64_t dim, const int64_t* size, const int64_t* stride,
   for (int64_t i = 0; i < dim; ++i) {
     result[order[i]] = next;
     if (size[order[i]] > 1) next *= size[order[i]];
+  }
+}
+
+void output_strides(int64_t dim, const int64_t* size, const int64_t* query_stride, int64_t* result) {
+  if (dim > kMaxDim) fail("a tensor has ", dim, " dimensions, at most ", kMaxDim, " are expected");
+  std::array<int64_t, kMaxDim> order;  // outermost first
+  std::iota(order.begin(), order.begin() + dim, 0);
+  std::stable_sort(order.begin(), order.begin() + dim,
+                   [query_stride](int64_t a, int64_t b) { return query_stride[a] > query_stride[b]; });
+  int64_t next = 1;
+  for (int64_t i = dim - 1; i >= 0; --i) {
+    result[order[i]] = next;
+    next *= size[order[i]];
   }
 }
 

@@ -47,6 +47,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("arch", &Kernel::arch)
       .def_readonly("dtype", &Kernel::dtype)
       .def_readonly("head_dim", &Kernel::head_dim)
+      .def_readonly("head_dim_v", &Kernel::head_dim_v)
       .def_readonly("layout", &Kernel::layout)
       .def_readonly("mask", &Kernel::mask)
       .def_readonly("grouped", &Kernel::grouped)
@@ -57,7 +58,8 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("blocks_per_sm", &Kernel::blocks_per_sm)
       .def_readonly("preprocess", &Kernel::preprocess)
       .def_readonly("postprocess_dq", &Kernel::postprocess_dq)
-      .def_readonly("postprocess_dkv", &Kernel::postprocess_dkv);
+      .def_readonly("postprocess_dk", &Kernel::postprocess_dk)
+      .def_readonly("postprocess_dv", &Kernel::postprocess_dv);
 
   py::class_<Workspace>(m, "Workspace")
       .def_readonly("rows_q", &Workspace::rows_q)
@@ -98,6 +100,11 @@ PYBIND11_MODULE(fa4_core, m) {
   m.def("empty_like_strides", [](const std::vector<int64_t>& size, const std::vector<int64_t>& stride) {
     std::vector<int64_t> result(size.size());
     empty_like_strides(static_cast<int64_t>(size.size()), size.data(), stride.data(), result.data());
+    return result;
+  });
+  m.def("output_strides", [](const std::vector<int64_t>& size, const std::vector<int64_t>& query_stride) {
+    std::vector<int64_t> result(size.size());
+    output_strides(static_cast<int64_t>(size.size()), size.data(), query_stride.data(), result.data());
     return result;
   });
   m.attr("UNBOUNDED") = kUnbounded;

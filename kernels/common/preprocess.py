@@ -16,7 +16,7 @@ class Preprocess(FlashAttentionBackwardPreprocess):
 
 
 def instantiate(kernel: Kernel) -> Preprocess:
-    return Preprocess(arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim, kernel.block_m)
+    return Preprocess(arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim_v, kernel.block_m)
 
 
 def entry(kernel: Kernel):

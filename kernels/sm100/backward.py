@@ -51,7 +51,7 @@ class Backward(FlashAttentionBackwardSm100):
 
 def instantiate(kernel: Kernel) -> Backward:
     return Backward(
-        kernel.head_dim, kernel.head_dim, is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW,
+        kernel.head_dim, kernel.head_dim_v, is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW,
         qhead_per_kvhead=2 if kernel.grouped else 1, tile_m=kernel.block_m, tile_n=kernel.block_n,
         cluster_size=2 if kernel.two_cta else 1, use_2cta_instrs=kernel.two_cta, deterministic=kernel.deterministic,
         spt=kernel.deterministic and kernel.mask is not Mask.FULL,

@@ -42,13 +42,13 @@ def instantiate(kernel: Kernel) -> Forward:
     q_stage = kernel.block_m // BLOCK_M
     single_tile = q_stage == 1
     return Forward(
-        kernel.head_dim, kernel.head_dim, qhead_per_kvhead=1,
+        kernel.head_dim, kernel.head_dim_v, qhead_per_kvhead=1,
         is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, is_split_kv=False, pack_gqa=False,
         m_block_size=BLOCK_M, n_block_size=kernel.block_n, q_stage=q_stage,
         # A static persistent grid pays where tiles are alike: no mask on a dense batch, or one query tile a sequence.
         is_static_persistent=single_tile or (kernel.mask is Mask.FULL and kernel.layout is Layout.DENSE),
         is_varlen_q=kernel.layout is Layout.VARLEN, use_2cta_instrs=kernel.two_cta, use_clc_scheduler=False,
-        use_s_ping_pong=single_tile,
+        use_s_ping_pong=single_tile and kernel.head_dim == kernel.head_dim_v,
     )  # fmt: skip
 
 

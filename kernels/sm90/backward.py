@@ -11,6 +11,15 @@ from kernels.matrix import Kernel, Mask
 
 
 class Backward(FlashAttentionBackwardSm90):
+    def __init__(self, dtype, head_dim, head_dim_v, qhead_per_kvhead, **options):
+        # Upstream refuses grouped heads with unequal head dims: their dK goes out by way of V's and K's shared memory, which then
+        # are too small for it. What comes next is dO's, which nobody reads by then: a block works on a single tile of keys.
+        super().__init__(dtype, head_dim, head_dim_v, 1, **options)
+        self.qhead_per_kvhead = qhead_per_kvhead
+        rows_k, rows_q = self.tile_n * self.dtype.width, self.tile_m * self.dO_stage * self.dtype.width
+        room = rows_k * (self.tile_hdim + self.tile_hdimv) + rows_q * self.tile_hdimv
+        assert qhead_per_kvhead == 1 or self.tile_n * self.tile_hdim * Float32.width <= room
+
     def __call__(self, mQ, mK, *args, **kwargs):
         baked = self.qhead_per_kvhead
         if baked > 1:
@@ -26,11 +35,12 @@ class Backward(FlashAttentionBackwardSm90):
 
 
 def instantiate(kernel: Kernel) -> Backward:
-    large = kernel.head_dim > 128  # shared memory holds two tiles of Q, and one of everything else
+    large = kernel.head_dim > 128  # shared memory holds two tiles of Q and, of the rest, two of a small dO at most
     return Backward(
-        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim, 2 if kernel.grouped else 1,
+        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim_v, 2 if kernel.grouped else 1,
         is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, deterministic=kernel.deterministic,
-        tile_m=kernel.block_m, tile_n=kernel.block_n, Q_stage=2, dO_stage=1 if large else 2, PdS_stage=1 if large else 2,
+        tile_m=kernel.block_m, tile_n=kernel.block_n,
+        Q_stage=2, dO_stage=1 if kernel.head_dim_v > 128 else 2, PdS_stage=1 if large else 2,
         SdP_swapAB=not large, dKV_swapAB=kernel.swap_ab_dkv, dQ_swapAB=kernel.swap_ab,
         AtomLayoutMSdP=1, AtomLayoutNdKV=kernel.atom_layout_dkv, AtomLayoutMdQ=kernel.atom_layout_m, num_threads=384,
         V_in_regs=False, dQ_single_wg=kernel.dq_warpgroups == 1,

@@ -78,7 +78,7 @@ class Decode:
     def __init__(self, kernel: Kernel):
         self.dtype = arg.DTYPES[kernel.dtype]
         self.tile_m, self.tile_n = kernel.block_m, kernel.block_n
-        self.head_dim = self.head_dim_v = kernel.head_dim
+        self.head_dim, self.head_dim_v = kernel.head_dim, kernel.head_dim_v
         self.stages = kernel.stages
         self.blocks_per_sm = kernel.blocks_per_sm
 

@@ -19,7 +19,7 @@ class Forward(FlashAttentionForwardSm90):
 
 def instantiate(kernel: Kernel) -> Forward:
     return Forward(
-        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim, 1,
+        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim_v, 1,
         is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, pack_gqa=False,
         tile_m=kernel.block_m, tile_n=kernel.block_n, num_stages=2, num_threads=384, Q_in_regs=False,
         intra_wg_overlap=True, mma_pv_is_rs=kernel.pv_in_registers, mask_mod=None, score_mod=None, has_aux_tensors=False,

@@ -12,6 +12,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # The buckets of the kernel matrix.
 BLACKWELL = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 10
 HEAD_DIMS = (64, 128) if BLACKWELL else (64, 96, 128, 192, 256)
+# Query's and value's: the bucket for unequal ones, below it, and in the buckets of equal ones.
+UNEQUAL_HEAD_DIMS = ((192, 128), (160, 128), (136, 96), (192, 8), (128, 64), (40, 120))
+UNEQUAL_HEAD_DIMS += () if BLACKWELL else ((192, 136), (128, 192), (256, 64), (8, 248))
 MASKS = {
     "full": {},
     "causal": {"is_causal": True},
@@ -35,6 +38,7 @@ class Problem:
     is_causal: bool = False  # bottom-right aligned
     window: tuple[int, int] = (-1, -1)  # keys to the left and right of the diagonal; -1: all
     scale: float | None = None
+    head_dim_v: int | None = None  # None: head_dim
 
     @property
     def softmax_scale(self) -> float:
@@ -51,10 +55,10 @@ class Problem:
         return len(self.seqlens_q)
 
     def shape(self, side: str) -> tuple[int, ...]:
-        """[batch, seqlen, heads, head_dim], or [total, heads, head_dim] when varlen; `side` is "q" or "k"."""
-        seqlens, heads = (self.seqlens_q, self.heads) if side == "q" else (self.seqlens_k, self.heads_kv)
+        """[batch, seqlen, heads, head_dim], or [total, heads, head_dim] when varlen; `side` is "q", "k", "v" or "o"."""
+        seqlens, heads = (self.seqlens_q, self.heads) if side in "qo" else (self.seqlens_k, self.heads_kv)
         rows = (sum(seqlens),) if self.varlen else (self.batch, seqlens[0])
-        return (*rows, heads, self.head_dim)
+        return (*rows, heads, self.head_dim if side in "qk" or self.head_dim_v is None else self.head_dim_v)
 
 
 def dense(seqlen_q: int, seqlen_k: int, *, batch: int = 2, **fields) -> Problem:
@@ -85,7 +89,7 @@ def make_inputs(problem: Problem) -> Inputs:
     def normal(side):
         return torch.randn(problem.shape(side), dtype=problem.dtype, device=DEVICE)
 
-    inputs = Inputs(normal("q"), normal("k"), normal("k"), normal("q"))
+    inputs = Inputs(normal("q"), normal("k"), normal("v"), normal("o"))
     if problem.varlen:
         inputs.cu_seqlens_q = cumulative(problem.seqlens_q)
         inputs.cu_seqlens_k = cumulative(problem.seqlens_k)
@@ -95,6 +99,10 @@ def make_inputs(problem: Problem) -> Inputs:
 def poison(inputs: Inputs) -> None:
     """Fill the allocator's free blocks of the sizes that a call asks for with 0xFF: a NaN in every float dtype, -1 in a counter."""
     rows = inputs.q.nbytes // inputs.q.shape[-1]
-    sizes = {factor * tensor.nbytes for tensor in (inputs.q, inputs.k) for factor in (1, 2, 4)} | {512, rows, 2 * rows}
+    sizes = {factor * tensor.nbytes for tensor in vars(inputs).values() if tensor is not None for factor in (1, 2, 4)} | {
+        512,
+        rows,
+        2 * rows,
+    }
     blocks = [torch.full((size,), 255, dtype=torch.uint8, device=DEVICE) for size in sizes for _ in range(3) if size]
     del blocks

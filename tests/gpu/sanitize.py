@@ -23,6 +23,7 @@ PROBLEMS = [
     dense(130, 65, batch=2, heads=2, heads_kv=1, head_dim=128),
     dense(65, 129, batch=1, heads=2, heads_kv=2, head_dim=72, window=(30, 10)),
     dense(65, 129, batch=1, heads=2, heads_kv=1, head_dim=max(HEAD_DIMS), is_causal=True),
+    dense(65, 129, batch=1, heads=2, heads_kv=1, head_dim=192, head_dim_v=128, is_causal=True),
     varlen((1, 65, 0, 130), (70, 65, 3, 130), heads=2, heads_kv=1, head_dim=128, is_causal=True),
 ]
 

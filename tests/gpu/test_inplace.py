@@ -82,7 +82,7 @@ def test_out_that_repeats_its_elements_is_refused_as_pytorch_does():
 @pytest.mark.parametrize("wrong", [lambda t: t[:1], lambda t: t.float(), lambda t: t.half()])
 def test_out_of_another_kind_than_query_is_not_ours(wrong):
     inputs = make_inputs(problem := dense(64, 64))
-    with pytest.raises(RuntimeError, match="unsupported: out must have query's shape, dtype and device"):
+    with pytest.raises(RuntimeError, match="unsupported: out must have query's shape, with value's head_dim"):
         flash_forward_into(wrong(contiguous(inputs.q)), problem, inputs)
 
 

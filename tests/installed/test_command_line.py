@@ -20,7 +20,18 @@ ARCHS = fa4_ext.build_info()["archs"]
 DEVICE = f"sm{ARCHS[0]}"
 CAPABILITY = {90: (9, 0), 100: (10, 0)}[ARCHS[0]]
 EXPLANATION = ["supported", "kernel", "reason", "tile", "workspace_bytes", "fallback"]
-KERNEL = ["name", "arch", "op", "dtype", "head_dim", "registers", "spill_bytes", "shared_memory_bytes", "object_bytes"]
+KERNEL = [
+    "name",
+    "arch",
+    "op",
+    "dtype",
+    "head_dim",
+    "head_dim_v",
+    "registers",
+    "spill_bytes",
+    "shared_memory_bytes",
+    "object_bytes",
+]
 STATUS = ["version", "torch", "devices", "build", "kernels", "registration", "dispatcher", "problems"]
 
 

@@ -72,7 +72,7 @@ def test_explanation_is_frozen_and_prints_its_reason():
             r"head_dim must be at most \d+ .*, is 512",
             id="head dim too large",
         ),
-        pytest.param((*qkv()[:2], qkv(head_dim=64)[0]), {}, "head_dim 128 differs from value's 64", id="value head dim"),
+        pytest.param((*qkv()[:2], qkv(head_dim=64)[0]), {}, "head_dim, 128, differs from value's, 64", id="value head dim"),
         pytest.param((qkv()[0], *qkv(head_dim=64)[1:]), {}, "head_dim 64 differs from query's 128", id="key head dim"),
         pytest.param(qkv(batch=0), {}, "empty", id="empty batch"),
         pytest.param(qkv(seqlen=0, seqlen_kv=16), {}, "empty", id="empty query"),
@@ -164,6 +164,7 @@ def test_what_gets_a_call_that_is_not_supported():
     assert fallback(*qkv(heads=6, heads_kv=4), enable_gqa=True) == "other"
     assert fallback(*(tensor.mT.contiguous().mT for tensor in qkv())) == "other"
     # What it has no part in: varlen, and a window.
+    assert fallback(*qkv(head_dim=64)[:2], qkv()[2]) == "other"
     tensors, lengths = varlen(dtype=torch.float32)
     assert fallback(*tensors, **lengths) == fallback(*qkv(dtype=torch.float32), window_size=(128, 0)) == "flash"
 
@@ -185,6 +186,14 @@ def test_varlen_defaults_key_lengths_to_the_querys():
 def test_varlen_causal_takes_different_lengths():
     tensors, lengths = varlen()
     assert explain(*tensors, **lengths, is_causal=True, max_seqlen_k=200).supported
+
+
+@pytest.mark.parametrize(("head_dim", "head_dim_v"), [(128, 64), (64, 128)])
+@pytest.mark.parametrize("backward", [False, True])
+def test_varlen_takes_a_value_head_dim_of_its_own(head_dim, head_dim_v, backward):
+    ((query, key, _), lengths), ((_, _, value), _) = varlen(head_dim=head_dim), varlen(head_dim=head_dim_v)
+    answer = explain(query, key, value, **lengths, backward=backward)
+    assert answer.supported and "_d128_varlen_" in answer.kernel
 
 
 @pytest.mark.parametrize("missing", ["cu_seqlens_q", "max_seqlen_q"])
