@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -61,9 +61,14 @@ def code(path: Path) -> str:
     return ast.dump(tree)
 
 
+def spec(kernel: Kernel) -> dict:
+    """What a kernel says beyond the defaults: a new field changes the keys of those kernels only that set it."""
+    return {field.name: value for field in fields(kernel) if (value := getattr(kernel, field.name)) != field.default}
+
+
 def key(kernel: Kernel, target: str, versions: dict[str, str], root: Path = Path(__file__).parent) -> str:
     files = {str(path.relative_to(root)): code(path) for path in sources(kernel, root)}
-    content = json.dumps([asdict(kernel), target, versions, files], sort_keys=True)
+    content = json.dumps([spec(kernel), target, versions, files], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

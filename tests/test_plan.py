@@ -60,7 +60,7 @@ def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
     ]
     assert (kernel.head_dim, kernel.head_dim_v) == min(holding)
     assert kernel.arch == (90 if problem["capability"] == 90 else 100)
-    assert kernel.layout.name == problem["layout"].upper()
+    assert kernel.layout.name == ("ANY" if kernel.op == fa4_core.Op.DECODE else problem["layout"].upper())
     assert kernel.deterministic == problem["deterministic"]
     if problem["op"] == "backward":
         grouped = problem["num_heads"] != problem["num_heads_kv"]
@@ -187,6 +187,36 @@ def test_masks_resolve_as_the_stock_kernel_resolves_them(is_causal, left, right,
     chosen = plan(LEGAL | {"is_causal": is_causal, "window_size_left": left, "window_size_right": right})
     assert chosen.kernel.mask.name == mask
     assert (chosen.window_size_left, chosen.window_size_right) == bounds
+
+
+@settings(max_examples=500, deadline=None)
+@given(problems(largest=200))
+def test_queries_that_fit_one_tile_with_their_heads_are_decoded(problem):
+    kernel = plan(problem).kernel
+    rows = problem["seqlen_q"] * problem["num_heads"] // problem["num_heads_kv"]
+    few = problem["op"] == "forward" and problem["capability"] == 90 and rows <= 64
+    assert (kernel.op == fa4_core.Op.DECODE) == few, (problem, kernel.name)
+
+
+@pytest.mark.parametrize(
+    ("change", "splits"),
+    [
+        ({"batch": 1}, 16),  # the most that a cluster holds
+        ({"batch": 2}, 8),
+        ({"batch": 5}, 3),
+        ({"batch": 10}, 2),  # 80 heads leave multiprocessors idle, and two thread blocks share one
+        ({"batch": 17}, 1),
+        ({"batch": 10, "head_dim": 256, "head_dim_v": 256}, 1),  # of this head dim, one fills it
+        ({"batch": 1, "seqlen_k": 200}, 4),  # blocks of 64 keys
+        ({"batch": 1, "seqlen_k": 200, "head_dim": 64, "head_dim_v": 64}, 2),  # of 128
+        ({"batch": 1, "is_causal": True, "window_size_left": 127}, 2),  # of which a query sees 128
+    ],
+    ids=str,
+)
+def test_keys_are_split_over_the_multiprocessors_that_heads_leave_idle(change, splits):
+    chosen = plan(LEGAL | {"seqlen_q": 1, "seqlen_k": 16_384} | change)
+    assert chosen.kernel.op == fa4_core.Op.DECODE
+    assert chosen.splits == splits
 
 
 SHORT_OF_TILES = {"batch": 1, "seqlen_q": 1, "seqlen_k": 65_536, "total_q": 1, "total_k": 65_536}

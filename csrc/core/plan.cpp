@@ -118,7 +118,7 @@ const std::vector<const Kernel*>& decode_kernels() {  // smallest bucket first
       if (k->op == Op::kDecode) kernels->push_back(k);
     }
     std::sort(kernels->begin(), kernels->end(), [](const Kernel* a, const Kernel* b) {
-      return a->head_dim != b->head_dim ? a->head_dim < b->head_dim : a->head_dim_v < b->head_dim_v;
+      return std::tie(a->head_dim, a->head_dim_v) < std::tie(b->head_dim, b->head_dim_v);
     });
     return kernels;
   }();
