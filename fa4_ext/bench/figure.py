@@ -12,6 +12,7 @@ FORMATS = (".png", ".svg", ".pdf")
 # The same hue for a contender in every figure; ours is the strong one.
 COLOURS = {"ours": "#c0392b", "stock": "#b8bec6", "cudnn": "#76a95b", "fa4": "#5b8fd0", "fa3": "#9b7fc1"}
 BARS = 0.82  # of the room between two groups
+CEILING = {"color": "#444444", "linestyle": ":", "linewidth": 1.2, "label": "matrix product, 8192^3"}
 
 
 def check(paths: list[str]) -> None:
@@ -62,9 +63,9 @@ def _bars(axis, result: dict, panel: list[dict], unit: str, bar) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(figure, axis) -> None:
+def _legend(figure, axis, place: str) -> None:
     handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="upper center", ncols=len(names), frameon=False, fontsize=11)
+    figure.legend(handles, names, loc=place, ncols=len(names), frameon=False, fontsize=11)
 
 
 def _by_length(pyplot, result: dict):
@@ -78,13 +79,14 @@ def _by_length(pyplot, result: dict):
             panel = [row for row in rows if (row["head_dim"], row["causal"], row["direction"]) == (head_dim, causal, direction)]
             panel.sort(key=lambda row: row["seqlen_q"])
             _bars(axis, result, panel, unit, axis.bar)
+            axis.axhline(result["header"]["matmul_tflops"], **CEILING)
             axis.set_title(f"{direction}, head dim {head_dim}, {'causal' if causal else 'full'}", fontsize=11)
             axis.set_xticks(range(len(panel)), [_length(row["seqlen_q"]) for row in panel])
             axis.grid(axis="y", color="#e6e6e6", zorder=0)
         line[0].set_ylabel(unit)
     for axis in axes[-1]:
         axis.set_xlabel("sequence length")
-    _legend(figure, axes[0][0])
+    _legend(figure, axes[0][0], "upper center")
     conditions = f"{_conditions(result)}, 16k tokens, hidden size {HIDDEN_SIZE}"
     figure.text(0.5, 0.005, conditions, ha="center", color="#666666")
     figure.tight_layout(rect=(0, 0.025, 1, 0.95))
@@ -100,16 +102,19 @@ def _by_name(pyplot, result: dict):
     unit, directions = GRIDS[result["grid"]].unit, _directions(result)
     panels = [[row for row in result["throughput"] if row["direction"] == direction] for direction in directions]
     height = 1.2 + 0.16 * (len(result["contenders"]) + 1) * max(map(len, panels))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(6.5 * len(panels), height), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(6.5 * len(panels), height), sharey=True, squeeze=False, layout="constrained")
     for axis, direction, panel in zip(axes[0], directions, panels, strict=True):
         _bars(axis, result, panel, unit, axis.barh)
-        axis.set_title(f"{direction}, {unit}{', lower is better' if unit == MICROSECONDS else ''}", fontsize=11)
-        axis.set_yticks(range(len(panel)), [row["name"].removesuffix(f" {direction}") for row in panel])
-        axis.invert_yaxis()
         axis.grid(axis="x", color="#e6e6e6", zorder=0)
         if unit == MICROSECONDS:
             axis.set_xscale("log")  # from a single short sequence to a hundred long ones
-    handles, names = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize=11)
+            axis.set_title(f"{direction}, {unit}, logarithmic, lower is better", fontsize=11)
+        else:
+            axis.axvline(result["header"]["matmul_tflops"], **CEILING)
+            axis.set_title(f"{direction}, {unit}", fontsize=11)
+    first = axes[0][0]  # the panels share its axis
+    first.set_yticks(range(len(panels[0])), [row["name"].removesuffix(f" {directions[0]}") for row in panels[0]])
+    first.set_ylim(len(panels[0]) - 0.4, -0.6)
+    _legend(figure, first, "outside upper center")
     figure.supxlabel(_conditions(result), color="#666666", fontsize=10)
     return figure
