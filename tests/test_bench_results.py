@@ -23,9 +23,10 @@ def test_the_ones_of_the_command_are_found():
 @pytest.mark.parametrize("path", OF_BENCH, ids=lambda path: path.name)
 def test_a_result_is_read_and_has_every_problem_of_its_grid(path):
     result = results.load(str(path), "--from")
-    names = [f"{shape.name} {direction}" for shape in GRIDS[result["grid"]].shapes for direction in GRIDS[result["grid"]].directions]
+    grid = GRIDS[result["grid"]]
+    names = [f"{shape.name} {direction}" for shape in grid.shapes for direction in grid.directions]
     assert sorted(row["name"] for row in result["throughput"]) == sorted(names)
-    shapes = {shape.name: shape for shape in GRIDS[result["grid"]].shapes}
+    shapes = {shape.name: shape for shape in grid.shapes}
     for row in result["throughput"]:
         shape = shapes[row["name"].removesuffix(f" {row['direction']}")]
         fields = ("batch", "heads", "heads_kv", "seqlen_q", "seqlen_k", "head_dim", "causal", "layout")

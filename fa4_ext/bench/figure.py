@@ -101,8 +101,8 @@ def _by_name(pyplot, result: dict):
     """Horizontal bars by row, the first on top; a panel per direction."""
     unit, directions = GRIDS[result["grid"]].unit, _directions(result)
     panels = [[row for row in result["throughput"] if row["direction"] == direction] for direction in directions]
-    height = 1.2 + 0.16 * (len(result["contenders"]) + 1) * max(map(len, panels))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(6.5 * len(panels), height), sharey=True, squeeze=False, layout="constrained")
+    size = (6.5 * len(panels), 1.2 + 0.16 * (len(result["contenders"]) + 1) * max(map(len, panels)))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axis, direction, panel in zip(axes[0], directions, panels, strict=True):
         _bars(axis, result, panel, unit, axis.barh)
         axis.grid(axis="x", color="#e6e6e6", zorder=0)

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import bench_results
 import pytest
+import torch
+import torch.nn.functional as F
 from processes import python, run
 
 from fa4_ext import __main__ as command_line
 from fa4_ext.bench import compare, contenders, figure, results, table, throughput
 from fa4_ext.bench.grids import GRIDS, MICROSECONDS
 from fa4_ext.bench.shapes import DIRECTIONS, Shape, packed, square
-from fa4_ext.bench.timing import in_turns
+from fa4_ext.bench.timing import Prepared, in_turns
 
 NAMES = ("paper", "dims", "llama", "vit", "decode", "varlen", "gqa")
 SHAPES = [pytest.param(shape, id=f"{name}: {shape.name}") for name, grid in GRIDS.items() for shape in grid.shapes]
@@ -193,17 +195,46 @@ def test_contenders_take_turns_in_every_round():
     assert {name: len(values) for name, values in times.items()} == {"a": 6, "b": 6, "c": 6}
 
 
-def test_a_contender_that_is_wrong_is_reported_and_not_timed(monkeypatch, capsys):
-    shape = square(1, 1, 128, 64, False, name="small")
+SMALL = (square(2, 4, 32, 16, True, heads_kv=2, name="dense"), packed(4, 2, 16, True, (7, 30, 3), name="varlen"))
 
-    def prepare(*_):
-        raise RuntimeError("wrong: relative error 1.00e+00 against fp32")
 
-    monkeypatch.setattr(throughput, "_prepare", prepare)
-    row = throughput._row(contenders.contenders(["ours"]), shape, "forward", "bf16", [], None, 3)
-    assert row["results"] == {"ours": {"error": "RuntimeError('wrong: relative error 1.00e+00 against fp32')"}}
-    assert row["speed_of_ours"] == {}
-    assert "ours, small forward: not timed: wrong: relative error" in capsys.readouterr().err
+def by_math(q, k, v, causal):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+
+
+def by_math_varlen(q, k, v, cu_seqlens, longest, causal):
+    assert cu_seqlens.diff().max() == longest
+    pieces = zip(*(t.split(cu_seqlens.diff().tolist()) for t in (q, k, v)), strict=True)
+    return torch.cat([by_math(*(t.transpose(0, 1) for t in piece), causal).transpose(0, 1) for piece in pieces])
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch):
+    """Inputs on the CPU, no graphs, and a round is as many milliseconds as its contender's name has letters."""
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *sizes, **options: randn(*sizes, **options | {"device": "cpu"}))
+    tensor = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda data, **options: tensor(data, **options | {"device": "cpu"}))
+    monkeypatch.setattr(throughput, "prepare", lambda call, *_: Prepared(None, 1, False, call(0)))
+    monkeypatch.setattr(throughput, "in_turns", lambda ready, rounds: {name: [float(len(name))] * rounds for name in ready})
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_rows_have_times_of_those_who_are_right_and_reasons_of_the_others(capsys):
+    ours = contenders.Contender("ours", "a", "1", by_math, by_math_varlen)
+    other = contenders.Contender("others", "b", "1", by_math, None, has_backward=False)
+    wrong = contenders.Contender("wrong", "c", "1", lambda *arguments: 1.05 * by_math(*arguments), None)
+    rows = throughput.measure([ours, other, wrong], SMALL, DIRECTIONS, "bf16", 3)
+    assert [row["name"] for row in rows] == ["dense forward", "dense backward", "varlen forward", "varlen backward"]
+    assert [sorted(row["results"]) for row in rows] == [["others", "ours", "wrong"], ["ours", "wrong"], ["ours"], ["ours"]]
+    for row, shape in zip(rows, (SMALL[0], SMALL[0], SMALL[1], SMALL[1]), strict=True):
+        found = row["results"]["ours"]
+        assert (found["ms"], found["spread"], found["captured"]) == (4.0, 0.0, False)
+        assert found["tflops"] == shape.flops(row["direction"]) / 4e-3 / 1e12
+        assert 0 < found["relative_error"] < 1e-2
+    assert all("wrong: relative error" in row["results"]["wrong"]["error"] for row in rows[:2])
+    assert [row["speed_of_ours"] for row in rows] == [{"others": 1.5}, {}, {}, {}]
+    assert capsys.readouterr().err.count("not timed: wrong") == 2
 
 
 def test_the_table_has_header_rows_and_summary(bench, saved):
