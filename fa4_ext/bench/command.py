@@ -34,13 +34,13 @@ def run(arguments) -> int:
             print(f"python -m fa4_ext bench: {NO_DEVICE}", file=sys.stderr)
             return 1
         result = measure(grid, directions, arguments)
-    print(table.text(result))
-    if old:
-        print(f"\n{compare.text(old, result)}")
     if arguments.json:
         results.save(result, arguments.json)
     if arguments.csv:
         results.write_csv(result, arguments.csv)
+    print(table.text(result))  # after the files: printing into a pipe that closes ends the process
+    if old:
+        print(f"\n{compare.text(old, result)}")
     if figures:
         figure.draw(result, figures)
     return 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +32,10 @@ class Contender:
     has_backward: bool = True
     dtypes: tuple[str, ...] = ("bf16", "fp16")
 
-    def lacks(self, shape: Shape, dtype: str, direction: str) -> str | None:
-        """Why it is not asked to run this."""
-        if shape.lengths and self.varlen is None:
-            return "it has no varlen"
-        if direction == "backward" and not self.has_backward:
-            return "it has no backward"
-        return None if dtype in self.dtypes else f"it has no {dtype}"
+    def has(self, shape: Shape, dtype: str, direction: str) -> bool:
+        """Whether it is asked to run this."""
+        layout = self.varlen if shape.lengths else self.dense
+        return layout is not None and dtype in self.dtypes and (self.has_backward or direction == "forward")
 
 
 def _sdpa(q, k, v, causal):
@@ -90,6 +88,13 @@ def _cudnn() -> Contender:
     )  # fmt: skip
 
 
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # its modules lie on the path, but it was not installed
+        return "unknown"
+
+
 def _fa4() -> Contender:
     # With the logsumexp, which the aten ops return and a training step needs: without it a call does less.
     interface = import_module("flash_attn.cute.interface")
@@ -99,7 +104,7 @@ def _fa4() -> Contender:
         lengths = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens, "max_seqlen_q": longest, "max_seqlen_k": longest}
         return interface.flash_attn_varlen_func(q, k, v, **lengths, causal=causal, return_lse=True)[0]
 
-    return Contender("fa4", "flash-attn-4 (JIT)", version("flash-attn-4"), _sequence_first(dense), varlen)
+    return Contender("fa4", "flash-attn-4 (JIT)", _version("flash-attn-4"), _sequence_first(dense), varlen)
 
 
 def _fa3() -> Contender:
@@ -114,18 +119,19 @@ KNOWN = {"ours": _ours, "stock": _stock, "cudnn": _cudnn, "fa4": _fa4, "fa3": _f
 
 
 def contenders(names: list[str] | None = None) -> list[Contender]:
-    """The named ones; None: ours and all that are installed.
+    """The named ones; None: all that can be had, and a line on stderr for each of the others.
 
     Raises:
-        ValueError: a name is not known, or what it names is not installed.
+        ValueError: a name is not known, or what it names can't be had.
     """
     found = []
-    for name in names or KNOWN:
+    for name in dict.fromkeys(names or KNOWN):
         if name not in KNOWN:
             raise ValueError(f"argument --contenders: {name!r} is none of {', '.join(KNOWN)}")
         try:
             found.append(KNOWN[name]())
-        except ImportError as error:
+        except Exception as error:  # not installed, or whatever else a package raises where it does not load
             if names:
-                raise ValueError(f"argument --contenders: {name} is not installed: {error}") from error
+                raise ValueError(f"argument --contenders: {name} can't be had: {error}") from error
+            print(f"{name} is left out: {error}", file=sys.stderr)
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -16,15 +15,9 @@ MAX_RELATIVE_ERROR = {"bf16": 1.5e-2, "fp16": 1.5e-2 / 8}
 ROWS = 2048  # of queries at a time: the scores of 32k keys take 256 MiB
 
 
-@dataclass(frozen=True)
-class Part:
-    """A sequence and a head of keys and values, with the query heads that share it."""
-
-    sequence: int  # 0 or -1
-    head_kv: int  # 0 or -1
-
-
-PARTS = (Part(0, 0), Part(-1, -1))  # the corners: what is off by a row, a head or a sequence is seen in one of them
+# What is compared: the first sequence with the first head of keys and values and the query heads that share it, and the last ones.
+# What is off by a row, a head or a sequence is seen in one of them.
+CORNERS = (0, -1)
 
 
 def make_inputs(shape: Shape, dtype: str) -> list[torch.Tensor]:
@@ -43,14 +36,14 @@ def make_cu_seqlens(shape: Shape) -> torch.Tensor | None:
     return torch.tensor([0, *accumulate(shape.lengths)], dtype=torch.int32, device="cuda") if shape.lengths else None
 
 
-def part_of(tensor: torch.Tensor, shape: Shape, part: Part) -> torch.Tensor:
+def corner_of(tensor: torch.Tensor, shape: Shape, corner: int) -> torch.Tensor:
     """[heads, rows, head_dim] of a tensor that is laid out as the inputs."""
     group = tensor.shape[1] // shape.heads_kv
-    heads = tensor[:, :group] if part.head_kv == 0 else tensor[:, -group:]
+    heads = tensor[:, :group] if corner == 0 else tensor[:, -group:]
     if not shape.lengths:
-        return heads[part.sequence]
-    rows = shape.lengths[part.sequence]
-    return (heads[:rows] if part.sequence == 0 else heads[-rows:]).transpose(0, 1)
+        return heads[corner]
+    rows = shape.lengths[corner]
+    return (heads[:rows] if corner == 0 else heads[-rows:]).transpose(0, 1)
 
 
 def attention(q, k, v, do, causal: bool) -> tuple[torch.Tensor, ...]:
@@ -76,16 +69,16 @@ def attention(q, k, v, do, causal: bool) -> tuple[torch.Tensor, ...]:
 
 
 def truth(shape: Shape, inputs: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
-    """out, dq, dk, dv of each of PARTS."""
-    return [attention(*(part_of(t, shape, part) for t in inputs), shape.causal) for part in PARTS]
+    """out, dq, dk, dv of each of CORNERS."""
+    return [attention(*(corner_of(t, shape, corner) for t in inputs), shape.causal) for corner in CORNERS]
 
 
 def worst_error(shape: Shape, outputs: tuple[torch.Tensor, ...], truths: list[tuple[torch.Tensor, ...]]) -> float:
-    """Of the outputs, which are as many as each part's truths: the largest relative error. Not a number where an output is none."""
+    """Of the outputs, as many as each corner has truths: the largest relative error. Not a number where an output is none."""
     errors = [
-        (part_of(output, shape, part).float() - truth).norm() / truth.norm()
-        for part, of_part in zip(PARTS, truths, strict=True)
-        for output, truth in zip(outputs, of_part, strict=True)
+        (corner_of(output, shape, corner).float() - truth).norm() / truth.norm()
+        for corner, of_corner in zip(CORNERS, truths, strict=True)
+        for output, truth in zip(outputs, of_corner, strict=True)
     ]
     return torch.stack(errors).max().item()  # max() keeps a NaN
 

@@ -100,7 +100,7 @@ def measure(contenders: list[Contender], dtype: str, batches: int) -> list[dict]
             name = f"{shape.name} {direction}"
             progress.started(name)
             needed = "backward" if "backward" in direction else "forward"
-            able = [contender for contender in contenders if not contender.lacks(shape, dtype, needed)]
+            able = [contender for contender in contenders if contender.has(shape, dtype, needed)]
             works = {contender.name: (contender, _work(contender, shape, direction, dtype)) for contender in able}
             rows.append({"name": name, "us": _alternating(works, batches, name), "graph_nodes": _nodes(works, name)})
             progress.finished()

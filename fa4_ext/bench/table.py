@@ -7,7 +7,7 @@ import statistics
 from fa4_ext._cli_text import labelled
 from fa4_ext.bench.grids import GRIDS, MICROSECONDS
 
-WRONG, NONE = "failed", "-"
+FAILED, NONE = "failed", "-"
 
 
 def text(result: dict) -> str:
@@ -40,8 +40,7 @@ def header(facts: dict) -> list[str]:
 def columns(title: str, names: list[str], rows: list[tuple[str, list[str]]]) -> list[str]:
     """The title above the first column, the names above the others, which are as wide as their widest cell."""
     first = max(map(len, [title, *(name for name, _ in rows)]))
-    widths = [max(len(name), *(len(cells[i]) for _, cells in rows)) for i, name in enumerate(names)] if rows else map(len, names)
-    widths = list(widths)
+    widths = [max([len(name), *(len(cells[i]) for _, cells in rows)]) for i, name in enumerate(names)]
     return [
         f"{name:{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         for name, cells in [(title, names), *rows]
@@ -52,7 +51,7 @@ def _cell(measured: dict | None, unit: str) -> str:
     if measured is None:
         return NONE
     if "error" in measured:
-        return WRONG
+        return FAILED
     value = f"{1e3 * measured['ms']:.1f}" if unit == MICROSECONDS else f"{measured['tflops']:.0f}"
     return f"{value} ({measured['spread']:.1%})"
 
@@ -64,16 +63,20 @@ def throughput(result: dict) -> list[str]:
 
 
 def summary(result: dict) -> list[str]:
-    """Our speed over every other contender's; and who failed at what."""
+    """Our speed over every other contender's; and who failed at what, a line for each reason."""
     found = []
     for name in result["contenders"]:
         speeds = {row["name"]: row["speed_of_ours"][name] for row in result["throughput"] if name in row["speed_of_ours"]}
         if speeds:
             mean, worst = statistics.geometric_mean(speeds.values()), min(speeds, key=speeds.get)
             found.append(f"ours over {name}: {mean:.3f} in geometric mean, {speeds[worst]:.3f} at worst ({worst})")
+    failures: dict[tuple[str, str], list[str]] = {}
     for row in result["throughput"]:
-        errors = {who: measured["error"] for who, measured in row["results"].items() if "error" in measured}
-        found += [f"{who} failed at {row['name']} and was not timed: {error}" for who, error in errors.items()]
+        for who, measured in row["results"].items():
+            if "error" in measured:
+                failures.setdefault((who, measured["error"]), []).append(row["name"])
+    for (who, error), rows in failures.items():
+        found.append(f"{who} failed at {len(rows)} of {len(result['throughput'])} rows, first {rows[0]}: {error}")
     return found
 
 

@@ -54,7 +54,7 @@ def _prepare(contender: Contender, shape: Shape, direction: str, dtype: str, set
     prepared = prepare(_calls(contender, shape, direction, sets), len(sets), contender.enabled, TARGET_MS)
     expected = truths((prepared.calls - 1) % len(sets) if prepared.captured else 0)
     kept = slice(0, 1) if direction == "forward" else slice(1, 4)
-    return prepared, check(shape, dtype, prepared.outputs, [part[kept] for part in expected])
+    return prepared, check(shape, dtype, prepared.outputs, [of_corner[kept] for of_corner in expected])
 
 
 def _row(contenders: list[Contender], shape: Shape, direction: str, dtype: str, sets: list, truths, rounds: int) -> dict:
@@ -62,7 +62,7 @@ def _row(contenders: list[Contender], shape: Shape, direction: str, dtype: str, 
     results: dict[str, dict] = {}
     name = f"{shape.name} {direction}"
     for contender in contenders:
-        if contender.lacks(shape, dtype, direction):
+        if not contender.has(shape, dtype, direction):
             continue
         try:
             ready[contender.name] = _prepare(contender, shape, direction, dtype, sets, truths)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fa4_ext.bench import correctness
-from fa4_ext.bench.correctness import PARTS, attention, check, part_of, truth
+from fa4_ext.bench.correctness import CORNERS, attention, check, corner_of, truth
 from fa4_ext.bench.shapes import Shape, packed, square
 
 SHAPES = {
@@ -55,10 +55,10 @@ def test_the_truth_is_that_of_torch(monkeypatch, name, rows):
     shape = SHAPES[name]
     inputs = inputs_of(shape)
     expected = torch_attention(shape, inputs)
-    for part, found in zip(PARTS, truth(shape, inputs), strict=True):
+    for corner, found in zip(CORNERS, truth(shape, inputs), strict=True):
         for what, one, other in zip(("out", "dq", "dk", "dv"), found, expected, strict=True):
-            difference = (one - part_of(other, shape, part)).abs().max().item()
-            assert difference <= 1e-5, f"{what} of {part}: {difference:.1e}"
+            difference = (one - corner_of(other, shape, corner)).abs().max().item()
+            assert difference <= 1e-5, f"{what} of corner {corner}: {difference:.1e}"
 
 
 @pytest.mark.parametrize("name", SHAPES)
