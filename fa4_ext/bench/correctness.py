@@ -13,8 +13,6 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # scale at 1 in 10.
 MAX_RELATIVE_ERROR = {"bf16": 1.5e-2, "fp16": 1.5e-2 / 8}
 ROWS = 2048  # of queries at a time: the scores of 32k keys take 256 MiB
-
-
 # What is compared: the first sequence with the first head of keys and values and the query heads that share it, and the last ones.
 # What is off by a row, a head or a sequence is seen in one of them.
 CORNERS = (0, -1)
