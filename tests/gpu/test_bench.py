@@ -49,7 +49,8 @@ def test_a_tiny_grid_end_to_end(tmp_path, dtype):
         assert ("cudnn" in row["results"]) == (row["layout"] == "dense"), f"{row['name']}: {sorted(row['results'])}"
     assert [row["name"].split(" ", 4)[4] for row in result["host"]] == ["forward", "forward+backward"] * 2
     for row in result["host"]:
-        assert row["us"]["ours"] > 0 and 1 <= row["graph_nodes"]["ours"] <= row["graph_nodes"]["stock"], row
+        nodes = row["graph_nodes"]["ours"]
+        assert row["us"]["ours"] > 0 and (nodes > 1 if "backward" in row["name"] else nodes == 1), row
 
 
 def test_a_wrong_contender_is_reported_and_the_others_are_timed(capsys):
