@@ -69,10 +69,10 @@ gpu-test: ## run the tests that need a Hopper or Blackwell GPU; against an insta
 	$(if $(PYTEST),,$(MAKE) build KERNELS=$(or $(KERNELS),full))
 	$(or $(PYTEST),$(BIN)/python -m pytest) -m gpu tests/gpu $(ARGS)
 
-bench: ## measure against stock, cuDNN and flash-attn-4 on a GPU; ARGS="--json out.json --figure out.png" keep the result
+bench: ## python -m fa4_ext bench on a build of all kernels; ARGS="--json out.json --figure out.png" keep the result
 	$(MAKE) build KERNELS=$(or $(KERNELS),full)
 	$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install --disable-pip-version-check matplotlib==3.11.2
-	$(BIN)/python -m benchmarks.attention $(ARGS)
+	$(BIN)/python -m fa4_ext bench $(ARGS)
 
 clean: ## remove what was built; compiled kernels stay in their cache
 	rm -rf build dist fa4_ext/*.so fa4_ext/include fa4_ext/cmake *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -1,1 +1,4 @@
-"""Measurements of fa4_ext beside the other attention kernels that a PyTorch user has. `python -m benchmarks.attention --help`."""
+"""Measurements that developers of fa4_ext make beside those of `python -m fa4_ext bench`, each a command of its own.
+
+`python -m benchmarks.startup`, `.rules`, `.fit_speed_rules` and `.uncovered`, with `--help`.
+"""

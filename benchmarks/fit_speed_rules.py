@@ -1,6 +1,6 @@
 """Fits the planner's speed rules to measurements, and says what they cost: `python -m benchmarks.fit_speed_rules`.
 
-The measurements, benchmarks/results/h200_rules.csv, come from `python -m benchmarks.attention --grid rules --csv PATH`. A rule is
+The measurements, benchmarks/results/h200_rules.csv, come from `python -m benchmarks.rules --csv PATH`. A rule is
 a box in the features of a problem in which the stock kernel was measured to be faster somewhere; between two measured points the
 boundary is drawn at the one that ours won. So a few problems in the boxes would be faster on ours: the command counts them.
 """

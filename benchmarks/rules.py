@@ -1,37 +1,45 @@
-"""Ours against stock on decode-like and many-short-sequence problems: the planner's speed rules are fitted to these rows."""
+"""Ours against stock where ours may lose: the planner's speed rules are fitted to these rows.
+
+python -m benchmarks.rules --csv benchmarks/results/h200_rules.csv
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import sys
 import time
 from contextlib import nullcontext
-from itertools import accumulate
 
 import torch
 
-from benchmarks.contenders import ours_enabled
-from benchmarks.grids import RuleProblem
-from benchmarks.timing import in_turns, prepare, sets_for, summary
-from kernels.progress import Progress
+from benchmarks import rules_grid
+from fa4_ext.bench.contenders import ours_enabled
+from fa4_ext.bench.correctness import make_cu_seqlens
+from fa4_ext.bench.progress import Progress
+from fa4_ext.bench.session import NO_DEVICE, session
+from fa4_ext.bench.shapes import Shape
+from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
 
 TARGET_MS = 1.0
+ROUNDS = 5
+BUDGET_S = 260  # of a run; the next one adds what is missing
 aten = torch.ops.aten
 
 
-def _inputs(p: RuleProblem) -> list[torch.Tensor]:
+def _inputs(p: Shape) -> list[torch.Tensor]:
     """q, k, v, dO in the layout of `_flash_attention_forward`."""
-    rows_q = (sum(p.lengths),) if p.layout == "varlen" else (p.batch, p.seqlen_q)
+    rows_q = (p.total_q,) if p.layout == "varlen" else (p.batch, p.seqlen_q)
     rows_k = rows_q if p.layout == "varlen" else (p.batch, p.seqlen_k)
     q = (*rows_q, p.heads, p.head_dim)
     k = (*rows_k, p.heads_kv, p.head_dim)
     return [torch.randn(size, dtype=torch.bfloat16, device="cuda") for size in (q, k, k, q)]
 
 
-def _calls(p: RuleProblem, sets: list, enabled):
+def _calls(p: Shape, sets: list, enabled):
     """The forward and the backward as functions of the index of a set."""
-    cu_seqlens = torch.tensor([0, *accumulate(p.lengths)], dtype=torch.int32, device="cuda") if p.layout == "varlen" else None
+    cu_seqlens = make_cu_seqlens(p)
     longest = (p.longest, p.longest) if p.layout == "varlen" else (p.seqlen_q, p.seqlen_k)
 
     def forward(i):
@@ -59,14 +67,13 @@ def _agree(ours, stock) -> None:
             raise RuntimeError(f"ours and stock differ by {difference:.2e}")
 
 
-def fields_of(p: RuleProblem) -> dict:
+def fields_of(p: Shape) -> dict:
     """What a row says about its problem."""
-    fields = {name: value for name, value in vars(p).items() if name != "lengths"}
-    total_q = sum(p.lengths) or p.batch * p.seqlen_q
-    return fields | {"longest": p.longest, "uniform": len(set(p.lengths)) <= 1, "total_q": total_q}
+    fields = ("layout", "batch", "heads", "heads_kv", "seqlen_q", "seqlen_k", "head_dim", "causal", "longest")
+    return {name: getattr(p, name) for name in fields} | {"uniform": len(set(p.lengths)) <= 1, "total_q": p.total_q}
 
 
-def measure(problems: list[RuleProblem], rounds: int, budget_s: float) -> list[dict]:
+def measure(problems: list[Shape], rounds: int, budget_s: float) -> list[dict]:
     """Rows of problem fields, direction and microseconds of ours and stock, until the budget is spent."""
     rows, end = [], time.monotonic() + budget_s
     progress = Progress(len(problems), what="problems")
@@ -101,7 +108,7 @@ def measure(problems: list[RuleProblem], rounds: int, budget_s: float) -> list[d
     return rows
 
 
-def without_measured(problems: list[RuleProblem], path: str) -> list[RuleProblem]:
+def without_measured(problems: list[Shape], path: str) -> list[Shape]:
     """The problems that a file of write_csv lacks; all when there is no such file."""
     if not os.path.exists(path):
         return problems
@@ -134,3 +141,24 @@ def print_table(rows: list[dict]) -> None:
             f"q{row['seqlen_q']:<5} k{row['seqlen_k']:<6} d{row['head_dim']:<4} "
             f"ours {row['ours_us']:9.1f} us  stock {row['stock_us']:9.1f} us  {row['ours_us'] / row['stock_us']:.2f}x"
         )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a part of the problems")
+    parser.add_argument("--csv", metavar="PATH", help="measures and adds what the file lacks")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit(NO_DEVICE)
+    problems = rules_grid.rules(arguments.quick)
+    if arguments.csv:
+        problems = without_measured(problems, arguments.csv)
+    with session():
+        rows = measure(problems, ROUNDS, BUDGET_S)
+    print_table(rows)
+    if arguments.csv and rows:
+        write_csv(rows, arguments.csv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,27 @@
-"""What a process pays once: the import, and the first forward and backward. Every sample is a process of its own."""
+"""What a process pays once: the import, and the first forward and backward. Every sample is a process of its own.
+
+python -m benchmarks.startup --json benchmarks/results/h200_startup.json
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
 import sys
 
-from kernels.progress import Progress
+import torch
+
+from benchmarks import first_calls
+from fa4_ext.bench.contenders import contenders
+from fa4_ext.bench.progress import Progress
+from fa4_ext.bench.results import save
+from fa4_ext.bench.session import NO_DEVICE, header, session
+from fa4_ext.bench.table import columns
+
+SAMPLES = 5
+ROUNDS = 7  # of the ceiling in the header
 
 # CUDA, its allocator, cuBLAS and autograd are warm, torch has chosen a backend once, before a contender is imported and called.
 FIRST_CALL = """
@@ -20,7 +34,7 @@ with sdpa_kernel(SDPBackend.MATH):
 torch.autograd.grad(out, q, do)
 torch.cuda.synchronize()
 start = time.perf_counter()
-from benchmarks.{module} import {function}
+from benchmarks.first_calls import {function}
 call = {function}()
 imported = time.perf_counter()
 leaves = [t.requires_grad_() for t in (q, k, v)]
@@ -39,41 +53,6 @@ print(middle - start, time.perf_counter() - middle)
 """
 
 
-def _sdpa(backend: str):
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.functional import scaled_dot_product_attention
-
-    def call(q, k, v):
-        with sdpa_kernel(getattr(SDPBackend, backend)):
-            return scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    return call
-
-
-def ours():
-    import fa4_ext  # noqa: F401  registers
-
-    return _sdpa("FLASH_ATTENTION")
-
-
-def stock():
-    return _sdpa("FLASH_ATTENTION")
-
-
-def cudnn():
-    return _sdpa("CUDNN_ATTENTION")
-
-
-def fa4():
-    from flash_attn.cute.interface import flash_attn_func
-
-    def call(q, k, v):
-        out = flash_attn_func(*(t.transpose(1, 2) for t in (q, k, v)), causal=True)
-        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
-
-    return call
-
-
 def _seconds(code: str) -> tuple[float, float]:
     environment = {name: value for name, value in os.environ.items() if name != "FA4_EXT_AUTOREGISTER"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
@@ -83,21 +62,20 @@ def _seconds(code: str) -> tuple[float, float]:
     return float(first), float(second)
 
 
-def measure(names: list[str], samples: int, import_samples: int) -> dict:
+def measure(names: list[str], samples: int) -> dict:
     """Median seconds: of the first calls, by contender, and of the imports."""
-    known = [name for name in names if name in ("ours", "stock", "cudnn", "fa4")]
-    progress = Progress(len(known) * samples + 2 * import_samples, what="fresh processes")
-    collected: dict[str, list[tuple[float, float]]] = {name: [] for name in known}
+    progress = Progress((len(names) + 2) * samples, what="fresh processes")
+    collected: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(samples):
-        for name in known:
+        for name in names:
             progress.started(f"first call, {name}")
             try:
-                collected[name].append(_seconds(FIRST_CALL.format(module="startup", function=name)))
+                collected[name].append(_seconds(FIRST_CALL.format(function=name)))
             except RuntimeError as error:
                 print(f"\nfirst call, {name}: {error}", file=sys.stderr)
             progress.finished()
     imports: dict[str, list[tuple[float, float]]] = {"torch": [], "torch, fa4_ext": []}
-    for _ in range(import_samples):
+    for _ in range(samples):
         for name, second in (("torch", ""), ("torch, fa4_ext", "import fa4_ext")):
             progress.started(f"import {name}")
             imports[name].append(_seconds(IMPORT.format(second=second)))
@@ -115,3 +93,34 @@ def measure(names: list[str], samples: int, import_samples: int) -> dict:
         "import_s": {name: statistics.median(sum(t) for t in times) for name, times in imports.items()},
         "import_beyond_torch_s": statistics.median(t[1] for t in imports["torch, fa4_ext"]),
     }
+
+
+def print_table(startup: dict, names: list[str]) -> None:
+    titles = {"import_s": "import, s", "first_call_s": "first forward+backward, s", "beyond_stock_s": "beyond stock's, s"}
+    first = startup["first_call"]
+    rows = [
+        (title, [f"{first[name][key]:.3f}" if key in first.get(name, {}) else "-" for name in names])
+        for key, title in titles.items()
+    ]
+    print("\n".join(columns("", names, rows)))
+    imports = ", ".join(f"import {name}: {seconds:.3f} s" for name, seconds in startup["import_s"].items())
+    print(f"{imports}; fa4_ext itself: {1e3 * startup['import_beyond_torch_s']:.0f} ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", metavar="PATH")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit(NO_DEVICE)
+    chosen = [contender for contender in contenders() if hasattr(first_calls, contender.name)]
+    names = [contender.name for contender in chosen]
+    with session():
+        result = {"header": header(ROUNDS, "bf16", chosen), "startup": measure(names, SAMPLES)}
+    print_table(result["startup"], names)
+    if arguments.json:
+        save(result, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,15 @@
 """Calls of plain F.scaled_dot_product_attention that our kernels do not cover, before and while registered.
 
+python -m benchmarks.uncovered --json benchmarks/results/h200_uncovered.json
+
 While registered PyTorch asks flash attention first. A call that flash takes and ours does not runs PyTorch's flash kernel, also
 where cuDNN would have run it before: this measures what that costs.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from contextlib import nullcontext
 
 import torch
@@ -13,10 +17,13 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
 import fa4_ext
-from benchmarks.timing import in_turns, prepare, sets_for, summary
-from kernels.progress import Progress
+from fa4_ext.bench.progress import Progress
+from fa4_ext.bench.results import save
+from fa4_ext.bench.session import NO_DEVICE, header, session
+from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
 
 TARGET_MS = 4.0
+ROUNDS = 7
 BATCH, HEADS, SEQLEN = 4, 16, 2048
 STATES = {"before": nullcontext, "registered": fa4_ext.register}
 
@@ -84,3 +91,20 @@ def print_table(rows: list[dict]) -> None:
         before, registered = (f"{row[f'{state}_us']:.0f} ({row[f'{state}_backend']})" for state in STATES)
         ratio = row["registered_us"] / row["before_us"]
         print(f"| {row['call']} | {row['direction']} | {before} | {registered} | {ratio:.2f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", metavar="PATH")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit(NO_DEVICE)
+    with session():
+        result = {"header": header(ROUNDS, "bf16", []), "rows": measure(ROUNDS)}
+    print_table(result["rows"])
+    if arguments.json:
+        save(result, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""python -m fa4_ext demo | doctor | status | kernels | explain"""
+"""python -m fa4_ext demo | doctor | status | kernels | explain | bench"""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import argparse
 import signal
 import sys
 
-from fa4_ext import _cli_demo, _cli_doctor, _cli_explain, _cli_kernels, _cli_status, _library
+from fa4_ext import _cli_bench, _cli_demo, _cli_doctor, _cli_explain, _cli_kernels, _cli_status, _library
 
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m fa4_ext", description="FlashAttention-4 for PyTorch, compiled ahead of time.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for command in (_cli_demo, _cli_doctor, _cli_status, _cli_kernels, _cli_explain):
+    for command in (_cli_demo, _cli_doctor, _cli_status, _cli_kernels, _cli_explain, _cli_bench):
         command.add_to(commands)
     arguments = parser.parse_args(_cli_explain.join_window(words))
     if _library.problem and not arguments.needs_no_library:

@@ -24,7 +24,7 @@ RULES = (
     Rule("csrc/aten/*", r"#include\s*<(ATen|c10)/", "csrc/aten keeps to torch's stable ABI: torch/csrc/stable and the C shim"),
     Rule("csrc/aten/*", r"sm(90|100)_|kKernels|block_[mn]\b", "kernels are chosen in csrc/core/plan.cpp"),
     Rule("csrc/**/*", r"\bgetenv\b", "settings come through arguments: the environment is read in Python"),
-    Rule("fa4_ext/*.py", r"^\s*(import|from)\s+(kernels|cutlass|flash_attn|triton)\b", "the wheel ships no compiler"),
+    Rule("fa4_ext/**/*.py", r"^\s*(import|from)\s+(kernels|cutlass|flash_attn|triton)\b", "the wheel ships no compiler"),
 )
 
 

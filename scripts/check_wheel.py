@@ -23,12 +23,14 @@ LIBRARY = "fa4_ext/libfa4_ext.so"
 PACKAGE = {
     "fa4_ext/__init__.py",
     "fa4_ext/py.typed",
+    "fa4_ext/bench/__init__.py",
+    "fa4_ext/bench/progress.py",  # a link to kernels/progress.py in the sources
     LIBRARY,
     "fa4_ext/include/fa4_ext.h",
     "fa4_ext/cmake/fa4_ext-config.cmake",
     "fa4_ext/cmake/fa4_ext-config-version.cmake",
 }
-ALLOWED = rf"fa4_ext/\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|fa4_ext-[^/]+\.dist-info/.*"
+ALLOWED = rf"fa4_ext/(bench/)?\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|fa4_ext-[^/]+\.dist-info/.*"
 TORCH_LIBRARIES = {"libtorch.so", "libtorch_cpu.so"}  # torch has loaded them when ours is
 INTERFACE = "fa4_ext_"
 

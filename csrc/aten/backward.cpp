@@ -3,6 +3,7 @@
 #include "decide.h"
 #include "describe.h"
 #include "ops.h"
+#include "profile_range.h"
 #include "stock.h"
 #include "stream.h"
 
@@ -42,6 +43,7 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   arguments.cu_seqlens_k = cu_seqlens(p, call.cum_seq_k);
   arguments.softmax_scale = softmax_scale(call.scale, p.head_dim);
   arguments.workspace = data(workspace.get());
+  const ProfileRange range(plan.kernel->name);
   launch_backward(p, plan, arguments, {device, current_stream(device)});
   return gradients;
 }

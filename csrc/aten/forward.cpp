@@ -2,6 +2,7 @@
 #include "decide.h"
 #include "describe.h"
 #include "ops.h"
+#include "profile_range.h"
 #include "stock.h"
 #include "stream.h"
 
@@ -25,6 +26,7 @@ Handle run(const ForwardCall& call, const ForwardDescription& d, const Plan& pla
   arguments.cu_seqlens_q = cu_seqlens(p, call.cum_seq_q);
   arguments.cu_seqlens_k = cu_seqlens(p, call.cum_seq_k);
   arguments.softmax_scale = softmax_scale(call.scale, p.head_dim);
+  const ProfileRange range(plan.kernel->name);
   launch_forward(p, plan, arguments, {device, current_stream(device)});
   return logsumexp;
 }

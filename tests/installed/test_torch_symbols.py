@@ -29,7 +29,7 @@ FORWARD_V1_ARGUMENTS = 15
 
 def names() -> list[str]:
     """Imports, weak ones too, and what it passes to dlsym: all of them lie in the file as text that a zero byte ends."""
-    found = re.findall(rb"(?<![\w.])((?:aoti_torch|torch)_\w+|_ZNK?2at\w+)(?=\0)", LIBRARY.read_bytes())
+    found = re.findall(rb"(?<![\w.])((?:aoti_torch|aoti_record_function|torch)_\w+|_ZNK?2at\w+)(?=\0)", LIBRARY.read_bytes())
     return sorted({name.decode() for name in found})
 
 
@@ -45,7 +45,7 @@ def loaded(library: str) -> ctypes.CDLL:
 def test_names_of_every_kind_are_found_in_the_library():
     assert set(names()) >= {
         "aoti_torch_library_init_impl", "aoti_torch_cuda__flash_attention_forward", "aoti_torch_cuda__flash_attention_forward_v2",
-        "torch_exception_get_what_without_backtrace", "_ZN2at13globalContextEv",
+        "torch_exception_get_what_without_backtrace", "_ZN2at13globalContextEv", "aoti_record_function_start",
     }  # fmt: skip
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-L2_BYTES = 128 << 20  # more than any L2 of these devices: inputs rotate among sets of at least this size together
+# More than any L2 of these devices: inputs rotate among sets of at least this size together, so that none is found there. Flushing
+# instead would put a kernel between two calls, and into the time or into a graph of its own.
+L2_BYTES = 128 << 20
 MAX_CALLS = 64
 PAUSE_S = 0.02  # between contenders: power, and with it the clock, evens out in milliseconds
 

@@ -1,0 +1,1 @@
+"""The measurements of `python -m fa4_ext bench`. Nothing else of the package imports this folder."""

@@ -1,0 +1,81 @@
+"""What `python -m fa4_ext bench` does with its options."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from fa4_ext.bench import compare, figure, host, results, table, throughput
+from fa4_ext.bench.contenders import contenders
+from fa4_ext.bench.grids import GRIDS, Grid
+from fa4_ext.bench.session import NO_DEVICE, header, session
+
+ROUNDS, QUICK_ROUNDS = 7, 5  # enough for a median that repeats within the spread that is printed
+
+
+def run(arguments) -> int:
+    """The exit status.
+
+    Raises:
+        ValueError: an option's value is wrong.
+    """
+    figures = arguments.figure.split(",") if arguments.figure else []
+    check_outputs([path for path in (arguments.json, arguments.csv, *figures) if path])
+    figure.check(figures)
+    old = results.load(arguments.compare, "--compare") if arguments.compare else None
+    if arguments.result:
+        result = results.load(arguments.result, "--from")
+    else:
+        grid = grid_of(arguments.grid)
+        directions = directions_of(grid, arguments)
+        if not torch.cuda.is_available():
+            print(f"python -m fa4_ext bench: {NO_DEVICE}", file=sys.stderr)
+            return 1
+        result = measure(grid, directions, arguments)
+    if arguments.json:
+        results.save(result, arguments.json)
+    if arguments.csv:
+        results.write_csv(result, arguments.csv)
+    print(table.text(result))  # after the files: printing into a pipe that closes ends the process
+    if old:
+        print(f"\n{compare.text(old, result)}")
+    if figures:
+        figure.draw(result, figures)
+    return 0
+
+
+def check_outputs(paths: list[str]) -> None:
+    for path in paths:
+        if not (folder := Path(path).parent).is_dir():
+            raise ValueError(f"{path} could not be written: there is no folder {folder}")
+
+
+def grid_of(name: str) -> Grid:
+    if name not in GRIDS:
+        raise ValueError(f"argument --grid: {name!r} is none of {', '.join(GRIDS)}")
+    return GRIDS[name]
+
+
+def directions_of(grid: Grid, arguments) -> tuple[str, ...]:
+    wanted = tuple(direction for direction in grid.directions if arguments.op in ("both", direction))
+    if not wanted:
+        raise ValueError(f"argument --op: grid {arguments.grid} has the {' and '.join(grid.directions)} alone")
+    return wanted
+
+
+def measure(grid: Grid, directions: tuple[str, ...], arguments) -> dict:
+    dtype, quick = arguments.dtype, arguments.quick
+    rounds = arguments.rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    chosen = contenders(arguments.contenders.split(",") if arguments.contenders else None)
+    with session():
+        result = {
+            "header": header(rounds, dtype, chosen),
+            "grid": arguments.grid,
+            "contenders": {contender.name: contender.label for contender in chosen},
+            "throughput": throughput.measure(chosen, grid.part(quick), directions, dtype, rounds),
+        }
+        if arguments.host:
+            result["host"] = host.measure(chosen, dtype, host.QUICK_BATCHES if quick else host.BATCHES)
+    return result

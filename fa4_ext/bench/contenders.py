@@ -1,0 +1,137 @@
+"""Who is measured: a differentiable function each, and what has to be switched on around it."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import fa4_ext
+from fa4_ext.bench.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`dense(q, k, v, causal)` takes and returns [batch, heads, seqlen, head_dim]; `varlen(q, k, v, cu_seqlens, longest, causal)`,
+    None where it has none, [tokens, heads, head_dim]."""
+
+    name: str
+    label: str
+    version: str
+    dense: Callable[..., torch.Tensor]
+    varlen: Callable[..., torch.Tensor] | None
+    enabled: Callable[[], AbstractContextManager] = nullcontext
+    has_backward: bool = True
+    dtypes: tuple[str, ...] = ("bf16", "fp16")
+
+    def has(self, shape: Shape, dtype: str, direction: str) -> bool:
+        """Whether it is asked to run this."""
+        layout = self.varlen if shape.lengths else self.dense
+        return layout is not None and dtype in self.dtypes and (self.has_backward or direction == "forward")
+
+
+def _sdpa(q, k, v, causal):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def _aten_varlen(q, k, v, cu_seqlens, longest, causal):
+    """What torch.nn.attention.varlen calls; its own signature differs from torch to torch."""
+    return torch.ops.aten._flash_attention_forward(q, k, v, cu_seqlens, cu_seqlens, longest, longest, 0.0, causal, False)[0]
+
+
+def _sequence_first(function):
+    """A function of [batch, seqlen, heads, head_dim] that may return more than its output."""
+
+    def dense(q, k, v, causal):
+        out = function(*(t.transpose(1, 2) for t in (q, k, v)), causal=causal)
+        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+    return dense
+
+
+def ours_enabled() -> AbstractContextManager:
+    """Our kernels or an error: a number that is stock's, by a speed rule or otherwise, must not stand under our name."""
+    stack = ExitStack()
+    stack.enter_context(fa4_ext.register(fallback="error", speed_rules=False))
+    stack.enter_context(sdpa_kernel(SDPBackend.FLASH_ATTENTION))
+    return stack
+
+
+def _ours() -> Contender:
+    return Contender("ours", "fa4_ext", fa4_ext.__version__, _sdpa, _aten_varlen, ours_enabled)
+
+
+def _stock() -> Contender:
+    enabled = functools.partial(sdpa_kernel, SDPBackend.FLASH_ATTENTION)
+    return Contender("stock", "PyTorch flash (FA2)", str(torch.__version__), _sdpa, _aten_varlen, enabled)
+
+
+def cudnn_version() -> str | None:
+    number = torch.backends.cudnn.version()
+    return f"{number // 10000}.{number // 100 % 100}" if number else None
+
+
+def _cudnn() -> Contender:
+    name = cudnn_version()
+    if name is None:
+        raise ImportError("this build of torch has no cuDNN")
+    return Contender(
+        "cudnn", f"cuDNN {name}", name, _sdpa, None, functools.partial(sdpa_kernel, SDPBackend.CUDNN_ATTENTION)
+    )  # fmt: skip
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # its modules lie on the path, but it was not installed
+        return "unknown"
+
+
+def _fa4() -> Contender:
+    # With the logsumexp, which the aten ops return and a training step needs: without it a call does less.
+    interface = import_module("flash_attn.cute.interface")
+    dense = functools.partial(interface.flash_attn_func, return_lse=True)
+
+    def varlen(q, k, v, cu_seqlens, longest, causal):
+        lengths = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens, "max_seqlen_q": longest, "max_seqlen_k": longest}
+        return interface.flash_attn_varlen_func(q, k, v, **lengths, causal=causal, return_lse=True)[0]
+
+    return Contender("fa4", "flash-attn-4 (JIT)", _version("flash-attn-4"), _sequence_first(dense), varlen)
+
+
+def _fa3() -> Contender:
+    """A build of FlashAttention-3 that has the forward in bf16 alone."""
+    module = import_module("fa3_fwd_interface")
+    of = getattr(module, "__version__", "unknown")
+    dense = _sequence_first(module.flash_attn_func)
+    return Contender("fa3", "FlashAttention-3", of, dense, None, has_backward=False, dtypes=("bf16",))
+
+
+KNOWN = {"ours": _ours, "stock": _stock, "cudnn": _cudnn, "fa4": _fa4, "fa3": _fa3}
+
+
+def contenders(names: list[str] | None = None) -> list[Contender]:
+    """The named ones; None: all that can be had, and a line on stderr for each of the others.
+
+    Raises:
+        ValueError: a name is not known, or what it names can't be had.
+    """
+    found = []
+    for name in dict.fromkeys(names or KNOWN):
+        if name not in KNOWN:
+            raise ValueError(f"argument --contenders: {name!r} is none of {', '.join(KNOWN)}")
+        try:
+            found.append(KNOWN[name]())
+        except Exception as error:  # not installed, or whatever else a package raises where it does not load
+            if names:
+                raise ValueError(f"argument --contenders: {name} can't be had: {error}") from error
+            print(f"{name} is left out: {error}", file=sys.stderr)
+    return found

@@ -1,0 +1,118 @@
+"""The named grids of problems."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import product
+
+from fa4_ext.bench.shapes import DIRECTIONS, Shape, packed, square
+
+TFLOPS, MICROSECONDS = "TFLOP/s", "us"
+TOKENS = 16384  # of a batch, as in the FlashAttention-3 paper
+HIDDEN_SIZE = 2048
+QUICK_STEP = 5  # --quick takes each fifth problem: of the paper's grid five lengths, both masks and both head dims
+
+
+@dataclass(frozen=True)
+class Grid:
+    about: str
+    shapes: tuple[Shape, ...]
+    unit: str = TFLOPS
+    directions: tuple[str, ...] = DIRECTIONS
+    by_length: bool = False  # its figure has the lengths on the axis, not the names
+
+    def part(self, quick: bool) -> tuple[Shape, ...]:
+        return self.shapes[::QUICK_STEP] if quick else self.shapes
+
+
+def _by_length(head_dims: tuple[int, ...], seqlens: tuple[int, ...]) -> tuple[Shape, ...]:
+    return tuple(
+        square(
+            TOKENS // seqlen, HIDDEN_SIZE // head_dim, seqlen, head_dim, causal,
+            name=f"hd{head_dim} s{seqlen} {'causal' if causal else 'full'}",
+        )
+        for head_dim, causal, seqlen in product(head_dims, (False, True), seqlens)
+    )  # fmt: skip
+
+
+def _llama() -> tuple[Shape, ...]:
+    """Training steps and prompts. tp8: the heads of one of eight GPUs."""
+    calls = (  # model, batch, heads, heads of keys and values, length, head dim
+        ("llama-2-7b", 4, 32, 32, 4096, 128),
+        ("llama-3-8b", 8, 32, 8, 1024, 128),
+        ("llama-3-8b", 2, 32, 8, 8192, 128),
+        ("llama-3.1-8b", 1, 32, 8, 32768, 128),
+        ("llama-3.1-70b tp8", 1, 8, 1, 8192, 128),
+        ("llama-3.1-70b tp8", 1, 8, 1, 32768, 128),
+        ("llama-3.1-405b tp8", 1, 16, 1, 8192, 128),
+        ("llama-3.2-1b", 8, 32, 8, 2048, 64),
+        ("llama-3.2-3b", 4, 24, 8, 4096, 128),
+    )
+    return tuple(
+        square(batch, heads, seqlen, head_dim, True, heads_kv=heads_kv, name=f"{model} b{batch} s{seqlen}")
+        for model, batch, heads, heads_kv, seqlen, head_dim in calls
+    )
+
+
+def _vit() -> tuple[Shape, ...]:
+    calls = (  # model, batch, heads, tokens of an image, head dim
+        ("vit-b/16", 128, 12, 197, 64),
+        ("vit-l/16", 32, 16, 577, 64),
+        ("vit-h/14", 64, 16, 257, 80),
+        ("siglip-so400m/14", 16, 16, 729, 72),
+        ("dinov2-l/14", 16, 16, 1370, 64),
+        ("dit-xl/2", 32, 16, 256, 72),
+        ("sd3-medium", 2, 24, 4429, 64),
+        ("flux.1", 1, 24, 4608, 128),
+    )
+    return tuple(
+        square(batch, heads, tokens, head_dim, False, name=f"{model} b{batch} s{tokens}")
+        for model, batch, heads, tokens, head_dim in calls
+    )
+
+
+def _decode() -> tuple[Shape, ...]:
+    """The next tokens of Llama-3-8B after keys and values that are there."""
+    calls = (  # batch, new tokens, keys
+        (1, 1, 4096), (1, 1, 65536), (8, 1, 8192), (64, 1, 2048), (128, 1, 8192), (1, 16, 65536), (8, 16, 8192), (8, 128, 8192),
+    )  # fmt: skip
+    return tuple(Shape(batch, 32, 8, q, k, 128, False, name=f"b{batch} q{q} k{k}") for batch, q, k in calls)
+
+
+def _varlen() -> tuple[Shape, ...]:
+    """16k packed tokens, as documents or answers come."""
+    mixed = [4096, 2048, 2048, 1024, 1024, 1024, 1024, *[512] * 4, *[256] * 6, *[128] * 4]
+    random.Random(0).shuffle(mixed)  # not longest first
+    batches = {
+        "uniform 16x1024": (1024,) * 16,
+        "mixed": tuple(mixed),
+        "many short 256x64": (64,) * 256,
+        "one long 14k": (14336, *(128,) * 16),
+    }
+    return tuple(
+        packed(heads, heads_kv, 128, causal, lengths, name=f"{name} h{heads}/{heads_kv} {'causal' if causal else 'full'}")
+        for (name, lengths), (heads, heads_kv), causal in product(batches.items(), ((16, 16), (32, 8)), (True, False))
+    )
+
+
+def _gqa() -> tuple[Shape, ...]:
+    return tuple(
+        square(4, 32, 4096, head_dim, causal, heads_kv=kv, name=f"h32/{kv} hd{head_dim} {'causal' if causal else 'full'}")
+        for head_dim, causal, kv in product((64, 128), (True, False), (32, 8, 4, 1))
+    )
+
+
+GRIDS = {
+    "paper": Grid(
+        "the FlashAttention-3 paper's: 16k tokens, hidden size 2048, head dims 64 and 128",
+        _by_length((64, 128), (512, 1024, 2048, 4096, 8192, 16384)),
+        by_length=True,
+    ),
+    "dims": Grid("the same with head dims 96, 192 and 256", _by_length((96, 192, 256), (1024, 4096, 16384)), by_length=True),
+    "llama": Grid("training steps and prompts of Llama models, causal, grouped heads", _llama()),
+    "vit": Grid("images: vision transformers and diffusion", _vit()),
+    "decode": Grid("few queries against many keys, forward only", _decode(), MICROSECONDS, ("forward",)),
+    "varlen": Grid("16k tokens of packed sequences, head dim 128", _varlen()),
+    "gqa": Grid("32 query heads on 32, 8, 4 and 1 heads of keys and values, length 4096", _gqa()),
+}

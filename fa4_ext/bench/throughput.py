@@ -1,0 +1,99 @@
+"""Device time of every contender over a list of problems; each is checked against fp32 before it is timed."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+
+from fa4_ext.bench.contenders import Contender
+from fa4_ext.bench.correctness import check, make_cu_seqlens, make_inputs, truth
+from fa4_ext.bench.progress import Progress
+from fa4_ext.bench.shapes import Shape
+from fa4_ext.bench.timing import Prepared, in_turns, prepare, sets_for, summary
+
+TARGET_MS = 8.0  # of one timed run: long beside the launch of a graph
+
+
+def _attention(contender: Contender, shape: Shape) -> Callable[..., torch.Tensor]:
+    """Of q, k and v, with what else the problem needs."""
+    if not shape.lengths:
+        return lambda q, k, v: contender.dense(q, k, v, shape.causal)
+    cu_seqlens = make_cu_seqlens(shape)
+    return lambda q, k, v: contender.varlen(q, k, v, cu_seqlens, shape.longest, shape.causal)
+
+
+def _calls(contender: Contender, shape: Shape, direction: str, sets: list) -> Callable[[int], tuple[torch.Tensor, ...]]:
+    """The work on the i-th set of inputs. The backward alone is timed, on the graph that one forward has left."""
+    attention = _attention(contender, shape)
+    if direction == "forward":
+
+        def forward(i):
+            with torch.no_grad():
+                return (attention(*sets[i][:3]),)
+
+        return forward
+    graphs = []
+    with contender.enabled():
+        for *qkv, do in sets:
+            leaves = [t.detach().requires_grad_() for t in qkv]
+            graphs.append((attention(*leaves), leaves, do))
+
+    def backward(i):
+        out, leaves, do = graphs[i]
+        return torch.autograd.grad(out, leaves, do, retain_graph=True)
+
+    return backward
+
+
+def _prepare(contender: Contender, shape: Shape, direction: str, dtype: str, sets: list, truths) -> tuple[Prepared, float]:
+    """Ready to be timed, and right; with the error."""
+    prepared = prepare(_calls(contender, shape, direction, sets), len(sets), contender.enabled, TARGET_MS)
+    expected = truths((prepared.calls - 1) % len(sets) if prepared.captured else 0)
+    kept = slice(0, 1) if direction == "forward" else slice(1, 4)
+    return prepared, check(shape, dtype, prepared.outputs, [of_corner[kept] for of_corner in expected])
+
+
+def _row(contenders: list[Contender], shape: Shape, direction: str, dtype: str, sets: list, truths, rounds: int) -> dict:
+    ready: dict[str, tuple[Prepared, float]] = {}
+    results: dict[str, dict] = {}
+    name = f"{shape.name} {direction}"
+    for contender in contenders:
+        if not contender.has(shape, dtype, direction):
+            continue
+        try:
+            ready[contender.name] = _prepare(contender, shape, direction, dtype, sets, truths)
+        except Exception as error:  # of any kind: other packages raise their own
+            print(f"\n{contender.name}, {name}: not timed: {error}", file=sys.stderr)
+            results[contender.name] = {"error": f"{error!r:.300}"}
+    measured = in_turns({who: prepared for who, (prepared, _) in ready.items()}, rounds)
+    for who, times in measured.items():
+        prepared, relative_error = ready[who]
+        results[who] = summary(times) | {"captured": prepared.captured, "relative_error": relative_error}
+        results[who]["tflops"] = shape.flops(direction) / results[who]["ms"] / 1e9
+    fields = {key: value for key, value in vars(shape).items() if key != "lengths"} | {"layout": shape.layout}
+    return fields | {"name": name, "direction": direction, "results": results, "speed_of_ours": speed_of_ours(measured)}
+
+
+def measure(contenders: list[Contender], shapes: Sequence[Shape], directions: Sequence[str], dtype: str, rounds: int) -> list[dict]:
+    """A row for each shape and direction: the shape, and of each contender median ms, spread, TFLOP/s and error, or why not."""
+    rows = []
+    progress = Progress(len(shapes) * len(directions), what="problems")
+    for shape in shapes:
+        sets = [make_inputs(shape, dtype) for _ in range(max(2, sets_for(shape.bytes)))]
+        truths = cache(lambda i, shape=shape, sets=sets: truth(shape, sets[i]))
+        for direction in directions:
+            progress.started(f"{shape.name} {direction}")
+            rows.append(_row(contenders, shape, direction, dtype, sets, truths, rounds))
+            progress.finished()
+    return rows
+
+
+def speed_of_ours(measured: dict[str, list[float]]) -> dict[str, float]:
+    """Our speed over each other contender's: the median over the rounds, in each of which both met the same clocks."""
+    ours = measured.get("ours", [])
+    others = {name: times for name, times in measured.items() if name != "ours" and ours}
+    return {name: statistics.median(b / a for a, b in zip(ours, times, strict=True)) for name, times in others.items()}

@@ -1,0 +1,44 @@
+"""The measurements in the repository are results that the command reads, and the documents link to files that are there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from fa4_ext.bench import results, table
+from fa4_ext.bench.grids import GRIDS
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+OF_BENCH = sorted(path for path in RESULTS.glob("*.json") if "throughput" in json.loads(path.read_text()))
+
+
+def test_the_ones_of_the_command_are_found():
+    assert {"h200.json", "h200_dims.json"} <= {path.name for path in OF_BENCH}
+
+
+@pytest.mark.parametrize("path", OF_BENCH, ids=lambda path: path.name)
+def test_a_result_is_read_and_has_every_problem_of_its_grid(path):
+    result = results.load(str(path), "--from")
+    grid = GRIDS[result["grid"]]
+    names = [f"{shape.name} {direction}" for shape in grid.shapes for direction in grid.directions]
+    assert sorted(row["name"] for row in result["throughput"]) == sorted(names)
+    shapes = {shape.name: shape for shape in grid.shapes}
+    for row in result["throughput"]:
+        shape = shapes[row["name"].removesuffix(f" {row['direction']}")]
+        fields = ("batch", "heads", "heads_kv", "seqlen_q", "seqlen_k", "head_dim", "causal", "layout")
+        assert {field: row[field] for field in fields} == {field: getattr(shape, field) for field in fields}
+    assert re.fullmatch(r"[0-9a-f]{40}", result["header"]["build"]["commit"]), "the commit of a clean checkout"
+    assert len(list(results.lines(result))) == sum(len(row["results"]) for row in result["throughput"])
+    assert table.text(result).count("\n") > len(result["throughput"])
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/performance.md"])
+def test_results_and_figures_that_a_document_names_are_there(document):
+    text = (ROOT / document).read_text()
+    named = set(re.findall(r"benchmarks/results/[\w.]+\w", text))
+    assert named, f"{document} names none"
+    assert not [name for name in sorted(named) if not (ROOT / name).exists()]
