@@ -19,7 +19,7 @@ from fa4_ext.bench.contenders import ours_enabled
 from fa4_ext.bench.correctness import make_cu_seqlens
 from fa4_ext.bench.progress import Progress
 from fa4_ext.bench.session import NO_DEVICE, session
-from fa4_ext.bench.shapes import Shape
+from fa4_ext.bench.shapes import DIRECTIONS, Shape
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
 
 TARGET_MS = 1.0
@@ -73,11 +73,11 @@ def fields_of(p: Shape) -> dict:
     return {name: getattr(p, name) for name in fields} | {"uniform": len(set(p.lengths)) <= 1, "total_q": p.total_q}
 
 
-def measure(problems: list[Shape], rounds: int, budget_s: float) -> list[dict]:
+def measure(problems: list[tuple[Shape, tuple[str, ...]]], rounds: int, budget_s: float) -> list[dict]:
     """Rows of problem fields, direction and microseconds of ours and stock, until the budget is spent."""
     rows, end = [], time.monotonic() + budget_s
     progress = Progress(len(problems), what="problems")
-    for p in problems:
+    for p, directions in problems:
         if time.monotonic() > end:
             print(f"\nthe budget of {budget_s:.0f} s is spent", file=sys.stderr)
             break
@@ -87,7 +87,7 @@ def measure(problems: list[Shape], rounds: int, budget_s: float) -> list[dict]:
         try:
             providers = {"ours": ours_enabled, "stock": nullcontext}
             calls = {name: _calls(p, sets, enabled) for name, enabled in providers.items()}
-            for direction in ("forward", "backward"):
+            for direction in directions:
                 prepared = {
                     name: prepare(calls[name][direction], len(sets), enabled, TARGET_MS) for name, enabled in providers.items()
                 }
@@ -108,15 +108,19 @@ def measure(problems: list[Shape], rounds: int, budget_s: float) -> list[dict]:
     return rows
 
 
-def without_measured(problems: list[Shape], path: str) -> list[Shape]:
-    """The problems that a file of write_csv lacks; all when there is no such file."""
-    if not os.path.exists(path):
-        return problems
-    with open(path, newline="") as file:
-        lines = list(csv.DictReader(file))
-    names = fields_of(problems[0])
+def missing(problems: list[Shape], path: str | None) -> list[tuple[Shape, tuple[str, ...]]]:
+    """The problems with the directions that a file of write_csv lacks of them; everything when there is no such file."""
+    lines = []
+    if path and os.path.exists(path):
+        with open(path, newline="") as file:
+            lines = list(csv.DictReader(file))
+    names = [*fields_of(problems[0]), "direction"]
     measured = {tuple(line[name] for name in names) for line in lines}
-    return [p for p in problems if tuple(map(str, fields_of(p).values())) not in measured]
+    left = [
+        (p, tuple(direction for direction in DIRECTIONS if (*map(str, fields_of(p).values()), direction) not in measured))
+        for p in problems
+    ]
+    return [(p, directions) for p, directions in left if directions]
 
 
 def write_csv(rows: list[dict], path: str) -> None:
@@ -150,9 +154,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit(NO_DEVICE)
-    problems = rules_grid.rules(arguments.quick)
-    if arguments.csv:
-        problems = without_measured(problems, arguments.csv)
+    problems = missing(rules_grid.rules(arguments.quick), arguments.csv)
     with session():
         rows = measure(problems, ROUNDS, BUDGET_S)
     print_table(rows)
