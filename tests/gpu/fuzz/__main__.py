@@ -25,7 +25,7 @@ from kernels.progress import Progress
 
 @contextmanager
 def _stderr_set_aside():
-    """Yields the real standard error. PyTorch before 2.13 prints there what its kernels raise below ours, for every rejected case."""
+    """Yields the real standard error. PyTorch before 2.13 prints there what its kernels raise below ours, a lot here."""
     real = os.dup(2)
     with tempfile.TemporaryFile() as aside, os.fdopen(real, "w") as stream:
         os.dup2(aside.fileno(), 2)
