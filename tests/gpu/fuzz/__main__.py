@@ -10,8 +10,9 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+sys.path.pop(0)  # this folder, or the checkout with its own fa4_ext
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the helpers of the GPU tests
-sys.path.append(str(Path(__file__).resolve().parents[3]))  # kernels.progress; last: an installed fa4_ext comes first
+sys.path.append(str(Path(__file__).resolve().parents[3]))  # kernels.progress; an installed fa4_ext comes first
 
 import torch
 

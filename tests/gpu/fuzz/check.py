@@ -71,7 +71,7 @@ def _assert_unchanged(storages) -> None:
 
 
 def _described(error: Exception | None) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if error else "nothing"
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}" if error else "nothing"
 
 
 def _assert_same_end(ours: Outcome, stock: Outcome) -> None:
@@ -146,7 +146,8 @@ def _sequence_first(case: Case, name: str, t: torch.Tensor) -> torch.Tensor:
 
 
 def _bits(t: torch.Tensor) -> torch.Tensor:
-    return t.contiguous().view({2: torch.int16, 4: torch.int32}[t.dtype.itemsize])
+    """As integers, with one kind of NaN."""
+    return t.masked_fill(t.isnan(), float("nan")).contiguous().view({2: torch.int16, 4: torch.int32}[t.dtype.itemsize])
 
 
 def _assert_same_bits(case: Case, what: str, first: Results, other: Results) -> None:
