@@ -11,9 +11,11 @@ import pytest
 import torch
 from cases import Inputs, Problem, dense, varlen
 from fuzz.case import OPS, Case, features, parse, runs_on_ours
+from fuzz.check import assert_promises
 from fuzz.engine import SM_COUNT, explain
 from fuzz.faults import FAULTS
 from fuzz.generate import cases, generate
+from fuzz.ops import TorchOps, run
 from fuzz.runner import run_cases
 from fuzz.tensors import GRADIENTS, LAYOUTS, forward_arguments, make_inputs
 from reference import compute
@@ -72,6 +74,20 @@ class TestGenerator:
                 assert (supported or left_out(reason)) == runs_on_ours(case, 256), f"{reason or 'supported'}: {case!r}"
                 asked += supported
         assert asked > 200
+
+    def test_promises_are_those_of_pytorchs_meta_functions(self):
+        """What check.py asks of sizes, strides and dtypes, in every layout, asked of PyTorch's own ops on meta tensors."""
+        asked = 0
+        for case in FIRST[:500]:
+            if case.op == "functional" or case.fault or not runs_on_ours(case, 256):
+                continue
+            inputs = make_inputs(case, "meta")
+            arguments = forward_arguments(case, inputs)
+            outcome = run(case, inputs, arguments, TorchOps(), lambda: None, backward=case.backward)
+            assert not outcome.error, f"{outcome.error}: {case!r}"
+            assert_promises(case, arguments, outcome.results)
+            asked += 1
+        assert asked > 100
 
     @pytest.mark.parametrize("name", FAULTS)
     def test_fault_changes_an_argument_and_no_input(self, name):

@@ -42,7 +42,7 @@ def check(case: Case, engine) -> str:
     _assert_unchanged(before)
     if forward_ours and not case.fault:
         assert not first.error, f"the {first.stage} raised {_described(first.error)}"
-        _assert_promises(case, arguments, first.results)
+        assert_promises(case, arguments, first.results)
         _assert_math(case, inputs, first.results, _checked(case, first.results, backward_ours))
         if again:
             _assert_same_bits(case, "the second run", first.results, again.results)
@@ -100,7 +100,7 @@ def _found(t: torch.Tensor) -> tuple:
     return tuple(t.shape), t.stride(), t.dtype, t.device
 
 
-def _assert_promises(case: Case, arguments: Arguments, results: Results) -> None:
+def assert_promises(case: Case, arguments: Arguments, results: Results) -> None:
     """Sizes, strides, dtypes and devices as PyTorch's meta functions have them."""
     query, key, value = (arguments[name] for name in ("query", "key", "value"))
     lse_shape = (*query.shape[:-3], query.shape[-2], query.shape[-3])
