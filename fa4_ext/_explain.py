@@ -64,7 +64,7 @@ def explain(
             may be another than query's and key's. On any device.
         dropout_p: probability; our kernels run 0 only.
         is_causal: 4-D: F.scaled_dot_product_attention's top-left mask. 3-D, or with a window: bottom-right aligned.
-        scale: of the scores; every value is supported.
+        scale: of the scores; our kernels run positive numbers only.
         enable_gqa: 4-D: key and value may have fewer heads than query.
         cu_seqlens_q, cu_seqlens_k: 3-D: int32 [batch + 1], where each sequence starts. cu_seqlens_k is cu_seqlens_q by default.
         max_seqlen_q, max_seqlen_k: 3-D: tokens of the longest sequence. max_seqlen_k is max_seqlen_q by default.

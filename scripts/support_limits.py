@@ -22,6 +22,7 @@ ARGUMENTS = {  # of aten::_flash_attention_forward
     "`block_table` (paged keys and values)": {"block_table": meta(2, 4, dtype=torch.int32)},
     "`num_splits` above 1": {"num_splits": 2},
     "`return_debug_mask`": {"return_debug_mask": True},
+    "a `scale` of 0 or less": {"scale": 0.0},
     "fp32": {"tensors": (meta(2, 512, 8, 128, dtype=torch.float32),) * 3},
     "mixed dtypes": {"tensors": (meta(2, 512, 8, 128), *(meta(2, 512, 8, 128, dtype=torch.float16),) * 2)},
     "a last dimension that is not contiguous": {"tensors": (meta(2, 512, 128, 8).mT,) * 3},

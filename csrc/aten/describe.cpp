@@ -1,6 +1,7 @@
 #include "describe.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "../core/error.h"
 #include "../core/strides.h"
@@ -43,6 +44,7 @@ struct Inputs {
   int64_t max_q, max_k;
   double dropout_p;
   bool is_causal;
+  std::optional<double> scale;
   std::optional<int64_t> window_size_left, window_size_right;
   DimOrder order;
 };
@@ -67,6 +69,10 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
     if (result[tensor->dim - 1] != 1) return "query, key, value must not overlap themselves";
   }
   if (OutputShape(q, v).stride[q.dim - 1] != 1) return "query must not overlap itself";
+  // The kernels scale scores after masking them with -inf; so does the stock kernel, but its NaN is what PyTorch answers.
+  if (const float scale = static_cast<float>(in.scale.value_or(1)); !std::isnormal(scale) || scale < 0) {
+    return concat("scale must be a positive normal number of float32, is ", *in.scale);
+  }
   const int64_t heads = in.order == DimOrder::kHeadsFirst ? 1 : q.dim - 2, seqlen = varlen ? 0 : 3 - heads, last = q.dim - 1;
   if (k.size[seqlen] != v.size[seqlen] || k.size[heads] != v.size[heads] || (!varlen && k.size[0] != v.size[0])) {
     return "key and value must have the same shape";
@@ -102,6 +108,12 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
     p.total_k = k.size[0];
     p.seqlen_q = std::min(in.max_q, p.total_q);  // a caller may pass any bound for "the longest"
     p.seqlen_k = std::min(in.max_k, p.total_k);
+    // The stock kernel drops a window bound of max_k or more, our planner one of seqlen_k or more. Where a sequence has more
+    // queries than keys, dropping the right one shows.
+    if (!p.is_causal && p.window_size_right >= p.seqlen_k && p.window_size_right < in.max_k) {
+      return concat("window_size_right, ", p.window_size_right, ", is less than max_k, ", in.max_k, ", but not than key's ",
+                    p.total_k, " rows");
+    }
   } else {  // lengths come from the shapes: a caller's max_q may be of the tensor that these are views of
     p.layout = Layout::kDense;
     p.batch = q.size[0];
@@ -149,8 +161,9 @@ ForwardDescription describe(const ForwardCall& call, const DeviceProperties* sim
   d.query = info(call.query.get());
   d.key = info(call.key.get());
   d.value = info(call.value.get());
-  const Inputs inputs{call.cum_seq_q.get(),  call.cum_seq_k.get(),   call.max_q, call.max_k, call.dropout_p, call.is_causal,
-                      call.window_size_left, call.window_size_right, call.order};
+  const Inputs inputs{
+      call.cum_seq_q.get(),  call.cum_seq_k.get(),   call.max_q, call.max_k, call.dropout_p, call.is_causal, call.scale,
+      call.window_size_left, call.window_size_right, call.order};
   if (call.return_debug_mask) {
     d.reason = "return_debug_mask must be False";
   } else if (call.alibi_slopes) {
@@ -188,7 +201,7 @@ BackwardDescription describe(const BackwardCall& call) {
   d.logsumexp = info(call.logsumexp.get());
   const auto if_defined = [](const Handle& tensor) { return defined(tensor.get()) ? tensor.get() : nullptr; };
   const Inputs inputs{
-      if_defined(call.cum_seq_q), if_defined(call.cum_seq_k), call.max_q, call.max_k, call.dropout_p, call.is_causal,
+      if_defined(call.cum_seq_q), if_defined(call.cum_seq_k), call.max_q, call.max_k, call.dropout_p, call.is_causal, call.scale,
       call.window_size_left,      call.window_size_right,     call.order};
   d.problem.deterministic = deterministic_algorithms();
   d.reason = describe_inputs(inputs, d.query, d.key, d.value, nullptr, d.problem);

@@ -28,7 +28,7 @@ def flash_forward(problem: Problem, x: Inputs, *, dropout_p: float = 0.0, return
     left, right = (None if bound < 0 else bound for bound in problem.window)
     options = {"scale": problem.scale, "window_size_left": left, "window_size_right": right} | options
     return aten._flash_attention_forward(
-        x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, max(problem.seqlens_q), max(problem.seqlens_k),
+        x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k,
         dropout_p, problem.is_causal, return_debug_mask, **options,
     )  # fmt: skip
 
@@ -38,7 +38,7 @@ def flash_forward_into(out: torch.Tensor, problem: Problem, x: Inputs, **options
     left, right = (None if bound < 0 else bound for bound in problem.window)
     options = {"scale": problem.scale, "window_size_left": left, "window_size_right": right} | options
     return aten._flash_attention_forward_no_dropout_inplace(
-        out, x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, max(problem.seqlens_q), max(problem.seqlens_k),
+        out, x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k,
         0.0, problem.is_causal, False, **options,
     )  # fmt: skip
 
@@ -49,7 +49,7 @@ def flash_backward(problem: Problem, x: Inputs, forward, *, dropout_p: float = 0
     left, right = (None if bound < 0 else bound for bound in problem.window)
     options = {"scale": problem.scale, "window_size_left": left, "window_size_right": right} | options
     return aten._flash_attention_backward(
-        x.do, x.q, x.k, x.v, out, lse, x.cu_seqlens_q, x.cu_seqlens_k, max(problem.seqlens_q), max(problem.seqlens_k),
+        x.do, x.q, x.k, x.v, out, lse, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k,
         dropout_p, problem.is_causal, rng_state, unused, **options,
     )  # fmt: skip
 

@@ -39,6 +39,15 @@ class Problem:
     window: tuple[int, int] = (-1, -1)  # keys to the left and right of the diagonal; -1: all
     scale: float | None = None
     head_dim_v: int | None = None  # None: head_dim
+    slack: tuple[int, int] = (0, 0)  # varlen: what max_q and max_k have above the longest sequence
+
+    @property
+    def max_q(self) -> int:
+        return max(self.seqlens_q) + self.slack[0]
+
+    @property
+    def max_k(self) -> int:
+        return max(self.seqlens_k) + self.slack[1]
 
     @property
     def softmax_scale(self) -> float:
@@ -46,8 +55,8 @@ class Problem:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Window bounds with the causal mask written as one; -1: unbounded. A bound of all the keys is none, as in stock."""
-        left, right = (-1 if bound >= max(self.seqlens_k) else bound for bound in self.window)
+        """Window bounds with the causal mask written as one; -1: unbounded. A bound of max_k or more is none, as in stock."""
+        left, right = (-1 if bound >= self.max_k else bound for bound in self.window)
         return (left, 0) if self.is_causal else (left, right)
 
     @property

@@ -22,12 +22,15 @@ class Result:
     dv: torch.Tensor | None = None
 
 
-def hidden(seqlen_q: int, seqlen_k: int, bounds: tuple[int, int], device) -> torch.Tensor:
-    """Bool [seqlen_q, seqlen_k]: what the mask hides. The last query is aligned with the last key (bottom-right)."""
-    diagonal = torch.arange(seqlen_q, device=device)[:, None] + (seqlen_k - seqlen_q)
-    key = torch.arange(seqlen_k, device=device)[None, :]
+def hidden(seqlens_q, seqlens_k, bounds: tuple[int, int], device) -> torch.Tensor:
+    """Bool [batch, 1, longest q, longest k]: what the mask hides, or is beyond a sequence's end. Its last query and last key
+    are aligned (bottom-right)."""
+    rows, keys = (torch.tensor(seqlens, device=device)[:, None, None, None] for seqlens in (seqlens_q, seqlens_k))
+    row = torch.arange(max(seqlens_q), device=device)[:, None]
+    key = torch.arange(max(seqlens_k), device=device)[None, :]
+    diagonal = row + (keys - rows)
     left, right = bounds
-    mask = torch.zeros(seqlen_q, seqlen_k, dtype=torch.bool, device=device)
+    mask = (row >= rows) | (key >= keys)
     if left >= 0:
         mask |= key < diagonal - left
     if right >= 0:
@@ -35,27 +38,46 @@ def hidden(seqlen_q: int, seqlen_k: int, bounds: tuple[int, int], device) -> tor
     return mask
 
 
-def attention(q, k, v, softmax_scale: float, bounds: tuple[int, int]):
-    """Math attention in the dtype of its inputs, [..., seqlen, heads, head_dim] -> out of q's shape, lse [..., heads, seqlen_q]."""
-    q, k, v = (t.transpose(-3, -2) for t in (q, k, v))
-    group = q.shape[-3] // k.shape[-3]
-    k, v = (t.repeat_interleave(group, dim=-3) for t in (k, v))
-    mask = hidden(q.shape[-2], k.shape[-2], bounds, q.device)
+def attention(q, k, v, softmax_scale: float, mask: torch.Tensor):
+    """Math attention in the dtype of its inputs, [batch, seqlen, heads, head_dim] -> out, lse [batch, heads, seqlen_q]."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    group = q.shape[1] // k.shape[1]
+    k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
     scores = (q @ (k * softmax_scale).transpose(-1, -2)).masked_fill(mask, float("-inf"))
     # A row without keys has softmax 0/0; its output and gradients are 0.
     probabilities = scores.softmax(dim=-1).masked_fill(mask.all(dim=-1, keepdim=True), 0.0)
-    return (probabilities @ v).transpose(-3, -2), scores.float().logsumexp(dim=-1)
+    return (probabilities @ v).transpose(1, 2), scores.float().logsumexp(dim=-1)
+
+
+class Padding:
+    """Between [total, heads, head_dim], sequences back to back, and [batch, longest, heads, head_dim]. Gradients pass through."""
+
+    def __init__(self, seqlens, device):
+        self.shape = len(seqlens), max(seqlens)
+        rows = [torch.arange(length) + index * self.shape[1] for index, length in enumerate(seqlens)]
+        self.rows = torch.cat(rows).to(device)
+
+    def pad(self, packed: torch.Tensor) -> torch.Tensor:
+        batch, longest = self.shape
+        empty = packed.new_zeros(batch * longest, *packed.shape[1:])
+        return empty.index_copy(0, self.rows, packed).view(batch, longest, *packed.shape[1:])
+
+    def pack(self, padded: torch.Tensor) -> torch.Tensor:
+        return padded.flatten(0, 1).index_select(0, self.rows)
 
 
 def compute(problem: Problem, inputs: Inputs, dtype: torch.dtype, *, backward: bool) -> Result:
     """Forward and, if asked, backward of the whole problem with math in `dtype`."""
     q, k, v = (t.detach().to(dtype).requires_grad_(backward) for t in (inputs.q, inputs.k, inputs.v))
+    device = q.device
     if problem.varlen:
-        sequences = zip(q.split(problem.seqlens_q), k.split(problem.seqlens_k), v.split(problem.seqlens_k), strict=True)
-        outs, lses = zip(*(attention(*s, problem.softmax_scale, problem.bounds) for s in sequences), strict=True)
-        out, lse = torch.cat(outs), torch.cat(lses, dim=-1)
+        queries, keys = Padding(problem.seqlens_q, device), Padding(problem.seqlens_k, device)
+        mask = hidden(problem.seqlens_q, problem.seqlens_k, problem.bounds, device)
+        out, lse = attention(queries.pad(q), keys.pad(k), keys.pad(v), problem.softmax_scale, mask)
+        out, lse = queries.pack(out), queries.pack(lse.transpose(1, 2)).t()
     else:
-        out, lse = attention(q, k, v, problem.softmax_scale, problem.bounds)
+        mask = hidden(problem.seqlens_q[:1], problem.seqlens_k[:1], problem.bounds, device)
+        out, lse = attention(q, k, v, problem.softmax_scale, mask)
     result = Result(out.detach(), lse.detach())
     if backward:
         result.dq, result.dk, result.dv = torch.autograd.grad(out, (q, k, v), inputs.do.to(dtype))

@@ -1,4 +1,4 @@
-"""A few small calls for compute-sanitizer to watch: sanitize.py forward|backward memcheck|racecheck
+"""A few small calls for compute-sanitizer to watch: sanitize.py forward|backward|fuzz memcheck|racecheck
 
 racecheck reports the backward where one buffer of delta is refilled, varlen and head dim 256: the bulk copy, against the reads
 before it. Its machine code waits on the full barrier, reads, meets all consumers at a named barrier, arrives on the empty barrier,
@@ -8,13 +8,18 @@ and the producer waits on that before it copies; the tool does not follow the la
 from __future__ import annotations
 
 import sys
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from calls import deterministic, flash_backward, flash_forward
-from cases import HEAD_DIMS, dense, make_inputs, varlen
+from cases import DEVICE, HEAD_DIMS, dense, make_inputs, varlen
+from fuzz import tensors
+from fuzz.case import runs_on_ours
+from fuzz.generate import cases
+from fuzz.ops import TorchOps, run
 
 import fa4_ext
 
@@ -26,10 +31,22 @@ PROBLEMS = [
     dense(65, 129, batch=1, heads=2, heads_kv=1, head_dim=192, head_dim_v=128, is_causal=True),
     varlen((1, 65, 0, 130), (70, 65, 3, 130), heads=2, heads_kv=1, head_dim=128, is_causal=True),
 ]
+# Random calls that our kernels run, small enough for a tool that slows them down a hundred times.
+FUZZ_SEED, FUZZ_COUNT, FUZZ_ROWS = 1, 40, 400
 
 
-def main(direction: str, tool: str) -> None:
-    fa4_ext.register(fallback="error", speed_rules=False)
+def fuzz() -> None:
+    ops = TorchOps()
+    small = (case for case in cases(FUZZ_SEED, 2000) if sum(case.problem.seqlens_q + case.problem.seqlens_k) <= FUZZ_ROWS)
+    ours = (case for case in small if runs_on_ours(case, max(HEAD_DIMS)) and not case.fault and case.op != "inplace")
+    for case in islice(ours, FUZZ_COUNT):
+        inputs = tensors.make_inputs(case, DEVICE)
+        outcome = run(case, inputs, tensors.forward_arguments(case, inputs), ops, lambda: None, backward=case.backward)
+        if outcome.error:
+            raise RuntimeError(f"the {outcome.stage} of {case!r}") from outcome.error
+
+
+def fixed(direction: str, tool: str) -> None:
     for problem in PROBLEMS:
         inputs = make_inputs(problem)
         forward = flash_forward(problem, inputs)
@@ -39,6 +56,11 @@ def main(direction: str, tool: str) -> None:
             flash_backward(problem, inputs, forward)
             with deterministic():
                 flash_backward(problem, inputs, forward)
+
+
+def main(what: str, tool: str) -> None:
+    fa4_ext.register(fallback="error", speed_rules=False)
+    fuzz() if what == "fuzz" else fixed(what, tool)
     torch.cuda.synchronize()
 
 

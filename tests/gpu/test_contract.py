@@ -219,6 +219,8 @@ REFUSED = {
         dict(),
         "seqused_k",
     ),
+    "scale_of_0": (_flash_op(scale=0.0), dict(), "scale must be a positive normal number of float32, is 0"),
+    "negative_scale": (_attention(scale=-0.1), dict(), "scale must be a positive normal number of float32, is -0.1"),
     "head_dim_264": (_flash_op(), dict(head_dim=264), "head_dim must be at most"),
     "fp32": (_flash_op(), dict(dtype=torch.float32), "dtype must be float16 or bfloat16"),
     "head_dim_20": (_flash_op(), dict(head_dim=20), "(head_dim|TMA)"),

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,15 @@ def _sanitizer() -> str:
     return found
 
 
-@pytest.mark.parametrize("direction", ("forward", "backward"))
-@pytest.mark.parametrize("tool", ("memcheck", "racecheck"))
-def test_sanitizer(tool, direction):
+WATCHED = (*product(("memcheck", "racecheck"), ("forward", "backward")), ("memcheck", "fuzz"))
+
+
+@pytest.mark.parametrize(("tool", "what"), WATCHED, ids=["-".join(pair) for pair in WATCHED])
+def test_sanitizer(tool, what):
     """Without the caching allocator every tensor is an allocation of its own, so that a step beyond it is seen."""
     options = ("--report-api-errors", "no") if tool == "memcheck" else ()
     script = Path(__file__).with_name("sanitize.py")
-    watched = (sys.executable, str(script), direction, tool)
+    watched = (sys.executable, str(script), what, tool)
     done = subprocess.run(
         [_sanitizer(), "--tool", tool, *options, "--kernel-regex", "kns=kernel_cutlass", *watched],
         capture_output=True, text=True, timeout=150, env=environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1"),

@@ -128,6 +128,30 @@ def test_reason_names_the_low_level_ops_own_arguments(arguments, reason):
     assert torch.ops.fa4_ext.explain(query, query, query, **(call | arguments)) == (False, "", reason, 0, 0, 0)
 
 
+@pytest.mark.parametrize("scale", (0.0, -0.0, -0.125, 1e-40, 1e-320, 1e40, float("inf"), float("nan")))
+def test_scale_that_no_kernel_computes_with(scale):
+    """What is masked is -inf before it is scaled: 0 makes it NaN, a negative scale the largest score of all."""
+    answer = explain(*qkv(), scale=scale)
+    assert not answer.supported and answer.reason.startswith("scale must be a positive normal number of float32, is ")
+    assert answer.fallback == "flash"
+
+
+@pytest.mark.parametrize("scale", (None, 1e-30, 0.125, 3.0))
+def test_scale_that_the_kernels_compute_with(scale):
+    assert explain(*qkv(), scale=scale).supported
+
+
+@pytest.mark.parametrize(("bound", "max_seqlen_k", "supported"), [(299, 9999, False), (300, 9999, False), (300, 300, True)])
+def test_window_bound_between_the_rows_of_key_and_max_seqlen_k(bound, max_seqlen_k, supported):
+    """PyTorch's kernel keeps such a right bound, whatever the rows; one of max_seqlen_k or more it drops."""
+    query, key = (torch.empty(rows, 8, 128, dtype=torch.bfloat16, device="meta") for rows in (900, 299))
+    starts = torch.empty(2, dtype=torch.int32, device="meta")
+    lengths = dict(cu_seqlens_q=starts, cu_seqlens_k=starts, max_seqlen_q=900, max_seqlen_k=max_seqlen_k)
+    answer = explain(query, key, key, window_size=(-1, bound), **lengths)
+    assert answer.supported == supported, answer.reason
+    assert supported or "less than max_k, 9999, but not than key's 299 rows" in answer.reason
+
+
 def test_gqa_and_mqa_are_supported():
     for heads_kv in (1, 2, 4):
         assert explain(*qkv(heads_kv=heads_kv), enable_gqa=True).supported

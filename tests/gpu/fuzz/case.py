@@ -1,0 +1,106 @@
+"""A random call as data. Its repr is the Python that makes it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from cases import Problem
+
+from fuzz.faults import FAULTS
+
+OPS = {
+    "flash": "_flash_attention_forward, _flash_attention_backward",
+    "inplace": "_flash_attention_forward_no_dropout_inplace",
+    "sdpa": "_scaled_dot_product_flash_attention and autograd",
+    "functional": "F.scaled_dot_product_attention under sdpa_kernel(FLASH_ATTENTION) and autograd",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call, and the backward after it."""
+
+    op: str  # of OPS
+    problem: Problem
+    seed: int = 0  # of the tensors' values
+    layouts: tuple[str, str, str, str] = ("contiguous",) * 4  # of query, key, value and the gradient of out; see tensors.py
+    unused_rows: tuple[int, int] = (0, 0)  # varlen: rows of every tensor before the first sequence and after the last
+    unbounded: int | None = None  # what a window bound of -1 is passed as
+    dropout_p: float = 0.0
+    return_debug_mask: bool = False
+    seqused_k: tuple[int, ...] | None = None
+    backward: bool = False
+    deterministic: bool = False
+    speed_rules: bool = False
+    fault: str = ""  # what is wrong with the call; see faults.py
+
+    @property
+    def layout(self) -> str:
+        return "varlen" if self.problem.varlen else "dense"
+
+    @property
+    def fault_in_forward(self) -> bool:
+        return bool(self.fault) and not FAULTS[self.fault].backward
+
+
+def runs_on_ours(case: Case, largest_head_dim: int) -> bool:
+    """Whether our kernels take the forward, where no speed rule leaves it to stock: written down without a look at the planner."""
+    problem = case.problem
+    rows_q, rows_k = (sum(seqlens) + sum(case.unused_rows) for seqlens in (problem.seqlens_q, problem.seqlens_k))
+    head_dim = problem.head_dim + -problem.head_dim % 8 if case.op == "functional" else problem.head_dim
+    _, right = problem.window
+    return (
+        not (case.fault_in_forward or case.dropout_p or case.return_debug_mask or case.seqused_k)
+        and min(rows_q, rows_k, problem.max_q, problem.max_k) > 0
+        and head_dim % 8 == 0
+        and head_dim <= largest_head_dim
+        and (problem.scale is None or problem.scale > 0)
+        and (problem.is_causal or not min(problem.max_k, rows_k) <= right < problem.max_k)
+        and not (case.op == "functional" and problem.is_causal and problem.seqlens_q != problem.seqlens_k)
+    )
+
+
+def features(case: Case) -> set[str]:
+    """What is special about a case, in words that a summary counts."""
+    problem = case.problem
+    left, right = problem.window
+    marks = {
+        f"op {case.op}": True,
+        f"{case.layout}": True,
+        str(problem.dtype).removeprefix("torch."): True,
+        "head dim a multiple of 8": problem.head_dim % 8 == 0,
+        "head dim not a multiple of 8": problem.head_dim % 8 != 0,
+        "GQA": problem.heads > problem.heads_kv > 1,
+        "MQA": problem.heads > problem.heads_kv == 1,
+        "causal": problem.is_causal,
+        "window": max(left, right) >= 0,
+        "window on one side": not problem.is_causal and (left < 0) != (right < 0),
+        "window with causal": problem.is_causal and left >= 0,
+        "window bound of 0": left == 0 or right == 0,
+        "window bound beyond the keys": max(left, right) >= problem.max_k,
+        "window bound below -1": min(left, right) < -1,
+        "different lengths": problem.seqlens_q != problem.seqlens_k,
+        "one query": problem.max_q == 1,
+        "more than 1024 rows": max(problem.max_q, problem.max_k) > 1024,
+        "empty sequence": case.layout == "varlen" and 0 in problem.seqlens_q + problem.seqlens_k,
+        "no rows": 0 in (sum(problem.seqlens_q), sum(problem.seqlens_k)),
+        "max above the longest": any(problem.slack),
+        "unused rows": any(case.unused_rows),
+        "scale": problem.scale is not None,
+        "scale of 0": problem.scale == 0,
+        "negative scale": problem.scale is not None and problem.scale < 0,
+        "dropout": case.dropout_p > 0,
+        "debug mask": case.return_debug_mask,
+        "seqused_k": case.seqused_k is not None,
+        "backward": case.backward,
+        "deterministic": case.deterministic,
+        "speed rules": case.speed_rules,
+    }
+    named = {f"layout {layout}" for layout in case.layouts} | ({f"fault {case.fault}"} if case.fault else set())
+    return named | {mark for mark, holds in marks.items() if holds}
+
+
+def parse(text: str) -> Case:
+    """The case that a failure printed."""
+    return eval(text, {"Case": Case, "Problem": Problem, "torch": torch})
