@@ -194,8 +194,25 @@ def test_masks_resolve_as_the_stock_kernel_resolves_them(is_causal, left, right,
 def test_queries_that_fit_one_tile_with_their_heads_are_decoded(problem):
     kernel = plan(problem).kernel
     rows = problem["seqlen_q"] * problem["num_heads"] // problem["num_heads_kv"]
-    few = problem["op"] == "forward" and problem["capability"] == 90 and rows <= 64
-    assert (kernel.op == fa4_core.Op.DECODE) == few, (problem, kernel.name)
+    if problem["op"] == "forward" and problem["capability"] == 90 and rows <= 64:
+        assert kernel.op == fa4_core.Op.DECODE, (problem, kernel.name)
+    if kernel.op == fa4_core.Op.DECODE:
+        assert rows <= 512, (problem, kernel.name)
+
+
+@pytest.mark.parametrize(
+    ("change", "decode"),
+    [
+        ({"batch": 32, "seqlen_q": 96, "num_heads": 32}, False),  # 6 tiles of 64 rows against 4 of 128
+        ({"batch": 32, "seqlen_q": 32, "num_heads": 32}, True),  # 2 against 4
+        ({"batch": 1, "seqlen_q": 64, "num_heads": 32}, True),  # 32 tiles for 132 multiprocessors
+        ({"batch": 1, "seqlen_q": 65, "num_heads": 64}, False),  # more rows than were measured
+    ],
+    ids=str,
+)
+def test_more_rows_are_decoded_where_the_forward_s_tiles_are_empty_or_few(change, decode):
+    chosen = plan(LEGAL | {"seqlen_k": 8192, "num_heads_kv": 8} | change)
+    assert (chosen.kernel.op == fa4_core.Op.DECODE) == decode, chosen.kernel.name
 
 
 @pytest.mark.parametrize(

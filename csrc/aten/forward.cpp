@@ -41,15 +41,17 @@ Outputs run(const ForwardCall& call, const ForwardDescription& d, const Plan& pl
   return {std::move(out), std::move(logsumexp)};
 }
 
-// Never read without dropout, and uninitialised in the stock kernel's results too: filling them would cost two launches.
+// Never read without dropout, and uninitialised in the stock kernel's results too: filling them would cost two launches. They are
+// parts of one allocation, and of the output's: each allocation takes 0.7 us of a forward's 11.
 struct RngOutputs {
   Handle rng_state, unused, debug_mask;
 
-  explicit RngOutputs(const TensorInfo& query) {
-    const int64_t two = 2, zero = 0;
-    rng_state = empty(1, &two, aoti_torch_dtype_uint64(), query.device_index);
-    unused = empty(0, nullptr, aoti_torch_dtype_uint64(), query.device_index);
-    debug_mask = empty(1, &zero, query.dtype, query.device_index);
+  RngOutputs(const TensorInfo& query, const Handle& out) {
+    const int64_t three = 3, two = 2, zero = 0, one = 1;
+    const Handle numbers = empty(1, &three, aoti_torch_dtype_uint64(), query.device_index);
+    rng_state = part(numbers, 1, &two, &one, 0);
+    unused = part(numbers, 0, nullptr, nullptr, 2);
+    debug_mask = part(out, 1, &zero, &one, 0);
   }
 };
 
@@ -62,7 +64,7 @@ void scaled_dot_product_flash_attention(StableIValue* stack, uint64_t, uint64_t)
   const Plan plan = decide(call.op, d.problem, d.reason);
   if (!plan.supported()) return stock_forward(call, stack);
   Outputs outputs = run(call, d, plan);
-  RngOutputs rng(d.query);
+  RngOutputs rng(d.query, outputs.out);
   stack[0] = give(std::move(outputs.out));
   stack[1] = give(std::move(outputs.logsumexp));
   stack[2] = give(undefined());  // cum_seq_q and cum_seq_k of dense inputs
@@ -83,7 +85,7 @@ void flash_attention_forward(StableIValue* stack, uint64_t num_inputs, uint64_t)
   const Plan plan = decide(call.op, d.problem, d.reason);
   if (!plan.supported()) return stock_forward(call, stack);
   Outputs outputs = run(call, d, plan);
-  RngOutputs rng(d.query);
+  RngOutputs rng(d.query, outputs.out);
   stack[0] = give(std::move(outputs.out));
   stack[1] = give(std::move(outputs.logsumexp));
   stack[2] = give(std::move(rng.rng_state));

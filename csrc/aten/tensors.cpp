@@ -107,6 +107,12 @@ Handle undefined() {
   return Handle(handle);
 }
 
+Handle part(const Handle& whole, int64_t dim, const int64_t* size, const int64_t* stride, int64_t offset) {
+  AtenTensorHandle handle;
+  check_shim(aoti_torch__reinterpret_tensor(whole.get(), dim, size, stride, offset, &handle), "taking a part of a tensor");
+  return Handle(handle);
+}
+
 Handle contiguous_copy(AtenTensorHandle tensor, const TensorInfo& info) {
   Handle copy = empty(info.dim, info.size, info.dtype, info.device_index);
   check_shim(aoti_torch_copy_(copy.get(), tensor, 0), "copying a tensor");
