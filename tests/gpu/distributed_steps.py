@@ -17,7 +17,7 @@ from torch.distributed.tensor.experimental._attention import _cp_options, contex
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
-from training import COMPUTE_DTYPE, LEARNING_RATE, Block, Step, assert_step, autocast, backward, reference, snapshot
+from training import COMPUTE_DTYPE, LEARNING_RATE, Block, Step, assert_step, backward, reference, snapshot
 
 SEQ_DIM = 2  # of [batch, heads, seqlen, head_dim]
 
@@ -40,14 +40,13 @@ def assert_runs_ours(work) -> None:
     assert "ours" in providers and not providers & {"stock", "cudnn", "efficient"}, providers
 
 
-def train(model, block, x: torch.Tensor, *, with_autocast: bool) -> Step:
+def train(model, block, x: torch.Tensor, *, autocast: bool) -> Step:
     """One step of `model` with SGD. `block` is what it wraps, whose parameters have plain names."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
 
     def work():
         optimizer.zero_grad()
-        with autocast(with_autocast):
-            backward(model, x)
+        backward(model, x, autocast=autocast)
 
     assert_runs_ours(work)
     optimizer.step()
@@ -63,7 +62,7 @@ def data_parallel() -> None:
     truth = reference(block, x, in_bf16=None)
     plain = reference(block, x, in_bf16=False, pieces=dist.get_world_size())
     model = DistributedDataParallel(block, device_ids=[torch.cuda.current_device()])
-    assert_step(train(model, block, own_part(x), with_autocast=True), plain, truth)
+    assert_step(train(model, block, own_part(x), autocast=True), plain, truth)
 
 
 def fully_sharded() -> None:
@@ -73,7 +72,7 @@ def fully_sharded() -> None:
     policy = MixedPrecisionPolicy(param_dtype=COMPUTE_DTYPE, reduce_dtype=torch.float32)
     for module in (block.mlp, block):
         fully_shard(module, mesh=mesh(), mp_policy=policy)
-    assert_step(train(block, block, own_part(x), with_autocast=False), plain, truth)
+    assert_step(train(block, block, own_part(x), autocast=False), plain, truth)
 
 
 def tensor_parallel(attention_on: str) -> None:
@@ -86,7 +85,7 @@ def tensor_parallel(attention_on: str) -> None:
     rest = {"projection": RowwiseParallel(), "mlp.0": ColwiseParallel(), "mlp.2": RowwiseParallel()}
     parallelize_module(block, mesh(), heads | rest)
     assert block.query.weight.placements == (Shard(0),)
-    assert_step(train(block, block, x, with_autocast=True), plain, truth)
+    assert_step(train(block, block, x, autocast=True), plain, truth)
 
 
 def ring_attention(is_causal: bool, load_balance: bool, rotate_method: str) -> None:

@@ -65,9 +65,8 @@ def test_compiled_output_has_the_layout_of_the_eager_one(backend, heads):
         assert torch.equal(out, expected), f"{int((out != expected).sum())} of {out.numel()} elements differ"
 
 
-def test_compiled_lower_right_bias():
-    torch._dynamo.reset()
-    compiled = torch.compile(F.scaled_dot_product_attention, fullgraph=True, backend="aot_eager")
+def test_compiled_lower_right_bias(backend):
+    compiled = torch.compile(F.scaled_dot_product_attention, fullgraph=True, backend=backend)
     problem = dense(129, 300, is_causal=True)
     inputs = make_inputs(problem)
     tensors = tuple(heads_first(inputs))

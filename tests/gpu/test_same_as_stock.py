@@ -121,6 +121,24 @@ def test_masks_that_sdpa_keeps_from_flash_attention(options):
     assert_same_outcome(partial(attend, q, k, v, **options), same_text=True)
 
 
+def nested(seqlens, heads: int = 4, head_dim: int = 64) -> torch.Tensor:
+    """Strided, [batch, heads, (seqlens), head_dim]."""
+    return torch.nested.nested_tensor([normal(length, heads, head_dim) for length in seqlens]).transpose(1, 2)
+
+
+NESTED = {
+    "head_dim_57": lambda: [nested((65, 129), head_dim=57) for _ in range(3)],
+    "empty_sequence": lambda: [nested((65, 0, 129)) for _ in range(3)],
+    "heads_to_broadcast": lambda: [nested((65, 129)), nested((65, 129), heads=1), nested((65, 129), heads=1)],
+}
+
+
+@pytest.mark.parametrize("case", NESTED)
+def test_nested_tensors_that_are_refused_or_broadcast(case):
+    tensors = NESTED[case]()
+    assert_same_outcome(lambda: attend(*tensors).unbind(), same_text=True)
+
+
 EMPTY = {"no_queries": (0, 65, 2), "no_keys": (65, 0, 2), "no_batch": (65, 65, 0)}  # seqlen_q, seqlen_k, batch
 
 

@@ -10,7 +10,7 @@ import torch
 from cases import DEVICE
 from profiling import kernels_of, provider
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from training import LEARNING_RATE, Block, assert_step, autocast, backward, reference, snapshot
+from training import LEARNING_RATE, Block, assert_step, backward, reference, snapshot
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -43,8 +43,7 @@ def test_step(how, precision):
     in_bf16 = precision == "bf16"
     truth, plain = reference(block, x, in_bf16=None), reference(block, x, in_bf16=in_bf16)
     model = copy.deepcopy(block).bfloat16() if in_bf16 else block
-    with autocast(not in_bf16):
-        backward(partial(CHECKPOINTS[how], model), x.to(next(model.parameters()).dtype))
+    backward(partial(CHECKPOINTS[how], model), x.to(next(model.parameters()).dtype), autocast=not in_bf16)
     for ours, p in zip(block.parameters(), model.parameters(), strict=True):
         ours.grad = p.grad.float()
     torch.optim.SGD(block.parameters(), lr=LEARNING_RATE).step()
@@ -55,10 +54,7 @@ def test_checkpointing_runs_the_forward_again_unless_its_result_is_kept():
     block, x = block_and_batch()
 
     def launches(how: str) -> int:
-        def work():
-            with autocast():
-                backward(partial(CHECKPOINTS[how], block), x)
-
+        work = partial(backward, partial(CHECKPOINTS[how], block), x, autocast=True)
         return [provider(name) for name in kernels_of(work)].count("ours")
 
     without = launches("none")
@@ -72,8 +68,7 @@ def test_step_in_a_graph():
     initial = copy.deepcopy(block.state_dict())
 
     def step():
-        with autocast():
-            backward(block, x)
+        backward(block, x, autocast=True)
         optimizer.step()
 
     side = torch.cuda.Stream()

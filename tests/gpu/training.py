@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,14 +53,12 @@ class Step:
     parameters: dict[str, torch.Tensor]
 
 
-def autocast(enabled: bool = True):
-    """No cache of converted weights: it must not outlive a graph's capture."""
-    return torch.autocast(DEVICE, COMPUTE_DTYPE, enabled=enabled, cache_enabled=False)
-
-
-def backward(model: nn.Module, x: torch.Tensor) -> None:
+def backward(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, *, autocast: bool) -> None:
     """Loss and its gradients, in `.grad`, of one batch [batch, seqlen, width]."""
-    model(x).float().square().sum(dim=-1).mean().backward()
+    # No cache of converted weights: it must not outlive a graph's capture.
+    with torch.autocast(DEVICE, COMPUTE_DTYPE, enabled=autocast, cache_enabled=False):
+        out = model(x)
+    out.float().square().sum(dim=-1).mean().backward()
 
 
 def snapshot(block: nn.Module) -> Step:
@@ -86,10 +85,10 @@ def reference(block: Block, x: torch.Tensor, *, in_bf16: bool | None, pieces: in
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # without it plain math runs in fp32
     try:
-        with sdpa_kernel(SDPBackend.MATH), autocast(in_bf16 is False):
+        with sdpa_kernel(SDPBackend.MATH):
             for piece in x.chunk(pieces):
                 model.zero_grad()
-                backward(model, piece)
+                backward(model, piece, autocast=in_bf16 is False)
                 for name, p in model.named_parameters():
                     total[name] += p.grad.float() / pieces
     finally:
