@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
 import torch.nn.functional as F
 from calls import deterministic, flash_backward, flash_forward, run_autograd, sdpa_forward
 from cases import DEVICE, HEADS, Inputs, dense, make_inputs, varlen
-from compare import assert_close, assert_matches_reference
+from compare import assert_matches_reference
 from fresh_process import run_script
 from profiling import kernels_of, provider, providers_of
-from reference import Result, compute
+from reference import Result
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fa4_ext
@@ -283,35 +281,3 @@ def test_deterministic_through_autograd_is_bitwise():
     for other in others:
         for name in ("out", "dq", "dk", "dv"):
             assert torch.equal(getattr(first, name), getattr(other, name)), name
-
-
-@pytest.mark.usefixtures("strict")
-def test_varlen_attn():
-    """torch's own front end, which passes windows of -1."""
-    attention = pytest.importorskip("torch.nn.attention.varlen")
-    problem = varlen((799, 65, 300), is_causal=True)
-    inputs = make_inputs(problem)
-    q, k, v = (t.clone().requires_grad_() for t in (inputs.q, inputs.k, inputs.v))
-    cu_seqlens = inputs.cu_seqlens_q
-    accepted = inspect.signature(attention.varlen_attn).parameters
-    options = {"window_size": (-1, 0)} if "window_size" in accepted else {"is_causal": True}
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        out = attention.varlen_attn(q, k, v, cu_seqlens, cu_seqlens, 799, 799, **options)
-        gradients = torch.autograd.grad(out, (q, k, v), inputs.do)
-    assert_matches_reference(problem, inputs, Result(out.detach(), None, *gradients), check_lse=False)
-
-
-@pytest.mark.usefixtures("lenient")
-def test_nested_tensor():
-    """Jagged tensors reach the op with cu_seqlens."""
-    problem = varlen((799, 65, 300), is_causal=True)
-    inputs = make_inputs(problem)
-    q, k, v = (
-        torch.nested.nested_tensor_from_jagged(t, inputs.cu_seqlens_q.long(), max_seqlen=799).transpose(1, 2)
-        for t in (inputs.q, inputs.k, inputs.v)
-    )
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).values()
-    truth = compute(problem, inputs, torch.float32, backward=False)
-    plain = compute(problem, inputs, problem.dtype, backward=False)
-    assert_close("out", out, plain.out, truth.out)
