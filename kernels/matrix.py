@@ -37,7 +37,7 @@ DTYPES = ("bf16", "fp16")
 # By architecture, pairs of query's and value's; a bucket serves every multiple of 8 up to it, in either.
 HEAD_DIM_BUCKETS = {
     90: ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)),
-    100: ((64, 64), (128, 128), (192, 128)),
+    100: ((64, 64), (128, 128), (192, 128), (256, 256)),
 }
 
 
@@ -126,8 +126,10 @@ def _decode_sm90(dtype, head_dims):
 def _forward_sm100(dtype, head_dims, layout, mask):
     # Two 128-row query tiles in flight; one for queries that fit a single tile, where the second would idle.
     # The pair of CTAs needs full tiles of value's D 128 and no mask (upstream's use_2cta_instrs).
-    two_cta = layout is Layout.DENSE and mask is Mask.FULL and head_dims[1] == 128
-    yield Kernel(Op.FORWARD, 100, dtype, *head_dims, layout, 256, 128, mask, two_cta=two_cta)
+    # D 256 leaves tensor memory for one tile, and longer queries always go to a pair, which halves what each loads of K and V.
+    largest = head_dims == (256, 256)
+    two_cta = largest or (layout is Layout.DENSE and mask is Mask.FULL and head_dims[1] == 128)
+    yield Kernel(Op.FORWARD, 100, dtype, *head_dims, layout, 128 if largest else 256, 128, mask, two_cta=two_cta)
     yield Kernel(Op.FORWARD, 100, dtype, *head_dims, layout, 128, 128, mask)
 
 
@@ -146,8 +148,11 @@ def _backward_sm90(dtype, head_dims, layout, mask, grouped, deterministic):
 
 
 def _backward_sm100(dtype, head_dims, layout, mask, grouped, deterministic):
+    # D 256: tensor memory holds the accumulators of 64 keys a CTA. Upstream has two more kernels for it, which it takes by default
+    # and which one object can't launch; this is the one behind its FLASH_ATTENTION_HD256_GENERIC_BWD.
+    block_n = 64 if head_dims == (256, 256) else 128
     two_cta = head_dims[0] >= 128
-    yield Kernel(Op.BACKWARD, 100, dtype, *head_dims, layout, 128, 128, mask, grouped, deterministic, two_cta=two_cta)
+    yield Kernel(Op.BACKWARD, 100, dtype, *head_dims, layout, 128, block_n, mask, grouped, deterministic, two_cta=two_cta)
 
 
 class Satellites(NamedTuple):

@@ -80,13 +80,22 @@ def stores_whole_rows(problem, kernel) -> bool:
         (90, (192, 128), (192, 128)), (90, (160, 128), (192, 128)), (90, (136, 96), (192, 128)), (90, (192, 136), (192, 192)),
         (90, (128, 192), (192, 192)), (90, (128, 64), (128, 128)), (90, (64, 128), (128, 128)), (90, (256, 128), (256, 256)),
         (90, (64, 200), (256, 256)), (100, (192, 128), (192, 128)), (100, (136, 8), (192, 128)), (100, (128, 64), (128, 128)),
-        (100, (64, 128), (128, 128)), (100, (192, 136), None), (100, (64, 192), None),
+        (100, (64, 128), (128, 128)), (100, (192, 136), (256, 256)), (100, (64, 192), (256, 256)),
+        (90, (264, 64), None), (100, (64, 264), None),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("op", ("forward", "backward"))
 def test_unequal_head_dims_get_the_smallest_bucket_that_holds_both(capability, head_dims, bucket, op):
     chosen = plan(LEGAL | {"op": op, "capability": capability, "head_dim": head_dims[0], "head_dim_v": head_dims[1]})
     assert (chosen.supported and (chosen.kernel.head_dim, chosen.kernel.head_dim_v)) == (bucket or False), chosen.reason
+
+
+@pytest.mark.parametrize("layout", ("dense", "varlen"))
+@pytest.mark.parametrize(("seqlen_q", "pair"), [(1, False), (128, False), (129, True), (4096, True)])
+def test_sm100_gives_longer_queries_of_head_dim_256_a_pair_of_blocks(seqlen_q, pair, layout):
+    lengths = {"seqlen_q": seqlen_q, "total_q": 2 * seqlen_q, "layout": layout}
+    kernel = plan(LEGAL | lengths | {"capability": 100, "head_dim": 256, "head_dim_v": 256}).kernel
+    assert (kernel.head_dim, kernel.block_m, kernel.two_cta) == (256, 128, pair)
 
 
 @pytest.mark.parametrize(
@@ -148,10 +157,9 @@ def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
         ({"capability": 120}, "the device has 12.0"),
         ({"head_dim": 264, "head_dim_v": 264}, "head_dim must be at most 256 on compute capability 9.0 in this build, is 264"),
         (
-            {"head_dim": 136, "head_dim_v": 136, "capability": 103},
-            "value's head_dim must be at most 128 on compute capability 10.3 in this build, is 136",
+            {"head_dim_v": 264, "capability": 103},
+            "value's head_dim must be at most 256 on compute capability 10.3 in this build, is 264",
         ),
-        ({"head_dim": 200, "capability": 100}, "head_dim must be at most 192 on compute capability 10.0 in this build, is 200"),
         ({"head_dim": 100, "head_dim_v": 100}, "head_dim must be a multiple of 8, is 100"),
         ({"head_dim_v": 100}, "value's head_dim must be a multiple of 8, is 100"),
         ({"head_dim_v": 0}, "a tensor is empty"),

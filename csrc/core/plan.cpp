@@ -75,7 +75,7 @@ struct Key {
   static constexpr size_t kSlots = 3 << 6;
 };
 
-// Forward and backward kernels by slot, smallest bucket and tile first.
+// Forward and backward kernels by slot, smallest bucket and tile first; a pair of thread blocks has the larger tile.
 const std::vector<std::vector<const Kernel*>>& kernels_by_slot() {
   static const auto* index = [] {
     auto* slots = new std::vector<std::vector<const Kernel*>>(Key::kSlots);
@@ -85,7 +85,8 @@ const std::vector<std::vector<const Kernel*>>& kernels_by_slot() {
     }
     for (auto& slot : *slots) {
       std::sort(slot.begin(), slot.end(), [](const Kernel* a, const Kernel* b) {
-        return std::tie(a->head_dim, a->head_dim_v, a->block_m) < std::tie(b->head_dim, b->head_dim_v, b->block_m);
+        return std::tie(a->head_dim, a->head_dim_v, a->block_m, a->two_cta) <
+               std::tie(b->head_dim, b->head_dim_v, b->block_m, b->two_cta);
       });
     }
     return slots;

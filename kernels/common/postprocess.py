@@ -12,6 +12,8 @@ from kernels.matrix import Kernel
 
 def instantiate(kernel: Kernel) -> FlashAttentionBackwardPostprocess:
     order = AccumTileOrder.TMEM_FRAG_2CTA if kernel.two_cta else AccumTileOrder.TMEM_FRAG_1CTA
+    if kernel.block_m == 64:  # dK's and dV's of D 256
+        order = AccumTileOrder.ROW_MAJOR
     return FlashAttentionBackwardPostprocess(
         arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.arch, kernel.block_m, kernel.threads, kernel.atom_layout_m,
         kernel.swap_ab, use_2cta_instrs=kernel.two_cta, cluster_size=kernel.cluster,

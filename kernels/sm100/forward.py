@@ -40,7 +40,7 @@ class Forward(FlashAttentionForwardSm100):
 
 def instantiate(kernel: Kernel) -> Forward:
     q_stage = kernel.block_m // BLOCK_M
-    single_tile = q_stage == 1
+    single_tile = q_stage == 1 and not kernel.two_cta
     return Forward(
         kernel.head_dim, kernel.head_dim_v, qhead_per_kvhead=1,
         is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, is_split_kv=False, pack_gqa=False,
@@ -48,7 +48,7 @@ def instantiate(kernel: Kernel) -> Forward:
         # A static persistent grid pays where tiles are alike: no mask on a dense batch, or one query tile a sequence.
         is_static_persistent=single_tile or (kernel.mask is Mask.FULL and kernel.layout is Layout.DENSE),
         is_varlen_q=kernel.layout is Layout.VARLEN, use_2cta_instrs=kernel.two_cta, use_clc_scheduler=False,
-        use_s_ping_pong=single_tile and kernel.head_dim == kernel.head_dim_v,
+        use_s_ping_pong=q_stage == 1 and kernel.head_dim == kernel.head_dim_v,
     )  # fmt: skip
 
 

@@ -11,10 +11,11 @@ DEVICE = "cuda"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # The buckets of the kernel matrix.
 BLACKWELL = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 10
-HEAD_DIMS = (64, 128) if BLACKWELL else (64, 96, 128, 192, 256)
+HEAD_DIMS = (64, 128, 256) if BLACKWELL else (64, 96, 128, 192, 256)
 # Query's and value's: the bucket for unequal ones, below it, and in the buckets of equal ones.
-UNEQUAL_HEAD_DIMS = ((192, 128), (160, 128), (136, 96), (192, 8), (128, 64), (40, 120))
-UNEQUAL_HEAD_DIMS += () if BLACKWELL else ((192, 136), (128, 192), (256, 64), (8, 248))
+UNEQUAL_HEAD_DIMS = (
+    (192, 128), (160, 128), (136, 96), (192, 8), (128, 64), (40, 120), (192, 136), (128, 192), (256, 64), (8, 248),
+)  # fmt: skip
 MASKS = {
     "full": {},
     "causal": {"is_causal": True},
