@@ -5,18 +5,16 @@
 #include <tuple>
 #include <vector>
 
+#include "decode.h"
 #include "error.h"
+#include "integers.h"
 #include "speed_rules.h"
 
 namespace fa4 {
 namespace {
 
-constexpr int64_t kMaxGrid = 65535;  // CUDA's bound on a grid's y and z, where heads and batch go
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 constexpr int64_t kAlign = 256;  // bytes: what an allocation of its own would have
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Compute capability 10.0 and 10.3 run the same objects.
 int kernel_arch(int capability) { return capability == 90 ? 90 : capability == 100 || capability == 103 ? 100 : 0; }
@@ -112,61 +110,11 @@ const Kernel* find_kernel(const Problem& p, Mask mask, bool grouped) {
   return found;
 }
 
-const std::vector<const Kernel*>& decode_kernels() {  // smallest bucket first
-  static const auto* found = [] {
-    auto* kernels = new std::vector<const Kernel*>;
-    for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
-      if (k->op == Op::kDecode) kernels->push_back(k);
-    }
-    std::sort(kernels->begin(), kernels->end(), [](const Kernel* a, const Kernel* b) {
-      return std::tie(a->head_dim, a->head_dim_v) < std::tie(b->head_dim, b->head_dim_v);
-    });
-    return kernels;
-  }();
-  return *found;
-}
-
-// Tiles of the decode kernel a sequence; their rows are queries times the heads that share a key/value head.
-int64_t decode_tiles(const Problem& p, const Kernel& kernel) {
-  return p.num_heads_kv * ceil_div(p.seqlen_q * (p.num_heads / p.num_heads_kv), kernel.block_m);
-}
-
-// The decode kernel works on half as many rows at a time, at half the speed a row: it pays where the forward's tiles are at least
-// half empty, or leave half of the multiprocessors idle. Measured on an H200 with up to kMaxRows rows, 212 problems: 1% slower than
-// the better of both in geometric mean.
-bool decode_pays(const Problem& p, const Kernel& decode, const Kernel& forward) {
-  constexpr int64_t kMaxRows = 512;
-  const int64_t packed = decode_tiles(p, decode);
-  if (p.seqlen_q * (p.num_heads / p.num_heads_kv) > kMaxRows || packed > kMaxGrid) return false;
-  const int64_t tiles = p.num_heads * ceil_div(p.seqlen_q, forward.block_m);
-  return 2 * packed * decode.block_m <= tiles * forward.block_m || 2 * p.batch * tiles <= p.sm_count;
-}
-
-const Kernel* find_decode(const Problem& p) {
-  for (const Kernel* kernel : decode_kernels()) {
-    if (kernel->arch == kernel_arch(p.capability) && kernel->dtype == p.dtype && kernel->head_dim >= p.head_dim &&
-        kernel->head_dim_v >= p.head_dim_v) {
-      return kernel;
-    }
-  }
-  return nullptr;
-}
-
-// Thread blocks that share the keys of a tile: as many as give each multiprocessor one. Where that leaves some without, two if they
-// fit together (larger clusters were measured not to pack two to a multiprocessor). None without a block of keys.
-int32_t decode_splits(const Problem& p, const ResolvedMask& mask, const Kernel& kernel) {
-  constexpr int64_t kMaxSplits = 16;  // thread blocks of a cluster, at most, on Hopper
-  const int64_t tiles = p.batch * decode_tiles(p, kernel);
-  const int64_t fill = tiles < p.sm_count ? std::max<int64_t>(kernel.blocks_per_sm, p.sm_count / tiles) : 1;
-  const int64_t keys = std::min(p.seqlen_k, int64_t{mask.left} + mask.right + p.seqlen_q);
-  return static_cast<int32_t>(std::min({kMaxSplits, fill, ceil_div(keys, kernel.block_n)}));
-}
-
 const Kernel* find_kernel(const Problem& p, Mask mask) {
   if (p.op == Op::kForward) {
     const Kernel* forward = find_kernel(p, mask, false);
-    const Kernel* decode = forward ? find_decode(p) : nullptr;
-    return decode && decode_pays(p, *decode, *forward) ? decode : forward;
+    const Kernel* decode = forward ? find_decode(p, *forward) : nullptr;
+    return decode ? decode : forward;
   }
   const Kernel* kernel = find_kernel(p, mask, p.num_heads != p.num_heads_kv);
   // On SM100 the kernel for equal heads stores dK and dV without TMA, and so whole rows of its bucket, where a layout is varlen or
@@ -251,7 +199,7 @@ Plan plan(const Problem& problem, bool speed_rules) {
       return plan;
     }
   }
-  if (kernel->op == Op::kDecode) plan.splits = decode_splits(problem, mask, *kernel);
+  if (kernel->op == Op::kDecode) plan.splits = decode_splits(problem, mask.left, mask.right, *kernel);
   plan.kernel = kernel;
   plan.window_size_left = mask.left;
   plan.window_size_right = mask.right;

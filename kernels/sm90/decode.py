@@ -220,9 +220,9 @@ class Decode:
         page_size = cute.size(tma_k, mode=[0])
         for block in cutlass.range(tile.begin, tile.end, unroll=1):
             row, page = tile.offset_k + block * self.tile_n, tile.batch
-            if cute.size(block_table, mode=[0]) > 0:
-                index = row // page_size
-                row, page = row - index * page_size, block_table[tile.batch, index]
+            if cute.size(block_table, mode=[0]) > 0:  # where cu_seqlens_k says how many keys there are, not where
+                index = block * self.tile_n // page_size
+                row, page = block * self.tile_n - index * page_size, block_table[tile.batch, index]
             elif cute.size(tma_k, mode=[3]) == 1:  # varlen tensors are one row of sequences
                 page = Int32(0)
             self.load_block(tile, load_k, tma_k, sk, pipeline_k, state, row, page, self.head_dim)

@@ -1,0 +1,15 @@
+// The forward of few queries: when the decode kernel runs, and over how many thread blocks it splits the keys.
+#pragma once
+
+#include "kernel_table.h"
+#include "problem.h"
+
+namespace fa4 {
+
+// The decode kernel of a forward where it pays, compared with the kernel that runs it otherwise; or null.
+const Kernel* find_decode(const Problem& problem, const Kernel& forward);
+
+// Thread blocks that share the keys of a tile. `left` and `right`: the mask's bounds, kUnbounded for none.
+int32_t decode_splits(const Problem& problem, int32_t left, int32_t right, const Kernel& kernel);
+
+}  // namespace fa4
