@@ -59,6 +59,16 @@ class ArgumentList {
     add(&storage);
   }
 
+  // cu_seqlens_k and seqused_k as the two rows of one tensor, whose stride is what lies between them.
+  void add_key_lengths(const int32_t* cu_seqlens, const int32_t* seqused, int64_t batch, ExportedTensor<2>& storage) {
+    if (!varlen_) return;
+    const auto distance = reinterpret_cast<intptr_t>(seqused) - reinterpret_cast<intptr_t>(cu_seqlens);
+    storage = {const_cast<int32_t*>(cu_seqlens),
+               {seqused ? 2 : 1, static_cast<int32_t>(batch + 1)},
+               {seqused ? distance / static_cast<intptr_t>(sizeof(int32_t)) : batch + 1}};
+    add(&storage);
+  }
+
   void add_semaphore(void* data, int64_t batch, int64_t heads, int64_t tiles, int64_t slots, ExportedTensor<4>& storage) {
     storage = {data,
                {static_cast<int32_t>(batch), static_cast<int32_t>(heads), static_cast<int32_t>(tiles), static_cast<int32_t>(slots)},
@@ -177,7 +187,8 @@ void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& 
   const Kernel& kernel = *plan.kernel;
   ArgumentList list(kernel);
   Exported q, k, v, o, lse;
-  ExportedTensor<1> cu_seqlens_q, cu_seqlens_k;
+  ExportedTensor<1> cu_seqlens_q;
+  ExportedTensor<2> key_lengths;
   float scale = a.softmax_scale;
   int32_t left = plan.window_size_left, right = plan.window_size_right;
   int32_t max_seqlen_q = static_cast<int32_t>(p.seqlen_q), sm_count = p.sm_count;
@@ -188,7 +199,7 @@ void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& 
   list.add_rows(a.lse, p.batch, p.num_heads, p.layout == Layout::kVarlen ? p.total_q : p.seqlen_q, lse);
   list.add(&scale);
   list.add_cu_seqlens(a.cu_seqlens_q, p.batch, cu_seqlens_q);
-  list.add_cu_seqlens(a.cu_seqlens_k, p.batch, cu_seqlens_k);
+  list.add_key_lengths(a.cu_seqlens_k, a.seqused_k, p.batch, key_lengths);
   list.add(&left);
   list.add(&right);
   if (kernel.arch == 100) {  // persistent grids are sized on the host

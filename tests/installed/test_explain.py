@@ -111,7 +111,7 @@ def test_answer_names_the_inputs_that_are_copied(view, copied):
     [
         ({"return_debug_mask": True}, "return_debug_mask must be False"),
         ({"alibi_slopes": torch.empty(8, device="meta")}, "alibi_slopes not supported"),
-        ({"seqused_k": torch.empty(2, dtype=torch.int32, device="meta")}, "seqused_k not supported"),
+        ({"seqused_k": torch.empty(2, dtype=torch.int32, device="meta")}, "seqused_k not supported without cum_seq_k"),
         ({"block_table": torch.empty(2, 4, dtype=torch.int32, device="meta")}, "paged KV (block_table) not supported"),
         ({"num_splits": 2}, "SplitKV not supported, num_splits is 2"),
         ({"capability": 0}, "inputs must be CUDA tensors"),  # 0: query's own device
