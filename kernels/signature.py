@@ -41,11 +41,12 @@ def expected(kernel: Kernel) -> tuple[str, ...]:
     def semaphores(*names):  # [batch, heads, blocks, slots]
         return [tensor(name, 4, 3) for name in names]
 
+    key_lengths = [] if dense else [tensor("key_lengths", 2, 1)]  # [1 or 2, batch + 1]
     window = [int32("window_size_left"), int32("window_size_right")]
     match kernel.op:
         case Op.FORWARD:
             arguments = [
-                *qkvo("q", "k", "v", "o"), *rows("lse"), float32("scale"), *varlen("cu_seqlens_q", "cu_seqlens_k"), *window,
+                *qkvo("q", "k", "v", "o"), *rows("lse"), float32("scale"), *varlen("cu_seqlens_q"), *key_lengths, *window,
                 *([int32("max_seqlen_q"), int32("sm_count")] if kernel.arch == 100 else []),
             ]  # fmt: skip
         case Op.DECODE:

@@ -18,7 +18,7 @@ LIMITS = (
 ARGUMENTS = {  # of aten::_flash_attention_forward
     "dropout": {"dropout_p": 0.1},
     "ALiBi": {"alibi_slopes": meta(8, dtype=torch.float32)},
-    "`seqused_k`": {"seqused_k": meta(2, dtype=torch.int32)},
+    "`seqused_k` without `cum_seq_k`": {"seqused_k": meta(2, dtype=torch.int32)},
     "`block_table` (paged keys and values)": {"block_table": meta(2, 4, dtype=torch.int32)},
     "`num_splits` above 1": {"num_splits": 2},
     "`return_debug_mask`": {"return_debug_mask": True},

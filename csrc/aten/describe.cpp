@@ -38,6 +38,14 @@ std::string check_cum_seq(const char* name, const TensorInfo& lengths, const Ten
   return {};
 }
 
+std::string check_seqused(const TensorInfo& lengths, const TensorInfo& query, int64_t batch) {
+  if (lengths.dtype != aoti_torch_dtype_int32()) return "seqused_k must be int32";
+  if (lengths.dim != 1 || lengths.size[0] != batch) return "seqused_k must be 1D with batch elements";
+  if (lengths.stride[0] != 1) return "seqused_k must be contiguous";
+  if (!same_device(lengths, query)) return "seqused_k must be on query's device";
+  return {};
+}
+
 // Everything that forward and backward ask of query, key and value alike.
 struct Inputs {
   AtenTensorHandle cum_seq_q, cum_seq_k;  // null when dense
@@ -168,8 +176,8 @@ ForwardDescription describe(const ForwardCall& call, const DeviceProperties* sim
     d.reason = "return_debug_mask must be False";
   } else if (call.alibi_slopes) {
     d.reason = "alibi_slopes not supported";
-  } else if (call.seqused_k) {
-    d.reason = "seqused_k not supported";
+  } else if (call.seqused_k && !call.cum_seq_k) {
+    d.reason = "seqused_k not supported without cum_seq_k";
   } else if (call.block_table) {
     d.reason = "paged KV (block_table) not supported";
   } else if (call.num_splits.value_or(0) > 1) {
@@ -177,6 +185,7 @@ ForwardDescription describe(const ForwardCall& call, const DeviceProperties* sim
   } else {
     d.reason = describe_inputs(inputs, d.query, d.key, d.value, simulated, d.problem);
   }
+  if (d.reason.empty() && call.seqused_k) d.reason = check_seqused(info(call.seqused_k.get()), d.query, d.problem.batch);
   if (d.reason.empty() && call.out) {
     const TensorInfo out = info(call.out.get());
     if (!has_output_shape(out, d.query, d.value) || out.dtype != d.query.dtype || !same_device(out, d.query)) {

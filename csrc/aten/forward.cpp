@@ -25,6 +25,7 @@ Handle run(const ForwardCall& call, const ForwardDescription& d, const Plan& pla
   arguments.lse = static_cast<float*>(data(logsumexp.get()));
   arguments.cu_seqlens_q = cu_seqlens(p, call.cum_seq_q);
   arguments.cu_seqlens_k = cu_seqlens(p, call.cum_seq_k);
+  if (call.seqused_k) arguments.seqused_k = static_cast<const int32_t*>(data(call.seqused_k.get()));
   arguments.softmax_scale = softmax_scale(call.scale, p.head_dim);
   const ProfileRange range(plan.kernel->name);
   launch_forward(p, plan, arguments, {device, current_stream(device)});

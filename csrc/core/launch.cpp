@@ -62,6 +62,16 @@ class ArgumentList {
     if (varlen_) add_lengths(data, batch + 1, storage);
   }
 
+  // cu_seqlens_k and seqused_k as the two rows of one tensor, whose stride is what lies between them.
+  void add_key_lengths(const int32_t* cu_seqlens, const int32_t* seqused, int64_t batch, ExportedTensor<2>& storage) {
+    if (!varlen_) return;
+    const auto distance = reinterpret_cast<intptr_t>(seqused) - reinterpret_cast<intptr_t>(cu_seqlens);
+    storage = {const_cast<int32_t*>(cu_seqlens),
+               {seqused ? 2 : 1, static_cast<int32_t>(batch + 1)},
+               {seqused ? distance / static_cast<intptr_t>(sizeof(int32_t)) : batch + 1}};
+    add(&storage);
+  }
+
   void add_semaphore(void* data, int64_t batch, int64_t heads, int64_t tiles, int64_t slots, ExportedTensor<4>& storage) {
     storage = {data,
                {static_cast<int32_t>(batch), static_cast<int32_t>(heads), static_cast<int32_t>(tiles), static_cast<int32_t>(slots)},
@@ -188,7 +198,7 @@ void decode(const Problem& p, const Plan& plan, const ForwardArguments& a, const
   const bool varlen = p.layout == Layout::kVarlen;
   ArgumentList list(*plan.kernel);
   Exported q, k, v, o, lse;
-  ExportedTensor<1> cu_seqlens_q, cu_seqlens_k, seqused_k{};
+  ExportedTensor<1> cu_seqlens_q, cu_seqlens_k, seqused_k;
   ExportedTensor<2> block_table{};
   float scale = a.softmax_scale;
   int32_t left = plan.window_size_left, right = plan.window_size_right;
@@ -201,7 +211,7 @@ void decode(const Problem& p, const Plan& plan, const ForwardArguments& a, const
   list.add(&scale);
   list.add_lengths(a.cu_seqlens_q, varlen ? p.batch + 1 : 0, cu_seqlens_q);
   list.add_lengths(a.cu_seqlens_k, varlen ? p.batch + 1 : 0, cu_seqlens_k);
-  list.add(&seqused_k);
+  list.add_lengths(a.seqused_k, a.seqused_k ? p.batch : 0, seqused_k);
   list.add(&block_table);
   list.add(&left);
   list.add(&right);
@@ -218,7 +228,8 @@ void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& 
   if (kernel.op == Op::kDecode) return decode(p, plan, a, target);
   ArgumentList list(kernel);
   Exported q, k, v, o, lse;
-  ExportedTensor<1> cu_seqlens_q, cu_seqlens_k;
+  ExportedTensor<1> cu_seqlens_q;
+  ExportedTensor<2> key_lengths;
   float scale = a.softmax_scale;
   int32_t left = plan.window_size_left, right = plan.window_size_right;
   int32_t max_seqlen_q = static_cast<int32_t>(p.seqlen_q), sm_count = p.sm_count;
@@ -229,7 +240,7 @@ void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& 
   list.add_rows(a.lse, p.batch, p.num_heads, p.layout == Layout::kVarlen ? p.total_q : p.seqlen_q, lse);
   list.add(&scale);
   list.add_cu_seqlens(a.cu_seqlens_q, p.batch, cu_seqlens_q);
-  list.add_cu_seqlens(a.cu_seqlens_k, p.batch, cu_seqlens_k);
+  list.add_key_lengths(a.cu_seqlens_k, a.seqused_k, p.batch, key_lengths);
   list.add(&left);
   list.add(&right);
   if (kernel.arch == 100) {  // persistent grids are sized on the host

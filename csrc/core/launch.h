@@ -24,6 +24,7 @@ struct ForwardArguments {
   float* lse = nullptr;                   // contiguous [batch, heads, seqlen_q], varlen [heads, total_q]
   const int32_t* cu_seqlens_q = nullptr;  // [batch + 1], varlen only
   const int32_t* cu_seqlens_k = nullptr;
+  const int32_t* seqused_k = nullptr;  // [batch], varlen only: keys in use of each sequence; null: all
   float softmax_scale = 0;
 };
 

@@ -49,9 +49,14 @@ def stream():
     return cute.runtime.make_fake_stream()
 
 
+def key_lengths(kernel: Kernel):
+    """int32 [1 or 2, batch + 1]: cu_seqlens_k and, as far away as the stride says, the batch elements of seqused_k if given"""
+    return make_fake_tensor(Int32, (cute.sym_int(), cute.sym_int()), divisibility=1) if kernel.layout is Layout.VARLEN else None
+
+
 def forward(kernel: Kernel) -> tuple:
     q, k, v, o = (qkvo(kernel) for _ in range(4))
-    return q, k, v, o, rows(kernel, 1), Float32(0), *varlen(kernel), Int32(0), Int32(0), stream()
+    return q, k, v, o, rows(kernel, 1), Float32(0), varlen(kernel)[0], key_lengths(kernel), Int32(0), Int32(0), stream()
 
 
 def forward_sm100(kernel: Kernel) -> tuple:

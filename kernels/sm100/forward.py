@@ -3,11 +3,12 @@
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32
+from cutlass import Float32, Int32, const_expr
 from flash_attn.cute.flash_fwd_sm100 import FlashAttentionForwardSm100
 from flash_attn.cute.tile_scheduler import StaticPersistentTileScheduler
 
 from kernels.common import arguments as arg
+from kernels.common import keys_in_use
 from kernels.common.head_ratio import HeadRatio
 from kernels.matrix import Kernel, Layout, Mask
 
@@ -38,10 +39,32 @@ class Forward(FlashAttentionForwardSm100):
         self.qhead_per_kvhead = 1
 
 
+class VarlenForward(Forward):
+    def load(self, thr_mma_qk, thr_mma_pv, mQ, mK, mV, *args, **kwargs):
+        mK, mV = keys_in_use.Sequences(mK, row_mode=0), keys_in_use.Sequences(mV, row_mode=1)
+        super().load(thr_mma_qk, thr_mma_pv, mQ, mK, mV, *keys_in_use.with_keys_in_use(args, mK, mV), **kwargs)
+
+    def mma(self, *args, **kwargs):
+        super().mma(*keys_in_use.with_keys_in_use(args), **kwargs)
+
+    def softmax_loop(self, *args, **kwargs):
+        super().softmax_loop(*args, **keys_in_use.with_keys_in_use(kwargs))
+
+    def correction_loop(self, *args, **kwargs):
+        super().correction_loop(*keys_in_use.with_keys_in_use(args), **kwargs)
+
+    def epilogue_s2g(self, *args, **kwargs):
+        super().epilogue_s2g(*keys_in_use.with_keys_in_use(args), **kwargs)
+
+    def load_KV(self, *args, block, **kwargs):
+        super().load_KV(*args, block=keys_in_use.block_to_load(block), **kwargs)
+
+
 def instantiate(kernel: Kernel) -> Forward:
     q_stage = kernel.block_m // BLOCK_M
     single_tile = q_stage == 1 and not kernel.two_cta
-    return Forward(
+    kind = VarlenForward if kernel.layout is Layout.VARLEN else Forward
+    return kind(
         kernel.head_dim, kernel.head_dim_v, qhead_per_kvhead=1,
         is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, is_split_kv=False, pack_gqa=False,
         m_block_size=BLOCK_M, n_block_size=kernel.block_n, q_stage=q_stage,
@@ -58,13 +81,15 @@ def entry(kernel: Kernel):
     @cute.jit
     def forward_entry(
         q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, scale: Float32,
-        cu_seqlens_q: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None,
+        cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None,
         window_size_left: Int32, window_size_right: Int32, max_seqlen_q: Int32, sm_count: Int32, stream: cuda.CUstream,
     ):  # fmt: skip
         window = (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
         PersistentTileScheduler.sm_count = sm_count
+        if const_expr(kernel.layout is Layout.VARLEN):
+            k, v = keys_in_use.sequences(k), keys_in_use.sequences(v)
         forward(
-            q, k, v, o, lse, scale, cu_seqlens_q, cu_seqlens_k, window_size_left=window[0], window_size_right=window[1],
+            q, k, v, o, lse, scale, cu_seqlens_q, mSeqUsedK=key_lengths, window_size_left=window[0], window_size_right=window[1],
             max_seqlen_q=max_seqlen_q, stream=stream,
         )  # fmt: skip
 

@@ -111,7 +111,7 @@ def test_answer_names_the_inputs_that_are_copied(view, copied):
     [
         ({"return_debug_mask": True}, "return_debug_mask must be False"),
         ({"alibi_slopes": torch.empty(8, device="meta")}, "alibi_slopes not supported"),
-        ({"seqused_k": torch.empty(2, dtype=torch.int32, device="meta")}, "seqused_k not supported"),
+        ({"seqused_k": torch.empty(2, dtype=torch.int32, device="meta")}, "seqused_k not supported without cum_seq_k"),
         ({"block_table": torch.empty(2, 4, dtype=torch.int32, device="meta")}, "paged KV (block_table) not supported"),
         ({"num_splits": 2}, "SplitKV not supported, num_splits is 2"),
         ({"capability": 0}, "inputs must be CUDA tensors"),  # 0: query's own device
@@ -119,13 +119,37 @@ def test_answer_names_the_inputs_that_are_copied(view, copied):
 )
 def test_reason_names_the_low_level_ops_own_arguments(arguments, reason):
     query = qkv()[0].transpose(1, 2)
+    assert explain_op(query)[0]
+    assert explain_op(query, **arguments) == (False, "", reason, 0, 0, 0)
+
+
+def explain_op(query, **arguments):
+    """torch.ops.fa4_ext.explain of a call with key and value like query that runs but for these arguments."""
     tensors = ("cum_seq_q", "cum_seq_k", "seqused_k", "alibi_slopes", "block_table")
     nothing = dict.fromkeys((*tensors, "scale", "window_size_left", "window_size_right", "num_splits"))
     plain = dict.fromkeys(("is_causal", "return_debug_mask", "deterministic", "backward"), False)
     numbers = {"max_q": 512, "max_k": 512, "dropout_p": 0.0, "speed_rules": True, "capability": 90, "sm_count": 132}
-    call = nothing | plain | numbers
-    assert torch.ops.fa4_ext.explain(query, query, query, **call)[0]
-    assert torch.ops.fa4_ext.explain(query, query, query, **(call | arguments)) == (False, "", reason, 0, 0, 0)
+    return torch.ops.fa4_ext.explain(query, query, query, **(nothing | plain | numbers | arguments))
+
+
+@pytest.mark.parametrize(
+    ("used", "reason"),
+    [
+        (torch.empty(4, dtype=torch.int32, device="meta"), ""),
+        (torch.empty(4, dtype=torch.int64, device="meta"), "seqused_k must be int32"),
+        (torch.empty(5, dtype=torch.int32, device="meta"), "seqused_k must be 1D with batch elements"),
+        (torch.empty(4, 1, dtype=torch.int32, device="meta"), "seqused_k must be 1D with batch elements"),
+        (torch.empty(8, dtype=torch.int32, device="meta")[::2], "seqused_k must be contiguous"),
+        (torch.empty(4, dtype=torch.int32, device="cpu"), "seqused_k must be on query's device"),
+    ],
+    ids=["int32", "int64", "length", "2d", "strided", "device"],
+)
+def test_varlen_takes_the_number_of_keys_in_use(used, reason):
+    (query, _, _), lengths = varlen(sequences=4, seqlen=512)
+    cum_seq = lengths["cu_seqlens_q"]
+    supported, kernel, answer, *_ = explain_op(query, cum_seq_q=cum_seq, cum_seq_k=cum_seq, seqused_k=used)
+    assert (supported, answer) == (not reason, reason)
+    assert ("varlen" in kernel) == supported
 
 
 @pytest.mark.parametrize("scale", (0.0, -0.0, -0.125, 1e-40, 1e-320, 1e40, float("inf"), float("nan")))

@@ -129,7 +129,7 @@ def test_backward_overrides_read_the_gradient_first(op):
 LATE = {
     "return_debug_mask": (True, "return_debug_mask must be False"),
     "alibi_slopes": (ONE, "alibi_slopes not supported"),
-    "seqused_k": (ONE, "seqused_k not supported"),
+    "seqused_k": (ONE, "seqused_k not supported without cum_seq_k"),
     "block_table": (ONE, "paged KV (block_table) not supported"),
     "num_splits": (2, "SplitKV not supported, num_splits is 2"),
 }
