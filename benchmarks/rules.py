@@ -14,6 +14,7 @@ from contextlib import nullcontext
 
 import torch
 
+import fa4_ext
 from benchmarks import rules_grid
 from fa4_ext.bench.contenders import ours_enabled
 from fa4_ext.bench.correctness import make_cu_seqlens
@@ -59,6 +60,18 @@ def _calls(p: Shape, sets: list, enabled):
     return {"forward": forward, "backward": backward}
 
 
+def _kernel(p: Shape, direction: str, inputs: list[torch.Tensor]) -> str:
+    """Which of our kernels runs it: forward, decode or backward. The mask plays no part in that."""
+    q, k, v, _ = inputs
+    with ours_enabled():
+        if p.layout == "varlen":
+            options = dict(cu_seqlens_q=make_cu_seqlens(p), max_seqlen_q=p.longest)
+        else:
+            q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+            options = dict(enable_gqa=True)
+        return fa4_ext.explain(q, k, v, backward=direction == "backward", **options).kernel.split("_")[1]
+
+
 def _agree(ours, stock) -> None:
     """Both are right or both are wrong; the test suite says which."""
     for a, b in zip(ours, stock, strict=True):
@@ -97,7 +110,7 @@ def measure(problems: list[tuple[Shape, tuple[str, ...]]], rounds: int, budget_s
                     with enabled():
                         outputs.append(calls[name][direction](0)[: 1 if direction == "forward" else 3])
                 _agree(*outputs)
-                row = fields | {"direction": direction}
+                row = fields | {"direction": direction, "kernel": _kernel(p, direction, sets[0])}
                 for name, times in in_turns(prepared, rounds).items():
                     result = summary(times)
                     row |= {f"{name}_us": round(result["ms"] * 1e3, 3), f"{name}_spread": round(result["spread"], 3)}

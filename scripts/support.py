@@ -14,9 +14,7 @@ import textwrap
 from collections import Counter
 from dataclasses import dataclass
 
-import torch
-
-from scripts.planner import ROOT, explain_op, meta, plan
+from scripts.planner import ROOT, explain_op, plan
 from scripts.support_limits import limits
 from scripts.support_tiles import OPS, markdown_table, tiles
 
@@ -39,9 +37,8 @@ class Verdict:
 
 
 def verdict(call: Call, capability: int) -> Verdict:
-    arguments = {"dropout_p": call.dropout_p} | ({"block_table": meta(2, 4, dtype=torch.int32)} if call.paged else {})
-    if call.dropout_p or call.paged:  # these are no part of the planner's problem
-        return Verdict(call, explain_op(capability, **arguments)[2], "")
+    if call.dropout_p:  # no part of the planner's problem
+        return Verdict(call, explain_op(capability, dropout_p=call.dropout_p)[2], "")
     problem = call.problem(capability)
     uncovered = plan(problem).reason
     return Verdict(call, uncovered, "" if uncovered else plan(problem, speed_rules=True).reason)

@@ -13,14 +13,15 @@ LIMITS = (
     ("65,536 sequences or batch entries", {"batch": 65_536, "total_q": 2**28, "total_k": 2**28}),
     ("65,536 heads", {"num_heads": 65_536}),
     ("2^30 keys", {"batch": 1, "seqlen_k": 2**30, "total_k": 2**30}),
+    ("4,096 queries on paged keys and values (`block_table`)", {"layout": "varlen", "page_size": 256}),
+    ("pages of 16 keys", {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "page_size": 16}),
+    ("4,096 queries and `num_splits` above 1", {"num_splits": 2}),
     ("backward, 2^24 queries of head dim 128", {"op": "backward", "batch": 1, "seqlen_q": 2**24, "total_q": 2**24}),
 )
 ARGUMENTS = {  # of aten::_flash_attention_forward
     "dropout": {"dropout_p": 0.1},
     "ALiBi": {"alibi_slopes": meta(8, dtype=torch.float32)},
     "`seqused_k` without `cum_seq_k`": {"seqused_k": meta(2, dtype=torch.int32)},
-    "`block_table` (paged keys and values)": {"block_table": meta(2, 4, dtype=torch.int32)},
-    "`num_splits` above 1": {"num_splits": 2},
     "`return_debug_mask`": {"return_debug_mask": True},
     "a `scale` of 0 or less": {"scale": 0.0},
     "fp32": {"tensors": (meta(2, 512, 8, 128, dtype=torch.float32),) * 3},

@@ -22,6 +22,8 @@ def core_problem(problem: dict) -> fa4_core.Problem:
     core.sm_count = SM_COUNT.get(problem["capability"], 100)
     for field in FIELDS:
         setattr(core, field, problem[field])
+    for field in ("page_size", "num_splits"):  # of a forward's keys
+        setattr(core, field, problem.get(field, 0))
     return core
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+PAGE_SIZE = 256  # keys; PyTorch's own kernel takes multiples of it only
 TRAINING = ("training forward", "training backward")
 INFERENCE = ("inference",)
 DECODE = ("decode",)
@@ -182,7 +183,7 @@ class Call:
         return f"packed {total}, longest {longest}"
 
     def problem(self, capability: int) -> dict:
-        """As plan_problems.core_problem takes it. Dropout and paging have no place there."""
+        """As plan_problems.core_problem takes it. Dropout has no place there."""
         return {
             "op": "backward" if self.use == "training backward" else "forward",
             "capability": capability,
@@ -193,6 +194,7 @@ class Call:
             "is_causal": self.causal,
             "window_size_left": self.window[0],
             "window_size_right": self.window[1],
+            "page_size": PAGE_SIZE if self.paged else 0,
         } | {
             field: getattr(self, field)
             for field in ("layout", "dtype", "batch", "seqlen_q", "seqlen_k", "total_q", "total_k", "deterministic")

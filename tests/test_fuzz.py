@@ -17,7 +17,7 @@ from fuzz.faults import FAULTS
 from fuzz.generate import cases, generate
 from fuzz.ops import TorchOps, run
 from fuzz.runner import run_cases
-from fuzz.tensors import GRADIENTS, LAYOUTS, forward_arguments, make_inputs
+from fuzz.tensors import GRADIENTS, LAYOUTS, forward_arguments, keys_in_use, make_inputs
 from reference import compute
 
 import fa4_ext
@@ -121,6 +121,11 @@ def _attention(arguments: dict, do: torch.Tensor | None = None) -> dict[str, tor
         q.dtype, q.shape[-1], q.shape[-2], k.shape[-2], *seqlens, starts[0] is not None, arguments["is_causal"], window,
         arguments["scale"], slack,
     )  # fmt: skip
+    if problem.varlen and arguments["seqused_k"] is not None:
+        in_use = tuple(arguments["seqused_k"].tolist())
+        k, v = (keys_in_use(problem, in_use, t) for t in (k, v))
+        seqlens = seqlens[0], in_use
+        problem = replace(problem, seqlens_k=in_use, slack=(slack[0], problem.max_k - max(in_use)))
     first = 0 if starts[0] is None else int(starts[0][0])
     parts = {
         name: t.narrow(0, first, sum(lengths)) if problem.varlen else t
@@ -145,7 +150,7 @@ def _like_op(arguments: dict) -> dict:
 
 
 def _refuse(arguments: dict) -> None:
-    """Raises for what no kernel takes; what stands for PyTorch's takes seqused_k, and does not look at it."""
+    """Raises for what no kernel takes; what stands for PyTorch's takes seqused_k of dense tensors, and does not look at it."""
     names = ("deterministic", "backward", "speed_rules")
     asked = dict.fromkeys(("block_table", "num_splits")) | dict.fromkeys(names, False) | {"capability": 90, "sm_count": SM_COUNT}
     supported, _, reason, *_ = torch.ops.fa4_ext.explain(**(arguments | {"seqused_k": None}), **asked)

@@ -244,6 +244,35 @@ def test_keys_are_split_over_the_multiprocessors_that_heads_leave_idle(change, s
     assert chosen.splits == splits
 
 
+DECODE = {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "num_heads_kv": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"page_size": 64}, ""),
+        ({"page_size": 256}, ""),
+        ({"page_size": 96}, "a page of block_table must hold a multiple of 64 keys, holds 96"),
+        ({"page_size": 64, "head_dim": 64, "head_dim_v": 64}, "a page of block_table must hold a multiple of 128 keys, holds 64"),
+        ({"page_size": 256, "seqlen_q": 300, "total_q": 300}, "paged KV (block_table) not supported but for few queries"),
+        ({"page_size": 256, "capability": 100}, "paged KV (block_table) not supported but for few queries"),
+        ({"num_splits": 3}, ""),
+        ({"num_splits": 3, "seqlen_q": 300, "total_q": 300}, "SplitKV not supported, num_splits is 3"),
+        ({"num_splits": 1, "seqlen_q": 300, "total_q": 300}, ""),
+    ],
+    ids=str,
+)
+def test_pages_and_splits_are_the_decode_kernel_s(change, reason):
+    chosen = plan(LEGAL | DECODE | change)
+    assert chosen.supported == (not reason), chosen.reason
+    assert chosen.reason.startswith(reason), chosen.reason
+
+
+@pytest.mark.parametrize(("asked", "splits"), [(0, 8), (1, 1), (5, 5), (100, 16)])
+def test_number_of_splits_is_the_caller_s_where_given(asked, splits):
+    assert plan(LEGAL | DECODE | {"batch": 8, "total_q": 8, "seqlen_k": 8192, "num_splits": asked}).splits == splits
+
+
 SHORT_OF_TILES = {"batch": 1, "seqlen_q": 1, "seqlen_k": 65_536, "total_q": 1, "total_k": 65_536}
 
 

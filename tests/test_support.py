@@ -74,7 +74,7 @@ def test_every_call_gets_a_kernel_or_a_reason(capability):
     for call in CALLS:
         found = support.verdict(call, capability)
         assert found.runs == (not found.uncovered and not found.slower)
-        if not (call.dropout_p or call.paged):
+        if not call.dropout_p:
             assert found.runs == plan(call.problem(capability), speed_rules=True).supported, call.name
 
 

@@ -30,25 +30,32 @@ bool has_output_shape(const TensorInfo& tensor, const TensorInfo& query, const T
   return same_shape(tensor, shape);
 }
 
-std::string check_cum_seq(const char* name, const TensorInfo& lengths, const TensorInfo& query) {
-  if (lengths.dtype != aoti_torch_dtype_int32()) return concat(name, " must be int32");
-  if (lengths.dim != 1 || lengths.size[0] < 2) return concat(name, " must be 1D with batch + 1 elements");
-  if (lengths.stride[0] != 1) return concat(name, " must be contiguous");
-  if (!same_device(lengths, query)) return concat(name, " must be on query's device");
+std::string check_indices(const char* name, const TensorInfo& indices, const TensorInfo& query) {
+  if (indices.dtype != aoti_torch_dtype_int32()) return concat(name, " must be int32");
+  if (indices.stride[indices.dim - 1] != 1) return concat(name, " must be contiguous");
+  if (!same_device(indices, query)) return concat(name, " must be on query's device");
   return {};
 }
 
+std::string check_cum_seq(const char* name, const TensorInfo& lengths, const TensorInfo& query) {
+  if (lengths.dim != 1 || lengths.size[0] < 2) return concat(name, " must be 1D with batch + 1 elements");
+  return check_indices(name, lengths, query);
+}
+
 std::string check_seqused(const TensorInfo& lengths, const TensorInfo& query, int64_t batch) {
-  if (lengths.dtype != aoti_torch_dtype_int32()) return "seqused_k must be int32";
   if (lengths.dim != 1 || lengths.size[0] != batch) return "seqused_k must be 1D with batch elements";
-  if (lengths.stride[0] != 1) return "seqused_k must be contiguous";
-  if (!same_device(lengths, query)) return "seqused_k must be on query's device";
-  return {};
+  return check_indices("seqused_k", lengths, query);
+}
+
+std::string check_block_table(const TensorInfo& table, const TensorInfo& query, int64_t batch) {
+  if (table.dim != 2 || table.size[0] != batch) return "block_table must be 2D with batch rows";
+  return check_indices("block_table", table, query);
 }
 
 // Everything that forward and backward ask of query, key and value alike.
 struct Inputs {
   AtenTensorHandle cum_seq_q, cum_seq_k;  // null when dense
+  AtenTensorHandle block_table;           // null when not paged
   int64_t max_q, max_k;
   double dropout_p;
   bool is_causal;
@@ -65,11 +72,13 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
   if (q.dtype != aoti_torch_dtype_bfloat16() && q.dtype != aoti_torch_dtype_float16())
     return "query dtype must be float16 or bfloat16";
   if (k.dtype != q.dtype || v.dtype != q.dtype) return "query, key, value must have the same dtype";
-  const bool varlen = in.cum_seq_q != nullptr;
-  if (varlen != (in.cum_seq_k != nullptr)) return "cum_seq_q and cum_seq_k must be given together";
+  const bool varlen = in.cum_seq_q != nullptr, paged = in.block_table != nullptr;
+  if (paged && !varlen) return "block_table must come with cum_seq_q";
+  if (!paged && varlen != (in.cum_seq_k != nullptr)) return "cum_seq_q and cum_seq_k must be given together";
   if (!varlen && q.dim != 4) return "dense query must be 4D";
   if (varlen && q.dim != 3) return "ragged query must be 3D";
-  if (k.dim != q.dim || v.dim != q.dim) return "query, key, value must have the same rank";
+  if (paged && (k.dim != 4 || v.dim != 4)) return "paged key and value must be 4D";
+  if (!paged && (k.dim != q.dim || v.dim != q.dim)) return "query, key, value must have the same rank";
   for (const TensorInfo* tensor : {&q, &k, &v}) {
     if (tensor->stride[tensor->dim - 1] != 1) return "query, key, value must have a contiguous last dimension";
     int64_t result[kMaxDim];  // the strides of the output or gradient that PyTorch promises for it
@@ -81,11 +90,12 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
   if (const float scale = static_cast<float>(in.scale.value_or(1)); !std::isnormal(scale) || scale < 0) {
     return concat("scale must be a positive normal number of float32, is ", *in.scale);
   }
-  const int64_t heads = in.order == DimOrder::kHeadsFirst ? 1 : q.dim - 2, seqlen = varlen ? 0 : 3 - heads, last = q.dim - 1;
-  if (k.size[seqlen] != v.size[seqlen] || k.size[heads] != v.size[heads] || (!varlen && k.size[0] != v.size[0])) {
-    return "key and value must have the same shape";
+  const int64_t heads = in.order == DimOrder::kHeadsFirst ? 1 : q.dim - 2, seqlen = varlen ? 0 : 3 - heads;
+  const int64_t head_dim = q.size[q.dim - 1], head_dim_k = k.size[k.dim - 1];
+  for (int64_t d = 0; d < k.dim - 1; ++d) {
+    if (k.size[d] != v.size[d]) return "key and value must have the same shape";
   }
-  if (k.size[last] != q.size[last]) return concat("key's head_dim ", k.size[last], " differs from query's ", q.size[last]);
+  if (head_dim_k != head_dim) return concat("key's head_dim ", head_dim_k, " differs from query's ", head_dim);
   if (!varlen && k.size[0] != q.size[0]) return concat("key's batch ", k.size[0], " differs from query's ", q.size[0]);
 
   try {
@@ -97,30 +107,41 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
   }
   p.dtype = q.dtype == aoti_torch_dtype_bfloat16() ? Dtype::kBf16 : Dtype::kFp16;
   p.num_heads = q.size[heads];
-  p.num_heads_kv = k.size[heads];
-  p.head_dim = q.size[last];
-  p.head_dim_v = v.size[last];
+  p.num_heads_kv = k.size[paged ? 2 : heads];
+  p.head_dim = head_dim;
+  p.head_dim_v = v.size[v.dim - 1];
   p.is_causal = in.is_causal;
   p.window_size_left = in.window_size_left.value_or(-1);
   p.window_size_right = in.window_size_right.value_or(-1);
   if (varlen) {
-    const TensorInfo cum_seq_q = info(in.cum_seq_q), cum_seq_k = info(in.cum_seq_k);
-    for (auto reason : {check_cum_seq("cum_seq_q", cum_seq_q, q), check_cum_seq("cum_seq_k", cum_seq_k, q)}) {
-      if (!reason.empty()) return reason;
+    const TensorInfo cum_seq_q = info(in.cum_seq_q);
+    if (std::string reason = check_cum_seq("cum_seq_q", cum_seq_q, q); !reason.empty()) return reason;
+    const int64_t length_q = cum_seq_q.size[0];
+    if (in.cum_seq_k) {
+      const TensorInfo cum_seq_k = info(in.cum_seq_k);
+      if (std::string reason = check_cum_seq("cum_seq_k", cum_seq_k, q); !reason.empty()) return reason;
+      const int64_t length_k = cum_seq_k.size[0];
+      if (length_q != length_k) return concat("cum_seq_q has ", length_q, " elements, cum_seq_k ", length_k);
     }
-    const int64_t length_q = cum_seq_q.size[0], length_k = cum_seq_k.size[0];
-    if (length_q != length_k) return concat("cum_seq_q has ", length_q, " elements, cum_seq_k ", length_k);
     p.layout = Layout::kVarlen;
     p.batch = length_q - 1;
     p.total_q = q.size[0];
     p.total_k = k.size[0];
+    int64_t most_keys = p.total_k;
+    if (paged) {
+      const TensorInfo block_table = info(in.block_table);
+      if (std::string reason = check_block_table(block_table, q, p.batch); !reason.empty()) return reason;
+      p.page_size = k.size[1];
+      p.total_k = k.size[0] * p.page_size;
+      most_keys = block_table.size[1] * p.page_size;
+    }
     p.seqlen_q = std::min(in.max_q, p.total_q);  // a caller may pass any bound for "the longest"
-    p.seqlen_k = std::min(in.max_k, p.total_k);
+    p.seqlen_k = std::min(in.max_k, most_keys);
     // The stock kernel drops a window bound of max_k or more, our planner one of seqlen_k or more. Where a sequence has more
     // queries than keys, dropping the right one shows.
     if (!p.is_causal && p.window_size_right >= p.seqlen_k && p.window_size_right < in.max_k) {
       return concat("window_size_right, ", p.window_size_right, ", is less than max_k, ", in.max_k, ", but not than key's ",
-                    p.total_k, " rows");
+                    most_keys, " rows");
     }
   } else {  // lengths come from the shapes: a caller's max_q may be of the tensor that these are views of
     p.layout = Layout::kDense;
@@ -141,7 +162,7 @@ LogsumexpShape logsumexp_shape(const Problem& p) {
 }
 
 const int32_t* cu_seqlens(const Problem& problem, const Handle& cum_seq) {
-  return problem.layout == Layout::kVarlen ? static_cast<const int32_t*>(data(cum_seq.get())) : nullptr;
+  return problem.layout == Layout::kVarlen && cum_seq ? static_cast<const int32_t*>(data(cum_seq.get())) : nullptr;
 }
 
 std::string copies(const ForwardCall& call) {
@@ -169,19 +190,18 @@ ForwardDescription describe(const ForwardCall& call, const DeviceProperties* sim
   d.query = info(call.query.get());
   d.key = info(call.key.get());
   d.value = info(call.value.get());
+  d.problem.num_splits = call.num_splits.value_or(0);
   const Inputs inputs{
-      call.cum_seq_q.get(),  call.cum_seq_k.get(),   call.max_q, call.max_k, call.dropout_p, call.is_causal, call.scale,
-      call.window_size_left, call.window_size_right, call.order};
+      call.cum_seq_q.get(), call.cum_seq_k.get(),  call.block_table.get(), call.max_q, call.max_k, call.dropout_p, call.is_causal,
+      call.scale,           call.window_size_left, call.window_size_right, call.order};
   if (call.return_debug_mask) {
     d.reason = "return_debug_mask must be False";
   } else if (call.alibi_slopes) {
     d.reason = "alibi_slopes not supported";
-  } else if (call.seqused_k && !call.cum_seq_k) {
+  } else if (call.seqused_k && !call.cum_seq_k && !call.block_table) {
     d.reason = "seqused_k not supported without cum_seq_k";
-  } else if (call.block_table) {
-    d.reason = "paged KV (block_table) not supported";
-  } else if (call.num_splits.value_or(0) > 1) {
-    d.reason = concat("SplitKV not supported, num_splits is ", *call.num_splits);
+  } else if (call.block_table && !call.seqused_k && !call.cum_seq_k) {
+    d.reason = "block_table must come with seqused_k or cum_seq_k";
   } else {
     d.reason = describe_inputs(inputs, d.query, d.key, d.value, simulated, d.problem);
   }
@@ -209,9 +229,17 @@ BackwardDescription describe(const BackwardCall& call) {
   d.out = info(call.out.get());
   d.logsumexp = info(call.logsumexp.get());
   const auto if_defined = [](const Handle& tensor) { return defined(tensor.get()) ? tensor.get() : nullptr; };
-  const Inputs inputs{
-      if_defined(call.cum_seq_q), if_defined(call.cum_seq_k), call.max_q, call.max_k, call.dropout_p, call.is_causal, call.scale,
-      call.window_size_left,      call.window_size_right,     call.order};
+  const Inputs inputs{if_defined(call.cum_seq_q),
+                      if_defined(call.cum_seq_k),
+                      nullptr,
+                      call.max_q,
+                      call.max_k,
+                      call.dropout_p,
+                      call.is_causal,
+                      call.scale,
+                      call.window_size_left,
+                      call.window_size_right,
+                      call.order};
   d.problem.deterministic = deterministic_algorithms();
   d.reason = describe_inputs(inputs, d.query, d.key, d.value, nullptr, d.problem);
   if (!d.reason.empty()) return d;

@@ -26,6 +26,12 @@ Handle run(const ForwardCall& call, const ForwardDescription& d, const Plan& pla
   arguments.cu_seqlens_q = cu_seqlens(p, call.cum_seq_q);
   arguments.cu_seqlens_k = cu_seqlens(p, call.cum_seq_k);
   if (call.seqused_k) arguments.seqused_k = static_cast<const int32_t*>(data(call.seqused_k.get()));
+  if (call.block_table) {
+    const TensorInfo block_table = info(call.block_table.get());
+    arguments.block_table = static_cast<const int32_t*>(data(call.block_table.get()));
+    arguments.block_table_columns = block_table.size[1];
+    arguments.block_table_stride = block_table.stride[0];
+  }
   arguments.softmax_scale = softmax_scale(call.scale, p.head_dim);
   const ProfileRange range(plan.kernel->name);
   launch_forward(p, plan, arguments, {device, current_stream(device)});

@@ -9,7 +9,7 @@ namespace fa4 {
 // The decode kernel of a forward where it pays, compared with the kernel that runs it otherwise; or null.
 const Kernel* find_decode(const Problem& problem, const Kernel& forward);
 
-// Thread blocks that share the keys of a tile. `left` and `right`: the mask's bounds, kUnbounded for none.
+// Thread blocks that share the keys of a tile: problem.num_splits where it is given, up to what a cluster holds. `left` and `right`: the mask's bounds, kUnbounded for none.
 int32_t decode_splits(const Problem& problem, int32_t left, int32_t right, const Kernel& kernel);
 
 }  // namespace fa4

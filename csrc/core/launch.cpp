@@ -200,17 +200,23 @@ void decode(const Problem& p, const Plan& plan, const ForwardArguments& a, const
   Exported q, k, v, o, lse;
   ExportedTensor<1> cu_seqlens_q, cu_seqlens_k, seqused_k;
   ExportedTensor<2> block_table{};
+  const bool paged = p.page_size > 0;
+  if (paged) {
+    block_table = {const_cast<int32_t*>(a.block_table),
+                   {static_cast<int32_t>(p.batch), static_cast<int32_t>(a.block_table_columns)},
+                   {a.block_table_stride}};
+  }
   float scale = a.softmax_scale;
   int32_t left = plan.window_size_left, right = plan.window_size_right;
   int32_t max_seqlen_q = static_cast<int32_t>(p.seqlen_q), splits = plan.splits;
   list.add(with_batch(a.q, p), q);
-  list.add(with_batch(a.k, p), k);
-  list.add(with_batch(a.v, p), v);
+  list.add(paged ? a.k : with_batch(a.k, p), k);
+  list.add(paged ? a.v : with_batch(a.v, p), v);
   list.add(with_batch(a.o, p), o);
   list.add_rows(a.lse, varlen ? 1 : p.batch, p.num_heads, varlen ? p.total_q : p.seqlen_q, lse);
   list.add(&scale);
-  list.add_lengths(a.cu_seqlens_q, varlen ? p.batch + 1 : 0, cu_seqlens_q);
-  list.add_lengths(a.cu_seqlens_k, varlen ? p.batch + 1 : 0, cu_seqlens_k);
+  list.add_lengths(a.cu_seqlens_q, a.cu_seqlens_q ? p.batch + 1 : 0, cu_seqlens_q);
+  list.add_lengths(a.cu_seqlens_k, a.cu_seqlens_k ? p.batch + 1 : 0, cu_seqlens_k);
   list.add_lengths(a.seqused_k, a.seqused_k ? p.batch : 0, seqused_k);
   list.add(&block_table);
   list.add(&left);

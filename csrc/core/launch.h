@@ -25,6 +25,8 @@ struct ForwardArguments {
   const int32_t* cu_seqlens_q = nullptr;  // [batch + 1], varlen only
   const int32_t* cu_seqlens_k = nullptr;
   const int32_t* seqused_k = nullptr;  // [batch], varlen only: keys in use of each sequence; null: all
+  const int32_t* block_table = nullptr;  // [batch, block_table_columns], paged only: each sequence's pages
+  int64_t block_table_columns = 0, block_table_stride = 0;
   float softmax_scale = 0;
 };
 

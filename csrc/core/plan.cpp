@@ -141,6 +141,17 @@ std::string no_kernel(const Problem& p) {
   return "this build's kernel subset leaves this combination out";
 }
 
+// What the decode kernel alone can do: why not, where another one was found.
+std::string decode_only(const Problem& p, const Kernel& kernel) {
+  const bool decode = kernel.op == Op::kDecode;
+  if (p.page_size && !decode) return "paged KV (block_table) not supported but for few queries on compute capability 9.0";
+  if (p.page_size % kernel.block_n) {
+    return concat("a page of block_table must hold a multiple of ", kernel.block_n, " keys, holds ", p.page_size);
+  }
+  if (p.num_splits > 1 && !decode) return concat("SplitKV not supported, num_splits is ", p.num_splits);
+  return {};
+}
+
 // A sequence's rows start at a multiple of the tile: every sequence can need one tile more than its share.
 int64_t padded_rows(const Problem& p, int64_t total, int64_t seqlen, int64_t tile) {
   return p.layout == Layout::kVarlen ? (total + (p.batch + 1) * tile - 1) / tile * tile : round_up(seqlen, tile);
@@ -186,6 +197,8 @@ Plan plan(const Problem& problem, bool speed_rules) {
     plan.reason = no_kernel(problem);
     return plan;
   }
+  plan.reason = decode_only(problem, *kernel);
+  if (!plan.reason.empty()) return plan;
   if (const char* faster = speed_rules ? stock_is_faster(problem, *kernel) : nullptr) {
     plan.reason = faster;
     return plan;

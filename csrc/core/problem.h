@@ -32,6 +32,8 @@ struct Problem {
   int64_t window_size_left = -1;   // -1: unbounded
   int64_t window_size_right = -1;  // -1: unbounded
   bool deterministic = false;      // backward: the same bits in every run
+  int64_t page_size = 0;           // keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
+  int64_t num_splits = 0;          // how many parts to split the keys into; 0: the planner's choice
 };
 
 }  // namespace fa4

@@ -39,7 +39,9 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readwrite("is_causal", &Problem::is_causal)
       .def_readwrite("window_size_left", &Problem::window_size_left)
       .def_readwrite("window_size_right", &Problem::window_size_right)
-      .def_readwrite("deterministic", &Problem::deterministic);
+      .def_readwrite("deterministic", &Problem::deterministic)
+      .def_readwrite("page_size", &Problem::page_size)
+      .def_readwrite("num_splits", &Problem::num_splits);
 
   py::class_<Kernel>(m, "Kernel")
       .def_readonly("name", &Kernel::name)

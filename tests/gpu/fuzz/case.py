@@ -29,7 +29,7 @@ class Case:
     unbounded: int | None = None  # what a window bound of -1 is passed as
     dropout_p: float = 0.0
     return_debug_mask: bool = False
-    seqused_k: tuple[int, ...] | None = None
+    seqused_k: tuple[int, ...] | None = None  # varlen: the keys in use of each sequence; dense: PyTorch's kernel ignores it
     backward: bool = False
     deterministic: bool = False
     speed_rules: bool = False
@@ -51,7 +51,8 @@ def runs_on_ours(case: Case, largest_head_dim: int) -> bool:
     head_dim = problem.head_dim + -problem.head_dim % 8 if case.op == "functional" else problem.head_dim
     _, right = problem.window
     return (
-        not (case.fault_in_forward or case.dropout_p or case.return_debug_mask or case.seqused_k)
+        not (case.fault_in_forward or case.dropout_p or case.return_debug_mask)
+        and (case.layout == "varlen" or case.seqused_k is None)
         and min(rows_q, rows_k, problem.max_q, problem.max_k) > 0
         and head_dim % 8 == 0
         and head_dim <= largest_head_dim

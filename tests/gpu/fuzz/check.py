@@ -10,7 +10,7 @@ from reference import compute
 from fuzz.case import Case, runs_on_ours
 from fuzz.faults import Arguments
 from fuzz.ops import GRADIENTS, Outcome, Results, heads_first, run
-from fuzz.tensors import forward_arguments, make_inputs, used
+from fuzz.tensors import forward_arguments, keys_in_use, make_inputs, used, with_keys_in_use
 
 UNINITIALISED = ("rng_state", "unused", "debug_mask")  # without dropout; of the mask PyTorch's kernel writes a part only
 # What atomic additions in another order may change of PyTorch's gradients, against the largest of them.
@@ -125,10 +125,12 @@ def _assert_math(case: Case, inputs: Inputs, results: Results, names) -> None:
     """Against fp32, as the other tests do; and one rounding of the largest value more, since a tensor may have few elements."""
     names = [name for name in names if name in results]
     tensors = {name: used(case, name, getattr(inputs, name)) for name in ("q", "k", "v", "do")}
+    problem = case.problem
+    if case.seqused_k:
+        tensors |= {name: keys_in_use(problem, case.seqused_k, tensors[name]) for name in ("k", "v")}
+        problem = with_keys_in_use(case)
     backward = any(name in GRADIENTS for name in names)
-    truth, plain = (
-        compute(case.problem, Inputs(**tensors), dtype, backward=backward) for dtype in (torch.float32, case.problem.dtype)
-    )
+    truth, plain = (compute(problem, Inputs(**tensors), dtype, backward=backward) for dtype in (torch.float32, problem.dtype))
     rounding = torch.finfo(case.problem.dtype).eps / 2
     for name in names:
         exact = getattr(truth, name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from cases import Inputs
+from cases import Inputs, Problem
 from layouts import cut_from, expanded, offset, permuted
 
 from fuzz.case import Case
@@ -39,8 +41,9 @@ GRADIENTS = {
     "dense": LAYOUTS["dense"] | {"scalar": expanded(0, ROWS, HEADS, DIM), "last_dim_strided": permuted(0, 1, 3, 2)},
     "varlen": LAYOUTS["varlen"] | {"scalar": expanded(ROWS, HEADS, DIM), "last_dim_strided": permuted(0, 2, 1)},
 }
-# In rows that belong to no sequence. Not NaN: our kernels read a tile beyond a sequence's end and multiply what they read by 0.
-UNUSED = 30.0
+# In rows that belong to no sequence. Not NaN where there is a backward, which reads a tile beyond a sequence's end and multiplies
+# what it read by 0.
+UNUSED, UNUSED_BY_BACKWARD = float("nan"), 30.0
 
 
 def make_inputs(case: Case, device: str) -> Inputs:
@@ -52,7 +55,8 @@ def make_inputs(case: Case, device: str) -> Inputs:
     def make(side: str, layouts, layout: str) -> torch.Tensor:
         values = torch.randn(problem.shape(side), dtype=problem.dtype, device=device, generator=generator)
         if before or after:
-            beside = [values.new_full((rows, *values.shape[1:]), UNUSED) for rows in case.unused_rows]
+            filler = UNUSED_BY_BACKWARD if case.backward else UNUSED
+            beside = [values.new_full((rows, *values.shape[1:]), filler) for rows in case.unused_rows]
             values = torch.cat([beside[0], values, beside[1]])
         return layouts[layout](values)
 
@@ -97,6 +101,17 @@ def backward_arguments(case: Case, inputs: Inputs, forward: Arguments, results: 
     if case.fault and not case.fault_in_forward:
         FAULTS[case.fault].change(arguments)
     return arguments
+
+
+def keys_in_use(problem: Problem, seqused_k: tuple[int, ...], packed: torch.Tensor) -> torch.Tensor:
+    """Packed keys or values without those that seqused_k leaves out."""
+    return torch.cat([part[:length] for part, length in zip(packed.split(problem.seqlens_k), seqused_k, strict=True)])
+
+
+def with_keys_in_use(case: Case) -> Problem:
+    """The problem that remains of them."""
+    problem = case.problem
+    return replace(problem, seqlens_k=case.seqused_k, slack=(problem.slack[0], problem.max_k - max(case.seqused_k)))
 
 
 def used(case: Case, name: str, t: torch.Tensor) -> torch.Tensor:
