@@ -44,8 +44,12 @@ def sources(kernel: Kernel, root: Path) -> list[Path]:
 
 
 def imports(path: Path, root: Path) -> list[Path]:
-    """The files below kernels/ that a file imports."""
-    statements = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    """The files below kernels/ that a file imports, all of them by `from kernels...`."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    statements = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    if any(name.split(".")[0] == "kernels" for name in plain) or any(statement.level for statement in statements):
+        raise ValueError(f"{path} imports a part of kernels/ in another way than `from kernels... import ...`")
     names = [f"{statement.module}.{alias.name}" for statement in statements for alias in statement.names]
     modules = {name.removeprefix("kernels.").replace(".", "/") for name in names if name.startswith("kernels.")}
     candidates = {module for name in modules for module in (name, str(Path(name).parent))}

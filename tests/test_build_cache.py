@@ -14,13 +14,23 @@ import pytest
 
 from kernels import pool
 from kernels.cache import Cache, default_directory, key, source_versions
-from kernels.matrix import Mask, Op, matrix
+from kernels.matrix import Kernel, Mask, Op, matrix
 from kernels.progress import Progress
 
 ROOT = Path(__file__).parents[1]
 KERNELS = matrix()
 FORWARD = next(kernel for kernel in KERNELS if kernel.op is Op.FORWARD and kernel.arch == 90)
 VERSIONS = {"flash-attn-4": "1"}
+
+
+def test_defaults_are_those_that_cached_objects_were_compiled_with():
+    """A key leaves out what is at its default, so that a default never changes: another value takes a name of its own."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Kernel) if field.default is not dataclasses.MISSING}
+    assert defaults == {
+        "block_n": 0, "mask": Mask.FULL, "grouped": False, "deterministic": False, "two_cta": False, "cluster": 1, "threads": 0,
+        "pv_in_registers": True, "atom_layout_m": 1, "swap_ab": False, "atom_layout_dkv": 2, "swap_ab_dkv": False,
+        "dq_warpgroups": 2, "stages": 0, "blocks_per_sm": 0,
+    }  # fmt: skip
 
 
 @pytest.fixture

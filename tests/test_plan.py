@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import fa4_core
 import pytest
 import torch
@@ -254,8 +257,9 @@ DECODE = {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "num_heads_kv": 2}
         ({"page_size": 256}, ""),
         ({"page_size": 96}, "a page of block_table must hold a multiple of 64 keys, holds 96"),
         ({"page_size": 64, "head_dim": 64, "head_dim_v": 64}, "a page of block_table must hold a multiple of 128 keys, holds 64"),
-        ({"page_size": 256, "seqlen_q": 300, "total_q": 300}, "paged KV (block_table) not supported but for few queries"),
-        ({"page_size": 256, "capability": 100}, "paged KV (block_table) not supported but for few queries"),
+        ({"page_size": 256, "batch": 32, "seqlen_q": 96, "total_q": 3072, "num_heads_kv": 8}, ""),  # whatever would pay otherwise
+        ({"page_size": 256, "seqlen_q": 300, "total_q": 300}, "paged KV (block_table) not supported but on compute capability 9.0"),
+        ({"page_size": 256, "capability": 100}, "paged KV (block_table) not supported but on compute capability 9.0"),
         ({"num_splits": 3}, ""),
         ({"num_splits": 3, "seqlen_q": 300, "total_q": 300}, "SplitKV not supported, num_splits is 3"),
         ({"num_splits": 1, "seqlen_q": 300, "total_q": 300}, ""),
@@ -268,9 +272,26 @@ def test_pages_and_splits_are_the_decode_kernel_s(change, reason):
     assert chosen.reason.startswith(reason), chosen.reason
 
 
-@pytest.mark.parametrize(("asked", "splits"), [(0, 8), (1, 1), (5, 5), (100, 16)])
+@pytest.mark.parametrize(("asked", "splits"), [(0, 8), (5, 5), (100, 16)])
 def test_number_of_splits_is_the_caller_s_where_given(asked, splits):
     assert plan(LEGAL | DECODE | {"batch": 8, "total_q": 8, "seqlen_k": 8192, "num_splits": asked}).splits == splits
+
+
+@pytest.mark.parametrize("change", [{}, {"batch": 8, "total_q": 8}, {"seqlen_q": 100, "total_q": 101}], ids=str)
+def test_one_split_gets_the_same_kernel_whatever_the_batch(change):
+    """torch's promise for num_splits=1: the same bits alone and in any batch."""
+    assert plan(LEGAL | DECODE | {"num_splits": 1} | change).kernel.op == fa4_core.Op.FORWARD
+    chosen = plan(LEGAL | DECODE | {"num_splits": 1, "page_size": 256} | change)
+    assert (chosen.kernel.op, chosen.splits) == (fa4_core.Op.DECODE, 1)
+
+
+def test_a_cluster_is_no_larger_than_the_kernel_and_the_gpu_allow():
+    source = (Path(__file__).parents[1] / "kernels" / "sm90" / "decode.py").read_text()
+    most = int(re.search(r"^MAX_SPLITS = (\d+)", source, re.MULTILINE)[1])
+    problem = core_problem(LEGAL | DECODE | {"batch": 1, "num_heads": 1, "num_heads_kv": 1, "seqlen_k": 2**20})
+    assert fa4_core.plan(problem, False).splits == most == 16
+    problem.sm_count = 78  # of a part that may have no 16 multiprocessors side by side
+    assert fa4_core.plan(problem, False).splits == 8
 
 
 SHORT_OF_TILES = {"batch": 1, "seqlen_q": 1, "seqlen_k": 65_536, "total_q": 1, "total_k": 65_536}

@@ -32,7 +32,7 @@ bool has_output_shape(const TensorInfo& tensor, const TensorInfo& query, const T
 
 std::string check_indices(const char* name, const TensorInfo& indices, const TensorInfo& query) {
   if (indices.dtype != aoti_torch_dtype_int32()) return concat(name, " must be int32");
-  if (indices.stride[indices.dim - 1] != 1) return concat(name, " must be contiguous");
+  if (indices.stride[indices.dim - 1] != 1 && indices.size[indices.dim - 1] > 1) return concat(name, " must be contiguous");
   if (!same_device(indices, query)) return concat(name, " must be on query's device");
   return {};
 }
@@ -165,18 +165,27 @@ const int32_t* cu_seqlens(const Problem& problem, const Handle& cum_seq) {
   return problem.layout == Layout::kVarlen && cum_seq ? static_cast<const int32_t*>(data(cum_seq.get())) : nullptr;
 }
 
+namespace {
+
+// By its address, or by its offset in a storage where it has no memory of a device.
+bool addressable(AtenTensorHandle tensor) {
+  const TensorInfo given = info(tensor);
+  int64_t offset;
+  if (given.device_type == aoti_torch_device_type_cuda()) {
+    offset = reinterpret_cast<int64_t>(data(tensor));
+  } else {
+    check_shim(aoti_torch_get_storage_offset(tensor, &offset), "reading a tensor's offset");
+    offset *= kElementBytes;
+  }
+  return tma_can_address(given, offset);
+}
+
+}  // namespace
+
 std::string copies(const ForwardCall& call) {
   std::string names;
   const auto add = [&names](const char* name, AtenTensorHandle tensor) {
-    const TensorInfo given = info(tensor);
-    int64_t offset;
-    if (given.device_type == aoti_torch_device_type_cuda()) {
-      offset = reinterpret_cast<int64_t>(data(tensor));
-    } else {
-      check_shim(aoti_torch_get_storage_offset(tensor, &offset), "reading a tensor's offset");
-      offset *= kElementBytes;
-    }
-    if (!tma_can_address(given, offset)) names += names.empty() ? name : concat(", ", name);
+    if (!addressable(tensor)) names += names.empty() ? name : concat(", ", name);
   };
   add("query", call.query.get());
   add("key", call.key.get());
@@ -204,6 +213,10 @@ ForwardDescription describe(const ForwardCall& call, const DeviceProperties* sim
     d.reason = "block_table must come with seqused_k or cum_seq_k";
   } else {
     d.reason = describe_inputs(inputs, d.query, d.key, d.value, simulated, d.problem);
+  }
+  if (d.reason.empty() && call.block_table && !(addressable(call.key.get()) && addressable(call.value.get()))) {
+    d.reason =
+        "paged key and value must have addresses and strides of multiples of 16 bytes";  // a copy would be of the whole cache
   }
   if (d.reason.empty() && call.seqused_k) d.reason = check_seqused(info(call.seqused_k.get()), d.query, d.problem.batch);
   if (d.reason.empty() && call.out) {

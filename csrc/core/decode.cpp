@@ -23,29 +23,31 @@ const std::vector<const Kernel*>& decode_kernels() {  // smallest bucket first
   return *found;
 }
 
-int64_t rows(const Problem& p) { return p.seqlen_q * (p.num_heads / p.num_heads_kv); }
-
 // A sequence's, of all heads.
-int64_t decode_tiles(const Problem& p, const Kernel& kernel) { return p.num_heads_kv * ceil_div(rows(p), kernel.block_m); }
+int64_t decode_tiles(const Problem& p, const Kernel& kernel) { return p.num_heads_kv * ceil_div(decode_rows(p), kernel.block_m); }
 
 // The decode kernel works on half as many rows at a time, at half the speed a row: it pays where the forward's tiles are at least
-// half empty, or leave half of the multiprocessors idle. Measured on an H200 with up to kMaxRows rows, 212 problems: 1% slower than
-// the better of both in geometric mean.
+// half empty, or leave half of the multiprocessors idle. Measured on an H200, 212 problems: 1% slower than the better of both in
+// geometric mean.
 bool pays(const Problem& p, const Kernel& decode, const Kernel& forward) {
-  constexpr int64_t kMaxRows = 512;
   const int64_t packed = decode_tiles(p, decode), tiles = p.num_heads * ceil_div(p.seqlen_q, forward.block_m);
-  if (rows(p) > kMaxRows || packed > kMaxGrid) return false;
   return 2 * packed * decode.block_m <= tiles * forward.block_m || 2 * p.batch * tiles <= p.sm_count;
 }
 
 }  // namespace
 
+int64_t decode_rows(const Problem& p) { return p.seqlen_q * (p.num_heads / p.num_heads_kv); }
+
 const Kernel* find_decode(const Problem& p, const Kernel& forward) {
   for (const Kernel* kernel : decode_kernels()) {
-    if (kernel->arch == forward.arch && kernel->dtype == p.dtype && kernel->head_dim >= p.head_dim &&
-        kernel->head_dim_v >= p.head_dim_v) {
-      return pays(p, *kernel, forward) ? kernel : nullptr;
+    if (kernel->arch != forward.arch || kernel->dtype != p.dtype || kernel->head_dim < p.head_dim ||
+        kernel->head_dim_v < p.head_dim_v) {
+      continue;
     }
+    if (decode_rows(p) > kMaxDecodeRows || decode_tiles(p, *kernel) > kMaxGrid) return nullptr;
+    if (p.page_size || p.num_splits > 1) return kernel;  // the forward kernel can't
+    // With one split the caller asks for a result that does not depend on the rest of the batch, which decides what pays.
+    return p.num_splits != 1 && pays(p, *kernel, forward) ? kernel : nullptr;
   }
   return nullptr;
 }
@@ -53,7 +55,8 @@ const Kernel* find_decode(const Problem& p, const Kernel& forward) {
 // As many as give each multiprocessor a thread block. Where that leaves some without, two if they fit together (larger clusters
 // were measured not to pack two to a multiprocessor). None without a block of keys.
 int32_t decode_splits(const Problem& p, int32_t left, int32_t right, const Kernel& kernel) {
-  constexpr int64_t kMaxSplits = 16;  // thread blocks of a cluster, at most, on Hopper
+  // Thread blocks of a cluster. 16 need as many multiprocessors in one part of the GPU, which smaller ones may lack.
+  const int64_t kMaxSplits = p.sm_count >= 132 ? 16 : 8;
   if (p.num_splits > 0) return static_cast<int32_t>(std::min(p.num_splits, kMaxSplits));
   const int64_t tiles = p.batch * decode_tiles(p, kernel);
   const int64_t fill = tiles < p.sm_count ? std::max<int64_t>(kernel.blocks_per_sm, p.sm_count / tiles) : 1;

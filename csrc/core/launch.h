@@ -24,7 +24,7 @@ struct ForwardArguments {
   float* lse = nullptr;                   // contiguous [batch, heads, seqlen_q], varlen [heads, total_q]
   const int32_t* cu_seqlens_q = nullptr;  // [batch + 1], varlen only
   const int32_t* cu_seqlens_k = nullptr;
-  const int32_t* seqused_k = nullptr;  // [batch], varlen only: keys in use of each sequence; null: all
+  const int32_t* seqused_k = nullptr;    // [batch], varlen only: keys in use of each sequence; null: all
   const int32_t* block_table = nullptr;  // [batch, block_table_columns], paged only: each sequence's pages
   int64_t block_table_columns = 0, block_table_stride = 0;
   float softmax_scale = 0;

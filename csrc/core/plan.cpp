@@ -144,7 +144,10 @@ std::string no_kernel(const Problem& p) {
 // What the decode kernel alone can do: why not, where another one was found.
 std::string decode_only(const Problem& p, const Kernel& kernel) {
   const bool decode = kernel.op == Op::kDecode;
-  if (p.page_size && !decode) return "paged KV (block_table) not supported but for few queries on compute capability 9.0";
+  if (p.page_size && !decode) {
+    return concat("paged KV (block_table) not supported but on compute capability 9.0 for up to ", kMaxDecodeRows,
+                  " queries times query heads of a key/value head, here ", decode_rows(p));
+  }
   if (p.page_size % kernel.block_n) {
     return concat("a page of block_table must hold a multiple of ", kernel.block_n, " keys, holds ", p.page_size);
   }

@@ -48,6 +48,7 @@ class Prepared:
     calls: int
     captured: bool
     outputs: Any  # of the last call, valid after a run
+    call: Callable[[int], Any]  # which owns tensors that a graph reads
     sleep_cycles: int = 0  # not captured: how long the device sleeps while the host enqueues
 
     def ms(self) -> float:
@@ -86,7 +87,7 @@ def _capture(call, sets: int, calls: int) -> Prepared:
         graph.capture_end()
     graph.replay()
     torch.cuda.synchronize()
-    return Prepared(graph.replay, calls, True, outputs)
+    return Prepared(graph.replay, calls, True, outputs, call)
 
 
 def _loop(call, sets: int, enabled, calls: int) -> Prepared:
@@ -102,7 +103,7 @@ def _loop(call, sets: int, enabled, calls: int) -> Prepared:
                 call(i % sets)
 
     # 2 cycles a nanosecond: no clock here is faster.
-    return Prepared(run, calls, False, outputs, int(2e9 * host_seconds * (calls + 2)))
+    return Prepared(run, calls, False, outputs, call, int(2e9 * host_seconds * (calls + 2)))
 
 
 def _event_ms(work: Callable[[], Any], sleep_cycles: int = 0) -> float:

@@ -12,12 +12,34 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 from flash_attn.cute.seqlen_info import SeqlenInfoQK
-from quack import copy_utils, layout_utils
+from quack import copy_utils
+
+from kernels.common.arguments import TMA_ALIGN
 
 
 def sequences(packed: cute.Tensor) -> cute.Tensor:
-    """[total, heads, head_dim] as [row after a sequence's last, 2^30, heads, head_dim], in which the sequence's rows come last."""
-    return layout_utils.select(copy_utils.create_ragged_tensor_for_tma(packed, ragged_dim=0, ptr_shift=True), [3, 0, 1, 2])
+    """[total, heads, head_dim] as [(2^30, row after a sequence's last), 2^30, heads, head_dim], the sequence's rows being the last.
+
+    A view with one mode less would begin far below the tensor, and TMA faults there when a load lies out of bounds altogether.
+    """
+    view = copy_utils.create_ragged_tensor_for_tma(packed, ragged_dim=0)
+    rows, heads, head_dim, *after = zip(view.shape, view.stride, strict=True)
+    shape, stride = zip(tuple(zip(*after, strict=True)), rows, heads, head_dim, strict=True)
+    return cute.make_tensor(view.iterator, cute.make_layout(shape, stride=stride))
+
+
+def assume_tensor_aligned(tensor: cute.Tensor | None) -> cute.Tensor | None:
+    """In place of upstream's, which takes no mode of modes."""
+
+    def aligned(stride):
+        if isinstance(stride, tuple):
+            return tuple(map(aligned, stride))
+        return stride if isinstance(stride, int) else cute.assume(stride, divby=TMA_ALIGN)
+
+    if tensor is None:
+        return None
+    *strides, last = tensor.stride
+    return cute.make_tensor(tensor.iterator, cute.make_layout(tensor.shape, stride=(*map(aligned, strides), last)))
 
 
 @cute.jit
@@ -33,7 +55,7 @@ class SeqlenInfo(SeqlenInfoQK):
     def rows_of(self, tensor: cute.Tensor, row_mode: int) -> cute.Tensor:
         """This sequence of a tensor of `sequences`, whose last mode is the row after."""
         bound = cute.size(tensor, mode=[row_mode])
-        rows = tensor[(None,) * (cute.rank(tensor) - 1) + (self.offset_k + self.seqlen_k,)]
+        rows = tensor[(None,) * (cute.rank(tensor) - 1) + ((bound, self.offset_k + self.seqlen_k),)]
         return cute.domain_offset((0,) * row_mode + (bound - self.seqlen_k,) + (0,) * (cute.rank(rows) - 1 - row_mode), rows)
 
     def offset_batch_K(self, mK, batch_idx, dim, **_):

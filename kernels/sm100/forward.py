@@ -4,6 +4,7 @@ import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr
+from flash_attn.cute import flash_fwd_sm100 as upstream
 from flash_attn.cute.flash_fwd_sm100 import FlashAttentionForwardSm100
 from flash_attn.cute.tile_scheduler import StaticPersistentTileScheduler
 
@@ -11,6 +12,8 @@ from kernels.common import arguments as arg
 from kernels.common import keys_in_use
 from kernels.common.head_ratio import HeadRatio
 from kernels.matrix import Kernel, Layout, Mask
+
+upstream.assume_tensor_aligned = keys_in_use.assume_tensor_aligned
 
 BLOCK_M = 128  # rows of one query tile; a kernel of 256 rows keeps two in flight
 

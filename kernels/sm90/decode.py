@@ -42,6 +42,7 @@ class Tile(NamedTuple):
     """What a thread block works on. Rows are pairs of query and head, the heads of a group next to each other."""
 
     batch: Int32
+    entry: Int32  # of the batch in q, k, v and o: 0 when varlen, whose tensors are one row of sequences
     head_kv: Int32
     ratio: Int32  # query heads a key/value head
     first_row: Int32
@@ -154,12 +155,11 @@ class Decode:
         # When all keys have been read, the results take the place of Q and K.
         output_layout = cute.make_layout((self.tile_m, self.head_dim_v), stride=(self.head_dim_v + PAD, 1))
         weights_layout = cute.make_layout((1 + MAX_SPLITS, self.tile_m), stride=(self.tile_m, 1))
-        assert 4 * cute.cosize(output_layout) <= 2 * cute.cosize(sk_layout) and 4 * cute.cosize(weights_layout) <= 2 * cute.cosize(
-            sq_layout
-        )
+        assert 4 * cute.cosize(output_layout) <= 2 * cute.cosize(sk_layout)
+        assert 4 * cute.cosize(weights_layout) <= 2 * cute.cosize(sq_layout)
         output = cute.make_tensor(cute.recast_ptr(storage.k.data_ptr(), dtype=Float32), output_layout)
         weights = cute.make_tensor(cute.recast_ptr(storage.q.data_ptr(), dtype=Float32), weights_layout)
-        row_lse, weights = weights[0, None], cute.domain_offset((1, 0), weights)
+        row_lse, weights = weights[0, None], cute.domain_offset((1, 0), weights)  # this block's, and then all blocks'
         tile = self.tile(q, tma_k, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table, window_size_left, window_size_right, tiles)
         pipeline.pipeline_init_wait()
         if warp == CONSUMER_WARPS:
@@ -201,6 +201,9 @@ class Decode:
             seqlen_k = seqused_k[batch]
         first_row = (y - head_kv * tiles) * self.tile_m
         rows = cutlass.min(seqlen_q * ratio - first_row, self.tile_m)
+        entry = batch
+        if cute.size(cu_seqlens_q) > 0:
+            entry = Int32(0)
         shift = seqlen_k - seqlen_q
         last_key = cutlass.min((first_row + rows - 1) // ratio + shift + window_size_right, seqlen_k - 1)
         first_key = cutlass.max(first_row // ratio + shift - window_size_left, 0)
@@ -211,7 +214,7 @@ class Decode:
         share = cute.ceil_div(blocks, splits)
         begin = first + cutlass.min(split * share, blocks)
         end = first + cutlass.min((split + 1) * share, blocks)
-        return Tile(batch, head_kv, ratio, first_row, rows, offset_q, offset_k, seqlen_k, shift, begin, end)
+        return Tile(batch, entry, head_kv, ratio, first_row, rows, offset_q, offset_k, seqlen_k, shift, begin, end)
 
     @cute.jit
     def load(self, tile, load_k, tma_k, sk, pipeline_k, load_v, tma_v, sv, pipeline_v, block_table):
@@ -219,12 +222,10 @@ class Decode:
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, self.stages)
         page_size = cute.size(tma_k, mode=[0])
         for block in cutlass.range(tile.begin, tile.end, unroll=1):
-            row, page = tile.offset_k + block * self.tile_n, tile.batch
+            row, page = tile.offset_k + block * self.tile_n, tile.entry
             if cute.size(block_table, mode=[0]) > 0:  # where cu_seqlens_k says how many keys there are, not where
                 index = block * self.tile_n // page_size
                 row, page = block * self.tile_n - index * page_size, block_table[tile.batch, index]
-            elif cute.size(tma_k, mode=[3]) == 1:  # varlen tensors are one row of sequences
-                page = Int32(0)
             self.load_block(tile, load_k, tma_k, sk, pipeline_k, state, row, page, self.head_dim)
             self.load_block(tile, load_v, tma_v, sv, pipeline_v, state, row, page, self.head_dim_v)
             state.advance()
@@ -249,15 +250,12 @@ class Decode:
             row = where[0, i, 0][0]
             if row < tile.rows:
                 query, head = self.query_and_head(tile, row)
-                batch = tile.batch
-                if cute.size(q, mode=[0]) == 1:
-                    batch = Int32(0)
                 for j in cutlass.range_constexpr(cute.size(to_shared, mode=[2])):
                     column = where[0, 0, j][1]
                     vector = cute.make_rmem_tensor_like(to_shared[None, i, j])
                     vector.fill(0.0)
                     if column < cute.size(q, mode=[3]):
-                        source = utils.elem_pointer(q, (batch, tile.offset_q + query, head, column)).toint()
+                        source = utils.elem_pointer(q, (tile.entry, tile.offset_q + query, head, column)).toint()
                         pointer = cute.make_ptr(self.dtype, source, cute.AddressSpace.gmem, assumed_align=16)
                         cute.autovec_copy(
                             cute.make_tensor(pointer, cute.make_layout(VECTOR)),
@@ -381,9 +379,6 @@ class Decode:
         tidx, _, _ = cute.arch.thread_idx()
         split, _, _ = cute.arch.block_in_cluster_idx()
         splits, _, _ = cute.arch.block_in_cluster_dim()
-        batch = tile.batch
-        if cute.size(o, mode=[0]) == 1:
-            batch = Int32(0)
         # Every load from another thread block waits for long, so they are made at once.
         for i in cutlass.range(tidx, splits * tile.rows, CONSUMERS):
             weights[i // tile.rows, i % tile.rows] = self.remote(row_lse, i % tile.rows, i // tile.rows)[0]
@@ -404,7 +399,7 @@ class Decode:
                 weights[s, tidx] = weights[s, tidx] * inverse
             if split == 0:
                 query, head = self.query_and_head(tile, tidx)
-                lse[batch, head, tile.offset_q + query] = largest + cute.math.log(total) if total > 0.0 else -Float32.inf
+                lse[tile.entry, head, tile.offset_q + query] = largest + cute.math.log(total) if total > 0.0 else -Float32.inf
         self.sync_consumers()
         vectors = cute.size(o, mode=[3]) // OUTPUT_VECTOR
         for i in cutlass.range(split * CONSUMERS + tidx, tile.rows * vectors, splits * CONSUMERS):
@@ -417,7 +412,7 @@ class Decode:
             result = cute.make_rmem_tensor(OUTPUT_VECTOR, self.dtype)
             result.store(total.load().to(self.dtype))
             query, head = self.query_and_head(tile, row)
-            target = utils.elem_pointer(o, (batch, tile.offset_q + query, head, column)).toint()
+            target = utils.elem_pointer(o, (tile.entry, tile.offset_q + query, head, column)).toint()
             pointer = cute.make_ptr(self.dtype, target, cute.AddressSpace.gmem, assumed_align=2 * OUTPUT_VECTOR)
             cute.autovec_copy(result, cute.make_tensor(pointer, cute.make_layout(OUTPUT_VECTOR)))
 

@@ -3,12 +3,15 @@
 import cuda.bindings.driver as cuda
 import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr
+from flash_attn.cute import flash_fwd_sm90 as upstream
 from flash_attn.cute.flash_fwd_sm90 import FlashAttentionForwardSm90
 
 from kernels.common import arguments as arg
 from kernels.common import keys_in_use
 from kernels.common.head_ratio import HeadRatio
 from kernels.matrix import Kernel, Layout, Mask
+
+upstream.assume_tensor_aligned = keys_in_use.assume_tensor_aligned
 
 
 class Forward(FlashAttentionForwardSm90):

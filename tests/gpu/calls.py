@@ -33,6 +33,16 @@ def flash_forward(problem: Problem, x: Inputs, *, dropout_p: float = 0.0, return
     )  # fmt: skip
 
 
+def planned(problem: Problem, x: Inputs) -> str:
+    """Which of our kernels the forward gets: forward, or decode for few queries."""
+    left, right = problem.window
+    _, kernel, *_ = torch.ops.fa4_ext.explain(
+        x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k, 0.0, problem.is_causal, False, problem.scale,
+        left, right, None, None, None, None, deterministic=False, backward=False, speed_rules=False, capability=0, sm_count=0,
+    )  # fmt: skip
+    return kernel.split("_")[1]
+
+
 def flash_forward_into(out: torch.Tensor, problem: Problem, x: Inputs, **options) -> torch.Tensor:
     """`_flash_attention_forward_no_dropout_inplace`, of torch 2.12 and later -> lse."""
     left, right = (None if bound < 0 else bound for bound in problem.window)

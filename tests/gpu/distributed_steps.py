@@ -42,7 +42,7 @@ def assert_runs_ours(work) -> None:
 
 def train(model, block, x: torch.Tensor, *, autocast: bool) -> Step:
     """One step of `model` with SGD. `block` is what it wraps, whose parameters have plain names."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, foreach=False)  # DTensors beside tensors, one by one
 
     def work():
         optimizer.zero_grad()

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from calls import flash_forward, run_flash
+from calls import flash_forward, planned, run_flash
 from cases import BLACKWELL, DTYPES, HEAD_DIMS, MASKS, UNEQUAL_HEAD_DIMS, Problem, dense, make_inputs, varlen
 from compare import assert_matches_reference
 from profiling import kernels_of
@@ -21,6 +21,7 @@ HEADS = {"mha": (6, 6), "gqa": (16, 4), "mqa": (14, 1)}
 def check(problem: Problem) -> None:
     assert max(problem.seqlens_q) * problem.heads // problem.heads_kv <= ROWS
     inputs = make_inputs(problem)
+    assert planned(problem, inputs) == "decode"
     assert_matches_reference(problem, inputs, run_flash(problem, inputs, backward=False))
 
 
@@ -59,6 +60,18 @@ def test_head_ratios(ratio):
     queries = ROWS // ratio
     check(dense(queries, 777, heads=2 * ratio, heads_kv=2, is_causal=True))
     check(varlen((queries, 1), (300, 2000), heads=ratio, heads_kv=1))
+
+
+@pytest.mark.parametrize(("queries", "ratio"), [(65, 1), (100, 3), (64, 7), (200, 2), (512, 1), (32, 16)])
+def test_more_rows_than_a_tile(queries, ratio):
+    """So few heads are decoded with up to 512 rows; a tile's last query may be another than the next one's first."""
+    for problem in (
+        dense(queries, 777, heads=2 * ratio, heads_kv=2, is_causal=True),
+        varlen((queries, 1, 70), (300, 2000, 65), heads=ratio, heads_kv=1, window=(100, 30)),
+    ):
+        inputs = make_inputs(problem)
+        assert planned(problem, inputs) == "decode"
+        assert_matches_reference(problem, inputs, run_flash(problem, inputs, backward=False))
 
 
 @pytest.mark.parametrize("window", [(0, 0), (1, 0), (0, 1), (5, -1), (-1, 5), (64, 64), (127, 0), (1000, 3), (5000, 5000)], ids=str)

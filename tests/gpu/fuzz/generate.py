@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from cases import Problem
 
-from fuzz.case import Case
+from fuzz.case import Case, runs_on_ours
 from fuzz.faults import FAULTS, applicable
-from fuzz.tensors import GRADIENTS, LAYOUTS
+from fuzz.tensors import GRADIENTS, LAYOUTS, UNALIGNED
 
 PRIMES = (2, 3, 5, 7, 11, 13, 31, 61, 97, 127, 131, 193, 251, 257, 509, 521, 769, 1021, 1031, 2039, 3001)
 TILES = (48, 64, 80, 96, 112, 128, 144, 192, 256)  # rows of queries or keys, of our kernels and of stock's
@@ -141,11 +141,12 @@ def _with_layouts(rng: random.Random, case: Case) -> Case:
     if empty or rng.random() < 0.4:
         return case
 
-    layouts = list(LAYOUTS[case.layout])
+    ours = runs_on_ours(case, 128) and not case.speed_rules  # on every GPU
+    layouts, gradients = ([name for name in names[case.layout] if ours or name not in UNALIGNED] for names in (LAYOUTS, GRADIENTS))
     if rng.random() < 0.3:
         return replace(case, layouts=(rng.choice(layouts),) * 4)
     # One gradient for all would be that of an unused row.
-    gradients = [name for name in GRADIENTS[case.layout] if not (any(case.unused_rows) and name == "scalar")]
+    gradients = [name for name in gradients if not (any(case.unused_rows) and name == "scalar")]
     return replace(case, layouts=(*rng.choices(layouts, k=3), rng.choice(gradients)))
 
 
