@@ -67,7 +67,7 @@ def test_more_rows_than_a_tile(queries, ratio):
     """So few heads are decoded with up to 512 rows; a tile's last query may be another than the next one's first."""
     for problem in (
         dense(queries, 777, heads=2 * ratio, heads_kv=2, is_causal=True),
-        varlen((queries, 1, 70), (300, 2000, 65), heads=ratio, heads_kv=1, window=(100, 30)),
+        varlen((queries, 1, queries // 2), (300, 2000, 65), heads=ratio, heads_kv=1, window=(100, 30)),
     ):
         inputs = make_inputs(problem)
         assert planned(problem, inputs) == "decode"
