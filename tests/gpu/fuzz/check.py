@@ -101,7 +101,7 @@ def _found(t: torch.Tensor) -> tuple:
 
 
 def assert_promises(case: Case, arguments: Arguments, results: Results, *, gradients: bool = True) -> None:
-    """Sizes, strides, dtypes and devices as PyTorch's meta functions have them; stock's gradients of expanded tensors have others."""
+    """Sizes, strides, dtypes and devices as PyTorch's meta functions have them. Stock's gradients of expanded tensors differ."""
     query, key, value = (arguments[name] for name in ("query", "key", "value"))
     lse_shape = (*query.shape[:-3], query.shape[-2], query.shape[-3])
     if case.op in ("sdpa", "functional"):
