@@ -195,7 +195,8 @@ def test_a_reason_names_the_argument_and_the_value(change, reason):
     ],
 )
 def test_masks_resolve_as_the_stock_kernel_resolves_them(is_causal, left, right, mask, bounds):
-    chosen = plan(LEGAL | {"is_causal": is_causal, "window_size_left": left, "window_size_right": right})
+    forward = {"batch": 4, "total_q": 2048, "total_k": 2048}  # with half the tiles it would be decoded, whose mask is any
+    chosen = plan(LEGAL | forward | {"is_causal": is_causal, "window_size_left": left, "window_size_right": right})
     assert chosen.kernel.mask.name == mask
     assert (chosen.window_size_left, chosen.window_size_right) == bounds
 
@@ -295,21 +296,29 @@ def test_a_cluster_is_no_larger_than_the_kernel_and_the_gpu_allow():
 
 
 SHORT_OF_TILES = {"batch": 1, "seqlen_q": 1, "seqlen_k": 65_536, "total_q": 1, "total_k": 65_536}
+OF_IMAGES = {
+    "batch": 128, "seqlen_q": 197, "seqlen_k": 197, "total_q": 128 * 197, "total_k": 128 * 197, "num_heads": 12, "num_heads_kv": 12,
+    "head_dim": 64, "head_dim_v": 64,
+}  # fmt: skip
+OF_SENTENCES = {
+    "layout": "varlen", "batch": 64, "seqlen_q": 512, "seqlen_k": 512, "total_q": 8192, "total_k": 8192, "num_heads": 12,
+    "num_heads_kv": 12, "head_dim": 64, "head_dim_v": 64,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("change", "stock"),
     [
         ({}, False),
-        (SHORT_OF_TILES, True),
-        (SHORT_OF_TILES | {"num_heads": 32}, True),
-        (SHORT_OF_TILES | {"capability": 100}, False),  # measured on Hopper only
-        (SHORT_OF_TILES | {"head_dim": 192}, False),  # which stock can't run
-        ({"layout": "varlen", "batch": 256, "seqlen_q": 64, "seqlen_k": 64, "total_q": 256 * 64, "total_k": 256 * 64}, True),
+        (SHORT_OF_TILES, False),  # which the decode kernel runs
+        (OF_IMAGES, True),
+        (OF_IMAGES | {"capability": 100}, False),  # measured on Hopper only
+        (OF_IMAGES | {"head_dim_v": 128}, False),  # which stock can't run
+        (OF_SENTENCES, True),
         ({"layout": "varlen", "batch": 8, "seqlen_q": 4096, "seqlen_k": 4096, "total_q": 16_384, "total_k": 16_384}, False),
         ({"op": "backward"} | SHORT_OF_TILES, False),
     ],
-    ids=["training", "decode", "decode_gqa", "decode_on_sm100", "decode_192_128", "many_short", "packed", "backward_of_decode"],
+    ids=["training", "decode", "images", "images_on_sm100", "images_64_128", "sentences", "packed", "backward_of_decode"],
 )
 def test_speed_rules_leave_to_stock_what_it_runs_faster(change, stock):
     problem = LEGAL | change
