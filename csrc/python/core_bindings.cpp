@@ -13,6 +13,7 @@ using namespace fa4;
 PYBIND11_MODULE(fa4_core, m) {
   py::enum_<Op>(m, "Op")
       .value("FORWARD", Op::kForward)
+      .value("DECODE", Op::kDecode)
       .value("BACKWARD", Op::kBackward)
       .value("PREPROCESS", Op::kPreprocess)
       .value("POSTPROCESS", Op::kPostprocess);
