@@ -13,6 +13,12 @@ enum class Mask : int8_t { kFull, kCausalBottomRight, kWindow };
 // A window bound that masks nothing. Kernels add it to row indices below 2^30 in int32.
 constexpr int32_t kUnbounded = 1 << 30;
 
+// Rows of queries and of keys that a kernel works on at a time.
+struct Tile {
+  int32_t queries = 0, keys = 0;
+  explicit operator bool() const { return queries != 0; }
+};
+
 struct Problem {
   Op op = Op::kForward;    // kForward or kBackward
   int32_t capability = 0;  // compute capability of the device: 90 for 9.0, 103 for 10.3
@@ -32,6 +38,7 @@ struct Problem {
   int64_t window_size_left = -1;   // -1: unbounded
   int64_t window_size_right = -1;  // -1: unbounded
   bool deterministic = false;      // backward: the same bits in every run
+  Tile tile;                       // the only one to run; none: the planner's choice
 };
 
 }  // namespace fa4
