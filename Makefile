@@ -1,6 +1,6 @@
 # Every target sets up what it needs: .venv with pinned packages, the compiled kernels, the library.
 PYTHON ?= python3
-KERNELS ?=# full or core; the wheel and the GPU tests take full, the rest core
+KERNELS ?=# full, core, or tuning for benchmarks/tune.py; the wheel and the GPU tests take full, the rest core
 WHEEL_DIR ?= dist
 # Dates the files in the wheel, so that a commit makes the same wheel every time.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)

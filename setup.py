@@ -1,7 +1,7 @@
 """Builds the kernels, links libfa4_ext.so and packs the wheel. Needs what requirements/build.txt lists and a C++17 compiler.
 
 Settings, from the environment:
-  FA4_EXT_KERNELS   subset of the kernel matrix: full (default) or core
+  FA4_EXT_KERNELS   subset of the kernel matrix: full (default), core, or tuning for benchmarks/tune.py
   FA4_EXT_ARCHS     90,100 (default), 90 or 100
   FA4_EXT_JOBS      compiling processes; the cores by default
   FA4_EXT_CACHE     folder of compiled kernels; ~/.cache/fa4_ext/kernels by default

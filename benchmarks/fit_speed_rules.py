@@ -21,7 +21,9 @@ RULES = Path(__file__).parent.parent / "csrc" / "core" / "speed_rules.inc"
 SM_COUNT = 132  # of the device that was measured
 # Rows of a query tile, by op, head dim and whether the mask is causal.
 BLOCK_M = {
-    (k.op.value, k.head_dim, k.mask is Mask.CAUSAL): k.block_m for k in matrix() if k.arch == 90 and k.mask is not Mask.WINDOW
+    (k.op.value, k.head_dim, k.mask is Mask.CAUSAL): k.block_m
+    for k in matrix()
+    if k.arch == 90 and k.mask is not Mask.WINDOW and not k.tuned
 }
 NOISE = 1.05  # a ratio up to it counts as equal
 MAX = math.inf
@@ -176,16 +178,16 @@ def varlen(rows: list[Row]) -> Iterable[Rule]:
                         yield Rule(op, "varlen", head_dim, "grouped" if grouped else "equal", queries=queries, batch=batch)
 
 
-def merged(rules: list[Rule]) -> list[Rule]:
-    """Boxes that touch along one feature and agree in the others, as one."""
+def merged(rules: list) -> list:
+    """Boxes, dataclasses whose ranges are pairs, that touch along one and agree in everything else, as one."""
     for (i, a), (j, b) in combinations(enumerate(rules), 2):
         fields_a, fields_b = astuple(a), astuple(b)
         different = [n for n, (x, y) in enumerate(zip(fields_a, fields_b, strict=True)) if x != y]
-        if len(different) != 1 or different[0] < 4:  # the ranges come after op, layout, head_dim and heads
+        if len(different) != 1 or not isinstance(fields_a[different[0]], tuple):
             continue
         (low, end), (begin, high) = sorted((fields_a[different[0]], fields_b[different[0]]))
         if begin == end + 1:
-            one = Rule(*fields_a[: different[0]], (low, high), *fields_a[different[0] + 1 :])
+            one = type(a)(*fields_a[: different[0]], (low, high), *fields_a[different[0] + 1 :])
             return merged([*rules[:i], one, *rules[i + 1 : j], *rules[j + 1 :]])
     return rules
 

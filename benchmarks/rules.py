@@ -17,7 +17,7 @@ import torch
 import fa4_ext
 from benchmarks import rules_grid
 from fa4_ext.bench.contenders import ours_enabled
-from fa4_ext.bench.correctness import make_cu_seqlens
+from fa4_ext.bench.correctness import DTYPES, make_cu_seqlens
 from fa4_ext.bench.progress import Progress
 from fa4_ext.bench.session import NO_DEVICE, session
 from fa4_ext.bench.shapes import DIRECTIONS, Shape
@@ -25,21 +25,22 @@ from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
 
 TARGET_MS = 1.0
 ROUNDS = 5
+MAX_DIFFERENCE = 3e-2  # of ours and stock's: norm over norm
 BUDGET_S = 260  # of a run; the next one adds what is missing
 aten = torch.ops.aten
 
 
-def _inputs(p: Shape) -> list[torch.Tensor]:
+def make_inputs(p: Shape, dtype: str) -> list[torch.Tensor]:
     """q, k, v, dO in the layout of `_flash_attention_forward`."""
     rows_q = (p.total_q,) if p.layout == "varlen" else (p.batch, p.seqlen_q)
     rows_k = rows_q if p.layout == "varlen" else (p.batch, p.seqlen_k)
     q = (*rows_q, p.heads, p.head_dim)
     k = (*rows_k, p.heads_kv, p.head_dim)
-    return [torch.randn(size, dtype=torch.bfloat16, device="cuda") for size in (q, k, k, q)]
+    return [torch.randn(size, dtype=DTYPES[dtype], device="cuda") for size in (q, k, k, q)]
 
 
-def _calls(p: Shape, sets: list, enabled):
-    """The forward and the backward as functions of the index of a set."""
+def calls(p: Shape, sets: list, enabled):
+    """The forward and the backward as functions of the index of a set; `enabled`: for the forward of which the backward is."""
     cu_seqlens = make_cu_seqlens(p)
     longest = (p.longest, p.longest) if p.layout == "varlen" else (p.seqlen_q, p.seqlen_k)
 
@@ -72,12 +73,12 @@ def _kernel(p: Shape, direction: str, inputs: list[torch.Tensor]) -> str:
         return fa4_ext.explain(q, k, v, backward=direction == "backward", **options).kernel.split("_")[1]
 
 
-def _agree(ours, stock) -> None:
+def agree(outputs, others, at_most: float) -> None:
     """Both are right or both are wrong; the test suite says which."""
-    for a, b in zip(ours, stock, strict=True):
+    for a, b in zip(outputs, others, strict=True):
         difference = ((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-3)).item()
-        if not difference <= 3e-2:
-            raise RuntimeError(f"ours and stock differ by {difference:.2e}")
+        if not difference <= at_most:
+            raise RuntimeError(f"outputs differ by {difference:.2e}, at most {at_most:.1e} is allowed")
 
 
 def fields_of(p: Shape) -> dict:
@@ -95,21 +96,21 @@ def measure(problems: list[tuple[Shape, tuple[str, ...]]], rounds: int, budget_s
             print(f"\nthe budget of {budget_s:.0f} s is spent", file=sys.stderr)
             break
         progress.started(f"{p.layout} b{p.batch} h{p.heads}/{p.heads_kv} q{p.seqlen_q} k{p.seqlen_k} d{p.head_dim}")
-        sets = [_inputs(p) for _ in range(sets_for(p.bytes))]
+        sets = [make_inputs(p, "bf16") for _ in range(sets_for(p.bytes))]
         fields = fields_of(p)
         try:
             providers = {"ours": ours_enabled, "stock": nullcontext}
-            calls = {name: _calls(p, sets, enabled) for name, enabled in providers.items()}
+            runs = {name: calls(p, sets, enabled) for name, enabled in providers.items()}
             for direction in directions:
                 prepared = {
-                    name: prepare(calls[name][direction], len(sets), enabled, TARGET_MS) for name, enabled in providers.items()
+                    name: prepare(runs[name][direction], len(sets), enabled, TARGET_MS) for name, enabled in providers.items()
                 }
                 # The last call may have met another set of inputs: compare on the first.
                 outputs = []
                 for name, enabled in providers.items():
                     with enabled():
-                        outputs.append(calls[name][direction](0)[: 1 if direction == "forward" else 3])
-                _agree(*outputs)
+                        outputs.append(runs[name][direction](0)[: 1 if direction == "forward" else 3])
+                agree(*outputs, MAX_DIFFERENCE)
                 row = fields | {"direction": direction, "kernel": _kernel(p, direction, sets[0])}
                 for name, times in in_turns(prepared, rounds).items():
                     result = summary(times)

@@ -26,6 +26,8 @@ def _load() -> ctypes.CDLL:
     library.fa4_ext_register.restype = ctypes.c_int
     library.fa4_ext_configure.argtypes = (ctypes.c_int, ctypes.c_int)
     library.fa4_ext_configure.restype = None
+    library.fa4_ext_force_tile.argtypes = (ctypes.c_int, ctypes.c_int)
+    library.fa4_ext_force_tile.restype = None
     library.fa4_ext_remove.argtypes = ()
     library.fa4_ext_remove.restype = None
     for text in (library.fa4_ext_last_error, library.fa4_ext_build_info, library.fa4_ext_manifest):
@@ -97,6 +99,11 @@ def register() -> None:
 def configure(*, strict: bool, speed_rules: bool) -> None:
     """Sets what our overrides do from the next call on."""
     native().fa4_ext_configure(strict, speed_rules)
+
+
+def force_tile(queries: int, keys: int) -> None:
+    """For measurements: only kernels with this tile run from the next call on; 0, 0: the planner's choice."""
+    native().fa4_ext_force_tile(queries, keys)
 
 
 def remove() -> None:

@@ -2,14 +2,18 @@
 
 The build, the table that the C++ planner reads, the manifest and the tests all derive from `matrix()`; a test holds README to it.
 Tiles are the pinned flash-attn-4's own choices (tile_size functions of its interface.py); a test holds the two side by side.
+Beside these defaults are the `candidates()` that kernels/tile_rules.csv names, for problems that they were measured to run faster.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import product
 from typing import NamedTuple
+
+from kernels import tile_rules
 
 
 class Op(str, Enum):
@@ -67,6 +71,7 @@ class Kernel:
     dq_warpgroups: int = 2  # SM90 backward: how many compute dQ
     stages: int = 0  # Op.DECODE: blocks of keys and of values in shared memory
     blocks_per_sm: int = 0  # Op.DECODE: thread blocks that a multiprocessor holds
+    tuned: bool = False  # a candidate: runs only where a tile rule says so
 
     @property
     def folder(self) -> str:
@@ -155,6 +160,43 @@ def _backward_sm100(dtype, head_dims, layout, mask, grouped, deterministic):
     yield Kernel(Op.BACKWARD, 100, dtype, *head_dims, layout, 128, block_n, mask, grouped, deterministic, two_cta=two_cta)
 
 
+# Other tiles that a default may lose to, by op, bucket and mask. Fewer rows of queries waste less of short sequences, of the last
+# tile and of the last wave of thread blocks: 192 rows are half empty at ViT's 197. Fewer keys waste less of short sequences and of
+# the diagonal; more keys mean fewer steps. What registers and shared memory hold is as in upstream's sm90_config_search.py.
+_ROWS_64 = dict(block_m=64, block_n=128)  # one warpgroup: for problems of few tiles
+_SWAPPED_96 = dict(block_m=96, block_n=128, swap_ab=True)  # 96 rows are no multiple of 64 and go on WGMMA's N
+_CANDIDATES = {
+    (Op.FORWARD, 64, Mask.FULL): (dict(block_m=128), dict(block_m=128, block_n=112), _ROWS_64),
+    (Op.FORWARD, 64, Mask.CAUSAL): (dict(block_m=128), dict(block_m=128, block_n=64), _ROWS_64),
+    # P of two warpgroups fits in registers.
+    (Op.FORWARD, 96, Mask.FULL): (
+        dict(block_m=128, block_n=144, pv_in_registers=True),
+        dict(block_m=128, block_n=112, pv_in_registers=True),
+    ),
+    (Op.FORWARD, 96, Mask.CAUSAL): (
+        dict(block_m=128, pv_in_registers=True),
+        dict(block_m=128, block_n=64, pv_in_registers=True),
+    ),
+    (Op.FORWARD, 128, Mask.FULL): (dict(block_n=176), dict(block_n=112), _ROWS_64),
+    (Op.FORWARD, 128, Mask.CAUSAL): (dict(block_n=96), _ROWS_64),
+    (Op.FORWARD, 192, Mask.FULL): (dict(block_n=96),),
+    (Op.FORWARD, 192, Mask.CAUSAL): (dict(block_n=96), dict(block_n=80)),
+    (Op.FORWARD, 256, Mask.FULL): (dict(block_n=64),),
+    (Op.FORWARD, 256, Mask.CAUSAL): (dict(block_n=64),),
+    (Op.BACKWARD, 64, Mask.FULL): (dict(block_m=64, atom_layout_m=1), _SWAPPED_96),
+    (Op.BACKWARD, 64, Mask.CAUSAL): (dict(block_m=64, atom_layout_m=1), _SWAPPED_96),
+    (Op.BACKWARD, 128, Mask.FULL): (dict(block_m=64, swap_ab=False),),
+}
+
+
+def candidates(default: Kernel) -> tuple[Kernel, ...]:
+    """The kernels that benchmarks/tune.py measures beside a default: on Hopper, of equal head dims, that add up in any order."""
+    if default.arch != 90 or default.head_dim != default.head_dim_v or default.deterministic:
+        return ()
+    found = _CANDIDATES.get((default.op, default.head_dim, default.mask), ())
+    return tuple(replace(default, tuned=True, **changes) for changes in found)
+
+
 class Satellites(NamedTuple):
     """The kernels that a backward kernel is launched with."""
 
@@ -185,19 +227,33 @@ def satellites(backward: Kernel) -> Satellites:
     return Satellites(preprocess, postprocess_dq, postprocess_dk, postprocess_dv)
 
 
-def matrix() -> tuple[Kernel, ...]:
-    """Every kernel, each once, in an order that is stable between runs."""
+def _kernels(wanted: Callable[[Kernel], bool]) -> tuple[Kernel, ...]:
+    """The defaults and the wanted candidates, each once, in an order that is stable between runs."""
     kernels: dict[Kernel, None] = {}
     for arch, forward, backward in ((90, _forward_sm90, _backward_sm90), (100, _forward_sm100, _backward_sm100)):
         for row in product(DTYPES, HEAD_DIM_BUCKETS[arch], (Layout.DENSE, Layout.VARLEN), Mask):
-            kernels |= dict.fromkeys(forward(*row))
-            for grouped, deterministic in product((False, True), repeat=2):
-                for kernel in backward(*row, grouped, deterministic):
+            defaults = list(forward(*row))
+            for flags in product((False, True), repeat=2):  # grouped, deterministic
+                defaults += backward(*row, *flags)
+            for default in defaults:
+                for kernel in (default, *filter(wanted, candidates(default))):
                     kernels[kernel] = None
-                    kernels |= dict.fromkeys(satellite for satellite in satellites(kernel) if satellite)
+                    if kernel.op is Op.BACKWARD:
+                        kernels |= dict.fromkeys(satellite for satellite in satellites(kernel) if satellite)
     for row in product(DTYPES, HEAD_DIM_BUCKETS[90]):
         kernels |= dict.fromkeys(_decode_sm90(*row))
     return tuple(kernels)
+
+
+def matrix() -> tuple[Kernel, ...]:
+    """Every kernel of a wheel: the defaults, and the candidates that a tile rule names."""
+    named = {(rule.op, rule.layout, rule.head_dim, rule.mask, rule.block_m, rule.block_n) for rule in tile_rules.read()}
+    return _kernels(lambda k: (k.op.value, k.layout.value, k.head_dim, k.mask.value, k.block_m, k.block_n) in named)
+
+
+def with_candidates() -> tuple[Kernel, ...]:
+    """Every kernel that a build can hold."""
+    return _kernels(lambda candidate: True)
 
 
 SUBSETS = {
@@ -206,10 +262,12 @@ SUBSETS = {
     "core": lambda kernel: (
         kernel.dtype == "bf16" and kernel.head_dim in (64, 128) and not kernel.deterministic and kernel.mask is not Mask.WINDOW
     ),
+    # For benchmarks/tune.py: what the candidates are measured beside, and all of them.
+    "tuning": lambda kernel: kernel.arch == 90 and not kernel.deterministic and kernel.mask is not Mask.WINDOW,
 }
 
 
 def subset(name: str) -> tuple[Kernel, ...]:
     if name not in SUBSETS:
         raise ValueError(f"kernel subset {name!r} is unknown; allowed: {', '.join(SUBSETS)}")
-    return tuple(kernel for kernel in matrix() if SUBSETS[name](kernel))
+    return tuple(kernel for kernel in (with_candidates() if name == "tuning" else matrix()) if SUBSETS[name](kernel))

@@ -48,7 +48,7 @@ def test_core_is_a_part_of_full():
 
 
 def test_unknown_subset_is_named_with_the_known():
-    with pytest.raises(ValueError, match="kernel subset 'half' is unknown; allowed: full, core"):
+    with pytest.raises(ValueError, match="kernel subset 'half' is unknown; allowed: full, core, tuning"):
         subset("half")
 
 

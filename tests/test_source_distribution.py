@@ -41,7 +41,8 @@ def test_without_git_and_without_its_file_the_commit_is_unknown(unpacked, tmp_pa
 
 
 def test_it_holds_what_the_build_reads(unpacked):
-    for needed in ("CMakeLists.txt", "version.txt", "requirements/build.txt", "csrc/exports.map", "csrc/core/speed_rules.inc"):
+    measured = ("csrc/core/speed_rules.inc", "kernels/tile_rules.csv")
+    for needed in ("CMakeLists.txt", "version.txt", "requirements/build.txt", "csrc/exports.map", *measured):
         assert (unpacked / needed).exists()
     for pattern in ("kernels/**/*.py", "csrc/**/*.cpp", "csrc/**/*.h", "fa4_ext/**/*.py"):
         assert all((unpacked / path.relative_to(ROOT)).exists() for path in ROOT.glob(pattern)), pattern

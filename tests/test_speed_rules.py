@@ -41,6 +41,8 @@ def test_planner_applies_the_rules_to_every_measured_problem(op, layout):
         if (row.op, row.layout) != (op, layout):
             continue
         plan = fa4_core.plan(core_problem(problem), True)
+        if plan.supported and plan.kernel.tuned:  # the rules were measured with the default; tests/test_tile_rules.py
+            continue
         if plan.supported == any(rule.holds(row) for rule in rules):
             wrong.append((row, plan.reason))
         if plan.supported and row.ratio > 1.05:

@@ -37,6 +37,8 @@ void fa4_ext_configure(int strict, int speed_rules) noexcept {
   fa4::aten::options().speed_rules = speed_rules != 0;
 }
 
+void fa4_ext_force_tile(int queries, int keys) noexcept { fa4::aten::options().tile = fa4::Tile{queries, keys}; }
+
 const char* fa4_ext_last_error() noexcept { return last_error; }
 
 const char* fa4_ext_build_info() noexcept { return fa4::kBuildInfo; }

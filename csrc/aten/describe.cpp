@@ -6,6 +6,7 @@
 #include "../core/error.h"
 #include "../core/strides.h"
 #include "context.h"
+#include "options.h"
 
 namespace fa4::aten {
 namespace {
@@ -105,6 +106,7 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
   } catch (const Error& error) {  // no driver that our kernels can run on
     return error.what();
   }
+  p.tile = options().tile.load(std::memory_order_relaxed);
   p.dtype = q.dtype == aoti_torch_dtype_bfloat16() ? Dtype::kBf16 : Dtype::kFp16;
   p.num_heads = q.size[heads];
   p.num_heads_kv = k.size[paged ? 2 : heads];

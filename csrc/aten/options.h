@@ -1,13 +1,16 @@
-// What register() was asked for. Written at registration, read by every call.
+// What register() was asked for, and the tile that a measurement forces. Read by every call.
 #pragma once
 
 #include <atomic>
+
+#include "../core/problem.h"
 
 namespace fa4::aten {
 
 struct Options {
   std::atomic<bool> strict{false};      // raise instead of calling the stock kernel
   std::atomic<bool> speed_rules{true};  // leave to the stock kernel what it runs faster
+  std::atomic<Tile> tile{Tile{}};       // the only one to run; none: the planner's choice
 };
 
 inline Options& options() {

@@ -9,6 +9,7 @@
 #include "error.h"
 #include "integers.h"
 #include "speed_rules.h"
+#include "tile_rules.h"
 
 namespace fa4 {
 namespace {
@@ -97,12 +98,12 @@ bool below_bucket(const Kernel& kernel, const Problem& p) {
   return kernel.head_dim != p.head_dim || kernel.head_dim_v != p.head_dim_v;
 }
 
-// The smallest bucket that holds both head dims; in it the smallest tile that holds all queries, or else the largest.
+// The smallest bucket that holds both head dims; of its defaults the smallest tile that holds all queries, or else the largest.
 const Kernel* find_kernel(const Problem& p, Mask mask, bool grouped) {
   const Key key{p.op, kernel_arch(p.capability), p.dtype, p.layout, mask, grouped, p.op == Op::kBackward && p.deterministic};
   const Kernel* found = nullptr;
   for (const Kernel* kernel : kernels_by_slot()[key.slot()]) {
-    if (kernel->head_dim < p.head_dim || kernel->head_dim_v < p.head_dim_v) continue;
+    if (kernel->tuned || kernel->head_dim < p.head_dim || kernel->head_dim_v < p.head_dim_v) continue;
     const bool same_bucket = found && kernel->head_dim == found->head_dim && kernel->head_dim_v == found->head_dim_v;
     if (found && (!same_bucket || found->block_m >= p.seqlen_q)) break;
     found = kernel;
@@ -113,7 +114,7 @@ const Kernel* find_kernel(const Problem& p, Mask mask, bool grouped) {
 const Kernel* find_kernel(const Problem& p, Mask mask) {
   if (p.op == Op::kForward) {
     const Kernel* forward = find_kernel(p, mask, false);
-    const Kernel* decode = forward ? find_decode(p, *forward) : nullptr;
+    const Kernel* decode = forward && !p.tile ? find_decode(p, *forward) : nullptr;
     return decode ? decode : forward;
   }
   const Kernel* kernel = find_kernel(p, mask, p.num_heads != p.num_heads_kv);
@@ -123,6 +124,18 @@ const Kernel* find_kernel(const Problem& p, Mask mask) {
   const bool stores_whole_rows = kernel && kernel->arch == 100 && !kernel->grouped && below_bucket(*kernel, p) &&
                                  (p.layout == Layout::kVarlen || mask == Mask::kWindow);
   return stores_whole_rows ? find_kernel(p, mask, true) : kernel;
+}
+
+// The kernel of the same kind with this tile; null where the build has none.
+const Kernel* with_tile(const Kernel& kernel, Tile tile) {
+  const Key key{kernel.op, kernel.arch, kernel.dtype, kernel.layout, kernel.mask, kernel.grouped, kernel.deterministic};
+  for (const Kernel* other : kernels_by_slot()[key.slot()]) {
+    if (other->head_dim == kernel.head_dim && other->head_dim_v == kernel.head_dim_v && other->two_cta == kernel.two_cta &&
+        other->block_m == tile.queries && other->block_n == tile.keys) {
+      return other;
+    }
+  }
+  return nullptr;
 }
 
 std::string no_kernel(const Problem& p) {
@@ -190,7 +203,7 @@ Workspace backward_workspace(const Problem& p, const Kernel& kernel) {
 
 }  // namespace
 
-Plan plan(const Problem& problem, bool speed_rules) {
+Plan plan(const Problem& problem, bool speed_rules, const std::vector<TileRule>& tile_rules) {
   Plan plan;
   plan.reason = why_not(problem);
   if (!plan.reason.empty()) return plan;
@@ -202,9 +215,21 @@ Plan plan(const Problem& problem, bool speed_rules) {
   }
   plan.reason = decode_only(problem, *kernel);
   if (!plan.reason.empty()) return plan;
-  if (const char* faster = speed_rules ? stock_is_faster(problem, *kernel) : nullptr) {
-    plan.reason = faster;
-    return plan;
+  if (problem.tile) {
+    kernel = with_tile(*kernel, problem.tile);
+    if (!kernel) {
+      plan.reason = concat("this build has no kernel with a tile of ", problem.tile.queries, " x ", problem.tile.keys, " for this");
+      return plan;
+    }
+  } else {
+    const TileRule* rule = find_tile_rule(problem, *kernel, tile_rules);
+    const Kernel* tuned = rule ? with_tile(*kernel, rule->tile) : nullptr;
+    const bool beats_stock = tuned && rule->beats_stock;  // the speed rules were measured with the defaults
+    if (const char* faster = speed_rules && !beats_stock ? stock_is_faster(problem, *kernel) : nullptr) {
+      plan.reason = faster;
+      return plan;
+    }
+    if (tuned) kernel = tuned;
   }
   if (problem.op == Op::kBackward) {
     plan.workspace = backward_workspace(problem, *kernel);

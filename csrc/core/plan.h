@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "kernel_table.h"
 #include "problem.h"
+#include "tile_rules.h"
 
 namespace fa4 {
 
@@ -40,7 +42,8 @@ struct Plan {
   int64_t tile_k() const { return kernel ? kernel->block_n : 0; }
 };
 
-// `speed_rules`: turn down what our kernels can run but the stock kernel runs faster (speed_rules.h).
-Plan plan(const Problem& problem, bool speed_rules = true);
+// `speed_rules`: turn down what our kernels can run but the stock kernel runs faster (speed_rules.h). `tile_rules`: which of the
+// build's tiles are faster than the default (tile_rules.h).
+Plan plan(const Problem& problem, bool speed_rules = true, const std::vector<TileRule>& tile_rules = kTileRules);
 
 }  // namespace fa4

@@ -13,6 +13,12 @@ enum class Mask : int8_t { kFull, kCausalBottomRight, kWindow };
 // A window bound that masks nothing. Kernels add it to row indices below 2^30 in int32.
 constexpr int32_t kUnbounded = 1 << 30;
 
+// Rows of queries and of keys that a kernel works on at a time.
+struct Tile {
+  int32_t queries = 0, keys = 0;
+  explicit operator bool() const { return queries != 0; }
+};
+
 struct Problem {
   Op op = Op::kForward;    // kForward or kBackward
   int32_t capability = 0;  // compute capability of the device: 90 for 9.0, 103 for 10.3
@@ -34,6 +40,7 @@ struct Problem {
   bool deterministic = false;      // backward: the same bits in every run
   int64_t page_size = 0;           // keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
   int64_t num_splits = 0;          // how many parts to split the keys into; 0: the planner's choice
+  Tile tile;                       // the only one to run; none: the planner's choice
 };
 
 }  // namespace fa4

@@ -1,14 +1,9 @@
 #include "speed_rules.h"
 
+#include "problem_features.h"
+
 namespace fa4 {
 namespace {
-
-struct Range {
-  int64_t low, high;  // both included
-  bool holds(int64_t value) const { return low <= value && value <= high; }
-};
-
-constexpr int64_t kMax = INT64_MAX;
 
 enum class Heads { kAny, kEqual, kGrouped };
 
@@ -44,10 +39,10 @@ const char* reason(const StockIsFaster& rule) {
 const char* stock_is_faster(const Problem& p, const Kernel& kernel) {
   if (kernel.arch != 90 || kernel.op == Op::kDecode) return nullptr;  // measured on Hopper only
   if (p.head_dim != p.head_dim_v) return nullptr;                     // the stock kernel has none for these
-  const int64_t queries = p.layout == Layout::kVarlen ? p.total_q / p.batch : p.seqlen_q;
-  const int64_t tiles_a_head = (queries + kernel.block_m - 1) / kernel.block_m;
+  const int64_t queries = queries_a_sequence(p);
+  const int64_t tiles_a_head = ceil_div(queries, kernel.block_m);
   const int64_t fill = tiles_a_head ? 100 * queries / (tiles_a_head * kernel.block_m) : 0;
-  const int64_t tiles = p.sm_count ? 100 * p.batch * p.num_heads * tiles_a_head / p.sm_count : kMax;
+  const int64_t tiles = tiles_per_100(p, tiles_a_head);
   const Heads heads = p.num_heads == p.num_heads_kv ? Heads::kEqual : Heads::kGrouped;
   for (const StockIsFaster& rule : kSm90Rules) {
     if (rule.op == p.op && rule.layout == p.layout && rule.head_dim == measured_head_dim(kernel) &&

@@ -49,6 +49,10 @@ FA4_EXT_API void fa4_ext_remove(void) FA4_EXT_NOEXCEPT;
    speed_rules, 1 at first: not 0: calls that PyTorch's kernel was measured to run faster count as ones that no kernel here runs. */
 FA4_EXT_API void fa4_ext_configure(int strict, int speed_rules) FA4_EXT_NOEXCEPT;
 
+/* For measurements: from the next call of an op on, only the kernels whose tile has this many rows of queries and of keys run, and
+   other calls count as ones that no kernel here runs. 0, 0: the planner's choice, as at first. */
+FA4_EXT_API void fa4_ext_force_tile(int queries, int keys) FA4_EXT_NOEXCEPT;
+
 /* Why the calling thread's last failing call failed; "" when none did. Valid until the thread's next failing call or its end. */
 FA4_EXT_API const char* fa4_ext_last_error(void) FA4_EXT_NOEXCEPT;
 

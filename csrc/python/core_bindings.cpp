@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <utility>
 #include <vector>
 
 #include "../core/plan.h"
@@ -20,6 +21,11 @@ PYBIND11_MODULE(fa4_core, m) {
   py::enum_<Dtype>(m, "Dtype").value("BF16", Dtype::kBf16).value("FP16", Dtype::kFp16);
   py::enum_<Layout>(m, "Layout").value("DENSE", Layout::kDense).value("VARLEN", Layout::kVarlen).value("ANY", Layout::kAny);
   py::enum_<Mask>(m, "Mask").value("FULL", Mask::kFull).value("CAUSAL", Mask::kCausalBottomRight).value("WINDOW", Mask::kWindow);
+
+  py::class_<Tile>(m, "Tile")
+      .def(py::init([](int queries, int keys) { return Tile{queries, keys}; }))
+      .def_readonly("queries", &Tile::queries)
+      .def_readonly("keys", &Tile::keys);
 
   py::class_<Problem>(m, "Problem")
       .def(py::init<>())
@@ -42,7 +48,8 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readwrite("window_size_right", &Problem::window_size_right)
       .def_readwrite("deterministic", &Problem::deterministic)
       .def_readwrite("page_size", &Problem::page_size)
-      .def_readwrite("num_splits", &Problem::num_splits);
+      .def_readwrite("num_splits", &Problem::num_splits)
+      .def_readwrite("tile", &Problem::tile);
 
   py::class_<Kernel>(m, "Kernel")
       .def_readonly("name", &Kernel::name)
@@ -56,6 +63,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("grouped", &Kernel::grouped)
       .def_readonly("deterministic", &Kernel::deterministic)
       .def_readonly("two_cta", &Kernel::two_cta)
+      .def_readonly("tuned", &Kernel::tuned)
       .def_readonly("block_m", &Kernel::block_m)
       .def_readonly("block_n", &Kernel::block_n)
       .def_readonly("blocks_per_sm", &Kernel::blocks_per_sm)
@@ -63,6 +71,13 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("postprocess_dq", &Kernel::postprocess_dq)
       .def_readonly("postprocess_dk", &Kernel::postprocess_dk)
       .def_readonly("postprocess_dv", &Kernel::postprocess_dv);
+
+  py::class_<TileRule>(m, "TileRule")
+      .def(py::init([](Op op, Layout layout, int16_t head_dim, Mask mask, std::pair<int64_t, int64_t> queries,
+                       std::pair<int64_t, int64_t> rows, std::pair<int64_t, int64_t> tiles, Tile tile, bool beats_stock) {
+        const auto range = [](std::pair<int64_t, int64_t> bounds) { return Range{bounds.first, bounds.second}; };
+        return TileRule{op, layout, head_dim, mask, range(queries), range(rows), range(tiles), tile, beats_stock};
+      }));
 
   py::class_<Workspace>(m, "Workspace")
       .def_readonly("rows_q", &Workspace::rows_q)
@@ -91,7 +106,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("workspace", &Plan::workspace)
       .def_readonly("reason", &Plan::reason);
 
-  m.def("plan", &plan, py::arg("problem"), py::arg("speed_rules") = true);
+  m.def("plan", &plan, py::arg("problem"), py::arg("speed_rules") = true, py::arg("tile_rules") = kTileRules);
   m.def(
       "kernels",
       [] {

@@ -117,14 +117,14 @@ def _event_ms(work: Callable[[], Any], sleep_cycles: int = 0) -> float:
     return start.elapsed_time(stop)
 
 
-def in_turns(prepared: dict[str, Prepared], rounds: int) -> dict[str, list[float]]:
+def in_turns(prepared: dict[str, Prepared], rounds: int, pause_s: float = PAUSE_S) -> dict[str, list[float]]:
     """Milliseconds a call of every contender in every round. The order is drawn anew for each round: who comes after a hungry one
     meets lower clocks."""
     order = random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in prepared}
     for _ in range(rounds):
         for name in order.sample(list(prepared), len(prepared)):
-            time.sleep(PAUSE_S)
+            time.sleep(pause_s)
             times[name].append(prepared[name].ms())
     return times
 

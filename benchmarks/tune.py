@@ -1,0 +1,149 @@
+"""Every candidate of kernels/matrix.py beside its default and stock: the tile rules are fitted to these rows.
+
+make build KERNELS=tuning                                           # needs no GPU; leaves fa4_ext/libfa4_ext.so
+python -m benchmarks.tune --csv benchmarks/results/h200_tuning.csv  # with that library on a GPU, until nothing is missing
+python -m benchmarks.fit_tile_rules                                 # writes kernels/tile_rules.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+
+from benchmarks import tune_grid
+from benchmarks.rules import agree, calls, fields_of, make_inputs, write_csv
+from fa4_ext import _library
+from fa4_ext.bench.contenders import ours_enabled
+from fa4_ext.bench.correctness import MAX_RELATIVE_ERROR
+from fa4_ext.bench.progress import Progress
+from fa4_ext.bench.session import NO_DEVICE, session
+from fa4_ext.bench.shapes import Shape
+from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
+from kernels.matrix import Kernel, Layout, Mask, candidates, with_candidates
+
+TARGET_MS = 1.0
+ROUNDS = 5
+PAUSE_S = 0.005  # runs of a millisecond leave the device cool enough
+BUDGET_S = 60  # of a run; the next one adds what is missing
+
+Problem = tuple[str, str, Shape]  # direction, dtype
+
+
+def defaults() -> list[Kernel]:
+    """The kernels that have candidates, one for both layouts, dtypes and kinds of heads."""
+    kernels = (kernel for kernel in with_candidates() if not kernel.tuned and candidates(kernel))
+    return [k for k in kernels if k.layout is Layout.DENSE and k.dtype == "bf16" and not k.grouped]
+
+
+def grid(default: Kernel) -> list[Problem]:
+    part = {} if default.head_dim in (64, 128) else tune_grid.SHORTER
+    found = tune_grid.problems(default.head_dim, default.mask is Mask.CAUSAL, default.block_m, **part)
+    return list(dict.fromkeys((default.op.value, dtype, shape) for dtype, shape in found))
+
+
+def key(problem: Problem) -> dict[str, str]:
+    direction, dtype, shape = problem
+    return {name: str(value) for name, value in (fields_of(shape) | {"dtype": dtype, "direction": direction}).items()}
+
+
+def missing(path: str | None) -> list[tuple[Kernel, Problem]]:
+    """What a file lacks, in a random order, so that a run cut short has seen a fair sample; everything when there is none."""
+    every = [(kernel, problem) for kernel in defaults() for problem in grid(kernel)]
+    measured = set()
+    if path and os.path.exists(path):
+        with open(path, newline="") as file:
+            measured = {tuple(line[name] for name in key(every[0][1])) for line in csv.DictReader(file)}
+    left = [(kernel, problem) for kernel, problem in every if tuple(key(problem).values()) not in measured]
+    random.Random(0).shuffle(left)
+    return left
+
+
+@contextmanager
+def forced(kernel: Kernel) -> Iterator[None]:
+    with ours_enabled():
+        _library.force_tile(kernel.block_m, kernel.block_n)
+        try:
+            yield
+        finally:
+            _library.force_tile(0, 0)
+
+
+def tile(kernel: Kernel) -> str:
+    return f"{kernel.block_m}x{kernel.block_n}"
+
+
+def _rows(default: Kernel, problem: Problem) -> list[dict]:
+    """A row a candidate."""
+    direction, dtype, shape = problem
+    sets = [make_inputs(shape, dtype) for _ in range(sets_for(shape.bytes))]
+    call = calls(shape, sets, ours_enabled)[direction]
+    enabled = {tile(kernel): partial(forced, kernel) for kernel in (default, *candidates(default))} | {"stock": nullcontext}
+    prepared, outputs = {}, {}
+    for name, on in enabled.items():
+        prepared[name] = prepare(call, len(sets), on, TARGET_MS)
+        with on():
+            outputs[name] = call(0)[: 1 if direction == "forward" else 3]
+    for kernel in candidates(default):
+        agree(outputs[tile(kernel)], outputs[tile(default)], MAX_RELATIVE_ERROR[dtype])
+    us = {name: round(summary(times)["ms"] * 1e3, 3) for name, times in in_turns(prepared, ROUNDS, PAUSE_S).items()}
+    shared = {"default_tile": tile(default), "default_us": us[tile(default)], "stock_us": us["stock"]}
+    shared |= {"gflop": round(shape.flops(direction) / 1e9, 3)}
+    return [key(problem) | shared | {"tile": tile(kernel), "us": us[tile(kernel)]} for kernel in candidates(default)]
+
+
+def measure(left: list[tuple[Kernel, Problem]], budget_s: float) -> list[dict]:
+    rows, end = [], time.monotonic() + budget_s
+    progress = Progress(len(left), what="problems")
+    for default, problem in left:
+        if time.monotonic() > end:
+            print(f"\nthe budget of {budget_s:.0f} s is spent", file=sys.stderr)
+            break
+        progress.started(" ".join(key(problem).values()))
+        try:
+            rows += _rows(default, problem)
+        except RuntimeError as error:
+            print(f"\n{key(problem)}: {error}", file=sys.stderr)
+        progress.finished()
+    return rows
+
+
+def print_table(rows: list[dict]) -> None:
+    """The rows on which a candidate is faster than the default, best first."""
+    faster = sorted((row for row in rows if row["us"] < row["default_us"]), key=lambda row: row["us"] / row["default_us"])
+    print(f"{len(faster)} of {len(rows)} rows are faster than the default; the best:")
+    for row in faster[:40]:
+        print(
+            f"  {row['layout']:6} {row['direction']:8} {row['dtype']} {'causal' if row['causal'] == 'True' else 'full':6} "
+            f"B{row['batch']:<4} H{row['heads']}/{row['heads_kv']:<3} q{row['seqlen_q']:<6} d{row['head_dim']:<4} "
+            f"{row['tile']:8} {row['us']:9.1f} us  {row['default_tile']:8} {row['default_us']:9.1f} us  "
+            f"stock {row['stock_us']:9.1f} us  {row['default_us'] / row['us']:.3f}x"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", metavar="PATH", help="measures and adds what the file lacks")
+    parser.add_argument("--budget", metavar="SECONDS", type=float, default=BUDGET_S, help="(default: %(default)s)")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit(NO_DEVICE)
+    left = missing(arguments.csv)
+    with session():
+        rows = measure(left, arguments.budget)
+    print_table(rows)
+    if arguments.csv and rows:
+        write_csv(rows, arguments.csv)
+        print(f"{len(missing(arguments.csv))} problems are left")
+
+
+if __name__ == "__main__":
+    main()

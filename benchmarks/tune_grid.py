@@ -1,0 +1,62 @@
+"""Self-attention problems on which another tile than the default might win. Each combination of the features that the rules see is
+measured twice, so that no rule stands on one measurement.
+"""
+
+from __future__ import annotations
+
+import random
+
+from fa4_ext.bench.shapes import Shape, packed, square
+
+TOKENS = 16384
+HIDDEN = 2048
+GROUP = 4  # query heads that share a key/value head, where heads are grouped
+SM_COUNT = 132  # of the device that is measured
+LENGTHS = (128, 197, 256, 384, 512, 577, 1024, 2048, 4096, 16384)  # 197 and 577: ViT's
+FEW_LENGTHS = (577, 2048)
+FEW_TILES = (45, 85, 200)  # per 100 multiprocessors: a part of a wave, most of one, and two
+MEANS = (256, 577, 1024, 4096)
+# Head dims that fewer models have, with one or two candidates each: a part of the lengths.
+SHORTER = {"lengths": (197, 256, 577, 1024, 4096), "few_lengths": (1024,), "means": (577, 2048)}
+
+
+def _heads(head_dim: int) -> int:
+    return HIDDEN // head_dim // GROUP * GROUP
+
+
+def _many_tiles(seqlen: int, head_dim: int, causal: bool) -> list[tuple[str, Shape]]:
+    """As most train, and with grouped heads in fp16."""
+    heads, batch = _heads(head_dim), max(1, TOKENS // seqlen)
+    return [
+        ("bf16", square(batch, heads, seqlen, head_dim, causal)),
+        ("fp16", square(batch, heads, seqlen, head_dim, causal, heads_kv=heads // GROUP)),
+    ]
+
+
+def _few_tiles(seqlen: int, head_dim: int, causal: bool, block_m: int) -> list[tuple[str, Shape]]:
+    a_head = -(-seqlen // block_m)
+    heads = (max(1, round(tiles * SM_COUNT / 100 / a_head)) for tiles in FEW_TILES)
+    return [(dtype, square(1, count, seqlen, head_dim, causal)) for count in heads for dtype in ("bf16", "fp16")]
+
+
+def _packed(mean: int, head_dim: int, causal: bool) -> list[tuple[str, Shape]]:
+    """All of one length, with grouped heads; and of two random ones a pair, which together are as long."""
+    heads, pairs = _heads(head_dim), TOKENS // (2 * mean)
+    chosen = random.Random(mean)
+    shorter = [chosen.randint(1, mean) for _ in range(pairs)]
+    mixed = tuple(length for short in shorter for length in (short, 2 * mean - short))
+    return [
+        ("bf16", packed(heads, heads // GROUP, head_dim, causal, (mean,) * (2 * pairs))),
+        ("bf16", packed(heads, heads, head_dim, causal, mixed)),
+    ]
+
+
+def problems(
+    head_dim: int, causal: bool, block_m: int, lengths=LENGTHS, few_lengths=FEW_LENGTHS, means=MEANS
+) -> list[tuple[str, Shape]]:
+    """dtypes and shapes; `block_m`: rows of the default's tile."""
+    return [
+        *(problem for seqlen in lengths for problem in _many_tiles(seqlen, head_dim, causal)),
+        *(problem for seqlen in few_lengths for problem in _few_tiles(seqlen, head_dim, causal, block_m)),
+        *(problem for mean in means for problem in _packed(mean, head_dim, causal)),
+    ]
