@@ -108,7 +108,8 @@ def page() -> str:
             "A cell is the tile of the kernel that runs: the queries x keys that it works on at a time. Head dims are multiples of "
             "8; `F.scaled_dot_product_attention` pads others itself. Causal and window masks are aligned bottom-right. GQA is "
             "every ratio of heads, MQA too. The speed rules, which leave calls to PyTorch's kernel where it is faster, are not "
-            "applied."
+            "applied. Up to which number of queries SM90's decode kernel runs, with tiles of 64 queries, depends on the heads and "
+            "the batch; the tables are of 2 sequences of 8 heads, and with GQA 2 key/value heads."
         ),
         *combinations,
         "## What no kernel takes",

@@ -9,7 +9,7 @@ from scripts.planner import BASE, plan
 OPS = ("forward", "backward")
 MASKS = {"full": {}, "causal": {"is_causal": True}, "window": {"window_size_left": 100, "window_size_right": 0}}
 # Lengths on both sides of every tile, so that a tile which is chosen by the number of queries shows.
-QUERIES = (1, 16, 17, 64, 65, 128, 129, 192, 193, 256, 257, 4096)
+QUERIES = (1, 64, 65, 128, 129, 192, 193, 256, 257, 512, 513, 4096)
 AXES = {
     "queries": QUERIES,
     "layout": ("dense", "varlen"),

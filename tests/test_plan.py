@@ -259,7 +259,7 @@ DECODE = {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "num_heads_kv": 2}
         ({"page_size": 96}, "a page of block_table must hold a multiple of 64 keys, holds 96"),
         ({"page_size": 64, "head_dim": 64, "head_dim_v": 64}, "a page of block_table must hold a multiple of 128 keys, holds 64"),
         ({"page_size": 256, "batch": 32, "seqlen_q": 96, "total_q": 3072, "num_heads_kv": 8}, ""),  # whatever would pay otherwise
-        ({"page_size": 256, "seqlen_q": 300, "total_q": 300}, "paged KV (block_table) not supported but on compute capability 9.0"),
+        ({"page_size": 256, "seqlen_q": 300, "total_q": 300}, "paged KV (block_table) not supported for more than 512 queries"),
         ({"page_size": 256, "capability": 100}, "paged KV (block_table) not supported but on compute capability 9.0"),
         ({"num_splits": 3}, ""),
         ({"num_splits": 3, "seqlen_q": 300, "total_q": 300}, "SplitKV not supported, num_splits is 3"),

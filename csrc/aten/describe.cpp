@@ -213,6 +213,8 @@ ForwardDescription describe(const ForwardCall& call, const DeviceProperties* sim
     d.reason = "seqused_k not supported without cum_seq_k";
   } else if (call.block_table && !call.seqused_k && !call.cum_seq_k) {
     d.reason = "block_table must come with seqused_k or cum_seq_k";
+  } else if (call.num_splits.value_or(0) < 0) {
+    d.reason = concat("num_splits must not be negative, is ", *call.num_splits);
   } else {
     d.reason = describe_inputs(inputs, d.query, d.key, d.value, simulated, d.problem);
   }

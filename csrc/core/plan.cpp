@@ -158,7 +158,8 @@ std::string no_kernel(const Problem& p) {
 std::string decode_only(const Problem& p, const Kernel& kernel) {
   const bool decode = kernel.op == Op::kDecode;
   if (p.page_size && !decode) {
-    return concat("paged KV (block_table) not supported but on compute capability 9.0 for up to ", kMaxDecodeRows,
+    if (kernel.arch != 90) return "paged KV (block_table) not supported but on compute capability 9.0";
+    return concat("paged KV (block_table) not supported for more than ", kMaxDecodeRows,
                   " queries times query heads of a key/value head, here ", decode_rows(p));
   }
   if (p.page_size % kernel.block_n) {

@@ -216,7 +216,7 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch, "randn", lambda *sizes, **options: randn(*sizes, **options | {"device": "cpu"}))
     tensor = torch.tensor
     monkeypatch.setattr(torch, "tensor", lambda data, **options: tensor(data, **options | {"device": "cpu"}))
-    monkeypatch.setattr(throughput, "prepare", lambda call, *_: Prepared(None, 1, False, call(0)))
+    monkeypatch.setattr(throughput, "prepare", lambda call, *_: Prepared(None, 1, False, call(0), call))
     monkeypatch.setattr(throughput, "in_turns", lambda ready, rounds: {name: [float(len(name))] * rounds for name in ready})
 
 

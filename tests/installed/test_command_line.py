@@ -311,7 +311,10 @@ Q = ("--q", "2x16x4096x128")
         (("explain", *Q, "--device", "hopper"), "argument --device: 'hopper' is not a device such as sm90"),
         (("kernels", "--arch", "hopper"), "argument --arch: 'hopper' is not a device such as sm90"),
         (("kernels", "--arch", "sm80"), f"argument --arch: 80 is in no kernel of this build, which has {ARCHS[0]}"),
-        (("kernels", "--op", "sideways"), "argument --op: 'sideways' is in no kernel of this build, which has backward, forward"),
+        (
+            ("kernels", "--op", "sideways"),
+            "argument --op: 'sideways' is in no kernel of this build, which has backward, decode, forward",
+        ),
         (("kernels", "--head-dim", "100"), "argument --head-dim: 100 is in no kernel of this build, which has 64, "),
     ],
 )

@@ -21,7 +21,7 @@ def qkv(batch=2, heads=8, seqlen=512, head_dim=128, *, heads_kv=None, seqlen_kv=
     return query, key, torch.empty_like(key)
 
 
-def varlen(sequences=4, seqlen=256, heads=8, head_dim=128, *, cu_dtype=torch.int32, dtype=torch.bfloat16):
+def varlen(sequences=4, seqlen=1024, heads=8, head_dim=128, *, cu_dtype=torch.int32, dtype=torch.bfloat16):
     tensor = torch.empty(sequences * seqlen, heads, head_dim, dtype=dtype, device="meta")
     return (tensor,) * 3, {
         "cu_seqlens_q": torch.empty(sequences + 1, dtype=cu_dtype, device="meta"),
@@ -41,7 +41,8 @@ def test_supported_call_names_a_kernel_of_the_build(capability, backward, is_cau
     arch = 90 if capability == HOPPER else 100
     if arch not in fa4_ext.build_info()["archs"]:
         pytest.skip(f"this build has no kernels for sm{arch}")
-    answer = explain(*qkv(head_dim=head_dim), is_causal=is_causal, backward=backward, device_capability=capability)
+    longer = qkv(head_dim=head_dim, seqlen=1024)  # than is decoded
+    answer = explain(*longer, is_causal=is_causal, backward=backward, device_capability=capability)
     assert answer.supported and answer.reason == ""
     assert answer.kernel in {kernel.name for kernel in fa4_ext.kernels()}
     assert answer.kernel.startswith(f"sm{arch}_{'backward' if backward else 'forward'}_bf16_d{head_dim}_dense")
@@ -112,8 +113,8 @@ def test_answer_names_the_inputs_that_are_copied(view, copied):
         ({"return_debug_mask": True}, "return_debug_mask must be False"),
         ({"alibi_slopes": torch.empty(8, device="meta")}, "alibi_slopes not supported"),
         ({"seqused_k": torch.empty(2, dtype=torch.int32, device="meta")}, "seqused_k not supported without cum_seq_k"),
-        ({"block_table": torch.empty(2, 4, dtype=torch.int32, device="meta")}, "paged KV (block_table) not supported"),
-        ({"num_splits": 2}, "SplitKV not supported, num_splits is 2"),
+        ({"block_table": torch.empty(2, 4, dtype=torch.int32, device="meta")}, "block_table must come with seqused_k or cum_seq_k"),
+        ({"num_splits": -2}, "num_splits must not be negative, is -2"),
         ({"capability": 0}, "inputs must be CUDA tensors"),  # 0: query's own device
     ],
 )

@@ -130,8 +130,8 @@ LATE = {
     "return_debug_mask": (True, "return_debug_mask must be False"),
     "alibi_slopes": (ONE, "alibi_slopes not supported"),
     "seqused_k": (ONE, "seqused_k not supported without cum_seq_k"),
-    "block_table": (ONE, "paged KV (block_table) not supported"),
-    "num_splits": (2, "SplitKV not supported, num_splits is 2"),
+    "block_table": (ONE, "block_table must come with seqused_k or cum_seq_k"),
+    "num_splits": (-2, "num_splits must not be negative, is -2"),
 }
 
 
