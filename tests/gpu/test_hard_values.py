@@ -44,7 +44,7 @@ def test_many_queries_of_one_key(head_dim, mask):
     assert_close("dv", result.dv, plain.dv, truth.dv)
 
 
-@pytest.mark.xfail(strict=True, reason="the kernels fuse score * scale - maximum: beyond 2^31 its rounding is an exponent of hundreds")
+@pytest.mark.xfail(strict=True, reason="the kernels fuse score * scale - maximum, which rounds by hundreds beyond 2^31")
 def test_scores_beyond_any_models():
     """PyTorch's own case: its kernel multiplies and subtracts apart, so that the one key's probability is exactly 1."""
     same = torch.full((1, 1, 1, 64), 133120.0, dtype=torch.bfloat16, device=DEVICE)
