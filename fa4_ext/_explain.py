@@ -49,6 +49,9 @@ def explain(
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
     window_size: tuple[int, int] = (-1, -1),
+    seqused_k: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    num_splits: int | None = None,
     backward: bool = False,
     deterministic: bool | None = None,
     device_capability: tuple[int, int] | None = None,
@@ -70,6 +73,10 @@ def explain(
         max_seqlen_q, max_seqlen_k: 3-D: tokens of the longest sequence. max_seqlen_k is max_seqlen_q by default.
         window_size: (left, right) tokens that a query sees besides its own, bottom-right aligned; -1: all. A 4-D call with a window
             is one of aten._flash_attention_forward: F.scaled_dot_product_attention has none.
+        seqused_k: 3-D, forward: int32 [batch], the keys in use of each sequence.
+        block_table: 3-D, forward: int32 [batch, pages of a sequence]; key and value are [pages, page size, heads, head_dim] then,
+            and without cu_seqlens_k their lengths are seqused_k's.
+        num_splits: 3-D, forward: parts of the keys that are worked on side by side; 1 for the same bits in every batch.
         backward: ask about the backward.
         deterministic: backward: the same bits in every run. None: as torch.use_deterministic_algorithms says.
         device_capability: such as (9, 0); None: that of the tensors' CUDA device. With it the planner takes the multiprocessors of
@@ -101,7 +108,7 @@ def explain(
         key,
         value,
         cu_seqlens_q if varlen else None,
-        (cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k) if varlen else None,
+        (cu_seqlens_q if cu_seqlens_k is None and block_table is None else cu_seqlens_k) if varlen else None,
         max_seqlen_q,
         max_seqlen_q if max_seqlen_k is None else max_seqlen_k,
         dropout_p,
@@ -110,10 +117,10 @@ def explain(
         scale=scale,
         window_size_left=window_size[0],
         window_size_right=window_size[1],
-        seqused_k=None,
+        seqused_k=seqused_k,
         alibi_slopes=None,
-        block_table=None,
-        num_splits=None,
+        block_table=block_table,
+        num_splits=num_splits,
         deterministic=deterministic,
         backward=backward,
         speed_rules=options.speed_rules if options else True,

@@ -245,6 +245,36 @@ def test_varlen_takes_a_value_head_dim_of_its_own(head_dim, head_dim_v, backward
     assert answer.supported and "_d128_varlen_" in answer.kernel
 
 
+def int32(*shape):
+    return torch.empty(shape, dtype=torch.int32, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("pages", "options", "reason"),
+    [
+        ((64, 256), {"seqused_k": int32(4)}, ""),
+        ((64, 256), {"seqused_k": int32(4), "num_splits": 3}, ""),
+        ((64, 256), {"cu_seqlens_k": int32(5)}, ""),
+        ((64, 256), {}, "block_table must come with seqused_k or cum_seq_k"),
+        ((64, 16), {"seqused_k": int32(4)}, "a page of block_table must hold a multiple of 64 keys, holds 16"),
+        ((64, 256), {"seqused_k": int32(5)}, "seqused_k must be 1D with batch elements"),
+    ],
+)
+def test_keys_in_pages(pages, options, reason):
+    query = torch.empty(4, 8, 128, dtype=torch.bfloat16, device="meta")
+    cache = torch.empty(*pages, 2, 128, dtype=torch.bfloat16, device="meta")
+    lengths = {"cu_seqlens_q": int32(5), "max_seqlen_q": 1, "max_seqlen_k": 4096}
+    answer = explain(query, cache, cache, **lengths, block_table=int32(4, 16), **options)
+    assert answer.reason == reason and answer.supported == (not reason)
+    assert reason or answer.kernel.startswith("sm90_decode_bf16_d128")
+
+
+@pytest.mark.parametrize("options", [{}, {"seqused_k": int32(4)}, {"num_splits": 5}], ids=str)
+def test_few_queries_are_decoded(options):
+    tensors, lengths = varlen(seqlen=8)
+    assert explain(*tensors, **lengths, **options).kernel.startswith("sm90_decode_bf16_d128")
+
+
 @pytest.mark.parametrize("missing", ["cu_seqlens_q", "max_seqlen_q"])
 def test_varlen_without_lengths_raises(missing):
     tensors, lengths = varlen()
