@@ -10,7 +10,9 @@ import csv
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from typing import TypeVar
 
 import torch
 
@@ -28,6 +30,7 @@ ROUNDS = 5
 MAX_DIFFERENCE = 3e-2  # of ours and stock's: norm over norm
 BUDGET_S = 260  # of a run; the next one adds what is missing
 aten = torch.ops.aten
+T = TypeVar("T")
 
 
 def make_inputs(p: Shape, dtype: str) -> list[torch.Tensor]:
@@ -87,15 +90,28 @@ def fields_of(p: Shape) -> dict:
     return {name: getattr(p, name) for name in fields} | {"uniform": len(set(p.lengths)) <= 1, "total_q": p.total_q}
 
 
-def measure(problems: list[tuple[Shape, tuple[str, ...]]], rounds: int, budget_s: float) -> list[dict]:
-    """Rows of problem fields, direction and microseconds of ours and stock, until the budget is spent."""
-    rows, end = [], time.monotonic() + budget_s
+def within(budget_s: float, problems: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
+    """The problems one after the other, with a progress bar, until the budget is spent."""
+    end = time.monotonic() + budget_s
     progress = Progress(len(problems), what="problems")
-    for p, directions in problems:
+    for problem in problems:
         if time.monotonic() > end:
             print(f"\nthe budget of {budget_s:.0f} s is spent", file=sys.stderr)
-            break
-        progress.started(f"{p.layout} b{p.batch} h{p.heads}/{p.heads_kv} q{p.seqlen_q} k{p.seqlen_k} d{p.head_dim}")
+            return
+        progress.started(name(problem))
+        yield problem
+        progress.finished()
+
+
+def _name(problem: tuple[Shape, tuple[str, ...]]) -> str:
+    p, _ = problem
+    return f"{p.layout} b{p.batch} h{p.heads}/{p.heads_kv} q{p.seqlen_q} k{p.seqlen_k} d{p.head_dim}"
+
+
+def measure(problems: list[tuple[Shape, tuple[str, ...]]], rounds: int, budget_s: float) -> list[dict]:
+    """Rows of problem fields, direction and microseconds of ours and stock, until the budget is spent."""
+    rows = []
+    for p, directions in within(budget_s, problems, _name):
         sets = [make_inputs(p, "bf16") for _ in range(sets_for(p.bytes))]
         fields = fields_of(p)
         try:
@@ -118,20 +134,23 @@ def measure(problems: list[tuple[Shape, tuple[str, ...]]], rounds: int, budget_s
                 rows.append(row)
         except RuntimeError as error:
             print(f"\n{p.layout} {fields}: {error}", file=sys.stderr)
-        progress.finished()
     return rows
+
+
+def measured(path: str | None, names: Iterable[str]) -> set[tuple[str, ...]]:
+    """What these columns of a file of write_csv say; nothing when there is no such file."""
+    if not path or not os.path.exists(path):
+        return set()
+    names = tuple(names)
+    with open(path, newline="") as file:
+        return {tuple(line[name] for name in names) for line in csv.DictReader(file)}
 
 
 def missing(problems: list[Shape], path: str | None) -> list[tuple[Shape, tuple[str, ...]]]:
     """The problems with the directions that a file of write_csv lacks of them; everything when there is no such file."""
-    lines = []
-    if path and os.path.exists(path):
-        with open(path, newline="") as file:
-            lines = list(csv.DictReader(file))
-    names = [*fields_of(problems[0]), "direction"]
-    measured = {tuple(line[name] for name in names) for line in lines}
+    there = measured(path, (*fields_of(problems[0]), "direction"))
     left = [
-        (p, tuple(direction for direction in DIRECTIONS if (*map(str, fields_of(p).values()), direction) not in measured))
+        (p, tuple(direction for direction in DIRECTIONS if (*map(str, fields_of(p).values()), direction) not in there))
         for p in problems
     ]
     return [(p, directions) for p, directions in left if directions]

@@ -8,11 +8,8 @@ python -m benchmarks.fit_tile_rules                                 # writes ker
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import random
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -20,11 +17,10 @@ from functools import partial
 import torch
 
 from benchmarks import tune_grid
-from benchmarks.rules import agree, calls, fields_of, make_inputs, write_csv
+from benchmarks.rules import agree, calls, fields_of, make_inputs, measured, within, write_csv
 from fa4_ext import _library
 from fa4_ext.bench.contenders import ours_enabled
 from fa4_ext.bench.correctness import MAX_RELATIVE_ERROR
-from fa4_ext.bench.progress import Progress
 from fa4_ext.bench.session import NO_DEVICE, session
 from fa4_ext.bench.shapes import Shape
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
@@ -58,11 +54,8 @@ def key(problem: Problem) -> dict[str, str]:
 def missing(path: str | None) -> list[tuple[Kernel, Problem]]:
     """What a file lacks, in a random order, so that a run cut short has seen a fair sample; everything when there is none."""
     every = [(kernel, problem) for kernel in defaults() for problem in grid(kernel)]
-    measured = set()
-    if path and os.path.exists(path):
-        with open(path, newline="") as file:
-            measured = {tuple(line[name] for name in key(every[0][1])) for line in csv.DictReader(file)}
-    left = [(kernel, problem) for kernel, problem in every if tuple(key(problem).values()) not in measured]
+    there = measured(path, key(every[0][1]))
+    left = [(kernel, problem) for kernel, problem in every if tuple(key(problem).values()) not in there]
     random.Random(0).shuffle(left)
     return left
 
@@ -101,18 +94,12 @@ def _rows(default: Kernel, problem: Problem) -> list[dict]:
 
 
 def measure(left: list[tuple[Kernel, Problem]], budget_s: float) -> list[dict]:
-    rows, end = [], time.monotonic() + budget_s
-    progress = Progress(len(left), what="problems")
-    for default, problem in left:
-        if time.monotonic() > end:
-            print(f"\nthe budget of {budget_s:.0f} s is spent", file=sys.stderr)
-            break
-        progress.started(" ".join(key(problem).values()))
+    rows = []
+    for default, problem in within(budget_s, left, lambda pair: " ".join(key(pair[1]).values())):
         try:
             rows += _rows(default, problem)
         except RuntimeError as error:
             print(f"\n{key(problem)}: {error}", file=sys.stderr)
-        progress.finished()
     return rows
 
 

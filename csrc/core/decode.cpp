@@ -56,12 +56,12 @@ const Kernel* find_decode(const Problem& p, const Kernel& forward) {
 // were measured not to pack two to a multiprocessor). None without a block of keys.
 int32_t decode_splits(const Problem& p, int32_t left, int32_t right, const Kernel& kernel) {
   // Thread blocks of a cluster. 16 need as many multiprocessors in one part of the GPU, which smaller ones may lack.
-  const int64_t kMaxSplits = p.sm_count >= 132 ? 16 : 8;
-  if (p.num_splits > 0) return static_cast<int32_t>(std::min(p.num_splits, kMaxSplits));
+  const int64_t most = p.sm_count >= 132 ? 16 : 8;
+  if (p.num_splits > 0) return static_cast<int32_t>(std::min(p.num_splits, most));
   const int64_t tiles = p.batch * decode_tiles(p, kernel);
   const int64_t fill = tiles < p.sm_count ? std::max<int64_t>(kernel.blocks_per_sm, p.sm_count / tiles) : 1;
   const int64_t keys = std::min(p.seqlen_k, int64_t{left} + right + p.seqlen_q);
-  return static_cast<int32_t>(std::min({kMaxSplits, fill, ceil_div(keys, kernel.block_n)}));
+  return static_cast<int32_t>(std::min({most, fill, ceil_div(keys, kernel.block_n)}));
 }
 
 }  // namespace fa4

@@ -53,8 +53,9 @@ class ArgumentList {
     }
   }
 
+  // Without elements where there are none.
   void add_lengths(const int32_t* data, int64_t count, ExportedTensor<1>& storage) {
-    storage = {const_cast<int32_t*>(data), {static_cast<int32_t>(count)}};
+    storage = {const_cast<int32_t*>(data), {data ? static_cast<int32_t>(count) : 0}};
     add(&storage);
   }
 
@@ -215,9 +216,9 @@ void decode(const Problem& p, const Plan& plan, const ForwardArguments& a, const
   list.add(with_batch(a.o, p), o);
   list.add_rows(a.lse, varlen ? 1 : p.batch, p.num_heads, varlen ? p.total_q : p.seqlen_q, lse);
   list.add(&scale);
-  list.add_lengths(a.cu_seqlens_q, a.cu_seqlens_q ? p.batch + 1 : 0, cu_seqlens_q);
-  list.add_lengths(a.cu_seqlens_k, a.cu_seqlens_k ? p.batch + 1 : 0, cu_seqlens_k);
-  list.add_lengths(a.seqused_k, a.seqused_k ? p.batch : 0, seqused_k);
+  list.add_lengths(a.cu_seqlens_q, p.batch + 1, cu_seqlens_q);
+  list.add_lengths(a.cu_seqlens_k, p.batch + 1, cu_seqlens_k);
+  list.add_lengths(a.seqused_k, p.batch, seqused_k);
   list.add(&block_table);
   list.add(&left);
   list.add(&right);
