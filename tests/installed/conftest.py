@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers next to this file, under every import mode of pytest
@@ -15,3 +16,29 @@ def pytest_report_header():
     import fa4_ext
 
     return f"fa4_ext: {fa4_ext.__file__}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
+
+
+@pytest.fixture
+def output(capsys):
+    """What a command prints on standard output, in this process; it must succeed."""
+    from fa4_ext.__main__ import main
+
+    def output(*arguments: str) -> str:
+        assert main(list(arguments)) == 0
+        return capsys.readouterr().out
+
+    return output
+
+
+@pytest.fixture
+def error(capsys):
+    """What it says about wrong usage."""
+    from fa4_ext.__main__ import main
+
+    def error(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as exit:
+            main(list(arguments))
+        assert exit.value.code == 2
+        return capsys.readouterr().err
+
+    return error

@@ -24,27 +24,15 @@ SHAPES = [pytest.param(shape, id=f"{name}: {shape.name}") for name, grid in GRID
 
 
 @pytest.fixture
-def bench(capsys):
-    """What the command prints on standard output, in this process; it must succeed."""
-
-    def bench(*arguments: str) -> str:
-        assert command_line.main(["bench", *map(str, arguments)]) == 0
-        return capsys.readouterr().out
-
-    return bench
+def bench(output):
+    """What the command prints."""
+    return lambda *arguments: output("bench", *map(str, arguments))
 
 
 @pytest.fixture
-def refused(capsys):
+def refused(error):
     """What it says about wrong usage."""
-
-    def refused(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as exit:
-            command_line.main(["bench", *map(str, arguments)])
-        assert exit.value.code == 2
-        return capsys.readouterr().err
-
-    return refused
+    return lambda *arguments: error("bench", *map(str, arguments))
 
 
 @pytest.fixture

@@ -43,30 +43,6 @@ def command(*arguments: str, **environment: str) -> str:
 
 
 @pytest.fixture
-def output(capsys):
-    """What a command prints, in this process."""
-
-    def output(*arguments: str) -> str:
-        assert command_line.main(list(arguments)) == 0
-        return capsys.readouterr().out
-
-    return output
-
-
-@pytest.fixture
-def error(capsys):
-    """What it says about wrong usage."""
-
-    def error(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as exit:
-            command_line.main(list(arguments))
-        assert exit.value.code == 2
-        return capsys.readouterr().err
-
-    return error
-
-
-@pytest.fixture
 def explained(output):
     """explain's JSON."""
 
