@@ -1,7 +1,8 @@
 """The one declaration of every compiled kernel.
 
 The build, the table that the C++ planner reads, the manifest and the tests all derive from `matrix()`; a test holds README to it.
-Tiles are the pinned flash-attn-4's own choices (tile_size functions of its interface.py); a test holds the two side by side.
+Tiles of its kernels are the pinned flash-attn-4's own choices (tile_size functions of its interface.py); a test holds the two side
+by side. The kernels of our own, persistent and decode, have the tiles that were measured to be fastest.
 Beside these defaults are the `candidates()` that kernels/tile_rules.csv names, for problems that they were measured to run faster.
 """
 
@@ -69,8 +70,11 @@ class Kernel:
     atom_layout_dkv: int = 2  # SM90 backward: warpgroups along the rows of dK's and dV's tiles
     swap_ab_dkv: bool = False
     dq_warpgroups: int = 2  # SM90 backward: how many compute dQ
-    stages: int = 0  # Op.DECODE: blocks of keys and of values in shared memory
+    stages: int = 0  # Op.DECODE and persistent: blocks of keys and of values in shared memory
     blocks_per_sm: int = 0  # Op.DECODE: thread blocks that a multiprocessor holds
+    persistent: bool = False  # SM90 forward: the kernel of our own (kernels/sm90/persistent.py)
+    q_stages: int = 0  # persistent: tiles of queries in shared memory
+    turns: bool = True  # persistent: the warpgroups take turns to issue products
     tuned: bool = False  # a candidate: runs only where a tile rule says so
 
     @property
@@ -99,7 +103,20 @@ class Kernel:
         return "_".join(parts)
 
 
+# Measured on an H200 (docs/kernels-sm90.md). D 64: a score costs as much in exp as in matrix work, so three warpgroups overlap more
+# than two; from D 96 on they have no registers. Two tiles of queries let the next one's load begin early, and the stages fill what is
+# left of shared memory, up to where more did not help.
+_PERSISTENT = {
+    (64, 64): dict(block_m=192, block_n=128, stages=3, q_stages=2),
+    (96, 96): dict(block_m=128, block_n=128, stages=2, q_stages=2),
+    (128, 128): dict(block_m=128, block_n=128, stages=2, q_stages=2),
+}
+
+
 def _forward_sm90(dtype, head_dims, layout, mask):
+    if layout is Layout.DENSE and head_dims in _PERSISTENT:
+        yield Kernel(Op.FORWARD, 90, dtype, *head_dims, layout, mask=mask, persistent=True, **_PERSISTENT[head_dims])
+        return
     # 192 rows (three warpgroups) pay up to D 96, where a score costs as much in exp as in matrix work; D 128 has registers for two.
     # Keys are what shared memory still holds in two stages; a window wastes less of short tiles. D 96 with 192 rows has no
     # registers left for P.
@@ -189,11 +206,22 @@ _CANDIDATES = {
 }
 
 
+# By bucket. At D 64 two warpgroups do better without turns.
+_PERSISTENT_CANDIDATES = {
+    64: (dict(block_m=128, stages=4, turns=False), dict(block_m=64, stages=4)),
+    96: (dict(block_m=64, stages=3),),
+    128: (dict(block_m=64),),
+}
+
+
 def candidates(default: Kernel) -> tuple[Kernel, ...]:
     """The kernels that benchmarks/tune.py measures beside a default: on Hopper, of equal head dims, that add up in any order."""
     if default.arch != 90 or default.head_dim != default.head_dim_v or default.deterministic:
         return ()
-    found = _CANDIDATES.get((default.op, default.head_dim, default.mask), ())
+    if default.persistent:
+        found = _PERSISTENT_CANDIDATES[default.head_dim] if default.mask is not Mask.WINDOW else ()
+    else:
+        found = _CANDIDATES.get((default.op, default.head_dim, default.mask), ())
     return tuple(replace(default, tuned=True, **changes) for changes in found)
 
 

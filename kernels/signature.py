@@ -48,6 +48,7 @@ def expected(kernel: Kernel) -> tuple[str, ...]:
             arguments = [
                 *qkvo("q", "k", "v", "o"), *rows("lse"), float32("scale"), *varlen("cu_seqlens_q"), *key_lengths, *window,
                 *([int32("max_seqlen_q"), int32("sm_count")] if kernel.arch == 100 else []),
+                *([int32("workers"), int32("paired")] if kernel.persistent else []),
             ]  # fmt: skip
         case Op.DECODE:
             arguments = [

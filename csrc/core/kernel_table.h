@@ -19,6 +19,7 @@ struct Kernel {
   bool grouped;  // backward: query heads that share a key/value head add up in accumulators of dK and dV
   bool deterministic;
   bool two_cta;
+  bool persistent;  // launched as many thread blocks as work at a time, each on one tile after the other
   bool tuned;       // runs only where a tile rule says so (tile_rules.h), instead of the default of its kind
   int16_t block_m;  // rows of a tile
   int16_t block_n;

@@ -240,6 +240,7 @@ void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& 
   float scale = a.softmax_scale;
   int32_t left = plan.window_size_left, right = plan.window_size_right;
   int32_t max_seqlen_q = static_cast<int32_t>(p.seqlen_q), sm_count = p.sm_count;
+  int32_t workers = plan.workers, paired = plan.paired;
   list.add(a.q, q);
   list.add(a.k, k);
   list.add(a.v, v);
@@ -253,6 +254,10 @@ void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& 
   if (kernel.arch == 100) {  // persistent grids are sized on the host
     list.add(&max_seqlen_q);
     list.add(&sm_count);
+  }
+  if (kernel.persistent) {
+    list.add(&workers);
+    list.add(&paired);
   }
   list.launch(target);
 }

@@ -8,6 +8,7 @@
 #include "decode.h"
 #include "error.h"
 #include "integers.h"
+#include "persistent.h"
 #include "speed_rules.h"
 #include "tile_rules.h"
 
@@ -240,6 +241,14 @@ Plan plan(const Problem& problem, bool speed_rules, const std::vector<TileRule>&
           concat("an accumulator has 2^31 elements or more a head: ", std::max(problem.total_q, problem.total_k), " rows");
       return plan;
     }
+  }
+  if (kernel->persistent) {
+    if (!fits_cursors(problem, *kernel)) {
+      plan.reason = concat("there are 2^30 tiles of queries or more: ", problem.batch, " x ", problem.num_heads, " heads");
+      return plan;
+    }
+    plan.workers = std::max(problem.sm_count, 1);
+    if (mask.mask == Mask::kCausalBottomRight) plan.paired = paired_heads(problem, *kernel, plan.workers);
   }
   if (kernel->op == Op::kDecode) plan.splits = decode_splits(problem, mask.left, mask.right, *kernel);
   plan.kernel = kernel;

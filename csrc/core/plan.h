@@ -33,6 +33,8 @@ struct Plan {
   int32_t window_size_left = kUnbounded;
   int32_t window_size_right = kUnbounded;
   int32_t splits = 1;   // decode: thread blocks that share the keys of a head
+  int32_t workers = 0;  // persistent: thread blocks
+  int32_t paired = 0;   // persistent and causal: heads, of all batch elements, whose tiles are dealt out in pairs
   Workspace workspace;  // backward only
   std::string reason;   // not supported: why, in words for the user
 

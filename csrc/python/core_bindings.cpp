@@ -63,6 +63,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("grouped", &Kernel::grouped)
       .def_readonly("deterministic", &Kernel::deterministic)
       .def_readonly("two_cta", &Kernel::two_cta)
+      .def_readonly("persistent", &Kernel::persistent)
       .def_readonly("tuned", &Kernel::tuned)
       .def_readonly("block_m", &Kernel::block_m)
       .def_readonly("block_n", &Kernel::block_n)
@@ -103,6 +104,8 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("window_size_left", &Plan::window_size_left)
       .def_readonly("window_size_right", &Plan::window_size_right)
       .def_readonly("splits", &Plan::splits)
+      .def_readonly("workers", &Plan::workers)
+      .def_readonly("paired", &Plan::paired)
       .def_readonly("workspace", &Plan::workspace)
       .def_readonly("reason", &Plan::reason);
 

@@ -91,3 +91,8 @@ def preprocess(kernel: Kernel) -> tuple:
 
 def postprocess(kernel: Kernel) -> tuple:
     return rows(kernel, ACCUM_ALIGN), qkvo(kernel), Float32(0), varlen(kernel)[0], stream()
+
+
+def persistent(kernel: Kernel) -> tuple:
+    q, k, v, o = (qkvo(kernel) for _ in range(4))
+    return q, k, v, o, rows(kernel, 1), Float32(0), *(Int32(0) for _ in range(4)), stream()
