@@ -9,7 +9,7 @@ PYTEST ?=# of an environment with an installed wheel, for the GPU tests
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := kernels fa4_ext tests benchmarks scripts examples setup.py
-CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp examples/cpp/*.cpp examples/cpp/*.h)
+CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp examples/cpp/*.cpp examples/cpp/*.h tests/*/*.c)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo build docs test lint format wheel compat gpu-test bench clean distclean

@@ -5,22 +5,15 @@ python -m benchmarks.rules --csv benchmarks/results/h200_rules.csv
 
 from __future__ import annotations
 
-import argparse
-import csv
-import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import TypeVar
 
 import torch
 
 import fa4_ext
-from benchmarks import rules_grid
+from benchmarks import rows, rules_grid
 from fa4_ext.bench.contenders import ours_enabled
 from fa4_ext.bench.correctness import DTYPES, make_cu_seqlens
-from fa4_ext.bench.progress import Progress
 from fa4_ext.bench.session import NO_DEVICE, session
 from fa4_ext.bench.shapes import DIRECTIONS, Shape
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
@@ -30,7 +23,8 @@ ROUNDS = 5
 MAX_DIFFERENCE = 3e-2  # of ours and stock's: norm over norm
 BUDGET_S = 260  # of a run; the next one adds what is missing
 aten = torch.ops.aten
-T = TypeVar("T")
+
+Problem = tuple[Shape, str]  # direction
 
 
 def make_inputs(p: Shape, dtype: str) -> list[torch.Tensor]:
@@ -90,87 +84,47 @@ def fields_of(p: Shape) -> dict:
     return {name: getattr(p, name) for name in fields} | {"uniform": len(set(p.lengths)) <= 1, "total_q": p.total_q}
 
 
-def within(budget_s: float, problems: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
-    """The problems one after the other, with a progress bar, until the budget is spent."""
-    end = time.monotonic() + budget_s
-    progress = Progress(len(problems), what="problems")
-    for problem in problems:
-        if time.monotonic() > end:
-            print(f"\nthe budget of {budget_s:.0f} s is spent", file=sys.stderr)
-            return
-        progress.started(name(problem))
-        yield problem
-        progress.finished()
+def key(problem: Problem) -> dict[str, str]:
+    """What the file says about a problem."""
+    p, direction = problem
+    return {name: str(value) for name, value in (fields_of(p) | {"direction": direction}).items()}
 
 
-def _name(problem: tuple[Shape, tuple[str, ...]]) -> str:
-    p, _ = problem
-    return f"{p.layout} b{p.batch} h{p.heads}/{p.heads_kv} q{p.seqlen_q} k{p.seqlen_k} d{p.head_dim}"
+def missing(shapes: list[Shape], path: str | None) -> list[Problem]:
+    """What a file lacks; everything when there is none."""
+    every = [(p, direction) for p in shapes for direction in DIRECTIONS]
+    there = rows.measured(path, key(every[0]))
+    return [problem for problem in every if tuple(key(problem).values()) not in there]
 
 
-def measure(problems: list[tuple[Shape, tuple[str, ...]]], rounds: int, budget_s: float) -> list[dict]:
-    """Rows of problem fields, direction and microseconds of ours and stock, until the budget is spent."""
-    rows = []
-    for p, directions in within(budget_s, problems, _name):
-        sets = [make_inputs(p, "bf16") for _ in range(sets_for(p.bytes))]
-        fields = fields_of(p)
-        try:
-            providers = {"ours": ours_enabled, "stock": nullcontext}
-            runs = {name: calls(p, sets, enabled) for name, enabled in providers.items()}
-            for direction in directions:
-                prepared = {
-                    name: prepare(runs[name][direction], len(sets), enabled, TARGET_MS) for name, enabled in providers.items()
-                }
-                # The last call may have met another set of inputs: compare on the first.
-                outputs = []
-                for name, enabled in providers.items():
-                    with enabled():
-                        outputs.append(runs[name][direction](0)[: 1 if direction == "forward" else 3])
-                agree(*outputs, MAX_DIFFERENCE)
-                row = fields | {"direction": direction, "kernel": _kernel(p, direction, sets[0])}
-                for name, times in in_turns(prepared, rounds).items():
-                    result = summary(times)
-                    row |= {f"{name}_us": round(result["ms"] * 1e3, 3), f"{name}_spread": round(result["spread"], 3)}
-                rows.append(row)
-        except RuntimeError as error:
-            print(f"\n{p.layout} {fields}: {error}", file=sys.stderr)
-    return rows
+def _name(problem: Problem) -> str:
+    p, direction = problem
+    return f"{p.layout} {direction} b{p.batch} h{p.heads}/{p.heads_kv} q{p.seqlen_q} k{p.seqlen_k} d{p.head_dim}"
 
 
-def measured(path: str | None, names: Iterable[str]) -> set[tuple[str, ...]]:
-    """What these columns of a file of write_csv say; nothing when there is no such file."""
-    if not path or not os.path.exists(path):
-        return set()
-    names = tuple(names)
-    with open(path, newline="") as file:
-        return {tuple(line[name] for name in names) for line in csv.DictReader(file)}
+def _row(problem: Problem) -> dict:
+    """Problem fields, direction, kernel, and microseconds of ours and stock."""
+    p, direction = problem
+    sets = [make_inputs(p, "bf16") for _ in range(sets_for(p.bytes))]
+    providers = {"ours": ours_enabled, "stock": nullcontext}
+    prepared, outputs = {}, []
+    for name, enabled in providers.items():
+        call = calls(p, sets, enabled)[direction]
+        prepared[name] = prepare(call, len(sets), enabled, TARGET_MS)
+        with enabled():  # the last call may have met another set of inputs: compare on the first
+            outputs.append(call(0)[: 1 if direction == "forward" else 3])
+    agree(*outputs, MAX_DIFFERENCE)
+    row = fields_of(p) | {"direction": direction, "kernel": _kernel(p, direction, sets[0])}
+    for name, times in in_turns(prepared, ROUNDS).items():
+        result = summary(times)
+        row |= {f"{name}_us": round(result["ms"] * 1e3, 3), f"{name}_spread": round(result["spread"], 3)}
+    return row
 
 
-def missing(problems: list[Shape], path: str | None) -> list[tuple[Shape, tuple[str, ...]]]:
-    """The problems with the directions that a file of write_csv lacks of them; everything when there is no such file."""
-    there = measured(path, (*fields_of(problems[0]), "direction"))
-    left = [
-        (p, tuple(direction for direction in DIRECTIONS if (*map(str, fields_of(p).values()), direction) not in there))
-        for p in problems
-    ]
-    return [(p, directions) for p, directions in left if directions]
-
-
-def write_csv(rows: list[dict], path: str) -> None:
-    """Adds the rows, with the spread left out."""
-    columns = [name for name in rows[0] if not name.endswith("_spread")]
-    exists = os.path.exists(path)
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        if not exists:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def print_table(rows: list[dict]) -> None:
+def print_table(found: list[dict]) -> None:
     """The rows on which ours is slower, worst first."""
-    slower = sorted((row for row in rows if row["ours_us"] > row["stock_us"]), key=lambda row: row["stock_us"] / row["ours_us"])
-    print(f"{len(slower)} of {len(rows)} rows are slower than stock; the worst:")
+    slower = sorted((row for row in found if row["ours_us"] > row["stock_us"]), key=lambda row: row["stock_us"] / row["ours_us"])
+    print(f"{len(slower)} of {len(found)} rows are slower than stock; the worst:")
     for row in slower[:40]:
         mask = "causal" if row["causal"] else "full"
         print(
@@ -181,18 +135,14 @@ def print_table(rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = rows.parser(__doc__, BUDGET_S)
     parser.add_argument("--quick", action="store_true", help="a part of the problems")
-    parser.add_argument("--csv", metavar="PATH", help="measures and adds what the file lacks")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit(NO_DEVICE)
     problems = missing(rules_grid.rules(arguments.quick), arguments.csv)
     with session():
-        rows = measure(problems, ROUNDS, BUDGET_S)
-    print_table(rows)
-    if arguments.csv and rows:
-        write_csv(rows, arguments.csv)
+        print_table(rows.measure(problems, lambda problem: [_row(problem)], _name, arguments.budget, arguments.csv))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ python -m benchmarks.fit_tile_rules                                 # writes ker
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 from collections.abc import Iterator
@@ -16,8 +15,8 @@ from functools import partial
 
 import torch
 
-from benchmarks import tune_grid
-from benchmarks.rules import agree, calls, fields_of, make_inputs, measured, within, write_csv
+from benchmarks import rows, tune_grid
+from benchmarks.rules import agree, calls, fields_of, make_inputs
 from fa4_ext import _library
 from fa4_ext.bench.contenders import ours_enabled
 from fa4_ext.bench.correctness import MAX_RELATIVE_ERROR
@@ -54,7 +53,7 @@ def key(problem: Problem) -> dict[str, str]:
 def missing(path: str | None) -> list[tuple[Kernel, Problem]]:
     """What a file lacks, in a random order, so that a run cut short has seen a fair sample; everything when there is none."""
     every = [(kernel, problem) for kernel in defaults() for problem in grid(kernel)]
-    there = measured(path, key(every[0][1]))
+    there = rows.measured(path, key(every[0][1]))
     left = [(kernel, problem) for kernel, problem in every if tuple(key(problem).values()) not in there]
     random.Random(0).shuffle(left)
     return left
@@ -74,8 +73,9 @@ def tile(kernel: Kernel) -> str:
     return f"{kernel.block_m}x{kernel.block_n}"
 
 
-def _rows(default: Kernel, problem: Problem) -> list[dict]:
+def _rows(pair: tuple[Kernel, Problem]) -> list[dict]:
     """A row a candidate."""
+    default, problem = pair
     direction, dtype, shape = problem
     sets = [make_inputs(shape, dtype) for _ in range(sets_for(shape.bytes))]
     call = calls(shape, sets, ours_enabled)[direction]
@@ -93,20 +93,10 @@ def _rows(default: Kernel, problem: Problem) -> list[dict]:
     return [key(problem) | shared | {"tile": tile(kernel), "us": us[tile(kernel)]} for kernel in candidates(default)]
 
 
-def measure(left: list[tuple[Kernel, Problem]], budget_s: float) -> list[dict]:
-    rows = []
-    for default, problem in within(budget_s, left, lambda pair: " ".join(key(pair[1]).values())):
-        try:
-            rows += _rows(default, problem)
-        except RuntimeError as error:
-            print(f"\n{key(problem)}: {error}", file=sys.stderr)
-    return rows
-
-
-def print_table(rows: list[dict]) -> None:
+def print_table(found: list[dict]) -> None:
     """The rows on which a candidate is faster than the default, best first."""
-    faster = sorted((row for row in rows if row["us"] < row["default_us"]), key=lambda row: row["us"] / row["default_us"])
-    print(f"{len(faster)} of {len(rows)} rows are faster than the default; the best:")
+    faster = sorted((row for row in found if row["us"] < row["default_us"]), key=lambda row: row["us"] / row["default_us"])
+    print(f"{len(faster)} of {len(found)} rows are faster than the default; the best:")
     for row in faster[:40]:
         print(
             f"  {row['layout']:6} {row['direction']:8} {row['dtype']} {'causal' if row['causal'] == 'True' else 'full':6} "
@@ -117,18 +107,13 @@ def print_table(rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", metavar="PATH", help="measures and adds what the file lacks")
-    parser.add_argument("--budget", metavar="SECONDS", type=float, default=BUDGET_S, help="(default: %(default)s)")
-    arguments = parser.parse_args()
+    arguments = rows.parser(__doc__, BUDGET_S).parse_args()
     if not torch.cuda.is_available():
         sys.exit(NO_DEVICE)
     left = missing(arguments.csv)
     with session():
-        rows = measure(left, arguments.budget)
-    print_table(rows)
-    if arguments.csv and rows:
-        write_csv(rows, arguments.csv)
+        print_table(rows.measure(left, _rows, lambda pair: " ".join(key(pair[1]).values()), arguments.budget, arguments.csv))
+    if arguments.csv:
         print(f"{len(missing(arguments.csv))} problems are left")
 
 

@@ -109,7 +109,8 @@ def page() -> str:
             "8; `F.scaled_dot_product_attention` pads others itself. Causal and window masks are aligned bottom-right. GQA is "
             "every ratio of heads, MQA too. The speed rules, which leave calls to PyTorch's kernel where it is faster, are not "
             "applied. Up to which number of queries SM90's decode kernel runs, with tiles of 64 queries, depends on the heads and "
-            "the batch; the tables are of 2 sequences of 8 heads, and with GQA 2 key/value heads."
+            "the batch; the tables are of 2 sequences of 8 heads, and with GQA 2 key/value heads. Self-attention on SM90 runs "
+            "another tile where kernels/tile_rules.csv has a rule for its length and number of tiles."
         ),
         *combinations,
         "## What no kernel takes",

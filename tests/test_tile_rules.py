@@ -15,10 +15,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from plan_problems import core_problem, problems
 
+from benchmarks import rows as csv_rows
 from benchmarks import tune
 from benchmarks.fit_speed_rules import MAX
 from benchmarks.fit_tile_rules import MEASURED, PROBLEMS, Box, Row, cells, fit, read, row_of, rule
-from benchmarks.rules import write_csv
 from fa4_ext import _library
 from kernels import matrix, tile_rules
 from kernels.matrix import Mask, Op
@@ -300,8 +300,7 @@ def test_the_grid_measures_every_box_twice(default):
 
 def test_a_later_run_measures_what_is_missing(tmp_path):
     everything = tune.missing(None)
-    rows = [tune.key(problem) | {"us": 1.0} for _, problem in everything[:10]]
-    write_csv(rows, str(tmp_path / "some.csv"))
+    csv_rows.add([tune.key(problem) | {"us": 1.0} for _, problem in everything[:10]], str(tmp_path / "some.csv"))
     left = [problem for _, problem in tune.missing(str(tmp_path / "some.csv"))]
     assert len(left) == len(everything) - 10
     assert set(left) == {problem for _, problem in everything[10:]}

@@ -29,6 +29,7 @@ BackwardDescription describe(const BackwardCall& call);
 struct LogsumexpShape {
   int64_t dim;
   int64_t size[3];
+  int64_t elements() const { return size[0] * size[1] * (dim == 3 ? size[2] : 1); }
 };
 
 LogsumexpShape logsumexp_shape(const Problem& problem);

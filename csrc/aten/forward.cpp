@@ -1,3 +1,4 @@
+#include "../core/integers.h"
 #include "../core/launch.h"
 #include "decide.h"
 #include "describe.h"
@@ -9,12 +10,10 @@
 namespace fa4::aten {
 namespace {
 
-// Attention into `out`; returns logsumexp.
-Handle run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan, const TensorView& out) {
+// Attention into `out` and `logsumexp`.
+void run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan, const TensorView& out, const Handle& logsumexp) {
   const Problem& p = d.problem;
-  const LogsumexpShape shape = logsumexp_shape(p);
   const int32_t device = d.query.device_index;
-  Handle logsumexp = empty(shape.dim, shape.size, aoti_torch_dtype_float32(), device);
   const Readable query(call.query.get(), d.query, call.order), key(call.key.get(), d.key, call.order),
       value(call.value.get(), d.value, call.order);
   ForwardArguments arguments;
@@ -35,32 +34,29 @@ Handle run(const ForwardCall& call, const ForwardDescription& d, const Plan& pla
   arguments.softmax_scale = softmax_scale(call.scale, p.head_dim);
   const ProfileRange range(plan.kernel->name);
   launch_forward(p, plan, arguments, {device, current_stream(device)});
-  return logsumexp;
 }
 
 struct Outputs {
   Handle out, logsumexp;
-};
-
-Outputs run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan) {
-  Handle out = empty_output(d.query, d.value);
-  Handle logsumexp = run(call, d, plan, view(out.get(), info(out.get()), call.order));
-  return {std::move(out), std::move(logsumexp)};
-}
-
-// Never read without dropout, and uninitialised in the stock kernel's results too: filling them would cost two launches. They are
-// parts of one allocation, and of the output's: each allocation takes 0.7 us of a forward's 11.
-struct RngOutputs {
+  // Never read without dropout, and uninitialised in the stock kernel's results too: filling them would cost two launches.
   Handle rng_state, unused, debug_mask;
-
-  RngOutputs(const TensorInfo& query, const Handle& out) {
-    const int64_t three = 3, two = 2, zero = 0, one = 1;
-    const Handle numbers = empty(1, &three, aoti_torch_dtype_uint64(), query.device_index);
-    rng_state = part(numbers, 1, &two, &one, 0);
-    unused = part(numbers, 0, nullptr, nullptr, 2);
-    debug_mask = part(out, 1, &zero, &one, 0);
-  }
 };
+
+// Two allocations, of which all outputs but the first are parts: each allocation takes 0.7 us of a forward's 11.
+Outputs run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan) {
+  constexpr int64_t kTwo = 2, kZero = 0, kNumber = sizeof(uint64_t);
+  const LogsumexpShape shape = logsumexp_shape(d.problem);
+  const int64_t numbers = round_up(shape.elements() * static_cast<int64_t>(sizeof(float)), kNumber);  // where they begin
+  const int64_t bytes = numbers + 3 * kNumber;
+  const int32_t number = aoti_torch_dtype_uint64();
+  Handle out = empty_output(d.query, d.value);
+  const Handle others = empty(1, &bytes, aoti_torch_dtype_uint8(), d.query.device_index);
+  Handle logsumexp = part(others, 0, aoti_torch_dtype_float32(), shape.dim, shape.size);
+  run(call, d, plan, view(out.get(), info(out.get()), call.order), logsumexp);
+  Handle debug_mask = part(out, 0, d.query.dtype, 1, &kZero);
+  return {std::move(out), std::move(logsumexp), part(others, numbers, number, 1, &kTwo),
+          part(others, numbers + 2 * kNumber, number, 0, nullptr), std::move(debug_mask)};
+}
 
 }  // namespace
 
@@ -71,16 +67,15 @@ void scaled_dot_product_flash_attention(StableIValue* stack, uint64_t, uint64_t)
   const Plan plan = decide(call.op, d.problem, d.reason);
   if (!plan.supported()) return stock_forward(call, stack);
   Outputs outputs = run(call, d, plan);
-  RngOutputs rng(d.query, outputs.out);
   stack[0] = give(std::move(outputs.out));
   stack[1] = give(std::move(outputs.logsumexp));
   stack[2] = give(undefined());  // cum_seq_q and cum_seq_k of dense inputs
   stack[3] = give(undefined());
   stack[4] = torch::stable::detail::from(d.problem.seqlen_q);
   stack[5] = torch::stable::detail::from(d.problem.seqlen_k);
-  stack[6] = give(std::move(rng.rng_state));
-  stack[7] = give(std::move(rng.unused));
-  stack[8] = give(std::move(rng.debug_mask));
+  stack[6] = give(std::move(outputs.rng_state));
+  stack[7] = give(std::move(outputs.unused));
+  stack[8] = give(std::move(outputs.debug_mask));
 }
 
 void flash_attention_forward(StableIValue* stack, uint64_t num_inputs, uint64_t) {
@@ -92,12 +87,11 @@ void flash_attention_forward(StableIValue* stack, uint64_t num_inputs, uint64_t)
   const Plan plan = decide(call.op, d.problem, d.reason);
   if (!plan.supported()) return stock_forward(call, stack);
   Outputs outputs = run(call, d, plan);
-  RngOutputs rng(d.query, outputs.out);
   stack[0] = give(std::move(outputs.out));
   stack[1] = give(std::move(outputs.logsumexp));
-  stack[2] = give(std::move(rng.rng_state));
-  stack[3] = give(std::move(rng.unused));
-  stack[4] = give(std::move(rng.debug_mask));
+  stack[2] = give(std::move(outputs.rng_state));
+  stack[3] = give(std::move(outputs.unused));
+  stack[4] = give(std::move(outputs.debug_mask));
 }
 
 void flash_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t, uint64_t) {
@@ -106,8 +100,10 @@ void flash_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t, u
   const ForwardDescription d = describe(call);
   const Plan plan = decide(call.op, d.problem, d.reason);
   if (!plan.supported()) return stock_forward_inplace(call, stack);
+  const LogsumexpShape shape = logsumexp_shape(d.problem);
+  Handle logsumexp = empty(shape.dim, shape.size, aoti_torch_dtype_float32(), d.query.device_index);
   Writable out(call.out.get(), call.order);
-  Handle logsumexp = run(call, d, plan, out.view);
+  run(call, d, plan, out.view, logsumexp);
   out.finish();
   stack[0] = give(std::move(logsumexp));
 }

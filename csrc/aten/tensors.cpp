@@ -15,6 +15,14 @@ Handle empty_strided(int64_t dim, const int64_t* size, const int64_t* stride, in
   return Handle(handle);
 }
 
+void contiguous_strides(int64_t dim, const int64_t* size, int64_t* stride) {
+  int64_t next = 1;
+  for (int64_t d = dim - 1; d >= 0; --d) {
+    stride[d] = next;
+    next *= size[d] > 1 ? size[d] : 1;
+  }
+}
+
 bool repeats_elements(const TensorInfo& tensor) {
   for (int64_t d = 0; d < tensor.dim; ++d) {
     if (tensor.size[d] > 1 && tensor.stride[d] == 0) return true;
@@ -93,11 +101,7 @@ Handle empty_output(const TensorInfo& query, const TensorInfo& value) {
 
 Handle empty(int64_t dim, const int64_t* size, int32_t dtype, int32_t device_index) {
   int64_t stride[kMaxDim];
-  int64_t next = 1;
-  for (int64_t d = dim - 1; d >= 0; --d) {
-    stride[d] = next;
-    next *= size[d] > 1 ? size[d] : 1;
-  }
+  contiguous_strides(dim, size, stride);
   return empty_strided(dim, size, stride, dtype, device_index);
 }
 
@@ -107,9 +111,11 @@ Handle undefined() {
   return Handle(handle);
 }
 
-Handle part(const Handle& whole, int64_t dim, const int64_t* size, const int64_t* stride, int64_t offset) {
+Handle part(const Handle& whole, int64_t byte_offset, int32_t dtype, int64_t dim, const int64_t* size) {
+  int64_t stride[kMaxDim];
+  contiguous_strides(dim, size, stride);
   AtenTensorHandle handle;
-  check_shim(aoti_torch__reinterpret_tensor(whole.get(), dim, size, stride, offset, &handle), "taking a part of a tensor");
+  check_shim(aoti_torch__alloc_from_pool(whole.get(), byte_offset, dtype, dim, size, stride, &handle), "taking a part of a tensor");
   return Handle(handle);
 }
 

@@ -1,4 +1,4 @@
-// Integer arithmetic of the planner.
+// Integer arithmetic.
 #pragma once
 
 #include <cstdint>

@@ -18,7 +18,7 @@ from fa4_ext.bench.timing import Prepared, in_turns, prepare, sets_for, summary
 TARGET_MS = 8.0  # of one timed run: long beside the launch of a graph
 
 
-def _attention(contender: Contender, shape: Shape) -> Callable[..., torch.Tensor]:
+def attention_of(contender: Contender, shape: Shape) -> Callable[..., torch.Tensor]:
     """Of q, k and v, with what else the problem needs."""
     if not shape.lengths:
         return lambda q, k, v: contender.dense(q, k, v, shape.causal)
@@ -28,7 +28,7 @@ def _attention(contender: Contender, shape: Shape) -> Callable[..., torch.Tensor
 
 def _calls(contender: Contender, shape: Shape, direction: str, sets: list) -> Callable[[int], tuple[torch.Tensor, ...]]:
     """The work on the i-th set of inputs. The backward alone is timed, on the graph that one forward has left."""
-    attention = _attention(contender, shape)
+    attention = attention_of(contender, shape)
     if direction == "forward":
 
         def forward(i):

@@ -113,6 +113,7 @@ def poison(inputs: Inputs) -> None:
         512,
         rows,
         2 * rows,
+        2 * rows + 24,  # logsumexp with the outputs that nobody reads
     }
     blocks = [torch.full((size,), 255, dtype=torch.uint8, device=DEVICE) for size in sizes for _ in range(3) if size]
     del blocks

@@ -22,6 +22,14 @@ def bhsd(inputs: Inputs):
     return [t.transpose(1, 2) for t in (inputs.q, inputs.k, inputs.v)]
 
 
+def requested_bytes(call) -> int:
+    """Of torch's allocator: how much more a call holds at most than was held before it."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
+    call()
+    return torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
+
+
 @pytest.mark.usefixtures("strict")
 class TestOutputs:
     def test_flash_attention_forward(self):
@@ -44,6 +52,17 @@ class TestOutputs:
         assert out.shape == (2, 4, 129, 128) and lse.shape == (2, 4, 129)
         assert cum_seq_q is None and cum_seq_k is None and (max_q, max_k) == (129, 203)
         assert rng_state.shape == (2,) and unused.shape == () and debug_mask.shape == (0,)
+
+    @pytest.mark.parametrize("heads_kv", (8, 2))
+    def test_a_call_takes_its_results_and_the_planned_workspace(self, heads_kv):
+        problem = dense(500, 500, **LONG | {"heads_kv": heads_kv})
+        inputs = make_inputs(problem)
+        forward = flash_forward(problem, inputs)
+        results = sum(t.nbytes for t in forward)
+        assert results <= requested_bytes(lambda: flash_forward(problem, inputs)) <= results + 64
+        workspace = fa4_ext.explain(*bhsd(inputs), is_causal=True, enable_gqa=True, backward=True).workspace_bytes
+        gradients = sum(t.nbytes for t in (inputs.q, inputs.k, inputs.v))
+        assert requested_bytes(lambda: flash_backward(problem, inputs, forward)) == gradients + workspace
 
     def test_no_other_kernels_run(self):
         """A forward is one launch; a backward ours alone, with at most memsets around them."""

@@ -1,0 +1,74 @@
+"""Rows of measurements in a CSV file: a run adds what the file lacks, until its time is spent or it is ended."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from fa4_ext.bench.progress import Progress
+
+T = TypeVar("T")
+
+
+def parser(description: str, budget_s: float) -> argparse.ArgumentParser:
+    """The options of a run; `budget_s`: seconds by default."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--csv", metavar="PATH", help="measures what the file lacks, and adds it problem by problem")
+    found.add_argument("--budget", metavar="SECONDS", type=float, default=budget_s, help="(default: %(default)s)")
+    return found
+
+
+def measured(path: str | None, names: Iterable[str]) -> set[tuple[str, ...]]:
+    """What these columns of a file say; nothing when there is no such file."""
+    if not path or not os.path.exists(path):
+        return set()
+    names = tuple(names)
+    with open(path, newline="") as file:
+        return {tuple(line[name] for name in names) for line in csv.DictReader(file)}
+
+
+def add(rows: list[dict], path: str) -> None:
+    """Adds the rows of a problem, with the spread left out. They are few, and reach the file in one write."""
+    columns = [name for name in rows[0] if not name.endswith("_spread")]
+    exists = os.path.exists(path)
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        if not exists:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def _within(budget_s: float, problems: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
+    """The problems one after the other, with a progress bar, until the budget is spent."""
+    end = time.monotonic() + budget_s
+    progress = Progress(len(problems), what="problems")
+    for problem in problems:
+        if time.monotonic() > end:
+            print(f"\nthe budget of {budget_s:.0f} s is spent", file=sys.stderr)
+            return
+        progress.started(name(problem))
+        yield problem
+        progress.finished()
+
+
+def measure(
+    problems: Sequence[T], rows_of: Callable[[T], list[dict]], name: Callable[[T], str], budget_s: float, path: str | None
+) -> list[dict]:
+    """The rows of the problems that were measured within the budget, which the file has as soon as a problem is done. A problem
+    that fails has none, and a line on stderr."""
+    rows = []
+    for problem in _within(budget_s, problems, name):
+        try:
+            found = rows_of(problem)
+        except RuntimeError as error:
+            print(f"\n{name(problem)}: {error}", file=sys.stderr)
+            continue
+        if path:
+            add(found, path)
+        rows += found
+    return rows

@@ -1,0 +1,68 @@
+"""Calls the overrides with tensors of the CPU, behind device.c, and prints what came back and what was launched, a JSON a call."""
+
+import ctypes
+import json
+import sys
+
+import torch
+
+import fa4_ext
+
+device = ctypes.CDLL("libcuda.so.1")
+CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+aten = torch.ops.aten
+
+
+def described(tensor: torch.Tensor) -> dict:
+    return {
+        "shape": tensor.shape, "stride": tensor.stride(), "dtype": str(tensor.dtype), "begin": tensor.data_ptr(),
+        "end": tensor.data_ptr() + tensor.nbytes, "memory": tensor.untyped_storage().data_ptr(),
+        "memory_bytes": tensor.untyped_storage().nbytes(),
+    }  # fmt: skip
+
+
+def call(op, *arguments) -> tuple:
+    """The results; prints them with the launches."""
+    ctypes.c_int.in_dll(device, "launches").value = 0
+    ctypes.c_int64.in_dll(device, "cleared_bytes").value = 0
+    results = op.redispatch(CUDA, *arguments)
+    count = ctypes.c_int.in_dll(device, "launches").value
+    names = (ctypes.c_char_p * 1024).in_dll(device, "launched")[:count]
+    tensors = [described(t) for t in (results if isinstance(results, tuple) else (results,)) if isinstance(t, torch.Tensor)]
+    cleared = ctypes.c_int64.in_dll(device, "cleared_bytes").value
+    print(json.dumps({"tensors": tensors, "launches": [name.decode() for name in names], "cleared_bytes": cleared}))
+    return results
+
+
+def dense(heads: int, heads_kv: int, rows: int) -> list[torch.Tensor]:
+    return [torch.randn(2, rows, h, 128, dtype=torch.bfloat16).transpose(1, 2) for h in (heads, heads_kv, heads_kv)]
+
+
+def sdpa(heads: int, heads_kv: int, rows: int = 129) -> None:
+    q, k, v = dense(heads, heads_kv, rows)
+    out, lse, cu_q, cu_k, max_q, max_k, rng_state, unused, _ = call(
+        aten._scaled_dot_product_flash_attention.default, q, k, v, 0.0, True, False
+    )
+    gradient = torch.randn_like(out)
+    call(
+        aten._scaled_dot_product_flash_attention_backward.default,
+        *(gradient, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, 0.0, True, rng_state, unused),
+    )
+
+
+def varlen(heads: int, heads_kv: int) -> None:
+    cu_seqlens = torch.tensor([0, 100, 229], dtype=torch.int32)
+    q, k, v = (torch.randn(229, h, 128, dtype=torch.bfloat16) for h in (heads, heads_kv, heads_kv))
+    lengths = (cu_seqlens, cu_seqlens, 129, 129, 0.0, True)
+    out, lse, rng_state, unused, _ = call(aten._flash_attention_forward.default, q, k, v, *lengths, False)
+    call(aten._flash_attention_backward.default, torch.randn_like(out), q, k, v, out, lse, *lengths, rng_state, unused)
+
+
+def inplace(heads: int, heads_kv: int) -> None:
+    q, k, v = (t.transpose(1, 2) for t in dense(heads, heads_kv, 129))
+    out = torch.empty_like(q)
+    call(aten._flash_attention_forward_no_dropout_inplace.default, out, q, k, v, None, None, 129, 129, 0.0, True, False)
+
+
+with fa4_ext.register(fallback="error", speed_rules=False):
+    {"sdpa": sdpa, "varlen": varlen, "inplace": inplace}[sys.argv[1]](*map(int, sys.argv[2:]))

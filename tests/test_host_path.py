@@ -1,0 +1,99 @@
+"""What a call allocates and launches, on a machine without a GPU: the overrides run on tensors of the CPU, behind a CUDA driver
+that notes launches and does nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEADS = {"mha": (4, 4), "gqa": (4, 2)}
+
+
+@pytest.fixture(scope="module")
+def fake_device(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("fake_device") / "libcuda.so.1"
+    include = next(Path(folder) / "nvidia/cu13/include" for folder in sys.path if (Path(folder) / "nvidia/cu13/include").is_dir())
+    source = ROOT / "tests" / "fake_device" / "device.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-I", include, source, "-o", path], check=True)
+    return path
+
+
+@pytest.fixture
+def calls(fake_device):
+    """What calls.py prints."""
+
+    def calls(*arguments) -> list[dict]:
+        environment = os.environ | {"LD_PRELOAD": str(fake_device), "FA4_EXT_AUTOREGISTER": "0", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, ROOT / "tests" / "fake_device" / "calls.py", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return calls
+
+
+def layout(tensor: dict) -> tuple:
+    return tuple(tensor["shape"]), tuple(tensor["stride"]), tensor["dtype"]
+
+
+def memory(tensors: list[dict]) -> dict[int, int]:
+    """Address and size of each allocation."""
+    return {tensor["memory"]: tensor["memory_bytes"] for tensor in tensors}
+
+
+def check_forward(found: dict, out: tuple, lse: tuple) -> None:
+    """One launch into two allocations: the output, and all else in parts that do not overlap."""
+    assert len(found["launches"]) == 1, found["launches"]
+    tensors = found["tensors"]
+    assert [layout(t) for t in tensors] == [
+        (*out, "torch.bfloat16"), (*lse, "torch.float32"),
+        ((2,), (1,), "torch.uint64"), ((), (), "torch.uint64"), ((0,), (1,), "torch.bfloat16"),
+    ]  # fmt: skip
+    assert [t["memory"] for t in tensors].count(tensors[0]["memory"]) == 2 and len(memory(tensors)) == 2, tensors
+    parts = tensors[1:4]
+    assert parts[0]["begin"] == parts[0]["memory"], "the kernels' stores want an aligned logsumexp"
+    for one, other in pairwise(parts):
+        assert one["end"] <= other["begin"] and other["begin"] % 8 == 0, (one, other)
+    assert parts[-1]["end"] <= parts[0]["memory"] + parts[0]["memory_bytes"], parts
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_dense_call(calls, heads):
+    query, key = HEADS[heads]
+    forward, backward = calls("sdpa", query, key)
+    strides = {h: ((2, h, 129, 128), (129 * h * 128, 128, h * 128, 1)) for h in (query, key)}
+    check_forward(forward, strides[query], ((2, query, 129), (query * 129, 129, 1)))
+    assert [layout(t)[:2] for t in backward["tensors"]] == [strides[query], strides[key], strides[key]]
+    check_backward(backward, heads)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_varlen_call(calls, heads):
+    query, key = HEADS[heads]
+    forward, backward = calls("varlen", query, key)
+    check_forward(forward, ((229, query, 128), (query * 128, 128, 1)), ((query, 229), (229, 1)))
+    assert [tuple(t["shape"]) for t in backward["tensors"]] == [(229, query, 128), (229, key, 128), (229, key, 128)]
+    check_backward(backward, heads)
+
+
+def check_backward(found: dict, heads: str) -> None:
+    """Each gradient in memory of its own. The accumulators of grouped heads are cleared before, and converted after."""
+    steps = ["reprocess", "ackward", "ostprocess"] + (["ostprocess"] * 2 if heads == "gqa" else [])
+    assert all(step in name for step, name in zip(steps, found["launches"], strict=True)), found["launches"]
+    assert (found["cleared_bytes"] > 0) == (heads == "gqa"), found["cleared_bytes"]
+    assert memory(found["tensors"]) == {t["begin"]: 2 * math.prod(t["shape"]) for t in found["tensors"]}, found["tensors"]
+
+
+def test_an_output_that_is_given_is_written_in_place(calls):
+    (found,) = calls("inplace", 4, 2)
+    (lse,) = found["tensors"]
+    assert layout(lse) == ((2, 4, 129), (516, 129, 1), "torch.float32") and lse["memory_bytes"] == 4 * 2 * 4 * 129
+    assert len(found["launches"]) == 1, found["launches"]
