@@ -19,9 +19,9 @@ from kernels.matrix import Mask, matrix
 MEASURED = Path(__file__).parent / "results" / "h200_rules.csv"
 RULES = Path(__file__).parent.parent / "csrc" / "core" / "speed_rules.inc"
 SM_COUNT = 132  # of the device that was measured
-# Rows of a query tile, by op, head dim and whether the mask is causal.
+# Rows of a query tile, by op, layout, head dim and whether the mask is causal.
 BLOCK_M = {
-    (k.op.value, k.head_dim, k.mask is Mask.CAUSAL): k.block_m
+    (k.op.value, k.layout.value, k.head_dim, k.mask is Mask.CAUSAL): k.block_m
     for k in matrix()
     if k.arch == 90 and k.mask is not Mask.WINDOW and not k.tuned
 }
@@ -89,7 +89,7 @@ def read(path: Path) -> list[Row]:
             }
             op, layout = line["kernel"], line["layout"]
             queries = get["total_q"] // get["batch"]
-            block_m = BLOCK_M[op, get["head_dim"], line["causal"] == "True"]
+            block_m = BLOCK_M[op, line["layout"], get["head_dim"], line["causal"] == "True"]
             tiles_a_head = -(-queries // block_m)
             rows.append(Row(
                 op, layout, get["head_dim"], get["heads"] != get["heads_kv"], get["batch"], queries,

@@ -23,7 +23,7 @@ from fa4_ext.bench.correctness import MAX_RELATIVE_ERROR
 from fa4_ext.bench.session import NO_DEVICE, session
 from fa4_ext.bench.shapes import Shape
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
-from kernels.matrix import Kernel, Layout, Mask, candidates, with_candidates
+from kernels.matrix import Kernel, Mask, candidates, with_candidates
 
 TARGET_MS = 1.0
 ROUNDS = 5
@@ -34,15 +34,15 @@ Problem = tuple[str, str, Shape]  # direction, dtype
 
 
 def defaults() -> list[Kernel]:
-    """The kernels that have candidates, one for both layouts, dtypes and kinds of heads."""
+    """The kernels that have candidates, one for both dtypes and kinds of heads."""
     kernels = (kernel for kernel in with_candidates() if not kernel.tuned and candidates(kernel))
-    return [k for k in kernels if k.layout is Layout.DENSE and k.dtype == "bf16" and not k.grouped]
+    return [k for k in kernels if k.dtype == "bf16" and not k.grouped]
 
 
 def grid(default: Kernel) -> list[Problem]:
     part = {} if default.head_dim in (64, 128) else tune_grid.SHORTER
     found = tune_grid.problems(default.head_dim, default.mask is Mask.CAUSAL, default.block_m, **part)
-    return list(dict.fromkeys((default.op.value, dtype, shape) for dtype, shape in found))
+    return list(dict.fromkeys((default.op.value, dtype, shape) for dtype, shape in found if shape.layout == default.layout.value))
 
 
 def key(problem: Problem) -> dict[str, str]:

@@ -36,7 +36,7 @@ def source_versions() -> dict[str, str]:
 def sources(kernel: Kernel, root: Path) -> list[Path]:
     """The files that decide what is compiled: the entry and what it imports. matrix.py's part is the spec itself."""
     found = {root / name for name in ("worker.py", "header.py", "cubin.py")}  # the readers of the facts
-    left = [root / kernel.folder / f"{kernel.op.value}.py"]
+    left = [root / f"{kernel.module}.py"]
     while left:
         found.add(path := left.pop())
         left += set(imports(path, root)) - found - {root / "matrix.py"}

@@ -78,9 +78,10 @@ class Kernel:
     tuned: bool = False  # a candidate: runs only where a tile rule says so
 
     @property
-    def folder(self) -> str:
+    def module(self) -> str:
         """Where its entry is, below kernels/."""
-        return "common" if self.op in (Op.PREPROCESS, Op.POSTPROCESS) else f"sm{self.arch}"
+        folder = "common" if self.op in (Op.PREPROCESS, Op.POSTPROCESS) else f"sm{self.arch}"
+        return f"{folder}/{'persistent' if self.persistent else self.op.value}"
 
     @property
     def _dims(self) -> str:
@@ -103,9 +104,9 @@ class Kernel:
         return "_".join(parts)
 
 
-# Measured on an H200 (docs/kernels-sm90.md). D 64: a score costs as much in exp as in matrix work, so three warpgroups overlap more
-# than two; from D 96 on they have no registers. Two tiles of queries let the next one's load begin early, and the stages fill what is
-# left of shared memory, up to where more did not help.
+# Measured on an H200 (docs/kernels-sm90.md). D 64: a score costs as much in exp as in matrix work, so three warpgroups overlap
+# more than two; from D 96 on they have no registers. Two tiles of queries let the next one's load begin early, and the stages fill
+# what is left of shared memory, up to where more did not help.
 _PERSISTENT = {
     (64, 64): dict(block_m=192, block_n=128, stages=3, q_stages=2),
     (96, 96): dict(block_m=128, block_n=128, stages=2, q_stages=2),

@@ -51,7 +51,9 @@ def _row(built: Built, index: dict[Kernel, int]) -> str:
     kernel, facts = built.kernel, built.facts
     launched = satellites(kernel) if kernel.op is Op.BACKWARD else (None,) * len(Satellites._fields)
     rows = ", ".join(str(index[satellite] if satellite else -1) for satellite in launched)
-    flags = ", ".join(str(flag).lower() for flag in (kernel.grouped, kernel.deterministic, kernel.two_cta, kernel.persistent, kernel.tuned))
+    flags = ", ".join(
+        str(flag).lower() for flag in (kernel.grouped, kernel.deterministic, kernel.two_cta, kernel.persistent, kernel.tuned)
+    )
     op, dtype, layout = (field.title() for field in (kernel.op.value, kernel.dtype, kernel.layout.value))
     return (
         f'    {{"{kernel.name}",\n'

@@ -36,7 +36,7 @@ def from_json(spec: dict) -> Kernel:
 
 
 def entry(kernel: Kernel):
-    return import_module(f"kernels.{kernel.folder}.{kernel.op.value}").entry(kernel)
+    return import_module(f"kernels.{kernel.module.replace('/', '.')}").entry(kernel)
 
 
 def dynamic_shared_bytes(ir: str) -> int:

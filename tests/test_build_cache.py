@@ -29,7 +29,7 @@ def test_defaults_are_those_that_cached_objects_were_compiled_with():
     assert defaults == {
         "block_n": 0, "mask": Mask.FULL, "grouped": False, "deterministic": False, "two_cta": False, "cluster": 1, "threads": 0,
         "pv_in_registers": True, "atom_layout_m": 1, "swap_ab": False, "atom_layout_dkv": 2, "swap_ab_dkv": False,
-        "dq_warpgroups": 2, "stages": 0, "blocks_per_sm": 0, "tuned": False,
+        "dq_warpgroups": 2, "stages": 0, "blocks_per_sm": 0, "persistent": False, "q_stages": 0, "turns": True, "tuned": False,
     }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def fields(kernel) -> dict[str, str]:
 
 def ours(name: str):
     kernel = next(kernel for kernel in matrix.matrix() if kernel.name == name)
-    return importlib.import_module(f"kernels.{kernel.folder}.{kernel.op.value}").instantiate(kernel)
+    return importlib.import_module(f"kernels.{kernel.module.replace('/', '.')}").instantiate(kernel)
 
 
 def tensors(problem: dict):

@@ -11,6 +11,8 @@ from fa4_ext.bench.shapes import DIRECTIONS, Shape, packed, square
 TFLOPS, MICROSECONDS = "TFLOP/s", "us"
 TOKENS = 16384  # of a batch, as in the FlashAttention-3 paper
 HIDDEN_SIZE = 2048
+HEAD_DIMS = (64, 128)  # the paper's, of 16-bit types
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 QUICK_STEP = 5  # --quick takes each fifth problem: of the paper's grid five lengths, both masks and both head dims
 
 
@@ -26,10 +28,11 @@ class Grid:
         return self.shapes[::QUICK_STEP] if quick else self.shapes
 
 
-def _by_length(head_dims: tuple[int, ...], seqlens: tuple[int, ...]) -> tuple[Shape, ...]:
+def _by_length(head_dims: tuple[int, ...], seqlens: tuple[int, ...], ratio: int = 1) -> tuple[Shape, ...]:
+    """`ratio`: query heads that share a key/value head."""
     return tuple(
         square(
-            TOKENS // seqlen, HIDDEN_SIZE // head_dim, seqlen, head_dim, causal,
+            TOKENS // seqlen, HIDDEN_SIZE // head_dim, seqlen, head_dim, causal, heads_kv=HIDDEN_SIZE // head_dim // ratio,
             name=f"hd{head_dim} s{seqlen} {'causal' if causal else 'full'}",
         )
         for head_dim, causal, seqlen in product(head_dims, (False, True), seqlens)
@@ -106,10 +109,13 @@ def _gqa() -> tuple[Shape, ...]:
 GRIDS = {
     "paper": Grid(
         "the FlashAttention-3 paper's: 16k tokens, hidden size 2048, head dims 64 and 128",
-        _by_length((64, 128), (512, 1024, 2048, 4096, 8192, 16384)),
+        _by_length(HEAD_DIMS, LENGTHS),
         by_length=True,
     ),
-    "dims": Grid("the same with head dims 96, 192 and 256", _by_length((96, 192, 256), (1024, 4096, 16384)), by_length=True),
+    "paper-gqa": Grid(
+        "the same with eight query heads on a head of keys and values", _by_length(HEAD_DIMS, LENGTHS, ratio=8), by_length=True
+    ),
+    "dims": Grid("the paper's with head dims 96, 192 and 256", _by_length((96, 192, 256), (1024, 4096, 16384)), by_length=True),
     "llama": Grid("training steps and prompts of Llama models, causal, grouped heads", _llama()),
     "vit": Grid("images: vision transformers and diffusion", _vit()),
     "decode": Grid("few queries against many keys, forward only", _decode(), MICROSECONDS, ("forward",)),

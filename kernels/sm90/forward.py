@@ -1,4 +1,4 @@
-"""SM90 forward: our persistent kernel where the matrix says so, else flash-attn-4's kernel class behind a flat entry."""
+"""SM90 forward: flash-attn-4's kernel class behind a flat entry."""
 
 import cuda.bindings.driver as cuda
 import cutlass.cute as cute
@@ -10,7 +10,6 @@ from kernels.common import arguments as arg
 from kernels.common import keys_in_use
 from kernels.common.head_ratio import HeadRatio
 from kernels.matrix import Kernel, Layout, Mask
-from kernels.sm90 import persistent
 
 upstream.assume_tensor_aligned = keys_in_use.assume_tensor_aligned
 
@@ -44,8 +43,6 @@ def instantiate(kernel: Kernel) -> Forward:
 
 
 def entry(kernel: Kernel):
-    if kernel.persistent:
-        return persistent.entry(kernel)
     forward = instantiate(kernel)
 
     @cute.jit

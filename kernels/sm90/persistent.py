@@ -1,9 +1,9 @@
 """SM90 forward of many queries: a persistent kernel of our own.
 
-A thread block stays on its multiprocessor and works on one tile of queries after the other, in the order of tiles.py. Its warpgroups
-never wait for a tile to begin: the first scores of the next tile are issued together with the last product of this one, so that the
-tensor cores have work during the next tile's first softmax and this tile's last rescale and store. docs/kernels-sm90.md has the
-pipeline, the barriers and what was tried.
+A thread block stays on its multiprocessor and works on one tile of queries after the other, in the order of tiles.py. Its
+warpgroups never wait for a tile to begin: the first scores of the next tile are issued together with the last product of this one,
+so that the tensor cores have work during the next tile's first softmax and this tile's last rescale and store.
+docs/kernels-sm90.md has the pipeline, the barriers and what was tried.
 
 Ratio of heads, lengths, strides and window bounds are run-time values: one object a dtype, bucket and kind of mask.
 """
@@ -30,13 +30,13 @@ from kernels.sm90 import tiles
 WARPGROUP = 128  # threads
 ROWS = 64  # of a warpgroup: WGMMA's M
 WARP_ROWS = ROWS // 4
-# Registers of a consuming and of a loading thread, by the number of consuming warpgroups: what setmaxnreg, in steps of 8, can make of
-# a multiprocessor's 65,536.
+# Registers of a consuming and of a loading thread, by the number of consuming warpgroups: what setmaxnreg, in steps of 8, can make
+# of a multiprocessor's 65,536.
 REGISTERS = {1: (240, 56), 2: (240, 24), 3: (160, 32)}
 FIRST_TURN = 1  # of the named barriers, one a warpgroup: its turn to issue products. 0 is the thread block's
-MASK_BITS = 16  # columns a word of mask(): a word of its own size would not hold one bit more
-# A row's reference, which is subtracted before exp2, stays until a score exceeds it by 2^8: weights up to 256 lose nothing in either
-# dtype, and most blocks need no rescale of O, which costs as much as the exponentials' sum.
+MASK_BITS = 16  # columns a word of mask(), which also forms one bit more
+# A row's reference, which is subtracted before exp2, stays until a score exceeds it by 8, in powers of 2: weights up to 256 lose
+# nothing in either dtype, and most blocks need no rescale of O, which costs as much as the sum of the weights.
 LAZY = 8.0
 LOG2_E = math.log2(math.e)
 LN_2 = math.log(2)
@@ -325,7 +325,7 @@ class Persistent:
         state_q = pipeline.make_pipeline_state(consumer, self.q_stages)
         state_k = pipeline.make_pipeline_state(consumer, self.stages)
         state_v = pipeline.make_pipeline_state(consumer, self.stages)
-        if const_expr(self.turns):
+        if const_expr(self.turns):  # noqa: SIM102, at compile time, the other at run time
             if group == 0:
                 self.give_turn(group)
 
@@ -475,9 +475,7 @@ class Persistent:
 
     @cute.jit
     def sight(self, work: Work, tile: Tile, group, thread, mma_qk) -> Sight:
-        where = layout_utils.reshape_acc_to_mn(
-            mma_qk.get_slice(thread).partition_C(cute.make_identity_tensor((ROWS, self.tile_n)))
-        )
+        where = layout_utils.reshape_acc_to_mn(mma_qk.get_slice(thread).partition_C(cute.make_identity_tensor((ROWS, self.tile_n))))
         diagonal = tile.row + group * ROWS + work.keys - work.rows
         left, right = work.window_size_left, work.window_size_right
         first, end = [], []
@@ -539,7 +537,9 @@ class Persistent:
                 outputs[r, None].store(outputs[r, None].load() * factors[r])
 
     @cute.jit
-    def store(self, work: Work, tile: Tile, group, thread, operands: Operands, reference, total, scale_log2, atom_o, tma_o, so, lse):
+    def store(
+        self, work: Work, tile: Tile, group, thread, operands: Operands, reference, total, scale_log2, atom_o, tma_o, so, lse
+    ):
         """Normalised O and logsumexp. Every warp stores its own rows, so that none waits for another."""
         outputs = layout_utils.reshape_acc_to_mn(operands.o)
         sums = cute.make_rmem_tensor(2, Float32)

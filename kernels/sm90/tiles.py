@@ -1,15 +1,14 @@
 """Which tiles a thread block of the persistent forward works on, and in what order.
 
-Integer arithmetic for the kernel and for tests without a GPU: `choose(condition, a, b)` is the caller's conditional, and divisors are
-what `divmod` takes. "Heads" are those of all batch elements. A worker is at (cursor, flip).
+Integer arithmetic for the kernel and for tests without a GPU: `choose(condition, a, b)` is the caller's conditional, and divisors
+are what `divmod` takes. "Heads" are those of all batch elements. A worker, which is a thread block, is at (cursor, flip).
 
-Without a causal mask all tiles cost the same. They stand in a line head by head, so that neighbours read the same keys, and are dealt
-out to the workers in turns.
+Without a causal mask all tiles cost the same. They stand in a line head by head, so that neighbours read the same keys, and are
+dealt out to the workers in turns.
 
 Under a causal mask the last block of queries is the longest. The first heads, `paired` of them, are dealt out in units of the same
 cost, a long block and a short one of one head; few heads are in work at a time, so their keys stay in L2. The other heads' blocks
-follow longest first, dealt out to and fro, which leaves all workers with equal loads. `paired` is a number of heads whose units go
-up in the workers evenly (csrc/core/persistent.cpp).
+follow longest first, dealt out to and fro, which leaves all workers with equal loads. csrc/core/persistent.cpp chooses `paired`.
 """
 
 
@@ -23,12 +22,12 @@ def first(worker):
 
 
 def following(cursor, flip, worker, workers, paired, blocks, units_divisor, choose):
-    """The worker's next place; the end is where the cursor is at the count of tiles, that of pairs counted as one."""
+    """The worker's next place."""
     limit = paired * units(blocks)
     _, unit = divmod(cursor, units_divisor)
     second = choose(flip == 0, choose(blocks % 2 == 0, 1, choose(unit == 0, 0, 1)), 0)
     other = choose(flip == 0, 2 * (workers - 1 - worker) + 1, 2 * worker + 1)
-    # Up to here a round begins with the first worker; in the round that ends the pairs, the others make up with their longest block.
+    # In these rounds the first worker comes first. The last of them ends the pairs: who had one less begins with a longest block.
     forth = cursor - worker < limit
     step = choose(forth, choose(cursor < limit, choose(second == 1, 0, workers), workers), other)
     return cursor + step, choose(forth, choose(cursor < limit, second, 0), 1 - flip)

@@ -1,0 +1,96 @@
+"""The persistent forward against fp32: more tiles than multiprocessors, so that thread blocks go from one tile to the next."""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+
+import pytest
+import torch
+from calls import flash_forward, run_flash
+from cases import BLACKWELL, DTYPES, HEADS, MASKS, Problem, dense, make_inputs, poison
+from compare import assert_matches_reference
+from profiling import kernels_of
+from reference import Result
+
+pytestmark = [pytest.mark.usefixtures("strict"), pytest.mark.skipif(BLACKWELL, reason="the persistent kernel is for Hopper")]
+
+BUCKETS = (64, 96, 128)
+LAUNCHES, SEED = 1000, 20261122
+
+
+def check(problem: Problem) -> None:
+    inputs = make_inputs(problem)
+    assert_matches_reference(problem, inputs, run_flash(problem, inputs, backward=False))
+
+
+@pytest.mark.parametrize(("dtype", "head_dim", "mask", "heads"), list(product(DTYPES, BUCKETS, MASKS, HEADS)), ids=str)
+def test_matrix(dtype, head_dim, mask, heads):
+    query_heads, heads_kv = HEADS[heads]
+    check(dense(1000, 1000, batch=40, heads=query_heads, heads_kv=heads_kv, dtype=DTYPES[dtype], head_dim=head_dim, **MASKS[mask]))
+
+
+@pytest.mark.parametrize("blocks", range(1, 8))
+@pytest.mark.parametrize("heads", (33, 134, 263, 397))
+def test_pairs(blocks, heads):
+    """Odd and even numbers of tiles a head, with and without pairs, and heads that no round divides."""
+    check(dense(128 * blocks - 5, 128 * blocks - 5, batch=1, heads=heads, heads_kv=heads, is_causal=True))
+
+
+@pytest.mark.parametrize("lengths", [(1700, 300), (300, 1700), (1000, 1), (2500, 130)], ids=str)
+@pytest.mark.parametrize("mask", MASKS)
+def test_unequal_lengths(mask, lengths):
+    """Tiles without a key beside tiles with some."""
+    check(dense(*lengths, batch=30, heads=4, heads_kv=2, head_dim=64, **MASKS[mask]))
+
+
+@pytest.mark.parametrize("window", [(0, 0), (1, 0), (63, 64), (127, 0), (128, 128), (300, -1), (-1, 200), (500, 500)], ids=str)
+def test_windows(window):
+    check(dense(1100, 1100, batch=40, window=window))
+
+
+def test_rising_scores_rescale_every_block():
+    """Keys that grow along the sequence raise the row's reference in every block; shrinking ones never do."""
+    for order in (slice(None), slice(None, None, -1)):
+        problem = dense(900, 900, batch=20, head_dim=64)
+        inputs = make_inputs(problem)
+        ramp = torch.linspace(0.1, 12, problem.max_k, device="cuda")
+        inputs.k.mul_(ramp[:, None, None].flip(0) if order.step else ramp[:, None, None])
+        assert_matches_reference(problem, inputs, run_flash(problem, inputs, backward=False))
+
+
+def test_same_bits_in_every_run():
+    problem = dense(1500, 1500, batch=30, is_causal=True)
+    inputs = make_inputs(problem)
+    first = flash_forward(problem, inputs)[:2]
+    for _ in range(20):
+        poison(inputs)
+        again = flash_forward(problem, inputs)[:2]
+        assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+
+
+def random_problem(chosen: random.Random) -> Problem:
+    heads_kv = chosen.choice((1, 2, 3, 8))
+    rows, keys = (chosen.choice((chosen.randint(1, 300), chosen.randint(1, 1500))) for _ in range(2))
+    return dense(
+        rows, chosen.choice((rows, keys)), batch=chosen.randint(1, 6), heads=heads_kv * chosen.choice((1, 2, 5)), heads_kv=heads_kv,
+        head_dim=8 * chosen.randint(1, 16), dtype=chosen.choice(list(DTYPES.values())), **chosen.choice(list(MASKS.values())),
+    )  # fmt: skip
+
+
+def test_launches_of_random_shapes_back_to_back():
+    """Launched without waiting in between, then checked: none may touch what is another's."""
+    chosen = random.Random(SEED)
+    for _ in range(LAUNCHES // 50):
+        problems = [random_problem(chosen) for _ in range(50)]
+        inputs = [make_inputs(problem) for problem in problems]
+        torch.cuda.synchronize()
+        results = [flash_forward(problem, x)[:2] for problem, x in zip(problems, inputs, strict=True)]
+        for problem, x, result in zip(problems, inputs, results, strict=True):
+            assert_matches_reference(problem, x, Result(*result))
+
+
+def test_runs_on_the_persistent_kernel():
+    inputs = make_inputs(problem := dense(1000, 1000, batch=20))
+    names = kernels_of(lambda: flash_forward(problem, inputs))
+    assert len(names) == 1 and "persistent" in names[0], names
