@@ -26,6 +26,7 @@ BLOCK_M = {
     if k.arch == 90 and k.mask is not Mask.WINDOW and not k.tuned
 }
 NOISE = 1.05  # a ratio up to it counts as equal
+MANY_QUERIES = 128  # of a dense forward: no problem with so many was faster on the stock kernel since ours is persistent
 MAX = math.inf
 FILL_CLASSES = ((0, 25), (26, 50), (51, 75), (76, 100))
 
@@ -134,6 +135,9 @@ def dense_forward(rows: list[Row]) -> Iterable[Rule]:
     """Few tiles of queries leave multiprocessors idle; the stock kernel splits the keys, and packs the heads of single queries."""
     for head_dim in sorted({row.head_dim for row in rows}):
         here = [row for row in rows if (row.op, row.layout, row.head_dim) == ("forward", "dense", head_dim)]
+        if slower := [row for row in here if row.queries >= MANY_QUERIES and row.ratio > NOISE]:
+            raise ValueError(f"stock is faster with {MANY_QUERIES} queries or more, which no rule is for: {slower}")
+        here = [row for row in here if row.queries < MANY_QUERIES]
         yield Rule("forward", "dense", head_dim, "grouped", queries=(0, 1))
         packed = [row for row in here if not (row.grouped and row.queries == 1)]
         steps = {
@@ -152,7 +156,7 @@ def dense_forward(rows: list[Row]) -> Iterable[Rule]:
                 elif fewer_tiles is not None:  # more tiles do no worse
                     known[tiles] = fewer_tiles
                 for keys in known.get(tiles, [(0, MAX)]):  # nor do fuller ones
-                    yield Rule("forward", "dense", head_dim, "any", fill=fill, tiles=tiles, keys=keys)
+                    yield Rule("forward", "dense", head_dim, "any", (0, MANY_QUERIES - 1), fill, tiles, keys)
 
 
 def dense_backward(rows: list[Row]) -> Iterable[Rule]:

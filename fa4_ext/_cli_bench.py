@@ -16,13 +16,14 @@ would do only at the price of a kernel in each time."""
 
 _EPILOG = """\
 grids:
-  paper    the FlashAttention-3 paper's: 16k tokens, hidden size 2048, head dims 64, 128
-  dims     the same with head dims 96, 192 and 256
-  llama    training steps and prompts of Llama models, causal, grouped heads
-  vit      images: vision transformers and diffusion
-  decode   few queries against many keys, forward only, in microseconds
-  varlen   16k tokens of packed sequences, head dim 128
-  gqa      32 query heads on 32, 8, 4 and 1 heads of keys and values, length 4096
+  paper     the FlashAttention-3 paper's: 16k tokens, hidden size 2048, head dims 64, 128
+  paper-gqa the same with eight query heads on a head of keys and values
+  dims      the paper's with head dims 96, 192 and 256
+  llama     training steps and prompts of Llama models, causal, grouped heads
+  vit       images: vision transformers and diffusion
+  decode    few queries against many keys, forward only, in microseconds
+  varlen    16k tokens of packed sequences, head dim 128
+  gqa       32 query heads on 32, 8, 4 and 1 heads of keys and values, length 4096
 
 contenders:
   ours     fa4_ext without its speed rules: its kernels or an error, never stock's time

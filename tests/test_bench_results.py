@@ -24,7 +24,8 @@ def test_the_ones_of_the_command_are_found():
 def test_a_result_is_read_and_has_every_problem_of_its_grid(path):
     result = results.load(str(path), "--from")
     grid = GRIDS[result["grid"]]
-    names = [f"{shape.name} {direction}" for shape in grid.shapes for direction in grid.directions]
+    directions = {row["direction"] for row in result["throughput"]}  # --op may have left one out
+    names = [f"{shape.name} {direction}" for shape in grid.shapes for direction in grid.directions if direction in directions]
     assert sorted(row["name"] for row in result["throughput"]) == sorted(names)
     shapes = {shape.name: shape for shape in grid.shapes}
     for row in result["throughput"]:

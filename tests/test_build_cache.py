@@ -20,6 +20,7 @@ from kernels.progress import Progress
 ROOT = Path(__file__).parents[1]
 KERNELS = matrix()
 FORWARD = next(kernel for kernel in KERNELS if kernel.op is Op.FORWARD and kernel.arch == 90)
+assert FORWARD.persistent
 VERSIONS = {"flash-attn-4": "1"}
 
 
@@ -103,8 +104,9 @@ def test_key_depends_on_spec_target_and_versions():
 
 @pytest.mark.parametrize(
     ("edited", "matters"),
-    [("sm90/forward.py", True), ("common/arguments.py", True), ("worker.py", True), ("sm100/forward.py", False),
-     ("matrix.py", False), ("build.py", False), ("table.py", False), ("pool.py", False)],
+    [("sm90/persistent.py", True), ("sm90/tiles.py", True), ("common/arguments.py", True), ("worker.py", True),
+     ("sm90/forward.py", False), ("sm100/forward.py", False), ("matrix.py", False), ("build.py", False), ("table.py", False),
+     ("pool.py", False)],
 )  # fmt: skip
 def test_key_depends_on_the_sources_that_compile(sources, edited, matters):
     before = key(FORWARD, "sm_90a", VERSIONS, sources)
@@ -115,7 +117,7 @@ def test_key_depends_on_the_sources_that_compile(sources, edited, matters):
 
 def test_comments_docstrings_and_layout_compile_nothing_again(sources):
     before = key(FORWARD, "sm_90a", VERSIONS, sources)
-    path = sources / "sm90" / "forward.py"
+    path = sources / "sm90" / "persistent.py"
     path.write_text('"""Another sentence."""\n\n\n# a comment\n' + path.read_text().split('"""', 2)[2])
     assert key(FORWARD, "sm_90a", VERSIONS, sources) == before
 
@@ -172,7 +174,7 @@ def test_a_kernel_that_fails_fails_the_build_with_its_name_and_the_compiler_s_me
     with pytest.raises(pool.CompileError) as error:
         compile_with(pool.WORKER, cache, [broken], jobs=1)
     assert f"kernel {broken.name} failed to compile" in str(error.value)
-    assert "Error" in str(error.value) and "flash_fwd_sm90" in str(error.value)
+    assert "Error" in str(error.value) and "must be one to three times 64, is 100" in str(error.value)
 
 
 BUILD = """

@@ -300,6 +300,7 @@ OF_IMAGES = {
     "batch": 128, "seqlen_q": 197, "seqlen_k": 197, "total_q": 128 * 197, "total_k": 128 * 197, "num_heads": 12, "num_heads_kv": 12,
     "head_dim": 64, "head_dim_v": 64,
 }  # fmt: skip
+OF_WORDS = OF_IMAGES | {"seqlen_q": 100, "seqlen_k": 100, "total_q": 12_800, "total_k": 12_800}
 OF_SENTENCES = {
     "layout": "varlen", "batch": 64, "seqlen_q": 512, "seqlen_k": 512, "total_q": 8192, "total_k": 8192, "num_heads": 12,
     "num_heads_kv": 12, "head_dim": 64, "head_dim_v": 64,
@@ -311,14 +312,15 @@ OF_SENTENCES = {
     [
         ({}, False),
         (SHORT_OF_TILES, False),  # which the decode kernel runs
-        (OF_IMAGES, True),
-        (OF_IMAGES | {"capability": 100}, False),  # measured on Hopper only
-        (OF_IMAGES | {"head_dim_v": 128}, False),  # which stock can't run
+        (OF_IMAGES, False),
+        (OF_WORDS, True),
+        (OF_WORDS | {"capability": 100}, False),  # measured on Hopper only
+        (OF_WORDS | {"head_dim_v": 128}, False),  # which stock can't run
         (OF_SENTENCES, True),
         ({"layout": "varlen", "batch": 8, "seqlen_q": 4096, "seqlen_k": 4096, "total_q": 16_384, "total_k": 16_384}, False),
         ({"op": "backward"} | SHORT_OF_TILES, False),
     ],
-    ids=["training", "decode", "images", "images_on_sm100", "images_64_128", "sentences", "packed", "backward_of_decode"],
+    ids=["training", "decode", "images", "words", "words_on_sm100", "words_64_128", "sentences", "packed", "backward_of_decode"],
 )
 def test_speed_rules_leave_to_stock_what_it_runs_faster(change, stock):
     problem = LEGAL | change

@@ -61,7 +61,7 @@ def built_without_compiling(name):
 def test_rows_of_satellites():
     built = built_without_compiling("full")
     source = table.cpp(built, "{}", "[]")
-    rows = re.findall(r'^    \{"(\w+)",\n.*\n     (?:\w+, ){7}(-?\d+), (-?\d+), (-?\d+), (-?\d+),$', source, re.MULTILINE)
+    rows = re.findall(r'^    \{"(\w+)",\n.*\n     (?:\w+, ){8}(-?\d+), (-?\d+), (-?\d+), (-?\d+),$', source, re.MULTILINE)
     assert len(rows) == len(built)
     for row, (name, *indices) in zip(built, rows, strict=True):
         assert row.kernel.name == name

@@ -87,9 +87,11 @@ def _by_length(pyplot, result: dict):
     for axis in axes[-1]:
         axis.set_xlabel("sequence length")
     _legend(figure, axes[0][0], "upper center")
-    conditions = f"{_conditions(result)}, 16k tokens, hidden size {HIDDEN_SIZE}"
+    ratio = rows[0]["heads"] // rows[0]["heads_kv"]
+    shared = f", {ratio} query heads on a head of keys and values" if ratio > 1 else ""
+    conditions = f"{_conditions(result)}, 16k tokens, hidden size {HIDDEN_SIZE}{shared}"
     figure.text(0.5, 0.005, conditions, ha="center", color="#666666")
-    figure.tight_layout(rect=(0, 0.025, 1, 0.95))
+    figure.tight_layout(rect=(0, 0.18 / size[1], 1, 1 - 0.35 / size[1]))  # inches, for the conditions and the legend
     return figure
 
 

@@ -123,6 +123,8 @@ class Persistent:
         self.tile_m, self.tile_n = kernel.block_m, kernel.block_n
         self.head_dim, self.head_dim_v = kernel.head_dim, kernel.head_dim_v
         self.stages, self.q_stages = kernel.stages, kernel.q_stages
+        if self.tile_m % ROWS or self.tile_m // ROWS not in REGISTERS:
+            raise ValueError(f"block_m of {kernel.name} must be one to three times {ROWS}, is {self.tile_m}")
         self.warpgroups = self.tile_m // ROWS
         self.consumers = WARPGROUP * self.warpgroups
         self.turns = kernel.turns and self.warpgroups > 1

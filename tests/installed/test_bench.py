@@ -19,7 +19,7 @@ from fa4_ext.bench.grids import GRIDS, MICROSECONDS
 from fa4_ext.bench.shapes import DIRECTIONS, Shape, packed, square
 from fa4_ext.bench.timing import Prepared, in_turns
 
-NAMES = ("paper", "dims", "llama", "vit", "decode", "varlen", "gqa")
+NAMES = ("paper", "paper-gqa", "dims", "llama", "vit", "decode", "varlen", "gqa")
 SHAPES = [pytest.param(shape, id=f"{name}: {shape.name}") for name, grid in GRIDS.items() for shape in grid.shapes]
 
 
@@ -73,7 +73,7 @@ def test_help_names_every_grid_and_contender(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--grid", "tall"], "argument --grid: 'tall' is none of paper, dims, llama, vit, decode, varlen, gqa"),
+        (["--grid", "tall"], "argument --grid: 'tall' is none of paper, paper-gqa, dims, llama, vit, decode, varlen, gqa"),
         (["--grid", "decode", "--op", "backward"], "argument --op: grid decode has the forward alone"),
         (["--op", "sideways"], "argument --op: invalid choice: 'sideways'"),
         (["--dtype", "fp8"], "argument --dtype: invalid choice: 'fp8'"),
@@ -94,7 +94,7 @@ def test_wrong_usage_says_what_is_wrong_before_anything_is_measured(refused, arg
     [
         ("[]", "is no result of this command: it has no header, grid, contenders, throughput"),
         ('{"header": {}, "grid": "paper"}', "is no result of this command: it has no contenders, throughput"),
-        ('{"header": {}, "grid": "tall", "contenders": {}, "throughput": []}', "is of grid 'tall', which is none of paper, dims"),
+        ('{"header": {}, "grid": "tall", "contenders": {}, "throughput": []}', "is of grid 'tall', which is none of paper,"),
         ("{", "could not be read: "),
     ],
     ids=["list", "incomplete", "grid", "no_json"],
