@@ -105,7 +105,7 @@ class Kernel:
 
 
 # Measured on an H200 (docs/kernels-sm90.md). D 64: a score costs as much in exp as in matrix work, so three warpgroups overlap
-# more than two; from D 96 on they have no registers. Two tiles of queries let the next one's load begin early, and the stages fill
+# more than two; from D 96 on three spill. Two tiles of queries let the next one's load begin early, and the stages fill
 # what is left of shared memory, up to where more did not help.
 _PERSISTENT = {
     (64, 64): dict(block_m=192, block_n=128, stages=3, q_stages=2),
@@ -118,9 +118,9 @@ def _forward_sm90(dtype, head_dims, layout, mask):
     if layout is Layout.DENSE and head_dims in _PERSISTENT:
         yield Kernel(Op.FORWARD, 90, dtype, *head_dims, layout, mask=mask, persistent=True, **_PERSISTENT[head_dims])
         return
-    # 192 rows (three warpgroups) pay up to D 96, where a score costs as much in exp as in matrix work; D 128 has registers for two.
-    # Keys are what shared memory still holds in two stages; a window wastes less of short tiles. D 96 with 192 rows has no
-    # registers left for P.
+    # Varlen, and above D 128. 192 rows (three warpgroups) pay up to D 96, where a score costs as much in exp as in matrix work;
+    # D 128 has registers for two. Keys are what shared memory still holds in two stages; a window wastes less of short tiles. D 96
+    # with 192 rows has no registers left for P.
     block_m, block_n = {
         (64, 64): (192, 128),
         (96, 96): (192, 144 if mask is Mask.FULL else 128),

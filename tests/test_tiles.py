@@ -53,12 +53,12 @@ def test_every_tile_is_dealt_once(heads, blocks, workers, share, causal):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 400), st.integers(2, 40), st.sampled_from(SM_COUNTS))
+@given(st.integers(1, 400), st.integers(2, 40), st.sampled_from((0, *SM_COUNTS)))
 def test_the_planner_s_pairs_are_of_the_heads_and_leave_a_round(heads, blocks, sm_count):
     plan = planned(heads, 128 * blocks, 128, sm_count)
     if plan.kernel.op == fa4_core.Op.DECODE:
         return
-    assert plan.workers == sm_count
+    assert plan.workers == max(sm_count, 1)
     assert 0 <= plan.paired <= heads
     assert plan.paired == 0 or (heads - plan.paired) * tiles.units(blocks) >= sm_count, (plan.paired, heads, blocks)
 
@@ -81,7 +81,7 @@ def test_loads_are_balanced(head_dim, seqlen):
 
 
 def test_few_heads_are_in_work_at_a_time():
-    """A head's keys are 4 MB of 16-bit values at 8k tokens: the paired heads that a round works on fit in L2."""
+    """A head's keys and values are 4 MB at 8k tokens: those of the paired heads that a round works on fit in L2."""
     heads, blocks, workers = 64, 64, 132
     paired = planned(heads, 128 * blocks, 128, workers).paired
     assert paired > heads // 2
@@ -93,4 +93,4 @@ def test_few_heads_are_in_work_at_a_time():
 def test_a_problem_of_more_tiles_than_cursors_is_refused():
     problem = dict(batch=65_535, num_heads=65_535, num_heads_kv=65_535, seqlen_q=512, total_q=65_535 * 512, total_k=65_535 * 512)
     plan = planned(1, 512, 64, 132, **problem)
-    assert plan.reason == "there are 2^30 tiles of queries or more: 65535 x 65535 heads"
+    assert plan.reason == "there are more than 2^30 tiles of queries: 65535 x 65535 heads of 512 queries"

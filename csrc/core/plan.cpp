@@ -244,7 +244,8 @@ Plan plan(const Problem& problem, bool speed_rules, const std::vector<TileRule>&
   }
   if (kernel->persistent) {
     if (!fits_cursors(problem, *kernel)) {
-      plan.reason = concat("there are 2^30 tiles of queries or more: ", problem.batch, " x ", problem.num_heads, " heads");
+      plan.reason = concat("there are more than 2^30 tiles of queries: ", problem.batch, " x ", problem.num_heads, " heads of ",
+                           problem.seqlen_q, " queries");
       return plan;
     }
     plan.workers = std::max(problem.sm_count, 1);

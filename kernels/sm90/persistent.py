@@ -30,11 +30,11 @@ from kernels.sm90 import tiles
 WARPGROUP = 128  # threads
 ROWS = 64  # of a warpgroup: WGMMA's M
 WARP_ROWS = ROWS // 4
-# Registers of a consuming and of a loading thread, by the number of consuming warpgroups: what setmaxnreg, in steps of 8, can make
-# of a multiprocessor's 65,536.
+# Registers of a consuming and of a loading thread, by the number of consuming warpgroups, as setmaxnreg, in steps of 8, can divide
+# a multiprocessor's 65,536.
 REGISTERS = {1: (240, 56), 2: (240, 24), 3: (160, 32)}
 FIRST_TURN = 1  # of the named barriers, one a warpgroup: its turn to issue products. 0 is the thread block's
-MASK_BITS = 16  # columns a word of mask(), which also forms one bit more
+MASK_BITS = 16  # columns that a word of mask() covers; lowest_bits() shifts by up to as many
 # A row's reference, which is subtracted before exp2, stays until a score exceeds it by 8, in powers of 2: weights up to 256 lose
 # nothing in either dtype, and most blocks need no rescale of O, which costs as much as the sum of the weights.
 LAZY = 8.0

@@ -1,4 +1,4 @@
-"""The persistent forward against fp32: more tiles than multiprocessors, so that thread blocks go from one tile to the next."""
+"""The persistent forward against fp32, mostly of more tiles than multiprocessors: thread blocks go from one to the next."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from calls import flash_forward, run_flash
+from calls import flash_forward, planned, run_flash
 from cases import BLACKWELL, DTYPES, HEADS, MASKS, Problem, dense, make_inputs, poison
 from compare import assert_matches_reference
 from profiling import kernels_of
@@ -21,17 +21,18 @@ LAUNCHES, SEED = 1000, 20261122
 
 def check(problem: Problem) -> None:
     inputs = make_inputs(problem)
+    assert planned(problem, inputs) == "forward"  # of dense tensors and these head dims: the persistent kernel
     assert_matches_reference(problem, inputs, run_flash(problem, inputs, backward=False))
 
 
 @pytest.mark.parametrize(("dtype", "head_dim", "mask", "heads"), list(product(DTYPES, BUCKETS, MASKS, HEADS)), ids=str)
 def test_matrix(dtype, head_dim, mask, heads):
     query_heads, heads_kv = HEADS[heads]
-    check(dense(1000, 1000, batch=40, heads=query_heads, heads_kv=heads_kv, dtype=DTYPES[dtype], head_dim=head_dim, **MASKS[mask]))
+    check(dense(1150, 1150, batch=40, heads=query_heads, heads_kv=heads_kv, dtype=DTYPES[dtype], head_dim=head_dim, **MASKS[mask]))
 
 
 @pytest.mark.parametrize("blocks", range(1, 8))
-@pytest.mark.parametrize("heads", (33, 134, 263, 397))
+@pytest.mark.parametrize("heads", (67, 134, 263, 397))
 def test_pairs(blocks, heads):
     """Odd and even numbers of tiles a head, with and without pairs, and heads that no round divides."""
     check(dense(128 * blocks - 5, 128 * blocks - 5, batch=1, heads=heads, heads_kv=heads, is_causal=True))
@@ -45,8 +46,9 @@ def test_unequal_lengths(mask, lengths):
 
 
 @pytest.mark.parametrize("window", [(0, 0), (1, 0), (63, 64), (127, 0), (128, 128), (300, -1), (-1, 200), (500, 500)], ids=str)
-def test_windows(window):
-    check(dense(1100, 1100, batch=40, window=window))
+@pytest.mark.parametrize("head_dim", BUCKETS)
+def test_windows(head_dim, window):
+    check(dense(1100, 1100, batch=40, head_dim=head_dim, window=window))
 
 
 def test_rising_scores_rescale_every_block():
@@ -79,7 +81,8 @@ def random_problem(chosen: random.Random) -> Problem:
 
 
 def test_launches_of_random_shapes_back_to_back():
-    """Launched without waiting in between, then checked: none may touch what is another's."""
+    """Launched without waiting in between, then checked: none may touch what is another's. About half of them, of few queries, run
+    on the decode kernel, so that both follow each other."""
     chosen = random.Random(SEED)
     for _ in range(LAUNCHES // 50):
         problems = [random_problem(chosen) for _ in range(50)]
