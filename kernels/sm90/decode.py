@@ -18,15 +18,15 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32, pipeline
 from cutlass.cute.nvgpu import cpasync, warpgroup
-from cutlass.utils import LayoutEnum, SmemAllocator
+from cutlass.utils import SmemAllocator
 from flash_attn.cute import utils
 from flash_attn.cute.cute_dsl_utils import assume_tensor_aligned
-from flash_attn.cute.pipeline import PipelineTmaAsync
 from flash_attn.cute.softmax import Softmax
 from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import arguments as arg
 from kernels.matrix import Kernel
+from kernels.sm90 import staging
 
 CONSUMERS = 128  # threads: one warpgroup
 CONSUMER_WARPS = CONSUMERS // 32
@@ -83,9 +83,6 @@ class Decode:
         self.stages = kernel.stages
         self.blocks_per_sm = kernel.blocks_per_sm
 
-    def smem_layout(self, rows: int, columns: int, stages: int | None):
-        return sm90_utils.make_smem_layout(self.dtype, LayoutEnum.ROW_MAJOR, (rows, columns), stages)
-
     @cute.jit
     def __call__(
         self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, scale: Float32,
@@ -94,9 +91,9 @@ class Decode:
     ):  # fmt: skip
         q, k, v, o = (assume_tensor_aligned(tensor) for tensor in (q, k, v, o))
         by_head = [1, 3, 2, 0]  # [seqlen, head_dim, heads, batch or pages]
-        sq_layout = self.smem_layout(self.tile_m, self.head_dim, None)
-        sk_layout = self.smem_layout(self.tile_n, self.head_dim, self.stages)
-        sv_layout = self.smem_layout(self.tile_n, self.head_dim_v, self.stages)
+        sq_layout = staging.smem_layout(self.dtype, self.tile_m, self.head_dim, None)
+        sk_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim, self.stages)
+        sv_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim_v, self.stages)
         load_k, tma_k = self.tma(layout_utils.select(k, by_head), sk_layout, self.head_dim)
         load_v, tma_v = self.tma(layout_utils.select(v, by_head), sv_layout, self.head_dim_v)
         mma_qk = sm90_utils.make_tiled_mma(self.dtype, "K", "K", self.tile_n)
@@ -119,14 +116,11 @@ class Decode:
         return cpasync.make_tiled_tma_atom(load, tensor, cute.select(layout, mode=[0, 1]), (self.tile_n, columns), 1)
 
     def shared_storage(self, sq_layout, sk_layout, sv_layout):
-        def elements(layout):  # aligned as the swizzle wants it
-            return cute.struct.Align[cute.struct.MemRange[self.dtype, cute.cosize(layout)], 1024]
-
         @cute.struct
         class Storage:
-            q: elements(sq_layout)
-            k: elements(sk_layout)
-            v: elements(sv_layout)
+            q: staging.elements(self.dtype, sq_layout)
+            k: staging.elements(self.dtype, sk_layout)
+            v: staging.elements(self.dtype, sv_layout)
             barriers_k: cute.struct.MemRange[cutlass.Int64, self.stages * 2]
             barriers_v: cute.struct.MemRange[cutlass.Int64, self.stages * 2]
 
@@ -146,8 +140,8 @@ class Decode:
             cpasync.prefetch_descriptor(load_k)
             cpasync.prefetch_descriptor(load_v)
         storage = SmemAllocator().allocate(self.shared_storage(sq_layout, sk_layout, sv_layout))
-        pipeline_k = self.pipeline(storage.barriers_k, sk_layout)
-        pipeline_v = self.pipeline(storage.barriers_v, sv_layout)
+        pipeline_k = staging.tma_pipeline(self.dtype, storage.barriers_k, sk_layout, self.stages, CONSUMER_WARPS)
+        pipeline_v = staging.tma_pipeline(self.dtype, storage.barriers_v, sv_layout, self.stages, CONSUMER_WARPS)
         pipeline.pipeline_init_arrive()
         sq = storage.q.get_tensor(sq_layout.outer, swizzle=sq_layout.inner)
         sk = storage.k.get_tensor(sk_layout.outer, swizzle=sk_layout.inner)
@@ -175,16 +169,6 @@ class Decode:
             self.combine(tile, output, row_lse, weights, o, lse)
         cute.arch.cluster_arrive()  # a thread block's shared memory is there until all have read it
         cute.arch.cluster_wait()
-
-    def pipeline(self, barriers, layout):
-        def group(size):
-            return pipeline.CooperativeGroup(pipeline.Agent.Thread, size)
-
-        return PipelineTmaAsync.create(
-            barrier_storage=barriers.data_ptr(), num_stages=self.stages, producer_group=group(1),
-            consumer_group=group(CONSUMER_WARPS), tx_count=cute.size_in_bytes(self.dtype, cute.select(layout, mode=[0, 1])),
-            defer_sync=True,
-        )  # fmt: skip
 
     @cute.jit
     def tile(

@@ -17,15 +17,14 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Float32, Int32, const_expr, pipeline
 from cutlass.cute.nvgpu import cpasync, warpgroup
-from cutlass.utils import LayoutEnum, SmemAllocator
+from cutlass.utils import SmemAllocator
 from flash_attn.cute import utils
 from flash_attn.cute.cute_dsl_utils import assume_tensor_aligned
-from flash_attn.cute.pipeline import PipelineTmaAsync
 from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import arguments as arg
 from kernels.matrix import Kernel, Mask
-from kernels.sm90 import tiles
+from kernels.sm90 import staging, tiles
 
 WARPGROUP = 128  # threads
 ROWS = 64  # of a warpgroup: WGMMA's M
@@ -131,9 +130,6 @@ class Persistent:
         self.causal, self.window = kernel.mask is Mask.CAUSAL, kernel.mask is Mask.WINDOW
         self.store_columns = math.gcd(self.head_dim_v, 64)  # of a swizzled row in shared memory
 
-    def smem_layout(self, rows: int, columns: int, stages: int):
-        return sm90_utils.make_smem_layout(self.dtype, LayoutEnum.ROW_MAJOR, (rows, columns), stages)
-
     @cute.jit
     def __call__(
         self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, scale: Float32,
@@ -141,11 +137,12 @@ class Persistent:
     ):  # fmt: skip
         by_head = [1, 3, 2, 0]  # [seqlen, head_dim, heads, batch]
         q, k, v, o = (layout_utils.select(assume_tensor_aligned(tensor), by_head) for tensor in (q, k, v, o))
-        sq_layout = self.smem_layout(ROWS, self.head_dim, self.warpgroups * self.q_stages)  # a warpgroup's rows a stage
-        sk_layout = self.smem_layout(self.tile_n, self.head_dim, self.stages)
-        sv_layout = self.smem_layout(self.tile_n, self.head_dim_v, self.stages)
-        so_layout = self.smem_layout(ROWS, self.head_dim_v, self.warpgroups)
-        store_layout = self.smem_layout(WARP_ROWS, self.store_columns, 1)
+        slabs = self.warpgroups * self.q_stages  # of a warpgroup's rows
+        sq_layout = staging.smem_layout(self.dtype, ROWS, self.head_dim, slabs)
+        sk_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim, self.stages)
+        sv_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim_v, self.stages)
+        so_layout = staging.smem_layout(self.dtype, ROWS, self.head_dim_v, self.warpgroups)
+        store_layout = staging.smem_layout(self.dtype, WARP_ROWS, self.store_columns, 1)
         load, store = cpasync.CopyBulkTensorTileG2SOp(), cpasync.CopyBulkTensorTileS2GOp()
         atom_q, tma_q = self.tma(load, q, sq_layout, ROWS, self.head_dim)
         atom_k, tma_k = self.tma(load, k, sk_layout, self.tile_n, self.head_dim)
@@ -170,15 +167,12 @@ class Persistent:
         return cpasync.make_tiled_tma_atom(op, tensor, cute.select(layout, mode=[0, 1]), (rows, columns), 1)
 
     def shared_storage(self, sq_layout, sk_layout, sv_layout, so_layout):
-        def elements(layout):  # aligned as the swizzle wants it
-            return cute.struct.Align[cute.struct.MemRange[self.dtype, cute.cosize(layout)], 1024]
-
         @cute.struct
         class Storage:
-            q: elements(sq_layout)
-            k: elements(sk_layout)
-            v: elements(sv_layout)
-            o: elements(so_layout)
+            q: staging.elements(self.dtype, sq_layout)
+            k: staging.elements(self.dtype, sk_layout)
+            v: staging.elements(self.dtype, sv_layout)
+            o: staging.elements(self.dtype, so_layout)
             barriers_q: cute.struct.MemRange[cutlass.Int64, self.q_stages * 2]
             barriers_k: cute.struct.MemRange[cutlass.Int64, self.stages * 2]
             barriers_v: cute.struct.MemRange[cutlass.Int64, self.stages * 2]
@@ -198,9 +192,10 @@ class Persistent:
             for atom in (atom_q, atom_k, atom_v, atom_o):
                 cpasync.prefetch_descriptor(atom)
         storage = SmemAllocator().allocate(self.shared_storage(sq_layout, sk_layout, sv_layout, so_layout))
-        pipeline_q = self.pipeline(storage.barriers_q, self.q_stages, self.warpgroups, sq_layout)
-        pipeline_k = self.pipeline(storage.barriers_k, self.stages, 1, sk_layout)
-        pipeline_v = self.pipeline(storage.barriers_v, self.stages, 1, sv_layout)
+        warps = self.consumers // 32
+        pipeline_q = staging.tma_pipeline(self.dtype, storage.barriers_q, sq_layout, self.q_stages, warps, copies=self.warpgroups)
+        pipeline_k = staging.tma_pipeline(self.dtype, storage.barriers_k, sk_layout, self.stages, warps)
+        pipeline_v = staging.tma_pipeline(self.dtype, storage.barriers_v, sv_layout, self.stages, warps)
         pipeline.pipeline_init_arrive()
         sq = storage.q.get_tensor(sq_layout.outer, swizzle=sq_layout.inner)
         sk = storage.k.get_tensor(sk_layout.outer, swizzle=sk_layout.inner)
@@ -222,16 +217,6 @@ class Persistent:
             self.attend(
                 work, sq, pipeline_q, sk, pipeline_k, sv, pipeline_v, atom_o, tma_o, so, lse, mma_qk, mma_pv, scale_log2
             )  # fmt: skip
-
-    def pipeline(self, barriers, stages: int, copies: int, layout: cute.ComposedLayout):
-        def group(count):
-            return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
-
-        size = copies * cute.size_in_bytes(self.dtype, cute.select(layout, mode=[0, 1]))
-        return PipelineTmaAsync.create(
-            barrier_storage=barriers.data_ptr(), num_stages=stages, producer_group=group(1),
-            consumer_group=group(self.consumers // 32), tx_count=size, defer_sync=True,
-        )  # fmt: skip
 
     @cute.jit
     def following(self, work: Work, cursor: Int32, flip: Int32):
