@@ -90,7 +90,7 @@ def read(path: Path) -> list[Row]:
             }
             op, layout = line["kernel"], line["layout"]
             queries = get["total_q"] // get["batch"]
-            block_m = BLOCK_M[op, line["layout"], get["head_dim"], line["causal"] == "True"]
+            block_m = BLOCK_M[op, layout, get["head_dim"], line["causal"] == "True"]
             tiles_a_head = -(-queries // block_m)
             rows.append(Row(
                 op, layout, get["head_dim"], get["heads"] != get["heads_kv"], get["batch"], queries,

@@ -11,18 +11,18 @@ for a kernel's code. On long contexts the last rows of output and gradients are 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
+from benchmarks.command import json_path
 from fa4_ext.bench.contenders import Contender, contenders
 from fa4_ext.bench.correctness import MAX_RELATIVE_ERROR, attention, corner_of, make_inputs
 from fa4_ext.bench.progress import Progress
 from fa4_ext.bench.results import save
-from fa4_ext.bench.session import NO_DEVICE, header, session
+from fa4_ext.bench.session import header, session
 from fa4_ext.bench.shapes import DIRECTIONS, Shape, packed, square
 from fa4_ext.bench.table import FAILED, NONE, columns
 from fa4_ext.bench.throughput import attention_of
@@ -157,17 +157,13 @@ def text(rows: list[dict], names: list[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="PATH")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit(NO_DEVICE)
+    path = json_path(__doc__)
     chosen = [contender for contender in contenders() if contender.name in NAMES]
     with session():
         result = {"header": header(ROUNDS, DTYPE, chosen), "rows": measure(chosen, SHAPES)}
     print(text(result["rows"], [contender.name for contender in chosen]))
-    if arguments.json:
-        save(result, arguments.json)
+    if path:
+        save(result, path)
     failed = [row["name"] for row in result["rows"] if any("error" in found for found in row["results"].values())]
     if failed:
         sys.exit(f"{len(failed)} rows failed, first {failed[0]}")

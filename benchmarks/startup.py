@@ -5,19 +5,17 @@ python -m benchmarks.startup --json benchmarks/results/h200_startup.json
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
 import sys
 
-import torch
-
 from benchmarks import first_calls
+from benchmarks.command import json_path
 from fa4_ext.bench.contenders import contenders
 from fa4_ext.bench.progress import Progress
 from fa4_ext.bench.results import save
-from fa4_ext.bench.session import NO_DEVICE, header, session
+from fa4_ext.bench.session import header, session
 from fa4_ext.bench.table import columns
 
 SAMPLES = 5
@@ -108,18 +106,14 @@ def print_table(startup: dict, names: list[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="PATH")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit(NO_DEVICE)
+    path = json_path(__doc__)
     chosen = [contender for contender in contenders() if hasattr(first_calls, contender.name)]
     names = [contender.name for contender in chosen]
     with session():
         result = {"header": header(ROUNDS, "bf16", chosen), "startup": measure(names, SAMPLES)}
     print_table(result["startup"], names)
-    if arguments.json:
-        save(result, arguments.json)
+    if path:
+        save(result, path)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ where cuDNN would have run it before: this measures what that costs.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from contextlib import nullcontext
 
 import torch
@@ -17,9 +15,10 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
 import fa4_ext
+from benchmarks.command import json_path
 from fa4_ext.bench.progress import Progress
 from fa4_ext.bench.results import save
-from fa4_ext.bench.session import NO_DEVICE, header, session
+from fa4_ext.bench.session import header, session
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
 
 TARGET_MS = 4.0
@@ -94,16 +93,12 @@ def print_table(rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="PATH")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit(NO_DEVICE)
+    path = json_path(__doc__)
     with session():
         result = {"header": header(ROUNDS, "bf16", []), "rows": measure(ROUNDS)}
     print_table(result["rows"])
-    if arguments.json:
-        save(result, arguments.json)
+    if path:
+        save(result, path)
 
 
 if __name__ == "__main__":
