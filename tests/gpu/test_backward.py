@@ -122,11 +122,12 @@ def test_deterministic_is_bitwise(head_dim, head_dim_v, mask, heads, layout):
                 assert torch.equal(a, b), f"{name} of run {run + 2} differs from run 1 at {int((a != b).sum())} of {a.numel()}"
 
 
-def test_forward_is_bitwise():
-    problem = dense(1023, 1023, is_causal=True)
+@pytest.mark.parametrize(("tokens", "batch", "runs"), [(1023, 2, 4), (1500, 30, 20)], ids=["a_tile_a_block", "many_tiles_a_block"])
+def test_forward_is_bitwise(tokens, batch, runs):
+    problem = dense(tokens, tokens, batch=batch, is_causal=True)
     inputs = make_inputs(problem)
     first = flash_forward(problem, inputs)[:2]
-    for _ in range(4):
+    for _ in range(runs):
         poison(inputs)
         again = flash_forward(problem, inputs)[:2]
         assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])

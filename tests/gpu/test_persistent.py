@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 from calls import flash_forward, planned, run_flash
-from cases import BLACKWELL, DTYPES, HEADS, MASKS, Problem, dense, make_inputs, poison
+from cases import BLACKWELL, DTYPES, HEADS, MASKS, Problem, dense, make_inputs
 from compare import assert_matches_reference
 from profiling import kernels_of
 from reference import Result
@@ -59,16 +59,6 @@ def test_rising_scores_rescale_every_block():
         ramp = torch.linspace(0.1, 12, problem.max_k, device="cuda")
         inputs.k.mul_(ramp[:, None, None].flip(0) if order.step else ramp[:, None, None])
         assert_matches_reference(problem, inputs, run_flash(problem, inputs, backward=False))
-
-
-def test_same_bits_in_every_run():
-    problem = dense(1500, 1500, batch=30, is_causal=True)
-    inputs = make_inputs(problem)
-    first = flash_forward(problem, inputs)[:2]
-    for _ in range(20):
-        poison(inputs)
-        again = flash_forward(problem, inputs)[:2]
-        assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
 
 
 def random_problem(chosen: random.Random) -> Problem:
