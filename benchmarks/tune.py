@@ -23,7 +23,7 @@ from fa4_ext.bench.correctness import MAX_RELATIVE_ERROR
 from fa4_ext.bench.session import NO_DEVICE, session
 from fa4_ext.bench.shapes import Shape
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
-from kernels.matrix import Kernel, Mask, candidates, with_candidates
+from kernels.matrix import Kernel, Mask, Op, candidates, with_candidates
 
 TARGET_MS = 1.0
 ROUNDS = 5
@@ -42,7 +42,13 @@ def defaults() -> list[Kernel]:
 def grid(default: Kernel) -> list[Problem]:
     part = {} if default.head_dim in (64, 128) else tune_grid.SHORTER
     found = tune_grid.problems(default.head_dim, default.mask is Mask.CAUSAL, default.block_m, **part)
-    return list(dict.fromkeys((default.op.value, dtype, shape) for dtype, shape in found if shape.layout == default.layout.value))
+    return list(dict.fromkeys((default.op.value, dtype, shape) for dtype, shape in found if is_for(default, shape)))
+
+
+def is_for(default: Kernel, shape: Shape) -> bool:
+    """Whether a problem gets this default: up to 64 queries have one of their own on Hopper."""
+    short = default.op is Op.FORWARD and max(shape.lengths or (shape.seqlen_q,)) <= 64
+    return shape.layout == default.layout.value and not short
 
 
 def key(problem: Problem) -> dict[str, str]:

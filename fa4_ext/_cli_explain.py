@@ -30,7 +30,7 @@ examples:
     supported          whether one of fa4_ext's kernels runs it
     kernel             its name; null when not supported, like tile
     tile               [rows of queries, rows of keys]
-    workspace_bytes    device memory that the backward takes while it runs, besides
+    workspace_bytes    device memory that the call takes while it runs, besides
                        its results
     reason             why not; when supported, which inputs are copied or padded
                        first, or ""

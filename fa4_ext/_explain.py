@@ -23,7 +23,7 @@ class Explanation:
     kernel: str | None  # that kernel's name, as in `kernels()`
     reason: str  # why not; when supported, which inputs are copied or padded first, or empty
     tile: tuple[int, int] | None = None  # that kernel's tile: rows of queries, rows of keys
-    workspace_bytes: int = 0  # device memory that the backward takes while it runs, besides its results
+    workspace_bytes: int = 0  # device memory that the call takes while it runs, besides its results
     # When not supported: "flash", PyTorch's own flash attention gets the call, and raises where it can't run it either; "other",
     # F.scaled_dot_product_attention never takes such a call to flash attention, and its cuDNN, memory-efficient or math backend
     # gets it.

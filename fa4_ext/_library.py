@@ -28,6 +28,8 @@ def _load() -> ctypes.CDLL:
     library.fa4_ext_configure.restype = None
     library.fa4_ext_force_tile.argtypes = (ctypes.c_int, ctypes.c_int)
     library.fa4_ext_force_tile.restype = None
+    library.fa4_ext_force_decode.argtypes = (ctypes.c_int,)
+    library.fa4_ext_force_decode.restype = None
     library.fa4_ext_remove.argtypes = ()
     library.fa4_ext_remove.restype = None
     for text in (library.fa4_ext_last_error, library.fa4_ext_build_info, library.fa4_ext_manifest):
@@ -104,6 +106,11 @@ def configure(*, strict: bool, speed_rules: bool) -> None:
 def force_tile(queries: int, keys: int) -> None:
     """For measurements: only kernels with this tile run from the next call on; 0, 0: the planner's choice."""
     native().fa4_ext_force_tile(queries, keys)
+
+
+def force_decode(on: bool) -> None:
+    """For measurements and tests: whether few queries run on the decode kernel wherever it can, from the next call on."""
+    native().fa4_ext_force_decode(on)
 
 
 def remove() -> None:

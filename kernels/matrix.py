@@ -2,7 +2,7 @@
 
 The build, the table that the C++ planner reads, the manifest and the tests all derive from `matrix()`; a test holds README to it.
 Tiles of its kernels are the pinned flash-attn-4's own choices (tile_size functions of its interface.py); a test holds the two side
-by side. The kernels of our own, persistent and decode, have the tiles that were measured to be fastest.
+by side. The kernels of our own, Hopper's forward and decode, have the tiles that were measured to be fastest.
 Beside these defaults are the `candidates()` that kernels/tile_rules.csv names, for problems that they were measured to run faster.
 """
 
@@ -64,24 +64,27 @@ class Kernel:
     two_cta: bool = False  # SM100: a pair of thread blocks shares an MMA
     cluster: int = 1  # Op.POSTPROCESS, varlen: tiles that a sequence's accumulator is padded to
     threads: int = 0  # Op.POSTPROCESS
-    pv_in_registers: bool = True  # SM90 forward: P goes to its product with V from registers, not by way of shared memory
     atom_layout_m: int = 1  # SM90 backward: warpgroups along the rows of dQ's tile; Op.POSTPROCESS: of the accumulator's
     swap_ab: bool = False  # the same tile's product is computed transposed
     atom_layout_dkv: int = 2  # SM90 backward: warpgroups along the rows of dK's and dV's tiles
     swap_ab_dkv: bool = False
     dq_warpgroups: int = 2  # SM90 backward: how many compute dQ
-    stages: int = 0  # Op.DECODE and persistent: blocks of keys and of values in shared memory
+    stages: int = 0  # Op.DECODE and SM90 forward: blocks of keys and of values in shared memory
     blocks_per_sm: int = 0  # Op.DECODE: thread blocks that a multiprocessor holds
-    persistent: bool = False  # SM90 forward: the kernel of our own (kernels/sm90/persistent.py)
-    q_stages: int = 0  # persistent: tiles of queries in shared memory
-    turns: bool = True  # persistent: the warpgroups take turns to issue products
+    q_stages: int = 0  # SM90 forward: tiles of queries in shared memory
+    turns: bool = True  # SM90 forward: the warpgroups take turns to issue products
     tuned: bool = False  # a candidate: runs only where a tile rule says so
+
+    @property
+    def persistent(self) -> bool:
+        """Launched as many thread blocks as work at a time, each on one tile after the other (SM100's sizes its grid itself)."""
+        return self.op is Op.FORWARD and self.arch == 90
 
     @property
     def module(self) -> str:
         """Where its entry is, below kernels/."""
         folder = "common" if self.op in (Op.PREPROCESS, Op.POSTPROCESS) else f"sm{self.arch}"
-        return f"{folder}/{'persistent' if self.persistent else self.op.value}"
+        return f"{folder}/{self.op.value}"
 
     @property
     def _dims(self) -> str:
@@ -105,31 +108,34 @@ class Kernel:
 
 
 # Measured on an H200 (docs/kernels-sm90.md). D 64: a score costs as much in exp as in matrix work, so three warpgroups overlap
-# more than two; from D 96 on three spill. Two tiles of queries let the next one's load begin early, and the stages fill
-# what is left of shared memory, up to where more did not help.
-_PERSISTENT = {
+# more than two; from D 96 on three spill. Two tiles of queries let the next one's load begin early, and the stages fill what is
+# left of shared memory, up to where more did not help. From D 192 on it holds one, beside keys in two stages; of them the numbers
+# that divide most lengths were faster than what just fits.
+_FORWARD_SM90 = {
     (64, 64): dict(block_m=192, block_n=128, stages=3, q_stages=2),
     (96, 96): dict(block_m=128, block_n=128, stages=2, q_stages=2),
     (128, 128): dict(block_m=128, block_n=128, stages=2, q_stages=2),
+    (192, 128): dict(block_m=128, block_n=128, stages=2, q_stages=1),
+    (192, 192): dict(block_m=128, block_n=96, stages=2, q_stages=1),
+    (256, 256): dict(block_m=128, block_n=64, stages=2, q_stages=1),
+}
+
+
+# For up to 64 queries, one warpgroup's rows. Where there are many such sequences their time is that of reading them: the stages, of
+# queries too, are what shared memory holds, or enough of it.
+_SHORT_FORWARD_SM90 = {
+    (64, 64): dict(stages=6, q_stages=4),
+    (96, 96): dict(stages=6, q_stages=3),
+    (128, 128): dict(stages=5, q_stages=3),
+    (192, 128): dict(stages=3, q_stages=2),
+    (192, 192): dict(stages=3, q_stages=2),
+    (256, 256): dict(stages=2, q_stages=2),
 }
 
 
 def _forward_sm90(dtype, head_dims, layout, mask):
-    if layout is Layout.DENSE and head_dims in _PERSISTENT:
-        yield Kernel(Op.FORWARD, 90, dtype, *head_dims, layout, mask=mask, persistent=True, **_PERSISTENT[head_dims])
-        return
-    # Varlen, and above D 128. 192 rows (three warpgroups) pay up to D 96, where a score costs as much in exp as in matrix work;
-    # D 128 has registers for two. Keys are what shared memory still holds in two stages; a window wastes less of short tiles. D 96
-    # with 192 rows has no registers left for P.
-    block_m, block_n = {
-        (64, 64): (192, 128),
-        (96, 96): (192, 144 if mask is Mask.FULL else 128),
-        (128, 128): (128, 128),
-        (192, 128): (128, 96 if mask is Mask.WINDOW else 128),
-        (192, 192): (128, 96 if mask is Mask.WINDOW else 112),
-        (256, 256): (128, 64 if mask is Mask.WINDOW else 80),
-    }[head_dims]
-    yield Kernel(Op.FORWARD, 90, dtype, *head_dims, layout, block_m, block_n, mask, pv_in_registers=head_dims != (96, 96))
+    yield Kernel(Op.FORWARD, 90, dtype, *head_dims, layout, mask=mask, **_FORWARD_SM90[head_dims])
+    yield Kernel(Op.FORWARD, 90, dtype, *head_dims, layout, 64, 64, mask, **_SHORT_FORWARD_SM90[head_dims])
 
 
 def _decode_sm90(dtype, head_dims):
@@ -178,40 +184,24 @@ def _backward_sm100(dtype, head_dims, layout, mask, grouped, deterministic):
     yield Kernel(Op.BACKWARD, 100, dtype, *head_dims, layout, 128, block_n, mask, grouped, deterministic, two_cta=two_cta)
 
 
-# Other tiles that a default may lose to, by op, bucket and mask. Fewer rows of queries waste less of short sequences, of the last
-# tile and of the last wave of thread blocks: 192 rows are half empty at ViT's 197. Fewer keys waste less of short sequences and of
-# the diagonal; more keys mean fewer steps. What registers and shared memory hold is as in upstream's sm90_config_search.py.
-_ROWS_64 = dict(block_m=64, block_n=128)  # one warpgroup: for problems of few tiles
+# Other tiles that a default may lose to, by bucket, and in the backward by mask. Fewer rows of queries waste less of short
+# sequences, of the last tile and of the last wave of thread blocks: 192 rows are half empty at ViT's 197. Fewer keys waste less of
+# short sequences and of the diagonal; more keys mean fewer steps. What the backward's registers and shared memory hold is as in
+# upstream's sm90_config_search.py.
 _SWAPPED_96 = dict(block_m=96, block_n=128, swap_ab=True)  # 96 rows are no multiple of 64 and go on WGMMA's N
-_CANDIDATES = {
-    (Op.FORWARD, 64, Mask.FULL): (dict(block_m=128), dict(block_m=128, block_n=112), _ROWS_64),
-    (Op.FORWARD, 64, Mask.CAUSAL): (dict(block_m=128), dict(block_m=128, block_n=64), _ROWS_64),
-    # P of two warpgroups fits in registers.
-    (Op.FORWARD, 96, Mask.FULL): (
-        dict(block_m=128, block_n=144, pv_in_registers=True),
-        dict(block_m=128, block_n=112, pv_in_registers=True),
-    ),
-    (Op.FORWARD, 96, Mask.CAUSAL): (
-        dict(block_m=128, pv_in_registers=True),
-        dict(block_m=128, block_n=64, pv_in_registers=True),
-    ),
-    (Op.FORWARD, 128, Mask.FULL): (dict(block_n=176), dict(block_n=112), _ROWS_64),
-    (Op.FORWARD, 128, Mask.CAUSAL): (dict(block_n=96), _ROWS_64),
-    (Op.FORWARD, 192, Mask.FULL): (dict(block_n=96),),
-    (Op.FORWARD, 192, Mask.CAUSAL): (dict(block_n=96), dict(block_n=80)),
-    (Op.FORWARD, 256, Mask.FULL): (dict(block_n=64),),
-    (Op.FORWARD, 256, Mask.CAUSAL): (dict(block_n=64),),
-    (Op.BACKWARD, 64, Mask.FULL): (dict(block_m=64, atom_layout_m=1), _SWAPPED_96),
-    (Op.BACKWARD, 64, Mask.CAUSAL): (dict(block_m=64, atom_layout_m=1), _SWAPPED_96),
-    (Op.BACKWARD, 128, Mask.FULL): (dict(block_m=64, swap_ab=False),),
+_BACKWARD_CANDIDATES = {
+    (64, Mask.FULL): (dict(block_m=64, atom_layout_m=1), _SWAPPED_96),
+    (64, Mask.CAUSAL): (dict(block_m=64, atom_layout_m=1), _SWAPPED_96),
+    (128, Mask.FULL): (dict(block_m=64, swap_ab=False),),
 }
-
-
-# By bucket. At D 64 two warpgroups do better without turns.
-_PERSISTENT_CANDIDATES = {
-    64: (dict(block_m=128, stages=4, turns=False), dict(block_m=64, stages=4)),
-    96: (dict(block_m=64, stages=3),),
-    128: (dict(block_m=64),),
+# One warpgroup, 64 rows, is for problems of few tiles or short sequences. Two do better at D 64 without turns.
+_FORWARD_CANDIDATES = {
+    64: (
+        dict(block_m=128, block_n=128, stages=4, q_stages=2, turns=False),
+        dict(block_m=64, block_n=128, stages=4, q_stages=2),
+    ),
+    96: (dict(block_m=64, block_n=128, stages=3, q_stages=2),),
+    128: (dict(block_m=64, block_n=128, stages=2, q_stages=2),),
 }
 
 
@@ -219,10 +209,11 @@ def candidates(default: Kernel) -> tuple[Kernel, ...]:
     """The kernels that benchmarks/tune.py measures beside a default: on Hopper, of equal head dims, that add up in any order."""
     if default.arch != 90 or default.head_dim != default.head_dim_v or default.deterministic:
         return ()
-    if default.persistent:
-        found = _PERSISTENT_CANDIDATES[default.head_dim] if default.mask is not Mask.WINDOW else ()
-    else:
-        found = _CANDIDATES.get((default.op, default.head_dim, default.mask), ())
+    found = ()
+    if default.op is Op.BACKWARD:
+        found = _BACKWARD_CANDIDATES.get((default.head_dim, default.mask), ())
+    elif default.op is Op.FORWARD and default.mask is not Mask.WINDOW and default.block_m > 64:
+        found = _FORWARD_CANDIDATES.get(default.head_dim, ())
     return tuple(replace(default, tuned=True, **changes) for changes in found)
 
 

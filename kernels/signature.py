@@ -49,6 +49,7 @@ def expected(kernel: Kernel) -> tuple[str, ...]:
                 *qkvo("q", "k", "v", "o"), *rows("lse"), float32("scale"), *varlen("cu_seqlens_q"), *key_lengths, *window,
                 *([int32("max_seqlen_q"), int32("sm_count")] if kernel.arch == 100 else []),
                 *([int32("workers"), int32("paired")] if kernel.persistent else []),
+                *([tensor("counter", 1, 0)] if kernel.persistent and not dense else []),
             ]  # fmt: skip
         case Op.DECODE:
             arguments = [

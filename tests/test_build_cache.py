@@ -29,8 +29,8 @@ def test_defaults_are_those_that_cached_objects_were_compiled_with():
     defaults = {field.name: field.default for field in dataclasses.fields(Kernel) if field.default is not dataclasses.MISSING}
     assert defaults == {
         "block_n": 0, "mask": Mask.FULL, "grouped": False, "deterministic": False, "two_cta": False, "cluster": 1, "threads": 0,
-        "pv_in_registers": True, "atom_layout_m": 1, "swap_ab": False, "atom_layout_dkv": 2, "swap_ab_dkv": False,
-        "dq_warpgroups": 2, "stages": 0, "blocks_per_sm": 0, "persistent": False, "q_stages": 0, "turns": True, "tuned": False,
+        "atom_layout_m": 1, "swap_ab": False, "atom_layout_dkv": 2, "swap_ab_dkv": False,
+        "dq_warpgroups": 2, "stages": 0, "blocks_per_sm": 0, "q_stages": 0, "turns": True, "tuned": False,
     }  # fmt: skip
 
 
@@ -104,8 +104,8 @@ def test_key_depends_on_spec_target_and_versions():
 
 @pytest.mark.parametrize(
     ("edited", "matters"),
-    [("sm90/persistent.py", True), ("sm90/tiles.py", True), ("common/arguments.py", True), ("worker.py", True),
-     ("sm90/forward.py", False), ("sm100/forward.py", False), ("matrix.py", False), ("build.py", False), ("table.py", False),
+    [("sm90/forward.py", True), ("sm90/tiles.py", True), ("common/arguments.py", True), ("worker.py", True),
+     ("sm90/decode.py", False), ("sm100/forward.py", False), ("matrix.py", False), ("build.py", False), ("table.py", False),
      ("pool.py", False)],
 )  # fmt: skip
 def test_key_depends_on_the_sources_that_compile(sources, edited, matters):
@@ -117,7 +117,7 @@ def test_key_depends_on_the_sources_that_compile(sources, edited, matters):
 
 def test_comments_docstrings_and_layout_compile_nothing_again(sources):
     before = key(FORWARD, "sm_90a", VERSIONS, sources)
-    path = sources / "sm90" / "persistent.py"
+    path = sources / "sm90" / "forward.py"
     path.write_text('"""Another sentence."""\n\n\n# a comment\n' + path.read_text().split('"""', 2)[2])
     assert key(FORWARD, "sm_90a", VERSIONS, sources) == before
 

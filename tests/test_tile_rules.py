@@ -195,13 +195,14 @@ def test_deterministic_gradients_keep_the_default_tile():
 
 @pytest.mark.parametrize("beats_stock", (True, False))
 def test_speed_rules_stand_unless_the_tile_beats_stock_too(beats_stock):
-    short = DENSE | {"batch": 83, "seqlen_q": 100, "seqlen_k": 100, "total_q": 8300, "total_k": 8300, "is_causal": False}
+    packed = {"layout": "varlen", "batch": 256, "seqlen_q": 64, "seqlen_k": 64, "total_q": 16384, "total_k": 16384}
+    short = DENSE | packed | {"op": "backward", "is_causal": False}
     by_default = fa4_core.plan(core_problem(short), True, [])
     assert by_default.reason.startswith("the stock kernel is faster"), by_default.reason
-    rules = [core_rule(Box("forward", "dense", 64, "full", 128, 128, beats_stock, **WIDE))]
+    rules = [core_rule(Box("backward", "varlen", 64, "full", 64, 128, beats_stock, **WIDE))]
     plan = fa4_core.plan(core_problem(short), True, rules)
     assert plan.supported == beats_stock
-    assert tile_of(plan) == (128, 128) if beats_stock else plan.reason == by_default.reason
+    assert tile_of(plan) == (64, 128) if beats_stock else plan.reason == by_default.reason
 
 
 def test_a_tile_that_a_build_lacks_is_the_default():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
+
 import fa4_core
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,4 +96,68 @@ def test_few_heads_are_in_work_at_a_time():
 def test_a_problem_of_more_tiles_than_cursors_is_refused():
     problem = dict(batch=65_535, num_heads=65_535, num_heads_kv=65_535, seqlen_q=512, total_q=65_535 * 512, total_k=65_535 * 512)
     plan = planned(1, 512, 64, 132, **problem)
-    assert plan.reason == "there are more than 2^30 tiles of queries: 65535 x 65535 heads of 512 queries"
+    assert plan.reason == "there can be more than 2^30 tiles of queries: 65535 heads of 33553920 queries in 65535 sequences"
+
+
+WARP = 32
+LENGTHS = st.lists(st.one_of(st.integers(0, 3), st.integers(0, 600), st.integers(0, 5000)), min_size=1, max_size=80)
+
+
+def in_line(lengths, heads, heads_kv, workers, causal, tile_m=128) -> list[tuple[int, int, int]]:
+    """(sequence, head, block of queries) in the order in which schedule.py hands them out; `lengths`: queries and keys."""
+    found, ratio = [], heads // heads_kv
+    for group in range(0, len(lengths), WARP):
+        rows, keys = np.array(lengths[group : group + WARP]).T
+        blocks = -(-rows // tile_m)
+        a_head = int(blocks.sum()) * ratio
+        last_heads = int(tiles.last_heads(heads_kv, a_head, workers, choose))
+        for head_kv in range(heads_kv - last_heads):
+            for lane, count in enumerate(blocks):
+                places = range(count * ratio)
+                found += [(group + lane, head_kv * ratio + i % ratio, int(count) - 1 - i // ratio) for i in places]
+        low, high, each = tiles.levels(blocks, rows, keys, tile_m, causal, np.where)
+        level = tiles.next_level(tiles.HIGHEST, low, high, np.max, np.where)
+        while level >= 0:
+            at_level = tiles.at_level(level, low, high, each, np.where)
+            for head in range((heads_kv - last_heads) * ratio, heads):
+                for lane, count in enumerate(at_level):
+                    found += [(group + lane, head, int(level - low[lane]) if causal else block) for block in range(count)]
+            level = tiles.next_level(level, low, high, np.max, np.where)
+    return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(LENGTHS, st.data(), st.sampled_from(((1, 1), (4, 4), (6, 2), (16, 1))), st.sampled_from(SM_COUNTS), st.booleans())
+def test_every_tile_of_packed_sequences_is_in_line_once(rows, data, heads, workers, causal):
+    keys = [data.draw(st.sampled_from((length, 0, 777))) for length in rows]
+    found = in_line(list(zip(rows, keys, strict=True)), *heads, workers, causal)
+    every = [(i, head, block) for i, length in enumerate(rows) for head in range(heads[0]) for block in range(-(-length // 128))]
+    assert sorted(found) == every
+
+
+def taken(costs: list[float], workers: int) -> float:
+    """The time until all are done: a worker takes the next in line when it begins the one it has."""
+    line = iter(costs)
+    begun = [(0.0, cost) for cost, _ in zip(line, range(workers), strict=False)]  # its last one's begin and end
+    heapq.heapify(begun)
+    for cost in line:
+        _, end = heapq.heappop(begun)
+        heapq.heappush(begun, (end, end + cost))
+    return max(end for _, end in begun)
+
+
+@pytest.mark.parametrize("heads", ((16, 16), (32, 8)), ids=str)
+@pytest.mark.parametrize("causal", (False, True))
+@pytest.mark.parametrize("name", ("uniform", "mixed", "one long", "lognormal"))
+def test_loads_of_packed_sequences_are_balanced(name, causal, heads):
+    lengths = {
+        "uniform": [1024] * 16,
+        "mixed": [256, 1024, 512, 4096, 128, 256, 2048, 256, 1024, 512, 128, 256, 2048, 256, 1024, 512, 1024, 128, 256, 512, 128],
+        "one long": [128] * 16 + [14336],
+        "lognormal": [int(length) + 1 for length in np.random.default_rng(0).lognormal(6, 1, 100)],
+    }[name]
+    workers = 132
+    line = in_line([(length, length) for length in lengths], *heads, workers, causal)
+    costs = [-(-(min((block + 1) * 128, lengths[i]) if causal else lengths[i]) // BLOCK_N) + START for i, _, block in line]
+    balance = sum(costs) / workers / taken(costs, workers)
+    assert balance >= 0.96, f"the average is {balance:.3f} of the busiest worker's load"

@@ -39,6 +39,8 @@ void fa4_ext_configure(int strict, int speed_rules) noexcept {
 
 void fa4_ext_force_tile(int queries, int keys) noexcept { fa4::aten::options().tile = fa4::Tile{queries, keys}; }
 
+void fa4_ext_force_decode(int on) noexcept { fa4::aten::options().decode = on != 0; }
+
 const char* fa4_ext_last_error() noexcept { return last_error; }
 
 const char* fa4_ext_build_info() noexcept { return fa4::kBuildInfo; }

@@ -1,4 +1,4 @@
-// What register() was asked for, and the tile that a measurement forces. Read by every call.
+// What register() was asked for, and what measurements and tests force. Read by every call.
 #pragma once
 
 #include <atomic>
@@ -11,6 +11,7 @@ struct Options {
   std::atomic<bool> strict{false};      // raise instead of calling the stock kernel
   std::atomic<bool> speed_rules{true};  // leave to the stock kernel what it runs faster
   std::atomic<Tile> tile{Tile{}};       // the only one to run; none: the planner's choice
+  std::atomic<bool> decode{false};      // the decode kernel wherever it can run
 };
 
 inline Options& options() {

@@ -6,16 +6,17 @@
 
 namespace fa4 {
 
-constexpr int64_t kMaxDecodeRows = 512;  // up to which it was measured
+constexpr int64_t kMaxDecodeRows = 4096;  // beyond, tiles are as many as the forward's
 
 // Rows of its tiles that a sequence has for each key/value head: queries times the query heads that share it.
 int64_t decode_rows(const Problem& problem);
 
-// The decode kernel of a forward where it pays, compared with the kernel that runs it otherwise; or null.
-const Kernel* find_decode(const Problem& problem, const Kernel& forward);
+// `left` and `right`: the mask's bounds, kUnbounded for none.
 
-// Thread blocks that share the keys of a tile: problem.num_splits where it is given, up to what a cluster holds. `left` and
-// `right`: the mask's bounds, kUnbounded for none.
+// The decode kernel of a forward where it pays, compared with the kernel that runs it otherwise; or null.
+const Kernel* find_decode(const Problem& problem, int32_t left, int32_t right, const Kernel& forward);
+
+// Thread blocks that share the keys of a tile: problem.num_splits where it is given, up to what a cluster holds.
 int32_t decode_splits(const Problem& problem, int32_t left, int32_t right, const Kernel& kernel);
 
 }  // namespace fa4

@@ -39,6 +39,7 @@ Driver open_driver() {
   FA4_FIND(library_get_kernel, cuLibraryGetKernel);
   FA4_FIND(kernel_get_attribute, cuKernelGetAttribute);
   FA4_FIND(kernel_set_attribute, cuKernelSetAttribute);
+  FA4_FIND(kernel_get_function, cuKernelGetFunction);
   FA4_FIND(launch_kernel, cuLaunchKernelEx);
   FA4_FIND(memset_d32_async, cuMemsetD32Async);
   int version = 0;

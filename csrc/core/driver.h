@@ -22,6 +22,7 @@ struct Driver {
   decltype(&cuLibraryGetKernel) library_get_kernel;
   decltype(&cuKernelGetAttribute) kernel_get_attribute;
   decltype(&cuKernelSetAttribute) kernel_set_attribute;
+  decltype(&cuKernelGetFunction) kernel_get_function;
   decltype(&cuLaunchKernelEx) launch_kernel;
   decltype(&cuMemsetD32Async) memset_d32_async;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "dialect_runtime.h"
 #include "driver.h"
 #include "error.h"
 #include "module.h"
@@ -73,6 +74,10 @@ class ArgumentList {
     add(&storage);
   }
 
+  void add_counter(void* data, ExportedTensor<1>& storage) {
+    if (varlen_) add_lengths(static_cast<int32_t*>(data), 1, storage);
+  }
+
   void add_semaphore(void* data, int64_t batch, int64_t heads, int64_t tiles, int64_t slots, ExportedTensor<4>& storage) {
     storage = {data,
                {static_cast<int32_t>(batch), static_cast<int32_t>(heads), static_cast<int32_t>(tiles), static_cast<int32_t>(slots)},
@@ -81,12 +86,12 @@ class ArgumentList {
   }
 
   void launch(const Target& target) {
-    ensure_loaded(kernel_, target.device);
+    Function& function = loaded(kernel_, target.device);
     void* stream = target.stream;
     int32_t result = 0;
     add(&stream);
     add(&result);
-    kernel_.launch(pointers_, count_);
+    launch_compiled(kernel_, function, pointers_, count_);
     if (result) check(static_cast<CUresult>(result), concat("launching kernel ", kernel_.name).c_str());
   }
 
@@ -114,6 +119,13 @@ struct Scratch {
     return reinterpret_cast<T*>(base + offset);
   }
 };
+
+void clear(const Workspace& w, const Scratch& scratch, const Target& target) {
+  if (w.bytes == w.zeroed) return;
+  check(driver().memset_d32_async(reinterpret_cast<CUdeviceptr>(scratch.at(w.zeroed)), 0,
+                                  static_cast<size_t>(w.bytes - w.zeroed) / 4, static_cast<CUstream>(target.stream)),
+        "clearing the workspace");
+}
 
 void preprocess(const Problem& p, const Plan& plan, const BackwardArguments& a, const Target& target) {
   const Workspace& w = plan.workspace;
@@ -233,6 +245,7 @@ void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& 
   const DeviceScope scope(target.device);
   const Kernel& kernel = *plan.kernel;
   if (kernel.op == Op::kDecode) return decode(p, plan, a, target);
+  clear(plan.workspace, {static_cast<char*>(a.workspace)}, target);
   ArgumentList list(kernel);
   Exported q, k, v, o, lse;
   ExportedTensor<1> cu_seqlens_q;
@@ -255,9 +268,11 @@ void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& 
     list.add(&max_seqlen_q);
     list.add(&sm_count);
   }
+  ExportedTensor<1> counter;
   if (kernel.persistent) {
     list.add(&workers);
     list.add(&paired);
+    list.add_counter(a.workspace, counter);
   }
   list.launch(target);
 }
@@ -266,11 +281,7 @@ void launch_backward(const Problem& p, const Plan& plan, const BackwardArguments
   const DeviceScope scope(target.device);
   const Workspace& w = plan.workspace;
   const Scratch scratch{static_cast<char*>(a.workspace)};
-  if (w.bytes > w.zeroed) {
-    check(driver().memset_d32_async(reinterpret_cast<CUdeviceptr>(scratch.at(w.zeroed)), 0,
-                                    static_cast<size_t>(w.bytes - w.zeroed) / 4, static_cast<CUstream>(target.stream)),
-          "clearing the backward's accumulators");
-  }
+  clear(w, scratch, target);
   preprocess(p, plan, a, target);
   gradients(p, plan, a, target);
   postprocess(p, plan.kernel->postprocess_dq, scratch.at(w.dq_accum), a.dq, p.num_heads, w.rows_q, a.softmax_scale, a.cu_seqlens_q,

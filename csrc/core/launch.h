@@ -28,6 +28,7 @@ struct ForwardArguments {
   const int32_t* block_table = nullptr;  // [batch, block_table_columns], paged only: each sequence's pages
   int64_t block_table_columns = 0, block_table_stride = 0;
   float softmax_scale = 0;
+  void* workspace = nullptr;  // plan.workspace.bytes, at a multiple of 4
 };
 
 struct BackwardArguments {

@@ -1,6 +1,5 @@
 #include "module.h"
 
-#include <atomic>
 #include <memory>
 #include <mutex>
 
@@ -12,7 +11,8 @@ namespace {
 
 struct Module {
   CUlibrary library = nullptr;
-  std::atomic<uint64_t> devices{0};  // bit i: loaded on device i
+  std::atomic<uint64_t> devices{0};       // bit i: loaded on device i
+  std::unique_ptr<Function[]> functions;  // by device
 };
 static_assert(kMaxDevices <= 64, "a bit a device");
 
@@ -36,16 +36,18 @@ void load(const Kernel& kernel, Module& module, int device) {
 
 }  // namespace
 
-void ensure_loaded(const Kernel& kernel, int device) {
+Function& loaded(const Kernel& kernel, int device) {
   static const std::unique_ptr<Module[]> modules(new Module[kNumKernels]);
   static std::mutex mutex;
   Module& module = modules[&kernel - kKernels];
   const uint64_t bit = uint64_t{1} << device;
-  if (module.devices.load(std::memory_order_acquire) & bit) return;
+  if (module.devices.load(std::memory_order_acquire) & bit) return module.functions[device];
   std::lock_guard<std::mutex> lock(mutex);
-  if (module.devices.load(std::memory_order_relaxed) & bit) return;
+  if (module.devices.load(std::memory_order_relaxed) & bit) return module.functions[device];
   load(kernel, module, device);
+  if (!module.functions) module.functions.reset(new Function[kMaxDevices]());
   module.devices.fetch_or(bit, std::memory_order_release);
+  return module.functions[device];
 }
 
 }  // namespace fa4

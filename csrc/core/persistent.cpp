@@ -10,12 +10,15 @@ namespace {
 
 constexpr int64_t kMostCursors = int64_t{1} << 30;
 
-int64_t blocks_a_head(const Problem& p, const Kernel& kernel) { return ceil_div(p.seqlen_q, kernel.block_m); }
+// A dense sequence's; of all packed sequences, which may each fill their last one in part, at most.
+int64_t blocks_a_head(const Problem& p, const Kernel& kernel) {
+  return p.layout == Layout::kVarlen ? p.total_q / kernel.block_m + p.batch : ceil_div(p.seqlen_q, kernel.block_m);
+}
 
 }  // namespace
 
 bool fits_cursors(const Problem& p, const Kernel& kernel) {
-  return p.batch * p.num_heads <= kMostCursors / blocks_a_head(p, kernel);
+  return (p.layout == Layout::kVarlen ? 1 : p.batch) * p.num_heads <= kMostCursors / blocks_a_head(p, kernel);
 }
 
 // Pairs cost the same, so whole rounds of them leave all workers equal. The rest is dealt out longest first, which needs a round or

@@ -112,10 +112,11 @@ const Kernel* find_kernel(const Problem& p, Mask mask, bool grouped) {
   return found;
 }
 
-const Kernel* find_kernel(const Problem& p, Mask mask) {
+const Kernel* find_kernel(const Problem& p, const ResolvedMask& resolved) {
+  const Mask mask = resolved.mask;
   if (p.op == Op::kForward) {
     const Kernel* forward = find_kernel(p, mask, false);
-    const Kernel* decode = forward && !p.tile ? find_decode(p, *forward) : nullptr;
+    const Kernel* decode = forward && !p.tile ? find_decode(p, resolved.left, resolved.right, *forward) : nullptr;
     return decode ? decode : forward;
   }
   const Kernel* kernel = find_kernel(p, mask, p.num_heads != p.num_heads_kv);
@@ -210,7 +211,7 @@ Plan plan(const Problem& problem, bool speed_rules, const std::vector<TileRule>&
   plan.reason = why_not(problem);
   if (!plan.reason.empty()) return plan;
   const ResolvedMask mask = resolve_mask(problem);
-  const Kernel* kernel = find_kernel(problem, mask.mask);
+  const Kernel* kernel = find_kernel(problem, mask);
   if (!kernel) {
     plan.reason = no_kernel(problem);
     return plan;
@@ -244,12 +245,16 @@ Plan plan(const Problem& problem, bool speed_rules, const std::vector<TileRule>&
   }
   if (kernel->persistent) {
     if (!fits_cursors(problem, *kernel)) {
-      plan.reason = concat("there are more than 2^30 tiles of queries: ", problem.batch, " x ", problem.num_heads, " heads of ",
-                           problem.seqlen_q, " queries");
+      plan.reason = concat("there can be more than 2^30 tiles of queries: ", problem.num_heads, " heads of ", problem.total_q,
+                           " queries in ", problem.batch, " sequences");
       return plan;
     }
     plan.workers = std::max(problem.sm_count, 1);
-    if (mask.mask == Mask::kCausalBottomRight) plan.paired = paired_heads(problem, *kernel, plan.workers);
+    if (problem.layout == Layout::kVarlen) {
+      plan.workspace.bytes = sizeof(int32_t);
+    } else if (mask.mask == Mask::kCausalBottomRight) {
+      plan.paired = paired_heads(problem, *kernel, plan.workers);
+    }
   }
   if (kernel->op == Op::kDecode) plan.splits = decode_splits(problem, mask.left, mask.right, *kernel);
   plan.kernel = kernel;

@@ -11,21 +11,22 @@
 
 namespace fa4 {
 
-// Byte offsets into the backward's one scratch buffer. Everything from `zeroed` on must be zero before the launch.
+// Byte offsets into a call's one scratch buffer; all but the last two are the backward's. Everything from `zeroed` on must be zero
+// before the launch.
 struct Workspace {
-  int64_t rows_q = 0;    // rows a head (and a sequence, when dense) of lse_log2, delta and dq_accum: whole tiles
-  int64_t rows_k = 0;    // the same of dk_accum and dv_accum
-  int64_t lse_log2 = 0;  // fp32 [batch,] heads, rows_q
-  int64_t delta = 0;     // fp32 [batch,] heads, rows_q
-  int64_t dq_accum = 0;  // fp32 [batch,] heads, rows_q * bucket
-  int64_t zeroed = 0;
+  int64_t rows_q = 0;        // rows a head (and a sequence, when dense) of lse_log2, delta and dq_accum: whole tiles
+  int64_t rows_k = 0;        // the same of dk_accum and dv_accum
+  int64_t lse_log2 = 0;      // fp32 [batch,] heads, rows_q
+  int64_t delta = 0;         // fp32 [batch,] heads, rows_q
+  int64_t dq_accum = 0;      // fp32 [batch,] heads, rows_q * bucket
   int64_t dk_accum = 0;      // fp32 [batch,] heads_kv, rows_k * bucket; grouped heads only, like dv_accum
   int64_t dv_accum = 0;      // fp32 [batch,] heads_kv, rows_k * value's bucket
   int64_t dq_semaphore = 0;  // int32 batch, heads, tiles of q, CTAs of a cluster; deterministic only, like the next two
   int64_t dk_semaphore = 0;  // int32 batch, heads_kv, tiles of k, 2; grouped heads only
   int64_t dv_semaphore = 0;
   int64_t tiles_q = 0, tiles_k = 0, cluster = 1;  // shapes of the semaphores
-  int64_t bytes = 0;
+  int64_t zeroed = 0;
+  int64_t bytes = 0;  // a persistent varlen forward has the counter of its tiles, one int32
 };
 
 struct Plan {
@@ -35,8 +36,8 @@ struct Plan {
   int32_t splits = 1;   // decode: thread blocks that share the keys of a head
   int32_t workers = 0;  // persistent: thread blocks
   int32_t paired = 0;   // persistent and causal: heads, of all batch elements, whose tiles are dealt out in pairs
-  Workspace workspace;  // backward only
-  std::string reason;   // not supported: why, in words for the user
+  Workspace workspace;
+  std::string reason;  // not supported: why, in words for the user
 
   bool supported() const { return kernel != nullptr; }
   // Rows of queries and of keys in the kernel's tile; 0 when not supported.

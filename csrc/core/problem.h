@@ -41,6 +41,7 @@ struct Problem {
   int64_t page_size = 0;           // keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
   int64_t num_splits = 0;          // how many parts to split the keys into; 0: the planner's choice
   Tile tile;                       // the only one to run; none: the planner's choice
+  bool decode = false;             // the decode kernel wherever it can run, whatever pays
 };
 
 }  // namespace fa4

@@ -1,4 +1,4 @@
-// What measurements tell problems apart by: the features of the speed rules and of the tile rules.
+// What measurements tell problems apart by: features of the speed rules and of the tile rules.
 #pragma once
 
 #include <cstdint>

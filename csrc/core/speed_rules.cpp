@@ -14,8 +14,6 @@ struct StockIsFaster {
   int16_t head_dim;
   Heads heads;
   Range queries;  // rows a sequence; varlen: on average
-  Range fill;     // per cent of the query tiles' rows that are rows of q
-  Range tiles;    // query tiles of all heads and sequences, per 100 multiprocessors
   Range keys;     // varlen: of the longest sequence
   Range batch;
 };
@@ -29,9 +27,8 @@ constexpr StockIsFaster kSm90Rules[] = {
 int measured_head_dim(const Kernel& kernel) { return kernel.head_dim <= 64 ? 64 : 128; }
 
 const char* reason(const StockIsFaster& rule) {
-  return rule.layout == Layout::kVarlen
-             ? "the stock kernel is faster for sequences this short, or this many"
-             : "the stock kernel is faster for this few queries, heads and batch entries, or this few keys";
+  return rule.layout == Layout::kVarlen ? "the stock kernel is faster for sequences this short, or this many"
+                                        : "the stock kernel is faster for this few queries, or this few keys";
 }
 
 }  // namespace
@@ -40,14 +37,11 @@ const char* stock_is_faster(const Problem& p, const Kernel& kernel) {
   if (kernel.arch != 90 || kernel.op == Op::kDecode) return nullptr;  // measured on Hopper only
   if (p.head_dim != p.head_dim_v) return nullptr;                     // the stock kernel has none for these
   const int64_t queries = queries_a_sequence(p);
-  const int64_t tiles_a_head = ceil_div(queries, kernel.block_m);
-  const int64_t fill = tiles_a_head ? 100 * queries / (tiles_a_head * kernel.block_m) : 0;
-  const int64_t tiles = tiles_per_100(p, tiles_a_head);
   const Heads heads = p.num_heads == p.num_heads_kv ? Heads::kEqual : Heads::kGrouped;
   for (const StockIsFaster& rule : kSm90Rules) {
     if (rule.op == p.op && rule.layout == p.layout && rule.head_dim == measured_head_dim(kernel) &&
-        (rule.heads == Heads::kAny || rule.heads == heads) && rule.queries.holds(queries) && rule.fill.holds(fill) &&
-        rule.tiles.holds(tiles) && rule.keys.holds(p.seqlen_k) && rule.batch.holds(p.batch)) {
+        (rule.heads == Heads::kAny || rule.heads == heads) && rule.queries.holds(queries) && rule.keys.holds(p.seqlen_k) &&
+        rule.batch.holds(p.batch)) {
       return reason(rule);
     }
   }

@@ -49,6 +49,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readwrite("deterministic", &Problem::deterministic)
       .def_readwrite("page_size", &Problem::page_size)
       .def_readwrite("num_splits", &Problem::num_splits)
+      .def_readwrite("decode", &Problem::decode)
       .def_readwrite("tile", &Problem::tile);
 
   py::class_<Kernel>(m, "Kernel")

@@ -93,6 +93,7 @@ def postprocess(kernel: Kernel) -> tuple:
     return rows(kernel, ACCUM_ALIGN), qkvo(kernel), Float32(0), varlen(kernel)[0], stream()
 
 
-def persistent(kernel: Kernel) -> tuple:
-    q, k, v, o = (qkvo(kernel) for _ in range(4))
-    return q, k, v, o, rows(kernel, 1), Float32(0), *(Int32(0) for _ in range(4)), stream()
+def forward_sm90(kernel: Kernel) -> tuple:
+    *leading, last = forward(kernel)
+    counter = make_fake_tensor(Int32, (cute.sym_int(),), divisibility=1) if kernel.layout is Layout.VARLEN else None
+    return *leading, Int32(0), Int32(0), counter, last

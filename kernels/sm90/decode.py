@@ -94,8 +94,9 @@ class Decode:
         sq_layout = staging.smem_layout(self.dtype, self.tile_m, self.head_dim, None)
         sk_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim, self.stages)
         sv_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim_v, self.stages)
-        load_k, tma_k = self.tma(layout_utils.select(k, by_head), sk_layout, self.head_dim)
-        load_v, tma_v = self.tma(layout_utils.select(v, by_head), sv_layout, self.head_dim_v)
+        load = cpasync.CopyBulkTensorTileG2SOp()
+        load_k, tma_k = staging.tma(load, layout_utils.select(k, by_head), sk_layout, self.tile_n, self.head_dim)
+        load_v, tma_v = staging.tma(load, layout_utils.select(v, by_head), sv_layout, self.tile_n, self.head_dim_v)
         mma_qk = sm90_utils.make_tiled_mma(self.dtype, "K", "K", self.tile_n)
         mma_pv = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim_v, source="RS")
         batch = cute.size(q, mode=[0])
@@ -110,10 +111,6 @@ class Decode:
             grid=[splits, heads_kv * tiles, batch], block=[THREADS, 1, 1], cluster=[splits, 1, 1], stream=stream,
             min_blocks_per_mp=self.blocks_per_sm, preferred_smem_carveout=100,
         )  # fmt: skip
-
-    def tma(self, tensor: cute.Tensor, layout: cute.ComposedLayout, columns: int):
-        load = cpasync.CopyBulkTensorTileG2SOp()
-        return cpasync.make_tiled_tma_atom(load, tensor, cute.select(layout, mode=[0, 1]), (self.tile_n, columns), 1)
 
     def shared_storage(self, sq_layout, sk_layout, sv_layout):
         @cute.struct

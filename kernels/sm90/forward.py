@@ -1,62 +1,416 @@
-"""SM90 forward: flash-attn-4's kernel class behind a flat entry."""
+"""SM90 forward of many queries: a persistent kernel of our own.
+
+A thread block stays on its multiprocessor and works on one tile of queries after the other, in the order of schedule.py. Its
+warpgroups don't wait for a tile to begin: the first scores of the next tile are issued together with the last product of this one,
+so that the tensor cores have work during the next tile's first softmax and this tile's last rescale and store.
+docs/kernels-sm90.md has the pipeline, the barriers and what was tried.
+
+Ratio of heads, lengths, strides and window bounds are run-time values: one object a dtype, bucket, layout and kind of mask.
+"""
+
+import math
+from typing import NamedTuple
 
 import cuda.bindings.driver as cuda
+import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, const_expr
-from flash_attn.cute import flash_fwd_sm90 as upstream
-from flash_attn.cute.flash_fwd_sm90 import FlashAttentionForwardSm90
+from cutlass import Boolean, Float32, Int32, const_expr, pipeline
+from cutlass.cute.nvgpu import cpasync, warpgroup
+from cutlass.utils import SmemAllocator
+from flash_attn.cute import utils
+from flash_attn.cute.pipeline import PipelineStateSimple
+from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import arguments as arg
 from kernels.common import keys_in_use
-from kernels.common.head_ratio import HeadRatio
 from kernels.matrix import Kernel, Layout, Mask
+from kernels.sm90 import schedule, staging
+from kernels.sm90.masks import Masks
+from kernels.sm90.output import Destination, Output
+from kernels.sm90.schedule import Schedule, Tile, Window
+from kernels.sm90.softmax import Softmax, exponentials, rescale
 
-upstream.assume_tensor_aligned = keys_in_use.assume_tensor_aligned
-
-
-class Forward(FlashAttentionForwardSm90):
-    def load(self, mQ, mK, *args, **kwargs):
-        self.qhead_per_kvhead = HeadRatio(mQ.shape[2], mK.shape[2])
-        super().load(mQ, mK, *args, **kwargs)
-        self.qhead_per_kvhead = 1
-
-
-class VarlenForward(Forward):
-    def load(self, *args, **kwargs):
-        super().load(*keys_in_use.with_keys_in_use(args), **kwargs)
-
-    def mma(self, *args, **kwargs):
-        super().mma(*keys_in_use.with_keys_in_use(args), **kwargs)
-
-    def load_KV(self, *args, block, **kwargs):
-        super().load_KV(*args, block=keys_in_use.block_to_load(block), **kwargs)
+WARPGROUP = 128  # threads
+ROWS = 64  # of a warpgroup: WGMMA's M
+# Registers of a consuming and of a loading thread, by the number of consuming warpgroups, as setmaxnreg, in steps of 8, can divide
+# a multiprocessor's 65,536. To find varlen tiles takes more than 24.
+REGISTERS = {1: (240, 56), 2: (240, 24), 3: (160, 32)}
+VARLEN_REGISTERS = REGISTERS | {2: (232, 40)}
+FIRST_TURN = 1  # of the named barriers, one a warpgroup: its turn to issue products. 0 is the thread block's
+LOG2_E = math.log2(math.e)
 
 
-def instantiate(kernel: Kernel) -> Forward:
-    kind = VarlenForward if kernel.layout is Layout.VARLEN else Forward
-    return kind(
-        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim_v, 1,
-        is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, pack_gqa=False,
-        tile_m=kernel.block_m, tile_n=kernel.block_n, num_stages=2, num_threads=384, Q_in_regs=False,
-        intra_wg_overlap=True, mma_pv_is_rs=kernel.pv_in_registers, mask_mod=None, score_mod=None, has_aux_tensors=False,
-    )  # fmt: skip
+class Loads(NamedTuple):
+    """One of q, k and v on its way to shared memory."""
+
+    atom: cute.CopyAtom
+    source: cute.Tensor  # [seqlen, head_dim, heads, batch], as TMA takes coordinates
+    stages: cute.Tensor
+
+
+class Operands(NamedTuple):
+    """What the products of a warpgroup read and write."""
+
+    mma_qk: cute.TiledMma
+    mma_pv: cute.TiledMma
+    q: cute.Tensor
+    k: cute.Tensor
+    v: cute.Tensor
+    p: cute.Tensor
+    scores: cute.Tensor
+    o: cute.Tensor
+
+
+class Forward:
+    def __init__(self, kernel: Kernel):
+        self.dtype = arg.DTYPES[kernel.dtype]
+        self.tile_m, self.tile_n = kernel.block_m, kernel.block_n
+        self.head_dim, self.head_dim_v = kernel.head_dim, kernel.head_dim_v
+        if self.tile_m % ROWS or self.tile_m // ROWS not in REGISTERS:
+            raise ValueError(f"block_m of {kernel.name} must be one to three times {ROWS}, is {self.tile_m}")
+        self.warpgroups = self.tile_m // ROWS
+        self.consumers = WARPGROUP * self.warpgroups
+        self.stages = kernel.stages
+        self.q_stages = kernel.q_stages * self.warpgroups  # each of a warpgroup's rows
+        self.ahead = kernel.q_stages > 1  # the next tile's queries are loaded before this tile's last scores
+        self.turns = kernel.turns and self.warpgroups > 1
+        self.window, self.varlen = kernel.mask is Mask.WINDOW, kernel.layout is Layout.VARLEN
+        self.schedule, self.masks = Schedule(kernel), Masks(kernel, ROWS)
+        self.output = Output(kernel, self.dtype, ROWS, by_tma=self.ahead)
+
+    @cute.jit
+    def __call__(
+        self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, scale: Float32,
+        cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None, window_size_left: Int32, window_size_right: Int32,
+        workers: Int32, paired: Int32, counter: cute.Tensor | None, stream: cuda.CUstream,
+    ):  # fmt: skip
+        *leading, heads, _ = q.shape
+        heads_kv = k.shape[-2]
+        if const_expr(self.varlen):
+            order = schedule.Varlen(cu_seqlens_q, key_lengths, heads, heads_kv, counter)
+            q, k, v = (keys_in_use.sequences(tensor) for tensor in (q, k, v))
+        else:
+            batch, rows = leading
+            order = self.schedule.dense(rows, k.shape[1], heads, heads_kv, batch, paired)
+            workers = cutlass.min(workers, order.end)
+        if const_expr(self.varlen and self.output.by_tma):
+            o = keys_in_use.sequences(o)
+        q, k, v, o = (self.by_head(keys_in_use.assume_tensor_aligned(tensor)) for tensor in (q, k, v, o))
+        sq_layout = staging.smem_layout(self.dtype, ROWS, self.head_dim, self.q_stages)
+        sk_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim, self.stages)
+        sv_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim_v, self.stages)
+        so_layout = self.output.stages_layout()
+        load = cpasync.CopyBulkTensorTileG2SOp()
+        atom_q, tma_q = staging.tma(load, q, sq_layout, ROWS, self.head_dim)
+        atom_k, tma_k = staging.tma(load, k, sk_layout, self.tile_n, self.head_dim)
+        atom_v, tma_v = staging.tma(load, v, sv_layout, self.tile_n, self.head_dim_v)
+        atom_o = None
+        if const_expr(self.output.by_tma):
+            atom_o, o = self.output.tma(o)
+        mma_qk = sm90_utils.make_tiled_mma(self.dtype, "K", "K", self.tile_n)
+        mma_pv = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim_v, source="RS")
+        self.kernel(
+            atom_q, tma_q, atom_k, tma_k, atom_v, tma_v, atom_o, o, lse, scale * LOG2_E,
+            Window(window_size_left, window_size_right), order, sq_layout, sk_layout, sv_layout, so_layout, mma_qk, mma_pv,
+        ).launch(
+            grid=[workers, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream, min_blocks_per_mp=1
+        )  # fmt: skip
+
+    def by_head(self, tensor: cute.Tensor) -> cute.Tensor:
+        """[seqlen, head_dim, heads, batch] or [total, head_dim, heads]"""
+        return layout_utils.select(tensor, [1, 3, 2, 0] if cute.rank(tensor) == 4 else [0, 2, 1])
+
+    def shared_storage(self, sq_layout, sk_layout, sv_layout, so_layout):
+        @cute.struct
+        class Storage:
+            q: staging.elements(self.dtype, sq_layout)
+            k: staging.elements(self.dtype, sk_layout)
+            v: staging.elements(self.dtype, sv_layout)
+            o: staging.elements(self.dtype, so_layout)
+            barriers_q: cute.struct.MemRange[cutlass.Int64, self.q_stages * 2]
+            barriers_k: cute.struct.MemRange[cutlass.Int64, self.stages * 2]
+            barriers_v: cute.struct.MemRange[cutlass.Int64, self.stages * 2]
+            barriers_tiles: self.schedule.ring_barriers()
+            tiles: self.schedule.ring_words()
+
+        return Storage
+
+    @cute.kernel
+    def kernel(
+        self, atom_q: cute.CopyAtom, tma_q: cute.Tensor, atom_k: cute.CopyAtom, tma_k: cute.Tensor,
+        atom_v: cute.CopyAtom, tma_v: cute.Tensor, atom_o: cute.CopyAtom | None, o: cute.Tensor, lse: cute.Tensor,
+        scale_log2: Float32, window: Window, order: schedule.Dense | schedule.Varlen,
+        sq_layout: cute.ComposedLayout, sk_layout: cute.ComposedLayout, sv_layout: cute.ComposedLayout,
+        so_layout: cute.ComposedLayout | None, mma_qk: cute.TiledMma, mma_pv: cute.TiledMma,
+    ):  # fmt: skip
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        if warp == 0:
+            for atom in (atom_q, atom_k, atom_v, *((atom_o,) if self.output.by_tma else ())):
+                cpasync.prefetch_descriptor(atom)
+        storage = SmemAllocator().allocate(self.shared_storage(sq_layout, sk_layout, sv_layout, so_layout))
+        warps = self.consumers // 32
+        pipeline_q = staging.tma_pipeline(self.dtype, storage.barriers_q, sq_layout, self.q_stages, WARPGROUP // 32)
+        pipeline_k = staging.tma_pipeline(self.dtype, storage.barriers_k, sk_layout, self.stages, warps)
+        pipeline_v = staging.tma_pipeline(self.dtype, storage.barriers_v, sv_layout, self.stages, warps)
+        ring, words = self.schedule.ring(storage.barriers_tiles, storage.tiles, readers=warps + 1)
+        pipeline.pipeline_init_arrive()
+        sq = storage.q.get_tensor(sq_layout.outer, swizzle=sq_layout.inner)
+        sk = storage.k.get_tensor(sk_layout.outer, swizzle=sk_layout.inner)
+        sv = storage.v.get_tensor(sv_layout.outer, swizzle=sv_layout.inner)
+        so = storage.o.get_tensor(so_layout.outer, swizzle=so_layout.inner) if self.output.by_tma else None
+        pipeline.pipeline_init_wait()
+        consumer_registers, producer_registers = (VARLEN_REGISTERS if self.varlen else REGISTERS)[self.warpgroups]
+        if warp < WARPGROUP // 32:
+            cute.arch.setmaxregister_decrease(producer_registers)
+            if warp == 0:
+                q, k, v = Loads(atom_q, tma_q, sq), Loads(atom_k, tma_k, sk), Loads(atom_v, tma_v, sv)
+                self.load(order, ring, words, q, pipeline_q, k, pipeline_k, v, pipeline_v)
+            if warp == 1:
+                self.schedule.run(order, window, ring, words)
+        else:
+            cute.arch.setmaxregister_increase(consumer_registers)
+            to = Destination(o, lse, atom_o, so)
+            self.attend(
+                order, window, ring, words, sq, pipeline_q, sk, pipeline_k, sv, pipeline_v, mma_qk, mma_pv, scale_log2, to
+            )
+
+    @cute.jit
+    def load(self, order, ring, words, q: Loads, pipeline_q, k: Loads, pipeline_k, v: Loads, pipeline_v):
+        """Queries, keys and values of all tiles, in the order in which the consumers take them."""
+        producer = pipeline.PipelineUserType.Producer
+        state_q = pipeline.make_pipeline_state(producer, self.q_stages)
+        state_k = pipeline.make_pipeline_state(producer, self.stages)
+        state_v = pipeline.make_pipeline_state(producer, self.stages)
+        state_t = pipeline.make_pipeline_state(pipeline.PipelineUserType.Consumer, schedule.RING)
+        tile = self.schedule.read(order, ring, words, state_t)
+        state_t.advance()
+        while tile.end > 0:
+            self.load_block(k, pipeline_k, tile, tile.begin, state_k)
+            state_k.advance()
+            queries = staging.rows_of(q.source, tile.head, tile.batch, tile.rows, tile.end_q, self.varlen)
+            for i in cutlass.range_constexpr(self.warpgroups):
+                self.load_rows(q, pipeline_q, queries, tile.row + i * ROWS, state_q)
+                state_q.advance()
+            for block in cutlass.range(tile.begin + 1, tile.end, unroll=1):
+                self.load_block(k, pipeline_k, tile, block, state_k)
+                state_k.advance()
+                self.load_block(v, pipeline_v, tile, block - 1, state_v)
+                state_v.advance()
+            self.load_block(v, pipeline_v, tile, tile.end - 1, state_v)
+            state_v.advance()
+            tile = self.schedule.read(order, ring, words, state_t)
+            state_t.advance()
+        # The last arrivals of the consumers must find the thread block's shared memory.
+        pipeline_q.producer_tail(state_q)
+        pipeline_k.producer_tail(state_k)
+        pipeline_v.producer_tail(state_v)
+
+    def load_block(self, loads: Loads, pipeline, tile: Tile, block: Int32, state):
+        source = staging.rows_of(loads.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen)
+        self.load_rows(loads, pipeline, source, block * self.tile_n, state)
+
+    def load_rows(self, loads: Loads, pipeline, source: cute.Tensor, row: Int32, state):
+        """As many as a stage holds, from `row` on."""
+        pipeline.producer_acquire(state)
+        stage, barrier = loads.stages[None, None, state.index], pipeline.producer_get_barrier(state)
+        source = cute.local_tile(cute.domain_offset((row, 0), source), cute.product_each(stage.shape), (0, 0))
+        copy, _, _ = copy_utils.tma_get_copy_fn(loads.atom, 0, cute.make_layout(1), source, stage, single_stage=True)
+        copy(tma_bar_ptr=barrier)
+        pipeline.producer_commit(state)
+
+    @cute.jit
+    def attend(
+        self, order, window: Window, ring, words, sq, pipeline_q, sk, pipeline_k, sv, pipeline_v, mma_qk, mma_pv, scale_log2,
+        to: Destination,
+    ):  # fmt: skip
+        """Attention of one warpgroup's rows of all tiles."""
+        thread, _, _ = cute.arch.thread_idx()
+        group = cute.arch.make_warp_uniform(thread // WARPGROUP) - 1
+        thread = thread % WARPGROUP
+        _, frag_q, frag_k = sm90_utils.partition_fragment_ABC(mma_qk.get_slice(0), (ROWS, self.tile_n, self.head_dim), sq, sk)
+        acc_o, frag_p, frag_v = sm90_utils.partition_fragment_ABC(
+            mma_pv.get_slice(0), (ROWS, self.head_dim_v, self.tile_n), None, layout_utils.transpose_view(sv)
+        )
+        scores = cute.make_rmem_tensor(mma_qk.partition_shape_C((ROWS, self.tile_n)), Float32)
+        operands = Operands(mma_qk, mma_pv, frag_q, frag_k, frag_v, frag_p, scores, acc_o)
+        acc_o.fill(0.0)
+        softmax, ended = Softmax.create(scale_log2), Softmax.create(scale_log2)  # of the tile, and of the one that ends
+        softmax.begin()
+        consumer = pipeline.PipelineUserType.Consumer
+        state_q = PipelineStateSimple(self.q_stages, group)
+        state_k = pipeline.make_pipeline_state(consumer, self.stages)
+        state_v = pipeline.make_pipeline_state(consumer, self.stages)
+        state_t = pipeline.make_pipeline_state(consumer, schedule.RING)
+        if const_expr(self.turns):  # noqa: SIM102, at compile time, the other at run time
+            if group == 0:
+                self.give_turn(group)
+
+        tile = self.schedule.read(order, ring, words, state_t)
+        state_t.advance()
+        sight = self.masks.sight(tile, window, group, thread, mma_qk)
+        more = tile.end > 0  # a grid of packed sequences may have more thread blocks than tiles
+        if more:
+            pipeline_q.consumer_wait(state_q)
+            pipeline_k.consumer_wait(state_k)
+            self.issue_scores(operands, state_q.index, state_k.index)
+            warpgroup.wait_group(0)
+            pipeline_k.consumer_release(state_k)
+            state_k.advance()
+            if tile.begin + 1 == tile.end:
+                pipeline_q.consumer_release(state_q)
+            self.masks.mask(scores, tile.begin, sight, self.window)
+            exponentials(scores, softmax)
+            utils.cvt_f16(layout_utils.reshape_acc_to_frgA(scores), frag_p)
+
+        accumulate = Boolean(False)  # the tile's first product overwrites O
+        while more:
+            # Blocks of a window's left edge, blocks that all rows see, blocks of the right edge. A branch between the issue of a
+            # product and the wait for it would make the compiler wait at the branch, so each kind has a loop.
+            left_end = tile.begin + 1
+            if const_expr(self.window):
+                left_end = cutlass.max(left_end, cutlass.min(cute.ceil_div(sight.all_first, self.tile_n), tile.end))
+            free_end = cutlass.max(left_end, cutlass.min(sight.all_end // self.tile_n, tile.end))
+            if const_expr(self.window):
+                for block in cutlass.range(tile.begin + 1, left_end, unroll=1):
+                    self.issue(operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate)
+                    self.await_scores(pipeline_k, state_k)
+                    state_k.advance()
+                    if block + 1 == tile.end:
+                        pipeline_q.consumer_release(state_q)
+                    self.masks.mask(scores, block, sight, True)
+                    needed = exponentials(scores, softmax)
+                    self.finish(operands, softmax, needed, pipeline_v, state_v)
+                    state_v.advance()
+                    accumulate = Boolean(True)
+            for block in cutlass.range(left_end, free_end, unroll=1):
+                self.issue(operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate)
+                self.await_scores(pipeline_k, state_k)
+                state_k.advance()
+                if block + 1 == tile.end:
+                    pipeline_q.consumer_release(state_q)
+                needed = exponentials(scores, softmax)
+                self.finish(operands, softmax, needed, pipeline_v, state_v)
+                state_v.advance()
+                accumulate = Boolean(True)
+            for block in cutlass.range(free_end, tile.end, unroll=1):
+                self.issue(operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate)
+                self.await_scores(pipeline_k, state_k)
+                state_k.advance()
+                if block + 1 == tile.end:
+                    pipeline_q.consumer_release(state_q)
+                self.masks.mask(scores, block, sight, False)
+                needed = exponentials(scores, softmax)
+                self.finish(operands, softmax, needed, pipeline_v, state_v)
+                state_v.advance()
+                accumulate = Boolean(True)
+            for _ in cutlass.range_constexpr(self.warpgroups):
+                state_q.advance()
+            upcoming = self.schedule.read(order, ring, words, state_t)
+            state_t.advance()
+            more = upcoming.end > 0
+            ended.reference.store(softmax.reference.load())
+            ended.total.store(softmax.total.load())
+            if more:
+                sight = self.masks.sight(upcoming, window, group, thread, mma_qk)
+                softmax.begin()
+                if const_expr(self.ahead):
+                    pipeline_q.consumer_wait(state_q)
+                    if self.masks.sees_all(sight, upcoming.begin):
+                        self.issue(operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate)
+                        self.await_scores(pipeline_k, state_k)
+                        exponentials(scores, softmax)
+                        warpgroup.wait_group(0)
+                    else:
+                        self.issue(operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate)
+                        self.await_scores(pipeline_k, state_k)
+                        self.masks.mask(scores, upcoming.begin, sight, self.window)
+                        exponentials(scores, softmax)
+                        warpgroup.wait_group(0)
+                    pipeline_v.consumer_release(state_v)
+                    self.output.store(tile, group, thread, acc_o, ended, to, mma_pv)
+                else:  # the queries come while the last product is computed, and the store runs beside the scores
+                    self.issue_last(operands, group, pipeline_v, state_v, accumulate)
+                    pipeline_q.consumer_wait(state_q)
+                    pipeline_k.consumer_wait(state_k)
+                    self.issue_scores(operands, state_q.index, state_k.index)
+                    warpgroup.wait_group(1)
+                    pipeline_v.consumer_release(state_v)
+                    self.output.store(tile, group, thread, acc_o, ended, to, mma_pv)
+                    warpgroup.wait_group(0)
+                    pipeline_k.consumer_release(state_k)
+                    self.masks.mask(scores, upcoming.begin, sight, self.window)
+                    exponentials(scores, softmax)
+                state_k.advance()
+                if upcoming.begin + 1 == upcoming.end:
+                    pipeline_q.consumer_release(state_q)
+                utils.cvt_f16(layout_utils.reshape_acc_to_frgA(scores), frag_p)
+            else:
+                self.issue_last(operands, group, pipeline_v, state_v, accumulate)
+                warpgroup.wait_group(0)
+                pipeline_v.consumer_release(state_v)
+                self.output.store(tile, group, thread, acc_o, ended, to, mma_pv)
+            state_v.advance()
+            accumulate = Boolean(False)
+            tile = upcoming
+        self.output.finish()
+
+    def issue(self, operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate):
+        """Scores of the next block, and the last block's weights times values."""
+        pipeline_k.consumer_wait(state_k, pipeline_k.consumer_try_wait(state_k))
+        self.wait_turn(group)
+        self.issue_scores(operands, state_q.index, state_k.index)
+        pipeline_v.consumer_wait(state_v, pipeline_v.consumer_try_wait(state_v))
+        self.issue_output(operands, state_v.index, accumulate)
+        self.pass_turn(group)
+
+    def issue_last(self, operands, group, pipeline_v, state_v, accumulate):
+        pipeline_v.consumer_wait(state_v)
+        self.wait_turn(group)
+        self.issue_output(operands, state_v.index, accumulate)
+        self.pass_turn(group)
+
+    def await_scores(self, pipeline_k, state_k):
+        warpgroup.wait_group(1)
+        pipeline_k.consumer_release(state_k)
+
+    def finish(self, operands: Operands, softmax: Softmax, needed: Boolean, pipeline_v, state_v):
+        """Waits for O; the new weights take the place of those just used."""
+        warpgroup.wait_group(0)
+        pipeline_v.consumer_release(state_v)
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(operands.scores), operands.p)
+        rescale(operands.o, softmax.rescale, needed)
+
+    def issue_scores(self, x: Operands, index_q, index_k):
+        q, k = x.q[None, None, None, index_q], x.k[None, None, None, index_k]
+        sm90_utils.gemm(x.mma_qk, x.scores, q, k, zero_init=True, wg_wait=-1)
+
+    @cute.jit
+    def issue_output(self, x: Operands, index_v, accumulate):
+        sm90_utils.gemm(x.mma_pv, x.o, x.p, x.v[None, None, None, index_v], zero_init=not accumulate, wg_wait=-1)
+
+    def wait_turn(self, group):
+        if const_expr(self.turns):
+            cute.arch.barrier(barrier_id=FIRST_TURN + group, number_of_threads=2 * WARPGROUP)
+
+    def give_turn(self, group):
+        cute.arch.barrier_arrive(barrier_id=FIRST_TURN + group, number_of_threads=2 * WARPGROUP)
+
+    def pass_turn(self, group):
+        if const_expr(self.turns):
+            self.give_turn((group + 1) % self.warpgroups)
 
 
 def entry(kernel: Kernel):
-    forward = instantiate(kernel)
+    forward = Forward(kernel)
 
     @cute.jit
     def forward_entry(
         q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, scale: Float32,
-        cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None,
-        window_size_left: Int32, window_size_right: Int32, stream: cuda.CUstream,
+        cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None, window_size_left: Int32, window_size_right: Int32,
+        workers: Int32, paired: Int32, counter: cute.Tensor | None, stream: cuda.CUstream,
     ):  # fmt: skip
-        window = (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
-        if const_expr(kernel.layout is Layout.VARLEN):
-            k, v = keys_in_use.sequences(k), keys_in_use.sequences(v)
         forward(
-            q, k, v, o, lse, scale, cu_seqlens_q, mSeqUsedK=key_lengths,
-            window_size_left=window[0], window_size_right=window[1], stream=stream,
-        )  # fmt: skip
+            q, k, v, o, lse, scale, cu_seqlens_q, key_lengths, window_size_left, window_size_right, workers, paired, counter, stream
+        )
 
-    return forward_entry, arg.forward(kernel)
+    return forward_entry, arg.forward_sm90(kernel)

@@ -2,6 +2,7 @@
 
 import cutlass.cute as cute
 from cutlass import pipeline
+from cutlass.cute.nvgpu import cpasync
 from cutlass.utils import LayoutEnum
 from flash_attn.cute.pipeline import PipelineTmaAsync
 from quack import sm90_utils
@@ -11,19 +12,32 @@ def smem_layout(dtype, rows: int, columns: int, stages: int | None):
     return sm90_utils.make_smem_layout(dtype, LayoutEnum.ROW_MAJOR, (rows, columns), stages)
 
 
-def elements(dtype, layout: cute.ComposedLayout):
-    """Of a layout, aligned as its swizzle wants it: a field of a cute.struct."""
+def elements(dtype, layout: cute.ComposedLayout | None):
+    """Of a layout, aligned as its swizzle wants it: a field of a cute.struct. No elements of no layout."""
+    if layout is None:
+        return cute.struct.MemRange[dtype, 0]
     return cute.struct.Align[cute.struct.MemRange[dtype, cute.cosize(layout)], 1024]
 
 
-def tma_pipeline(dtype, barriers, layout: cute.ComposedLayout, stages: int, consumer_warps: int, copies: int = 1):
-    """`copies`: stages of the layout that are loaded together, as one of the pipeline's."""
-
+def tma_pipeline(dtype, barriers, layout: cute.ComposedLayout, stages: int, consumer_warps: int):
     def group(count):
         return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
 
-    size = copies * cute.size_in_bytes(dtype, cute.select(layout, mode=[0, 1]))
+    size = cute.size_in_bytes(dtype, cute.select(layout, mode=[0, 1]))
     return PipelineTmaAsync.create(
         barrier_storage=barriers.data_ptr(), num_stages=stages, producer_group=group(1), consumer_group=group(consumer_warps),
         tx_count=size, defer_sync=True,
     )  # fmt: skip
+
+
+def tma(op, tensor: cute.Tensor, layout: cute.ComposedLayout, rows: int, columns: int):
+    """The atom and the tensor as it takes coordinates: of [rows, columns] at a time, as a stage of the layout holds them."""
+    return cpasync.make_tiled_tma_atom(op, tensor, cute.select(layout, mode=[0, 1]), (rows, columns), 1)
+
+
+def rows_of(tensor: cute.Tensor, head, batch, rows, end, varlen: bool) -> cute.Tensor:
+    """Of one head and sequence, [seqlen, head_dim]. Packed, they are the last before `end` in what keys_in_use.sequences gives."""
+    if not varlen:
+        return tensor[None, None, head, batch]
+    bound = cute.size(tensor, mode=[0])
+    return cute.domain_offset((bound - rows, 0), tensor[None, None, head, (bound, end)])

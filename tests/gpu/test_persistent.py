@@ -8,27 +8,41 @@ from itertools import product
 import pytest
 import torch
 from calls import flash_forward, planned, run_flash
-from cases import BLACKWELL, DTYPES, HEADS, MASKS, Problem, dense, make_inputs
+from cases import BLACKWELL, DTYPES, HEAD_DIMS, HEADS, MASKS, Problem, dense, make_inputs, varlen
 from compare import assert_matches_reference
 from profiling import kernels_of
 from reference import Result
 
 pytestmark = [pytest.mark.usefixtures("strict"), pytest.mark.skipif(BLACKWELL, reason="the persistent kernel is for Hopper")]
 
-BUCKETS = (64, 96, 128)
 LAUNCHES, SEED = 1000, 20261122
 
 
 def check(problem: Problem) -> None:
     inputs = make_inputs(problem)
-    assert planned(problem, inputs) == "forward"  # of dense tensors and these head dims: the persistent kernel
+    assert planned(problem, inputs) == "forward"
     assert_matches_reference(problem, inputs, run_flash(problem, inputs, backward=False))
 
 
-@pytest.mark.parametrize(("dtype", "head_dim", "mask", "heads"), list(product(DTYPES, BUCKETS, MASKS, HEADS)), ids=str)
+@pytest.mark.parametrize(("dtype", "head_dim", "mask", "heads"), list(product(DTYPES, HEAD_DIMS, MASKS, HEADS)), ids=str)
 def test_matrix(dtype, head_dim, mask, heads):
     query_heads, heads_kv = HEADS[heads]
     check(dense(1150, 1150, batch=40, heads=query_heads, heads_kv=heads_kv, dtype=DTYPES[dtype], head_dim=head_dim, **MASKS[mask]))
+
+
+@pytest.mark.parametrize("sequences", (1, 31, 32, 33, 64, 150))
+@pytest.mark.parametrize(("head_dim", "mask", "heads"), list(product((64, 128, 256), MASKS, HEADS)), ids=str)
+def test_packed_sequences(head_dim, mask, heads, sequences):
+    """Of any lengths, 0 among them, and in groups of 32 as the tiles are found; from fewer tiles than multiprocessors to many."""
+    query_heads, heads_kv = HEADS[heads]
+    chosen = random.Random(f"{head_dim} {mask} {heads} {sequences}")
+    lengths = (0, 1, (1, 200), (1, 30_000 // sequences))
+    rows, keys = (
+        [chosen.randint(*length) if isinstance(length, tuple) else length for length in chosen.choices(lengths, k=sequences)]
+        for _ in "qk"
+    )
+    rows[0] = keys[0] = 600  # some are there
+    check(varlen(rows, keys, heads=query_heads, heads_kv=heads_kv, head_dim=head_dim, **MASKS[mask]))
 
 
 @pytest.mark.parametrize("blocks", range(1, 8))
@@ -46,7 +60,7 @@ def test_unequal_lengths(mask, lengths):
 
 
 @pytest.mark.parametrize("window", [(0, 0), (1, 0), (63, 64), (127, 0), (128, 128), (300, -1), (-1, 200), (500, 500)], ids=str)
-@pytest.mark.parametrize("head_dim", BUCKETS)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_windows(head_dim, window):
     check(dense(1100, 1100, batch=40, head_dim=head_dim, window=window))
 
@@ -64,10 +78,13 @@ def test_rising_scores_rescale_every_block():
 def random_problem(chosen: random.Random) -> Problem:
     heads_kv = chosen.choice((1, 2, 3, 8))
     rows, keys = (chosen.choice((chosen.randint(1, 300), chosen.randint(1, 1500))) for _ in range(2))
-    return dense(
-        rows, chosen.choice((rows, keys)), batch=chosen.randint(1, 6), heads=heads_kv * chosen.choice((1, 2, 5)), heads_kv=heads_kv,
-        head_dim=8 * chosen.randint(1, 16), dtype=chosen.choice(list(DTYPES.values())), **chosen.choice(list(MASKS.values())),
+    fields = dict(
+        heads=heads_kv * chosen.choice((1, 2, 5)), heads_kv=heads_kv, head_dim=8 * chosen.randint(1, 32),
+        dtype=chosen.choice(list(DTYPES.values())), **chosen.choice(list(MASKS.values())),
     )  # fmt: skip
+    if chosen.random() < 0.4:
+        return varlen([rows] + [chosen.randint(0, rows) for _ in range(chosen.randint(0, 40))], **fields)
+    return dense(rows, chosen.choice((rows, keys)), batch=chosen.randint(1, 6), **fields)
 
 
 def test_launches_of_random_shapes_back_to_back():
@@ -86,4 +103,4 @@ def test_launches_of_random_shapes_back_to_back():
 def test_runs_on_the_persistent_kernel():
     inputs = make_inputs(problem := dense(1000, 1000, batch=20))
     names = kernels_of(lambda: flash_forward(problem, inputs))
-    assert len(names) == 1 and "persistent" in names[0], names
+    assert len(names) == 1 and "sm90_forward" in names[0], names

@@ -1,0 +1,74 @@
+"""Which keys a warpgroup's rows see, and the scores of the others set to minus infinity."""
+
+from typing import NamedTuple
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32, const_expr
+from quack import layout_utils
+
+from kernels.matrix import Kernel, Mask
+from kernels.sm90.schedule import Tile, Window
+
+WORD = 16  # columns that a word of bits stands for; lowest_bits() shifts by up to as many
+
+
+class Sight(NamedTuple):
+    """Which keys the rows of a thread's scores see."""
+
+    first: tuple[Int32, Int32]  # key, a row, less the column of the thread's first score
+    end: tuple[Int32, Int32]
+    all_first: Int32  # of the keys that every row of the warpgroup sees
+    all_end: Int32
+
+
+class Masks:
+    def __init__(self, kernel: Kernel, rows: int):
+        """`rows`: of a warpgroup."""
+        self.rows, self.tile_n = rows, kernel.block_n
+        self.window = kernel.mask is Mask.WINDOW
+        self.bounded = kernel.mask is not Mask.FULL  # by the row, not by the keys alone
+
+    @cute.jit
+    def sight(self, tile: Tile, window: Window, group, thread, mma_qk) -> Sight:
+        where = mma_qk.get_slice(thread).partition_C(cute.make_identity_tensor((self.rows, self.tile_n)))
+        where = layout_utils.reshape_acc_to_mn(where)
+        diagonal = tile.row + group * self.rows + tile.keys - tile.rows
+        first, end = [], []
+        for r in cutlass.range_constexpr(2):
+            row, column = diagonal + where[r, 0][0], where[0, 0][1]
+            first.append(row - window.left - column)
+            end.append((cutlass.min(row + window.right + 1, tile.keys) if self.bounded else tile.keys) - column)
+        all_first = cutlass.max(diagonal + self.rows - 1 - window.left, 0) if self.window else Int32(0)
+        all_end = cutlass.max(cutlass.min(diagonal + window.right + 1, tile.keys), 0) if self.bounded else tile.keys
+        return Sight(tuple(first), tuple(end), all_first, all_end)
+
+    @cute.jit
+    def sees_all(self, sight: Sight, block):
+        """Whether all rows see all keys of a block."""
+        return block * self.tile_n >= sight.all_first and (block + 1) * self.tile_n <= sight.all_end
+
+    @cute.jit
+    def mask(self, scores, block, sight: Sight, left: cutlass.Constexpr):
+        """The bits of a word say which of some columns are seen: half of the instructions that a comparison a score takes.
+
+        `left`: whether keys may lie before a row's first.
+        """
+        scores = layout_utils.reshape_acc_to_mn(scores)
+        for r in cutlass.range_constexpr(2):
+            seen = self.columns_before(sight.end[r] - block * self.tile_n)
+            hidden = self.columns_before(sight.first[r] - block * self.tile_n) if left else 0
+            for c in cutlass.range_constexpr(0, cute.size(scores, mode=[1]), WORD):
+                bits = self.lowest_bits(seen - c)
+                if const_expr(left):
+                    bits = bits & ~self.lowest_bits(hidden - c)
+                for i in cutlass.range_constexpr(min(WORD, cute.size(scores, mode=[1]) - c)):
+                    scores[r, c + i] = scores[r, c + i] if bits & (1 << i) else -Float32.inf
+
+    def columns_before(self, key):
+        """How many of a thread's columns, which are two of every eight, are less than a key."""
+        key = cutlass.max(key, 0)
+        return (key // 8) * 2 + cutlass.min(key % 8, 2)
+
+    def lowest_bits(self, count):
+        return (Int32(1) << cutlass.min(cutlass.max(count, 0), WORD)) - 1

@@ -1,0 +1,263 @@
+"""How the persistent forward's warps learn what their thread block works on: one warp finds the tiles and leaves them in a ring in
+shared memory, so that the others spend neither time nor registers on it.
+
+kernels/sm90/tiles.py has the order. A dense tensor's tiles are known beforehand and dealt out. Of packed sequences a thread block
+takes the next tile in line when it has room for one, by a counter in memory: their costs differ too much to be dealt out.
+"""
+
+from typing import NamedTuple
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32, const_expr, pipeline
+from flash_attn.cute import utils
+from flash_attn.cute.pipeline import PipelineAsync
+
+from kernels.common import keys_in_use
+from kernels.matrix import Kernel, Layout, Mask
+from kernels.sm90 import tiles
+
+WARP = 32
+WORDS = 4  # int32 that are read together
+RING = 4  # tiles: short ones are found ahead, so that the loads of several are on their way
+# Blocks of keys of a tile that is worth waiting for: the next one is taken when it is begun, as another thread block may be free
+# earlier. 1.02 to 1.15 times as fast as taking tiles of up to 4 blocks ahead.
+LONG = 2
+
+
+class Window(NamedTuple):
+    left: Int32
+    right: Int32
+
+
+class Tile(NamedTuple):
+    row: Int32  # the first, of its sequence
+    head: Int32
+    head_kv: Int32
+    begin: Int32  # blocks of keys, [begin, end), at least one; end is 0 where there is no tile
+    end: Int32
+    batch: Int32  # varlen: 0
+    rows: Int32  # of the sequence
+    keys: Int32
+    end_q: Int32  # varlen: the row of q after the sequence's last
+    end_k: Int32
+
+
+class Sequence(NamedTuple):
+    """Lane by lane."""
+
+    rows: Int32
+    keys: Int32
+    end_q: Int32
+    end_k: Int32
+
+
+class Divisors(NamedTuple):
+    blocks: cute.FastDivmodDivisorV2  # of queries, a head
+    units: cute.FastDivmodDivisorV2  # tiles.units, a head
+    rest: cute.FastDivmodDivisorV2  # heads that are not paired
+    heads: cute.FastDivmodDivisorV2
+    ratio: cute.FastDivmodDivisorV2  # query heads a key/value head
+
+
+class Dense(NamedTuple):
+    rows: Int32
+    keys: Int32
+    paired: Int32
+    end: Int32  # of the cursors
+    divisors: Divisors
+
+
+class Varlen(NamedTuple):
+    cu_seqlens_q: cute.Tensor
+    key_lengths: cute.Tensor
+    heads: Int32
+    heads_kv: Int32
+    counter: cute.Tensor  # one int32, zero before the launch: tiles taken beyond each thread block's first
+
+
+@cute.jit
+def choose(condition, a, b):
+    return a if condition else b
+
+
+def largest(value: Int32) -> Int32:
+    return cute.arch.warp_redux_sync(value, "max")
+
+
+class Schedule:
+    def __init__(self, kernel: Kernel):
+        self.tile_m, self.tile_n = kernel.block_m, kernel.block_n
+        self.causal, self.window = kernel.mask is Mask.CAUSAL, kernel.mask is Mask.WINDOW
+        self.varlen = kernel.layout is Layout.VARLEN
+        # Those from `rows` on are the same for all tiles of a dense tensor.
+        self.fields = len(Tile._fields) if self.varlen else Tile._fields.index("rows")
+        self.words = -(-self.fields // WORDS) * WORDS
+
+    def dense(self, rows, keys, heads, heads_kv, batch, paired) -> Dense:
+        every_head = heads * batch
+        blocks = cute.ceil_div(rows, self.tile_m)
+        numbers = (blocks, tiles.units(blocks), cutlass.max(every_head - paired, 1), heads, heads // heads_kv)
+        return Dense(rows, keys, paired, tiles.end(every_head, paired, blocks), Divisors(*map(cute.FastDivmodDivisorV2, numbers)))
+
+    def ring_barriers(self):
+        return cute.struct.MemRange[cutlass.Int64, RING * 2]
+
+    def ring_words(self):
+        return cute.struct.Align[cute.struct.MemRange[Int32, RING * self.words], 4 * WORDS]
+
+    def ring(self, barriers, words, readers: int):
+        """`readers`: warps."""
+
+        def group(count):
+            return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
+
+        ring = PipelineAsync.create(
+            barrier_storage=barriers.data_ptr(), num_stages=RING, producer_group=group(1), consumer_group=group(readers),
+            elect_one_commit=True, elect_one_release=True, defer_sync=True,
+        )  # fmt: skip
+        return ring, words.get_tensor(cute.make_layout((self.words, RING)))
+
+    @cute.jit
+    def read(self, order, ring, words, state) -> Tile:
+        ring.consumer_wait(state)
+        found = cute.make_rmem_tensor(self.words, Int32)
+        cute.autovec_copy(words[None, state.index], found)
+        ring.consumer_release(state)
+        values = [found[i] for i in range(self.fields)]
+        if const_expr(not self.varlen):
+            values += [order.rows, order.keys, order.rows, order.keys]
+        return Tile(*values)
+
+    def no_tile(self) -> Tile:
+        return Tile(*(Int32(0),) * len(Tile._fields))
+
+    @cute.jit
+    def write(self, tile: Tile, ring, words, state):
+        ring.producer_acquire(state)
+        if cute.arch.lane_idx() == 0:
+            for i in cutlass.range_constexpr(self.fields):
+                words[i, state.index] = tile[i]
+        ring.producer_commit(state)
+
+    def await_reading(self, ring, state):
+        """Waits until the tile that was just written has been read."""
+        its_next = state.clone()
+        for _ in range(RING):
+            its_next.advance()
+        ring.producer_acquire(its_next)
+
+    @cute.jit
+    def run(self, order, window: Window, ring, words):
+        """By one warp."""
+        worker, _, _ = cute.arch.block_idx()
+        workers, _, _ = cute.arch.grid_dim()
+        state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, RING)
+        if const_expr(self.varlen):
+            self.run_varlen(order, window, worker, workers, ring, words, state)
+        else:
+            self.run_dense(order, window, worker, workers, ring, words, state)
+
+    @cute.jit
+    def run_dense(self, order: Dense, window: Window, worker, workers, ring, words, state):
+        cursor, flip = tiles.first(worker)
+        blocks, units, rest, heads, ratio = order.divisors
+        while cursor < order.end:
+            if const_expr(self.causal):
+                entry, block = tiles.causal(cursor, flip, order.paired, blocks.divisor, units, rest, choose)
+            else:
+                entry, block = tiles.full(cursor, blocks)
+            batch, head = divmod(entry, heads)
+            head_kv, _ = divmod(head, ratio)
+            row = block * self.tile_m
+            begin, end = self.blocks_of_keys(row, order.rows, order.keys, window)
+            tile = Tile(row, head, head_kv, begin, end, batch, order.rows, order.keys, order.rows, order.keys)
+            self.write(tile, ring, words, state)
+            state.advance()
+            cursor, flip = tiles.following(cursor, flip, worker, workers, order.paired, blocks.divisor, units, choose)
+        self.write(self.no_tile(), ring, words, state)
+
+    @cute.jit
+    def run_varlen(self, order: Varlen, window: Window, worker, workers, ring, words, state):
+        lane = cute.arch.lane_idx()
+        batch, ratio = cute.size(order.cu_seqlens_q) - 1, order.heads // order.heads_kv
+        number, before = worker, Int32(0)  # of the tile to work on; of the tiles of earlier groups and levels
+        for group in cutlass.range(0, batch, WARP, unroll=1):
+            sequence = self.sequence(order, group + lane, batch)
+            blocks = cute.ceil_div(sequence.rows, self.tile_m)
+            # Head by head, sequence by sequence, longest tiles first.
+            through = utils.warp_prefix_sum(blocks * ratio, lane)
+            a_head = cute.arch.shuffle_sync(through, WARP - 1)
+            last_heads = tiles.last_heads(order.heads_kv, a_head, workers, choose)
+            first_heads = order.heads_kv - last_heads
+            end = before + first_heads * a_head
+            while number < end:
+                head_kv, place = (number - before) // a_head, (number - before) % a_head
+                lane_of = self.lane_of(through, place)
+                place -= cute.arch.shuffle_sync(through - blocks * ratio, lane_of)
+                block = cute.arch.shuffle_sync(blocks, lane_of) - 1 - place // ratio
+                number = self.put(order, window, block, head_kv * ratio + place % ratio, sequence, lane_of, ring, words, state)
+                state.advance()
+            before = end
+            # The last heads level by level.
+            low, high, each = tiles.levels(blocks, sequence.rows, sequence.keys, self.tile_m, self.causal, choose)
+            level = tiles.next_level(tiles.HIGHEST, low, high, largest, choose)
+            while level >= 0:
+                at_level = tiles.at_level(level, low, high, each, choose)
+                through = utils.warp_prefix_sum(at_level, lane)
+                total = cute.arch.shuffle_sync(through, WARP - 1)
+                end = before + total * last_heads * ratio
+                while number < end:
+                    head, place = (number - before) // total, (number - before) % total
+                    lane_of = self.lane_of(through, place)
+                    block = level - low if self.causal else place - (through - at_level)
+                    block = cute.arch.shuffle_sync(block, lane_of)
+                    number = self.put(order, window, block, first_heads * ratio + head, sequence, lane_of, ring, words, state)
+                    state.advance()
+                before = end
+                level = tiles.next_level(level, low, high, largest, choose)
+        self.write(self.no_tile(), ring, words, state)
+
+    def lane_of(self, through: Int32, place: Int32) -> Int32:
+        """The first lane of which more than `place` have gone by."""
+        return cute.arch.popc(cute.arch.vote_ballot_sync(through <= place))
+
+    @cute.jit
+    def sequence(self, order: Varlen, index: Int32, batch: Int32) -> Sequence:
+        rows, keys, end_q, end_k = Int32(0), Int32(0), Int32(0), Int32(0)
+        if index < batch:
+            end_q = order.cu_seqlens_q[index + 1]
+            rows = end_q - order.cu_seqlens_q[index]
+            keys = keys_in_use.length(order.key_lengths, index)
+            end_k = order.key_lengths[0, index] + keys
+        return Sequence(rows, keys, end_q, end_k)
+
+    @cute.jit
+    def put(self, order: Varlen, window: Window, block, head, sequences: Sequence, lane_of, ring, words, state) -> Int32:
+        """A tile into the ring; the number of the next one."""
+        of = Sequence(*(cute.arch.shuffle_sync(value, lane_of) for value in sequences))
+        row = block * self.tile_m
+        begin, end = self.blocks_of_keys(row, of.rows, of.keys, window)
+        head_kv = head // (order.heads // order.heads_kv)
+        self.write(Tile(row, head, head_kv, begin, end, Int32(0), of.rows, of.keys, of.end_q, of.end_k), ring, words, state)
+        if end - begin >= LONG:
+            self.await_reading(ring, state)
+        taken = Int32(0)
+        if cute.arch.lane_idx() == 0:
+            taken = cute.arch.atomic_add(order.counter.iterator.llvm_ptr, Int32(1))
+        workers, _, _ = cute.arch.grid_dim()
+        return workers + cute.arch.shuffle_sync(taken, 0)
+
+    @cute.jit
+    def blocks_of_keys(self, row: Int32, rows: Int32, keys: Int32, window: Window):
+        begin, end = Int32(0), cute.ceil_div(keys, self.tile_n)
+        if const_expr(self.causal or self.window):
+            shift = keys - rows
+            last = cutlass.min(row + self.tile_m, rows) - 1
+            first_key, end_key = Int32(0), cutlass.min(last + shift + 1, keys)
+            if const_expr(self.window):
+                first_key = cutlass.max(row + shift - window.left, 0)
+                end_key = cutlass.min(last + shift + window.right + 1, keys)
+            begin = choose(end_key > first_key, first_key // self.tile_n, 0)
+            end = choose(end_key > first_key, cute.ceil_div(end_key, self.tile_n), 0)
+        return begin, cutlass.max(end, 1)  # no row sees a key: a block in which everything is masked
