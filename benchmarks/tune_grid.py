@@ -15,9 +15,9 @@ SM_COUNT = 132  # of the device that is measured
 LENGTHS = (128, 197, 256, 384, 512, 577, 1024, 2048, 4096, 16384)  # 197 and 577: ViT's
 FEW_LENGTHS = (577, 2048)
 FEW_TILES = (45, 85, 200)  # per 100 multiprocessors: a part of a wave, most of one, and two
-MEANS = (64, 128, 256, 577, 1024, 4096)
+MEANS = (128, 256, 577, 1024, 4096)
 # Head dims that fewer models have, with one or two candidates each: a part of the lengths.
-SHORTER = {"lengths": (197, 256, 577, 1024, 4096), "few_lengths": (1024,), "means": (64, 577, 2048)}
+SHORTER = {"lengths": (197, 256, 577, 1024, 4096), "few_lengths": (1024,), "means": (577, 2048)}
 
 
 def _heads(head_dim: int) -> int:

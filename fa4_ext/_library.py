@@ -108,9 +108,10 @@ def force_tile(queries: int, keys: int) -> None:
     native().fa4_ext_force_tile(queries, keys)
 
 
-def force_decode(on: bool) -> None:
-    """For measurements and tests: whether few queries run on the decode kernel wherever it can, from the next call on."""
-    native().fa4_ext_force_decode(on)
+def force_decode(where: int) -> None:
+    """For measurements and tests: few queries run on the decode kernel wherever it can (1), only where the other one can't (-1), or
+    where it is the faster one (0), from the next call on."""
+    native().fa4_ext_force_decode(where)
 
 
 def remove() -> None:

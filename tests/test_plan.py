@@ -206,7 +206,7 @@ def test_masks_resolve_as_the_stock_kernel_resolves_them(is_causal, left, right,
     [
         ({"batch": 8, "seqlen_q": 1}, True),  # a step of decoding
         ({"batch": 8, "seqlen_q": 1, "seqlen_k": 64}, False),  # of a block of keys each, which a start outweighs
-        ({"batch": 32, "seqlen_q": 96, "num_heads": 32}, False),  # 6 tiles of 64 rows against 4 of 128
+        ({"batch": 32, "seqlen_q": 128, "num_heads": 32}, False),  # 8 tiles of 64 rows a key/value head against 4 of 128
         ({"batch": 32, "seqlen_q": 32, "num_heads": 32}, True),  # 2 against 4 of 64
         ({"batch": 1, "seqlen_q": 64, "num_heads": 32}, True),  # 32 tiles for 132 multiprocessors
         ({"batch": 256, "seqlen_q": 64, "seqlen_k": 64, "num_heads": 8}, False),  # many short sequences
@@ -215,18 +215,35 @@ def test_masks_resolve_as_the_stock_kernel_resolves_them(is_causal, left, right,
     ids=str,
 )
 def test_few_queries_are_decoded_where_that_is_faster(change, decode):
-    chosen = plan(LEGAL | {"seqlen_k": 8192, "num_heads_kv": 8} | change)
+    problem = LEGAL | {"seqlen_k": 8192, "num_heads_kv": 8} | change
+    chosen = plan(problem | {f"total_{side}": problem["batch"] * problem[f"seqlen_{side}"] for side in "qk"})
     assert (chosen.kernel.op == fa4_core.Op.DECODE) == decode, chosen.kernel.name
 
 
 @settings(max_examples=300, deadline=None)
 @given(problems(largest=5000))
-def test_forced_the_decode_kernel_runs_up_to_its_most_rows(problem):
+def test_the_decode_kernel_can_be_forced_up_to_its_most_rows_and_avoided(problem):
     core = core_problem(problem | {"op": "forward", "capability": 90, "deterministic": False})
-    core.decode = True
     rows = problem["seqlen_q"] * problem["num_heads"] // problem["num_heads_kv"]
-    chosen = fa4_core.plan(core, False)
-    assert (chosen.kernel.op == fa4_core.Op.DECODE) == (rows <= 4096), (problem, chosen.kernel.name)
+    core.decode = fa4_core.Decode.WHERE_POSSIBLE
+    forced = fa4_core.plan(core, False).kernel
+    assert (forced.op == fa4_core.Op.DECODE) == (problem["seqlen_q"] <= 512 and rows <= 4096), (problem, forced.name)
+    core.decode = fa4_core.Decode.WHERE_NEEDED
+    assert fa4_core.plan(core, False).kernel.op == fa4_core.Op.FORWARD
+
+
+@pytest.mark.parametrize("capability", (90, 100))
+def test_with_one_split_the_tile_does_not_depend_on_the_batch(capability):
+    """Batch invariance: a sequence gets the same kernel alone, with longer ones and with many."""
+    packed = {"layout": "varlen", "num_splits": 1, "capability": capability, "num_heads": 8, "num_heads_kv": 8}
+    batches = [(1, 5), (1, 64), (64, 64), (64, 300), (3, 5000)]
+    names = {
+        plan(
+            LEGAL | packed | {"batch": batch, "seqlen_q": longest, "seqlen_k": longest, "total_q": 400, "total_k": 400}
+        ).kernel.name
+        for batch, longest in batches
+    }
+    assert len(names) == 1, names
 
 
 @pytest.mark.parametrize(
@@ -245,7 +262,9 @@ def test_forced_the_decode_kernel_runs_up_to_its_most_rows(problem):
     ids=str,
 )
 def test_keys_are_split_over_the_multiprocessors_that_heads_leave_idle(change, splits):
-    chosen = plan(LEGAL | {"seqlen_q": 1, "seqlen_k": 16_384} | change)
+    problem = core_problem(LEGAL | {"seqlen_q": 1, "seqlen_k": 16_384} | change)
+    problem.decode = fa4_core.Decode.WHERE_POSSIBLE
+    chosen = fa4_core.plan(problem, False)
     assert chosen.kernel.op == fa4_core.Op.DECODE
     assert chosen.splits == splits
 
@@ -261,11 +280,11 @@ DECODE = {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "num_heads_kv": 2}
         ({"page_size": 96}, "a page of block_table must hold a multiple of 64 keys, holds 96"),
         ({"page_size": 64, "head_dim": 64, "head_dim_v": 64}, "a page of block_table must hold a multiple of 128 keys, holds 64"),
         ({"page_size": 256, "batch": 32, "seqlen_q": 96, "total_q": 3072, "num_heads_kv": 8}, ""),  # whatever would pay otherwise
-        ({"page_size": 256, "seqlen_q": 2100, "total_q": 2100}, "paged KV (block_table) not supported for more than 4096 queries"),
+        ({"page_size": 256, "seqlen_q": 513, "total_q": 513}, "paged KV (block_table) not supported for more than 512 queries"),
         ({"page_size": 256, "capability": 100}, "paged KV (block_table) not supported but on compute capability 9.0"),
         ({"num_splits": 3}, ""),
-        ({"num_splits": 3, "seqlen_q": 2100, "total_q": 2100}, "SplitKV not supported, num_splits is 3"),
-        ({"num_splits": 1, "seqlen_q": 2100, "total_q": 2100}, ""),
+        ({"num_splits": 3, "seqlen_q": 513, "total_q": 513}, "SplitKV not supported, num_splits is 3"),
+        ({"num_splits": 1, "seqlen_q": 513, "total_q": 513}, ""),
     ],
     ids=str,
 )

@@ -39,7 +39,11 @@ void fa4_ext_configure(int strict, int speed_rules) noexcept {
 
 void fa4_ext_force_tile(int queries, int keys) noexcept { fa4::aten::options().tile = fa4::Tile{queries, keys}; }
 
-void fa4_ext_force_decode(int on) noexcept { fa4::aten::options().decode = on != 0; }
+void fa4_ext_force_decode(int where) noexcept {
+  fa4::aten::options().decode = where > 0   ? fa4::Decode::kWherePossible
+                                : where < 0 ? fa4::Decode::kWhereNeeded
+                                            : fa4::Decode::kWhereFaster;
+}
 
 const char* fa4_ext_last_error() noexcept { return last_error; }
 

@@ -11,7 +11,7 @@ struct Options {
   std::atomic<bool> strict{false};      // raise instead of calling the stock kernel
   std::atomic<bool> speed_rules{true};  // leave to the stock kernel what it runs faster
   std::atomic<Tile> tile{Tile{}};       // the only one to run; none: the planner's choice
-  std::atomic<bool> decode{false};      // the decode kernel wherever it can run
+  std::atomic<Decode> decode{Decode::kWhereFaster};
 };
 
 inline Options& options() {

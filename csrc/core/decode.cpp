@@ -23,6 +23,9 @@ const std::vector<const Kernel*>& decode_kernels() {  // smallest bucket first
   return *found;
 }
 
+// An H200's where no device was asked, as in explain() on another machine.
+int64_t multiprocessors(const Problem& p) { return p.sm_count > 0 ? p.sm_count : 132; }
+
 // A sequence's, of all heads.
 int64_t decode_tiles(const Problem& p, const Kernel& kernel) { return p.num_heads_kv * ceil_div(decode_rows(p), kernel.block_m); }
 
@@ -43,14 +46,14 @@ constexpr int64_t kKeys = 64;
 constexpr double kDecodeStart = 10, kTileStart = 0.5, kMemset = 2;
 
 double decode_cost(const Problem& p, int32_t left, int32_t right, const Kernel& kernel) {
-  const int64_t splits = decode_splits(p, left, right, kernel), at_a_time = std::max(p.sm_count * kernel.blocks_per_sm, 1);
+  const int64_t splits = decode_splits(p, left, right, kernel), at_a_time = multiprocessors(p) * kernel.blocks_per_sm;
   const int64_t blocks = splits * p.num_heads_kv * tiles_in_all(p, p.num_heads / p.num_heads_kv, kernel.block_m);
   const double rounds = std::max(static_cast<double>(blocks) / static_cast<double>(at_a_time), 1.0);
   return rounds * (kDecodeStart + static_cast<double>(ceil_div(keys_in_sight(p, left, right), kKeys * splits)));
 }
 
 double forward_cost(const Problem& p, int32_t left, int32_t right, const Kernel& kernel) {
-  const int64_t rounds = ceil_div(p.num_heads * tiles_in_all(p, 1, kernel.block_m), std::max(p.sm_count, 1));
+  const int64_t rounds = ceil_div(p.num_heads * tiles_in_all(p, 1, kernel.block_m), multiprocessors(p));
   const double a_tile = kTileStart + static_cast<double>(ceil_div(keys_in_sight(p, left, right), kKeys));
   return static_cast<double>(rounds) * a_tile + (p.layout == Layout::kVarlen ? kMemset : 0);
 }
@@ -65,10 +68,10 @@ const Kernel* find_decode(const Problem& p, int32_t left, int32_t right, const K
         kernel->head_dim_v < p.head_dim_v) {
       continue;
     }
-    if (decode_rows(p) > kMaxDecodeRows || decode_tiles(p, *kernel) > kMaxGrid) return nullptr;
-    if (p.page_size || p.num_splits > 1 || p.decode) return kernel;  // the forward kernel can't, or shall not
+    if (p.seqlen_q > kMaxDecodeQueries || decode_rows(p) > kMaxDecodeRows || decode_tiles(p, *kernel) > kMaxGrid) return nullptr;
+    if (p.page_size || p.num_splits > 1 || p.decode == Decode::kWherePossible) return kernel;  // the forward can't, or shall not
     // With one split the caller asks for a result that does not depend on the rest of the batch, which decides what pays.
-    if (p.num_splits == 1) return nullptr;
+    if (p.num_splits == 1 || p.decode == Decode::kWhereNeeded) return nullptr;
     return decode_cost(p, left, right, *kernel) < forward_cost(p, left, right, forward) ? kernel : nullptr;
   }
   return nullptr;
@@ -78,10 +81,10 @@ const Kernel* find_decode(const Problem& p, int32_t left, int32_t right, const K
 // were measured not to pack two to a multiprocessor). None without a block of keys.
 int32_t decode_splits(const Problem& p, int32_t left, int32_t right, const Kernel& kernel) {
   // Thread blocks of a cluster. 16 need as many multiprocessors in one part of the GPU, which smaller ones may lack.
-  const int64_t most = p.sm_count >= 132 ? 16 : 8;
+  const int64_t sm_count = multiprocessors(p), most = sm_count >= 132 ? 16 : 8;
   if (p.num_splits > 0) return static_cast<int32_t>(std::min(p.num_splits, most));
   const int64_t tiles = p.batch * decode_tiles(p, kernel);
-  const int64_t fill = tiles < p.sm_count ? std::max<int64_t>(kernel.blocks_per_sm, p.sm_count / tiles) : 1;
+  const int64_t fill = tiles < sm_count ? std::max<int64_t>(kernel.blocks_per_sm, sm_count / tiles) : 1;
   return static_cast<int32_t>(std::min({most, fill, ceil_div(keys_in_sight(p, left, right), kernel.block_n)}));
 }
 

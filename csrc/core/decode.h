@@ -7,6 +7,8 @@
 namespace fa4 {
 
 constexpr int64_t kMaxDecodeRows = 4096;  // beyond, tiles are as many as the forward's
+constexpr int64_t kMaxDecodeQueries =
+    512;  // longer sequences keep their bits whatever else is in the batch, which decides the splits
 
 // Rows of its tiles that a sequence has for each key/value head: queries times the query heads that share it.
 int64_t decode_rows(const Problem& problem);

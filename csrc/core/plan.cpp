@@ -100,13 +100,14 @@ bool below_bucket(const Kernel& kernel, const Problem& p) {
 }
 
 // The smallest bucket that holds both head dims; of its defaults the smallest tile that holds all queries, or else the largest.
+// With one split always the largest: the caller asks for a result that does not depend on the rest of the batch.
 const Kernel* find_kernel(const Problem& p, Mask mask, bool grouped) {
   const Key key{p.op, kernel_arch(p.capability), p.dtype, p.layout, mask, grouped, p.op == Op::kBackward && p.deterministic};
   const Kernel* found = nullptr;
   for (const Kernel* kernel : kernels_by_slot()[key.slot()]) {
     if (kernel->tuned || kernel->head_dim < p.head_dim || kernel->head_dim_v < p.head_dim_v) continue;
     const bool same_bucket = found && kernel->head_dim == found->head_dim && kernel->head_dim_v == found->head_dim_v;
-    if (found && (!same_bucket || found->block_m >= p.seqlen_q)) break;
+    if (found && (!same_bucket || (found->block_m >= p.seqlen_q && p.num_splits != 1))) break;
     found = kernel;
   }
   return found;
@@ -161,8 +162,8 @@ std::string decode_only(const Problem& p, const Kernel& kernel) {
   const bool decode = kernel.op == Op::kDecode;
   if (p.page_size && !decode) {
     if (kernel.arch != 90) return "paged KV (block_table) not supported but on compute capability 9.0";
-    return concat("paged KV (block_table) not supported for more than ", kMaxDecodeRows,
-                  " queries times query heads of a key/value head, here ", decode_rows(p));
+    return concat("paged KV (block_table) not supported for more than ", kMaxDecodeQueries, " queries, or ", kMaxDecodeRows,
+                  " queries times query heads of a key/value head, here ", p.seqlen_q, " and ", decode_rows(p));
   }
   if (p.page_size % kernel.block_n) {
     return concat("a page of block_table must hold a multiple of ", kernel.block_n, " keys, holds ", p.page_size);

@@ -19,6 +19,9 @@ struct Tile {
   explicit operator bool() const { return queries != 0; }
 };
 
+// The forward of few queries on the decode kernel: the planner's choice, or what measurements and tests ask for.
+enum class Decode : int8_t { kWhereFaster, kWherePossible, kWhereNeeded };
+
 struct Problem {
   Op op = Op::kForward;    // kForward or kBackward
   int32_t capability = 0;  // compute capability of the device: 90 for 9.0, 103 for 10.3
@@ -41,7 +44,7 @@ struct Problem {
   int64_t page_size = 0;           // keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
   int64_t num_splits = 0;          // how many parts to split the keys into; 0: the planner's choice
   Tile tile;                       // the only one to run; none: the planner's choice
-  bool decode = false;             // the decode kernel wherever it can run, whatever pays
+  Decode decode = Decode::kWhereFaster;
 };
 
 }  // namespace fa4

@@ -3,8 +3,10 @@
 namespace fa4 {
 
 const TileRule* find_tile_rule(const Problem& p, const Kernel& kernel, const std::vector<TileRule>& rules) {
-  // What was measured: self-attention on Hopper, in any order of summation.
-  if (kernel.arch != 90 || p.seqlen_q != p.seqlen_k || p.total_q != p.total_k || p.deterministic) return nullptr;
+  // What was measured: self-attention on Hopper, in any order of summation. With one split the caller asks for a result that does
+  // not depend on the rest of the batch.
+  if (kernel.arch != 90 || p.num_splits == 1 || p.seqlen_q != p.seqlen_k || p.total_q != p.total_k || p.deterministic)
+    return nullptr;
   const int64_t queries = queries_a_sequence(p);
   const auto tiles_a_head = [queries](int64_t block_m) { return ceil_div(queries, block_m); };
   const int64_t default_rows = tiles_a_head(kernel.block_m) * kernel.block_m;

@@ -53,9 +53,9 @@ FA4_EXT_API void fa4_ext_configure(int strict, int speed_rules) FA4_EXT_NOEXCEPT
    other calls count as ones that no kernel here runs. 0, 0: the planner's choice, as at first. */
 FA4_EXT_API void fa4_ext_force_tile(int queries, int keys) FA4_EXT_NOEXCEPT;
 
-/* For measurements and tests: not 0: from the next call of an op on, few queries run on the decode kernel wherever it can. 0: where
-   it is the faster one, as at first. */
-FA4_EXT_API void fa4_ext_force_decode(int on) FA4_EXT_NOEXCEPT;
+/* For measurements and tests: from the next call of an op on, few queries run on the decode kernel wherever it can (1), only where
+   the other one can't (-1), or where it is the faster one (0), as at first. */
+FA4_EXT_API void fa4_ext_force_decode(int where) FA4_EXT_NOEXCEPT;
 
 /* Why the calling thread's last failing call failed; "" when none did. Valid until the thread's next failing call or its end. */
 FA4_EXT_API const char* fa4_ext_last_error(void) FA4_EXT_NOEXCEPT;

@@ -18,6 +18,10 @@ PYBIND11_MODULE(fa4_core, m) {
       .value("BACKWARD", Op::kBackward)
       .value("PREPROCESS", Op::kPreprocess)
       .value("POSTPROCESS", Op::kPostprocess);
+  py::enum_<Decode>(m, "Decode")
+      .value("WHERE_FASTER", Decode::kWhereFaster)
+      .value("WHERE_POSSIBLE", Decode::kWherePossible)
+      .value("WHERE_NEEDED", Decode::kWhereNeeded);
   py::enum_<Dtype>(m, "Dtype").value("BF16", Dtype::kBf16).value("FP16", Dtype::kFp16);
   py::enum_<Layout>(m, "Layout").value("DENSE", Layout::kDense).value("VARLEN", Layout::kVarlen).value("ANY", Layout::kAny);
   py::enum_<Mask>(m, "Mask").value("FULL", Mask::kFull).value("CAUSAL", Mask::kCausalBottomRight).value("WINDOW", Mask::kWindow);

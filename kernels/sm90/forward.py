@@ -170,9 +170,7 @@ class Forward:
         else:
             cute.arch.setmaxregister_increase(consumer_registers)
             to = Destination(o, lse, atom_o, so)
-            self.attend(
-                order, window, ring, words, sq, pipeline_q, sk, pipeline_k, sv, pipeline_v, mma_qk, mma_pv, scale_log2, to
-            )
+            self.attend(order, window, ring, words, sq, pipeline_q, sk, pipeline_k, sv, pipeline_v, mma_qk, mma_pv, scale_log2, to)
 
     @cute.jit
     def load(self, order, ring, words, q: Loads, pipeline_q, k: Loads, pipeline_k, v: Loads, pipeline_v):

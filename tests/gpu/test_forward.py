@@ -8,9 +8,11 @@ from itertools import product
 import pytest
 import torch
 from calls import flash_forward, planned, run_autograd, run_flash, run_sdpa_op
-from cases import BLACKWELL, DTYPES, HEAD_DIMS, HEADS, MASKS, NASTY_LENGTHS, Problem, dense, make_inputs, varlen
+from cases import DTYPES, HEAD_DIMS, HEADS, MASKS, NASTY_LENGTHS, Problem, dense, make_inputs, varlen
 from compare import assert_lse, assert_matches_reference
 from reference import compute
+
+from fa4_ext import _library
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -22,11 +24,15 @@ PAIRS = [(s, s) for s in NASTY_LENGTHS] + [
 ODD_HEAD_DIMS = (8, 16, 24, 40, 72, 80, 104, 120, 136, 160, 200, 232)
 
 
-def check(problem: Problem, run=run_flash, *, kernel: str = "", **options) -> None:
-    """`kernel`: the one that is meant, where it matters; few queries and few heads are decoded (test_decode.py)."""
+def check(problem: Problem, run=run_flash, *, decoded: bool = True, **options) -> None:
+    """`decoded`: few queries may be, as the planner says; test_decode.py is for these."""
     inputs = make_inputs(problem)
-    assert not kernel or BLACKWELL or planned(problem, inputs) == kernel, f"planned is {planned(problem, inputs)}"
-    result = run(problem, inputs, backward=False)
+    _library.force_decode(0 if decoded else -1)
+    try:
+        assert decoded or planned(problem, inputs) == "forward"
+        result = run(problem, inputs, backward=False)
+    finally:
+        _library.force_decode(0)
     assert result.out.dtype == problem.dtype
     assert_matches_reference(problem, inputs, result, **options)
 
@@ -35,7 +41,7 @@ def check(problem: Problem, run=run_flash, *, kernel: str = "", **options) -> No
 def test_matrix(dtype, head_dim, mask, layout, heads):
     fields = dict(dtype=DTYPES[dtype], head_dim=head_dim, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], **MASKS[mask])
     problem = dense(577, 461, **fields) if layout == "dense" else varlen((129, 1, 577, 64), (129, 77, 200, 500), **fields)
-    check(problem, kernel="forward")
+    check(problem, decoded=False)
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
@@ -44,9 +50,8 @@ def test_matrix(dtype, head_dim, mask, layout, heads):
 def test_lengths(seqlen_q, seqlen_k, mask, head_dim):
     dtype = torch.bfloat16 if (seqlen_q + seqlen_k + head_dim) % 4 else torch.float16
     batch = 1 if max(seqlen_q, seqlen_k) > 2000 else 3
-    heads = 72 // batch if 64 < seqlen_q <= 512 else 2  # with fewer, so many queries are decoded
-    problem = dense(seqlen_q, seqlen_k, batch=batch, heads=heads, heads_kv=heads, head_dim=head_dim, dtype=dtype, **MASKS[mask])
-    check(problem, kernel="forward" if seqlen_q > 64 else "decode")
+    problem = dense(seqlen_q, seqlen_k, batch=batch, heads=2, heads_kv=2, head_dim=head_dim, dtype=dtype, **MASKS[mask])
+    check(problem, decoded=False)
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
@@ -61,7 +66,7 @@ def test_varlen_lengths(lengths, mask, head_dim):
         "single": ((4224,), (1023,)),
         "all_empty_keys": ((65, 129), (0, 3)),
     }[lengths]
-    check(varlen(seqlens_q, seqlens_k, heads=40, heads_kv=20, head_dim=head_dim, **MASKS[mask]), kernel="forward")
+    check(varlen(seqlens_q, seqlens_k, heads=40, heads_kv=20, head_dim=head_dim, **MASKS[mask]), decoded=False)
 
 
 @pytest.mark.parametrize("layout", ("dense", "varlen"))
@@ -70,7 +75,7 @@ def test_varlen_lengths(lengths, mask, head_dim):
 def test_head_dims(head_dim, mask, layout):
     dtype = torch.float16 if head_dim % 16 else torch.bfloat16
     fields = dict(head_dim=head_dim, dtype=dtype, heads=72, heads_kv=36, **MASKS[mask])
-    check(dense(129, 203, **fields) if layout == "dense" else varlen((129, 3, 70), (140, 65, 70), **fields), kernel="forward")
+    check(dense(129, 203, **fields) if layout == "dense" else varlen((129, 3, 70), (140, 65, 70), **fields), decoded=False)
 
 
 @pytest.mark.parametrize("layout", ("dense", "varlen"))
@@ -86,8 +91,8 @@ WINDOWS = [(0, 0), (1, 0), (0, 1), (5, -1), (-1, 5), (64, 64), (127, 0), (128, 1
 @pytest.mark.parametrize("seqlens", [(239, 239), (130, 799), (799, 130)], ids=str)
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_windows(window, seqlens):
-    check(dense(*seqlens, heads=40, heads_kv=40, head_dim=64, window=window), kernel="forward")
-    check(varlen((seqlens[0], 65), (seqlens[1], 65), heads=40, heads_kv=40, head_dim=128, window=window), kernel="forward")
+    check(dense(*seqlens, heads=40, heads_kv=40, head_dim=64, window=window), decoded=False)
+    check(varlen((seqlens[0], 65), (seqlens[1], 65), heads=40, heads_kv=40, head_dim=128, window=window), decoded=False)
 
 
 @pytest.mark.parametrize("window", [(17, -1), (17, 0), (17, 9), (-1, 9)], ids=str)

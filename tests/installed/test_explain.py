@@ -271,8 +271,10 @@ def test_keys_in_pages(pages, options, reason):
 
 @pytest.mark.parametrize("options", [{}, {"seqused_k": int32(4)}, {"num_splits": 5}], ids=str)
 def test_few_queries_are_decoded(options):
-    tensors, lengths = varlen(seqlen=8)
-    assert explain(*tensors, **lengths, **options).kernel.startswith("sm90_decode_bf16_d128")
+    (query, _, _), lengths = varlen(seqlen=8)
+    (_, key, value), _ = varlen(seqlen=8192)
+    lengths |= {"cu_seqlens_k": lengths["cu_seqlens_q"], "max_seqlen_k": 8192}
+    assert explain(query, key, value, **lengths, **options).kernel.startswith("sm90_decode_bf16_d128")
 
 
 @pytest.mark.parametrize("missing", ["cu_seqlens_q", "max_seqlen_q"])
