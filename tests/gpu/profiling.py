@@ -27,4 +27,5 @@ def provider(kernel: str) -> str:
 
 
 def providers_of(work) -> set[str]:
-    return {provider(name) for name in kernels_of(work)}
+    """Of the kernels, whoever clears memory for them."""
+    return {provider(name) for name in kernels_of(work) if "emset" not in name}
