@@ -16,7 +16,6 @@ from pathlib import Path
 
 MEASURED = Path(__file__).parent / "results" / "h200_rules.csv"
 RULES = Path(__file__).parent.parent / "csrc" / "core" / "speed_rules.inc"
-SM_COUNT = 132  # of the device that was measured
 NOISE = 1.05  # a ratio up to it counts as equal
 MAX = math.inf
 
@@ -26,7 +25,7 @@ class Row:
     op: str
     layout: str
     head_dim: int
-    grouped: bool
+    heads: str  # equal, grouped
     batch: int
     queries: int
     keys: int
@@ -38,7 +37,7 @@ class Rule:
     op: str
     layout: str
     head_dim: int
-    heads: str  # any, equal, grouped
+    heads: str  # equal, grouped
     queries: tuple = (0, MAX)
     keys: tuple = (0, MAX)
     batch: tuple = (0, MAX)
@@ -50,11 +49,7 @@ class Rule:
             (self.batch, row.batch),
         )
         same = (self.op, self.layout, self.head_dim) == (row.op, row.layout, row.head_dim)
-        return (
-            same
-            and self.heads in ("any", "grouped" if row.grouped else "equal")
-            and all(a <= value <= b for (a, b), value in ranges)
-        )
+        return same and self.heads == row.heads and all(a <= value <= b for (a, b), value in ranges)
 
     def cpp(self) -> str:
         op, layout, head_dim, heads, *ranges = astuple(self)
@@ -75,7 +70,7 @@ def read(path: Path) -> list[Row]:
             op, layout = line["kernel"], line["layout"]
             queries = get["total_q"] // get["batch"]
             rows.append(Row(
-                op, layout, get["head_dim"], get["heads"] != get["heads_kv"], get["batch"], queries,
+                op, layout, get["head_dim"], "equal" if get["heads"] == get["heads_kv"] else "grouped", get["batch"], queries,
                 get["longest"] if layout == "varlen" else get["seqlen_k"],
                 float(line["ours_us"]) / float(line["stock_us"]),
             ))  # fmt: skip
@@ -111,28 +106,28 @@ def inside(bounds: tuple, value: int) -> bool:
     return bounds[0] <= value <= bounds[1]
 
 
+def backwards(rows: list[Row], layout: str) -> Iterable[tuple[int, str, list[Row]]]:
+    """By head dim and heads, the rows that rules are fitted to together."""
+    for head_dim in sorted({row.head_dim for row in rows}):
+        for heads in ("equal", "grouped"):
+            kind = ("backward", layout, head_dim, heads)
+            yield head_dim, heads, [row for row in rows if (row.op, row.layout, row.head_dim, row.heads) == kind]
+
+
 def dense_backward(rows: list[Row]) -> Iterable[Rule]:
     """Few queries against many keys: clearing and converting the accumulators of dK and dV of grouped heads takes the time."""
-    for head_dim in sorted({row.head_dim for row in rows}):
-        for grouped in (False, True):
-            here = [
-                row for row in rows if (row.op, row.layout, row.head_dim, row.grouped) == ("backward", "dense", head_dim, grouped)
-            ]
-            for queries in ((0, 128), (129, 256), (257, MAX)):
-                for keys in lost((row for row in here if inside(queries, row.queries)), lambda row: row.keys):
-                    yield Rule("backward", "dense", head_dim, "grouped" if grouped else "equal", queries=queries, keys=keys)
+    for head_dim, heads, here in backwards(rows, "dense"):
+        for queries in ((0, 128), (129, 256), (257, MAX)):
+            for keys in lost((row for row in here if inside(queries, row.queries)), lambda row: row.keys):
+                yield Rule("backward", "dense", head_dim, heads, queries=queries, keys=keys)
 
 
 def varlen_backward(rows: list[Row]) -> Iterable[Rule]:
     """Sequences shorter than a tile waste it, and every block looks for its sequence among all."""
-    for head_dim in sorted({row.head_dim for row in rows}):
-        for grouped in (False, True):
-            here = [
-                row for row in rows if (row.op, row.layout, row.head_dim, row.grouped) == ("backward", "varlen", head_dim, grouped)
-            ]
-            for queries in classes(1 << (row.queries.bit_length() - 1) for row in here):
-                for batch in lost((row for row in here if inside(queries, row.queries)), lambda row: row.batch):
-                    yield Rule("backward", "varlen", head_dim, "grouped" if grouped else "equal", queries=queries, batch=batch)
+    for head_dim, heads, here in backwards(rows, "varlen"):
+        for queries in classes(1 << (row.queries.bit_length() - 1) for row in here):
+            for batch in lost((row for row in here if inside(queries, row.queries)), lambda row: row.batch):
+                yield Rule("backward", "varlen", head_dim, heads, queries=queries, batch=batch)
 
 
 def merged(rules: list) -> list:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import geometric_mean
 
-from benchmarks.fit_speed_rules import MAX, SM_COUNT, inside, merged
+from benchmarks.fit_speed_rules import MAX, inside, merged
+from benchmarks.tune_grid import SM_COUNT
 from kernels import tile_rules
 from kernels.matrix import matrix
 from kernels.tile_rules import TileRule

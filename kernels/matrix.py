@@ -119,8 +119,6 @@ _FORWARD_SM90 = {
     (192, 192): dict(block_m=128, block_n=96, stages=2, q_stages=1),
     (256, 256): dict(block_m=128, block_n=64, stages=2, q_stages=1),
 }
-
-
 # For up to 64 queries, one warpgroup's rows. Where there are many such sequences their time is that of reading them: the stages, of
 # queries too, are what shared memory holds, or enough of it.
 _SHORT_FORWARD_SM90 = {

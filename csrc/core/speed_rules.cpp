@@ -5,7 +5,7 @@
 namespace fa4 {
 namespace {
 
-enum class Heads { kAny, kEqual, kGrouped };
+enum class Heads { kEqual, kGrouped };
 
 // The stock kernel was measured to be faster on some problem where all of these hold, and ours on next to none.
 struct StockIsFaster {
@@ -39,9 +39,8 @@ const char* stock_is_faster(const Problem& p, const Kernel& kernel) {
   const int64_t queries = queries_a_sequence(p);
   const Heads heads = p.num_heads == p.num_heads_kv ? Heads::kEqual : Heads::kGrouped;
   for (const StockIsFaster& rule : kSm90Rules) {
-    if (rule.op == p.op && rule.layout == p.layout && rule.head_dim == measured_head_dim(kernel) &&
-        (rule.heads == Heads::kAny || rule.heads == heads) && rule.queries.holds(queries) && rule.keys.holds(p.seqlen_k) &&
-        rule.batch.holds(p.batch)) {
+    if (rule.op == p.op && rule.layout == p.layout && rule.head_dim == measured_head_dim(kernel) && rule.heads == heads &&
+        rule.queries.holds(queries) && rule.keys.holds(p.seqlen_k) && rule.batch.holds(p.batch)) {
       return reason(rule);
     }
   }
