@@ -11,6 +11,7 @@ from pathlib import Path
 EM_CUDA = 190
 FATBIN_MAGIC = 0xBA55ED50
 FATBIN_ELF = 2  # kind of an entry
+HGMMA, HGMMA_RS, WARPGROUP = 0x9F0, 0xDF0, 0x9C5  # opcodes; WARPGROUP.DEPBAR has bit 47 set, WARPGROUP.ARRIVE not
 RESERVED_SHARED_BYTES = 1024  # the system's own part of a block's shared memory, which cuobjdump counts as the kernel's
 
 
@@ -20,6 +21,8 @@ class Resources:
     registers: int  # a thread
     spill_bytes: int  # local memory a thread: stack frame and spills
     static_shared_bytes: int
+    products: int  # WGMMA instructions
+    waits: int  # for all those issued so far, or all but the newest group
 
 
 @dataclass(frozen=True)
@@ -29,18 +32,30 @@ class Symbol:
     data: bytes
 
 
-def symbols(elf: bytes) -> list[Symbol]:
-    """The symbol table of a 64-bit little-endian ELF object."""
+def _section_headers(elf: bytes) -> list[tuple]:
+    """Of a 64-bit little-endian ELF object."""
     (section_offset,) = struct.unpack_from("<Q", elf, 0x28)
     entry_size, count = struct.unpack_from("<HH", elf, 0x3A)
-    sections = [struct.unpack_from("<IIQQQQIIQQ", elf, section_offset + i * entry_size) for i in range(count)]
+    return [struct.unpack_from("<IIQQQQIIQQ", elf, section_offset + i * entry_size) for i in range(count)]
+
+
+def _sections(elf: bytes, prefix: str) -> list[bytes]:
+    sections = _section_headers(elf)
+    (names_index,) = struct.unpack_from("<H", elf, 0x3E)
+    names = sections[names_index][4]
+    return [elf[s[4] : s[4] + s[5]] for s in sections if elf.startswith(prefix.encode(), names + s[0])]
+
+
+def symbols(elf: bytes) -> list[Symbol]:
+    """The symbol table of a 64-bit little-endian ELF object."""
+    sections = _section_headers(elf)
     table = next(section for section in sections if section[1] == 2)  # SHT_SYMTAB
     names = sections[table[6]][4]
     found = []
     for offset in range(table[4], table[4] + table[5], 24):
         name, _, _, index, value, size = struct.unpack_from("<IBBHQQ", elf, offset)
         text = elf[names + name : elf.index(b"\0", names + name)].decode()
-        in_file = 0 < index < count and sections[index][1] == 1  # SHT_PROGBITS
+        in_file = 0 < index < len(sections) and sections[index][1] == 1  # SHT_PROGBITS
         start = sections[index][4] + value if in_file else 0
         found.append(Symbol(text, index != 0, elf[start : start + size] if in_file else b""))
     return found
@@ -93,4 +108,16 @@ def resources(cubin: bytes) -> Resources:
     if len(usage) != 1:
         raise ValueError(f"device code holds {len(usage)} kernels, expected 1")
     registers, stack, shared, local = map(int, usage[0])
-    return Resources(arch(cubin), registers, stack + local, shared)
+    return Resources(arch(cubin), registers, stack + local, shared, *_products_and_waits(cubin))
+
+
+def _products_and_waits(cubin: bytes) -> tuple[int, int]:
+    """By the low bits of Hopper's instructions, as nvdisasm decodes them. Other architectures have none."""
+    if arch(cubin) != 90:
+        return 0, 0
+    products = waits = 0
+    for code in _sections(cubin, ".text."):
+        for low, _ in struct.iter_unpack("<QQ", code):
+            products += low & 0xFFF in (HGMMA, HGMMA_RS)
+            waits += low & 0xFFF == WARPGROUP and low >> 47 & 1
+    return products, waits

@@ -27,3 +27,9 @@ def check(kernel: Kernel, facts: dict) -> None:
             f"kernel {kernel.name} uses {facts['spill_bytes']} bytes a thread of local memory; "
             f"kernels/limits.py allows {spill_bytes(kernel)}"
         )
+    # At most a quarter as many in every kernel that overlaps them.
+    if 2 * facts["waits"] > facts["products"]:
+        raise ValueError(
+            f"kernel {kernel.name} waits {facts['waits']} times for {facts['products']} WGMMA instructions: the compiler found no "
+            "registers for more than one at a time (ptxas says C7510 or C7511)"
+        )

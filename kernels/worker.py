@@ -73,6 +73,8 @@ def compile_kernel(kernel: Kernel, directory: Path) -> dict:
         "arguments": exports.arguments,
         "registers": needs.registers,
         "spill_bytes": needs.spill_bytes,
+        "products": needs.products,
+        "waits": needs.waits,
         "shared_memory_bytes": dynamic_shared_bytes(str(compiled.ir_module)),
         "object_bytes": len(elf),
     }

@@ -41,6 +41,13 @@ def test_manifest_has_the_cubin_s_resources(kernel):
     assert (row["registers"], row["spill_bytes"]) == (found.registers, found.spill_bytes)
 
 
+@pytest.mark.parametrize("kernel", [k for k in ATTENTION if k.arch == 90][:4], ids=names)
+def test_products_and_waits_are_those_of_the_disassembly(kernel):
+    code, found = cubin.disassemble(device_code(kernel)), cubin.resources(device_code(kernel))
+    assert found.products == len(re.findall(r"\bHGMMA\b", code)) > 0
+    assert found.waits == len(re.findall(r"\bWARPGROUP\.DEPBAR\b", code)) > 0
+
+
 @pytest.mark.parametrize("kernel", ATTENTION[:4], ids=names)
 def test_host_code_runs_on_any_x86_64(kernel, tmp_path):
     path = tmp_path / "kernel.o"

@@ -104,3 +104,8 @@ def test_signature_mismatch_names_the_kernel_and_both_orders():
 def test_spills_beyond_the_limit_fail():
     with pytest.raises(ValueError, match=f"kernel {KERNELS[0].name} uses 1000 bytes a thread of local memory"):
         limits.check(KERNELS[0], {"spill_bytes": 1000})
+
+
+def test_products_that_do_not_overlap_fail():
+    with pytest.raises(ValueError, match=f"kernel {KERNELS[0].name} waits 60 times for 60 WGMMA instructions"):
+        limits.check(KERNELS[0], {"spill_bytes": 0, "products": 60, "waits": 60})
