@@ -117,6 +117,16 @@ def test_sm100_gradients_below_the_bucket_come_from_accumulators(change, head_di
     assert not dense.kernel.grouped
 
 
+def end_of(parts: dict[str, tuple[int, int]]) -> int:
+    """Where the last of (offset, size) ends; none overlap, and each is aligned as an allocation of its own would be."""
+    end = 0
+    for name, (offset, size) in sorted(parts.items(), key=lambda part: part[1][0]):
+        assert offset % 256 == 0, f"{name} starts at {offset}"
+        assert offset >= end, f"{name} starts at {offset}, the part before it ends at {end}"
+        end = offset + size
+    return end
+
+
 @settings(max_examples=500, deadline=None)
 @given(problems(largest=2**27))
 def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
@@ -127,11 +137,8 @@ def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
     w, kernel = chosen.workspace, chosen.kernel
     heads, heads_kv = problem["num_heads"], problem["num_heads_kv"]
     batch = problem["batch"] if problem["layout"] == "dense" else 1
-    parts = {
-        "lse_log2": (w.lse_log2, 4 * batch * heads * w.rows_q),
-        "delta": (w.delta, 4 * batch * heads * w.rows_q),
-        "dq_accum": (w.dq_accum, 4 * batch * heads * w.rows_q * kernel.head_dim),
-    }
+    numbers = {"lse_log2": (w.lse_log2, 4 * batch * heads * w.rows_q), "delta": (w.delta, 4 * batch * heads * w.rows_q)}
+    parts = {"dq_accum": (w.dq_accum, 4 * batch * heads * w.rows_q * kernel.head_dim)}
     zeroed = {}
     if kernel.grouped:
         zeroed["dk_accum"] = (w.dk_accum, 4 * batch * heads_kv * w.rows_k * kernel.head_dim)
@@ -141,13 +148,13 @@ def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
         if kernel.grouped:
             size = 4 * problem["batch"] * heads_kv * w.tiles_k * 2
             zeroed |= {"dk_semaphore": (w.dk_semaphore, size), "dv_semaphore": (w.dv_semaphore, size)}
-    end = 0
-    for name, (offset, size) in sorted((parts | zeroed).items(), key=lambda part: part[1][0]):
-        assert offset % 256 == 0, f"{name} starts at {offset}"
-        assert offset >= end, f"{name} starts at {offset}, the part before it ends at {end}"
+    if not w.numbers_in_dq:
+        parts = numbers | parts
+    for name, (offset, _) in (parts | zeroed).items():
         assert (offset >= w.zeroed) == (name in zeroed), f"{name} at {offset}, zeroed from {w.zeroed} on"
-        end = offset + size
-    assert end <= w.bytes
+    assert end_of(parts | zeroed) <= w.bytes
+    dq_bytes = 2 * problem["total_q"] * heads * problem["head_dim"]
+    assert w.numbers_in_dq == (end_of(numbers) <= dq_bytes), f"{end_of(numbers)} bytes of row numbers, {dq_bytes} of dQ"
     assert max(w.rows_q, w.rows_k) * kernel.head_dim < 2**31
     longest = "seqlen" if problem["layout"] == "dense" else "total"
     assert w.rows_q >= problem[f"{longest}_q"] and w.rows_k >= problem[f"{longest}_k"]

@@ -120,6 +120,11 @@ struct Scratch {
   }
 };
 
+// lse_log2 and delta
+Scratch row_numbers(const Workspace& w, const BackwardArguments& a) {
+  return {static_cast<char*>(w.numbers_in_dq ? a.dq.data : a.workspace)};
+}
+
 void clear(const Workspace& w, const Scratch& scratch, const Target& target) {
   if (w.bytes == w.zeroed) return;
   check(driver().memset_d32_async(reinterpret_cast<CUdeviceptr>(scratch.at(w.zeroed)), 0,
@@ -129,15 +134,15 @@ void clear(const Workspace& w, const Scratch& scratch, const Target& target) {
 
 void preprocess(const Problem& p, const Plan& plan, const BackwardArguments& a, const Target& target) {
   const Workspace& w = plan.workspace;
-  const Scratch scratch{static_cast<char*>(a.workspace)};
+  const Scratch scratch{static_cast<char*>(a.workspace)}, numbers = row_numbers(w, a);
   ArgumentList list(kKernels[plan.kernel->preprocess]);
   Exported o, grad_o, delta, lse, lse_log2, dq_accum;
   ExportedTensor<1> cu_seqlens;
   list.add(a.o, o);
   list.add(a.grad_o, grad_o);
-  list.add_rows(scratch.at(w.delta), p.batch, p.num_heads, w.rows_q, delta);
+  list.add_rows(numbers.at(w.delta), p.batch, p.num_heads, w.rows_q, delta);
   list.add_rows(a.lse, p.batch, p.num_heads, p.layout == Layout::kVarlen ? p.total_q : p.seqlen_q, lse);
-  list.add_rows(scratch.at(w.lse_log2), p.batch, p.num_heads, w.rows_q, lse_log2);
+  list.add_rows(numbers.at(w.lse_log2), p.batch, p.num_heads, w.rows_q, lse_log2);
   list.add_rows(scratch.at(w.dq_accum), p.batch, p.num_heads, w.rows_q * plan.kernel->head_dim, dq_accum);
   list.add_cu_seqlens(a.cu_seqlens_q, p.batch, cu_seqlens);
   list.launch(target);
@@ -146,7 +151,7 @@ void preprocess(const Problem& p, const Plan& plan, const BackwardArguments& a, 
 void gradients(const Problem& p, const Plan& plan, const BackwardArguments& a, const Target& target) {
   const Kernel& kernel = *plan.kernel;
   const Workspace& w = plan.workspace;
-  const Scratch scratch{static_cast<char*>(a.workspace)};
+  const Scratch scratch{static_cast<char*>(a.workspace)}, numbers = row_numbers(w, a);
   ArgumentList list(kernel);
   Exported q, k, v, grad_o, lse_log2, delta, dq_accum, dk, dv;
   ExportedTensor<1> cu_seqlens_q, cu_seqlens_k;
@@ -157,8 +162,8 @@ void gradients(const Problem& p, const Plan& plan, const BackwardArguments& a, c
   list.add(a.k, k);
   list.add(a.v, v);
   list.add(a.grad_o, grad_o);
-  list.add_rows(scratch.at(w.lse_log2), p.batch, p.num_heads, w.rows_q, lse_log2);
-  list.add_rows(scratch.at(w.delta), p.batch, p.num_heads, w.rows_q, delta);
+  list.add_rows(numbers.at(w.lse_log2), p.batch, p.num_heads, w.rows_q, lse_log2);
+  list.add_rows(numbers.at(w.delta), p.batch, p.num_heads, w.rows_q, delta);
   list.add_rows(scratch.at(w.dq_accum), p.batch, p.num_heads, w.rows_q * kernel.head_dim, dq_accum);
   if (kernel.grouped) {
     list.add_rows(scratch.at(w.dk_accum), p.batch, p.num_heads_kv, w.rows_k * kernel.head_dim, dk);

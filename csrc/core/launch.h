@@ -32,7 +32,7 @@ struct ForwardArguments {
 };
 
 struct BackwardArguments {
-  TensorView q, k, v, o, grad_o, dq, dk, dv;
+  TensorView q, k, v, o, grad_o, dq, dk, dv;  // dq: dense, without gaps
   const float* lse = nullptr;
   const int32_t* cu_seqlens_q = nullptr;
   const int32_t* cu_seqlens_k = nullptr;

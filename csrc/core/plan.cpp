@@ -192,8 +192,11 @@ Workspace backward_workspace(const Problem& p, const Kernel& kernel) {
   w.rows_k = padded_rows(p, p.total_k, p.seqlen_k, kernel.block_n * w.cluster);
   w.tiles_q = ceil_div(p.seqlen_q, kernel.block_m);
   w.tiles_k = round_up(ceil_div(p.seqlen_k, kernel.block_n), w.cluster);
-  w.lse_log2 = take(batch * p.num_heads * w.rows_q);
-  w.delta = take(batch * p.num_heads * w.rows_q);
+  const int64_t numbers = batch * p.num_heads * w.rows_q;
+  w.lse_log2 = take(numbers);
+  w.delta = take(numbers);
+  w.numbers_in_dq = w.delta + 4 * numbers <= 2 * p.total_q * p.num_heads * p.head_dim;
+  if (w.numbers_in_dq) end = 0;
   w.dq_accum = take(batch * p.num_heads * w.rows_q * kernel.head_dim);
   w.zeroed = end;
   if (grouped) w.dk_accum = take(batch * p.num_heads_kv * w.rows_k * kernel.head_dim);

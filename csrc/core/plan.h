@@ -12,17 +12,18 @@
 namespace fa4 {
 
 // Byte offsets into a call's one scratch buffer; all but the last two are the backward's. Everything from `zeroed` on must be zero
-// before the launch.
+// before the launch. dQ, which is written last, holds lse_log2 and delta until then, where it has room for them.
 struct Workspace {
-  int64_t rows_q = 0;        // rows a head (and a sequence, when dense) of lse_log2, delta and dq_accum: whole tiles
-  int64_t rows_k = 0;        // the same of dk_accum and dv_accum
-  int64_t lse_log2 = 0;      // fp32 [batch,] heads, rows_q
-  int64_t delta = 0;         // fp32 [batch,] heads, rows_q
-  int64_t dq_accum = 0;      // fp32 [batch,] heads, rows_q * bucket
-  int64_t dk_accum = 0;      // fp32 [batch,] heads_kv, rows_k * bucket; grouped heads only, like dv_accum
-  int64_t dv_accum = 0;      // fp32 [batch,] heads_kv, rows_k * value's bucket
-  int64_t dq_semaphore = 0;  // int32 batch, heads, tiles of q, CTAs of a cluster; deterministic only, like the next two
-  int64_t dk_semaphore = 0;  // int32 batch, heads_kv, tiles of k, 2; grouped heads only
+  int64_t rows_q = 0;          // rows a head (and a sequence, when dense) of lse_log2, delta and dq_accum: whole tiles
+  int64_t rows_k = 0;          // the same of dk_accum and dv_accum
+  bool numbers_in_dq = false;  // lse_log2 and delta are offsets into dQ
+  int64_t lse_log2 = 0;        // fp32 [batch,] heads, rows_q
+  int64_t delta = 0;           // fp32 [batch,] heads, rows_q
+  int64_t dq_accum = 0;        // fp32 [batch,] heads, rows_q * bucket
+  int64_t dk_accum = 0;        // fp32 [batch,] heads_kv, rows_k * bucket; grouped heads only, like dv_accum
+  int64_t dv_accum = 0;        // fp32 [batch,] heads_kv, rows_k * value's bucket
+  int64_t dq_semaphore = 0;    // int32 batch, heads, tiles of q, CTAs of a cluster; deterministic only, like the next two
+  int64_t dk_semaphore = 0;    // int32 batch, heads_kv, tiles of k, 2; grouped heads only
   int64_t dv_semaphore = 0;
   int64_t tiles_q = 0, tiles_k = 0, cluster = 1;  // shapes of the semaphores
   int64_t zeroed = 0;

@@ -88,6 +88,7 @@ PYBIND11_MODULE(fa4_core, m) {
   py::class_<Workspace>(m, "Workspace")
       .def_readonly("rows_q", &Workspace::rows_q)
       .def_readonly("rows_k", &Workspace::rows_k)
+      .def_readonly("numbers_in_dq", &Workspace::numbers_in_dq)
       .def_readonly("lse_log2", &Workspace::lse_log2)
       .def_readonly("delta", &Workspace::delta)
       .def_readonly("dq_accum", &Workspace::dq_accum)
