@@ -56,9 +56,20 @@ class Operands(NamedTuple):
     q: cute.Tensor
     k: cute.Tensor
     v: cute.Tensor
-    p: cute.Tensor
+    p: cute.Tensor  # weights of the block before
+    next_p: cute.Tensor  # of this block, in their place
     scores: cute.Tensor
     o: cute.Tensor
+
+
+class Span(NamedTuple):
+    """Blocks of keys that are alike: [begin, end)."""
+
+    begin: Int32
+    end: Int32
+    edge: bool = True  # keys of it are masked
+    left: bool = False  # at a window's left edge too
+    half: bool = False  # the second half of its keys is not seen
 
 
 class Forward:
@@ -75,6 +86,10 @@ class Forward:
         self.ahead = kernel.q_stages > 1  # the next tile's queries are loaded before this tile's last scores
         self.turns = kernel.turns and self.warpgroups > 1
         self.window, self.varlen = kernel.mask is Mask.WINDOW, kernel.layout is Layout.VARLEN
+        self.skips = self.warpgroups > 1
+        # Half of a block may be all that a warpgroup sees of it. With fewer registers, and at D 96, the compiler finds none for a
+        # second kind of product and waits for every product by itself.
+        self.halves = kernel.mask is not Mask.FULL and self.tile_n >= 2 * ROWS and self.warpgroups < 3 and self.head_dim % ROWS == 0
         self.schedule, self.masks = Schedule(kernel), Masks(kernel, ROWS)
         self.output = Output(kernel, self.dtype, ROWS, by_tma=self.ahead)
 
@@ -230,7 +245,8 @@ class Forward:
             mma_pv.get_slice(0), (ROWS, self.head_dim_v, self.tile_n), None, layout_utils.transpose_view(sv)
         )
         scores = cute.make_rmem_tensor(mma_qk.partition_shape_C((ROWS, self.tile_n)), Float32)
-        operands = Operands(mma_qk, mma_pv, frag_q, frag_k, frag_v, frag_p, scores, acc_o)
+        operands = Operands(mma_qk, mma_pv, frag_q, frag_k, frag_v, frag_p, frag_p, scores, acc_o)
+        half = self.half(operands, sk)
         acc_o.fill(0.0)
         softmax, ended = Softmax.create(scale_log2), Softmax.create(scale_log2)  # of the tile, and of the one that ends
         softmax.begin()
@@ -246,6 +262,7 @@ class Forward:
         tile = self.schedule.read(order, ring, words, state_t)
         state_t.advance()
         sight = self.masks.sight(tile, window, group, thread, mma_qk)
+        end = self.end(tile, sight)
         more = tile.end > 0  # a grid of packed sequences may have more thread blocks than tiles
         if more:
             pipeline_q.consumer_wait(state_q)
@@ -254,7 +271,7 @@ class Forward:
             warpgroup.wait_group(0)
             pipeline_k.consumer_release(state_k)
             state_k.advance()
-            if tile.begin + 1 == tile.end:
+            if tile.begin + 1 == end:
                 pipeline_q.consumer_release(state_q)
             self.masks.mask(scores, tile.begin, sight, self.window)
             exponentials(scores, softmax)
@@ -263,54 +280,41 @@ class Forward:
         accumulate = Boolean(False)  # the tile's first product overwrites O
         while more:
             self.converge(group)
-            # Blocks of a window's left edge, blocks that all rows see, blocks of the right edge. A branch between the issue of a
-            # product and the wait for it would make the compiler wait at the branch, so each kind has a loop.
-            left_end = tile.begin + 1
-            if const_expr(self.window):
-                left_end = cutlass.max(left_end, cutlass.min(cute.ceil_div(sight.all_first, self.tile_n), tile.end))
-            free_end = cutlass.max(left_end, cutlass.min(sight.all_end // self.tile_n, tile.end))
-            if const_expr(self.window):
-                for block in cutlass.range(tile.begin + 1, left_end, unroll=1):
-                    self.issue(operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate)
+            spans = self.spans(tile, sight, end)
+            for i in cutlass.range_constexpr(len(spans)):
+                span = spans[i]
+                x = half if span.half else operands
+                for block in cutlass.range(span.begin, span.end, unroll=1):
+                    self.issue(x, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate)
                     self.await_scores(pipeline_k, state_k)
                     state_k.advance()
-                    if block + 1 == tile.end:
+                    if span.half or block + 1 == end:
                         pipeline_q.consumer_release(state_q)
-                    self.masks.mask(scores, block, sight, True)
-                    needed = exponentials(scores, softmax)
-                    self.finish(operands, softmax, needed, pipeline_v, state_v)
+                    if const_expr(span.edge):
+                        self.masks.mask(x.scores, block, sight, span.left)
+                    needed = exponentials(x.scores, softmax)
+                    if const_expr(span.half):
+                        self.empty_half(frag_p)
+                    self.finish(x, softmax, needed, pipeline_v, state_v)
                     state_v.advance()
                     accumulate = Boolean(True)
-            for block in cutlass.range(left_end, free_end, unroll=1):
-                self.issue(operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate)
-                self.await_scores(pipeline_k, state_k)
-                state_k.advance()
-                if block + 1 == tile.end:
-                    pipeline_q.consumer_release(state_q)
-                needed = exponentials(scores, softmax)
-                self.finish(operands, softmax, needed, pipeline_v, state_v)
-                state_v.advance()
-                accumulate = Boolean(True)
-            for block in cutlass.range(free_end, tile.end, unroll=1):
-                self.issue(operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate)
-                self.await_scores(pipeline_k, state_k)
-                state_k.advance()
-                if block + 1 == tile.end:
-                    pipeline_q.consumer_release(state_q)
-                self.masks.mask(scores, block, sight, False)
-                needed = exponentials(scores, softmax)
-                self.finish(operands, softmax, needed, pipeline_v, state_v)
-                state_v.advance()
-                accumulate = Boolean(True)
+            if const_expr(self.skips):
+                for _ in cutlass.range(end, tile.end, unroll=1):
+                    self.skip(pipeline_k, state_k)
+                    state_k.advance()
+                    self.wait_turn(group)
+                    self.pass_turn(group)
             for _ in cutlass.range_constexpr(self.warpgroups):
                 state_q.advance()
             upcoming = self.schedule.read(order, ring, words, state_t)
             state_t.advance()
             more = upcoming.end > 0
+            upcoming_end = end
             ended.reference.store(softmax.reference.load())
             ended.total.store(softmax.total.load())
             if more:
                 sight = self.masks.sight(upcoming, window, group, thread, mma_qk)
+                upcoming_end = self.end(upcoming, sight)
                 softmax.begin()
                 if const_expr(self.ahead):
                     pipeline_q.consumer_wait(state_q)
@@ -340,7 +344,7 @@ class Forward:
                     self.masks.mask(scores, upcoming.begin, sight, self.window)
                     exponentials(scores, softmax)
                 state_k.advance()
-                if upcoming.begin + 1 == upcoming.end:
+                if upcoming.begin + 1 == upcoming_end:
                     pipeline_q.consumer_release(state_q)
                 utils.cvt_f16(layout_utils.reshape_acc_to_frgA(scores), frag_p)
             else:
@@ -349,9 +353,62 @@ class Forward:
                 pipeline_v.consumer_release(state_v)
                 self.output.store(tile, group, thread, acc_o, ended, to, mma_pv)
             state_v.advance()
+            if const_expr(self.skips):
+                for _ in cutlass.range(end, tile.end, unroll=1):
+                    self.skip(pipeline_v, state_v)
+                    state_v.advance()
             accumulate = Boolean(False)
-            tile = upcoming
+            tile, end = upcoming, upcoming_end
         self.output.finish()
+
+    def spans(self, tile: Tile, sight, end) -> list[Span]:
+        """The blocks after the first: those of a window's left edge, those that all rows see, those of the right edge. A branch
+        between the issue of a product and the wait for it would make the compiler wait at the branch, so each has its own loop."""
+        first = tile.begin + 1
+        left_end = first
+        if self.window:
+            left_end = cutlass.max(first, cutlass.min(cute.ceil_div(sight.all_first, self.tile_n), end))
+        free_end = cutlass.max(left_end, cutlass.min(sight.all_end // self.tile_n, end))
+        spans = [Span(first, left_end, left=True)] if self.window else []
+        spans += [Span(left_end, free_end, edge=False)]
+        if not self.halves:
+            return [*spans, Span(free_end, end)]
+        half = cutlass.max(free_end, cutlass.min((sight.any_end + self.tile_n // 2 - 1) // self.tile_n, end))
+        return [*spans, Span(free_end, half), Span(half, end, half=True)]
+
+    @cute.jit
+    def end(self, tile: Tile, sight) -> Int32:
+        """Of the blocks that the warpgroup works on: those that any of its rows sees, and at least one. It keeps its last stage of
+        values until the next tile: if it left out as many blocks as there are stages, the next tile's keys could not be loaded."""
+        if const_expr(not self.skips):
+            return tile.end
+        end = cutlass.max(cute.ceil_div(sight.any_end, self.tile_n), tile.begin + 1, tile.end - self.stages + 1)
+        return cutlass.min(end, tile.end)
+
+    def half(self, x: Operands, sk) -> Operands:
+        """Scores of the first half of a block's keys alone."""
+        if not self.halves:
+            return x
+        rows = self.tile_n // 2
+        mma = sm90_utils.make_tiled_mma(self.dtype, "K", "K", rows)
+        keys = cute.local_tile(sk, (rows, self.head_dim, self.stages), (0, 0, 0))
+        frag_k = mma.make_fragment_B(mma.get_slice(0).partition_B(keys))
+        scores = cute.make_tensor(x.scores.iterator, cute.make_layout(mma.partition_shape_C((ROWS, rows))))
+        return x._replace(mma_qk=mma, k=frag_k, scores=scores, next_p=self.part(x.p, 0))
+
+    def empty_half(self, weights):
+        self.part(weights, 1).fill(0)
+
+    def part(self, weights, index: int):
+        """A half of its keys."""
+        steps = cute.size(weights, mode=[2]) // 2
+        layout = cute.make_layout((*weights.shape[:2], steps), stride=weights.stride)
+        return cute.make_tensor(weights.iterator + index * steps * weights.stride[2], layout)
+
+    def skip(self, pipeline, state):
+        """Of a block that only other warpgroups' rows see."""
+        pipeline.consumer_wait(state)
+        pipeline.consumer_release(state)
 
     def issue(self, operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate):
         """Scores of the next block, and the last block's weights times values."""
@@ -376,7 +433,7 @@ class Forward:
         """Waits for O; the new weights take the place of those just used."""
         warpgroup.wait_group(0)
         pipeline_v.consumer_release(state_v)
-        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(operands.scores), operands.p)
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(operands.scores), operands.next_p)
         rescale(operands.o, softmax.rescale, needed)
 
     def issue_scores(self, x: Operands, index_q, index_k):
@@ -390,7 +447,7 @@ class Forward:
     def converge(self, group):
         """Tiles come from memory, so for all that the compiler knows threads differ in them. It keeps addresses and loops lane by
         lane, with 180 moves into uniform registers in place of 19, unless a barrier says otherwise, as that of the turns does."""
-        if const_expr(not self.turns and self.warpgroups > 1):
+        if const_expr(not self.turns):
             cute.arch.barrier(barrier_id=FIRST_TURN + group, number_of_threads=WARPGROUP)
 
     def wait_turn(self, group):

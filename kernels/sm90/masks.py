@@ -20,6 +20,7 @@ class Sight(NamedTuple):
     end: tuple[Int32, Int32]
     all_first: Int32  # of the keys that every row of the warpgroup sees
     all_end: Int32
+    any_end: Int32  # of the keys that any row of the warpgroup sees
 
 
 class Masks:
@@ -41,7 +42,9 @@ class Masks:
             end.append((cutlass.min(row + window.right + 1, tile.keys) if self.bounded else tile.keys) - column)
         all_first = cutlass.max(diagonal + self.rows - 1 - window.left, 0) if self.window else Int32(0)
         all_end = cutlass.max(cutlass.min(diagonal + window.right + 1, tile.keys), 0) if self.bounded else tile.keys
-        return Sight(tuple(first), tuple(end), all_first, all_end)
+        any_end = cutlass.max(cutlass.min(diagonal + self.rows + window.right, tile.keys), 0) if self.bounded else tile.keys
+        any_end = any_end if tile.row + group * self.rows < tile.rows else 0
+        return Sight(tuple(first), tuple(end), all_first, all_end, any_end)
 
     @cute.jit
     def sees_all(self, sight: Sight, block):
