@@ -4,6 +4,7 @@ import re
 import struct
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,11 +71,17 @@ def extract(elf: bytes) -> bytes:
     found = [symbol.data for symbol in symbols(elf) if symbol.name == "kernels_binary"]
     if len(found) != 1:
         raise ValueError(f"object holds {len(found)} symbols kernels_binary, expected 1")
-    magic, header_bytes, content_bytes = struct.unpack_from("<IxxHQ", found[0])
-    kind, entry_header_bytes, cubin_bytes = struct.unpack_from("<HxxIQ", found[0], header_bytes)
+    data = found[0]
+    return in_fat_binary(lambda begin, size: data[begin : begin + size])
+
+
+def in_fat_binary(read: Callable[[int, int], bytes]) -> bytes:
+    """The one cubin of a fat binary; `read` takes a place in it and a size."""
+    magic, header_bytes, content_bytes = struct.unpack("<IxxHQ", read(0, 16))
+    kind, entry_header_bytes, cubin_bytes = struct.unpack("<HxxIQ", read(header_bytes, 16))
     if (magic, kind, entry_header_bytes + cubin_bytes) != (FATBIN_MAGIC, FATBIN_ELF, content_bytes):
         raise ValueError("kernels_binary is not a fat binary of one uncompressed cubin")
-    return found[0][header_bytes + entry_header_bytes :][:cubin_bytes]
+    return read(header_bytes + entry_header_bytes, cubin_bytes)
 
 
 def _run(tool: str, *options: str, cubin: bytes) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 
+import fake_device
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -18,21 +18,17 @@ HEADS = {"mha": (4, 4), "gqa": (4, 2)}
 
 
 @pytest.fixture(scope="module")
-def fake_device(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("fake_device") / "libcuda.so.1"
-    include = next(Path(folder) / "nvidia/cu13/include" for folder in sys.path if (Path(folder) / "nvidia/cu13/include").is_dir())
-    source = ROOT / "tests" / "fake_device" / "device.c"
-    subprocess.run(["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-I", include, source, "-o", path], check=True)
-    return path
+def driver(tmp_path_factory) -> Path:
+    return fake_device.compiled(tmp_path_factory.mktemp("fake_device"))
 
 
 @pytest.fixture
-def calls(fake_device):
+def calls(driver):
     """What calls.py prints."""
 
     def calls(*arguments) -> list[dict]:
-        environment = os.environ | {"LD_PRELOAD": str(fake_device), "FA4_EXT_AUTOREGISTER": "0", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, ROOT / "tests" / "fake_device" / "calls.py", *map(str, arguments)]
+        environment = fake_device.environment(driver, ROOT)
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]

@@ -1,19 +1,31 @@
-// A CUDA driver without a device, to be preloaded: launches are noted and do nothing, memory is the host's. Before it also come the
-// few functions of torch's C interface that would say that a tensor is the CPU's.
+// A CUDA driver without a device, to be preloaded: launches are noted and do nothing unless someone else does it, memory is the
+// host's. Before it also come the few functions of torch's C interface that would say that a tensor is the CPU's.
 #include <cuda.h>
+#include <dlfcn.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+
+struct kernel {
+  const char* name;
+  const void* code;  // the fat binary
+};
 
 const char* launched[1024];  // the kernels' names
 int launches = 0;
 int64_t cleared_bytes = 0;
+int multiprocessors = 132;
+// Asked to do a launch, 0: done; told of a tensor that was allocated. Null: nobody.
+int (*on_launch)(const void* code, void** arguments, const unsigned* grid, unsigned threads, unsigned cluster,
+                 unsigned shared) = NULL;
+void (*on_allocation)(void* data, int64_t bytes) = NULL;
 
 static int attribute(CUdevice_attribute which) {  // of an H200
   switch (which) {
     case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR:
       return 9;
     case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT:
-      return 132;
+      return multiprocessors;
     case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN:
       return 232448;
     default:
@@ -34,10 +46,12 @@ CUresult cuCtxPushCurrent(CUcontext context) { return CUDA_SUCCESS; }
 CUresult cuCtxPopCurrent(CUcontext* context) { return *context = NULL, CUDA_SUCCESS; }
 CUresult cuLibraryLoadData(CUlibrary* library, const void* code, CUjit_option* options, void** values, unsigned count,
                            CUlibraryOption* library_options, void** library_values, unsigned library_count) {
-  return *library = NULL, CUDA_SUCCESS;
+  return *library = (CUlibrary)code, CUDA_SUCCESS;
 }
 CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* name) {
-  return *kernel = (CUkernel)strdup(name), CUDA_SUCCESS;
+  struct kernel* found = malloc(sizeof *found);
+  found->name = strdup(name), found->code = library;
+  return *kernel = (CUkernel)found, CUDA_SUCCESS;
 }
 CUresult cuKernelGetAttribute(int* value, CUfunction_attribute which, CUkernel kernel, CUdevice device) {
   return *value = 0, CUDA_SUCCESS;
@@ -45,8 +59,17 @@ CUresult cuKernelGetAttribute(int* value, CUfunction_attribute which, CUkernel k
 CUresult cuKernelGetFunction(CUfunction* function, CUkernel kernel) { return *function = (CUfunction)kernel, CUDA_SUCCESS; }
 CUresult cuKernelSetAttribute(CUfunction_attribute which, int value, CUkernel kernel, CUdevice device) { return CUDA_SUCCESS; }
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** arguments, void** extra) {
-  launched[launches++ % 1024] = (const char*)function;
-  return CUDA_SUCCESS;
+  const struct kernel* kernel = (const struct kernel*)function;
+  launched[launches++ % 1024] = kernel->name;
+  if (!on_launch) return CUDA_SUCCESS;
+  unsigned cluster = 1;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const CUlaunchAttribute* given = &config->attrs[i];
+    if (given->id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) cluster = given->value.clusterDim.x * given->value.clusterDim.y;
+  }
+  const unsigned grid[] = {config->gridDimX, config->gridDimY, config->gridDimZ};
+  const int failed = on_launch(kernel->code, arguments, grid, config->blockDimX, cluster, config->sharedMemBytes);
+  return failed ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS;
 }
 CUresult cuMemsetD32Async(CUdeviceptr begin, unsigned value, size_t count, CUstream stream) {
   cleared_bytes += 4 * count;
@@ -57,3 +80,20 @@ CUresult cuMemsetD32Async(CUdeviceptr begin, unsigned value, size_t count, CUstr
 int32_t aoti_torch_device_type_cuda(void) { return 0; }  // the CPU's
 int32_t aoti_torch_get_device_index(void* tensor, int32_t* index) { return *index = 0; }
 int32_t aoti_torch_get_current_cuda_stream(int32_t device, void** stream) { return *stream = NULL, 0; }
+
+static void* torch_function(const char* name) { return dlsym(dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD), name); }
+
+int32_t aoti_torch_get_data_ptr(void* tensor, void** data);
+int32_t aoti_torch_get_storage_size(void* tensor, int64_t* bytes);
+int32_t aoti_torch_empty_strided(int64_t dim, const int64_t* size, const int64_t* stride, int32_t dtype, int32_t device_type,
+                                 int32_t device_index, void** tensor) {
+  const __typeof__(&aoti_torch_empty_strided) torch = torch_function("aoti_torch_empty_strided");
+  const int32_t failed = torch(dim, size, stride, dtype, device_type, device_index, tensor);
+  if (failed || !on_allocation) return failed;
+  const __typeof__(&aoti_torch_get_data_ptr) get_data = torch_function("aoti_torch_get_data_ptr");
+  const __typeof__(&aoti_torch_get_storage_size) get_size = torch_function("aoti_torch_get_storage_size");
+  void* data = NULL;
+  int64_t bytes = 0;
+  if (get_data(*tensor, &data) || get_size(*tensor, &bytes)) return 1;
+  return on_allocation(data, bytes), 0;
+}

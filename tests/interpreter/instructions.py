@@ -1,0 +1,407 @@
+"""What a PTX instruction does, as lines of Python over a warp w, its registers R, and m, a mask of active lanes or None for all."""
+
+import re
+
+from interpreter.memory import Fault
+
+WIDTHS = {"pred": "bool", "8": "U16", "16": "U16", "32": "U32", "64": "U64"}  # registers of 8 bits do not exist
+COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
+OPERATORS = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^"}
+NOTHING = ("prefetch", "setmaxnreg", "fence", "griddepcontrol", "membar")
+DECLARED = {"%p": "pred", "%rs": "b16", "%r": "b32", "%rd": "b64", "%f": "f32"}
+
+
+def dtype_of(kind: str) -> str:
+    return WIDTHS[kind if kind == "pred" else re.sub(r"\D", "", kind)]
+
+
+def separated(text: str) -> list[str]:
+    """At the commas outside of brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+class Instructions:
+    def __init__(self, parameters: dict[str, int], labels: dict[str, int]):
+        """`parameters`: where each begins; `labels`: the number of the instruction after each."""
+        self.parameters, self.labels = parameters, labels
+        self.registers: dict[str, int] = {}
+        self.dtypes: list[str] = []
+
+    def register(self, name: str, kind: str | None = None) -> int:
+        if name not in self.registers:
+            self.registers[name] = len(self.dtypes)
+            self.dtypes.append(dtype_of(kind or DECLARED[re.match(r"%[a-z]+", name)[0]]))
+        return self.registers[name]
+
+    def lines(self, text: str, number: int) -> list[str]:
+        guard = re.match(r"@(!?)(\S+) (.*)", text)
+        text = guard[3] if guard else text
+        opcode, _, rest = text.partition(" ")
+        name, *modifiers = opcode.split(".")
+        operands = separated(rest)
+        condition = f"{'~' if guard[1] else ''}R[{self.register(guard[2])}]" if guard else None
+        if name == "bra":
+            target = self.labels[operands[0]]
+            return [f"return w.branch({condition}, m, {target}, {number + 1})" if guard else f"return {target}"]
+        if name in ("ret", "exit"):
+            return ["return w.ends(m)"]
+        if name in NOTHING:
+            return ["pass"]
+        try:
+            lines = getattr(self, f"_{name}")(modifiers, operands, number)
+        except (AttributeError, KeyError, StopIteration, ValueError) as error:
+            raise Fault(f"the interpreter does not know {text!r}") from error
+        if guard:
+            lines = [
+                "n = m",
+                f"m = {condition} if m is None else m & {condition}",
+                "if m.any():",
+                *(f"    {x}" for x in lines),
+                "m = n",
+            ]
+        return lines
+
+    # Operands
+
+    def value(self, operand: str, kind: str) -> str:
+        dtype = dtype_of(kind)
+        if operand in self.registers:
+            return f"R[{self.registers[operand]}]"
+        if operand.startswith("0f"):
+            return f"full({int(operand[2:], 16)}, U32)"
+        if re.fullmatch(r"-?\d\w*", operand):
+            bits = {"bool": 1, "U16": 16, "U32": 32, "U64": 64}[dtype]
+            return f"full({int(operand, 0) % 2**bits}, {dtype})"
+        if operand in self.parameters:
+            return f"full(w.block.PARAMETERS + {self.parameters[operand]}, U64)"
+        if operand.startswith("__dynamic_shmem"):
+            return "full(w.shared.BASE, U32)"
+        if operand.startswith("%") and ("." in operand or not re.fullmatch(r"%(p|rs|r|rd|f)\d+", operand)):
+            return f"w.special({operand!r})"
+        return f"R[{self.register(operand)}]"
+
+    def set(self, operand: str, expression: str) -> list[str]:
+        if operand == "_":
+            return [expression]
+        index = self.register(operand)
+        return [f"v = {expression}", f"R[{index}] = v if m is None else np.where(m, v, R[{index}])"]
+
+    def address(self, operand: str, wide: bool) -> str:
+        base, offset = re.fullmatch(r"\[([%$\w#]+)\s*(?:\+\s*(-?\d+))?\]", operand).groups()
+        if wide:
+            return f"({self.value(base, 'b64')} + U64({int(offset or 0) % 2**64}))"
+        return f"({self.value(base, 'b32')}.astype(np.int64) + {int(offset or 0)})"
+
+    def braced(self, operand: str) -> list[str]:
+        return separated(operand.strip("{}"))
+
+    def values(self, operand: str, kind: str) -> str:
+        return f"[{', '.join(self.value(x, kind) for x in self.braced(operand))}]"
+
+    # Arithmetic
+
+    def _mov(self, modifiers, operands, _):
+        kind = modifiers[-1]
+        target, source = operands
+        parts = self.braced(target if target.startswith("{") else source)
+        size = int(re.sub(r"\D", "", kind) or 0) // max(len(parts), 1)
+        if target.startswith("{"):
+            lines = [f"q = {self.value(source, kind)}"]
+            for i, part in enumerate(parts):
+                lines += self.set(part, f"(q >> {size * i}).astype({dtype_of(f'b{size}')})") if part != "_" else []
+            return lines
+        if source.startswith("{"):
+            dtype = dtype_of(kind)
+            terms = (f"{self.value(part, f'b{size}')}.astype({dtype}) << {size * i}" for i, part in enumerate(parts))
+            return self.set(target, " | ".join(terms))
+        return self.set(target, self.value(source, kind))
+
+    def _binary(self, name, modifiers, operands):
+        kind = modifiers[-1]
+        a, b = (self.value(x, kind) for x in operands[1:])
+        if kind == "f32":
+            return self.set(operands[0], f"bits(floats({a}) {OPERATORS[name]} floats({b}))")
+        return self.set(operands[0], f"{a} {OPERATORS[name]} {b}")
+
+    def _add(self, modifiers, operands, _):
+        return self._binary("add", modifiers, operands)
+
+    def _sub(self, modifiers, operands, _):
+        return self._binary("sub", modifiers, operands)
+
+    def _and(self, modifiers, operands, _):
+        return self._binary("and", modifiers, operands)
+
+    def _or(self, modifiers, operands, _):
+        return self._binary("or", modifiers, operands)
+
+    def _xor(self, modifiers, operands, _):
+        return self._binary("xor", modifiers, operands)
+
+    def _product(self, modifiers, a, b):
+        kind = modifiers[-1]
+        if modifiers[0] == "lo":
+            return f"{a} * {b}"
+        return f"{'high_half' if modifiers[0] == 'hi' else 'wide_product'}({a}, {b}, '{kind}')"
+
+    def _mul(self, modifiers, operands, _):
+        if modifiers[-1] == "f32":
+            return self._binary("mul", modifiers, operands)
+        return self.set(operands[0], self._product(modifiers, *(self.value(x, modifiers[-1]) for x in operands[1:])))
+
+    def _mad(self, modifiers, operands, _):
+        kind = modifiers[-1]
+        wide = f"{kind[0]}{2 * int(kind[1:])}" if modifiers[0] == "wide" else kind
+        product = self._product(modifiers, *(self.value(x, kind) for x in operands[1:3]))
+        return self.set(operands[0], f"{product} + {self.value(operands[3], wide)}")
+
+    def _fma(self, _modifiers, operands, _):
+        a, b, c = (f"floats({self.value(x, 'f32')}).astype(np.float64)" for x in operands[1:])
+        return self.set(operands[0], f"bits({a} * {b} + {c})")
+
+    def _div(self, modifiers, operands, _):
+        a, b = (self.value(x, modifiers[-1]) for x in operands[1:])
+        return self.set(operands[0], f"divided({a}, {b}, '{modifiers[-1]}')")
+
+    def _rem(self, modifiers, operands, _):
+        a, b = (self.value(x, modifiers[-1]) for x in operands[1:])
+        return self.set(operands[0], f"{a} - divided({a}, {b}, '{modifiers[-1]}') * {b}")
+
+    def _neg(self, modifiers, operands, _):
+        kind = modifiers[-1]
+        a = self.value(operands[1], kind)
+        return self.set(operands[0], f"{a} ^ U32(1 << 31)" if kind == "f32" else f"full(0, {dtype_of(kind)}) - {a}")
+
+    def _abs(self, modifiers, operands, _):
+        kind, a = modifiers[-1], self.value(operands[1], modifiers[-1])
+        absolute = f"np.abs(integers({a}, '{kind}')).view({dtype_of(kind)})"
+        return self.set(operands[0], f"{a} & U32(2**31 - 1)" if kind == "f32" else absolute)
+
+    def _not(self, modifiers, operands, _):
+        return self.set(operands[0], f"~{self.value(operands[1], modifiers[-1])}")
+
+    def _shl(self, modifiers, operands, _):
+        by = self.value(operands[2], "u32")
+        return self.set(operands[0], f"shifted_left({self.value(operands[1], modifiers[-1])}, {by}, '{modifiers[-1]}')")
+
+    def _shr(self, modifiers, operands, _):
+        by = self.value(operands[2], "u32")
+        return self.set(operands[0], f"shifted_right({self.value(operands[1], modifiers[-1])}, {by}, '{modifiers[-1]}')")
+
+    def _extreme(self, name, modifiers, operands):
+        kind = modifiers[-1]
+        values = [self.value(x, kind) for x in operands[1:]]
+        if kind == "f32":  # a NaN is left out
+            result = f"floats({values[0]})"
+            for value in values[1:]:
+                result = f"np.f{name}({result}, floats({value}))"
+            return self.set(operands[0], f"bits({result})")
+        result = f"np.{name}imum({', '.join(f'integers({value}, {kind!r})' for value in values)})"
+        if "relu" in modifiers:
+            result = f"np.maximum({result}, 0)"
+        return self.set(operands[0], f"{result}.view({dtype_of(kind)})")
+
+    def _min(self, modifiers, operands, _):
+        return self._extreme("min", modifiers, operands)
+
+    def _max(self, modifiers, operands, _):
+        return self._extreme("max", modifiers, operands)
+
+    def _setp(self, modifiers, operands, _):
+        comparison, kind = modifiers
+        a, b = (self.value(x, kind) for x in operands[1:])
+        if kind == "f32":
+            nan = f"(np.isnan(floats({a})) | np.isnan(floats({b})))"
+            if comparison in ("nan", "num"):
+                return self.set(operands[0], nan if comparison == "nan" else f"~{nan}")
+            held = f"(floats({a}) {COMPARISONS[comparison[:2]]} floats({b}))"
+            return self.set(operands[0], f"{held} | {nan}" if comparison.endswith("u") else f"{held} & ~{nan}")
+        if kind[0] == "s":
+            a, b = (f"integers({x}, '{kind}')" for x in (a, b))
+        return self.set(operands[0], f"{a} {COMPARISONS[comparison]} {b}")
+
+    def _selp(self, modifiers, operands, _):
+        a, b = (self.value(x, modifiers[-1]) for x in operands[1:3])
+        return self.set(operands[0], f"np.where({self.value(operands[3], 'pred')}, {a}, {b})")
+
+    def _cvt(self, modifiers, operands, _):
+        target, source = modifiers[-2:]
+        if target in ("bf16x2", "f16x2"):
+            high, low = (self.value(x, "f32") for x in operands[1:])
+            return self.set(operands[0], f"packed({high}, {low}, '{target[:-2]}')")
+        return self.set(operands[0], f"converted({self.value(operands[1], source)}, '{source}', '{target}')")
+
+    def _cvta(self, modifiers, operands, _):
+        return self.set(operands[0], self.value(operands[1], modifiers[-1]))
+
+    def _function(self, function, operands):
+        return self.set(operands[0], f"bits({function}(floats({self.value(operands[1], 'f32')})))")
+
+    def _ex2(self, _modifiers, operands, _):
+        return self._function("np.exp2", operands)
+
+    def _lg2(self, _modifiers, operands, _):
+        return self._function("np.log2", operands)
+
+    def _rcp(self, _modifiers, operands, _):
+        return self._function("np.float32(1) / ", operands)
+
+    def _popc(self, _modifiers, operands, _):
+        counts = f"[int(x).bit_count() for x in {self.value(operands[1], 'b32')}]"
+        return self.set(operands[0], f"np.array({counts}, U32)")
+
+    # Between lanes
+
+    def _shfl(self, modifiers, operands, _):
+        target, _, inside = operands[0].partition("|")
+        arguments = ", ".join(self.value(x, "b32") for x in operands[1:4])
+        lines = [f"q, k, s = shuffled({arguments}, '{modifiers[1]}')", "w.check_active(s, m)", *self.set(target, "q")]
+        return lines + (self.set(inside, "k") if inside else [])
+
+    def _vote(self, modifiers, operands, _):
+        held = self.value(operands[1], "pred")
+        among = f"({held} if m is None else {held} & m)"
+        if modifiers[1] == "ballot":
+            return self.set(operands[0], f"full(mask_bits({among}), U32)")
+        if modifiers[1] == "all":
+            among = f"({held} if m is None else {held} | ~m)"
+        return self.set(operands[0], f"full({among}.{modifiers[1]}(), bool)")
+
+    def _redux(self, modifiers, operands, _):
+        among = f"integers({self.value(operands[1], 'b32')}, '{modifiers[-1]}')[slice(None) if m is None else m]"
+        return self.set(operands[0], f"full(int({among}.{modifiers[1]}()) % 2**32, U32)")
+
+    def _elect(self, _modifiers, operands, _):
+        lane, elected = operands[0].split("|")
+        lines = ["q = 0 if m is None else int(np.argmax(m))", *self.set(elected, "LANE == q")]
+        return lines + (self.set(lane, "full(q, U32)") if lane != "_" else [])
+
+    def _activemask(self, _modifiers, operands, _):
+        return self.set(operands[0], "full(2**32 - 1 if m is None else mask_bits(m), U32)")
+
+    def _mapa(self, _modifiers, operands, _):
+        address, rank = (self.value(x, "u32") for x in operands[1:])
+        return self.set(operands[0], f"w.block.in_cluster({address}, {rank})")
+
+    # Memory
+
+    def _vector(self, modifiers):
+        count = next((int(x[1:]) for x in modifiers if re.fullmatch(r"v\d", x)), 1)
+        return count, int(re.sub(r"\D", "", modifiers[-1])) // 8
+
+    def _ld(self, modifiers, operands, _):
+        count, size = self._vector(modifiers)
+        if "param" in modifiers:
+            name, offset = re.fullmatch(r"\[([$\w]+)(?:\+(\d+))?\]", operands[1]).groups()
+            lines = [f"q = w.block.parameter({self.parameters[name] + int(offset or 0)}, {count * size})"]
+        else:
+            space = next(x for x in modifiers if x.startswith(("global", "shared")))[:6]
+            lines = [f"q = w.load_{space}({self.address(operands[1], space == 'global')}, {count * size}, m)"]
+        for i, target in enumerate(self.braced(operands[0])):
+            if target != "_":
+                lines += self.set(target, f"w.register(q[:, {i * size}:{(i + 1) * size}])")
+        return lines
+
+    def _st(self, modifiers, operands, _):
+        _, size = self._vector(modifiers)
+        space = next(x for x in modifiers if x.startswith(("global", "shared")))[:6]
+        parts = ", ".join(f"w.bytes_of({self.value(x, f'b{8 * size}')}, {size})" for x in self.braced(operands[1]))
+        return [f"w.store_{space}({self.address(operands[0], space == 'global')}, np.concatenate([{parts}], axis=1), m)"]
+
+    def _atom(self, modifiers, operands, _):
+        if "add" not in modifiers:
+            raise ValueError
+        value = self.value(operands[2], modifiers[-1])
+        return self.set(operands[0], f"w.atomic_add({self.address(operands[1], True)}, {value}, m)")
+
+    def _stmatrix(self, modifiers, operands, _):
+        values = self.values(operands[1], "b32")
+        return [f"w.store_matrices({self.address(operands[0], False)}, {values}, {'trans' in modifiers})"]
+
+    # Barriers
+
+    def _bar(self, modifiers, operands, number):
+        if modifiers[0] == "warp":
+            return ["pass"]
+        which = f"int({self.value(operands[0], 'u32')}[0])"
+        threads = f"int({self.value(operands[1], 'u32')}[0])" if len(operands) > 1 else "w.block.threads"
+        if "arrive" in modifiers:
+            return [f"w.arrive_at_named_barrier({which}, {threads}, m)"]
+        return [f"if not w.wait_at_named_barrier({which}, {threads}, m): return {number}"]
+
+    def _barrier(self, modifiers, operands, number):
+        if modifiers[0] != "cluster":
+            return self._bar(modifiers, operands, number)
+        if modifiers[1] == "arrive":
+            return ["w.arrive_at_cluster_barrier(m)"]
+        return [f"if not w.wait_at_cluster_barrier(m): return {number}"]
+
+    def _mbarrier(self, modifiers, operands, number):
+        if modifiers[0] == "init":
+            return [f"w.set_barrier({self.address(operands[0], False)}, {self.value(operands[1], 'u32')}, m)"]
+        barrier = self.address(operands[1], False)
+        given = self.value(operands[2], "u32") if len(operands) > 2 else "full(1, U32)"
+        if modifiers[0] == "arrive":
+            counts = f"full(1, U32), {given}" if "expect_tx" in modifiers else f"{given}, full(0, U32)"
+            return [f"w.arrive_at_barrier({barrier}, {counts}, m)"]
+        if modifiers[0] in ("try_wait", "test_wait"):
+            return self.set(operands[0], f"full(w.has_passed({barrier}, {given}, m, {number}), bool)")
+        raise ValueError
+
+    # Asynchronous copies
+
+    def _cp(self, modifiers, operands, _):
+        if "commit_group" in modifiers:
+            return [f"w.commit_{'stores' if 'bulk' in modifiers else 'loads'}()"]
+        if "wait_group" in modifiers:
+            return [f"w.await_{'stores' if 'bulk' in modifiers else 'loads'}({operands[0]})"]
+        if "reduce" in modifiers:  # cp.reduce.async.bulk
+            size = self.value(operands[2], "u32")
+            return [f"w.add_bulk({self.address(operands[0], True)}, {self.address(operands[1], False)}, {size}, m)"]
+        if "tensor" in modifiers:
+            to_shared = modifiers.index("global") > next(i for i, x in enumerate(modifiers) if x.startswith("shared"))
+            shared, tensor = operands[:2] if to_shared else operands[1::-1]
+            name, coordinates = re.fullmatch(r"\[\s*(\S+?)\s*,\s*\{(.*)\}\s*\]", tensor).groups()
+            box = f"{self.value(name, 'u64')}, {self.values(coordinates, 'u32')}"
+            if to_shared:
+                return [f"w.load_box({self.address(shared, False)}, {box}, {self.address(operands[2], False)}, m)"]
+            return [f"w.store_box({self.address(shared, False)}, {box}, m)"]
+        if "bulk" in modifiers:
+            target, source, barrier = (
+                self.address(operands[0], False),
+                self.address(operands[1], True),
+                self.address(operands[3], False),
+            )
+            return [f"w.load_bulk({target}, {source}, {self.value(operands[2], 'u32')}, {barrier}, m)"]
+        target, source = self.address(operands[0], False), self.address(operands[1], True)
+        given = self.value(operands[3], "u32") if len(operands) > 3 else f"full({operands[2]}, U32)"
+        return [f"w.load_later({target}, {source}, {operands[2]}, {given}, m)"]
+
+    # Products
+
+    def _wgmma(self, modifiers, operands, _):
+        if modifiers[0] == "fence":
+            return ["pass"]
+        if modifiers[0] == "commit_group":
+            return ["w.commit_products()"]
+        if modifiers[0] == "wait_group":
+            return [f"w.await_products({operands[0]})"]
+        if modifiers[0] != "mma_async":
+            raise ValueError
+        columns = int(re.search(r"n(\d+)k16", ".".join(modifiers))[1])
+        target = [self.register(x) for x in self.braced(operands[0])]
+        if operands[1].startswith("{"):
+            a, transposed = self.values(operands[1], "b32"), ["0", operands[6]]
+        else:
+            a, transposed = self.value(operands[1], "b64"), operands[6:8]
+        if operands[4:6] != ["1", "1"]:
+            raise ValueError  # negated operands
+        arguments = f"{target}, {a}, {self.value(operands[2], 'b64')}, {self.value(operands[3], 'pred')}"
+        return [f"w.multiply({arguments}, ({', '.join(transposed)}), {columns}, '{modifiers[-1]}', m)"]

@@ -1,0 +1,491 @@
+"""Warps, thread blocks and a grid of them, in an order drawn at random."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from interpreter.lanes import LANE, LANES, U16, U32, U64, bits, floats, full, integers, widened
+from interpreter.memory import Fault, GlobalMemory, SharedMemory, TensorMap, swizzled
+from interpreter.program import Program
+
+POISON = 0x7FC12345  # a NaN, in 32-bit registers that nobody wrote
+RANK_SHIFT = 24  # in shared::cluster addresses: 1 + the rank of the thread block above the address in it; 0 is one's own
+POLLS = 4  # runs of instructions of a loop that waits
+WARPGROUP = 4  # warps
+
+
+@dataclass(frozen=True)
+class Launch:
+    program: Program
+    parameters: np.ndarray  # bytes, as Program.parameters places them
+    grid: tuple[int, int, int]
+    threads: int  # a thread block
+    cluster: int  # thread blocks
+    shared_bytes: int  # a thread block
+    memory: GlobalMemory
+    seed: int
+    lazy: bool  # products and bulk stores read shared memory as late as they may, or else at once
+
+
+@dataclass
+class Barrier:
+    """mbarrier"""
+
+    count: int
+    missing: int = 0  # arrivals
+    bytes: int = 0  # expected and not there yet
+    phase: int = 0
+
+    def __post_init__(self):
+        self.missing = self.count
+
+    def arrive(self, count: int, bytes_expected: int) -> None:
+        self.missing -= count
+        self.bytes += bytes_expected
+        if self.missing < 0:
+            raise Fault("an mbarrier has more arrivals than it counts")
+        self.settle()
+
+    def settle(self) -> None:
+        if not self.missing and not self.bytes:
+            self.missing, self.phase = self.count, self.phase + 1
+
+
+@dataclass
+class NamedBarriers:
+    """bar.sync and bar.arrive; the cluster's barrier is one, too."""
+
+    missing: dict = field(default_factory=dict)
+    expected: dict = field(default_factory=dict)
+    phase: dict = field(default_factory=dict)
+
+    def arrive(self, which, threads: int) -> None:
+        if which not in self.missing:
+            self.missing[which] = self.expected[which] = threads
+        if self.expected[which] != threads:
+            raise Fault(f"barrier {which} is for {self.expected[which]} threads and for {threads}")
+        self.missing[which] -= LANES
+        if not self.missing[which]:
+            del self.missing[which]
+            self.phase[which] = self.phase.get(which, 0) + 1
+
+
+@dataclass(frozen=True)
+class Product:
+    target: list[int]  # registers
+    a: list[np.ndarray] | int  # registers' values, or a descriptor
+    b: int
+    keep: bool
+    transposed: tuple[int, int]
+    columns: int
+    dtype: str
+
+
+class Warp:
+    def __init__(self, block: "ThreadBlock", index: int):
+        self.block, self.shared, self.index = block, block.shared, index
+        self.registers = [np.full(LANES, POISON if dtype is U32 else 0, dtype) for dtype in block.launch.program.dtypes]
+        self.at, self.places = 0, None  # the next instruction, or where lanes differ, each lane's
+        self.done = False
+        self.waiting: str | None = None  # for what, when the last step did not get on
+        self.steps_since_waiting = 0
+        self.open_products: list[Product] = []
+        self.products: list[list[Product]] = []
+        self.open_stores, self.stores = [], []
+        self.open_loads, self.loads = [], []
+        self.arrived: int | None = None  # the phase of the barrier that it waits at
+        self.cluster_phase = 0
+
+    def step(self) -> None:
+        """A run of instructions of the lanes that are furthest behind."""
+        self.waiting = None
+        mask = None
+        if self.places is not None:
+            self.at = int(self.places.min())
+            mask = self.places == self.at
+            if mask.all():
+                self.places = mask = None
+        after = self.block.launch.program.blocks[self.at](self, self.registers, mask)
+        self.steps_since_waiting = 0 if self.waiting else self.steps_since_waiting + 1
+        if after is None or self.done:
+            return
+        if mask is None:
+            self.at = after
+        else:
+            self.places = np.where(mask, after, self.places)
+
+    def branch(self, condition, mask, target: int, after: int) -> int | None:
+        if mask is None and condition.all():
+            return target
+        if mask is None and not condition.any():
+            return after
+        places = np.where(condition, target, after)
+        self.places = places if mask is None else np.where(mask, places, self.places)
+        return None
+
+    def ends(self, mask) -> None:
+        if mask is not None:
+            raise Fault("some lanes of a warp end before others")
+        self.await_stores(0)
+        if self.products or self.open_products or self.loads or self.open_loads:
+            raise Fault("a warp ends with products or copies under way")
+        self.done = True
+
+    def special(self, name: str) -> np.ndarray:
+        block, launch = self.block, self.block.launch
+        if name == "%laneid":
+            return LANE.astype(U32)
+        if name == "%tid.x":
+            return (LANE + LANES * self.index).astype(U32)
+        place = {"x": 0, "y": 1, "z": 2}.get(name[-1], 0)
+        value = {
+            "%tid": 0, "%ntid": launch.threads if not place else 1, "%ctaid": block.place[place], "%nctaid": launch.grid[place],
+            "%cluster_ctarank": block.rank, "%cluster_nctarank": launch.cluster, "%cluster_ctaid": 0 if place else block.rank,
+            "%cluster_nctaid": 1 if place else launch.cluster,
+        }[name.split(".")[0]]  # fmt: skip
+        return full(value, U32)
+
+    @staticmethod
+    def active(values: np.ndarray, mask) -> np.ndarray:
+        return values if mask is None else values[mask]
+
+    def all_lanes(self, mask, what: str) -> None:
+        if mask is not None:
+            raise Fault(f"{what} by a part of a warp")
+
+    def check_active(self, lanes: np.ndarray, mask) -> None:
+        if mask is not None and not mask[lanes[mask]].all():
+            raise Fault("a shuffle from a lane that is not there")
+
+    # Memory
+
+    @staticmethod
+    def register(rows: np.ndarray) -> np.ndarray:
+        rows = np.ascontiguousarray(rows)
+        if rows.shape[1] == 1:
+            return rows[:, 0].astype(U16)
+        return rows.view({2: U16, 4: U32, 8: U64}[rows.shape[1]])[:, 0].copy()
+
+    @staticmethod
+    def bytes_of(values: np.ndarray, size: int) -> np.ndarray:
+        return np.ascontiguousarray(values).view(np.uint8).reshape(LANES, -1)[:, :size]
+
+    def spread(self, rows: np.ndarray, mask) -> np.ndarray:
+        if mask is None:
+            return rows
+        every = np.zeros((LANES, rows.shape[1]), np.uint8)
+        every[mask] = rows
+        return every
+
+    def load_shared(self, addresses, width: int, mask) -> np.ndarray:
+        addresses = self.active(addresses, mask)
+        rows = np.zeros((len(addresses), width), np.uint8)
+        for rank in np.unique(addresses >> RANK_SHIFT):
+            shared = self.block.peers[rank - 1].shared if rank else self.shared
+            there = addresses >> RANK_SHIFT == rank
+            rows[there] = shared.load(addresses[there] - (rank << RANK_SHIFT), width)
+        return self.spread(rows, mask)
+
+    def store_shared(self, addresses, rows, mask) -> None:
+        self.shared.store(self.active(addresses, mask), self.active(rows, mask))
+
+    def load_global(self, addresses, width: int, mask) -> np.ndarray:
+        addresses = self.active(addresses, mask)
+        self.check_aligned(addresses, width)
+        return self.spread(self.block.launch.memory.load(addresses, width), mask)
+
+    def store_global(self, addresses, rows, mask) -> None:
+        self.check_aligned(self.active(addresses, mask), rows.shape[1])
+        self.block.launch.memory.store(self.active(addresses, mask), self.active(rows, mask))
+
+    @staticmethod
+    def check_aligned(addresses, width: int) -> None:
+        if (addresses % U64(width)).any():
+            raise Fault(f"{width} bytes of memory at an address that is no multiple of them")
+
+    def atomic_add(self, addresses, values, mask) -> np.ndarray:
+        before = np.zeros_like(values)
+        for lane in np.arange(LANES) if mask is None else np.nonzero(mask)[0]:
+            cell = self.block.launch.memory.bytes_at(int(addresses[lane]), values.itemsize).view(values.dtype)
+            before[lane] = cell[0]
+            cell[0] += values[lane]
+        return before
+
+    def store_matrices(self, addresses, values: list[np.ndarray], transposed: bool) -> None:
+        """Of 8 x 8: lane 8 i + r has the address of row r of matrix i, and every lane two elements of each."""
+        for i, value in enumerate(values):
+            halves = np.ascontiguousarray(value).view(U16).reshape(LANES, 2)
+            for j in range(2):
+                row, column = (2 * (LANE % 4) + j, LANE // 4) if transposed else (LANE // 4, 2 * (LANE % 4) + j)
+                where = addresses[8 * i + row] + 2 * column
+                self.shared.store(where, np.ascontiguousarray(halves[:, j : j + 1]).view(np.uint8))
+
+    # Barriers
+
+    def _barrier(self, address: int) -> Barrier:
+        barrier = self.block.barriers.get(address & (1 << RANK_SHIFT) - 1)
+        if barrier is None:
+            raise Fault(f"no mbarrier at {address}")
+        return barrier
+
+    def set_barrier(self, addresses, counts, mask) -> None:
+        lane = 0 if mask is None else int(np.argmax(mask))
+        self.block.barriers[int(addresses[lane])] = Barrier(int(counts[lane]))
+
+    def arrive_at_barrier(self, addresses, counts, bytes_expected, mask) -> None:
+        for lane in range(LANES) if mask is None else np.nonzero(mask)[0]:
+            self._barrier(int(addresses[lane])).arrive(int(counts[lane]), int(bytes_expected[lane]))
+
+    def has_passed(self, addresses, parities, mask, number: int) -> bool:
+        lane = 0 if mask is None else int(np.argmax(mask))
+        passed = self._barrier(int(addresses[lane])).phase % 2 != int(parities[lane]) % 2
+        if not passed:
+            self.waiting = f"the mbarrier at {int(addresses[lane])}, instruction {number}"
+        return passed
+
+    def _wait(self, barriers: NamedBarriers, which, phase: int) -> bool:
+        if barriers.phase.get(which, 0) != phase:
+            self.arrived = None
+            return True
+        self.waiting = f"barrier {which}"
+        return False
+
+    def arrive_at_named_barrier(self, which: int, threads: int, mask) -> None:
+        self.all_lanes(mask, "bar.arrive")
+        self.block.named.arrive(which, threads)
+
+    def wait_at_named_barrier(self, which: int, threads: int, mask) -> bool:
+        self.all_lanes(mask, "bar.sync")
+        if self.arrived is None:
+            self.arrived = self.block.named.phase.get(which, 0)
+            self.block.named.arrive(which, threads)
+        return self._wait(self.block.named, which, self.arrived)
+
+    def arrive_at_cluster_barrier(self, mask) -> None:
+        self.all_lanes(mask, "barrier.cluster.arrive")
+        barriers = self.block.peers[0].cluster_barrier
+        self.cluster_phase = barriers.phase.get("cluster", 0)
+        barriers.arrive("cluster", self.block.launch.threads * len(self.block.peers))
+
+    def wait_at_cluster_barrier(self, mask) -> bool:
+        self.all_lanes(mask, "barrier.cluster.wait")
+        return self._wait(self.block.peers[0].cluster_barrier, "cluster", self.cluster_phase)
+
+    # Asynchronous copies
+
+    def _one(self, mask, what: str) -> int:
+        if mask is None or mask.sum() != 1:
+            raise Fault(f"{what} by {LANES if mask is None else mask.sum()} lanes")
+        return int(np.argmax(mask))
+
+    def load_box(self, target, tensor_map, coordinates, barrier, mask) -> None:
+        lane = self._one(mask, "a TMA load")
+        tensor = self.block.tensor_map(int(tensor_map[lane]))
+        inside, addresses = tensor.elements([int(integers(c, "s32")[lane]) for c in coordinates])
+        self.block.copies.append(Copy(int(target[lane]), 2, tensor.span, inside, addresses, self._barrier(int(barrier[lane]))))
+
+    def load_bulk(self, target, source, size, barrier, mask) -> None:
+        lane = self._one(mask, "a bulk load")
+        addresses = U64(source[lane]) + np.arange(0, int(size[lane]), 16).astype(U64)
+        begin = int(target[lane]) & (1 << RANK_SHIFT) - 1
+        copy = Copy(begin, 16, 0, np.ones(addresses.size, bool), addresses, self._barrier(int(barrier[lane])))
+        self.block.copies.append(copy)
+
+    def store_box(self, source, tensor_map, coordinates, mask) -> None:
+        """By whole warps, too: what SASS has for it is executed once a warp."""
+        lane = 0 if mask is None else self._one(mask, "a TMA store")
+        tensor = self.block.tensor_map(int(tensor_map[lane]))
+        inside, addresses = tensor.elements([int(integers(c, "s32")[lane]) for c in coordinates])
+
+        def store():
+            where = int(source[lane]) + 2 * np.arange(addresses.size)
+            rows = self.shared.load(swizzled(where, tensor.span), 2)
+            self.block.launch.memory.store(addresses[inside], rows[inside])
+
+        self.open_stores.append(store)
+
+    def add_bulk(self, target, source, size, mask) -> None:
+        lane = self._one(mask, "a bulk reduction")
+
+        def add():
+            count = int(size[lane])
+            rows = self.shared.load(np.arange(int(source[lane]), int(source[lane]) + count, 16), 16)
+            sums = self.block.launch.memory.bytes_at(int(target[lane]), count).view(np.float32)
+            sums += rows.reshape(-1).view(np.float32)
+
+        self.open_stores.append(add)
+
+    def commit_stores(self) -> None:
+        self.stores.append(self.open_stores)
+        self.open_stores = []
+        if not self.block.launch.lazy:
+            self.await_stores(0)
+
+    def await_stores(self, pending: int) -> None:
+        while len(self.stores) > pending:
+            self.store_group()
+
+    def store_group(self) -> None:
+        for store in self.stores.pop(0):
+            store()
+
+    def load_later(self, target, source, width: int, given, mask) -> None:
+        """cp.async: `given` bytes, the rest zeros."""
+        rows = np.zeros((LANES, width), np.uint8)
+        lanes = np.arange(LANES) if mask is None else np.nonzero(mask)[0]
+        for lane in lanes[given[lanes] > 0]:
+            count = int(given[lane])
+            rows[lane, :count] = self.block.launch.memory.bytes_at(int(source[lane]), count)
+        self.open_loads.append((target[lanes], rows[lanes]))
+
+    def commit_loads(self) -> None:
+        self.loads.append(self.open_loads)
+        self.open_loads = []
+
+    def await_loads(self, pending: int) -> None:
+        while len(self.loads) > pending:
+            for where, rows in self.loads.pop(0):
+                self.shared.store(where, rows)
+
+    # Products
+
+    def multiply(self, target, a, b, keep, transposed, columns: int, dtype: str, mask) -> None:
+        self.all_lanes(mask, "wgmma")
+        a = [x.copy() for x in a] if isinstance(a, list) else int(a[0])
+        product = Product(target, a, int(b[0]), bool(keep[0]), transposed, columns, dtype)
+        if self.block.launch.lazy:
+            self.open_products.append(product)
+        else:
+            self._compute(product)
+
+    def commit_products(self) -> None:
+        self.products.append(self.open_products)
+        self.open_products = []
+
+    def await_products(self, pending: int) -> None:
+        if self.open_products:
+            raise Fault("a wait for products that were not committed")
+        while len(self.products) > pending:
+            for product in self.products.pop(0):
+                self._compute(product)
+
+    def _compute(self, x: Product) -> None:
+        """This warp's 16 rows of the warpgroup's 64."""
+        if isinstance(x.a, list):
+            a = np.zeros((16, 16), np.float32)
+            for i, value in enumerate(x.a):
+                row, column = LANE // 4 + 8 * (i % 2), 2 * (LANE % 4) + 8 * (i // 2)
+                a[row, column] = widened((value & U32(0xFFFF)).astype(U16), x.dtype)
+                a[row, column + 1] = widened((value >> U32(16)).astype(U16), x.dtype)
+        else:
+            first = 16 * (self.index % WARPGROUP)
+            a = self.shared.matrix(x.a, 64, bool(x.transposed[0]), x.dtype)[first : first + 16]
+        product = a @ self.shared.matrix(x.b, x.columns, bool(x.transposed[1]), x.dtype).T
+        for i, index in enumerate(x.target):
+            part = product[LANE // 4 + 8 * (i // 2 % 2), 8 * (i // 4) + 2 * (LANE % 4) + i % 2]
+            self.registers[index] = bits(part + floats(self.registers[index]) if x.keep else part)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """From memory to shared memory, under way."""
+
+    target: int
+    width: int  # bytes of an element
+    span: int  # of the swizzle
+    inside: np.ndarray
+    addresses: np.ndarray
+    barrier: Barrier
+
+
+class ThreadBlock:
+    PARAMETERS = 1 << 52  # generic address of the first
+
+    def __init__(self, launch: Launch, number: int, peers: list["ThreadBlock"]):
+        """`peers`: the thread blocks of its cluster, itself among them."""
+        self.launch, self.threads, self.peers, self.rank = launch, launch.threads, peers, number % launch.cluster
+        x, y, _ = launch.grid
+        self.place = (number % x, number // x % y, number // (x * y))
+        self.shared = SharedMemory(launch.shared_bytes)
+        self.barriers: dict[int, Barrier] = {}
+        self.named, self.cluster_barrier = NamedBarriers(), NamedBarriers()
+        self.copies: list[Copy] = []
+        self.tensor_maps: dict[int, TensorMap] = {}
+        self.random = random.Random(launch.seed * 1009 + number)
+        self.warps = [Warp(self, index) for index in range(launch.threads // LANES)]
+
+    def parameter(self, begin: int, size: int) -> np.ndarray:
+        return np.broadcast_to(self.launch.parameters[begin : begin + size], (LANES, size))
+
+    def tensor_map(self, address: int) -> TensorMap:
+        begin = address - self.PARAMETERS
+        if begin not in self.tensor_maps:
+            self.tensor_maps[begin] = TensorMap(self.launch.parameters[begin : begin + 128].tobytes())
+        return self.tensor_maps[begin]
+
+    @staticmethod
+    def in_cluster(addresses, ranks) -> np.ndarray:
+        return addresses + (ranks + U32(1) << RANK_SHIFT)
+
+    def deliver(self) -> None:
+        copy = self.copies.pop(self.random.randrange(len(self.copies)))
+        rows = np.zeros((copy.addresses.size, copy.width), np.uint8)
+        rows[copy.inside] = self.launch.memory.load(copy.addresses[copy.inside], copy.width)
+        where = copy.target + copy.width * np.arange(copy.addresses.size)
+        self.shared.store(swizzled(where, copy.span), rows)
+        copy.barrier.bytes -= rows.size
+        copy.barrier.settle()
+
+    def run(self) -> Iterator[bool]:
+        """Yields now and then, with whether it got on."""
+        live, chance = list(self.warps), self.random.choice((0.05, 0.3))
+        while live:
+            before, got_on = len(live), False
+            for _ in range(16):
+                warp = self.random.choice(live)
+                for _ in range(self.random.choice((1, 3, 20, 200))):
+                    warp.step()
+                    if warp.done or warp.waiting:
+                        break
+                got_on |= warp.done or warp.steps_since_waiting > POLLS
+                if warp.stores and self.random.random() < 0.02:
+                    warp.store_group()
+                if self.copies and self.random.random() < chance:
+                    self.deliver()
+                    got_on = True
+                live = [warp for warp in live if not warp.done]
+                if not live:
+                    break
+            yield got_on or len(live) < before
+        if self.copies:
+            raise Fault("a thread block ends with copies under way")
+
+
+def run(launch: Launch) -> None:
+    """All thread blocks at a time."""
+    count = launch.grid[0] * launch.grid[1] * launch.grid[2]
+    blocks: list[ThreadBlock] = []
+    for first in range(0, count, launch.cluster):
+        peers: list[ThreadBlock] = []
+        peers += [ThreadBlock(launch, number, peers) for number in range(first, first + launch.cluster)]
+        blocks += peers
+    order = random.Random(launch.seed)
+    running = {block: block.run() for block in blocks}
+    idle = 0
+    while running:
+        block = order.choice(list(running))
+        got_on = next(running[block], None)
+        if got_on is None:
+            del running[block]
+        idle = 0 if got_on is not False else idle + 1
+        if idle > 100 * len(running):
+            waiting = [block for block in running if block.copies]
+            if not waiting:
+                stuck = {
+                    f"warp {warp.index}: {warp.waiting or 'polls'}" for block in running for warp in block.warps if not warp.done
+                }
+                raise Fault(f"deadlock: {'; '.join(sorted(stuck))}")
+            order.choice(waiting).deliver()
+            idle = 0

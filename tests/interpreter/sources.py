@@ -1,0 +1,50 @@
+"""The PTX of a built kernel. Objects hold machine code only, so it is compiled once more, and must come out the same."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from built import device_code
+
+from kernels import cubin, pool
+from kernels.matrix import Kernel, Op, matrix, satellites
+from kernels.worker import OBJECT, compile_kernel
+
+ROOT = Path(__file__).parents[2]
+DIRECTORY = ROOT / "build" / "tests" / "ptx"
+
+
+def digest(code: bytes) -> str:
+    return hashlib.sha256(code).hexdigest()
+
+
+def ptx(kernel: Kernel) -> Path:
+    """In a file of its own, kept for the next test."""
+    code = device_code(kernel)
+    directory = DIRECTORY / f"{kernel.name}-{digest(code)[:16]}"
+    kept = directory / "kernel.ptx"
+    if kept.exists():
+        return kept
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = pool.environment(kernel.arch) | {"CUTE_DSL_KEEP_PTX": "1"}
+    settings["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), settings["PYTHONPATH"]])
+    command = [sys.executable, "-m", "interpreter.sources", kernel.name]
+    done = subprocess.run(command, cwd=directory, env=settings, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        raise RuntimeError(f"{kernel.name} was not compiled: {done.stderr}")
+    if cubin.extract((directory / OBJECT).read_bytes()) != code:
+        raise RuntimeError(f"{kernel.name}, compiled once more, is not what was built")
+    (written,) = directory.glob("*.ptx")
+    return written.rename(kept)
+
+
+def programs(kernel: Kernel) -> dict[str, str]:
+    """Of a kernel and those that it launches: PTX files by the digest of the device code."""
+    launched = satellites(kernel) if kernel.op is Op.BACKWARD else ()
+    return {digest(device_code(one)): str(ptx(one)) for one in (kernel, *launched)}
+
+
+if __name__ == "__main__":
+    compile_kernel(next(kernel for kernel in matrix() if kernel.name == sys.argv[1]), Path.cwd())

@@ -1,0 +1,112 @@
+"""Compiled kernels, run by an interpreter of their PTX: without a GPU, in random orders of warps and copies."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_device
+import pytest
+from built import kernels
+from interpreter.sources import programs
+
+from kernels.matrix import Kernel, Layout, Mask, Op
+
+ROOT = Path(__file__).parent.parent
+CALLS = int(os.environ.get("FA4_EXT_INTERPRETED_CALLS", "6"))  # a kernel
+SEED = int(os.environ.get("FA4_EXT_SEED", "0"))
+# A kernel takes ten seconds to compile again, and as much to run: those of one dtype.
+SM90 = [kernel for kernel in kernels() if kernel.arch == 90 and kernel.dtype == "bf16"]
+FORWARDS = [kernel for kernel in SM90 if kernel.op is Op.FORWARD]
+DECODES = [kernel for kernel in SM90 if kernel.op is Op.DECODE]
+BACKWARDS = [kernel for kernel in SM90 if kernel.op is Op.BACKWARD and not kernel.tuned]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory) -> Path:
+    return fake_device.compiled(tmp_path_factory.mktemp("fake_device"))
+
+
+def names(kernel: Kernel) -> str:
+    return kernel.name
+
+
+def lengths(draw: random.Random, kernel: Kernel, varlen: bool) -> tuple[list[int], list[int]]:
+    """Around tiles' ends: queries and keys of the sequences."""
+    longest = draw.choice((kernel.block_m, 2 * kernel.block_m, 3 * kernel.block_m))
+
+    def length() -> int:
+        return draw.choice((draw.randint(1, longest), longest, max(1, longest // 64 * 64 - draw.randint(0, 64))))
+
+    count = draw.choice((1, 2, 5)) if varlen else 1
+    queries = [length() for _ in range(count)]
+    keys = list(queries) if draw.random() < 0.5 else [length() for _ in range(count)]
+    return queries, keys
+
+
+def problem(draw: random.Random, kernel: Kernel) -> dict:
+    layouts, masks = (kernel.layout,), (kernel.mask,)
+    if kernel.layout is Layout.ANY:
+        layouts, masks = (Layout.DENSE, Layout.VARLEN), tuple(dict.fromkeys(forward.mask for forward in FORWARDS))
+    varlen, mask = draw.choice(layouts) is Layout.VARLEN, draw.choice(masks)
+    queries, keys = lengths(draw, kernel, varlen)
+    heads_kv, ratio = draw.choice(((1, 1), (1, 2), (2, 1)))
+    batch = 1 if varlen else draw.choice((1, 2))
+    fields = {
+        "dtype": kernel.dtype, "head_dim": kernel.head_dim - draw.choice((0, 0, 8)), "head_dim_v": kernel.head_dim_v,
+        "heads": heads_kv * ratio, "heads_kv": heads_kv, "varlen": varlen, "seqlens_q": queries * batch, "seqlens_k": keys * batch,
+    }  # fmt: skip
+    if mask is Mask.CAUSAL:
+        fields["is_causal"] = True
+    if mask is Mask.WINDOW:
+        fields["window"] = [draw.randint(0, max(keys) - 1), draw.randint(0, max(keys) - 1)]
+    return fields
+
+
+def answers(driver: Path, request: dict) -> list[str | None]:
+    command = [sys.executable, ROOT / "tests" / "interpreter" / "attend.py"]
+    environment = fake_device.environment(driver, ROOT, ROOT / "tests", ROOT / "tests" / "gpu", ROOT / "build" / "tests")
+    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(driver: Path, problems: list[dict], launched: dict[str, str], *, multiprocessors: int = 3, **options) -> None:
+    common = {"backward": options.pop("backward", False), "deterministic": options.pop("deterministic", False)}
+    calls = [{"problem": problem, "seed": SEED + number, **common} for number, problem in enumerate(problems)]
+    request = {"tile": None, "decode": -1, "programs": launched, "multiprocessors": multiprocessors, "calls": calls}
+    found = answers(driver, request | options)
+    assert len(found) == len(calls)
+    for call, wrong in zip(calls, found, strict=True):
+        assert wrong is None, f"{call}: {wrong}"
+
+
+def drawn(kernel: Kernel) -> list[dict]:
+    draw = random.Random(f"{SEED} {kernel.name}")
+    return [problem(draw, kernel) for _ in range(CALLS)]
+
+
+@pytest.mark.parametrize("kernel", FORWARDS, ids=names)
+def test_forward(driver, kernel):
+    """Several tiles a thread block, and thread blocks without any."""
+    check(driver, drawn(kernel), programs(kernel), tile=[kernel.block_m, kernel.block_n])
+
+
+@pytest.mark.parametrize("kernel", DECODES, ids=names)
+def test_decode(driver, kernel):
+    """With as many multiprocessors as make it split the keys."""
+    check(driver, drawn(kernel), programs(kernel), decode=1, multiprocessors=16)
+
+
+@pytest.mark.parametrize("kernel", BACKWARDS, ids=names)
+def test_backward(driver, kernel):
+    """With the forward and the launches before and after it."""
+    alike = ("dtype", "head_dim", "head_dim_v", "layout", "mask")
+    forward = next(one for one in FORWARDS if all(getattr(one, field) == getattr(kernel, field) for field in alike))
+    problems = [one | {"heads": one["heads_kv"] * (2 if kernel.grouped else 1)} for one in drawn(kernel)[: CALLS // 2]]
+    launched = programs(forward) | programs(kernel)
+    check(driver, problems, launched, backward=True, deterministic=kernel.deterministic, tile=[forward.block_m, forward.block_n])
