@@ -20,10 +20,10 @@ ROOT = Path(__file__).parent.parent
 CALLS = int(os.environ.get("FA4_EXT_INTERPRETED_CALLS", "6"))  # a kernel
 SEED = int(os.environ.get("FA4_EXT_SEED", "0"))
 # A kernel takes ten seconds to compile again, and as much to run: those of one dtype.
-SM90 = [kernel for kernel in kernels() if kernel.arch == 90 and kernel.dtype == "bf16"]
-FORWARDS = [kernel for kernel in SM90 if kernel.op is Op.FORWARD]
-DECODES = [kernel for kernel in SM90 if kernel.op is Op.DECODE]
-BACKWARDS = [kernel for kernel in SM90 if kernel.op is Op.BACKWARD and not kernel.tuned]
+ATTENTION = [kernel for kernel in kernels() if kernel.dtype == "bf16"]
+FORWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.FORWARD]
+DECODES = [kernel for kernel in ATTENTION if kernel.op is Op.DECODE]
+BACKWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.BACKWARD and kernel.arch == 90 and not kernel.tuned]
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def answers(driver: Path, request: dict) -> list[str | None]:
 def check(driver: Path, problems: list[dict], launched: dict[str, str], *, multiprocessors: int = 3, **options) -> None:
     common = {"backward": options.pop("backward", False), "deterministic": options.pop("deterministic", False)}
     calls = [{"problem": problem, "seed": SEED + number, **common} for number, problem in enumerate(problems)]
-    request = {"tile": None, "decode": -1, "programs": launched, "multiprocessors": multiprocessors, "calls": calls}
-    found = answers(driver, request | options)
+    request = {"tile": None, "decode": -1, "capability": 90, "programs": launched, "multiprocessors": multiprocessors}
+    found = answers(driver, request | {"calls": calls} | options)
     assert len(found) == len(calls)
     for call, wrong in zip(calls, found, strict=True):
         assert wrong is None, f"{call}: {wrong}"
@@ -93,7 +93,7 @@ def drawn(kernel: Kernel) -> list[dict]:
 @pytest.mark.parametrize("kernel", FORWARDS, ids=names)
 def test_forward(driver, kernel):
     """Several tiles a thread block, and thread blocks without any."""
-    check(driver, drawn(kernel), programs(kernel), tile=[kernel.block_m, kernel.block_n])
+    check(driver, drawn(kernel), programs(kernel), tile=[kernel.block_m, kernel.block_n], capability=kernel.arch)
 
 
 @pytest.mark.parametrize("kernel", DECODES, ids=names)
@@ -104,9 +104,10 @@ def test_decode(driver, kernel):
 
 @pytest.mark.parametrize("kernel", BACKWARDS, ids=names)
 def test_backward(driver, kernel):
-    """With the forward and the launches before and after it."""
-    alike = ("dtype", "head_dim", "head_dim_v", "layout", "mask")
-    forward = next(one for one in FORWARDS if all(getattr(one, field) == getattr(kernel, field) for field in alike))
+    """With the forward and the launches before and after it, on the tiles that the planner takes."""
+    alike = ("arch", "dtype", "head_dim", "head_dim_v", "layout", "mask")
+    variants = (*alike, "grouped", "deterministic")
+    forwards = [one for one in FORWARDS if all(getattr(one, field) == getattr(kernel, field) for field in alike)]
+    tiles = [one for one in ATTENTION if one.op is Op.BACKWARD and all(getattr(one, x) == getattr(kernel, x) for x in variants)]
     problems = [one | {"heads": one["heads_kv"] * (2 if kernel.grouped else 1)} for one in drawn(kernel)[: CALLS // 2]]
-    launched = programs(forward) | programs(kernel)
-    check(driver, problems, launched, backward=True, deterministic=kernel.deterministic, tile=[forward.block_m, forward.block_n])
+    check(driver, problems, programs(*forwards, *tiles), backward=True, deterministic=kernel.deterministic)

@@ -14,16 +14,18 @@ struct kernel {
 const char* launched[1024];  // the kernels' names
 int launches = 0;
 int64_t cleared_bytes = 0;
-int multiprocessors = 132;
+int multiprocessors = 132, capability = 90;
 // Asked to do a launch, 0: done; told of a tensor that was allocated. Null: nobody.
 int (*on_launch)(const void* code, void** arguments, const unsigned* grid, unsigned threads, unsigned cluster,
                  unsigned shared) = NULL;
 void (*on_allocation)(void* data, int64_t bytes) = NULL;
 
-static int attribute(CUdevice_attribute which) {  // of an H200
+static int attribute(CUdevice_attribute which) {  // an H200's
   switch (which) {
     case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR:
-      return 9;
+      return capability / 10;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR:
+      return capability % 10;
     case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT:
       return multiprocessors;
     case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN:

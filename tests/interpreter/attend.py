@@ -2,7 +2,7 @@
 
 Reads a request from standard input:
 
-    {"programs": {digest: PTX file}, "multiprocessors": int, "tile": [queries, keys] of the forwards or null,
+    {"programs": {digest: PTX file}, "multiprocessors": int, "capability": int, "tile": [queries, keys] or null,
      "decode": as force_decode takes it,
      "calls": [{"problem": {...}, "backward": bool, "deterministic": bool, "seed": int}]}
 
@@ -56,7 +56,7 @@ def wrong(device: Device, call: dict) -> str | None:
 
 def main() -> None:
     request = json.load(sys.stdin)
-    device = Device(request["programs"], request["multiprocessors"])
+    device = Device(request["programs"], request["multiprocessors"], request["capability"])
     cases.DEVICE, calls.aten = "cpu", OnCpu()
     torch.set_num_threads(1)
     _library.force_decode(request["decode"])

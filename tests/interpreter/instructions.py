@@ -82,7 +82,7 @@ class Instructions:
         if operand in self.parameters:
             return f"full(w.block.PARAMETERS + {self.parameters[operand]}, U64)"
         if operand.startswith("__dynamic_shmem"):
-            return "full(w.shared.BASE, U32)"
+            return "full(w.block.shared_base, U32)"
         if operand.startswith("%") and ("." in operand or not re.fullmatch(r"%(p|rs|r|rd|f)\d+", operand)):
             return f"w.special({operand!r})"
         return f"R[{self.register(operand)}]"
@@ -94,10 +94,10 @@ class Instructions:
         return [f"v = {expression}", f"R[{index}] = v if m is None else np.where(m, v, R[{index}])"]
 
     def address(self, operand: str, wide: bool) -> str:
-        base, offset = re.fullmatch(r"\[([%$\w#]+)\s*(?:\+\s*(-?\d+))?\]", operand).groups()
+        base, offset = re.fullmatch(r"\[([%$\w#]+)\s*(?:\+\s*(-?\w+))?\]", operand).groups()
         if wide:
-            return f"({self.value(base, 'b64')} + U64({int(offset or 0) % 2**64}))"
-        return f"({self.value(base, 'b32')}.astype(np.int64) + {int(offset or 0)})"
+            return f"({self.value(base, 'b64')} + U64({int(offset or '0', 0) % 2**64}))"
+        return f"({self.value(base, 'b32')}.astype(np.int64) + {int(offset or '0', 0)})"
 
     def braced(self, operand: str) -> list[str]:
         return separated(operand.strip("{}"))
@@ -125,10 +125,15 @@ class Instructions:
 
     def _binary(self, name, modifiers, operands):
         kind = modifiers[-1]
+        if kind == "f32x2":
+            return self._pairs(name, modifiers, operands)
         a, b = (self.value(x, kind) for x in operands[1:])
         if kind == "f32":
             return self.set(operands[0], f"bits(floats({a}) {OPERATORS[name]} floats({b}))")
         return self.set(operands[0], f"{a} {OPERATORS[name]} {b}")
+
+    def _pairs(self, name, modifiers, operands):
+        return self.set(operands[0], f"pairs({name!r}, {modifiers[0]!r}, {', '.join(self.value(x, 'b64') for x in operands[1:])})")
 
     def _add(self, modifiers, operands, _):
         return self._binary("add", modifiers, operands)
@@ -152,7 +157,7 @@ class Instructions:
         return f"{'high_half' if modifiers[0] == 'hi' else 'wide_product'}({a}, {b}, '{kind}')"
 
     def _mul(self, modifiers, operands, _):
-        if modifiers[-1] == "f32":
+        if modifiers[-1] in ("f32", "f32x2"):
             return self._binary("mul", modifiers, operands)
         return self.set(operands[0], self._product(modifiers, *(self.value(x, modifiers[-1]) for x in operands[1:])))
 
@@ -162,7 +167,9 @@ class Instructions:
         product = self._product(modifiers, *(self.value(x, kind) for x in operands[1:3]))
         return self.set(operands[0], f"{product} + {self.value(operands[3], wide)}")
 
-    def _fma(self, _modifiers, operands, _):
+    def _fma(self, modifiers, operands, _):
+        if modifiers[-1] == "f32x2":
+            return self._pairs("fma", modifiers, operands)
         a, b, c = (f"floats({self.value(x, 'f32')}).astype(np.float64)" for x in operands[1:])
         return self.set(operands[0], f"bits({a} * {b} + {c})")
 
@@ -405,3 +412,30 @@ class Instructions:
             raise ValueError  # negated operands
         arguments = f"{target}, {a}, {self.value(operands[2], 'b64')}, {self.value(operands[3], 'pred')}"
         return [f"w.multiply({arguments}, ({', '.join(transposed)}), {columns}, '{modifiers[-1]}', m)"]
+
+    def _tcgen05(self, modifiers, operands, _):
+        name, pair = modifiers[0].partition("::")[0], "cta_group::2" in modifiers
+        if name in ("wait", "fence", "relinquish_alloc_permit"):
+            return ["pass"]
+        if name == "alloc":
+            return [f"w.take_columns({self.address(operands[0], False)}, int({self.value(operands[1], 'u32')}[0]), m)"]
+        if name == "dealloc":
+            return [f"w.return_columns(int({self.value(operands[1], 'u32')}[0]), m)"]
+        if name in ("ld", "st"):
+            address, registers = operands if name == "st" else operands[::-1]
+            where = f"int({self.address(address, False)}[0])"
+            if modifiers[-2] != f"x{len(self.braced(registers))}" or "32x32b" not in modifiers:
+                raise ValueError
+            if name == "st":
+                return [f"w.store_tensor_memory({where}, {self.values(registers, 'b32')}, m)"]
+            lines = [f"q = w.load_tensor_memory({where}, {len(self.braced(registers))}, m)"]
+            return lines + [line for i, x in enumerate(self.braced(registers)) for line in self.set(x, f"q[:, {i}].copy()")]
+        if name == "commit":
+            mask = self.value(operands[1], "u16") if len(operands) > 1 else "None"
+            return [f"w.commit_tensor_products({self.address(operands[0], False)}, {mask}, {pair}, m)"]
+        if name != "mma" or "kind::f16" not in modifiers or len(operands) != 5:
+            raise ValueError
+        a = self.address(operands[1], False) if operands[1].startswith("[") else self.value(operands[1], "b64")
+        rest = f"{self.value(operands[2], 'b64')}, {self.value(operands[3], 'b32')}, {self.value(operands[4], 'pred')}"
+        in_tensor_memory = operands[1].startswith("[")
+        return [f"w.multiply_tensors({self.address(operands[0], False)}, {a}, {in_tensor_memory}, {rest}, {pair}, m)"]

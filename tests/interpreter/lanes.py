@@ -51,10 +51,24 @@ def converted(values: np.ndarray, source: str, target: str) -> np.ndarray:
         return bits(widened(values, source))
     if target == "f32":
         return bits(integers(values, source).astype(np.float32))
+    if source == "f32":  # towards zero; a NaN becomes 0
+        limits = np.iinfo(integers(values, target).dtype)
+        whole = np.nan_to_num(np.trunc(floats(values).astype(np.float64)), nan=0.0)
+        return np.clip(whole, limits.min, limits.max).astype(np.int64).view(U64).astype(U32)
     kind, source = target.replace("b", "u"), source.replace("b", "u")
     result = integers(integers(values, source).astype(np.int64).view(U64), kind)
     register = max(result.dtype.itemsize, 2)
     return result.astype(np.dtype(f"{result.dtype.kind}{register}")).view(np.dtype(f"u{register}"))
+
+
+def pairs(operation: str, rounding: str, *operands: np.ndarray) -> np.ndarray:
+    """add, sub, mul or fma of two fp32 in 64 bits; `rounding`: rn, or rm towards minus infinity."""
+    a, b, *c = (np.ascontiguousarray(x).view(np.float32).astype(np.float64) for x in operands)
+    exact = {"add": lambda: a + b, "sub": lambda: a - b, "mul": lambda: a * b, "fma": lambda: a * b + c[0]}[operation]()
+    rounded = exact.astype(np.float32)
+    if rounding == "rm":
+        rounded = np.where(rounded > exact, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+    return rounded.astype(np.float32).view(U64)
 
 
 def divided(a: np.ndarray, b: np.ndarray, kind: str) -> np.ndarray:

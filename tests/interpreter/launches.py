@@ -23,7 +23,7 @@ POISON = 0xFF  # a NaN in every float dtype
 class Device:
     """From its making on, the process's GPU. Kernels are known by the digest of their code."""
 
-    def __init__(self, programs: dict[str, str], multiprocessors: int):
+    def __init__(self, programs: dict[str, str], multiprocessors: int, capability: int):
         self.sources, self.programs, self.codes = programs, {}, {}
         self.memory = GlobalMemory()
         self.seed, self.lazy = 0, False
@@ -31,6 +31,7 @@ class Device:
         self.callbacks = ON_LAUNCH(self._launch), ON_ALLOCATION(self._allocated)  # alive as long as the device
         driver = ctypes.CDLL("libcuda.so.1")
         ctypes.c_int.in_dll(driver, "multiprocessors").value = multiprocessors
+        ctypes.c_int.in_dll(driver, "capability").value = capability
         for name, callback in zip(("on_launch", "on_allocation"), self.callbacks, strict=True):
             ctypes.c_void_p.in_dll(driver, name).value = ctypes.cast(callback, ctypes.c_void_p).value
 

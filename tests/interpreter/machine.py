@@ -1,17 +1,17 @@
 """Warps, thread blocks and a grid of them, in an order drawn at random."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from interpreter.lanes import LANE, LANES, U16, U32, U64, bits, floats, full, integers, widened
-from interpreter.memory import Fault, GlobalMemory, SharedMemory, TensorMap, swizzled
+from interpreter.memory import Fault, GlobalMemory, SharedMemory, TensorMap, TensorMemory, swizzled
 from interpreter.program import Program
 
 POISON = 0x7FC12345  # a NaN, in 32-bit registers that nobody wrote
-RANK_SHIFT = 24  # in shared::cluster addresses: 1 + the rank of the thread block above the address in it; 0 is one's own
+RANK_SHIFT = 24  # addresses of shared memory have the rank of their thread block in the cluster above
 POLLS = 4  # runs of instructions of a loop that waits
 WARPGROUP = 4  # warps
 
@@ -183,13 +183,18 @@ class Warp:
         addresses = self.active(addresses, mask)
         rows = np.zeros((len(addresses), width), np.uint8)
         for rank in np.unique(addresses >> RANK_SHIFT):
-            shared = self.block.peers[rank - 1].shared if rank else self.shared
             there = addresses >> RANK_SHIFT == rank
-            rows[there] = shared.load(addresses[there] - (rank << RANK_SHIFT), width)
+            rows[there] = self.block.peers[rank].shared.load(addresses[there] - (rank << RANK_SHIFT), width)
         return self.spread(rows, mask)
 
     def store_shared(self, addresses, rows, mask) -> None:
-        self.shared.store(self.active(addresses, mask), self.active(rows, mask))
+        self.shared.store(self.own(self.active(addresses, mask)), self.active(rows, mask))
+
+    def own(self, addresses):
+        """Within the thread block's shared memory, of which they must be."""
+        if np.any(np.asarray(addresses) >> RANK_SHIFT != self.block.rank):
+            raise Fault("an address of another thread block's shared memory")
+        return addresses - (self.block.rank << RANK_SHIFT)
 
     def load_global(self, addresses, width: int, mask) -> np.ndarray:
         addresses = self.active(addresses, mask)
@@ -220,19 +225,20 @@ class Warp:
             for j in range(2):
                 row, column = (2 * (LANE % 4) + j, LANE // 4) if transposed else (LANE // 4, 2 * (LANE % 4) + j)
                 where = addresses[8 * i + row] + 2 * column
-                self.shared.store(where, np.ascontiguousarray(halves[:, j : j + 1]).view(np.uint8))
+                self.shared.store(self.own(where), np.ascontiguousarray(halves[:, j : j + 1]).view(np.uint8))
 
     # Barriers
 
     def _barrier(self, address: int) -> Barrier:
-        barrier = self.block.barriers.get(address & (1 << RANK_SHIFT) - 1)
+        rank, offset = address >> RANK_SHIFT, address & (1 << RANK_SHIFT) - 1
+        barrier = self.block.peers[rank].barriers.get(offset)
         if barrier is None:
-            raise Fault(f"no mbarrier at {address}")
+            raise Fault(f"no mbarrier at {offset}")
         return barrier
 
     def set_barrier(self, addresses, counts, mask) -> None:
         lane = 0 if mask is None else int(np.argmax(mask))
-        self.block.barriers[int(addresses[lane])] = Barrier(int(counts[lane]))
+        self.block.barriers[int(self.own(addresses[lane]))] = Barrier(int(counts[lane]))
 
     def arrive_at_barrier(self, addresses, counts, bytes_expected, mask) -> None:
         for lane in range(LANES) if mask is None else np.nonzero(mask)[0]:
@@ -284,12 +290,14 @@ class Warp:
         lane = self._one(mask, "a TMA load")
         tensor = self.block.tensor_map(int(tensor_map[lane]))
         inside, addresses = tensor.elements([int(integers(c, "s32")[lane]) for c in coordinates])
-        self.block.copies.append(Copy(int(target[lane]), 2, tensor.span, inside, addresses, self._barrier(int(barrier[lane]))))
+        self.block.copies.append(
+            Copy(int(self.own(target[lane])), 2, tensor.span, inside, addresses, self._barrier(int(barrier[lane])))
+        )
 
     def load_bulk(self, target, source, size, barrier, mask) -> None:
         lane = self._one(mask, "a bulk load")
         addresses = U64(source[lane]) + np.arange(0, int(size[lane]), 16).astype(U64)
-        begin = int(target[lane]) & (1 << RANK_SHIFT) - 1
+        begin = int(self.own(target[lane]))
         copy = Copy(begin, 16, 0, np.ones(addresses.size, bool), addresses, self._barrier(int(barrier[lane])))
         self.block.copies.append(copy)
 
@@ -300,7 +308,7 @@ class Warp:
         inside, addresses = tensor.elements([int(integers(c, "s32")[lane]) for c in coordinates])
 
         def store():
-            where = int(source[lane]) + 2 * np.arange(addresses.size)
+            where = int(self.own(source[lane])) + 2 * np.arange(addresses.size)
             rows = self.shared.load(swizzled(where, tensor.span), 2)
             self.block.launch.memory.store(addresses[inside], rows[inside])
 
@@ -311,7 +319,8 @@ class Warp:
 
         def add():
             count = int(size[lane])
-            rows = self.shared.load(np.arange(int(source[lane]), int(source[lane]) + count, 16), 16)
+            begin = int(self.own(source[lane]))
+            rows = self.shared.load(np.arange(begin, begin + count, 16), 16)
             sums = self.block.launch.memory.bytes_at(int(target[lane]), count).view(np.float32)
             sums += rows.reshape(-1).view(np.float32)
 
@@ -338,7 +347,7 @@ class Warp:
         for lane in lanes[given[lanes] > 0]:
             count = int(given[lane])
             rows[lane, :count] = self.block.launch.memory.bytes_at(int(source[lane]), count)
-        self.open_loads.append((target[lanes], rows[lanes]))
+        self.open_loads.append((self.own(target[lanes]), rows[lanes]))
 
     def commit_loads(self) -> None:
         self.loads.append(self.open_loads)
@@ -387,6 +396,74 @@ class Warp:
             part = product[LANE // 4 + 8 * (i // 2 % 2), 8 * (i // 4) + 2 * (LANE % 4) + i % 2]
             self.registers[index] = bits(part + floats(self.registers[index]) if x.keep else part)
 
+    # Products of Blackwell, in tensor memory
+
+    def take_columns(self, target, columns: int, mask) -> None:
+        self.all_lanes(mask, "tcgen05.alloc")
+        self.shared.store(self.own(target[:1]), np.array([[self.block.tensors.taken]], U32).view(np.uint8))
+        self.block.tensors.taken += columns
+        if self.block.tensors.taken > 512:
+            raise Fault(f"{self.block.tensors.taken} columns of tensor memory")
+
+    def return_columns(self, columns: int, mask) -> None:
+        self.all_lanes(mask, "tcgen05.dealloc")
+        self.block.tensors.taken -= columns
+
+    def _own_lanes(self, address: int, columns: int, mask) -> np.ndarray:
+        self.all_lanes(mask, "tcgen05.ld or st")
+        if address >> 16 != LANES * (self.index % WARPGROUP):
+            raise Fault(f"warp {self.index} at lane {address >> 16} of tensor memory")
+        return self.block.tensors.part(address, LANES, columns)
+
+    def load_tensor_memory(self, address: int, columns: int, mask) -> np.ndarray:
+        return self._own_lanes(address, columns, mask).copy()
+
+    def store_tensor_memory(self, address: int, values: list[np.ndarray], mask) -> None:
+        self._own_lanes(address, len(values), mask)[:] = np.stack(values, axis=1)
+
+    def _tensor_work(self, work: Callable[[], None]) -> None:
+        self.block.tensor_work.append(work)
+        if not self.block.launch.lazy:
+            self.block.work_on_tensors()
+
+    def commit_tensor_products(self, barrier, ranks, pair: bool, mask) -> None:
+        """`ranks`: bits of the cluster's thread blocks whose barriers at this place get an arrival."""
+        lane = self._one(mask, "tcgen05.commit")
+        address = int(barrier[lane])
+        offset = address & (1 << RANK_SHIFT) - 1
+        chosen = [address] if ranks is None else [offset + (i << RANK_SHIFT) for i in range(16) if int(ranks[lane]) >> i & 1]
+
+        def arrive():
+            for one in chosen:
+                self._barrier(one).arrive(1, 0)
+
+        self._tensor_work(arrive)
+
+    def multiply_tensors(self, target, a, a_in_tensor_memory: bool, b, description, keep, pair: bool, mask) -> None:
+        lane = self._one(mask, "tcgen05.mma")
+        target, a, b, keep, what = int(target[lane]), int(a[lane]), int(b[lane]), bool(keep[lane]), int(description[lane])
+        dtype = {0: "f16", 1: "bf16"}[what >> 7 & 7]
+        a_transposed, b_transposed, columns, rows = what >> 15 & 1, what >> 16 & 1, (what >> 17 & 63) * 8, (what >> 24 & 31) * 16
+        blocks = self.block.peers if pair else [self.block]
+        if what >> 4 & 3 != 1 or rows != 128 * len(blocks):
+            raise Fault(f"a product into {rows} rows, or not into fp32: instruction descriptor {what:#x}")
+
+        def multiply():
+            # Of a pair, each thread block has its rows of A, and of D, and half of B's columns.
+            share = columns // len(blocks)
+            n = np.concatenate([block.shared.matrix(b, share, bool(b_transposed), dtype) for block in blocks])
+            for block in blocks:
+                if a_in_tensor_memory:
+                    words = np.ascontiguousarray(block.tensors.part(a, 128, 8)).view(U16)
+                    m = widened(words, dtype)
+                else:
+                    m = block.shared.matrix(a, 128, bool(a_transposed), dtype)
+                d = block.tensors.part(target, 128, columns)
+                product = m @ n.T
+                d[:] = np.ascontiguousarray(product + d.view(np.float32) if keep else product).view(U32)
+
+        self._tensor_work(multiply)
+
 
 @dataclass(frozen=True)
 class Copy:
@@ -408,7 +485,9 @@ class ThreadBlock:
         self.launch, self.threads, self.peers, self.rank = launch, launch.threads, peers, number % launch.cluster
         x, y, _ = launch.grid
         self.place = (number % x, number // x % y, number // (x * y))
-        self.shared = SharedMemory(launch.shared_bytes)
+        self.shared, self.tensors = SharedMemory(launch.shared_bytes), TensorMemory()
+        self.shared_base = (self.rank << RANK_SHIFT) + SharedMemory.BASE
+        self.tensor_work: list[Callable[[], None]] = []  # of the tensor cores, in order
         self.barriers: dict[int, Barrier] = {}
         self.named, self.cluster_barrier = NamedBarriers(), NamedBarriers()
         self.copies: list[Copy] = []
@@ -427,9 +506,16 @@ class ThreadBlock:
 
     @staticmethod
     def in_cluster(addresses, ranks) -> np.ndarray:
-        return addresses + (ranks + U32(1) << RANK_SHIFT)
+        return (addresses & U32((1 << RANK_SHIFT) - 1)) + (ranks << RANK_SHIFT)
+
+    def work_on_tensors(self) -> None:
+        self.tensor_work.pop(0)()
 
     def deliver(self) -> None:
+        """A copy, or a piece of the tensor cores' work."""
+        if self.tensor_work and (not self.copies or self.random.random() < 0.5):
+            self.work_on_tensors()
+            return
         copy = self.copies.pop(self.random.randrange(len(self.copies)))
         rows = np.zeros((copy.addresses.size, copy.width), np.uint8)
         rows[copy.inside] = self.launch.memory.load(copy.addresses[copy.inside], copy.width)
@@ -452,15 +538,15 @@ class ThreadBlock:
                 got_on |= warp.done or warp.steps_since_waiting > POLLS
                 if warp.stores and self.random.random() < 0.02:
                     warp.store_group()
-                if self.copies and self.random.random() < chance:
+                if (self.copies or self.tensor_work) and self.random.random() < chance:
                     self.deliver()
                     got_on = True
                 live = [warp for warp in live if not warp.done]
                 if not live:
                     break
             yield got_on or len(live) < before
-        if self.copies:
-            raise Fault("a thread block ends with copies under way")
+        if self.copies or self.tensor_work:
+            raise Fault("a thread block ends with copies or products under way")
 
 
 def run(launch: Launch) -> None:
@@ -481,7 +567,7 @@ def run(launch: Launch) -> None:
             del running[block]
         idle = 0 if got_on is not False else idle + 1
         if idle > 100 * len(running):
-            waiting = [block for block in running if block.copies]
+            waiting = [block for block in running if block.copies or block.tensor_work]
             if not waiting:
                 stuck = {
                     f"warp {warp.index}: {warp.waiting or 'polls'}" for block in running for warp in block.warps if not warp.done

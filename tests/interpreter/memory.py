@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 
-from interpreter.lanes import U16, U64, widened
+from interpreter.lanes import U16, U32, U64, widened
 
 
 class Fault(Exception):
@@ -76,6 +76,9 @@ class TensorMap:
         return inside.reshape(-1), address.reshape(-1)
 
 
+SPANS = {2: 128, 4: 64, 6: 32}  # bytes that a swizzle goes over, by the highest three bits of a matrix descriptor
+
+
 class SharedMemory:
     """Of a thread block, at addresses from BASE on; what nobody wrote is NaN."""
 
@@ -99,11 +102,11 @@ class SharedMemory:
         self.bytes[self._rows(addresses, rows.shape[1])] = rows
 
     def matrix(self, descriptor: int, rows: int, transposed: bool, dtype: str) -> np.ndarray:
-        """[rows, 16] of a WGMMA operand, in fp32. `transposed`: rows, not the 16 columns, are neighbours in memory."""
+        """[rows, 16] of a tensor cores' operand, in fp32. `transposed`: rows, not the 16 columns, are neighbours in memory."""
         begin, leading, stride = (((descriptor >> shift) & 0x3FFF) << 4 for shift in (0, 16, 32))
-        span = {0: 0, 1: 128, 2: 64, 3: 32}[descriptor >> 62 & 3]
+        span = SPANS.get(descriptor >> 61 & 7)
         if not span:
-            raise Fault("a matrix descriptor without swizzle")
+            raise Fault(f"a matrix descriptor with an unknown swizzle, {descriptor >> 61 & 7}")
         row, column = np.arange(rows)[:, None], np.arange(16)[None]
         if transposed:
             per_span = span // 2
@@ -112,3 +115,19 @@ class SharedMemory:
             address = begin + row // 8 * stride + row % 8 * span + column * 2
         words = self.load(swizzled(address, span).reshape(-1), 2).view(U16)
         return widened(words, dtype).reshape(rows, 16)
+
+
+class TensorMemory:
+    """Of a Blackwell thread block: 128 lanes of 512 columns of 32 bits. Addresses have the lane in their high half."""
+
+    def __init__(self):
+        self.cells = np.full((128, 512), 0xFFFFFFFF, U32)
+        self.taken = 0  # columns
+
+    def part(self, address: int, lanes: int, columns: int) -> np.ndarray:
+        lane, column = address >> 16, address & 0xFFFF
+        if lane + lanes > 128 or column + columns > self.taken:
+            raise Fault(
+                f"tensor memory of {self.taken} columns, asked for {lanes} lanes from {lane} and {columns} columns from {column}"
+            )
+        return self.cells[lane : lane + lanes, column : column + columns]

@@ -15,6 +15,15 @@ JUMPS = ("bra", "ret", "exit", "mbarrier.try_wait", "mbarrier.test_wait")
 STOPS = ("bar.sync", "barrier.sync", "barrier.cluster.wait")
 
 
+def _declared(names: str) -> list[str]:
+    """Of `a, b` or `a<3>`; those of the compiler, with %, are known by their names."""
+    found = []
+    for name in (part.strip() for part in names.split(",")):
+        many = re.fullmatch(r"(\w+)<(\d+)>", name)
+        found += [f"{many[1]}{i}" for i in range(int(many[2]))] if many else [name]
+    return [name for name in found if not name.startswith("%")]
+
+
 class Program:
     """Of one entry: `blocks` by the number of their first instruction."""
 
@@ -56,9 +65,9 @@ class Program:
                 labels[name if name.startswith("$") else f"{name}#{scope}"] = len(instructions)
             elif statement.startswith(".reg"):
                 _, kind, names = statement.split(None, 2)
-                if scope is not None:
-                    own |= {name.strip() for name in names.split(",")}
-                    declared |= {f"{name.strip()}#{scope}": kind[1:] for name in names.split(",")}
+                for name in _declared(names):
+                    own |= {name} if scope is not None else set()
+                    declared[name if scope is None else f"{name}#{scope}"] = kind[1:]
             elif statement and not statement.startswith("."):
                 for name in own:
                     statement = re.sub(rf"(?<![\w%$.]){re.escape(name)}(?![\w#.])", f"{name}#{scope}", statement)

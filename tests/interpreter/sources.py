@@ -40,10 +40,10 @@ def ptx(kernel: Kernel) -> Path:
     return written.rename(kept)
 
 
-def programs(kernel: Kernel) -> dict[str, str]:
-    """Of a kernel and those that it launches: PTX files by the digest of the device code."""
-    launched = satellites(kernel) if kernel.op is Op.BACKWARD else ()
-    return {digest(device_code(one)): str(ptx(one)) for one in (kernel, *launched)}
+def programs(*kernels: Kernel) -> dict[str, str]:
+    """Of these and those that they launch: PTX files by the digest of the device code."""
+    launched = (one for kernel in kernels if kernel.op is Op.BACKWARD for one in satellites(kernel) if one)
+    return {digest(device_code(one)): str(ptx(one)) for one in (*kernels, *launched)}
 
 
 if __name__ == "__main__":
