@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 
 import fa4_core
 import numpy as np
@@ -46,6 +47,12 @@ def dealt(heads: int, blocks: int, workers: int, paired: int, causal: bool) -> l
     return found
 
 
+def busiest(heads: int, blocks: int, workers: int, paired: int) -> float:
+    """Blocks of keys of the thread block that has most of them."""
+    found = dealt(heads, blocks, workers, paired, causal=True)
+    return max(sum(block + 1 + START for _, block in tiles_of_worker) for tiles_of_worker in found)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 40), st.sampled_from(SM_COUNTS), st.floats(0, 1), st.booleans())
 def test_every_tile_is_dealt_once(heads, blocks, workers, share, causal):
@@ -57,13 +64,37 @@ def test_every_tile_is_dealt_once(heads, blocks, workers, share, causal):
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 400), st.integers(2, 40), st.sampled_from((0, *SM_COUNTS)))
-def test_the_planner_s_pairs_are_of_the_heads_and_leave_a_round(heads, blocks, sm_count):
+def test_the_planner_deals_to_multiprocessors_in_whole_rounds(heads, blocks, sm_count):
     plan = planned(heads, 128 * blocks, 128, sm_count)
     if plan.kernel.op == fa4_core.Op.DECODE:
         return
-    assert plan.workers == max(sm_count, 1)
+    units, multiprocessors = tiles.units(blocks), max(sm_count, 1)
     assert 0 <= plan.paired <= heads
-    assert plan.paired == 0 or (heads - plan.paired) * tiles.units(blocks) >= sm_count, (plan.paired, heads, blocks)
+    assert 1 <= plan.workers <= multiprocessors
+    found = (heads, blocks, plan.workers, plan.paired)
+    if plan.workers < multiprocessors:
+        assert plan.paired == heads, found
+        assert -(-heads * units // plan.workers) == -(-heads * units // multiprocessors), f"more rounds than necessary: {found}"
+    elif 0 < plan.paired < heads:
+        rest = (heads - plan.paired) * units
+        assert plan.paired * units % multiprocessors == 0 or rest >= 2 * multiprocessors, found
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 600), st.integers(2, 16))
+def test_the_planner_takes_the_dealing_with_the_least_busy_multiprocessor(heads, blocks):
+    """Of those in whole rounds. It looks at a few multiprocessors alone, and counts a head's longest tile as a pair."""
+    workers = 132
+    plan = planned(heads, 128 * blocks, 128, workers)
+    if plan.kernel.op == fa4_core.Op.DECODE:
+        return
+    units = tiles.units(blocks)
+    even = workers // math.gcd(workers, units)
+    whole_rounds = heads * units // workers * workers // units // even * even
+    dealings = [(workers, whole_rounds), (-(-heads * units // -(-heads * units // workers)), heads)]
+    loads = {dealing: busiest(heads, blocks, *dealing) for dealing in dealings}
+    chosen = busiest(heads, blocks, plan.workers, plan.paired)
+    assert chosen <= 1.05 * min(loads.values()), f"{plan.workers} workers, {plan.paired} paired have {chosen}; {loads}"
 
 
 @pytest.mark.parametrize("seqlen", (512, 1024, 2048, 4096, 8192, 16384))
@@ -77,7 +108,7 @@ def test_loads_are_balanced(head_dim, seqlen):
     assert plan.kernel.block_n == BLOCK_N
     loads = [
         sum(-(-min((block + 1) * rows, seqlen) // BLOCK_N) + START for _, block in found)
-        for found in dealt(heads, blocks, workers, plan.paired, causal=True)
+        for found in dealt(heads, blocks, plan.workers, plan.paired, causal=True)
     ]
     balance = sum(loads) / workers / max(loads)
     assert balance >= 0.965, f"the average is {balance:.3f} of the busiest worker's load, {plan.paired} of {heads} heads paired"

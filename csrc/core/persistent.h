@@ -9,8 +9,13 @@ namespace fa4 {
 // Whether the kernel can number the tiles in int32.
 bool fits_cursors(const Problem& problem, const Kernel& kernel);
 
-// Dense: heads, of all batch elements, whose tiles are dealt out in pairs of a long and a short one, before the others' longest
-// first.
-int32_t paired_heads(const Problem& problem, const Kernel& kernel, int32_t workers);
+// How a dense, causal problem's tiles are dealt out: the tiles of `paired` heads, of all batch elements, in pairs of a long and a
+// short one, then the others' longest first.
+struct Dealing {
+  int32_t workers;  // thread blocks
+  int32_t paired;
+};
+
+Dealing deal(const Problem& problem, const Kernel& kernel, int32_t multiprocessors);
 
 }  // namespace fa4

@@ -257,7 +257,9 @@ Plan plan(const Problem& problem, bool speed_rules, const std::vector<TileRule>&
     if (problem.layout == Layout::kVarlen) {
       plan.workspace.bytes = sizeof(int32_t);
     } else if (mask.mask == Mask::kCausalBottomRight) {
-      plan.paired = paired_heads(problem, *kernel, plan.workers);
+      const Dealing dealing = deal(problem, *kernel, plan.workers);
+      plan.workers = dealing.workers;
+      plan.paired = dealing.paired;
     }
   }
   if (kernel->op == Op::kDecode) plan.splits = decode_splits(problem, mask.left, mask.right, *kernel);

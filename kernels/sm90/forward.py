@@ -56,8 +56,7 @@ class Operands(NamedTuple):
     q: cute.Tensor
     k: cute.Tensor
     v: cute.Tensor
-    p: cute.Tensor  # weights of the block before
-    next_p: cute.Tensor  # of this block, in their place
+    p: cute.Tensor
     scores: cute.Tensor
     o: cute.Tensor
 
@@ -69,7 +68,6 @@ class Span(NamedTuple):
     end: Int32
     edge: bool = True  # keys of it are masked
     left: bool = False  # at a window's left edge too
-    half: bool = False  # the second half of its keys is not seen
 
 
 class Forward:
@@ -87,9 +85,6 @@ class Forward:
         self.turns = kernel.turns and self.warpgroups > 1
         self.window, self.varlen = kernel.mask is Mask.WINDOW, kernel.layout is Layout.VARLEN
         self.skips = self.warpgroups > 1
-        # Half of a block may be all that a warpgroup sees of it. With fewer registers, and at D 96, the compiler finds none for a
-        # second kind of product and waits for every product by itself.
-        self.halves = kernel.mask is not Mask.FULL and self.tile_n >= 2 * ROWS and self.warpgroups < 3 and self.head_dim % ROWS == 0
         self.schedule, self.masks = Schedule(kernel), Masks(kernel, ROWS)
         self.output = Output(kernel, self.dtype, ROWS, by_tma=self.ahead)
 
@@ -245,8 +240,7 @@ class Forward:
             mma_pv.get_slice(0), (ROWS, self.head_dim_v, self.tile_n), None, layout_utils.transpose_view(sv)
         )
         scores = cute.make_rmem_tensor(mma_qk.partition_shape_C((ROWS, self.tile_n)), Float32)
-        operands = Operands(mma_qk, mma_pv, frag_q, frag_k, frag_v, frag_p, frag_p, scores, acc_o)
-        half = self.half(operands, sk)
+        operands = Operands(mma_qk, mma_pv, frag_q, frag_k, frag_v, frag_p, scores, acc_o)
         acc_o.fill(0.0)
         softmax, ended = Softmax.create(scale_log2), Softmax.create(scale_log2)  # of the tile, and of the one that ends
         softmax.begin()
@@ -283,19 +277,16 @@ class Forward:
             spans = self.spans(tile, sight, end)
             for i in cutlass.range_constexpr(len(spans)):
                 span = spans[i]
-                x = half if span.half else operands
                 for block in cutlass.range(span.begin, span.end, unroll=1):
-                    self.issue(x, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate)
+                    self.issue(operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate)
                     self.await_scores(pipeline_k, state_k)
                     state_k.advance()
-                    if span.half or block + 1 == end:
+                    if block + 1 == end:
                         pipeline_q.consumer_release(state_q)
                     if const_expr(span.edge):
-                        self.masks.mask(x.scores, block, sight, span.left)
-                    needed = exponentials(x.scores, softmax)
-                    if const_expr(span.half):
-                        self.empty_half(frag_p)
-                    self.finish(x, softmax, needed, pipeline_v, state_v)
+                        self.masks.mask(scores, block, sight, span.left)
+                    needed = exponentials(scores, softmax)
+                    self.finish(operands, softmax, needed, pipeline_v, state_v)
                     state_v.advance()
                     accumulate = Boolean(True)
             if const_expr(self.skips):
@@ -370,11 +361,7 @@ class Forward:
             left_end = cutlass.max(first, cutlass.min(cute.ceil_div(sight.all_first, self.tile_n), end))
         free_end = cutlass.max(left_end, cutlass.min(sight.all_end // self.tile_n, end))
         spans = [Span(first, left_end, left=True)] if self.window else []
-        spans += [Span(left_end, free_end, edge=False)]
-        if not self.halves:
-            return [*spans, Span(free_end, end)]
-        half = cutlass.max(free_end, cutlass.min((sight.any_end + self.tile_n // 2 - 1) // self.tile_n, end))
-        return [*spans, Span(free_end, half), Span(half, end, half=True)]
+        return [*spans, Span(left_end, free_end, edge=False), Span(free_end, end)]
 
     @cute.jit
     def end(self, tile: Tile, sight) -> Int32:
@@ -384,26 +371,6 @@ class Forward:
             return tile.end
         end = cutlass.max(cute.ceil_div(sight.any_end, self.tile_n), tile.begin + 1, tile.end - self.stages + 1)
         return cutlass.min(end, tile.end)
-
-    def half(self, x: Operands, sk) -> Operands:
-        """Scores of the first half of a block's keys alone."""
-        if not self.halves:
-            return x
-        rows = self.tile_n // 2
-        mma = sm90_utils.make_tiled_mma(self.dtype, "K", "K", rows)
-        keys = cute.local_tile(sk, (rows, self.head_dim, self.stages), (0, 0, 0))
-        frag_k = mma.make_fragment_B(mma.get_slice(0).partition_B(keys))
-        scores = cute.make_tensor(x.scores.iterator, cute.make_layout(mma.partition_shape_C((ROWS, rows))))
-        return x._replace(mma_qk=mma, k=frag_k, scores=scores, next_p=self.part(x.p, 0))
-
-    def empty_half(self, weights):
-        self.part(weights, 1).fill(0)
-
-    def part(self, weights, index: int):
-        """A half of its keys."""
-        steps = cute.size(weights, mode=[2]) // 2
-        layout = cute.make_layout((*weights.shape[:2], steps), stride=weights.stride)
-        return cute.make_tensor(weights.iterator + index * steps * weights.stride[2], layout)
 
     def skip(self, pipeline, state):
         """Of a block that only other warpgroups' rows see."""
@@ -433,7 +400,7 @@ class Forward:
         """Waits for O; the new weights take the place of those just used."""
         warpgroup.wait_group(0)
         pipeline_v.consumer_release(state_v)
-        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(operands.scores), operands.next_p)
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(operands.scores), operands.p)
         rescale(operands.o, softmax.rescale, needed)
 
     def issue_scores(self, x: Operands, index_q, index_k):
