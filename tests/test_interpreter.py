@@ -22,6 +22,9 @@ SEED = int(os.environ.get("FA4_EXT_SEED", "0"))
 # A kernel takes ten seconds to compile again, and as much to run: those of one dtype.
 ATTENTION = [kernel for kernel in kernels() if kernel.dtype == "bf16"]
 FORWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.FORWARD]
+# Products of a pair of thread blocks are not interpreted. A forced tile does not lead from such a default to its slot's others.
+PAIRED = {(kernel.head_dim, kernel.layout, kernel.mask) for kernel in FORWARDS if kernel.two_cta}
+FORWARDS = [one for one in FORWARDS if one.arch == 90 or (one.head_dim, one.layout, one.mask) not in PAIRED]
 DECODES = [kernel for kernel in ATTENTION if kernel.op is Op.DECODE]
 BACKWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.BACKWARD and kernel.arch == 90 and not kernel.tuned]
 
