@@ -70,12 +70,13 @@ Dealing deal(const Problem& p, const Kernel& kernel, int32_t multiprocessors) {
   const auto leave = [&](int64_t rounds) { return std::max<int64_t>(heads * units - rounds * multiprocessors, 0) / units; };
   const int64_t even = multiprocessors / std::gcd<int64_t>(multiprocessors, units);
   const int64_t with_a_round = leave(1) / even * even;
-  // Too many heads for L2: no number of them makes whole rounds. Two rounds even out what the pairs left.
+  // Whole rounds would leave more heads than L2 holds keys of: two rounds are enough to even out what pairs leave uneven.
   if ((heads - with_a_round) * units > 4 * multiprocessors) return {multiprocessors, static_cast<int32_t>(leave(2))};
   const int64_t rounds = ceil_div(heads * units, multiprocessors);
   const Dealing all{static_cast<int32_t>(ceil_div(heads * units, rounds)), static_cast<int32_t>(heads)};
   const Dealing whole_rounds{multiprocessors, static_cast<int32_t>(leave(0) / even * even)};
   const Dealing one_less{multiprocessors, static_cast<int32_t>(with_a_round)};
+  // Of equals the first: what is not paired works on all of its heads at once, and misses L2.
   return std::min({all, whole_rounds, one_less},
                   [&](const Dealing& a, const Dealing& b) { return tiles.busiest(a) < tiles.busiest(b); });
 }
