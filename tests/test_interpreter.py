@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import fake_device
@@ -22,9 +23,6 @@ SEED = int(os.environ.get("FA4_EXT_SEED", "0"))
 # A kernel takes ten seconds to compile again, and as much to run: those of one dtype.
 ATTENTION = [kernel for kernel in kernels() if kernel.dtype == "bf16"]
 FORWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.FORWARD]
-# Products of a pair of thread blocks are not interpreted. A forced tile does not lead from such a default to its slot's others.
-PAIRED = {(kernel.head_dim, kernel.layout, kernel.mask) for kernel in FORWARDS if kernel.two_cta}
-FORWARDS = [one for one in FORWARDS if one.arch == 90 or (one.head_dim, one.layout, one.mask) not in PAIRED]
 DECODES = [kernel for kernel in ATTENTION if kernel.op is Op.DECODE]
 BACKWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.BACKWARD and kernel.arch == 90 and not kernel.tuned]
 
@@ -51,12 +49,25 @@ def lengths(draw: random.Random, kernel: Kernel, varlen: bool) -> tuple[list[int
     return queries, keys
 
 
+def reaching(kernel: Kernel, queries: list[int]) -> list[int]:
+    """Such that a forced tile leads to the kernel. It never leads from one thread block to a pair (two_cta), nor back: which of
+    them it is, the longest sequence decides."""
+    slot = attrgetter("arch", "dtype", "head_dim", "head_dim_v", "layout", "mask")
+    rows = {one.two_cta: one.block_m for one in FORWARDS if slot(one) == slot(kernel)}
+    if len(rows) < 2:
+        return queries
+    if not kernel.two_cta:
+        return [(count - 1) % rows[False] + 1 for count in queries]
+    return queries if max(queries) > rows[False] else [queries[0] + rows[False], *queries[1:]]
+
+
 def problem(draw: random.Random, kernel: Kernel) -> dict:
     layouts, masks = (kernel.layout,), (kernel.mask,)
     if kernel.layout is Layout.ANY:
         layouts, masks = (Layout.DENSE, Layout.VARLEN), tuple(dict.fromkeys(forward.mask for forward in FORWARDS))
     varlen, mask = draw.choice(layouts) is Layout.VARLEN, draw.choice(masks)
     queries, keys = lengths(draw, kernel, varlen)
+    queries = reaching(kernel, queries)
     heads_kv, ratio = draw.choice(((1, 1), (1, 2), (2, 1)))
     batch = 1 if varlen else draw.choice((1, 2))
     fields = {

@@ -140,10 +140,11 @@ class Warp:
         if name == "%tid.x":
             return (LANE + LANES * self.index).astype(U32)
         place = {"x": 0, "y": 1, "z": 2}.get(name[-1], 0)
+        cluster = 1 if place else launch.cluster
         value = {
             "%tid": 0, "%ntid": launch.threads if not place else 1, "%ctaid": block.place[place], "%nctaid": launch.grid[place],
             "%cluster_ctarank": block.rank, "%cluster_nctarank": launch.cluster, "%cluster_ctaid": 0 if place else block.rank,
-            "%cluster_nctaid": 1 if place else launch.cluster,
+            "%cluster_nctaid": cluster, "%clusterid": block.place[place] // cluster, "%nclusterid": launch.grid[place] // cluster,
         }[name.split(".")[0]]  # fmt: skip
         return full(value, U32)
 
@@ -184,11 +185,17 @@ class Warp:
         rows = np.zeros((len(addresses), width), np.uint8)
         for rank in np.unique(addresses >> RANK_SHIFT):
             there = addresses >> RANK_SHIFT == rank
-            rows[there] = self.block.peers[rank].shared.load(addresses[there] - (rank << RANK_SHIFT), width)
+            rows[there] = self.peer(rank).shared.load(addresses[there] - (rank << RANK_SHIFT), width)
         return self.spread(rows, mask)
 
     def store_shared(self, addresses, rows, mask) -> None:
         self.shared.store(self.own(self.active(addresses, mask)), self.active(rows, mask))
+
+    def peer(self, rank: int) -> "ThreadBlock":
+        """A thread block of the cluster, to reach into its shared memory."""
+        if self.block.peers[rank].ended:
+            raise Fault("shared memory of a thread block that has ended")
+        return self.block.peers[rank]
 
     def own(self, addresses):
         """Within the thread block's shared memory, of which they must be."""
@@ -231,7 +238,7 @@ class Warp:
 
     def _barrier(self, address: int) -> Barrier:
         rank, offset = address >> RANK_SHIFT, address & (1 << RANK_SHIFT) - 1
-        barrier = self.block.peers[rank].barriers.get(offset)
+        barrier = self.peer(rank).barriers.get(offset)
         if barrier is None:
             raise Fault(f"no mbarrier at {offset}")
         return barrier
@@ -444,12 +451,13 @@ class Warp:
         target, a, b, keep, what = int(target[lane]), int(a[lane]), int(b[lane]), bool(keep[lane]), int(description[lane])
         dtype = {0: "f16", 1: "bf16"}[what >> 7 & 7]
         a_transposed, b_transposed, columns, rows = what >> 15 & 1, what >> 16 & 1, (what >> 17 & 63) * 8, (what >> 24 & 31) * 16
-        blocks = self.block.peers if pair else [self.block]
-        if what >> 4 & 3 != 1 or rows != 128 * len(blocks):
+        ranks = range(len(self.block.peers)) if pair else [self.block.rank]
+        if what >> 4 & 3 != 1 or rows != 128 * len(ranks):
             raise Fault(f"a product into {rows} rows, or not into fp32: instruction descriptor {what:#x}")
 
         def multiply():
             # Of a pair, each thread block has its rows of A, and of D, and half of B's columns.
+            blocks = [self.peer(rank) for rank in ranks]
             share = columns // len(blocks)
             n = np.concatenate([block.shared.matrix(b, share, bool(b_transposed), dtype) for block in blocks])
             for block in blocks:
@@ -491,6 +499,7 @@ class ThreadBlock:
         self.barriers: dict[int, Barrier] = {}
         self.named, self.cluster_barrier = NamedBarriers(), NamedBarriers()
         self.copies: list[Copy] = []
+        self.ended = False
         self.tensor_maps: dict[int, TensorMap] = {}
         self.random = random.Random(launch.seed * 1009 + number)
         self.warps = [Warp(self, index) for index in range(launch.threads // LANES)]
@@ -545,6 +554,7 @@ class ThreadBlock:
                 if not live:
                     break
             yield got_on or len(live) < before
+        self.ended = True
         if self.copies or self.tensor_work:
             raise Fault("a thread block ends with copies or products under way")
 
