@@ -3,10 +3,7 @@ that notes launches and does nothing."""
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,11 +24,8 @@ def calls(driver):
     """What calls.py prints."""
 
     def calls(*arguments) -> list[dict]:
-        command = [sys.executable, ROOT / "tests" / "fake_device" / "calls.py", *map(str, arguments)]
-        environment = fake_device.environment(driver, ROOT)
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        script = ROOT / "tests" / "fake_device" / "calls.py"
+        return fake_device.printed(driver, script, *arguments, imported=(ROOT,), timeout=120)
 
     return calls
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from operator import attrgetter
 from pathlib import Path
 
@@ -82,11 +80,9 @@ def problem(draw: random.Random, kernel: Kernel) -> dict:
 
 
 def answers(driver: Path, request: dict) -> list[str | None]:
-    command = [sys.executable, ROOT / "tests" / "interpreter" / "attend.py"]
-    environment = fake_device.environment(driver, ROOT, ROOT / "tests", ROOT / "tests" / "gpu", ROOT / "build" / "tests")
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment, timeout=1200)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    imported = (ROOT, ROOT / "tests", ROOT / "tests" / "gpu", ROOT / "build" / "tests")
+    script = ROOT / "tests" / "interpreter" / "attend.py"
+    return fake_device.printed(driver, script, imported=imported, asked=json.dumps(request), timeout=1200)
 
 
 def check(driver: Path, problems: list[dict], launched: dict[str, str], *, multiprocessors: int = 3, **options) -> None:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "integers.h"
 
@@ -21,15 +22,13 @@ int64_t blocks_a_head(const Problem& p, const Kernel& kernel) {
 // The tiles of a dense, causal problem and what they cost, in keys.
 struct Tiles {
   const Problem& p;
-  int64_t rows;  // of a tile
+  const Kernel& kernel;
   int64_t heads = p.batch * p.num_heads;
-  int64_t blocks = ceil_div(p.seqlen_q, rows);
+  int64_t blocks = blocks_a_head(p, kernel);
   int64_t units = ceil_div(blocks, 2);  // of a head: pairs, and what has no other
 
-  Tiles(const Problem& problem, const Kernel& kernel) : p(problem), rows(kernel.block_m) {}
-
   int64_t cost(int64_t block) const {
-    const int64_t last_row = std::min((block + 1) * rows, p.seqlen_q);
+    const int64_t last_row = std::min((block + 1) * kernel.block_m, p.seqlen_q);
     return std::max<int64_t>(last_row + p.seqlen_k - p.seqlen_q, 0) + kTileCost;
   }
 
@@ -65,7 +64,7 @@ bool fits_cursors(const Problem& p, const Kernel& kernel) {
 }
 
 Dealing deal(const Problem& p, const Kernel& kernel, int32_t multiprocessors) {
-  const Tiles tiles(p, kernel);
+  const Tiles tiles{p, kernel};
   const int64_t heads = tiles.heads, units = tiles.units;
   const auto leave = [&](int64_t rounds) { return std::max<int64_t>(heads * units - rounds * multiprocessors, 0) / units; };
   const int64_t even = multiprocessors / std::gcd<int64_t>(multiprocessors, units);
@@ -73,12 +72,15 @@ Dealing deal(const Problem& p, const Kernel& kernel, int32_t multiprocessors) {
   // Whole rounds would leave more heads than L2 holds keys of: two rounds are enough to even out what pairs leave uneven.
   if ((heads - with_a_round) * units > 4 * multiprocessors) return {multiprocessors, static_cast<int32_t>(leave(2))};
   const int64_t rounds = ceil_div(heads * units, multiprocessors);
-  const Dealing all{static_cast<int32_t>(ceil_div(heads * units, rounds)), static_cast<int32_t>(heads)};
-  const Dealing whole_rounds{multiprocessors, static_cast<int32_t>(leave(0) / even * even)};
-  const Dealing one_less{multiprocessors, static_cast<int32_t>(with_a_round)};
+  const auto with_load = [&](int64_t workers, int64_t paired) {
+    const Dealing dealing{static_cast<int32_t>(workers), static_cast<int32_t>(paired)};
+    return std::pair(tiles.busiest(dealing), dealing);
+  };
+  const auto all = with_load(ceil_div(heads * units, rounds), heads);
+  const auto whole_rounds = with_load(multiprocessors, leave(0) / even * even);
+  const auto one_less = with_load(multiprocessors, with_a_round);
   // Of equals the first: what is not paired works on all of its heads at once, and misses L2.
-  return std::min({all, whole_rounds, one_less},
-                  [&](const Dealing& a, const Dealing& b) { return tiles.busiest(a) < tiles.busiest(b); });
+  return std::min({all, whole_rounds, one_less}, [](const auto& a, const auto& b) { return a.first < b.first; }).second;
 }
 
 }  // namespace fa4

@@ -1,5 +1,6 @@
-"""device.c, compiled, and what a process behind it needs."""
+"""device.c, compiled, and scripts behind it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,11 @@ def compiled(directory: Path) -> Path:
     return path
 
 
-def environment(driver: Path, *imported: Path) -> dict[str, str]:
-    """`imported`: folders for PYTHONPATH."""
+def printed(driver: Path, script: Path, *arguments, imported: tuple[Path, ...], asked: str = "", timeout: int) -> list:
+    """The JSON in each line that the script prints behind the driver; `imported`: folders for PYTHONPATH."""
     folders = os.pathsep.join(map(str, imported))
-    return os.environ | {"LD_PRELOAD": str(driver), "FA4_EXT_AUTOREGISTER": "0", "PYTHONPATH": folders}
+    environment = os.environ | {"LD_PRELOAD": str(driver), "FA4_EXT_AUTOREGISTER": "0", "PYTHONPATH": folders}
+    command = [sys.executable, script, *map(str, arguments)]
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, env=environment, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]

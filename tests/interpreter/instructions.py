@@ -7,6 +7,12 @@ from interpreter.memory import Fault
 WIDTHS = {"pred": "bool", "8": "U16", "16": "U16", "32": "U32", "64": "U64"}  # registers of 8 bits do not exist
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
 OPERATORS = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^"}
+SHIFTS = {"shl": "shifted_left", "shr": "shifted_right"}
+FUNCTIONS = {"ex2": "np.exp2", "lg2": "np.log2", "rcp": "np.float32(1) / "}
+ALIKE = {
+    **dict.fromkeys(("add", "sub", "and", "or", "xor"), "_binary"), **dict.fromkeys(("min", "max"), "_extreme"),
+    **dict.fromkeys(SHIFTS, "_shift"), **dict.fromkeys(FUNCTIONS, "_function"),
+}  # fmt: skip
 NOTHING = ("prefetch", "setmaxnreg", "fence", "griddepcontrol", "membar")
 DECLARED = {"%p": "pred", "%rs": "b16", "%r": "b32", "%rd": "b64", "%f": "f32"}
 
@@ -55,7 +61,10 @@ class Instructions:
         if name in NOTHING:
             return ["pass"]
         try:
-            lines = getattr(self, f"_{name}")(modifiers, operands, number)
+            if name in ALIKE:
+                lines = getattr(self, ALIKE[name])(name, modifiers, operands)
+            else:
+                lines = getattr(self, f"_{name}")(modifiers, operands, number)
         except (AttributeError, KeyError, StopIteration, ValueError) as error:
             raise Fault(f"the interpreter does not know {text!r}") from error
         if guard:
@@ -135,21 +144,6 @@ class Instructions:
     def _pairs(self, name, modifiers, operands):
         return self.set(operands[0], f"pairs({name!r}, {modifiers[0]!r}, {', '.join(self.value(x, 'b64') for x in operands[1:])})")
 
-    def _add(self, modifiers, operands, _):
-        return self._binary("add", modifiers, operands)
-
-    def _sub(self, modifiers, operands, _):
-        return self._binary("sub", modifiers, operands)
-
-    def _and(self, modifiers, operands, _):
-        return self._binary("and", modifiers, operands)
-
-    def _or(self, modifiers, operands, _):
-        return self._binary("or", modifiers, operands)
-
-    def _xor(self, modifiers, operands, _):
-        return self._binary("xor", modifiers, operands)
-
     def _product(self, modifiers, a, b):
         kind = modifiers[-1]
         if modifiers[0] == "lo":
@@ -194,13 +188,9 @@ class Instructions:
     def _not(self, modifiers, operands, _):
         return self.set(operands[0], f"~{self.value(operands[1], modifiers[-1])}")
 
-    def _shl(self, modifiers, operands, _):
+    def _shift(self, name, modifiers, operands):
         by = self.value(operands[2], "u32")
-        return self.set(operands[0], f"shifted_left({self.value(operands[1], modifiers[-1])}, {by}, '{modifiers[-1]}')")
-
-    def _shr(self, modifiers, operands, _):
-        by = self.value(operands[2], "u32")
-        return self.set(operands[0], f"shifted_right({self.value(operands[1], modifiers[-1])}, {by}, '{modifiers[-1]}')")
+        return self.set(operands[0], f"{SHIFTS[name]}({self.value(operands[1], modifiers[-1])}, {by}, '{modifiers[-1]}')")
 
     def _extreme(self, name, modifiers, operands):
         kind = modifiers[-1]
@@ -214,12 +204,6 @@ class Instructions:
         if "relu" in modifiers:
             result = f"np.maximum({result}, 0)"
         return self.set(operands[0], f"{result}.view({dtype_of(kind)})")
-
-    def _min(self, modifiers, operands, _):
-        return self._extreme("min", modifiers, operands)
-
-    def _max(self, modifiers, operands, _):
-        return self._extreme("max", modifiers, operands)
 
     def _setp(self, modifiers, operands, _):
         comparison, kind = modifiers
@@ -248,17 +232,8 @@ class Instructions:
     def _cvta(self, modifiers, operands, _):
         return self.set(operands[0], self.value(operands[1], modifiers[-1]))
 
-    def _function(self, function, operands):
-        return self.set(operands[0], f"bits({function}(floats({self.value(operands[1], 'f32')})))")
-
-    def _ex2(self, _modifiers, operands, _):
-        return self._function("np.exp2", operands)
-
-    def _lg2(self, _modifiers, operands, _):
-        return self._function("np.log2", operands)
-
-    def _rcp(self, _modifiers, operands, _):
-        return self._function("np.float32(1) / ", operands)
+    def _function(self, name, _modifiers, operands):
+        return self.set(operands[0], f"bits({FUNCTIONS[name]}(floats({self.value(operands[1], 'f32')})))")
 
     def _popc(self, _modifiers, operands, _):
         counts = f"[int(x).bit_count() for x in {self.value(operands[1], 'b32')}]"
@@ -432,7 +407,7 @@ class Instructions:
             return lines + [line for i, x in enumerate(self.braced(registers)) for line in self.set(x, f"q[:, {i}].copy()")]
         if name == "commit":
             mask = self.value(operands[1], "u16") if len(operands) > 1 else "None"
-            return [f"w.commit_tensor_products({self.address(operands[0], False)}, {mask}, {pair}, m)"]
+            return [f"w.commit_tensor_products({self.address(operands[0], False)}, {mask}, m)"]
         if name != "mma" or "kind::f16" not in modifiers or len(operands) != 5:
             raise ValueError
         a = self.address(operands[1], False) if operands[1].startswith("[") else self.value(operands[1], "b64")

@@ -433,7 +433,7 @@ class Warp:
         if not self.block.launch.lazy:
             self.block.work_on_tensors()
 
-    def commit_tensor_products(self, barrier, ranks, pair: bool, mask) -> None:
+    def commit_tensor_products(self, barrier, ranks, mask) -> None:
         """`ranks`: bits of the cluster's thread blocks whose barriers at this place get an arrival."""
         lane = self._one(mask, "tcgen05.commit")
         address = int(barrier[lane])
