@@ -28,6 +28,8 @@ def _load() -> ctypes.CDLL:
     library.fa4_ext_configure.restype = None
     library.fa4_ext_force_tile.argtypes = (ctypes.c_int, ctypes.c_int)
     library.fa4_ext_force_tile.restype = None
+    library.fa4_ext_force_dealing.argtypes = (ctypes.c_int, ctypes.c_int)
+    library.fa4_ext_force_dealing.restype = None
     library.fa4_ext_force_decode.argtypes = (ctypes.c_int,)
     library.fa4_ext_force_decode.restype = None
     library.fa4_ext_remove.argtypes = ()
@@ -106,6 +108,12 @@ def configure(*, strict: bool, speed_rules: bool) -> None:
 def force_tile(queries: int, keys: int) -> None:
     """For measurements: only kernels with this tile run from the next call on; 0, 0: the planner's choice."""
     native().fa4_ext_force_tile(queries, keys)
+
+
+def force_dealing(workers: int, paired: int) -> None:
+    """For measurements and tests: to how many thread blocks, and with how many heads in pairs, the tiles of a dense, causal forward
+    on Hopper are dealt out from the next call on; 0, 0: the planner's choice."""
+    native().fa4_ext_force_dealing(workers, paired)
 
 
 def force_decode(where: int) -> None:

@@ -39,6 +39,8 @@ void fa4_ext_configure(int strict, int speed_rules) noexcept {
 
 void fa4_ext_force_tile(int queries, int keys) noexcept { fa4::aten::options().tile = fa4::Tile{queries, keys}; }
 
+void fa4_ext_force_dealing(int workers, int paired) noexcept { fa4::aten::options().dealing = fa4::Dealing{workers, paired}; }
+
 void fa4_ext_force_decode(int where) noexcept {
   fa4::aten::options().decode = where > 0   ? fa4::Decode::kWherePossible
                                 : where < 0 ? fa4::Decode::kWhereNeeded

@@ -107,6 +107,7 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
     return error.what();
   }
   p.tile = options().tile.load(std::memory_order_relaxed);
+  p.dealing = options().dealing.load(std::memory_order_relaxed);
   p.decode = options().decode.load(std::memory_order_relaxed);
   p.dtype = q.dtype == aoti_torch_dtype_bfloat16() ? Dtype::kBf16 : Dtype::kFp16;
   p.num_heads = q.size[heads];

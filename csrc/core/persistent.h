@@ -9,13 +9,7 @@ namespace fa4 {
 // Whether the kernel can number the tiles in int32.
 bool fits_cursors(const Problem& problem, const Kernel& kernel);
 
-// How a dense, causal problem's tiles are dealt out: the tiles of `paired` heads, of all batch elements, in pairs of a long and a
-// short one, then the others' longest first.
-struct Dealing {
-  int32_t workers;  // thread blocks
-  int32_t paired;
-};
-
+// The planner's choice for a dense, causal problem.
 Dealing deal(const Problem& problem, const Kernel& kernel, int32_t multiprocessors);
 
 }  // namespace fa4

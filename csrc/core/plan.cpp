@@ -208,6 +208,27 @@ Workspace backward_workspace(const Problem& p, const Kernel& kernel) {
   return w;
 }
 
+// Which thread blocks get a persistent forward's tiles; why not, where its tiles are too many or the forced dealing is none of it.
+std::string hand_out(const Problem& p, const Kernel& kernel, Mask mask, Plan& plan) {
+  if (!fits_cursors(p, kernel)) {
+    return concat("there can be more than 2^30 tiles of queries: ", p.num_heads, " heads of ", p.total_q, " queries in ", p.batch,
+                  " sequences");
+  }
+  plan.workers = std::max(p.sm_count, 1);
+  if (p.layout == Layout::kVarlen) plan.workspace.bytes = sizeof(int32_t);
+  if (p.layout == Layout::kVarlen || mask != Mask::kCausalBottomRight) return {};
+  const int64_t heads = p.batch * p.num_heads;
+  const Dealing& forced = p.dealing;
+  if (forced && (forced.workers < 0 || forced.workers > plan.workers || forced.paired < 0 || forced.paired > heads)) {
+    return concat("a dealing must have 1 to ", plan.workers, " thread blocks and 0 to ", heads, " paired heads, has ",
+                  forced.workers, " and ", forced.paired);
+  }
+  const Dealing dealing = forced ? forced : deal(p, kernel, plan.workers);
+  plan.workers = dealing.workers;
+  plan.paired = dealing.paired;
+  return {};
+}
+
 }  // namespace
 
 Plan plan(const Problem& problem, bool speed_rules, const std::vector<TileRule>& tile_rules) {
@@ -248,19 +269,8 @@ Plan plan(const Problem& problem, bool speed_rules, const std::vector<TileRule>&
     }
   }
   if (kernel->persistent) {
-    if (!fits_cursors(problem, *kernel)) {
-      plan.reason = concat("there can be more than 2^30 tiles of queries: ", problem.num_heads, " heads of ", problem.total_q,
-                           " queries in ", problem.batch, " sequences");
-      return plan;
-    }
-    plan.workers = std::max(problem.sm_count, 1);
-    if (problem.layout == Layout::kVarlen) {
-      plan.workspace.bytes = sizeof(int32_t);
-    } else if (mask.mask == Mask::kCausalBottomRight) {
-      const Dealing dealing = deal(problem, *kernel, plan.workers);
-      plan.workers = dealing.workers;
-      plan.paired = dealing.paired;
-    }
+    plan.reason = hand_out(problem, *kernel, mask.mask, plan);
+    if (!plan.reason.empty()) return plan;
   }
   if (kernel->op == Op::kDecode) plan.splits = decode_splits(problem, mask.left, mask.right, *kernel);
   plan.kernel = kernel;

@@ -30,6 +30,10 @@ PYBIND11_MODULE(fa4_core, m) {
       .def(py::init([](int queries, int keys) { return Tile{queries, keys}; }))
       .def_readonly("queries", &Tile::queries)
       .def_readonly("keys", &Tile::keys);
+  py::class_<Dealing>(m, "Dealing")
+      .def(py::init([](int workers, int paired) { return Dealing{workers, paired}; }))
+      .def_readonly("workers", &Dealing::workers)
+      .def_readonly("paired", &Dealing::paired);
 
   py::class_<Problem>(m, "Problem")
       .def(py::init<>())
@@ -54,7 +58,8 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readwrite("page_size", &Problem::page_size)
       .def_readwrite("num_splits", &Problem::num_splits)
       .def_readwrite("decode", &Problem::decode)
-      .def_readwrite("tile", &Problem::tile);
+      .def_readwrite("tile", &Problem::tile)
+      .def_readwrite("dealing", &Problem::dealing);
 
   py::class_<Kernel>(m, "Kernel")
       .def_readonly("name", &Kernel::name)

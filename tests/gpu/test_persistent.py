@@ -21,10 +21,12 @@ LAUNCHES, SEED = 1000, 20261122
 
 
 @pytest.fixture(autouse=True)
-def not_decoded():
+def forced():
+    """Not decoded."""
     _library.force_decode(-1)
     yield
     _library.force_decode(0)
+    _library.force_dealing(0, 0)
 
 
 def check(problem: Problem) -> None:
@@ -59,6 +61,19 @@ def test_packed_sequences(head_dim, mask, heads, sequences):
 def test_pairs(blocks, heads):
     """Odd and even numbers of tiles a head, with and without pairs, and heads that no round divides."""
     check(dense(128 * blocks - 5, 128 * blocks - 5, batch=1, heads=heads, heads_kv=heads, is_causal=True))
+
+
+@pytest.mark.parametrize("blocks", (2, 3, 5))
+@pytest.mark.parametrize("head_dim", (64, 256))
+def test_however_dealt_out_the_bits_are_the_same(head_dim, blocks):
+    inputs = make_inputs(problem := dense(256 * blocks - 5, 256 * blocks - 5, batch=3, heads=41, heads_kv=41, is_causal=True))
+    expected = run_flash(problem, inputs, backward=False)
+    assert_matches_reference(problem, inputs, expected)
+    multiprocessors, heads = torch.cuda.get_device_properties(0).multi_processor_count, 3 * 41
+    for dealing in product((1, 7, multiprocessors - 1, multiprocessors), (0, 1, heads // 2, heads)):
+        _library.force_dealing(*dealing)
+        result = run_flash(problem, inputs, backward=False)
+        assert torch.equal(result.out, expected.out) and torch.equal(result.lse, expected.lse), dealing
 
 
 @pytest.mark.parametrize("lengths", [(1700, 300), (300, 1700), (1000, 1), (2500, 130)], ids=str)
