@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import renew
 from fa4_ext.bench import results, table
 from fa4_ext.bench.grids import GRIDS
 
@@ -17,7 +18,7 @@ OF_BENCH = sorted(path for path in RESULTS.glob("*.json") if "throughput" in jso
 
 
 def test_the_ones_of_the_command_are_found():
-    assert {"h200.json", "h200_dims.json"} <= {path.name for path in OF_BENCH}
+    assert {"h200_paper.json", "h200_dims.json"} <= {path.name for path in OF_BENCH}
 
 
 @pytest.mark.parametrize("path", OF_BENCH, ids=lambda path: path.name)
@@ -43,3 +44,19 @@ def test_results_and_figures_that_a_document_names_are_there(document):
     named = set(re.findall(r"benchmarks/results/[\w.]+\w", text))
     assert named, f"{document} names none"
     assert not [name for name in sorted(named) if not (ROOT / name).exists()]
+
+
+def test_every_result_has_the_command_that_renews_it():
+    """But the tuning, and what an older build measured beside flash-attn-4."""
+    found = {path.stem.removeprefix("h200_") for path in RESULTS.glob("*.[jc]s*")}
+    assert found - {"tuning", "fa4"} == set(renew.COMMANDS)
+
+
+@pytest.mark.parametrize("name", renew.COMMANDS)
+def test_performance_md_has_the_command(name):
+    rows = [line for line in (ROOT / "docs" / "performance.md").read_text().splitlines() if line.startswith(f"| h200_{name}.")]
+    assert len(rows) == 1
+    assert f"`{' '.join(renew.COMMANDS[name])}`" in rows[0]
+    written = renew.command(name, Path("results"), "h200")[-2:]
+    suffixes = {Path(word.split("=")[1]).suffix for word in written if "=" in word}
+    assert suffixes and all(suffix in rows[0].split("|")[1] for suffix in suffixes), (suffixes, rows[0])

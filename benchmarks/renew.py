@@ -1,0 +1,88 @@
+"""Measures what benchmarks/results has again, each file by its own command and in a process of its own.
+
+python -m benchmarks.renew --into benchmarks/results
+python -m benchmarks.renew --into benchmarks/results --limit 600 varlen memory
+
+Files are named after the device. Rules and dealings add what their files lack, the others are measured anew. Not among them is the
+tuning, which needs a build of its own (benchmarks/tune.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from fa4_ext.bench.session import NO_DEVICE
+
+BENCH = ("fa4_ext", "bench")
+# By the name of the file: a module and its options. flash-attn-4 compiles for long, and is left out where it was never close.
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "paper": (*BENCH, "--host"),
+    "paper_gqa": (*BENCH, "--grid", "paper-gqa", "--op", "forward", "--contenders", "ours,cudnn,fa3,fa4"),
+    "fp16": (*BENCH, "--op", "forward", "--dtype", "fp16", "--contenders", "ours,cudnn,fa4"),
+    "varlen": (*BENCH, "--grid", "varlen", "--contenders", "ours,stock,fa4"),
+    "dims": (*BENCH, "--grid", "dims", "--contenders", "ours,stock,cudnn,fa3"),
+    "memory": ("benchmarks.memory",),
+    "decode": (*BENCH, "--grid", "decode", "--contenders", "ours,stock,cudnn"),
+    "gqa": (*BENCH, "--grid", "gqa", "--contenders", "ours,stock,cudnn"),
+    "vit": (*BENCH, "--grid", "vit", "--contenders", "ours,stock,cudnn"),
+    "llama": (*BENCH, "--grid", "llama", "--contenders", "ours,stock,cudnn"),
+    "startup": ("benchmarks.startup",),
+    "uncovered": ("benchmarks.uncovered",),
+    "rules": ("benchmarks.rules",),
+    "dealings": ("benchmarks.dealings",),
+}
+ADDED_TO = ("rules", "dealings")  # CSV files, which a run adds to
+
+
+def device() -> str:
+    """h200 for an NVIDIA H200."""
+    return torch.cuda.get_device_name().split()[1].lower()
+
+
+def command(name: str, into: Path, device: str) -> list[str]:
+    """With the options that say where the result goes."""
+    path = into / f"{device}_{name}"
+    written = [f"--csv={path}.csv"] if name in ADDED_TO else [f"--json={path}.json"]
+    if COMMANDS[name][: len(BENCH)] == BENCH:
+        written.append(f"--figure={path}.png")
+    return [sys.executable, "-m", *COMMANDS[name], *written]
+
+
+def renew(name: str, into: Path, limit_s: float) -> bool:
+    """What the command prints goes to a file beside its result."""
+    with open(into / f"{device()}_{name}.log", "w") as log:
+        try:
+            return subprocess.run(command(name, into, device()), stdout=log, stderr=log, timeout=limit_s).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(COMMANDS)}; all by default")
+    parser.add_argument("--into", metavar="FOLDER", type=Path, required=True, help="of the results, and a .log of each")
+    parser.add_argument("--limit", metavar="SECONDS", type=float, default=300, help="of each (default: %(default)s)")
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.names if name not in COMMANDS]:
+        parser.error(f"{', '.join(unknown)}: must be of {', '.join(COMMANDS)}")
+    if not torch.cuda.is_available():
+        sys.exit(NO_DEVICE)
+    failed = []
+    for name in arguments.names or COMMANDS:
+        begin = time.monotonic()
+        print(f"{name:10}", end=" ", flush=True)
+        done = renew(name, arguments.into, arguments.limit)
+        print(f"{time.monotonic() - begin:5.0f} s  {'done' if done else 'FAILED'}", flush=True)
+        failed += [] if done else [name]
+    if failed:
+        sys.exit(f"failed, see their .log files in {arguments.into}: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
