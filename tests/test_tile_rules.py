@@ -259,6 +259,16 @@ def test_forcing_a_tile_passes_the_decode_kernel_and_the_speed_rules():
     assert fa4_core.plan(core, True).kernel.op == fa4_core.Op.FORWARD
 
 
+@pytest.mark.parametrize("seqlen", (64, 1024))
+@pytest.mark.parametrize(("tile", "two_cta"), [((128, 128), False), ((256, 128), True)], ids=str)
+def test_a_forced_tile_may_be_a_pairs_where_the_default_is_not_and_back(tile, two_cta, seqlen):
+    lengths = {"batch": 1, "seqlen_q": seqlen, "seqlen_k": seqlen, "total_q": seqlen, "total_k": seqlen}
+    core = core_problem(DENSE | lengths | {"capability": 100, "head_dim": 128, "head_dim_v": 128, "is_causal": False})
+    core.tile = fa4_core.Tile(*tile)
+    kernel = fa4_core.plan(core).kernel
+    assert ((kernel.block_m, kernel.block_n), kernel.two_cta) == (tile, two_cta)
+
+
 def test_calls_get_the_forced_tile_or_a_reason():
     def explain():
         query = torch.empty(16, 1024, 32, 64, dtype=torch.bfloat16, device="meta")

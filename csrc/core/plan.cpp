@@ -129,16 +129,17 @@ const Kernel* find_kernel(const Problem& p, const ResolvedMask& resolved) {
   return stores_whole_rows ? find_kernel(p, mask, true) : kernel;
 }
 
-// The kernel of the same kind with this tile; null where the build has none.
+// The kernel of the same kind with this tile, rather as many thread blocks to it; null where the build has none.
 const Kernel* with_tile(const Kernel& kernel, Tile tile) {
+  const Kernel* found = nullptr;
   const Key key{kernel.op, kernel.arch, kernel.dtype, kernel.layout, kernel.mask, kernel.grouped, kernel.deterministic};
   for (const Kernel* other : kernels_by_slot()[key.slot()]) {
-    if (other->head_dim == kernel.head_dim && other->head_dim_v == kernel.head_dim_v && other->two_cta == kernel.two_cta &&
-        other->block_m == tile.queries && other->block_n == tile.keys) {
-      return other;
+    if (other->head_dim == kernel.head_dim && other->head_dim_v == kernel.head_dim_v && other->block_m == tile.queries &&
+        other->block_n == tile.keys && (!found || other->two_cta == kernel.two_cta)) {
+      found = other;
     }
   }
-  return nullptr;
+  return found;
 }
 
 std::string no_kernel(const Problem& p) {
