@@ -165,6 +165,8 @@ class Instructions:
         if modifiers[-1] == "f32x2":
             return self._pairs("fma", modifiers, operands)
         a, b, c = (f"floats({self.value(x, 'f32')}).astype(np.float64)" for x in operands[1:])
+        if modifiers[-1] != "f32":  # the factors' type
+            a, b = (f"widened({self.value(x, modifiers[-1])}, {modifiers[-1]!r}).astype(np.float64)" for x in operands[1:3])
         return self.set(operands[0], f"bits({a} * {b} + {c})")
 
     def _div(self, modifiers, operands, _):
@@ -298,10 +300,12 @@ class Instructions:
         return [f"w.store_{space}({self.address(operands[0], space == 'global')}, np.concatenate([{parts}], axis=1), m)"]
 
     def _atom(self, modifiers, operands, _):
-        if "add" not in modifiers:
+        return self.set(operands[0], *self._red(modifiers, operands[1:], _))
+
+    def _red(self, modifiers, operands, _):
+        if "add" not in modifiers or "global" not in modifiers:
             raise ValueError
-        value = self.value(operands[2], modifiers[-1])
-        return self.set(operands[0], f"w.atomic_add({self.address(operands[1], True)}, {value}, m)")
+        return [f"w.atomic_add({self.address(operands[0], True)}, {self.value(operands[1], modifiers[-1])}, m)"]
 
     def _stmatrix(self, modifiers, operands, _):
         values = self.values(operands[1], "b32")
@@ -356,12 +360,14 @@ class Instructions:
                 return [f"w.load_box({self.address(shared, False)}, {box}, {self.address(operands[2], False)}, m)"]
             return [f"w.store_box({self.address(shared, False)}, {box}, m)"]
         if "bulk" in modifiers:
+            from_shared = modifiers[3] == "shared::cta"
             target, source, barrier = (
                 self.address(operands[0], False),
-                self.address(operands[1], True),
+                self.address(operands[1], not from_shared),
                 self.address(operands[3], False),
             )
-            return [f"w.load_bulk({target}, {source}, {self.value(operands[2], 'u32')}, {barrier}, m)"]
+            copy = "copy_to_peer" if from_shared else "load_bulk"
+            return [f"w.{copy}({target}, {source}, {self.value(operands[2], 'u32')}, {barrier}, m)"]
         target, source = self.address(operands[0], False), self.address(operands[1], True)
         given = self.value(operands[3], "u32") if len(operands) > 3 else f"full({operands[2]}, U32)"
         return [f"w.load_later({target}, {source}, {operands[2]}, {given}, m)"]
@@ -388,14 +394,17 @@ class Instructions:
         arguments = f"{target}, {a}, {self.value(operands[2], 'b64')}, {self.value(operands[3], 'pred')}"
         return [f"w.multiply({arguments}, ({', '.join(transposed)}), {columns}, '{modifiers[-1]}', m)"]
 
-    def _tcgen05(self, modifiers, operands, _):
+    def _tcgen05(self, modifiers, operands, number):
         name, pair = modifiers[0].partition("::")[0], "cta_group::2" in modifiers
+        if modifiers[0] == "wait::st":
+            return ["w.await_tensor_stores()"]
         if name in ("wait", "fence", "relinquish_alloc_permit"):
             return ["pass"]
         if name == "alloc":
-            return [f"w.take_columns({self.address(operands[0], False)}, int({self.value(operands[1], 'u32')}[0]), m)"]
+            columns = f"int({self.value(operands[1], 'u32')}[0])"
+            return [f"if not w.take_columns({self.address(operands[0], False)}, {columns}, {pair}, m): return {number}"]
         if name == "dealloc":
-            return [f"w.return_columns(int({self.value(operands[1], 'u32')}[0]), m)"]
+            return [f"if not w.return_columns(int({self.value(operands[1], 'u32')}[0]), {pair}, m): return {number}"]
         if name in ("ld", "st"):
             address, registers = operands if name == "st" else operands[::-1]
             where = f"int({self.address(address, False)}[0])"
@@ -408,9 +417,10 @@ class Instructions:
         if name == "commit":
             mask = self.value(operands[1], "u16") if len(operands) > 1 else "None"
             return [f"w.commit_tensor_products({self.address(operands[0], False)}, {mask}, m)"]
-        if name != "mma" or "kind::f16" not in modifiers or len(operands) != 5:
+        if name != "mma" or "kind::f16" not in modifiers:
             raise ValueError
-        a = self.address(operands[1], False) if operands[1].startswith("[") else self.value(operands[1], "b64")
-        rest = f"{self.value(operands[2], 'b64')}, {self.value(operands[3], 'b32')}, {self.value(operands[4], 'pred')}"
+        left_out = self.values(operands.pop(4), "b32") if operands[4].startswith("{") else "[]"
         in_tensor_memory = operands[1].startswith("[")
+        a = self.address(operands[1], False) if in_tensor_memory else self.value(operands[1], "b64")
+        rest = f"{self.value(operands[2], 'b64')}, {self.value(operands[3], 'b32')}, {self.value(operands[4], 'pred')}, {left_out}"
         return [f"w.multiply_tensors({self.address(operands[0], False)}, {a}, {in_tensor_memory}, {rest}, {pair}, m)"]

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -10,7 +11,6 @@ from interpreter.lanes import LANE, LANES, U16, U32, U64, bits, floats, full, in
 from interpreter.memory import Fault, GlobalMemory, SharedMemory, TensorMap, TensorMemory, swizzled
 from interpreter.program import Program
 
-POISON = 0x7FC12345  # a NaN, in 32-bit registers that nobody wrote
 RANK_SHIFT = 24  # addresses of shared memory have the rank of their thread block in the cluster above
 POLLS = 4  # runs of instructions of a loop that waits
 WARPGROUP = 4  # warps
@@ -26,7 +26,7 @@ class Launch:
     shared_bytes: int  # a thread block
     memory: GlobalMemory
     seed: int
-    lazy: bool  # products and bulk stores read shared memory as late as they may, or else at once
+    lazy: bool  # products, and stores by copies or to tensor memory, happen as late as they may, or else at once
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Product:
 class Warp:
     def __init__(self, block: "ThreadBlock", index: int):
         self.block, self.shared, self.index = block, block.shared, index
-        self.registers = [np.full(LANES, POISON if dtype is U32 else 0, dtype) for dtype in block.launch.program.dtypes]
+        self.registers = list(block.launch.program.unwritten)
         self.at, self.places = 0, None  # the next instruction, or where lanes differ, each lane's
         self.done = False
         self.waiting: str | None = None  # for what, when the last step did not get on
@@ -95,6 +95,7 @@ class Warp:
         self.products: list[list[Product]] = []
         self.open_stores, self.stores = [], []
         self.open_loads, self.loads = [], []
+        self.tensor_stores: list[tuple[np.ndarray, list[np.ndarray]]] = []  # each a part of tensor memory, and its columns
         self.arrived: int | None = None  # the phase of the barrier that it waits at
         self.cluster_phase = 0
 
@@ -128,8 +129,9 @@ class Warp:
     def ends(self, mask) -> None:
         if mask is not None:
             raise Fault("some lanes of a warp end before others")
+        self.commit_stores()  # those without a commit happen, too, if nobody knows when
         self.await_stores(0)
-        if self.products or self.open_products or self.loads or self.open_loads:
+        if self.products or self.open_products or self.loads or self.open_loads or self.tensor_stores:
             raise Fault("a warp ends with products or copies under way")
         self.done = True
 
@@ -297,16 +299,37 @@ class Warp:
         lane = self._one(mask, "a TMA load")
         tensor = self.block.tensor_map(int(tensor_map[lane]))
         inside, addresses = tensor.elements([int(integers(c, "s32")[lane]) for c in coordinates])
-        self.block.copies.append(
-            Copy(int(self.own(target[lane])), 2, tensor.span, inside, addresses, self._barrier(int(barrier[lane])))
-        )
+        where = swizzled(int(self.own(target[lane])) + 2 * np.arange(addresses.size), tensor.span)
+        self._load(where, 2, inside, addresses, self._barrier(int(barrier[lane])))
 
     def load_bulk(self, target, source, size, barrier, mask) -> None:
         lane = self._one(mask, "a bulk load")
-        addresses = U64(source[lane]) + np.arange(0, int(size[lane]), 16).astype(U64)
-        begin = int(self.own(target[lane]))
-        copy = Copy(begin, 16, 0, np.ones(addresses.size, bool), addresses, self._barrier(int(barrier[lane])))
-        self.block.copies.append(copy)
+        pieces = np.arange(0, int(size[lane]), 16)
+        addresses = U64(source[lane]) + pieces.astype(U64)
+        where = int(self.own(target[lane])) + pieces
+        self._load(where, 16, np.ones(addresses.size, bool), addresses, self._barrier(int(barrier[lane])))
+
+    def _load(self, where, width: int, inside, addresses, barrier: Barrier) -> None:
+        """Elements of `width` bytes, zeros for those not `inside` of the tensor."""
+
+        def rows():
+            found = np.zeros((addresses.size, width), np.uint8)
+            found[inside] = self.block.launch.memory.load(addresses[inside], width)
+            return found
+
+        self.block.copies.append(Copy(self.block, where, rows, barrier))
+
+    def copy_to_peer(self, target, source, size, barrier, mask) -> None:
+        """From the thread block's shared memory to that of one in its cluster, with the barrier there."""
+        lane = self._one(mask, "a bulk copy")
+        rank, begin = divmod(int(target[lane]), 1 << RANK_SHIFT)
+        if int(barrier[lane]) >> RANK_SHIFT != rank:
+            raise Fault("a copy to one thread block with the barrier of another")
+        pieces = np.arange(0, int(size[lane]), 16)
+        rows = partial(self.shared.load, int(self.own(source[lane])) + pieces, 16)
+        if not self.block.launch.lazy:
+            rows = partial(np.asarray, rows())
+        self.block.copies.append(Copy(self.peer(rank), begin + pieces, rows, self._barrier(int(barrier[lane]))))
 
     def store_box(self, source, tensor_map, coordinates, mask) -> None:
         """By whole warps, too: what SASS has for it is executed once a warp."""
@@ -405,16 +428,29 @@ class Warp:
 
     # Products of Blackwell, in tensor memory
 
-    def take_columns(self, target, columns: int, mask) -> None:
+    def _meets_peer(self, what: str) -> bool:
+        """A warp of each thread block of a pair takes and returns columns, and waits for the other."""
+        barriers = self.block.peers[0].cluster_barrier
+        if self.arrived is None:
+            self.arrived = barriers.phase.get(what, 0)
+            barriers.arrive(what, LANES * len(self.block.peers))
+        return self._wait(barriers, what, self.arrived)
+
+    def take_columns(self, target, columns: int, pair: bool, mask) -> bool:
         self.all_lanes(mask, "tcgen05.alloc")
-        self.shared.store(self.own(target[:1]), np.array([[self.block.tensors.taken]], U32).view(np.uint8))
-        self.block.tensors.taken += columns
+        if self.arrived is None:
+            self.shared.store(self.own(target[:1]), np.array([[self.block.tensors.taken]], U32).view(np.uint8))
+            self.block.tensors.taken += columns
         if self.block.tensors.taken > 512:
             raise Fault(f"{self.block.tensors.taken} columns of tensor memory")
+        return not pair or self._meets_peer("tcgen05.alloc")
 
-    def return_columns(self, columns: int, mask) -> None:
+    def return_columns(self, columns: int, pair: bool, mask) -> bool:
         self.all_lanes(mask, "tcgen05.dealloc")
+        if pair and not self._meets_peer("tcgen05.dealloc"):
+            return False
         self.block.tensors.taken -= columns
+        return True
 
     def _own_lanes(self, address: int, columns: int, mask) -> np.ndarray:
         self.all_lanes(mask, "tcgen05.ld or st")
@@ -423,15 +459,18 @@ class Warp:
         return self.block.tensors.part(address, LANES, columns)
 
     def load_tensor_memory(self, address: int, columns: int, mask) -> np.ndarray:
+        """At once, though not before a wait by PTX's book: many loads are without one, and ptxas waits for their registers."""
         return self._own_lanes(address, columns, mask).copy()
 
     def store_tensor_memory(self, address: int, values: list[np.ndarray], mask) -> None:
-        self._own_lanes(address, len(values), mask)[:] = np.stack(values, axis=1)
-
-    def _tensor_work(self, work: Callable[[], None]) -> None:
-        self.block.tensor_work.append(work)
+        self.tensor_stores.append((self._own_lanes(address, len(values), mask), values))
         if not self.block.launch.lazy:
-            self.block.work_on_tensors()
+            self.await_tensor_stores()
+
+    def await_tensor_stores(self) -> None:
+        for part, values in self.tensor_stores:
+            part[:] = np.stack(values, axis=1)
+        self.tensor_stores.clear()
 
     def commit_tensor_products(self, barrier, ranks, mask) -> None:
         """`ranks`: bits of the cluster's thread blocks whose barriers at this place get an arrival."""
@@ -444,15 +483,21 @@ class Warp:
             for one in chosen:
                 self._barrier(one).arrive(1, 0)
 
-        self._tensor_work(arrive)
+        if self.block.tensor_work:
+            self.block.tensor_work[-1].append(arrive)
+        else:
+            arrive()
 
-    def multiply_tensors(self, target, a, a_in_tensor_memory: bool, b, description, keep, pair: bool, mask) -> None:
+    def multiply_tensors(self, target, a, a_in_tensor_memory: bool, b, description, keep, left_out, pair: bool, mask) -> None:
         lane = self._one(mask, "tcgen05.mma")
         target, a, b, keep, what = int(target[lane]), int(a[lane]), int(b[lane]), bool(keep[lane]), int(description[lane])
         dtype = {0: "f16", 1: "bf16"}[what >> 7 & 7]
         a_transposed, b_transposed, columns, rows = what >> 15 & 1, what >> 16 & 1, (what >> 17 & 63) * 8, (what >> 24 & 31) * 16
         ranks = range(len(self.block.peers)) if pair else [self.block.rank]
-        if what >> 4 & 3 != 1 or rows != 128 * len(ranks):
+        share_rows = rows // len(ranks)
+        if any(lanes[lane] for lanes in left_out):
+            raise Fault("a product that leaves out lanes")
+        if what >> 4 & 3 != 1 or share_rows not in (64, 128) or (share_rows == 64 and (not pair or a_in_tensor_memory)):
             raise Fault(f"a product into {rows} rows, or not into fp32: instruction descriptor {what:#x}")
 
         def multiply():
@@ -465,23 +510,25 @@ class Warp:
                     words = np.ascontiguousarray(block.tensors.part(a, 128, 8)).view(U16)
                     m = widened(words, dtype)
                 else:
-                    m = block.shared.matrix(a, 128, bool(a_transposed), dtype)
-                d = block.tensors.part(target, 128, columns)
+                    m = block.shared.matrix(a, share_rows, bool(a_transposed), dtype)
                 product = m @ n.T
+                if share_rows == 64:  # D's left half in lanes 0 to 63, the right one in the others
+                    product = np.concatenate(np.split(product, 2, axis=1))
+                d = block.tensors.part(target, *product.shape)
                 d[:] = np.ascontiguousarray(product + d.view(np.float32) if keep else product).view(U32)
 
-        self._tensor_work(multiply)
+        self.block.tensor_work.append([multiply])
+        if not self.block.launch.lazy:
+            self.block.work_on_tensors()
 
 
 @dataclass(frozen=True)
 class Copy:
-    """From memory to shared memory, under way."""
+    """To shared memory, under way."""
 
-    target: int
-    width: int  # bytes of an element
-    span: int  # of the swizzle
-    inside: np.ndarray
-    addresses: np.ndarray
+    block: "ThreadBlock"
+    where: np.ndarray
+    rows: Callable[[], np.ndarray]  # the bytes for each place
     barrier: Barrier
 
 
@@ -495,7 +542,7 @@ class ThreadBlock:
         self.place = (number % x, number // x % y, number // (x * y))
         self.shared, self.tensors = SharedMemory(launch.shared_bytes), TensorMemory()
         self.shared_base = (self.rank << RANK_SHIFT) + SharedMemory.BASE
-        self.tensor_work: list[Callable[[], None]] = []  # of the tensor cores, in order
+        self.tensor_work: list[list[Callable[[], None]]] = []  # products in order, each with the arrivals that it sets off
         self.barriers: dict[int, Barrier] = {}
         self.named, self.cluster_barrier = NamedBarriers(), NamedBarriers()
         self.copies: list[Copy] = []
@@ -518,7 +565,8 @@ class ThreadBlock:
         return (addresses & U32((1 << RANK_SHIFT) - 1)) + (ranks << RANK_SHIFT)
 
     def work_on_tensors(self) -> None:
-        self.tensor_work.pop(0)()
+        for work in self.tensor_work.pop(0):
+            work()
 
     def deliver(self) -> None:
         """A copy, or a piece of the tensor cores' work."""
@@ -526,10 +574,10 @@ class ThreadBlock:
             self.work_on_tensors()
             return
         copy = self.copies.pop(self.random.randrange(len(self.copies)))
-        rows = np.zeros((copy.addresses.size, copy.width), np.uint8)
-        rows[copy.inside] = self.launch.memory.load(copy.addresses[copy.inside], copy.width)
-        where = copy.target + copy.width * np.arange(copy.addresses.size)
-        self.shared.store(swizzled(where, copy.span), rows)
+        if copy.block.ended:
+            raise Fault("a copy to a thread block that has ended")
+        rows = copy.rows()
+        copy.block.shared.store(copy.where, rows)
         copy.barrier.bytes -= rows.size
         copy.barrier.settle()
 

@@ -10,9 +10,10 @@ from interpreter.instructions import Instructions
 
 SIZES = {"b8": 1, "b32": 4, "u32": 4, "s32": 4, "f32": 4, "b64": 8, "u64": 8}
 PARAMETER_ALIGN = 128
+POISON = 0x7FC12345  # a NaN, in 32-bit registers that nobody wrote
 # After these another warp may go on, and at these a warp may come back.
 JUMPS = ("bra", "ret", "exit", "mbarrier.try_wait", "mbarrier.test_wait")
-STOPS = ("bar.sync", "barrier.sync", "barrier.cluster.wait")
+STOPS = ("bar.sync", "barrier.sync", "barrier.cluster.wait", "tcgen05.alloc", "tcgen05.dealloc")
 
 
 def _declared(names: str) -> list[str]:
@@ -42,7 +43,9 @@ class Program:
         for name, kind in declared.items():
             known.register(name, kind)
         self.blocks = self._blocks(known, labels)
-        self.dtypes = [getattr(lanes, name) if name != "bool" else bool for name in known.dtypes]
+        values = {"bool": lanes.full(False, bool), "U16": lanes.full(0, lanes.U16), "U64": lanes.full(0, lanes.U64)}
+        values["U32"] = lanes.full(POISON, lanes.U32)
+        self.unwritten = [values[name] for name in known.dtypes]  # registers, which are replaced and never changed in place
 
     @staticmethod
     def _statements(body: str) -> tuple[list[str], dict[str, int], dict[str, str]]:
