@@ -74,6 +74,14 @@ def test_a_varlen_call(calls, heads):
     check_backward(backward, heads)
 
 
+@pytest.mark.parametrize("heads_kv", (1, 2, 4))
+def test_a_call_with_keys_in_pages(calls, heads_kv):
+    forward, inplace = calls("paged", 4, heads_kv)
+    check_forward(forward, ((2, 4, 128), (512, 128, 1)), ((4, 2), (2, 1)))
+    assert [layout(t)[:2] for t in inplace["tensors"]] == [((4, 2), (2, 1))]
+    assert all("decode" in name for name in forward["launches"] + inplace["launches"]) and len(inplace["launches"]) == 1
+
+
 def check_backward(found: dict, heads: str) -> None:
     """Each gradient in memory of its own. The accumulators of grouped heads are cleared before, and converted after."""
     steps = ["reprocess", "ackward", "ostprocess"] + (["ostprocess"] * 2 if heads == "gqa" else [])

@@ -86,7 +86,8 @@ def answers(driver: Path, request: dict) -> list[str | None]:
 
 
 def check(driver: Path, problems: list[dict], launched: dict[str, str], *, multiprocessors: int = 3, **options) -> None:
-    common = {"backward": options.pop("backward", False), "deterministic": options.pop("deterministic", False)}
+    defaults = {"page_size": 0, "backward": False, "deterministic": False}
+    common = {name: options.pop(name, default) for name, default in defaults.items()}
     calls = [{"problem": problem, "seed": SEED + number, **common} for number, problem in enumerate(problems)]
     request = {"tile": None, "decode": -1, "capability": 90, "programs": launched, "multiprocessors": multiprocessors}
     found = answers(driver, request | {"calls": calls} | options)
@@ -110,6 +111,19 @@ def test_forward(driver, kernel):
 def test_decode(driver, kernel):
     """With as many multiprocessors as make it split the keys."""
     check(driver, drawn(kernel), programs(kernel), decode=1, multiprocessors=16)
+
+
+@pytest.mark.parametrize("kernel", DECODES, ids=names)
+def test_decode_in_pages(driver, kernel):
+    """Of one head of keys, of some, and of as many as value's head dim has elements: an output of another shape was once taken."""
+    draw = random.Random(f"{SEED} {kernel.name} pages")
+    fields = {"dtype": kernel.dtype, "head_dim": kernel.head_dim, "head_dim_v": kernel.head_dim_v, "varlen": True}
+    cases = ((1, 1, [1]), (2, 2, [1, 3, 1]), (kernel.head_dim_v, 1, [1]))
+    problems = [
+        fields | {"heads": kv * ratio, "heads_kv": kv, "seqlens_q": queries, "seqlens_k": [draw.randint(1, 300) for _ in queries]}
+        for kv, ratio, queries in cases
+    ]
+    check(driver, problems, programs(kernel), page_size=2 * kernel.block_n, multiprocessors=16)
 
 
 @pytest.mark.parametrize("kernel", BACKWARDS, ids=names)

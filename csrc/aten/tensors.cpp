@@ -86,7 +86,7 @@ Handle empty_like(const TensorInfo& tensor) {
 OutputShape::OutputShape(const TensorInfo& query, const TensorInfo& value) {
   const int64_t last = query.dim - 1;
   std::copy_n(query.size, last, size);
-  size[last] = value.size[last];
+  size[last] = value.size[value.dim - 1];  // in pages value has a dimension more
   if (size[last] == query.size[last]) {
     empty_like_strides(query.dim, query.size, query.stride, stride);
   } else {

@@ -21,11 +21,11 @@ def described(tensor: torch.Tensor) -> dict:
     }  # fmt: skip
 
 
-def call(op, *arguments) -> tuple:
+def call(op, *arguments, **options) -> tuple:
     """The results; prints them with the launches."""
     ctypes.c_int.in_dll(device, "launches").value = 0
     ctypes.c_int64.in_dll(device, "cleared_bytes").value = 0
-    results = op.redispatch(CUDA, *arguments)
+    results = op.redispatch(CUDA, *arguments, **options)
     count = ctypes.c_int.in_dll(device, "launches").value
     names = (ctypes.c_char_p * 1024).in_dll(device, "launched")[:count]
     tensors = [described(t) for t in (results if isinstance(results, tuple) else (results,)) if isinstance(t, torch.Tensor)]
@@ -58,6 +58,17 @@ def varlen(heads: int, heads_kv: int) -> None:
     call(aten._flash_attention_backward.default, torch.randn_like(out), q, k, v, out, lse, *lengths, rng_state, unused)
 
 
+def paged(heads: int, heads_kv: int) -> None:
+    q = torch.randn(2, heads, 128, dtype=torch.bfloat16)
+    cache = torch.randn(3, 64, heads_kv, 128, dtype=torch.bfloat16)
+    cu_seqlens = torch.tensor([0, 1, 2], dtype=torch.int32)
+    table, used = torch.tensor([[2, 0], [1, -1]], dtype=torch.int32), torch.tensor([100, 20], dtype=torch.int32)
+    arguments = q, cache, cache, cu_seqlens, None, 1, 128, 0.0, False, False
+    options = {"block_table": table, "seqused_k": used}
+    call(aten._flash_attention_forward.default, *arguments, **options)
+    call(aten._flash_attention_forward_no_dropout_inplace.default, torch.empty_like(q), *arguments, **options)
+
+
 def inplace(heads: int, heads_kv: int) -> None:
     q, k, v = (t.transpose(1, 2) for t in dense(heads, heads_kv, 129))
     out = torch.empty_like(q)
@@ -65,4 +76,4 @@ def inplace(heads: int, heads_kv: int) -> None:
 
 
 with fa4_ext.register(fallback="error", speed_rules=False):
-    {"sdpa": sdpa, "varlen": varlen, "inplace": inplace}[sys.argv[1]](*map(int, sys.argv[2:]))
+    {"sdpa": sdpa, "varlen": varlen, "paged": paged, "inplace": inplace}[sys.argv[1]](*map(int, sys.argv[2:]))

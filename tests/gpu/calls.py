@@ -53,6 +53,34 @@ def flash_forward_into(out: torch.Tensor, problem: Problem, x: Inputs, **options
     )  # fmt: skip
 
 
+def paged(problem: Problem, x: Inputs, page_size: int, spare: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Caches of keys and values, [pages, page_size, heads_kv, head_dim], with NaN where none is, and the block_table: pages in a
+    random order, rows of the table beyond a sequence's pages pointing nowhere."""
+    counts = [-(-length // page_size) for length in problem.seqlens_k]
+    order = torch.randperm(sum(counts) + spare).tolist()
+    table = torch.full((problem.batch, max(counts) + 1), -1, dtype=torch.int32)
+    packed_tensors = x.k, x.v
+    caches = [x.q.new_full((len(order), page_size, *packed.shape[1:]), float("nan")) for packed in packed_tensors]
+    row = 0
+    for sequence, (length, count) in enumerate(zip(problem.seqlens_k, counts, strict=True)):
+        for page in range(count):
+            table[sequence, page] = order.pop()
+            rows = min(page_size, length - page * page_size)
+            for cache, packed in zip(caches, packed_tensors, strict=True):
+                cache[table[sequence, page], :rows] = packed[row : row + rows]
+            row += rows
+    return *caches, table.to(x.q.device)
+
+
+def flash_forward_paged(problem: Problem, x: Inputs, page_size: int, *, by: str = "seqused_k", **options) -> Result:
+    """`flash_forward` of keys and values in pages, whose lengths `by` gives, seqused_k or cum_seq_k."""
+    k, v, table = paged(problem, x, page_size)
+    lengths = torch.tensor(problem.seqlens_k, dtype=torch.int32, device=x.q.device)
+    known = {"seqused_k": lengths} if by == "seqused_k" else {}
+    cached = replace(x, k=k, v=v, cu_seqlens_k=x.cu_seqlens_k if by == "cum_seq_k" else None)
+    return Result(*flash_forward(problem, cached, block_table=table, **known, **options)[:2])
+
+
 def flash_backward(problem: Problem, x: Inputs, forward, *, dropout_p: float = 0.0, **options):
     """`_flash_attention_backward` on the outputs of `flash_forward` -> (dq, dk, dv)."""
     out, lse, rng_state, unused, _ = forward

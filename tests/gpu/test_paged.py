@@ -6,11 +6,10 @@ from itertools import product
 
 import pytest
 import torch
-from calls import aten, flash_forward_into
+from calls import aten, flash_forward_into, flash_forward_paged, paged
 from cases import BLACKWELL, DEVICE, DTYPES, HEAD_DIMS, MASKS, Inputs, Problem, make_inputs, varlen
 from compare import assert_matches_reference
 from profiling import kernels_of
-from reference import Result
 
 pytestmark = [
     pytest.mark.usefixtures("strict"),
@@ -23,42 +22,9 @@ PAGE_SIZES = (128, 256, 384)
 NAN = float("nan")
 
 
-def paged(inputs: Inputs, problem: Problem, page_size: int, spare: int = 3):
-    """Caches [pages, page_size, heads_kv, head_dim] with NaN where no key is, and the block_table: pages in a random order, rows
-    of the table beyond a sequence's pages pointing nowhere."""
-    counts = [-(-length // page_size) for length in problem.seqlens_k]
-    order = torch.randperm(sum(counts) + spare).tolist()
-    table = torch.full((problem.batch, max(counts) + 1), -1, dtype=torch.int32)
-    packed_tensors = inputs.k, inputs.v
-    caches = [
-        torch.full((len(order), page_size, *packed.shape[1:]), NAN, dtype=packed.dtype, device=DEVICE) for packed in packed_tensors
-    ]
-    row = 0
-    for sequence, (length, count) in enumerate(zip(problem.seqlens_k, counts, strict=True)):
-        for page in range(count):
-            table[sequence, page] = order.pop()
-            rows = min(page_size, length - page * page_size)
-            for cache, packed in zip(caches, packed_tensors, strict=True):
-                cache[table[sequence, page], :rows] = packed[row : row + rows]
-            row += rows
-    return *caches, table.to(DEVICE)
-
-
-def attend(problem: Problem, inputs: Inputs, page_size: int, *, by: str = "seqused_k", **options) -> Result:
-    k, v, table = paged(inputs, problem, page_size)
-    lengths = torch.tensor(problem.seqlens_k, dtype=torch.int32, device=DEVICE)
-    known = {"seqused_k": lengths} if by == "seqused_k" else {}
-    left, right = (None if bound < 0 else bound for bound in problem.window)
-    out, lse, *_ = aten._flash_attention_forward(
-        inputs.q, k, v, inputs.cu_seqlens_q, inputs.cu_seqlens_k if by == "cum_seq_k" else None, problem.max_q, problem.max_k,
-        0.0, problem.is_causal, False, window_size_left=left, window_size_right=right, block_table=table, **known, **options,
-    )  # fmt: skip
-    return Result(out, lse)
-
-
 def check(problem: Problem, page_size: int, **options) -> None:
     inputs = make_inputs(problem)
-    assert_matches_reference(problem, inputs, attend(problem, inputs, page_size, **options))
+    assert_matches_reference(problem, inputs, flash_forward_paged(problem, inputs, page_size, **options))
 
 
 @pytest.mark.parametrize(("dtype", "head_dim", "mask", "page_size"), list(product(DTYPES, HEAD_DIMS, MASKS, PAGE_SIZES)), ids=str)
@@ -83,17 +49,17 @@ def test_one_split_does_not_depend_on_the_rest_of_the_batch():
     fields = dict(heads=8, heads_kv=2)
     problem = varlen((1, 1, 100), (3000, 130, 900), **fields)
     inputs = make_inputs(problem)
-    together = attend(problem, inputs, 256, num_splits=1)
+    together = flash_forward_paged(problem, inputs, 256, num_splits=1)
     alone = varlen((1,), (3000,), **fields)
     cu_seqlens = torch.tensor([0, 1], dtype=torch.int32, device=DEVICE)
     first = Inputs(inputs.q[:1], inputs.k[:3000], inputs.v[:3000], inputs.do[:1], cu_seqlens, None)
-    assert torch.equal(attend(alone, first, 256, num_splits=1).out, together.out[:1])
+    assert torch.equal(flash_forward_paged(alone, first, 256, num_splits=1).out, together.out[:1])
 
 
 def test_a_single_kernel_reads_the_pages():
     problem = varlen((1, 1), (700, 130), heads=8, heads_kv=2)
     inputs = make_inputs(problem)
-    k, v, table = paged(inputs, problem, 256)
+    k, v, table = paged(problem, inputs, 256)
     used = torch.tensor(problem.seqlens_k, dtype=torch.int32, device=DEVICE)
     kernels = kernels_of(
         lambda: aten._flash_attention_forward(
@@ -106,8 +72,8 @@ def test_a_single_kernel_reads_the_pages():
 def test_into_the_caller_s_tensor():
     problem = varlen((1, 3), (700, 130), heads=8, heads_kv=2)
     inputs = make_inputs(problem)
-    expected = attend(problem, inputs, 256)
-    k, v, table = paged(inputs, problem, 256)
+    expected = flash_forward_paged(problem, inputs, 256)
+    k, v, table = paged(problem, inputs, 256)
     out = torch.full_like(inputs.q, NAN)
     used = torch.tensor(problem.seqlens_k, dtype=torch.int32, device=DEVICE)
     cached = Inputs(inputs.q, k, v, inputs.do, inputs.cu_seqlens_q, None)
@@ -125,4 +91,4 @@ def test_into_the_caller_s_tensor():
 def test_what_is_not_ours_says_why(page_size, queries, reason):
     problem = varlen((queries,), (1000,), heads=8, heads_kv=2)
     with pytest.raises(RuntimeError, match=reason):
-        attend(problem, make_inputs(problem), page_size)
+        flash_forward_paged(problem, make_inputs(problem), page_size)

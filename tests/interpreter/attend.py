@@ -4,7 +4,7 @@ Reads a request from standard input:
 
     {"programs": {digest: PTX file}, "multiprocessors": int, "capability": int, "tile": [queries, keys] or null,
      "decode": as force_decode takes it,
-     "calls": [{"problem": {...}, "backward": bool, "deterministic": bool, "seed": int}]}
+     "calls": [{"problem": {...}, "page_size": int, "backward": bool, "deterministic": bool, "seed": int}]}
 
 Prints a line a call: what was wrong with it, or null.
 """
@@ -27,9 +27,17 @@ CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 class OnCpu:
     """torch.ops.aten, as tensors of a GPU would reach the overrides."""
 
+    def __init__(self, device: Device):
+        self.device = device
+
     def __getattr__(self, name):
         op = getattr(torch.ops.aten, name).default
-        return lambda *arguments, **named: op.redispatch(CUDA, *arguments, **named)
+
+        def call(*arguments, **named):
+            self.device.add(given for given in (*arguments, *named.values()) if isinstance(given, torch.Tensor))
+            return op.redispatch(CUDA, *arguments, **named)
+
+        return call
 
 
 def problem_of(fields: dict) -> cases.Problem:
@@ -41,10 +49,13 @@ def wrong(device: Device, call: dict) -> str | None:
     torch.manual_seed(call["seed"])
     problem = problem_of(call["problem"])
     inputs = cases.make_inputs(problem)
-    device.begin([t for t in vars(inputs).values() if t is not None], call["seed"], lazy=call["seed"] % 2 == 1)
+    device.begin(call["seed"], lazy=call["seed"] % 2 == 1)
     try:
         with calls.deterministic(call["deterministic"]):
-            result = calls.run_flash(problem, inputs, backward=call["backward"])
+            if call["page_size"]:
+                result = calls.flash_forward_paged(problem, inputs, call["page_size"])
+            else:
+                result = calls.run_flash(problem, inputs, backward=call["backward"])
     except RuntimeError as error:
         return device.fault or str(error)
     try:
@@ -57,7 +68,7 @@ def wrong(device: Device, call: dict) -> str | None:
 def main() -> None:
     request = json.load(sys.stdin)
     device = Device(request["programs"], request["multiprocessors"], request["capability"])
-    cases.DEVICE, calls.aten = "cpu", OnCpu()
+    cases.DEVICE, calls.aten = "cpu", OnCpu(device)
     torch.set_num_threads(1)
     _library.force_decode(request["decode"])
     if request["tile"]:

@@ -35,9 +35,11 @@ class Device:
         for name, callback in zip(("on_launch", "on_allocation"), self.callbacks, strict=True):
             ctypes.c_void_p.in_dll(driver, name).value = ctypes.cast(callback, ctypes.c_void_p).value
 
-    def begin(self, tensors, seed: int, lazy: bool) -> None:
-        """A call of its own, that may read `tensors` and what it allocates itself."""
+    def begin(self, seed: int, lazy: bool) -> None:
+        """A call of its own, that may touch its arguments and what it allocates itself."""
         self.memory, self.seed, self.lazy, self.fault = GlobalMemory(), seed, lazy, None
+
+    def add(self, tensors) -> None:
         for tensor in tensors:
             storage = tensor.untyped_storage()
             self.memory.add(storage.data_ptr(), storage.nbytes())
