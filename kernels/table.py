@@ -101,7 +101,7 @@ def _definitions(built: Sequence[Built], info_json: str, manifest_json: str) -> 
         "namespace fa4 {\n\n"
         f"const Kernel kKernels[] = {{\n{''.join(_row(row, index) for row in built)}}};\n"
         f"const int32_t kNumKernels = {len(built)};\n\n"
-        f"const std::vector<TileRule> kTileRules = {{\n{''.join(map(_rule, tile_rules.read()))}}};\n\n"
+        f"const std::vector<TileRule>& kTileRules = *new std::vector<TileRule>{{\n{''.join(map(_rule, tile_rules.read()))}}};\n\n"
         f'const char* const kBuildInfo = R"json({info_json})json";\n\n'
         f'const char* const kManifest = R"json({manifest_json})json";\n\n'
         "}  // namespace fa4\n"

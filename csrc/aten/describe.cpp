@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
+#include <utility>
 
 #include "../core/error.h"
+#include "../core/integers.h"
 #include "../core/strides.h"
 #include "context.h"
 #include "options.h"
@@ -21,6 +24,14 @@ bool same_shape(const TensorInfo& a, const TensorInfo& b) {
 
 bool same_device(const TensorInfo& a, const TensorInfo& b) {
   return a.device_type == b.device_type && a.device_index == b.device_index;
+}
+
+// Which of these is undefined, as C++ callers can have it; empty: none.
+std::string undefined_one(std::initializer_list<std::pair<const char*, const Handle*>> tensors) {
+  for (const auto& [name, tensor] : tensors) {
+    if (!defined(tensor->get())) return concat(name, " is undefined");
+  }
+  return {};
 }
 
 bool has_output_shape(const TensorInfo& tensor, const TensorInfo& query, const TensorInfo& value) {
@@ -76,6 +87,7 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
   const bool varlen = in.cum_seq_q != nullptr, paged = in.block_table != nullptr;
   if (paged && !varlen) return "block_table must come with cum_seq_q";
   if (!paged && varlen != (in.cum_seq_k != nullptr)) return "cum_seq_q and cum_seq_k must be given together";
+  if (varlen && in.order == DimOrder::kHeadsFirst) return "cum_seq_q and cum_seq_k must be undefined for dense inputs";
   if (!varlen && q.dim != 4) return "dense query must be 4D";
   if (varlen && q.dim != 3) return "ragged query must be 3D";
   if (paged && (k.dim != 4 || v.dim != 4)) return "paged key and value must be 4D";
@@ -136,8 +148,8 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
       const TensorInfo block_table = info(in.block_table);
       if (std::string reason = check_block_table(block_table, q, p.batch); !reason.empty()) return reason;
       p.page_size = k.size[1];
-      p.total_k = k.size[0] * p.page_size;
-      most_keys = block_table.size[1] * p.page_size;
+      p.total_k = bounded_product(k.size[0], p.page_size);
+      most_keys = bounded_product(block_table.size[1], p.page_size);
     }
     p.seqlen_q = std::min(in.max_q, p.total_q);  // a caller may pass any bound for "the longest"
     p.seqlen_k = std::min(in.max_k, most_keys);
@@ -152,8 +164,8 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
     p.batch = q.size[0];
     p.seqlen_q = q.size[seqlen];
     p.seqlen_k = k.size[seqlen];
-    p.total_q = p.batch * p.seqlen_q;
-    p.total_k = p.batch * p.seqlen_k;
+    p.total_q = bounded_product(p.batch, p.seqlen_q);
+    p.total_k = bounded_product(p.batch, p.seqlen_k);
   }
   return {};
 }
@@ -200,6 +212,8 @@ std::string copies(const ForwardCall& call) {
 ForwardDescription describe(const ForwardCall& call, const DeviceProperties* simulated) {
   ForwardDescription d;
   d.problem.op = Op::kForward;
+  d.reason = undefined_one({{"query", &call.query}, {"key", &call.key}, {"value", &call.value}});
+  if (!d.reason.empty()) return d;
   d.query = info(call.query.get());
   d.key = info(call.key.get());
   d.value = info(call.value.get());
@@ -237,10 +251,13 @@ ForwardDescription describe(const ForwardCall& call, const DeviceProperties* sim
 BackwardDescription describe(const BackwardCall& call) {
   BackwardDescription d;
   d.problem.op = Op::kBackward;
-  if (!defined(call.grad_out.get())) {
-    d.reason = "grad_out is undefined";
-    return d;
-  }
+  d.reason = undefined_one({{"grad_out", &call.grad_out},
+                            {"query", &call.query},
+                            {"key", &call.key},
+                            {"value", &call.value},
+                            {"out", &call.out},
+                            {"logsumexp", &call.logsumexp}});
+  if (!d.reason.empty()) return d;
   d.grad_out = info(call.grad_out.get());
   d.query = info(call.query.get());
   d.key = info(call.key.get());

@@ -14,7 +14,12 @@ namespace {
 using torch::stable::detail::StableLibrary;
 
 std::mutex mutex;
-std::unique_ptr<StableLibrary> overrides;
+
+// Stays in the dispatcher while the process exits, when other threads may still call.
+std::unique_ptr<StableLibrary>& overrides() {
+  static auto* const held = new std::unique_ptr<StableLibrary>;
+  return *held;
+}
 
 bool torch_has_inplace_forward() {
   constexpr uint64_t kTorch212 = uint64_t{2} << 56 | uint64_t{12} << 48;
@@ -33,12 +38,12 @@ void register_overrides() {
   library->impl("_flash_attention_backward", &flash_attention_backward);
   library->impl("_scaled_dot_product_flash_attention", &scaled_dot_product_flash_attention);
   library->impl("_scaled_dot_product_flash_attention_backward", &scaled_dot_product_flash_attention_backward);
-  overrides = std::move(library);  // an older registration of ours ends after the new one began: no call falls between them
+  overrides() = std::move(library);  // an older registration of ours ends after the new one began: no call falls between them
 }
 
 void remove_overrides() {
   std::lock_guard<std::mutex> lock(mutex);
-  overrides.reset();
+  overrides().reset();
 }
 
 }  // namespace fa4::aten

@@ -37,7 +37,7 @@ void load(const Kernel& kernel, Module& module, int device) {
 }  // namespace
 
 Function& loaded(const Kernel& kernel, int device) {
-  static const std::unique_ptr<Module[]> modules(new Module[kNumKernels]);
+  static Module* const modules = new Module[kNumKernels];  // for good: a call may run while the process exits
   static std::mutex mutex;
   Module& module = modules[&kernel - kKernels];
   const uint64_t bit = uint64_t{1} << device;

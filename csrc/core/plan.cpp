@@ -52,7 +52,9 @@ std::string why_not(const Problem& p) {
   if (p.head_dim_v % 8) return concat("value's head_dim must be a multiple of 8, is ", p.head_dim_v);
   if (p.batch > kMaxGrid) return concat("batch must be at most ", kMaxGrid, ", is ", p.batch);
   if (p.num_heads > kMaxGrid) return concat("the number of heads must be at most ", kMaxGrid, ", is ", p.num_heads);
-  if (std::max({p.total_q, p.total_k, p.seqlen_q, p.seqlen_k}) >= kUnbounded) return "a length is 2^30 or more";
+  if (const int64_t rows = std::max({p.total_q, p.total_k, p.seqlen_q, p.seqlen_k}); rows >= kUnbounded) {
+    return concat("queries and keys of all sequences must each be less than 2^30, are ", rows);
+  }
   return {};
 }
 
@@ -191,8 +193,11 @@ Workspace backward_workspace(const Problem& p, const Kernel& kernel) {
   w.cluster = kernel.two_cta ? 2 : 1;
   w.rows_q = padded_rows(p, p.total_q, p.seqlen_q, kernel.block_m);
   w.rows_k = padded_rows(p, p.total_k, p.seqlen_k, kernel.block_n * w.cluster);
-  w.tiles_q = ceil_div(p.seqlen_q, kernel.block_m);
-  w.tiles_k = round_up(ceil_div(p.seqlen_k, kernel.block_n), w.cluster);
+  // Of packed sequences the kernel goes by cu_seqlens: a semaphore short, because the caller's longest is too short, would be
+  // another head's.
+  const bool varlen = p.layout == Layout::kVarlen;
+  w.tiles_q = ceil_div(varlen ? p.total_q : p.seqlen_q, kernel.block_m);
+  w.tiles_k = round_up(ceil_div(varlen ? p.total_k : p.seqlen_k, kernel.block_n), w.cluster);
   const int64_t numbers = batch * p.num_heads * w.rows_q;
   w.lse_log2 = take(numbers);
   w.delta = take(numbers);

@@ -24,7 +24,7 @@ struct TileRule {
   bool beats_stock;  // and the stock kernel, on every problem that was measured
 };
 
-extern const std::vector<TileRule> kTileRules;
+extern const std::vector<TileRule>& kTileRules;  // for good, as all that a call reads while the process exits
 
 // The first rule that holds for a problem which `kernel` runs by default; null: none.
 const TileRule* find_tile_rule(const Problem& problem, const Kernel& kernel, const std::vector<TileRule>& rules);
