@@ -46,8 +46,8 @@ class Handle:
                 _library.remove()
             elif was_newest:
                 _library.configure(**_native_options(_live[-1]))
-            if was_newest and self.prefer != (bool(_live) and _live[-1].prefer):
-                _set_preference(not self.prefer)
+            if was_newest:
+                _set_preference(_live[-1] if _live else None, instead_of=self)
 
     def __enter__(self) -> Self:
         return self
@@ -96,10 +96,17 @@ def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = T
 
 def _begin(handle: Handle) -> Handle:
     with _lock:
-        _library.register()
-        _library.configure(**_native_options(handle))
-        _live.append(handle)
-        _set_preference(handle.prefer)
+        _live.append(handle)  # first: the garbage collector may end another registration meanwhile, which must not be the last one
+        try:
+            _library.configure(**_native_options(handle))
+            _library.register()
+            if handle.prefer:
+                _sdpa_order.put_flash_first(handle)
+            else:
+                _sdpa_order.put_back()
+        except BaseException:
+            handle.remove()
+            raise
     return handle
 
 
@@ -122,8 +129,14 @@ def _native_options(handle: Handle) -> dict[str, bool]:
     return {"strict": handle.fallback == "error", "speed_rules": handle.speed_rules}
 
 
-def _set_preference(prefer: bool) -> None:
-    (_sdpa_order.put_flash_first if prefer else _sdpa_order.put_back)()
+def _set_preference(newest: Handle | None, *, instead_of: Handle) -> None:
+    """After the newest handle is gone."""
+    if newest is None or not newest.prefer:
+        _sdpa_order.put_back()
+    elif instead_of.prefer:
+        _sdpa_order.put_back(instead_of)
+    else:
+        _sdpa_order.put_flash_first(newest)
 
 
 def _check(argument: str, value, allowed: tuple) -> None:

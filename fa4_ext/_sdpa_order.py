@@ -10,17 +10,27 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from typing import NamedTuple
 
 import torch
 from torch.nn.attention import SDPBackend
 
 _FLASH = SDPBackend.FLASH_ATTENTION.value
 
-_lock = threading.Lock()  # taken below torch.cuda's own lock: hold it across no call that may take that one
+# Taken below torch.cuda's own lock: hold it across no call that may take that one. Reentrant, as the garbage collector may end a
+# registration while another is made.
+_lock = threading.RLock()
 _wanted = False
-_queued = False  # a call of _apply waits for CUDA
-_before: list[int] | None = None  # the order that ours replaced
-_ours: list[int] | None = None
+_queued_for: object | None = None  # a call of _apply waits for CUDA, on behalf of whom
+_replaced: list[_Replaced] = []  # oldest first
+
+
+class _Replaced(NamedTuple):
+    """An order, ours in its place, and on whose behalf."""
+
+    before: list[int]
+    ours: list[int]
+    owner: object
 
 
 class _Shape(torch.Tensor):
@@ -40,37 +50,48 @@ def _make_first_choice() -> None:
         torch.ops.aten._fused_sdp_choice.default.redispatch(cuda, query, query, query)
 
 
-def _apply() -> None:
-    global _queued, _before, _ours
+def _apply_queued() -> None:
+    global _queued_for
     with _lock:
-        _queued = False
+        owner, _queued_for = _queued_for, None
+    _apply(owner)
+
+
+def _apply(owner: object) -> None:
+    with _lock:
         if not _wanted:
             return
         _make_first_choice()
         current = torch._C._get_sdp_priority_order()
-        if current == _ours:
+        if any(current == replaced.ours for replaced in _replaced):
             return
-        _before, _ours = current, [_FLASH, *(backend for backend in current if backend != _FLASH)]
-        torch._C._set_sdp_priority_order(_ours)
+        ours = [_FLASH, *(backend for backend in current if backend != _FLASH)]
+        _replaced.append(_Replaced(current, ours, owner))
+        torch._C._set_sdp_priority_order(ours)
 
 
-def put_flash_first() -> None:
+def put_flash_first(owner: object) -> None:
     """Flash first from now on; before CUDA is up, from the moment it comes up."""
-    global _wanted, _queued
+    global _wanted, _queued_for
     with _lock:
         _wanted = True
-        queue, _queued = not _queued, True
-    if torch.cuda.is_initialized():
-        _apply()
+        up, queue = torch.cuda.is_initialized(), _queued_for is None
+        if not up and queue:
+            _queued_for = owner
+    if up:
+        _apply(owner)
     elif queue:
-        torch.cuda._lazy_call(_apply)
+        torch.cuda._lazy_call(_apply_queued)
 
 
-def put_back() -> None:
-    """Restores the order that `put_flash_first` replaced, unless someone has changed it since."""
-    global _wanted, _before, _ours
+def put_back(owner: object | None = None) -> None:
+    """Restores the order that `put_flash_first` replaced, for this owner or for all, unless someone has changed it since."""
+    global _wanted
     with _lock:
-        _wanted = False
-        if _ours is not None and torch._C._get_sdp_priority_order() == _ours:
-            torch._C._set_sdp_priority_order(_before)
-        _before = _ours = None
+        _wanted = _wanted and owner is not None
+        current = torch._C._get_sdp_priority_order()
+        for replaced in list(_replaced):
+            if owner is None or replaced.owner is owner:
+                _replaced.remove(replaced)
+                if current == replaced.ours:
+                    torch._C._set_sdp_priority_order(replaced.before)

@@ -8,10 +8,11 @@ from itertools import permutations
 
 import pytest
 import torch
+from processes import run
 from torch.nn import attention
 
 import fa4_ext
-from fa4_ext import _library, _register
+from fa4_ext import _library, _register, _sdpa_order
 
 OPS = (
     "aten::_flash_attention_forward",
@@ -142,7 +143,7 @@ def test_registered_until_the_last_of_three_handles_is_removed(order):
 def test_newest_live_handles_options_are_in_force(native_calls):
     loose = fa4_ext.register()
     strict = fa4_ext.register(fallback="error", speed_rules=False)
-    assert native_calls[-1] == {"strict": True, "speed_rules": False}
+    assert native_calls[-2:] == [{"strict": True, "speed_rules": False}, "register"]
     del native_calls[:]
     strict.remove()
     assert native_calls == [{"strict": False, "speed_rules": True}]  # not registered again: a provider above ours stays above
@@ -162,6 +163,8 @@ def test_refused_registration_raises_and_leaves_no_handle(monkeypatch):
     class Refusing:
         fa4_ext_register = staticmethod(lambda: 1)
         fa4_ext_last_error = staticmethod(lambda: b"the dispatcher says no")
+        fa4_ext_configure = staticmethod(lambda strict, speed_rules: None)
+        fa4_ext_remove = staticmethod(lambda: None)
 
     with monkeypatch.context() as patch:
         patch.setattr(_library, "_native", Refusing)
@@ -275,3 +278,41 @@ def test_threads_that_register_and_remove_leave_nothing_behind():
         thread.join()
     assert failures == []
     assert dispatcher() == before
+
+
+def test_registers_where_torch_functions_are_off_or_a_mode_keeps_them_to_itself():
+    run("""
+        import torch
+        from torch.overrides import TorchFunctionMode
+
+        class Silent(TorchFunctionMode):
+            def __torch_function__(self, function, types, args=(), kwargs=None):
+                return None
+
+        with torch._C.DisableTorchFunctionSubclass():
+            import fa4_ext
+        assert fa4_ext.default_handle.active
+        for context in (torch._C.DisableTorchFunctionSubclass, torch._C.DisableTorchFunction, Silent):
+            with context():
+                fa4_ext.register()
+    """)
+
+
+def test_a_registration_that_ends_while_another_begins_leaves_that_one_s_overrides(monkeypatch):
+    old = fa4_ext.register()
+    register = _library.register
+    monkeypatch.setattr(_library, "register", lambda: (register(), old.remove()))
+    with fa4_ext.register() as new:
+        assert not old.active and new.active
+        assert on_top() == "ours"
+
+
+def test_a_registration_that_fails_is_not_live(monkeypatch):
+    def fail(owner):
+        raise RuntimeError("no order")
+
+    monkeypatch.setattr(_sdpa_order, "put_flash_first", fail)
+    live = list(_register._live)
+    with pytest.raises(RuntimeError, match="no order"):
+        fa4_ext.register(fallback="error")
+    assert _register._live == live

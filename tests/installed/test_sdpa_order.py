@@ -43,7 +43,7 @@ def cuda(monkeypatch):
     for handle in list(_register._live):
         handle.remove()
     original = torch._C._get_sdp_priority_order()
-    monkeypatch.setattr(_sdpa_order, "_queued", False)
+    monkeypatch.setattr(_sdpa_order, "_queued_for", None)
     yield Cuda(monkeypatch)
     for handle in list(_register._live):
         handle.remove()
@@ -96,6 +96,47 @@ def test_users_change_while_registered_stays(cuda):
     torch._C._set_sdp_priority_order(USERS)
     assert order() == USERS
     handle.remove()
+    assert order() == USERS
+
+
+def test_a_user_s_order_between_two_registrations_comes_back_with_the_first_s(cuda):
+    cuda.start()
+    torch._C._set_sdp_priority_order(before := CUDNN_FIRST)
+    cuda.chosen = True
+    outer = fa4_ext.register()
+    assert order() == FLASH_FIRST
+    torch._C._set_sdp_priority_order(USERS)
+    inner = fa4_ext.register()
+    assert order()[0] == FLASH
+    inner.remove()
+    assert order() == USERS
+    torch._C._set_sdp_priority_order(FLASH_FIRST)  # as the end of torch's own context manager puts it back
+    outer.remove()
+    assert order() == before
+
+
+def test_of_two_registrations_before_cuda_comes_up_either_may_be_removed_first(cuda):
+    outer, inner = fa4_ext.register(), fa4_ext.register()
+    cuda.start()
+    assert order() == FLASH_FIRST
+    inner.remove()
+    assert order() == FLASH_FIRST
+    inner = fa4_ext.register()
+    outer.remove()
+    assert order() == FLASH_FIRST
+    inner.remove()
+    assert order() == CUDNN_FIRST
+
+
+def test_a_registration_that_ends_while_the_order_changes_does_not_deadlock(cuda, monkeypatch):
+    """As the garbage collector ends those of a generator that nobody finished."""
+    cuda.up = True
+    outer = fa4_ext.register()
+    choose = _sdpa_order._make_first_choice
+    monkeypatch.setattr(_sdpa_order, "_make_first_choice", lambda: (outer.remove(), choose()))
+    torch._C._set_sdp_priority_order(USERS)
+    with fa4_ext.register() as inner:
+        assert not outer.active and inner.active and order()[0] == FLASH
     assert order() == USERS
 
 
@@ -177,7 +218,7 @@ def test_change_of_the_order_waits_in_torchs_own_queue():
         from fa4_ext import _sdpa_order
         fa4_ext.register()
         assert not torch.cuda.is_initialized()
-        assert [call for call, _ in torch.cuda._queued_calls].count(_sdpa_order._apply) == 1
+        assert [call for call, _ in torch.cuda._queued_calls].count(_sdpa_order._apply_queued) == 1
     """)
 
 
