@@ -49,8 +49,8 @@ def add_to(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--grid", default="paper", metavar="NAME", help="what is measured, of the list below; paper by default")
-    parser.add_argument("--op", choices=("forward", "backward", "both"), default="both")
-    parser.add_argument("--dtype", choices=("bf16", "fp16"), default="bf16")
+    parser.add_argument("--op", choices=("forward", "backward", "both"), default="both", help="both by default")
+    parser.add_argument("--dtype", choices=("bf16", "fp16"), default="bf16", help="bf16 by default")
     parser.add_argument("--contenders", metavar="NAME[,NAME]", help="of the list below; all that are installed by default")
     parser.add_argument("--rounds", type=_cli_values.count, metavar="N", help="timed rounds, 7 by default, 5 with --quick")
     parser.add_argument("--quick", action="store_true", help="each fifth problem of the grid, fewer rounds")

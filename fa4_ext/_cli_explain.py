@@ -36,7 +36,8 @@ examples:
                        first, or ""
     fallback           null when supported; "flash": PyTorch's own flash attention
                        gets the call; "other": F.scaled_dot_product_attention never
-                       takes such a call to flash attention
+                       takes such a call to flash attention: another of its backends
+                       gets it, or it raises an error
 """
 
 
@@ -110,7 +111,7 @@ def add_to(commands) -> None:
         default=(-1, -1),
         help="how many keys before and after its own a query sees, such as 1024,0; all or -1: no bound",
     )
-    parser.add_argument("--dropout", type=_cli_values.probability, metavar="P", default=0.0)
+    parser.add_argument("--dropout", type=_cli_values.probability, metavar="P", default=0.0, help="probability, 0 by default")
     parser.add_argument("--dtype", choices=_DTYPES, default="bf16", help="bf16 by default")
     parser.add_argument("--deterministic", action="store_true", help="the backward gives the same bits in every run")
     parser.add_argument(
@@ -173,6 +174,8 @@ def _key_shape(arguments) -> tuple[int, ...]:
         sizes = list(q)
         sizes[heads] = arguments.kv_heads or q[heads]
         sizes[length] = arguments.kv_len or q[length]
+        if _cli_values.too_large(tuple(sizes)):
+            raise ValueError(f"arguments --kv-heads, --kv-len: key {written(tuple(sizes))} has more than 2**60 elements")
         return tuple(sizes)
     if arguments.kv_heads is not None or arguments.kv_len is not None:
         raise ValueError(f"argument --k: {written(k)} says what --kv-heads and --kv-len say: either it or they are allowed")
@@ -235,4 +238,4 @@ def _facts(call: Call, answer: Explanation) -> list[tuple[str, str]]:
 def _instead(call: Call, answer: Explanation) -> str:
     if answer.fallback == FLASH:
         return "PyTorch's own flash attention gets the call"
-    return f"{call.function} never takes this call to flash attention: its cuDNN, memory-efficient or math backend gets it"
+    return f"{call.function} never takes this call to flash attention: another of its backends gets it, or it raises an error"

@@ -34,7 +34,7 @@ def add_to(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--arch", type=_arch, metavar="sm90", help="that run on sm90, sm100 or sm103")
-    parser.add_argument("--op", help="forward, backward, preprocess or postprocess")
+    parser.add_argument("--op", help="forward, decode, backward, preprocess or postprocess")
     parser.add_argument("--dtype", help="bf16 or fp16")
     parser.add_argument("--head-dim", type=_cli_values.count, metavar="128", help="the largest that they serve, of query and key")
     parser.add_argument("--json", action="store_true", help="print JSON, described below")
@@ -62,7 +62,10 @@ def select(kernels: Sequence[_info.KernelInfo], wanted: dict) -> list[_info.Kern
         there = sorted({getattr(kernel, name) for kernel in kernels})
         if value not in there:
             option = "--" + name.replace("_", "-")
-            raise ValueError(f"argument {option}: {value!r} is in no kernel of this build, which has {', '.join(map(str, there))}")
+            served = next((f"; {size}'s serve {value}" for size in there if name == "head_dim" and size > value), "")
+            raise ValueError(
+                f"argument {option}: {value!r} is in no kernel of this build, which has {', '.join(map(str, there))}{served}"
+            )
     return [kernel for kernel in kernels if all(getattr(kernel, name) == value for name, value in wanted.items())]
 
 

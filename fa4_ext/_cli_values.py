@@ -14,9 +14,13 @@ def shape(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(x\d+){2,3}", compact := re.sub(r"[,*X]", "x", re.sub(r"[\s()\[\]]", "", text))):
         raise ArgumentTypeError(f"{text!r} is not {_SHAPES}")
     sizes = tuple(int(size) for size in compact.split("x"))
-    if math.prod(max(size, 1) for size in sizes) >= 2**60:
+    if too_large(sizes):
         raise ArgumentTypeError(f"{text!r} has more elements than a tensor can: at most 2**60 are allowed")
     return sizes
+
+
+def too_large(sizes: tuple[int, ...]) -> bool:
+    return math.prod(max(size, 1) for size in sizes) >= 2**60
 
 
 def count(text: str) -> int:
@@ -44,6 +48,6 @@ def probability(text: str) -> float:
 
 
 def capability(text: str) -> tuple[int, int]:
-    if not (match := re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)[af]?", text.lower())):
+    if not (match := re.fullmatch(r"(?:sm_?)?([1-9]\d?)\.?(\d)[af]?", text.lower())):
         raise ArgumentTypeError(f"{text!r} is not a device such as sm90, sm100 or sm103")
     return int(match[1]), int(match[2])

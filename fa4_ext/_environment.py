@@ -14,6 +14,15 @@ OLDEST_DRIVER = 13000  # CUDA 13.0, as csrc/core/driver.cpp asks for
 # Compute capability -> the `arch` of the kernels that run on it, as in csrc/core/plan.cpp.
 ARCHS = {(9, 0): 90, (10, 0): 100, (10, 3): 100}
 
+# Of the ops that csrc/aten overrides; torch 2.12 added block_table and num_splits.
+_NUM_ARGUMENTS = {
+    "_scaled_dot_product_flash_attention": (7,),
+    "_scaled_dot_product_flash_attention_backward": (15,),
+    "_flash_attention_forward": (15, 17),
+    "_flash_attention_forward_no_dropout_inplace": (18,),
+    "_flash_attention_backward": (17,),
+}
+
 _CAPABILITIES = "compute capability 9.0, 10.0 or 10.3"
 _DRIVERS = "CUDA 13.0 or newer, which is NVIDIA driver 580 or newer"
 
@@ -56,6 +65,17 @@ def torch_too_old(version: str) -> str | None:
         f"torch {version} is too old: fa4_ext needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer. Until it is there, its "
         "native library stays unloaded and every call runs PyTorch's own kernels."
     )
+
+
+def torch_unknown() -> str | None:
+    """What to tell about a torch whose ops have arguments that csrc/aten/calls.cpp does not read."""
+    for op, known in _NUM_ARGUMENTS.items():
+        if (packet := getattr(torch.ops.aten, op, None)) and (count := len(packet.default._schema.arguments)) not in known:
+            return (
+                f"torch {torch.__version__} has {count} arguments for {op}, fa4_ext knows {' or '.join(map(str, known))}: it needs "
+                "a newer fa4_ext. Until it is there, every call runs PyTorch's own kernels."
+            )
+    return None
 
 
 def torch_problem(facts: Facts) -> str | None:

@@ -26,7 +26,7 @@ class Explanation:
     workspace_bytes: int = 0  # device memory that the call takes while it runs, besides its results
     # When not supported: "flash", PyTorch's own flash attention gets the call, and raises where it can't run it either; "other",
     # F.scaled_dot_product_attention never takes such a call to flash attention, and its cuDNN, memory-efficient or math backend
-    # gets it.
+    # gets it, or it raises.
     fallback: str | None = None
 
     def __str__(self) -> str:
@@ -83,10 +83,13 @@ def explain(
             the usual part: 132 for 9.0, 148 for 10.0, 160 for 10.3.
 
     Raises:
-        ValueError: the arguments name no device capability, or 3-D tensors come without cu_seqlens_q and max_seqlen_q.
+        ValueError: the arguments name no device capability, 3-D tensors come without cu_seqlens_q and max_seqlen_q, or window_size
+            is not a pair.
         RuntimeError: torch is too old, or the native library could not be loaded.
     """
     _library.native()
+    if len(window_size) != 2:
+        raise ValueError(f"window_size must be two numbers, left and right, is {window_size!r}")
     varlen = query.dim() == 3
     if varlen and (cu_seqlens_q is None or max_seqlen_q is None):
         raise ValueError("3-D query, key and value need cu_seqlens_q and max_seqlen_q")
@@ -152,7 +155,13 @@ def explain_shapes(
 def _device(query: torch.Tensor, device_capability: tuple[int, int] | None) -> tuple[int, int]:
     """Compute capability as one number, and multiprocessors."""
     if device_capability is not None:
-        major, minor = device_capability
+        try:
+            major, minor = device_capability
+            known = 0 < major < 100 and 0 <= minor < 10
+        except (TypeError, ValueError):
+            known = False
+        if not known:
+            raise ValueError(f"device_capability must be two numbers such as (9, 0), is {device_capability!r}")
         capability = 10 * major + minor
         return capability, _SM_COUNT.get(capability, _SM_COUNT[90])
     if query.device.type != "cuda":
@@ -174,7 +183,9 @@ def _never_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is
         return (
             f"query has {query.size(1)} heads and key {key.size(1)}: F.scaled_dot_product_attention needs enable_gqa=True for that"
         )
-    if query.size(3) == key.size(3) != value.size(3):
+    if query.size(3) != key.size(3):
+        return f"key's head_dim {key.size(3)} differs from query's {query.size(3)}"
+    if key.size(3) != value.size(3):
         return (
             f"query's head_dim, {query.size(3)}, differs from value's, {value.size(3)}: F.scaled_dot_product_attention takes only "
             "equal ones to flash attention; torch.nn.attention.varlen takes others too"

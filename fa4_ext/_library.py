@@ -42,8 +42,8 @@ def _load() -> ctypes.CDLL:
 
 def _try_to_load() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or why there is none: a program that could do without these kernels goes on without them."""
-    if too_old := _environment.torch_too_old(str(torch.__version__)):
-        return None, too_old
+    if problem := _environment.torch_too_old(str(torch.__version__)) or _environment.torch_unknown():
+        return None, problem
     if not PATH.exists():
         raise ImportError(f"fa4_ext's native library is missing, {PATH}: `make build` builds it")
     try:
@@ -51,7 +51,7 @@ def _try_to_load() -> tuple[ctypes.CDLL | None, str | None]:
     except (OSError, AttributeError) as error:  # AttributeError: a library of another version lacks a function
         return None, (
             f"fa4_ext's native library could not be loaded beside torch {torch.__version__}: {error}. Until fa4_ext is installed "
-            "anew, every call runs PyTorch's own kernels."
+            "anew, or in a checkout built anew by `make build`, every call runs PyTorch's own kernels."
         )
 
 

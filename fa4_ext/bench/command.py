@@ -50,6 +50,8 @@ def check_outputs(paths: list[str]) -> None:
     for path in paths:
         if not (folder := Path(path).parent).is_dir():
             raise ValueError(f"{path} could not be written: there is no folder {folder}")
+        if Path(path).is_dir():
+            raise ValueError(f"{path} could not be written: it is a folder")
 
 
 def grid_of(name: str) -> Grid:

@@ -292,6 +292,10 @@ Q = ("--q", "2x16x4096x128")
             "argument --op: 'sideways' is in no kernel of this build, which has backward, decode, forward",
         ),
         (("kernels", "--head-dim", "100"), "argument --head-dim: 100 is in no kernel of this build, which has 64, "),
+        (("kernels", "--head-dim", "100"), "128's serve 100"),
+        (("explain", *Q, "--device", "sm00"), "argument --device: 'sm00' is not a device such as sm90"),
+        (("explain", *Q, "--kv-len", "9" * 12, "--kv-heads", "9" * 12), "has more than 2**60 elements"),
+        (("bench", "--from", "benchmarks", "--json", "."), ". could not be written: it is a folder"),
     ],
 )
 def test_wrong_usage_says_what_is_wrong_and_what_is_allowed(error, arguments, message):

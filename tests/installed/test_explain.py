@@ -340,3 +340,22 @@ def test_kernels_and_build_info_describe_one_build():
     assert {kernel.arch for kernel in kernels} == set(fa4_ext.build_info()["archs"])
     with pytest.raises(dataclasses.FrozenInstanceError):
         kernels[0].name = "other"
+
+
+def test_sdpa_takes_no_unequal_head_dims_of_query_and_key():
+    query, key = (torch.empty(2, 4, 16, size, dtype=torch.bfloat16, device="meta") for size in (60, 64))
+    explanation = fa4_ext.explain(query, key, key, device_capability=HOPPER)
+    assert not explanation.supported
+    assert explanation.reason == "key's head_dim 64 differs from query's 60"
+
+
+@pytest.mark.parametrize("capability", [(9,), "sm90", 90, (8, 10), (0, 0), (9, 0, 0)], ids=str)
+def test_device_capability_that_is_none_raises(capability):
+    with pytest.raises(ValueError, match=re.escape(f"device_capability must be two numbers such as (9, 0), is {capability!r}")):
+        fa4_ext.explain(*qkv(), device_capability=capability)
+
+
+@pytest.mark.parametrize("window_size", [(1,), (1, 2, 3)], ids=str)
+def test_window_size_that_is_no_pair_raises(window_size):
+    with pytest.raises(ValueError, match=re.escape(f"window_size must be two numbers, left and right, is {window_size!r}")):
+        fa4_ext.explain(*qkv(), window_size=window_size, device_capability=HOPPER)
