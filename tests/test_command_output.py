@@ -12,7 +12,7 @@ from fa4_ext.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHOWN = re.compile(r"^```\w*\n\$ python -m fa4_ext ((?:explain|bench --from) .*)\n((?:.*\n)*?)```$", re.MULTILINE)
+SHOWN = re.compile(r"^```\w*\n\$ python -m fa4_ext ((?:explain|kernels|bench --from) .*)\n((?:.*\n)*?)```$", re.MULTILINE)
 BLOCKS = [pytest.param(*match, id=f"{path.name}: {match[0]}") for path in DOCUMENTS for match in SHOWN.findall(path.read_text())]
 
 
