@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-from operator import attrgetter
 from pathlib import Path
 
 import fake_device
@@ -47,25 +46,12 @@ def lengths(draw: random.Random, kernel: Kernel, varlen: bool) -> tuple[list[int
     return queries, keys
 
 
-def reaching(kernel: Kernel, queries: list[int]) -> list[int]:
-    """Such that a forced tile leads to the kernel. It never leads from one thread block to a pair (two_cta), nor back: which of
-    them it is, the longest sequence decides."""
-    slot = attrgetter("arch", "dtype", "head_dim", "head_dim_v", "layout", "mask")
-    rows = {one.two_cta: one.block_m for one in FORWARDS if slot(one) == slot(kernel)}
-    if len(rows) < 2:
-        return queries
-    if not kernel.two_cta:
-        return [(count - 1) % rows[False] + 1 for count in queries]
-    return queries if max(queries) > rows[False] else [queries[0] + rows[False], *queries[1:]]
-
-
 def problem(draw: random.Random, kernel: Kernel) -> dict:
     layouts, masks = (kernel.layout,), (kernel.mask,)
     if kernel.layout is Layout.ANY:
         layouts, masks = (Layout.DENSE, Layout.VARLEN), tuple(dict.fromkeys(forward.mask for forward in FORWARDS))
     varlen, mask = draw.choice(layouts) is Layout.VARLEN, draw.choice(masks)
     queries, keys = lengths(draw, kernel, varlen)
-    queries = reaching(kernel, queries)
     heads_kv, ratio = draw.choice(((1, 1), (1, 2), (2, 1)))
     batch = 1 if varlen else draw.choice((1, 2))
     fields = {
