@@ -131,7 +131,7 @@ const Kernel* find_kernel(const Problem& p, const ResolvedMask& resolved) {
   return stores_whole_rows ? find_kernel(p, mask, true) : kernel;
 }
 
-// The kernel of the same kind with this tile, rather as many thread blocks to it; null where the build has none.
+// The kernel of the same kind with this tile, of as many thread blocks where there is one; null where the build has none.
 const Kernel* with_tile(const Kernel& kernel, Tile tile) {
   const Kernel* found = nullptr;
   const Key key{kernel.op, kernel.arch, kernel.dtype, kernel.layout, kernel.mask, kernel.grouped, kernel.deterministic};
