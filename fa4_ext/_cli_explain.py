@@ -21,9 +21,10 @@ _EPILOG = """\
 examples:
   explain --q 2x16x4096x128 --kv-heads 4 --causal --device sm90
   explain --q 8192x16x128 --sequences 4 --window 1024,0
+  explain --q 8192x16x192 --v-head-dim 128 --sequences 4 --causal
 
 --json prints an object:
-  call               q and k, their shapes; sequences, null when dense; dtype; causal;
+  call               q, k and v, their shapes; sequences, null when dense; dtype; causal;
                      window, [left, right], -1 where there is no bound; dropout;
                      deterministic; compute_capability, such as [9, 0]
   forward, backward  of each:
@@ -45,6 +46,7 @@ examples:
 class Call:
     q: tuple[int, ...]  # batch, heads, length, head_dim; tokens, heads, head_dim of sequences back to back
     k: tuple[int, ...]
+    v: tuple[int, ...]
     sequences: int | None
     dtype: str
     causal: bool
@@ -63,6 +65,7 @@ class Call:
         return explain_shapes(
             self.q,
             self.k,
+            self.v,
             _DTYPES[self.dtype],
             sequences=self.sequences,
             dropout_p=self.dropout,
@@ -97,6 +100,7 @@ def add_to(commands) -> None:
         metavar="S",
         help="length of key and value, or tokens of all sequences; query's by default",
     )
+    parser.add_argument("--v-head-dim", type=_cli_values.count, metavar="D", help="value's head_dim; key's by default")
     parser.add_argument(
         "--sequences",
         type=_cli_values.count,
@@ -144,9 +148,15 @@ def call_of(arguments) -> Call:
     Raises:
         ValueError: they contradict each other, or there is no GPU and none is named.
     """
+    k = _key_shape(arguments)
+    v = (*k[:-1], arguments.v_head_dim or k[-1])
+    for name, shape in (("key", k), ("value", v)):
+        if _cli_values.too_large(shape):
+            raise ValueError(f"{name} {written(shape)} has more elements than a tensor can: at most 2**60 are allowed")
     return Call(
         q=arguments.q,
-        k=_key_shape(arguments),
+        k=k,
+        v=v,
         sequences=arguments.sequences,
         dtype=arguments.dtype,
         causal=arguments.causal,
@@ -174,8 +184,6 @@ def _key_shape(arguments) -> tuple[int, ...]:
         sizes = list(q)
         sizes[heads] = arguments.kv_heads or q[heads]
         sizes[length] = arguments.kv_len or q[length]
-        if _cli_values.too_large(tuple(sizes)):
-            raise ValueError(f"arguments --kv-heads, --kv-len: key {written(tuple(sizes))} has more than 2**60 elements")
         return tuple(sizes)
     if arguments.kv_heads is not None or arguments.kv_len is not None:
         raise ValueError(f"argument --k: {written(k)} says what --kv-heads and --kv-len say: either it or they are allowed")
@@ -199,7 +207,8 @@ def report(call: Call, answers: dict[str, Explanation]) -> dict:
 
 
 def text(call: Call, answers: dict[str, Explanation]) -> str:
-    lines = [_title(call), f"query {written(call.q)}, key and value {written(call.k)}{_sequences(call)}"]
+    keys = f"key and value {written(call.k)}" if call.k == call.v else f"key {written(call.k)}, value {written(call.v)}"
+    lines = [_title(call), f"query {written(call.q)}, {keys}{_sequences(call)}"]
     for direction, answer in answers.items():
         lines += ["", direction, *_cli_text.labelled(_facts(call, answer), indent="  ")]
     return "\n".join(lines)

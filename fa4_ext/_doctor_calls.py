@@ -22,9 +22,11 @@ class Call:
     trains: bool = True
 
     def explain(self, capability: tuple[int, int], backward: bool) -> Explanation:
+        kv = self.kv or self.q
         return explain_shapes(
             self.q,
-            self.kv or self.q,
+            kv,
+            kv,
             self.dtype,
             sequences=self.sequences,
             dropout_p=self.dropout_p,

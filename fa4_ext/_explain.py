@@ -138,18 +138,18 @@ def explain(
 
 
 def explain_shapes(
-    q: tuple[int, ...], k: tuple[int, ...], dtype: torch.dtype, *, sequences: int | None = None, **options
+    q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: torch.dtype, *, sequences: int | None = None, **options
 ) -> Explanation:
-    """`explain` of tensors of these shapes, key's and value's the same, with any number of key/value heads that divides query's.
+    """`explain` of tensors of these shapes, with any number of key/value heads that divides query's.
 
-    sequences: q and k are [total, heads, head_dim] and hold this many of equal length, rounded up.
+    sequences: they are [total, heads, head_dim] and hold this many of equal length, rounded up.
     """
-    query, key = (torch.empty(shape, dtype=dtype, device="meta") for shape in (q, k))
+    query, key, value = (torch.empty(shape, dtype=dtype, device="meta") for shape in (q, k, v))
     if sequences:
         starts = torch.empty(sequences + 1, dtype=torch.int32, device="meta")
         longest_q, longest_k = (-(-shape[0] // sequences) for shape in (q, k))
         options |= {"cu_seqlens_q": starts, "max_seqlen_q": longest_q, "max_seqlen_k": longest_k}
-    return explain(query, key, key, enable_gqa=q[1] != k[1], **options)
+    return explain(query, key, value, enable_gqa=q[1] != k[1], **options)
 
 
 def _device(query: torch.Tensor, device_capability: tuple[int, int] | None) -> tuple[int, int]:

@@ -169,6 +169,14 @@ def test_explain_says_why_not_and_what_gets_the_call_instead(output):
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_explain_takes_a_value_head_dim_of_its_own(output):
+    lines = output("explain", "--q", "8192x16x128", "--v-head-dim", "64", "--sequences", "4", "--device", DEVICE).splitlines()
+    assert lines[1] == "query 8192x16x128, key 8192x16x128, value 8192x16x64, 4 sequences back to back"
+    assert "_d128_" in lines[4] and "_varlen_" in lines[4]
+    text = output("explain", "--q", "2x16x512x128", "--v-head-dim", "64", "--device", DEVICE)
+    assert text.count("query's head_dim, 128, differs from value's, 64") == 2
+
+
 def test_explain_says_what_is_padded_first(output):
     text = output("explain", "--q", "2x16x4096x100", "--device", DEVICE)
     assert text.count("  inputs     F.scaled_dot_product_attention pads head_dim 100 to 104 first\n") == 2
@@ -179,6 +187,7 @@ def test_explain_as_json(explained):
     assert found["call"] == {
         "q": [2, 16, 4096, 128],
         "k": [2, 4, 4096, 128],
+        "v": [2, 4, 4096, 128],
         "sequences": None,
         "dtype": "bf16",
         "causal": True,
@@ -270,7 +279,7 @@ Q = ("--q", "2x16x4096x128")
         ((), "the following arguments are required: command"),
         (("explain", "--q", "2x16", "--device", "sm90"), f"argument --q: '2x16' {SHAPES}"),
         (("explain", *Q, "--k", "2x16x4096xD", "--device", "sm90"), f"argument --k: '2x16x4096xD' {SHAPES}"),
-        (("explain", "--q", "9999999999x9999999999x9x9"), "more elements than a tensor can: at most 2**60 are allowed"),
+        (("explain", "--q", "9999999999x9999999999x9x9"), "more elements than a tensor can: at most 2**60 are"),
         (
             ("explain", "--q", "8192x16x128"),
             "argument --q: 8192x16x128 is tokens x heads x head_dim of sequences back to back, and",
@@ -294,7 +303,7 @@ Q = ("--q", "2x16x4096x128")
         (("kernels", "--head-dim", "100"), "argument --head-dim: 100 is in no kernel of this build, which has 64, "),
         (("kernels", "--head-dim", "100"), "128's serve 100"),
         (("explain", *Q, "--device", "sm00"), "argument --device: 'sm00' is not a device such as sm90"),
-        (("explain", *Q, "--kv-len", "9" * 12, "--kv-heads", "9" * 12), "has more than 2**60 elements"),
+        (("explain", *Q, "--kv-len", "9" * 12, "--kv-heads", "9" * 12), "more elements than a tensor can: at most 2**60 are"),
         (("bench", "--from", "benchmarks", "--json", "."), ". could not be written: it is a folder"),
     ],
 )
