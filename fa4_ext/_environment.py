@@ -142,6 +142,12 @@ def remarks(facts: Facts) -> list[str]:
     ]
 
 
+def driver_too_old() -> bool:
+    """There is one, and our kernels cannot run on it."""
+    driver = _driver()
+    return driver is not None and driver < OLDEST_DRIVER
+
+
 def cuda_version(number: int) -> str:
     """As people write it: 13.0 for 13000."""
     return f"{number // 1000}.{number % 1000 // 10}"

@@ -45,7 +45,10 @@ def _try_to_load() -> tuple[ctypes.CDLL | None, str | None]:
     if problem := _environment.torch_too_old(str(torch.__version__)) or _environment.torch_unknown():
         return None, problem
     if not PATH.exists():
-        raise ImportError(f"fa4_ext's native library is missing, {PATH}: `make build` builds it")
+        raise ImportError(
+            f"fa4_ext's native library is missing, {PATH}: `make build` builds it in a checkout; an installed fa4_ext is "
+            "imported from other folders"
+        )
     try:
         return _load(), None
     except (OSError, AttributeError) as error:  # AttributeError: a library of another version lacks a function

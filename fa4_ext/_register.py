@@ -64,7 +64,8 @@ def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = T
     """Puts the compiled kernels behind PyTorch's flash attention ops on CUDA devices.
 
     The overrides go on top of whatever other provider is registered; registering again puts them on top again. Needs no GPU and
-    touches none.
+    touches none. PyTorch's dispatcher does not guard running calls against changes: let no thread be inside one of these ops
+    meanwhile, nor in `Handle.remove`.
 
     Where no call could run these kernels, the first call of `register` in a process says so in a RuntimeWarning: the driver is
     missing or too old, or torch is built without CUDA although there is a driver. It is silent where torch has no CUDA and the
@@ -76,7 +77,8 @@ def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = T
         fallback: what happens to a call that no compiled kernel covers. "stock": PyTorch's own flash kernel runs it. "error": it
             raises a RuntimeError, "FA4 <op> unsupported: <reason>".
         prefer: make F.scaled_dot_product_attention try flash attention before its other backends; PyTorch prefers cuDNN on Hopper
-            and Blackwell. The switches of torch.nn.attention.sdpa_kernel and torch.backends.cuda keep their meaning.
+            and Blackwell. The switches of torch.nn.attention.sdpa_kernel and torch.backends.cuda keep their meaning. Without effect
+            where the driver is too old for our kernels.
         speed_rules: leave calls to the stock kernel that it is measured to run faster.
 
     Returns:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.attention import SDPBackend
 
+from fa4_ext import _environment
+
 _FLASH = SDPBackend.FLASH_ATTENTION.value
 
 # Taken below torch.cuda's own lock: hold it across no call that may take that one. Reentrant, as the garbage collector may end a
@@ -59,7 +61,7 @@ def _apply_queued() -> None:
 
 def _apply(owner: object) -> None:
     with _lock:
-        if not _wanted:
+        if not _wanted or _environment.driver_too_old():  # every call is PyTorch's then, whose own order is the faster one
             return
         _make_first_choice()
         current = torch._C._get_sdp_priority_order()

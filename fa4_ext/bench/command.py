@@ -26,6 +26,7 @@ def run(arguments) -> int:
     figure.check(figures)
     old = results.load(arguments.compare, "--compare") if arguments.compare else None
     if arguments.result:
+        check_shows_alone(arguments)
         result = results.load(arguments.result, "--from")
     else:
         grid = grid_of(arguments.grid)
@@ -44,6 +45,13 @@ def run(arguments) -> int:
     if figures:
         figure.draw(result, figures)
     return 0
+
+
+def check_shows_alone(arguments) -> None:
+    """--from measures nothing."""
+    defaults = {"grid": "paper", "op": "both", "dtype": "bf16", "contenders": None, "rounds": None, "quick": False, "host": False}
+    if changed := [f"--{name}" for name, default in defaults.items() if getattr(arguments, name) != default]:
+        raise ValueError(f"argument --from: measures nothing, so {', '.join(changed)} would have no effect")
 
 
 def check_outputs(paths: list[str]) -> None:

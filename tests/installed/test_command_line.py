@@ -304,6 +304,7 @@ Q = ("--q", "2x16x4096x128")
         (("kernels", "--head-dim", "100"), "128's serve 100"),
         (("explain", *Q, "--device", "sm00"), "argument --device: 'sm00' is not a device such as sm90"),
         (("explain", *Q, "--kv-len", "9" * 12, "--kv-heads", "9" * 12), "more elements than a tensor can: at most 2**60 are"),
+        (("bench", "--from", "x.json", "--grid", "vit", "--quick"), "measures nothing, so --grid, --quick would have no effect"),
         (("bench", "--from", "benchmarks", "--json", "."), ". could not be written: it is a folder"),
     ],
 )

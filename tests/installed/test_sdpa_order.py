@@ -8,7 +8,7 @@ from processes import run
 from torch.nn import attention
 
 import fa4_ext
-from fa4_ext import _register, _sdpa_order
+from fa4_ext import _environment, _register, _sdpa_order
 
 MATH, FLASH, EFFICIENT, CUDNN, OVERRIDEABLE = 0, 1, 2, 3, 4
 CUDNN_FIRST = [CUDNN, FLASH, EFFICIENT, MATH, OVERRIDEABLE]
@@ -74,6 +74,15 @@ def test_only_one_call_waits_for_cuda(cuda):
     for _ in range(3):
         fa4_ext.register()
     assert len(cuda.queue) == 1
+
+
+def test_a_driver_that_is_too_old_for_the_kernels_leaves_the_order_alone(cuda, monkeypatch):
+    monkeypatch.setattr(_environment, "_driver", lambda: 12080)
+    cuda.start()
+    before = order()
+    with fa4_ext.register():
+        assert order() == before
+    assert order() == before
 
 
 def test_removed_before_cuda_comes_up_changes_nothing(cuda):
