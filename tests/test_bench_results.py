@@ -60,3 +60,11 @@ def test_performance_md_has_the_command(name):
     written = renew.command(name, Path("results"), "h200")[-2:]
     suffixes = {Path(word.split("=")[1]).suffix for word in written if "=" in word}
     assert suffixes and all(suffix in rows[0].split("|")[1] for suffix in suffixes), (suffixes, rows[0])
+
+
+@pytest.mark.parametrize(("module", "done"), [("this", True), ("no_such_module", False)])
+def test_renew_says_whether_a_command_ended_well_and_keeps_what_it_printed(module, done, monkeypatch, tmp_path):
+    monkeypatch.setattr(renew, "device", lambda: "h200")
+    monkeypatch.setitem(renew.COMMANDS, "paper", (module,))
+    assert renew.renew("paper", tmp_path, limit_s=60) == done
+    assert ("Zen of Python" if done else "No module named no_such_module") in (tmp_path / "h200_paper.log").read_text()
