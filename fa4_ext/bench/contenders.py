@@ -110,9 +110,8 @@ def _fa4() -> Contender:
 def _fa3() -> Contender:
     """A build of FlashAttention-3 that has the forward in bf16 alone."""
     module = import_module("fa3_fwd_interface")
-    of = getattr(module, "__version__", "unknown")
     dense = _sequence_first(module.flash_attn_func)
-    return Contender("fa3", "FlashAttention-3", of, dense, None, has_backward=False, dtypes=("bf16",))
+    return Contender("fa3", "FlashAttention-3", _version("fa3-fwd"), dense, None, has_backward=False, dtypes=("bf16",))
 
 
 KNOWN = {"ours": _ours, "stock": _stock, "cudnn": _cudnn, "fa4": _fa4, "fa3": _fa3}
