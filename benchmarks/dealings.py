@@ -33,7 +33,7 @@ BUDGET_S = 260  # of a run; the next one adds what is missing
 LENGTHS = (256, 384, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384)
 TOKENS = (4096, 8192, 16384)
 MANY_TOKENS, THEIR_LENGTHS = 65536, (512, 1024, 2048, 4096)
-GROUP = 4  # query heads that share a key/value head, where heads are grouped
+GROUPS = (1, 2, 4, 8)  # query heads that share a key/value head
 LONGEST_FIRST = 5  # rounds of the multiprocessors, less one, that are at most left out of the pairs
 
 PROBLEM = ("head_dim", "tile", "batch", "heads", "heads_kv", "seqlen_q")  # the columns that tell problems apart
@@ -49,15 +49,14 @@ def kernels() -> list[Kernel]:
 
 
 def problems(kernel: Kernel) -> list[Problem]:
-    """Of one hidden size, with as many heads of keys as of queries, and with fewer where their numbers allow it."""
+    """Of one hidden size, with as many heads of keys as of queries, and with fewer where that divides them."""
     sizes = [(seqlen, tokens) for seqlen in LENGTHS for tokens in TOKENS] + [(seqlen, MANY_TOKENS) for seqlen in THEIR_LENGTHS]
     heads = HIDDEN // kernel.head_dim
-    shared = (1, GROUP) if heads % GROUP == 0 else (1,)
     return [
         (kernel, square(tokens // seqlen, heads, seqlen, kernel.head_dim, causal=True, heads_kv=heads // group))
-        for group in shared
+        for group in GROUPS
         for seqlen, tokens in sizes
-        if tokens >= seqlen
+        if heads % group == 0 and tokens >= seqlen
     ]
 
 

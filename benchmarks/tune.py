@@ -40,8 +40,7 @@ def defaults() -> list[Kernel]:
 
 
 def grid(default: Kernel) -> list[Problem]:
-    part = {} if default.head_dim in (64, 128) else tune_grid.SHORTER
-    found = tune_grid.problems(default.head_dim, default.mask is Mask.CAUSAL, default.block_m, **part)
+    found = tune_grid.problems(default.head_dim, default.mask is Mask.CAUSAL, default.block_m)
     return list(dict.fromkeys((default.op.value, dtype, shape) for dtype, shape in found if is_for(default, shape)))
 
 

@@ -12,12 +12,10 @@ TOKENS = 16384
 HIDDEN = 2048
 GROUP = 4  # query heads that share a key/value head, where heads are grouped
 SM_COUNT = 132  # of the device that is measured
-LENGTHS = (128, 197, 256, 384, 512, 577, 1024, 2048, 4096, 16384)  # 197 and 577: ViT's
-FEW_LENGTHS = (577, 2048)
+LENGTHS = (128, 197, 256, 384, 512, 577, 1024, 2048, 4096, 8192, 16384)  # 197 and 577: ViT's
+FEW_LENGTHS = (320, 577, 1024, 2048)
 FEW_TILES = (45, 85, 200)  # per 100 multiprocessors: a part of a wave, most of one, and two
-MEANS = (128, 256, 577, 1024, 4096)
-# Head dims that fewer models have, with one or two candidates each: a part of the lengths.
-SHORTER = {"lengths": (197, 256, 577, 1024, 4096), "few_lengths": (1024,), "means": (577, 2048)}
+MEANS = (128, 256, 577, 1024, 4096, 8192)
 
 
 def _heads(head_dim: int) -> int:
@@ -51,12 +49,10 @@ def _packed(mean: int, head_dim: int, causal: bool) -> list[tuple[str, Shape]]:
     ]
 
 
-def problems(
-    head_dim: int, causal: bool, block_m: int, lengths=LENGTHS, few_lengths=FEW_LENGTHS, means=MEANS
-) -> list[tuple[str, Shape]]:
+def problems(head_dim: int, causal: bool, block_m: int) -> list[tuple[str, Shape]]:
     """dtypes and shapes; `block_m`: rows of the default's tile."""
     return [
-        *(problem for seqlen in lengths for problem in _many_tiles(seqlen, head_dim, causal)),
-        *(problem for seqlen in few_lengths for problem in _few_tiles(seqlen, head_dim, causal, block_m)),
-        *(problem for mean in means for problem in _packed(mean, head_dim, causal)),
+        *(problem for seqlen in LENGTHS for problem in _many_tiles(seqlen, head_dim, causal)),
+        *(problem for seqlen in FEW_LENGTHS for problem in _few_tiles(seqlen, head_dim, causal, block_m)),
+        *(problem for mean in MEANS for problem in _packed(mean, head_dim, causal)),
     ]

@@ -108,7 +108,7 @@ class Kernel:
 
 
 # Measured on an H200 (docs/kernels-sm90.md). D 64: a score costs as much in exp as in matrix work, so three warpgroups overlap
-# more than two; from D 96 on three spill. Two tiles of queries let the next one's load begin early, and the stages fill what is
+# more than two; from D 96 on three spill beside as many keys. Two tiles of queries let the next one's load begin early, and the stages fill what is
 # left of shared memory, up to where more did not help. From D 192 on it holds one, beside keys in two stages; of them the numbers
 # that divide most lengths were faster than what just fits.
 _FORWARD_SM90 = {
@@ -192,13 +192,14 @@ _BACKWARD_CANDIDATES = {
     (64, Mask.CAUSAL): (dict(block_m=64, atom_layout_m=1), _SWAPPED_96),
     (128, Mask.FULL): (dict(block_m=64, swap_ab=False),),
 }
-# One warpgroup, 64 rows, is for problems of few tiles or short sequences. Two do better at D 64 without turns.
+# One warpgroup, 64 rows, is for problems of few tiles or short sequences. Two do better at D 64 without turns. Three, for long
+# sequences at D 96, have registers for 112 keys.
 _FORWARD_CANDIDATES = {
     64: (
         dict(block_m=128, block_n=128, stages=4, q_stages=2, turns=False),
         dict(block_m=64, block_n=128, stages=4, q_stages=2),
     ),
-    96: (dict(block_m=64, block_n=128, stages=3, q_stages=2),),
+    96: (dict(block_m=64, block_n=128, stages=3, q_stages=2), dict(block_m=192, block_n=112, stages=2, q_stages=2)),
     128: (dict(block_m=64, block_n=128, stages=2, q_stages=2),),
 }
 
