@@ -108,9 +108,9 @@ class Kernel:
 
 
 # Measured on an H200 (docs/kernels-sm90.md). D 64: a score costs as much in exp as in matrix work, so three warpgroups overlap
-# more than two; from D 96 on three spill beside as many keys. Two tiles of queries let the next one's load begin early, and the stages fill what is
-# left of shared memory, up to where more did not help. From D 192 on it holds one, beside keys in two stages; of them the numbers
-# that divide most lengths were faster than what just fits.
+# more than two; from D 96 on three spill beside as many keys. Two tiles of queries let the next one's load begin early, and the
+# stages fill what is left of shared memory, up to where more did not help. From D 192 on it holds one, beside keys in two stages;
+# of them the numbers that divide most lengths were faster than what just fits.
 _FORWARD_SM90 = {
     (64, 64): dict(block_m=192, block_n=128, stages=3, q_stages=2),
     (96, 96): dict(block_m=128, block_n=128, stages=2, q_stages=2),

@@ -10,12 +10,9 @@ namespace fa4 {
 namespace {
 
 constexpr int64_t kMostCursors = int64_t{1} << 30;
-// What a tile costs beside its keys, in keys. The dealings that it chooses, of 333 problems measured with up to 13 dealings each,
-// are 1.011 from the fastest in geometric mean, and as near with 144 or 256; with 0 it is 1.012.
-constexpr int64_t kTileCost = 90;
 // Query heads on one of keys, from which on no head need be paired: longest first, neighbours that share keys read them at the same
-// time, and L2 need not keep them. With 4 and with 8 the choice came 0.4% and 0.2% nearer to the fastest dealing, in geometric mean,
-// with 2 it went 0.4% away.
+// time, and L2 need not keep them. With 4 and with 8 the choice came 0.6% and 0.4% nearer to the fastest dealing, in geometric
+// mean, with 2 it went 0.3% away.
 constexpr int64_t kManyShareKeys = 4;
 
 // A dense sequence's; of all packed sequences, which may each fill their last one in part, at most.
@@ -23,7 +20,9 @@ int64_t blocks_a_head(const Problem& p, const Kernel& kernel) {
   return p.layout == Layout::kVarlen ? p.total_q / kernel.block_m + p.batch : ceil_div(p.seqlen_q, kernel.block_m);
 }
 
-// The tiles of a dense, causal problem and what they cost, in keys.
+// The tiles of a dense, causal problem and what they cost, in keys. What a tile costs beside them is left out: of 577 problems that
+// were measured with up to 13 dealings each the choice is 1.009 from the fastest in geometric mean, and as near with 48 to 256 keys
+// more a tile.
 struct Tiles {
   const Problem& p;
   const Kernel& kernel;
@@ -33,7 +32,7 @@ struct Tiles {
 
   int64_t cost(int64_t block) const {
     const int64_t last_row = std::min((block + 1) * kernel.block_m, p.seqlen_q);
-    return std::max<int64_t>(last_row + p.seqlen_k - p.seqlen_q, 0) + kTileCost;
+    return std::max<int64_t>(last_row + p.seqlen_k - p.seqlen_q, 0);
   }
 
   // What is not paired is dealt out longest first, to and fro: who has most of it is first, in the middle, last, or the last who
