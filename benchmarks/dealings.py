@@ -1,4 +1,4 @@
-"""A causal forward's tiles, dealt out to the thread blocks in several ways: the planner's choice among them is held to these rows.
+"""A forward's tiles, dealt out to the thread blocks in several ways: the planner's choice among them is held to these rows.
 
 python -m benchmarks.dealings --csv benchmarks/results/h200_dealings.csv
 """
@@ -36,7 +36,14 @@ MANY_TOKENS, THEIR_LENGTHS = 65536, (512, 1024, 2048, 4096)
 GROUPS = (1, 2, 4, 8)  # query heads that share a key/value head
 LONGEST_FIRST = 5  # rounds of the multiprocessors, less one, that are at most left out of the pairs
 
-PROBLEM = ("head_dim", "tile", "batch", "heads", "heads_kv", "seqlen_q")  # the columns that tell problems apart
+PROBLEM = ("head_dim", "tile", "batch", "heads", "heads_kv", "seqlen_q", "causal")  # the columns that tell problems apart
+
+# Ways to deal out, with a causal mask or without one: of a problem's rows the one with the least of this.
+ALWAYS = (
+    ("causal: no pairs", True, lambda row: (row["paired"], -row["workers"])),
+    ("causal: all in pairs", True, lambda row: (-row["paired"], -row["workers"])),
+    ("full: to all multiprocessors", False, lambda row: -row["workers"]),
+)
 
 Problem = tuple[Kernel, Shape]
 Dealing = tuple[int, int]  # thread blocks; heads, over the batch, whose tiles are dealt out in pairs
@@ -44,23 +51,38 @@ Dealing = tuple[int, int]  # thread blocks; heads, over the batch, whose tiles a
 
 def kernels() -> list[Kernel]:
     """Of one dtype. Tiles of 64 rows are for calls whose heads have one tile."""
-    found = (k for k in matrix() if k.persistent and k.op is Op.FORWARD and k.layout is Layout.DENSE and k.mask is Mask.CAUSAL)
+    found = (k for k in matrix() if k.persistent and k.layout is Layout.DENSE and k.mask is not Mask.WINDOW)
     return [k for k in found if k.dtype == "bf16" and k.head_dim == k.head_dim_v and k.block_m > 64]
 
 
 def problems(kernel: Kernel) -> list[Problem]:
-    """Of one hidden size, with as many heads of keys as of queries, and with fewer where that divides them."""
+    """Of one hidden size. Under a causal mask with as many heads of keys as of queries, and with fewer where that divides them;
+    without one of lengths that leave a head's last tile in part empty: else all tiles cost the same."""
     sizes = [(seqlen, tokens) for seqlen in LENGTHS for tokens in TOKENS] + [(seqlen, MANY_TOKENS) for seqlen in THEIR_LENGTHS]
     heads = HIDDEN // kernel.head_dim
+    causal = kernel.mask is Mask.CAUSAL
     return [
-        (kernel, square(tokens // seqlen, heads, seqlen, kernel.head_dim, causal=True, heads_kv=heads // group))
-        for group in GROUPS
+        (kernel, square(tokens // seqlen, heads, seqlen, kernel.head_dim, causal, heads_kv=heads // group))
+        for group in (GROUPS if causal else GROUPS[:1])
         for seqlen, tokens in sizes
-        if heads % group == 0 and tokens >= seqlen
+        if heads % group == 0 and tokens >= seqlen and (causal or seqlen % kernel.block_m)
     ]
 
 
-def dealings(heads: int, units: int) -> list[Dealing]:
+def dealings(kernel: Kernel, shape: Shape) -> list[Dealing]:
+    heads, blocks = shape.batch * shape.heads, ceil(shape.seqlen_q / kernel.block_m)
+    return in_pairs(heads, tiles.units(blocks)) if shape.causal else unpaired(heads * blocks, blocks)
+
+
+def unpaired(count: int, blocks: int) -> list[Dealing]:
+    """Of that many tiles, `blocks` a head, to all multiprocessors, to as few as need no more rounds, and to the most that share no
+    factor with a head's tiles, so that each gets some last ones."""
+    fewest = ceil(count / ceil(count / SM_COUNT))
+    alternating = [workers for workers in range(SM_COUNT, 0, -1) if gcd(workers, blocks) == 1]
+    return sorted({(workers, 0) for workers in (SM_COUNT, fewest, *alternating[:2])})
+
+
+def in_pairs(heads: int, units: int) -> list[Dealing]:
     """`heads`: of all batch elements; `units`: pairs a head, and what has no other."""
     left = {max(heads * units - rounds * SM_COUNT, 0) // units for rounds in range(LONGEST_FIRST)}
     even = SM_COUNT // gcd(SM_COUNT, units)
@@ -102,9 +124,8 @@ def _rows(problem: Problem) -> list[dict]:
     kernel, shape = problem
     sets = [make_inputs(shape, "bf16") for _ in range(sets_for(shape.bytes))]
     call = calls(shape, sets, ours_enabled)["forward"]
-    units = tiles.units(ceil(shape.seqlen_q / kernel.block_m))
     prepared, first = {}, None
-    for dealing in dealings(shape.batch * shape.heads, units):
+    for dealing in dealings(kernel, shape):
         enabled = partial(forced, kernel, dealing)
         prepared[dealing] = prepare(call, len(sets), enabled, TARGET_MS)
         with enabled():
@@ -122,10 +143,11 @@ def print_table(found: list[dict]) -> None:
     for row in found:
         by_problem.setdefault(tuple(row[name] for name in PROBLEM), []).append(row)
     print(f"{len(by_problem)} problems; the time beside the fastest dealing's, in geometric mean and at worst:")
-    for name, pick in (("no pairs", lambda row: row["paired"]), ("all in pairs", lambda row: (-row["paired"], -row["workers"]))):
-        ratios = [min(some, key=pick)["us"] / min(row["us"] for row in some) for some in by_problem.values()]
+    for name, causal, pick in ALWAYS:
+        chosen = [some for some in by_problem.values() if some[0]["causal"] == str(causal)]
+        ratios = [min(some, key=pick)["us"] / min(row["us"] for row in some) for some in chosen]
         if ratios:
-            print(f"  {name:12} {geometric_mean(ratios):.3f} {max(ratios):.3f}")
+            print(f"  {name:30} {geometric_mean(ratios):.3f} {max(ratios):.3f}")
 
 
 def main() -> None:

@@ -117,8 +117,8 @@ def force_tile(queries: int, keys: int) -> None:
 
 
 def force_dealing(workers: int, paired: int) -> None:
-    """For measurements and tests: to how many thread blocks, and with how many heads in pairs, the tiles of a dense, causal forward
-    on Hopper are dealt out from the next call on; 0, 0: the planner's choice."""
+    """For measurements and tests: to how many thread blocks, and under a causal mask with how many heads in pairs, the tiles of a
+    dense forward without a window are dealt out on Hopper from the next call on; 0, 0: the planner's choice."""
     native().fa4_ext_force_dealing(workers, paired)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from math import ceil
 from pathlib import Path
 from statistics import geometric_mean
 
@@ -16,7 +15,6 @@ from test_plan import LEGAL
 from benchmarks import dealings
 from benchmarks.tune_grid import SM_COUNT
 from fa4_ext import _library
-from kernels.sm90 import tiles
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "h200_dealings.csv"
 # One that is measured again is up to 1.2 times another of the same problem; in geometric mean that leaves 1%.
@@ -30,8 +28,9 @@ def planned(problem: dict[str, str], forced: tuple[int, int] = (0, 0)) -> fa4_co
     )
     lengths = dict(batch=batch, seqlen_q=seqlen, seqlen_k=seqlen, total_q=batch * seqlen, total_k=batch * seqlen)
     core = core_problem(
-        LEGAL | lengths | dict(num_heads=heads, num_heads_kv=heads_kv, head_dim=head_dim, head_dim_v=head_dim, is_causal=True)
+        LEGAL | lengths | dict(num_heads=heads, num_heads_kv=heads_kv, head_dim=head_dim, head_dim_v=head_dim)
     )
+    core.is_causal = problem["causal"] == "True"
     core.sm_count = SM_COUNT
     core.tile = fa4_core.Tile(*map(int, problem["tile"].split("x")))
     core.dealing = fa4_core.Dealing(*forced)
@@ -62,7 +61,7 @@ def test_the_planner_deals_nearly_as_fast_as_the_fastest_that_was_measured():
 def test_what_the_planner_may_choose_is_measured():
     for kernel, shape in dealings.missing(None):
         plan = planned(dealings.key((kernel, shape)))
-        found = dealings.dealings(shape.batch * shape.heads, tiles.units(ceil(shape.seqlen_q / kernel.block_m)))
+        found = dealings.dealings(kernel, shape)
         assert (plan.workers, plan.paired) in found, (kernel.name, shape, found)
         assert all(1 <= workers <= SM_COUNT and 0 <= paired <= shape.batch * shape.heads for workers, paired in found), found
 
@@ -75,7 +74,7 @@ def test_the_results_are_of_the_grid():
 
 @pytest.mark.parametrize("forced", [(1, 0), (7, 3), (SM_COUNT, 16)], ids=str)
 def test_a_forced_dealing_is_taken(forced):
-    problem = dict(batch="1", heads="16", heads_kv="16", seqlen_q="2048", head_dim="128", tile="128x128")
+    problem = dict(batch="1", heads="16", heads_kv="16", seqlen_q="2048", head_dim="128", tile="128x128", causal="True")
     plan = planned(problem, forced)
     assert (plan.workers, plan.paired) == forced
 

@@ -116,6 +116,35 @@ def test_loads_are_balanced(head_dim, seqlen):
     assert balance >= 0.965, f"the average is {balance:.3f} of the busiest worker's load, {plan.paired} of {heads} heads paired"
 
 
+def loads_without_mask(heads: int, seqlen: int, kernel, workers: int) -> list[float]:
+    """Of each thread block, in tiles. Warpgroups of 64 rows share the work of a tile; one without rows leaves its share out."""
+    blocks = -(-seqlen // kernel.block_m)
+    last = math.ceil((seqlen - (blocks - 1) * kernel.block_m) / 64) / (kernel.block_m // 64)
+    found = dealt(heads, blocks, workers, 0, causal=False)
+    return [sum(last if block == blocks - 1 else 1 for _, block in tiles_of_worker) for tiles_of_worker in found]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 400), st.integers(65, 6000), st.sampled_from((64, 96, 128, 256)), st.sampled_from(SM_COUNTS))
+def test_without_a_mask_fewer_thread_blocks_are_never_busier(heads, seqlen, head_dim, multiprocessors):
+    plan = planned(heads, seqlen, head_dim, multiprocessors, is_causal=False)
+    if plan.kernel.op == fa4_core.Op.DECODE or plan.kernel.block_m == 64:
+        return
+    assert 1 <= plan.workers <= multiprocessors and plan.paired == 0
+    busiest, of_all = (max(loads_without_mask(heads, seqlen, plan.kernel, n)) for n in (plan.workers, multiprocessors))
+    assert busiest <= of_all + 1e-9, f"{plan.workers} thread blocks: {busiest:.2f} tiles, {multiprocessors}: {of_all:.2f}"
+
+
+@pytest.mark.parametrize("seqlen", (512, 577, 1000, 1024, 2048, 4096, 8192, 16384))
+def test_loads_are_balanced_without_a_mask(seqlen):
+    """16k tokens, head dim 64, 192 rows a tile. 132 thread blocks would be at 0.81 to 0.94 up to 4k."""
+    heads = 16384 // seqlen * 32
+    plan = planned(heads, seqlen, 64, 132, is_causal=False)
+    loads = loads_without_mask(heads, seqlen, plan.kernel, plan.workers)
+    balance = sum(loads) / 132 / max(loads)
+    assert balance >= 0.965, f"the average is {balance:.3f} of the busiest thread block's load, of {plan.workers}"
+
+
 def test_few_heads_are_in_work_at_a_time():
     """A head's keys and values are 4 MB at 8k tokens: those of the paired heads that a round works on fit in L2."""
     heads, blocks, workers = 64, 64, 132

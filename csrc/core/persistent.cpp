@@ -90,4 +90,15 @@ Dealing deal(const Problem& p, const Kernel& kernel, int32_t multiprocessors) {
   return std::min({all, whole_rounds, one_less, none}, [](const auto& a, const auto& b) { return a.first < b.first; }).second;
 }
 
+int32_t in_turns(const Problem& p, const Kernel& kernel, int32_t multiprocessors) {
+  const int64_t blocks = blocks_a_head(p, kernel), tiles = p.batch * p.num_heads * blocks;
+  // Who has a tile more than the others decides, and of fewer thread blocks than a head has tiles all might have last ones.
+  if (p.seqlen_q % kernel.block_m == 0 || tiles % multiprocessors < blocks) return multiprocessors;
+  const int64_t rounds = ceil_div(tiles, multiprocessors);
+  for (int64_t workers = multiprocessors; ceil_div(tiles, workers) == rounds; --workers) {
+    if (std::gcd(workers, blocks) == 1) return static_cast<int32_t>(workers);
+  }
+  return multiprocessors;
+}
+
 }  // namespace fa4

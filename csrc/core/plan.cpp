@@ -222,16 +222,21 @@ std::string hand_out(const Problem& p, const Kernel& kernel, Mask mask, Plan& pl
   }
   plan.workers = std::max(p.sm_count, 1);
   if (p.layout == Layout::kVarlen) plan.workspace.bytes = sizeof(int32_t);
-  if (p.layout == Layout::kVarlen || mask != Mask::kCausalBottomRight) return {};
+  const bool causal = mask == Mask::kCausalBottomRight;
+  if (p.layout == Layout::kVarlen || (!causal && mask != Mask::kFull)) return {};
   const int64_t heads = p.batch * p.num_heads;
   const Dealing& forced = p.dealing;
   if (forced && (forced.workers < 0 || forced.workers > plan.workers || forced.paired < 0 || forced.paired > heads)) {
     return concat("a dealing must have 1 to ", plan.workers, " thread blocks and 0 to ", heads, " paired heads, has ",
                   forced.workers, " and ", forced.paired);
   }
-  const Dealing dealing = forced ? forced : deal(p, kernel, plan.workers);
-  plan.workers = dealing.workers;
-  plan.paired = dealing.paired;
+  if (causal) {
+    const Dealing dealing = forced ? forced : deal(p, kernel, plan.workers);
+    plan.workers = dealing.workers;
+    plan.paired = dealing.paired;
+  } else {
+    plan.workers = forced ? forced.workers : in_turns(p, kernel, plan.workers);
+  }
   return {};
 }
 

@@ -19,8 +19,8 @@ struct Tile {
   explicit operator bool() const { return queries != 0; }
 };
 
-// How the tiles of a dense, causal forward are dealt out on Hopper: those of `paired` heads, of all batch elements, in pairs of a
-// long and a short one, then the others' longest first.
+// How the tiles of a dense forward without a window are dealt out on Hopper. Under a causal mask: those of `paired` heads, of all
+// batch elements, in pairs of a long and a short one, then the others' longest first.
 struct Dealing {
   int32_t workers = 0, paired = 0;  // workers: thread blocks
   explicit operator bool() const { return workers != 0; }

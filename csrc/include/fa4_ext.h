@@ -53,8 +53,9 @@ FA4_EXT_API void fa4_ext_configure(int strict, int speed_rules) FA4_EXT_NOEXCEPT
    other calls count as ones that no kernel here runs. 0, 0: the planner's choice, as at first. */
 FA4_EXT_API void fa4_ext_force_tile(int queries, int keys) FA4_EXT_NOEXCEPT;
 
-/* For measurements and tests: from the next call of an op on, the tiles of a dense, causal forward on Hopper are dealt out to this
-   many thread blocks, those of `paired` heads, counted over the batch, in pairs of a long and a short one (docs/kernels-sm90.md).
+/* For measurements and tests: from the next call of an op on, the tiles of a dense forward without a window on Hopper are dealt out
+   to this many thread blocks; under a causal mask those of `paired` heads, counted over the batch, in pairs of a long and a short
+   one (docs/kernels-sm90.md).
    A call with fewer heads, or on a device with fewer multiprocessors, counts as one that no kernel here runs. 0, 0: the planner's
    choice, as at first. */
 FA4_EXT_API void fa4_ext_force_dealing(int workers, int paired) FA4_EXT_NOEXCEPT;

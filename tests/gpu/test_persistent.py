@@ -65,8 +65,10 @@ def test_pairs(blocks, heads):
 
 @pytest.mark.parametrize("blocks", (2, 3, 5))
 @pytest.mark.parametrize("head_dim", (64, 256))
-def test_however_dealt_out_the_bits_are_the_same(head_dim, blocks):
-    inputs = make_inputs(problem := dense(256 * blocks - 5, 256 * blocks - 5, batch=3, heads=41, heads_kv=41, is_causal=True))
+@pytest.mark.parametrize("causal", (True, False))
+def test_however_dealt_out_the_bits_are_the_same(causal, head_dim, blocks):
+    lengths = (256 * blocks - 5,) * 2
+    inputs = make_inputs(problem := dense(*lengths, batch=3, heads=41, heads_kv=41, head_dim=head_dim, is_causal=causal))
     expected = run_flash(problem, inputs, backward=False)
     assert_matches_reference(problem, inputs, expected)
     multiprocessors, heads = torch.cuda.get_device_properties(0).multi_processor_count, 3 * 41
