@@ -27,9 +27,7 @@ def planned(problem: dict[str, str], forced: tuple[int, int] = (0, 0)) -> fa4_co
         int(problem[name]) for name in ("batch", "heads", "heads_kv", "seqlen_q", "head_dim")
     )
     lengths = dict(batch=batch, seqlen_q=seqlen, seqlen_k=seqlen, total_q=batch * seqlen, total_k=batch * seqlen)
-    core = core_problem(
-        LEGAL | lengths | dict(num_heads=heads, num_heads_kv=heads_kv, head_dim=head_dim, head_dim_v=head_dim)
-    )
+    core = core_problem(LEGAL | lengths | dict(num_heads=heads, num_heads_kv=heads_kv, head_dim=head_dim, head_dim_v=head_dim))
     core.is_causal = problem["causal"] == "True"
     core.sm_count = SM_COUNT
     core.tile = fa4_core.Tile(*map(int, problem["tile"].split("x")))
