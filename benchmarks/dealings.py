@@ -32,6 +32,7 @@ PAUSE_S = 0.005  # runs of a millisecond leave the device cool enough
 BUDGET_S = 260  # of a run; the next one adds what is missing
 LENGTHS = (256, 384, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384)
 TOKENS = (4096, 8192, 16384)
+FEW_TOKENS = 2048  # without a mask: one round and a half, in which half the multiprocessors could wait
 MANY_TOKENS, THEIR_LENGTHS = 65536, (512, 1024, 2048, 4096)
 GROUPS = (1, 2, 4, 8)  # query heads that share a key/value head
 LONGEST_FIRST = 5  # rounds of the multiprocessors, less one, that are at most left out of the pairs
@@ -56,16 +57,16 @@ def kernels() -> list[Kernel]:
 
 
 def problems(kernel: Kernel) -> list[Problem]:
-    """Of one hidden size. Under a causal mask with as many heads of keys as of queries, and with fewer where that divides them;
-    without one of lengths that leave a head's last tile in part empty: else all tiles cost the same."""
-    sizes = [(seqlen, tokens) for seqlen in LENGTHS for tokens in TOKENS] + [(seqlen, MANY_TOKENS) for seqlen in THEIR_LENGTHS]
-    heads = HIDDEN // kernel.head_dim
+    """Of one hidden size. Under a causal mask with as many heads of keys as of queries, and with fewer where that divides them."""
     causal = kernel.mask is Mask.CAUSAL
+    tokens = TOKENS if causal else (FEW_TOKENS, *TOKENS)
+    sizes = [(seqlen, some) for seqlen in LENGTHS for some in tokens] + [(seqlen, MANY_TOKENS) for seqlen in THEIR_LENGTHS]
+    heads = HIDDEN // kernel.head_dim
     return [
-        (kernel, square(tokens // seqlen, heads, seqlen, kernel.head_dim, causal, heads_kv=heads // group))
+        (kernel, square(some // seqlen, heads, seqlen, kernel.head_dim, causal, heads_kv=heads // group))
         for group in (GROUPS if causal else GROUPS[:1])
-        for seqlen, tokens in sizes
-        if heads % group == 0 and tokens >= seqlen and (causal or seqlen % kernel.block_m)
+        for seqlen, some in sizes
+        if heads % group == 0 and some >= seqlen
     ]
 
 

@@ -11,18 +11,19 @@ namespace {
 
 constexpr int64_t kMostCursors = int64_t{1} << 30;
 // Query heads on one of keys, from which on no head need be paired: longest first, neighbours that share keys read them at the same
-// time, and L2 need not keep them. With 4 and with 8 the choice came 0.6% and 0.4% nearer to the fastest dealing, in geometric
-// mean, with 2 it went 0.3% away.
+// time, and L2 need not keep them. With 4 and with 8 the choice is 0.2% and 0.3% nearer to the fastest dealing for it, in geometric
+// mean; with 2 it would be 0.3% further away.
 constexpr int64_t kManyShareKeys = 4;
+// What a tile costs beside its keys, in keys: of 740 problems, measured with up to 13 dealings each, the choice is 1.005 from the
+// fastest in geometric mean with 128 to 192, 1.006 with 64 and 1.008 with none.
+constexpr int64_t kTileCost = 128;
 
 // A dense sequence's; of all packed sequences, which may each fill their last one in part, at most.
 int64_t blocks_a_head(const Problem& p, const Kernel& kernel) {
   return p.layout == Layout::kVarlen ? p.total_q / kernel.block_m + p.batch : ceil_div(p.seqlen_q, kernel.block_m);
 }
 
-// The tiles of a dense, causal problem and what they cost, in keys. What a tile costs beside them is left out: of 577 problems that
-// were measured with up to 13 dealings each the choice is 1.009 from the fastest in geometric mean, and as near with 48 to 256 keys
-// more a tile.
+// The tiles of a dense, causal problem and what they cost, in keys.
 struct Tiles {
   const Problem& p;
   const Kernel& kernel;
@@ -32,14 +33,24 @@ struct Tiles {
 
   int64_t cost(int64_t block) const {
     const int64_t last_row = std::min((block + 1) * kernel.block_m, p.seqlen_q);
-    return std::max<int64_t>(last_row + p.seqlen_k - p.seqlen_q, 0);
+    return std::max<int64_t>(last_row + p.seqlen_k - p.seqlen_q, 0) + kTileCost;
+  }
+
+  // A head's first unit, which holds the last rows, may cost less than the others, which all cost the same. That counts
+  // where all thread blocks get some.
+  int64_t busiest_with_pairs(const Dealing& dealing) const {
+    const bool even = blocks % 2 == 0;
+    const int64_t rounds = ceil_div(dealing.paired * units, dealing.workers);
+    const int64_t first = cost(blocks - 1) + (even ? cost(0) : 0);
+    const int64_t other = units > 1 ? cost(blocks - 2) + cost(even ? 1 : 0) : first;
+    const int64_t firsts = std::gcd<int64_t>(dealing.workers, units) == 1 ? rounds / units : 0;
+    return firsts * first + (rounds - firsts) * other;
   }
 
   // What is not paired is dealt out longest first, to and fro: who has most of it is first, in the middle, last, or the last who
   // gets a tile more than the others.
   int64_t busiest(const Dealing& dealing) const {
     const int64_t workers = dealing.workers, rest = heads - dealing.paired, count = rest * blocks;
-    const int64_t pair = cost(blocks - 1) + (blocks > 1 ? cost(0) : 0);
     int64_t most = 0;
     for (int64_t worker : {int64_t{0}, workers / 2, workers - 1, last_with_more(count, workers)}) {
       int64_t load = 0;
@@ -50,7 +61,7 @@ struct Tiles {
       }
       most = std::max(most, load);
     }
-    return ceil_div(dealing.paired * units, workers) * pair + most;
+    return busiest_with_pairs(dealing) + most;
   }
 
   static int64_t last_with_more(int64_t count, int64_t workers) {
@@ -59,6 +70,13 @@ struct Tiles {
     return count / workers % 2 == 0 ? more - 1 : workers - more;
   }
 };
+
+// The most thread blocks that share no factor with a head's tiles, or units: dealt out in turns, each gets some of every kind.
+int32_t alternating(int64_t of_a_head, int32_t multiprocessors) {
+  int32_t workers = multiprocessors;
+  while (std::gcd<int64_t>(workers, of_a_head) != 1) --workers;
+  return workers;
+}
 
 }  // namespace
 
@@ -74,7 +92,7 @@ Dealing deal(const Problem& p, const Kernel& kernel, int32_t multiprocessors) {
   const int64_t with_a_round = leave(1) / even * even;
   const bool many_share_keys = p.num_heads >= kManyShareKeys * p.num_heads_kv;
   // Whole rounds would leave more heads than L2 holds keys of: two rounds are enough to even out what pairs leave uneven.
-  if (!many_share_keys && (heads - with_a_round) * units > 4 * multiprocessors) {
+  if (!many_share_keys && (heads - with_a_round) * units > 3 * multiprocessors) {
     return {multiprocessors, static_cast<int32_t>(leave(2))};
   }
   const int64_t rounds = ceil_div(heads * units, multiprocessors);
@@ -83,22 +101,23 @@ Dealing deal(const Problem& p, const Kernel& kernel, int32_t multiprocessors) {
     return std::pair(tiles.busiest(dealing), dealing);
   };
   const auto all = with_load(ceil_div(heads * units, rounds), heads);
+  const auto alternate = with_load(alternating(units, multiprocessors), heads);
   const auto whole_rounds = with_load(multiprocessors, leave(0) / even * even);
   const auto one_less = with_load(multiprocessors, with_a_round);
   const auto none = many_share_keys ? with_load(multiprocessors, 0) : one_less;
   // Of equals the first: what is not paired works on all of its heads at once, and misses L2.
-  return std::min({all, whole_rounds, one_less, none}, [](const auto& a, const auto& b) { return a.first < b.first; }).second;
+  return std::min({all, alternate, whole_rounds, one_less, none}, [](const auto& a, const auto& b) { return a.first < b.first; })
+      .second;
 }
 
 int32_t in_turns(const Problem& p, const Kernel& kernel, int32_t multiprocessors) {
   const int64_t blocks = blocks_a_head(p, kernel), tiles = p.batch * p.num_heads * blocks;
-  // Who has a tile more than the others decides, and of fewer thread blocks than a head has tiles all might have last ones.
-  if (p.seqlen_q % kernel.block_m == 0 || tiles % multiprocessors < blocks) return multiprocessors;
   const int64_t rounds = ceil_div(tiles, multiprocessors);
-  for (int64_t workers = multiprocessors; ceil_div(tiles, workers) == rounds; --workers) {
-    if (std::gcd(workers, blocks) == 1) return static_cast<int32_t>(workers);
-  }
-  return multiprocessors;
+  if (p.seqlen_q % kernel.block_m == 0) return static_cast<int32_t>(ceil_div(tiles, rounds));
+  // Who has a tile more than the others decides, and of fewer thread blocks than a head has tiles all might have last ones.
+  if (tiles % multiprocessors < blocks) return multiprocessors;
+  const int32_t workers = alternating(blocks, multiprocessors);
+  return ceil_div(tiles, workers) == rounds ? workers : multiprocessors;
 }
 
 }  // namespace fa4

@@ -12,9 +12,10 @@ bool fits_cursors(const Problem& problem, const Kernel& kernel);
 // The planner's choice for a dense, causal problem.
 Dealing deal(const Problem& problem, const Kernel& kernel, int32_t multiprocessors);
 
-// Thread blocks for a dense problem without a mask. A head's last tile may have fewer rows and cost less: where the number of
-// thread blocks shares a factor with a head's tiles, some never get one, and the others wait for these. Fewer thread blocks that
-// need no more rounds and share none even that out.
+// Thread blocks for a dense problem without a mask. Where all tiles cost the same, as few as need no more rounds: the others would
+// draw power in the rounds before the last one. A head's last tile may have fewer rows and cost less: where the number of thread
+// blocks shares a factor with a head's tiles, some never get one, and the others wait for these; the most that share none even
+// that out.
 int32_t in_turns(const Problem& problem, const Kernel& kernel, int32_t multiprocessors);
 
 }  // namespace fa4
