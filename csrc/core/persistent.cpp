@@ -71,10 +71,10 @@ struct Tiles {
   }
 };
 
-// The most thread blocks that share no factor with a head's tiles, or units: dealt out in turns, each gets some of every kind.
-int32_t alternating(int64_t of_a_head, int32_t multiprocessors) {
+// The most thread blocks that share no factor with a head's units: dealt out in turns, each gets some of every kind.
+int32_t alternating(int64_t units, int32_t multiprocessors) {
   int32_t workers = multiprocessors;
-  while (std::gcd<int64_t>(workers, of_a_head) != 1) --workers;
+  while (std::gcd<int64_t>(workers, units) != 1) --workers;
   return workers;
 }
 
@@ -115,9 +115,11 @@ int32_t in_turns(const Problem& p, const Kernel& kernel, int32_t multiprocessors
   const int64_t rounds = ceil_div(tiles, multiprocessors);
   if (p.seqlen_q % kernel.block_m == 0) return static_cast<int32_t>(ceil_div(tiles, rounds));
   // Who has a tile more than the others decides, and of fewer thread blocks than a head has tiles all might have last ones.
-  if (tiles % multiprocessors < blocks) return multiprocessors;
-  const int32_t workers = alternating(blocks, multiprocessors);
-  return ceil_div(tiles, workers) == rounds ? workers : multiprocessors;
+  if (tiles % multiprocessors < blocks || std::gcd<int64_t>(multiprocessors, blocks) == 1) return multiprocessors;
+  for (int64_t workers = ceil_div(tiles, rounds); workers < multiprocessors; ++workers) {
+    if (std::gcd(workers, blocks) == 1) return static_cast<int32_t>(workers);
+  }
+  return multiprocessors;
 }
 
 }  // namespace fa4
