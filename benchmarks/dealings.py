@@ -76,11 +76,11 @@ def dealings(kernel: Kernel, shape: Shape) -> list[Dealing]:
 
 
 def unpaired(count: int, blocks: int) -> list[Dealing]:
-    """Of that many tiles, `blocks` a head, to all multiprocessors, to as few as need no more rounds, and to the most that share no
-    factor with a head's tiles, so that each gets some last ones."""
+    """Of that many tiles, `blocks` a head, to all multiprocessors, to as few as need no more rounds, and to the most and the fewest
+    of these that share no factor with a head's tiles, so that each gets some last ones."""
     fewest = ceil(count / ceil(count / SM_COUNT))
-    alternating = [workers for workers in range(SM_COUNT, 0, -1) if gcd(workers, blocks) == 1]
-    return sorted({(workers, 0) for workers in (SM_COUNT, fewest, *alternating[:2])})
+    alternating = [workers for workers in range(fewest, SM_COUNT + 1) if gcd(workers, blocks) == 1]
+    return sorted({(workers, 0) for workers in (fewest, *alternating[:1], *alternating[-1:], SM_COUNT)})
 
 
 def in_pairs(heads: int, units: int) -> list[Dealing]:

@@ -1,4 +1,4 @@
-"""How the planner deals out a causal forward's tiles: what was measured, and what is forced."""
+"""How the planner deals out a dense forward's tiles: what was measured, and what is forced."""
 
 from __future__ import annotations
 
