@@ -39,7 +39,8 @@ demo: $(VENV)/build.stamp ## set everything up, then run attention beside the st
 build: $(VENV)/test.stamp ## compile the core kernels and link the library into fa4_ext/, for development
 	FA4_EXT_KERNELS=$(or $(KERNELS),core) FA4_EXT_TESTS=1 $(BIN)/python setup.py --quiet build_ext --inplace
 
-docs: build ## renew docs/support.md and print which realistic calls fall back
+docs: build ## renew docs/support.md and the documents' tables of results, and print which realistic calls fall back
+	$(BIN)/python -m scripts.performance
 	$(BIN)/python -m scripts.support
 
 test: build ## run the tests that need no GPU

@@ -14,9 +14,10 @@ import textwrap
 from collections import Counter
 from dataclasses import dataclass
 
+from scripts import markdown
 from scripts.planner import ROOT, explain_op, plan
 from scripts.support_limits import limits
-from scripts.support_tiles import OPS, markdown_table, tiles
+from scripts.support_tiles import OPS, tiles
 
 # isort: split
 from realistic_calls import CALLS, Call  # where scripts.planner says
@@ -57,7 +58,7 @@ def shares(verdicts: dict[int, list[Verdict]]) -> str:
 
     heads = (head for capability in verdicts for head in (f"SM{capability}", f"SM{capability} without speed rules"))
     uses, families = (tuple(dict.fromkeys(names)) for names in zip(*((c.use, c.model.family) for c in CALLS), strict=True))
-    return markdown_table(
+    return markdown.table(
         ("", "calls", *heads),
         row("**all**", lambda call: True),
         *(row(use, lambda call, use=use: call.use == use) for use in uses),

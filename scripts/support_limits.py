@@ -3,8 +3,8 @@
 import torch
 
 import fa4_ext
+from scripts import markdown
 from scripts.planner import BASE, explain_op, meta, plan
-from scripts.support_tiles import markdown_table
 
 LIMITS = (
     ("another GPU, such as 8.0", {"capability": 80}),
@@ -53,8 +53,8 @@ def limits() -> str:
     copied = [(what, explain_op(tensors=tensors)) for what, tensors in COPIED.items()]
     return "\n\n".join(
         [
-            markdown_table(("not on our kernels", "reason"), *rows),
-            markdown_table(
+            markdown.table(("not on our kernels", "reason"), *rows),
+            markdown.table(
                 ("on our kernels, after a copy", "what `explain()` says"),
                 *((what, reason) for what, (supported, _, reason, *_) in copied if supported),
             ),

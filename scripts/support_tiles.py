@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from itertools import product
 
+from scripts import markdown
 from scripts.planner import BASE, plan
 
 OPS = ("forward", "backward")
@@ -26,11 +27,6 @@ OTHER_HEAD_DIMS = {
     "192, value 128": (192, 128),
     "576, value 512": (576, 512),
 }
-
-
-def markdown_table(*rows: tuple) -> str:
-    head, *body = (f"| {' | '.join(str(cell) for cell in row)} |" for row in rows)
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ def tiles(capability: int, op: str) -> str:
     return "\n\n".join(
         [
             f"The same for {'; '.join(same[axis] for axis in axes if axis not in split)}.",
-            markdown_table(("head dim", *split, *MASKS), *lines),
+            markdown.table(("head dim", *split, *MASKS), *lines),
             "\n".join(f"- ({number}) {reason}" for number, reason in enumerate(reasons, 1)),
         ]
     )

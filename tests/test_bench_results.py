@@ -11,6 +11,7 @@ import pytest
 from benchmarks import renew
 from fa4_ext.bench import results, table
 from fa4_ext.bench.grids import GRIDS
+from scripts import performance
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -47,9 +48,37 @@ def test_results_and_figures_that_a_document_names_are_there(document):
 
 
 def test_every_result_has_the_command_that_renews_it():
-    """But the tuning, and what an older build measured beside flash-attn-4."""
+    """But the tuning."""
     found = {path.stem.removeprefix("h200_") for path in RESULTS.glob("*.[jc]s*")}
-    assert found - {"tuning", "fa4"} == set(renew.COMMANDS)
+    assert found - {"tuning"} == set(renew.COMMANDS)
+
+
+def test_the_documents_show_the_results(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["performance", "--check"])
+    assert performance.main() == 0, capsys.readouterr().err
+
+
+def test_every_measured_table_is_shown():
+    shown = {name for path in performance.DOCUMENTS for _, name, _ in performance.MARKED.findall(path.read_text())}
+    assert shown == set(performance.TABLES)
+
+
+def test_check_names_a_number_that_is_not_the_results_and_leaves_the_file(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "performance.md"
+    before = (ROOT / "docs" / "performance.md").read_text().replace("| D 64, full | fa4_ext | ", "| D 64, full | fa4_ext | 9", 1)
+    page.write_text(before)
+    monkeypatch.setattr(performance, "DOCUMENTS", (page,))
+    monkeypatch.setattr("sys.argv", ["performance", "--check"])
+    assert performance.main() == 1
+    assert "-| D 64, full | fa4_ext | 9" in capsys.readouterr().err
+    assert page.read_text() == before
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_performance_md_has_the_commit(path):
+    commit = json.loads(path.read_text())["header"]["build"]["commit"]
+    rows = [line for line in (ROOT / "docs" / "performance.md").read_text().splitlines() if line.startswith(f"| {path.name}")]
+    assert [row.split(" | ")[2] for row in rows] == [commit[:7]]
 
 
 @pytest.mark.parametrize("name", renew.COMMANDS)
