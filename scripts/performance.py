@@ -8,6 +8,7 @@ status is 1 where a document says otherwise, and standard error says what.
 """
 
 import argparse
+import csv
 import difflib
 import json
 import re
@@ -21,6 +22,7 @@ from scripts import markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+TILE_RULES = ROOT / "kernels" / "tile_rules.csv"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "commands.md")
 PRINTED = re.compile(r"(^```\n\$ python -m fa4_ext bench --from (\S+)\n).*?(^```$)", re.DOTALL | re.MULTILINE)
 LINES_SHOWN = 14  # of those that `bench --from` prints: the header and four rows
@@ -176,8 +178,21 @@ def memory() -> str:
     return markdown.table(("MiB", "returned", *(NAMES[one] for one in who)), *lines)
 
 
+def tile_rules() -> str:
+    by_line: dict[tuple[str, ...], list[float]] = {}
+    with open(TILE_RULES, newline="") as file:
+        for rule in csv.DictReader(file):
+            speed = float(rule["tuned_tflops"]) / float(rule["default_tflops"])
+            by_line.setdefault((rule["op"], rule["head_dim"], rule["layout"]), []).append(speed)
+    lines = [
+        (f"{op}, D {head_dim}, {layout}", len(found), " to ".join(sorted({f"{min(found):.2f}", f"{max(found):.2f}"})))
+        for (op, head_dim, layout), found in by_line.items()
+    ]
+    return markdown.table(("", "rules", "speed over the default tile"), *lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    make.__name__: make for make in (against, fastest, forwards, ceiling, packed, decoding, host, nodes, memory)
+    make.__name__: make for make in (against, fastest, forwards, ceiling, packed, decoding, host, nodes, memory, tile_rules)
 }
 
 
