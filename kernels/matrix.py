@@ -23,6 +23,7 @@ class Op(str, Enum):
     BACKWARD = "backward"
     PREPROCESS = "preprocess"  # of the backward: delta = rowsum(dO * O), lse in base 2, dQ accumulator cleared
     POSTPROCESS = "postprocess"  # of the backward: fp32 accumulator -> dQ, dK or dV
+    CLEAR = "clear"  # of PyTorch's own backward, where a speed rule chooses it: the gradients that it does not write
 
 
 class Mask(str, Enum):
@@ -37,6 +38,7 @@ class Layout(str, Enum):
     ANY = "any"  # either, or keys and values in pages: known at run time
 
 
+ANY_HEAD_DIM = 0  # of Op.CLEAR, which computes nothing
 ARCHS = (90, 100)  # 100 stands for the family: compute capability 10.0 and 10.3
 DTYPES = ("bf16", "fp16")
 # By architecture, pairs of query's and value's; a bucket serves every multiple of 8 up to it, in either.
@@ -83,7 +85,7 @@ class Kernel:
     @property
     def module(self) -> str:
         """Where its entry is, below kernels/."""
-        folder = "common" if self.op in (Op.PREPROCESS, Op.POSTPROCESS) else f"sm{self.arch}"
+        folder = "common" if self.op in (Op.PREPROCESS, Op.POSTPROCESS, Op.CLEAR) else f"sm{self.arch}"
         return f"{folder}/{self.op.value}"
 
     @property
@@ -92,6 +94,8 @@ class Kernel:
 
     @property
     def name(self) -> str:
+        if self.op is Op.CLEAR:
+            return f"sm{self.arch}_clear_{self.dtype}_{self.layout.value}"
         parts = [f"sm{self.arch}", self.op.value, self.dtype, self._dims, self.layout.value]
         if self.op in (Op.FORWARD, Op.BACKWARD):
             parts.append(self.mask.value)
@@ -261,6 +265,8 @@ def _kernels(wanted: Callable[[Kernel], bool]) -> tuple[Kernel, ...]:
                         kernels |= dict.fromkeys(satellite for satellite in satellites(kernel) if satellite)
     for row in product(DTYPES, HEAD_DIM_BUCKETS[90]):
         kernels |= dict.fromkeys(_decode_sm90(*row))
+    for dtype in DTYPES:  # speed rules were measured on Hopper alone
+        kernels[Kernel(Op.CLEAR, 90, dtype, ANY_HEAD_DIM, ANY_HEAD_DIM, Layout.VARLEN, 0)] = None
     return tuple(kernels)
 
 
@@ -279,7 +285,10 @@ SUBSETS = {
     "full": lambda kernel: True,
     # A first look and the tests: the dtype and the head dims that most people train in, without the deterministic backward.
     "core": lambda kernel: (
-        kernel.dtype == "bf16" and kernel.head_dim in (64, 128) and not kernel.deterministic and kernel.mask is not Mask.WINDOW
+        kernel.dtype == "bf16"
+        and kernel.head_dim in (ANY_HEAD_DIM, 64, 128)
+        and not kernel.deterministic
+        and kernel.mask is not Mask.WINDOW
     ),
     # For benchmarks/tune.py: what the candidates are measured beside, and all of them.
     "tuning": lambda kernel: kernel.arch == 90 and not kernel.deterministic and kernel.mask is not Mask.WINDOW,

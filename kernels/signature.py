@@ -67,8 +67,11 @@ def expected(kernel: Kernel) -> tuple[str, ...]:
             ]  # fmt: skip
         case Op.PREPROCESS:
             arguments = [*qkvo("o", "dout"), *rows("delta", "lse", "lse_log2", "dq_accum"), *varlen("cu_seqlens_q")]
+        case Op.CLEAR:
+            arguments = [*qkvo("dq", "dk", "dv"), *varlen("cu_seqlens_q", "cu_seqlens_k"), int32("workers")]
         case Op.POSTPROCESS:
             arguments = [*rows("accum"), *qkvo("gradient"), float32("scale"), *varlen("cu_seqlens")]
+            arguments += [] if dense else [*qkvo("dk", "dv"), *varlen("cu_seqlens_k")]
     return (*arguments, STREAM, STATUS)
 
 

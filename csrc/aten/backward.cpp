@@ -5,7 +5,6 @@
 #include "ops.h"
 #include "profile_range.h"
 #include "stock.h"
-#include "stream.h"
 
 namespace fa4::aten {
 namespace {
@@ -24,6 +23,10 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   const Problem& p = d.problem;
   const int32_t device = d.query.device_index;
   Gradients gradients{empty_like(d.query), empty_like(d.key), empty_like(d.value)};
+  if (plan.nothing_to_compute) {
+    for (const Handle* gradient : {&gradients.query, &gradients.key, &gradients.value}) fill(gradient->get(), 0);
+    return gradients;
+  }
   const Handle workspace = empty(1, &plan.workspace.bytes, aoti_torch_dtype_uint8(), device);
   const Readable query(call.query.get(), d.query, call.order), key(call.key.get(), d.key, call.order),
       value(call.value.get(), d.value, call.order), out(call.out.get(), d.out, call.order),
@@ -44,8 +47,19 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   arguments.softmax_scale = softmax_scale(call.scale, p.head_dim);
   arguments.workspace = data(workspace.get());
   const ProfileRange range(plan.kernel->name);
-  launch_backward(p, plan, arguments, {device, current_stream(device)});
+  launch_backward(p, plan, arguments, d.target);
   return gradients;
+}
+
+// The gradients that a speed rule leaves to PyTorch's kernel have the rows that ours would have.
+void clear_unwritten(const BackwardCall& call, const BackwardDescription& d, const StableIValue* stack) {
+  const auto gradient = [&](int i) {
+    const auto tensor = torch::stable::detail::to<AtenTensorHandle>(stack[i]);
+    return view(tensor, info(tensor), call.order);
+  };
+  const Problem& p = d.problem;
+  fa4::clear_unwritten(p, {gradient(0), gradient(1), gradient(2), cu_seqlens(p, call.cum_seq_q), cu_seqlens(p, call.cum_seq_k)},
+                       d.target);
 }
 
 void backward(StableIValue* stack, const char* op, DimOrder order) {
@@ -54,7 +68,11 @@ void backward(StableIValue* stack, const char* op, DimOrder order) {
   if (stock_is_running()) return stock_backward(call, stack);
   const BackwardDescription d = describe(call);
   const Plan plan = decide(op, d.problem, d.reason);
-  if (!plan.supported()) return stock_backward(call, stack);
+  if (!plan.supported()) {
+    stock_backward(call, stack);
+    if (plan.stock_is_faster && d.problem.layout == Layout::kVarlen) clear_unwritten(call, d, stack);
+    return;
+  }
   warn_of_nondeterminism();
   Gradients gradients = run(call, d, plan);
   stack[0] = give(std::move(gradients.query));

@@ -10,6 +10,7 @@
 #include "../core/strides.h"
 #include "context.h"
 #include "options.h"
+#include "stream.h"
 
 namespace fa4::aten {
 namespace {
@@ -50,7 +51,7 @@ std::string check_indices(const char* name, const TensorInfo& indices, const Ten
 }
 
 std::string check_cum_seq(const char* name, const TensorInfo& lengths, const TensorInfo& query) {
-  if (lengths.dim != 1 || lengths.size[0] < 2) return concat(name, " must be 1D with batch + 1 elements");
+  if (lengths.dim != 1 || lengths.size[0] < 1) return concat(name, " must be 1D with batch + 1 elements");
   return check_indices(name, lengths, query);
 }
 
@@ -76,8 +77,24 @@ struct Inputs {
   DimOrder order;
 };
 
+// What the call runs on, or why our kernels can't run there.
+std::string describe_target(const TensorInfo& q, const Processors* simulated, Problem& p, Target& target) {
+  if (!simulated && !driver_problem().empty()) return driver_problem();
+  target.device = q.device_index;
+  if (!simulated) target.stream = current_stream(q.device_index);
+  try {
+    const Processors found = simulated ? *simulated : processors(q.device_index, target.stream);
+    target.whole_device = found.whole_device;
+    p.capability = found.capability;
+    p.sm_count = found.sm_count;
+  } catch (const Error& error) {  // the driver does not say what the device is
+    return error.what();
+  }
+  return {};
+}
+
 std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorInfo& k, const TensorInfo& v,
-                            const DeviceProperties* simulated, Problem& p) {
+                            const Processors* simulated, Problem& p, Target& target) {
   if (in.dropout_p != 0) return "dropout_p must be 0";
   if (!simulated && q.device_type != aoti_torch_device_type_cuda()) return "inputs must be CUDA tensors";
   if (!same_device(q, k) || !same_device(q, v)) return "query, key, value must be on same device";
@@ -111,13 +128,7 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
   if (head_dim_k != head_dim) return concat("key's head_dim ", head_dim_k, " differs from query's ", head_dim);
   if (!varlen && k.size[0] != q.size[0]) return concat("key's batch ", k.size[0], " differs from query's ", q.size[0]);
 
-  try {
-    const DeviceProperties& device = simulated ? *simulated : device_properties(q.device_index);
-    p.capability = device.capability;
-    p.sm_count = device.sm_count;
-  } catch (const Error& error) {  // no driver that our kernels can run on
-    return error.what();
-  }
+  if (std::string reason = describe_target(q, simulated, p, target); !reason.empty()) return reason;
   p.tile = options().tile.load(std::memory_order_relaxed);
   p.dealing = options().dealing.load(std::memory_order_relaxed);
   p.decode = options().decode.load(std::memory_order_relaxed);
@@ -151,11 +162,14 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
       p.total_k = bounded_product(k.size[0], p.page_size);
       most_keys = bounded_product(block_table.size[1], p.page_size);
     }
-    p.seqlen_q = std::min(in.max_q, p.total_q);  // a caller may pass any bound for "the longest"
-    p.seqlen_k = std::min(in.max_k, most_keys);
+    if (in.max_q < 0 || in.max_k < 0) return concat("max_q and max_k must not be negative, are ", in.max_q, " and ", in.max_k);
+    if (most_keys >= kUnbounded) return concat("a row of block_table must hold less than 2^30 keys, holds ", most_keys);
+    // A caller may pass any bound for "the longest". None at all where no sequence has a row says nothing that cu_seqlens does not.
+    p.seqlen_q = std::min(std::max<int64_t>(in.max_q, 1), p.total_q);
+    p.seqlen_k = std::min(std::max<int64_t>(in.max_k, 1), most_keys);
     // The stock kernel drops a window bound of max_k or more, our planner one of seqlen_k or more. Where a sequence has more
     // queries than keys, dropping the right one shows.
-    if (!p.is_causal && p.window_size_right >= p.seqlen_k && p.window_size_right < in.max_k) {
+    if (!p.is_causal && p.seqlen_k && p.window_size_right >= p.seqlen_k && p.window_size_right < in.max_k) {
       return concat("window_size_right, ", p.window_size_right, ", is less than max_k, ", in.max_k, ", but not than key's ",
                     most_keys, " rows");
     }
@@ -209,7 +223,7 @@ std::string copies(const ForwardCall& call) {
   return names.empty() ? names : concat("copied first, because TMA takes addresses and strides of 16 bytes only: ", names);
 }
 
-ForwardDescription describe(const ForwardCall& call, const DeviceProperties* simulated) {
+ForwardDescription describe(const ForwardCall& call, const Processors* simulated) {
   ForwardDescription d;
   d.problem.op = Op::kForward;
   d.reason = undefined_one({{"query", &call.query}, {"key", &call.key}, {"value", &call.value}});
@@ -232,7 +246,7 @@ ForwardDescription describe(const ForwardCall& call, const DeviceProperties* sim
   } else if (call.num_splits.value_or(0) < 0) {
     d.reason = concat("num_splits must not be negative, is ", *call.num_splits);
   } else {
-    d.reason = describe_inputs(inputs, d.query, d.key, d.value, simulated, d.problem);
+    d.reason = describe_inputs(inputs, d.query, d.key, d.value, simulated, d.problem, d.target);
   }
   if (d.reason.empty() && call.block_table && !(addressable(call.key.get()) && addressable(call.value.get()))) {
     d.reason =
@@ -277,7 +291,7 @@ BackwardDescription describe(const BackwardCall& call) {
                       call.window_size_right,
                       call.order};
   d.problem.deterministic = deterministic_algorithms();
-  d.reason = describe_inputs(inputs, d.query, d.key, d.value, nullptr, d.problem);
+  d.reason = describe_inputs(inputs, d.query, d.key, d.value, nullptr, d.problem, d.target);
   if (!d.reason.empty()) return d;
   if (d.grad_out.dtype != d.query.dtype || d.out.dtype != d.query.dtype) {
     d.reason = "grad_out and out must have query's dtype";

@@ -12,17 +12,19 @@ namespace fa4::aten {
 struct ForwardDescription {
   Problem problem;
   std::string reason;  // not empty: our kernels can't take the call
+  Target target;
   TensorInfo query, key, value;
 };
 
 struct BackwardDescription {
   Problem problem;
   std::string reason;
+  Target target;
   TensorInfo grad_out, query, key, value, out, logsumexp;
 };
 
 // `simulated`: the device to describe the call for, whatever device the tensors are on; null: the tensors' own.
-ForwardDescription describe(const ForwardCall& call, const DeviceProperties* simulated = nullptr);
+ForwardDescription describe(const ForwardCall& call, const Processors* simulated = nullptr);
 BackwardDescription describe(const BackwardCall& call);
 
 // [batch, heads, seqlen_q], or [heads, total_q] when ragged

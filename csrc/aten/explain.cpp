@@ -22,13 +22,13 @@ void explain(StableIValue* stack, uint64_t, uint64_t) {
   const ForwardCall call = take_flash_forward(arguments, true);
   const bool deterministic = arguments.value<bool>(), backward = arguments.value<bool>(), speed_rules = arguments.value<bool>();
   const auto capability = arguments.value<int64_t>(), sm_count = arguments.value<int64_t>();
-  const DeviceProperties device{static_cast<int32_t>(capability), static_cast<int32_t>(sm_count)};
+  const Processors device{static_cast<int32_t>(capability), static_cast<int32_t>(sm_count), true};
   ForwardDescription d = describe(call, capability ? &device : nullptr);
   d.problem.op = backward ? Op::kBackward : Op::kForward;
   d.problem.deterministic = backward && deterministic;
   const Plan chosen = choose(d.problem, d.reason, speed_rules);
   stack[0] = torch::stable::detail::from(chosen.supported());
-  stack[1] = torch::stable::detail::from(std::string(chosen.supported() ? chosen.kernel->name : ""));
+  stack[1] = torch::stable::detail::from(std::string(chosen.name()));
   stack[2] = torch::stable::detail::from(chosen.supported() ? copies(call) : chosen.reason);
   stack[3] = torch::stable::detail::from(chosen.tile_q());
   stack[4] = torch::stable::detail::from(chosen.tile_k());

@@ -1,3 +1,5 @@
+#include <limits>
+
 #include "../core/integers.h"
 #include "../core/launch.h"
 #include "decide.h"
@@ -5,7 +7,6 @@
 #include "ops.h"
 #include "profile_range.h"
 #include "stock.h"
-#include "stream.h"
 
 namespace fa4::aten {
 namespace {
@@ -28,11 +29,14 @@ struct Allocation {
   static constexpr int64_t kNumber = sizeof(uint64_t);
 };
 
-// Attention into `out` and `allocation`.
-void run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan, const TensorView& out,
+// Attention into `out` and `allocation`. `out_tensor`: what `out` is a view of.
+void run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan, AtenTensorHandle out_tensor, const TensorView& out,
          const Allocation& allocation) {
+  if (plan.nothing_to_compute) {
+    fill(out_tensor, 0);
+    return fill(allocation.logsumexp.get(), -std::numeric_limits<double>::infinity());
+  }
   const Problem& p = d.problem;
-  const int32_t device = d.query.device_index;
   const Readable query(call.query.get(), d.query, call.order), key(call.key.get(), d.key, call.order),
       value(call.value.get(), d.value, call.order);
   ForwardArguments arguments;
@@ -53,7 +57,7 @@ void run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan,
   }
   arguments.softmax_scale = softmax_scale(call.scale, p.head_dim);
   const ProfileRange range(plan.kernel->name);
-  launch_forward(p, plan, arguments, {device, current_stream(device)});
+  launch_forward(p, plan, arguments, d.target);
 }
 
 struct Outputs {
@@ -67,7 +71,7 @@ Outputs run(const ForwardCall& call, const ForwardDescription& d, const Plan& pl
   const int32_t number = aoti_torch_dtype_uint64();
   Handle out = empty_output(d.query, d.value);
   Allocation a(d, plan, kTwo + 1);
-  run(call, d, plan, view(out.get(), info(out.get()), call.order), a);
+  run(call, d, plan, out.get(), view(out.get(), info(out.get()), call.order), a);
   Handle debug_mask = part(out, 0, d.query.dtype, 1, &kZero);
   Handle rng_state = part(a.whole, a.numbers, number, 1, &kTwo);
   Handle unused = part(a.whole, a.numbers + kTwo * Allocation::kNumber, number, 0, nullptr);
@@ -118,7 +122,7 @@ void flash_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t, u
   if (!plan.supported()) return stock_forward_inplace(call, stack);
   Allocation allocation(d, plan, 0);
   Writable out(call.out.get(), call.order);
-  run(call, d, plan, out.view, allocation);
+  run(call, d, plan, out.tensor, out.view, allocation);
   out.finish();
   stack[0] = give(std::move(allocation.logsumexp));
 }

@@ -1,5 +1,7 @@
 #include "tensors.h"
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
+
 #include <algorithm>
 
 #include "../core/error.h"
@@ -118,6 +120,8 @@ Handle part(const Handle& whole, int64_t byte_offset, int32_t dtype, int64_t dim
   check_shim(aoti_torch__alloc_from_pool(whole.get(), byte_offset, dtype, dim, size, stride, &handle), "taking a part of a tensor");
   return Handle(handle);
 }
+
+void fill(AtenTensorHandle tensor, double value) { check_shim(aoti_torch_aten_fill__Scalar(tensor, value), "filling a tensor"); }
 
 Handle contiguous_copy(AtenTensorHandle tensor, const TensorInfo& info) {
   Handle copy = empty(info.dim, info.size, info.dtype, info.device_index);

@@ -74,6 +74,7 @@ Handle empty(int64_t dim, const int64_t* size, int32_t dtype, int32_t device_ind
 Handle undefined();
 // A contiguous tensor of its own dtype in the memory of another, which begins where that one's memory does; no view to autograd.
 Handle part(const Handle& whole, int64_t byte_offset, int32_t dtype, int64_t dim, const int64_t* size);
+void fill(AtenTensorHandle tensor, double value);
 Handle contiguous_copy(AtenTensorHandle tensor, const TensorInfo& info);  // in memory of its own, aligned as allocations are
 
 // [batch, heads, seqlen, head_dim], as scaled_dot_product_attention has it, or [batch, seqlen, heads, head_dim]

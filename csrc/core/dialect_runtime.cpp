@@ -2,11 +2,18 @@
 // A kernel is a CUkernel; the attribute numbers of both APIs are the same.
 #include "dialect_runtime.h"
 
+#include <algorithm>
+
 #include "driver.h"
 
 namespace {
 
-thread_local fa4::Function* launching;
+struct Launching {
+  fa4::Function* function;
+  bool whole_device;
+};
+
+thread_local Launching launching;
 
 // cudaLaunchConfig_t, as the runtime's ABI fixes it.
 struct LaunchConfig {
@@ -16,6 +23,57 @@ struct LaunchConfig {
   CUlaunchAttribute* attributes;
   unsigned int num_attributes;
 };
+
+// The driver takes a CUkernel in place of a function, and finds the function of the stream's context at every launch, which was
+// measured to take 0.3 us. A function that was found once holds in the primary context, and in others by luck at best.
+CUresult find_function(CUkernel kernel, CUfunction& function) {
+  if (!launching.whole_device) {
+    function = reinterpret_cast<CUfunction>(kernel);
+    return CUDA_SUCCESS;
+  }
+  std::atomic<CUfunction>& known = launching.function->in_primary_context;
+  function = known.load(std::memory_order_acquire);
+  if (function) return CUDA_SUCCESS;
+  const CUresult result = fa4::driver().kernel_get_function(&function, kernel);
+  if (result == CUDA_SUCCESS) known.store(function, std::memory_order_release);
+  return result;
+}
+
+uint32_t cluster_size(const CUlaunchConfig& config) {
+  for (unsigned int i = 0; i < config.numAttrs; ++i) {
+    const CUlaunchAttribute& given = config.attrs[i];
+    if (given.id != CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) continue;
+    return given.value.clusterDim.x * given.value.clusterDim.y * given.value.clusterDim.z;
+  }
+  return 1;
+}
+
+// The driver answers for the context that is current, a launch runs in the stream's.
+template <class Question>
+CUresult ask_in_context_of(CUstream stream, const Question& question) {
+  CUcontext context, popped;
+  if (launching.whole_device || fa4::driver().stream_get_context(stream, &context) != CUDA_SUCCESS) return question();
+  if (const CUresult result = fa4::driver().context_push(context)) return result;
+  const CUresult answer = question();
+  fa4::driver().context_pop(&popped);
+  return answer;
+}
+
+// A cluster's CTAs run in one part of the GPU, of which a green context or a share under MPS may have less than the cluster needs.
+// A graph that captures the launch would notice only when it is made.
+bool cluster_fits(CUfunction function, const CUlaunchConfig& config) {
+  const uint32_t size = cluster_size(config);
+  if (size <= 1) return true;
+  const uint32_t bit = uint32_t{1} << std::min<uint32_t>(size - 1, 31);
+  std::atomic<uint32_t>& known = launching.function->clusters_that_fit;
+  if (launching.whole_device && known.load(std::memory_order_relaxed) & bit) return true;
+  int clusters = 0;
+  const CUresult result =
+      ask_in_context_of(config.hStream, [&] { return fa4::driver().max_active_clusters(&clusters, function, &config); });
+  if (result != CUDA_SUCCESS || clusters < 1) return false;
+  if (launching.whole_device) known.fetch_or(bit, std::memory_order_relaxed);
+  return true;
+}
 
 }  // namespace
 
@@ -53,14 +111,9 @@ int _cudaFuncSetAttribute(CUkernel kernel, int attribute, int value) {
   return result == CUDA_SUCCESS ? _cudaKernelSetAttributeForDevice(kernel, attribute, value, device) : result;
 }
 
-// The driver takes a CUkernel too, but then looks for its function at every launch, which was measured to take 0.3 us.
 int _cudaLaunchKernelEx(const LaunchConfig* given, CUkernel kernel, void** arguments) {
-  CUfunction function = launching->load(std::memory_order_acquire);
-  if (!function) {
-    const CUresult result = fa4::driver().kernel_get_function(&function, kernel);
-    if (result != CUDA_SUCCESS) return result;
-    launching->store(function, std::memory_order_release);
-  }
+  CUfunction function;
+  if (const CUresult result = find_function(kernel, function)) return result;
   CUlaunchConfig config{};
   config.gridDimX = given->grid[0], config.gridDimY = given->grid[1], config.gridDimZ = given->grid[2];
   config.blockDimX = given->block[0], config.blockDimY = given->block[1], config.blockDimZ = given->block[2];
@@ -68,6 +121,7 @@ int _cudaLaunchKernelEx(const LaunchConfig* given, CUkernel kernel, void** argum
   config.hStream = given->stream;
   config.attrs = given->attributes;
   config.numAttrs = given->num_attributes;
+  if (!cluster_fits(function, config)) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
   return fa4::driver().launch_kernel(&config, function, arguments, nullptr);
 }
 
@@ -75,8 +129,8 @@ int _cudaLaunchKernelEx(const LaunchConfig* given, CUkernel kernel, void** argum
 
 namespace fa4 {
 
-void launch_compiled(const Kernel& kernel, Function& function, void** arguments, int32_t count) {
-  launching = &function;
+void launch_compiled(const Kernel& kernel, Function& function, bool whole_device, void** arguments, int32_t count) {
+  launching = {&function, whole_device};
   kernel.launch(arguments, count);
 }
 

@@ -32,6 +32,7 @@ Driver open_driver() {
   FA4_FIND(device_get_attribute, cuDeviceGetAttribute);
   FA4_FIND(primary_context_retain, cuDevicePrimaryCtxRetain);
   FA4_FIND(context_get_device, cuCtxGetDevice);
+  FA4_FIND(context_get_resource, cuCtxGetDevResource);
   FA4_FIND(context_set, cuCtxSetCurrent);
   FA4_FIND(context_push, cuCtxPushCurrent);
   FA4_FIND(context_pop, cuCtxPopCurrent);
@@ -40,6 +41,8 @@ Driver open_driver() {
   FA4_FIND(kernel_get_attribute, cuKernelGetAttribute);
   FA4_FIND(kernel_set_attribute, cuKernelSetAttribute);
   FA4_FIND(kernel_get_function, cuKernelGetFunction);
+  FA4_FIND(stream_get_context, cuStreamGetCtx);
+  FA4_FIND(max_active_clusters, cuOccupancyMaxActiveClusters);
   FA4_FIND(launch_kernel, cuLaunchKernelEx);
   FA4_FIND(memset_d32_async, cuMemsetD32Async);
   int version = 0;
@@ -51,9 +54,28 @@ Driver open_driver() {
   return driver;
 }
 
+// Looked for once: where there is none, every call would ask again.
+struct Opened {
+  Driver driver{};
+  std::string problem;
+
+  Opened() {
+    try {
+      driver = open_driver();
+    } catch (const Error& error) {
+      problem = error.what();
+    }
+  }
+};
+
+const Opened& opened() {
+  static const Opened* const opened = new Opened;  // for good: a call may run while the process exits
+  return *opened;
+}
+
 struct CachedDevice {
   std::atomic<bool> ready{false};
-  DeviceProperties properties{};
+  Processors all{};
   CUcontext primary_context = nullptr;
 };
 
@@ -71,9 +93,10 @@ CachedDevice& cached_device(int device) {
   if (cached.ready.load(std::memory_order_acquire)) return cached;
   std::lock_guard<std::mutex> lock(mutex);
   if (!cached.ready.load(std::memory_order_relaxed)) {
-    cached.properties.capability = 10 * attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) +
-                                   attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
-    cached.properties.sm_count = attribute(device, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+    cached.all.capability = 10 * attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) +
+                            attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+    cached.all.sm_count = attribute(device, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+    cached.all.whole_device = true;
     check(driver().primary_context_retain(&cached.primary_context, device), "cuDevicePrimaryCtxRetain");
     cached.ready.store(true, std::memory_order_release);
   }
@@ -82,9 +105,11 @@ CachedDevice& cached_device(int device) {
 
 }  // namespace
 
+const std::string& driver_problem() { return opened().problem; }
+
 const Driver& driver() {
-  static const Driver driver = open_driver();
-  return driver;
+  if (!driver_problem().empty()) fail(driver_problem());
+  return opened().driver;
 }
 
 void check(CUresult result, const char* what) {
@@ -95,7 +120,19 @@ void check(CUresult result, const char* what) {
   fail(what, " failed: ", name ? name : "unknown error", " (", text ? text : "", ")");
 }
 
-const DeviceProperties& device_properties(int device) { return cached_device(device).properties; }
+Processors processors(int device, void* stream) {
+  const CachedDevice& cached = cached_device(device);
+  CUcontext context;
+  // Without a context current, or with another device's, DeviceScope will make the primary one current.
+  if (driver().stream_get_context(static_cast<CUstream>(stream), &context) != CUDA_SUCCESS) return cached.all;
+  if (context == cached.primary_context) return cached.all;
+  CUdevice current;
+  if (!stream && driver().context_get_device(&current) == CUDA_SUCCESS && current != device) return cached.all;
+  // Contexts come and go, and a new one may have an old one's address: nothing about them is kept.
+  CUdevResource part;
+  if (driver().context_get_resource(context, &part, CU_DEV_RESOURCE_TYPE_SM) != CUDA_SUCCESS) return cached.all;
+  return {cached.all.capability, static_cast<int32_t>(part.sm.smCount), false};
+}
 
 DeviceScope::DeviceScope(int device) {
   CUdevice current;

@@ -5,6 +5,7 @@
 #include <cuda.h>
 
 #include <cstdint>
+#include <string>
 
 namespace fa4 {
 
@@ -15,6 +16,7 @@ struct Driver {
   decltype(&cuDeviceGetAttribute) device_get_attribute;
   decltype(&cuDevicePrimaryCtxRetain) primary_context_retain;
   decltype(&cuCtxGetDevice) context_get_device;
+  decltype(&cuCtxGetDevResource) context_get_resource;
   decltype(&cuCtxSetCurrent) context_set;
   decltype(&cuCtxPushCurrent) context_push;
   decltype(&cuCtxPopCurrent) context_pop;
@@ -23,25 +25,32 @@ struct Driver {
   decltype(&cuKernelGetAttribute) kernel_get_attribute;
   decltype(&cuKernelSetAttribute) kernel_set_attribute;
   decltype(&cuKernelGetFunction) kernel_get_function;
+  decltype(&cuStreamGetCtx) stream_get_context;
+  decltype(&cuOccupancyMaxActiveClusters) max_active_clusters;
   decltype(&cuLaunchKernelEx) launch_kernel;
   decltype(&cuMemsetD32Async) memset_d32_async;
 };
 
-const Driver& driver();  // throws Error when there is no CUDA driver, or one too old for the kernels
+const Driver& driver();               // throws Error where driver_problem() has one
+const std::string& driver_problem();  // there is no CUDA driver, or one too old for the kernels; empty: neither
 
 void check(CUresult result, const char* what);  // throws Error with the driver's own words
 
-struct DeviceProperties {
-  int32_t capability;  // 90 for 9.0
-  int32_t sm_count;
-};
-
 constexpr int kMaxDevices = 64;
 
-const DeviceProperties& device_properties(int device);
+// What a launch on a stream runs on.
+struct Processors {
+  int32_t capability;  // 90 for 9.0
+  int32_t sm_count;
+  bool whole_device;  // false: a part of it, as a green context has, or a context that is not the primary one
+};
 
-// Makes the device's primary context current for the calling thread, and puts back another device's. A thread that has none keeps
-// it, as after any call of the CUDA runtime: what runs next in autograd's threads counts on one.
+// The stream counts, and for the null stream the context that is current. Both may be a green context's.
+Processors processors(int device, void* stream);
+
+// Makes the device's primary context current for the calling thread where another device's is, and puts that back. A thread that
+// has none keeps it, as after any call of the CUDA runtime: what runs next in autograd's threads counts on one. A context of the
+// same device stays: it may be a green one, whose share of the device the null stream then stands for.
 class DeviceScope {
  public:
   explicit DeviceScope(int device);

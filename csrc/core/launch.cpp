@@ -5,6 +5,7 @@
 #include "dialect_runtime.h"
 #include "driver.h"
 #include "error.h"
+#include "integers.h"
 #include "module.h"
 
 namespace fa4 {
@@ -31,25 +32,54 @@ union Exported {  // the rank is the layout's
   ExportedTensor<2> two;
 };
 
-// Pointers to a kernel's arguments, in the order of its entry under kernels/.
+constexpr int64_t kElementBytes = 2;  // bf16 and fp16
+
+// Some of a problem's batch entries and heads. A grid's y and z, where most kernels have these, hold no more than kMaxGrid.
+struct Part {
+  int64_t batch, batches;     // the first entry, and how many
+  int64_t head_kv, heads_kv;  // the same of key/value heads
+  int64_t all_heads_kv;       // of the problem
+
+  int64_t head(int64_t heads) const { return head_kv * (heads / all_heads_kv); }  // the first, of a tensor with so many in all
+  int64_t heads(int64_t heads) const { return heads_kv * (heads / all_heads_kv); }
+};
+
+// Calls `launch` with parts that make up the problem: one, but for batches and heads beyond a grid.
+template <class Launch>
+void for_each_part(const Problem& p, const Kernel& kernel, Launch&& launch) {
+  const int64_t ratio = p.num_heads / p.num_heads_kv;
+  // Grids of packed sequences have them in x, but for the decode kernel's. Persistent grids have neither batch nor heads.
+  const bool batch_in_z = kernel.layout != Layout::kVarlen && !kernel.persistent, heads_in_y = !kernel.persistent;
+  const int64_t most_batches = batch_in_z ? kMaxGrid : p.batch, most_heads = heads_in_y ? kMaxGrid / ratio : p.num_heads_kv;
+  for (int64_t batch = 0; batch < p.batch; batch += most_batches) {
+    for (int64_t head = 0; head < p.num_heads_kv; head += most_heads) {
+      launch(
+          Part{batch, std::min(most_batches, p.batch - batch), head, std::min(most_heads, p.num_heads_kv - head), p.num_heads_kv});
+    }
+  }
+}
+
+// Pointers to a kernel's arguments, in the order of its entry under kernels/. Tensors are given whole; the kernel sees a part.
 class ArgumentList {
  public:
-  explicit ArgumentList(const Kernel& kernel) : kernel_(kernel), varlen_(kernel.layout == Layout::kVarlen) {}
+  ArgumentList(const Problem& p, const Kernel& kernel, const Part& part)
+      : kernel_(kernel), part_(part), dense_(p.layout == Layout::kDense), varlen_(kernel.layout == Layout::kVarlen) {}
 
   void add(void* pointer) { pointers_[count_++] = pointer; }
 
   // q, k, v, o and their gradients
-  void add(const TensorView& t, Exported& storage) { varlen_ ? add(t, storage.three) : add(t, storage.four); }
+  void add(const TensorView& t, Exported& storage) { varlen_ ? add(t, 1, storage.three) : add(t, 2, storage.four); }
 
   // Contiguous fp32 [batch,] heads, n: lse, delta, accumulators
-  void add_rows(const void* data, int64_t batch, int64_t heads, int64_t n, Exported& storage) {
-    void* pointer = const_cast<void*>(data);
+  void add_rows(const void* data, int64_t heads, int64_t n, Exported& storage) {
+    const int64_t batch = dense_ ? part_.batch : 0, batches = dense_ ? part_.batches : 1;
+    void* pointer = const_cast<float*>(static_cast<const float*>(data)) + (batch * heads + part_.head(heads)) * n;
+    const auto heads_here = static_cast<int32_t>(part_.heads(heads)), rows = static_cast<int32_t>(n);
     if (varlen_) {
-      storage.two = {pointer, {static_cast<int32_t>(heads), static_cast<int32_t>(n)}, {n}};
+      storage.two = {pointer, {heads_here, rows}, {n}};
       add(&storage.two);
     } else {
-      storage.three = {
-          pointer, {static_cast<int32_t>(batch), static_cast<int32_t>(heads), static_cast<int32_t>(n)}, {heads * n, n}};
+      storage.three = {pointer, {static_cast<int32_t>(batches), heads_here, rows}, {heads * n, n}};
       add(&storage.three);
     }
   }
@@ -78,35 +108,52 @@ class ArgumentList {
     if (varlen_) add_lengths(static_cast<int32_t*>(data), 1, storage);
   }
 
-  void add_semaphore(void* data, int64_t batch, int64_t heads, int64_t tiles, int64_t slots, ExportedTensor<4>& storage) {
-    storage = {data,
-               {static_cast<int32_t>(batch), static_cast<int32_t>(heads), static_cast<int32_t>(tiles), static_cast<int32_t>(slots)},
+  // Contiguous int32 batch, heads, tiles, slots
+  void add_semaphore(int32_t* data, int64_t heads, int64_t tiles, int64_t slots, ExportedTensor<4>& storage) {
+    storage = {data + (part_.batch * heads + part_.head(heads)) * tiles * slots,
+               {static_cast<int32_t>(part_.batches), static_cast<int32_t>(part_.heads(heads)), static_cast<int32_t>(tiles),
+                static_cast<int32_t>(slots)},
                {heads * tiles * slots, tiles * slots, slots}};
     add(&storage);
   }
 
-  void launch(const Target& target) {
+  // Returns whether the device, or the part of it that the stream has, can hold the kernel's clusters: if not, nothing was
+  // launched.
+  bool launch_if_clusters_fit(const Target& target) {
     Function& function = loaded(kernel_, target.device);
     void* stream = target.stream;
     int32_t result = 0;
-    add(&stream);
-    add(&result);
-    launch_compiled(kernel_, function, pointers_, count_);
+    pointers_[count_] = &stream;
+    pointers_[count_ + 1] = &result;
+    launch_compiled(kernel_, function, target.whole_device, pointers_, count_ + 2);
+    if (result == CUDA_ERROR_INVALID_CLUSTER_SIZE) return false;
     if (result) check(static_cast<CUresult>(result), concat("launching kernel ", kernel_.name).c_str());
+    return true;
+  }
+
+  void launch(const Target& target) {
+    if (!launch_if_clusters_fit(target)) {
+      fail("launching kernel ", kernel_.name, " failed: its clusters do not fit the multiprocessors that the stream may use");
+    }
   }
 
  private:
   template <int kRank>
-  void add(const TensorView& t, ExportedTensor<kRank>& storage) {
-    storage.data = t.data;
+  void add(const TensorView& t, int heads, ExportedTensor<kRank>& storage) {
+    const int64_t offset = part_.head(t.size[heads]) * t.stride[heads] + (dense_ ? part_.batch * t.stride[0] : 0);
+    storage.data = static_cast<char*>(t.data) + kElementBytes * offset;
     for (int i = 0; i < kRank; ++i) storage.shape[i] = static_cast<int32_t>(t.size[i]);
+    storage.shape[heads] = static_cast<int32_t>(part_.heads(t.size[heads]));
+    if (dense_) storage.shape[0] = static_cast<int32_t>(part_.batches);
     // The stride of a single row is never taken and may be anything, but TMA wants multiples of 16 bytes.
-    for (int i = 0; i + 1 < kRank; ++i) storage.stride[i] = t.size[i] == 1 ? 0 : t.stride[i];
+    for (int i = 0; i + 1 < kRank; ++i) storage.stride[i] = storage.shape[i] == 1 ? 0 : t.stride[i];
     add(&storage);
   }
 
   static constexpr int kMost = 24;
   const Kernel& kernel_;
+  Part part_;
+  bool dense_;  // the tensors' first dimension is the batch
   bool varlen_;
   void* pointers_[kMost];
   int32_t count_ = 0;
@@ -132,27 +179,27 @@ void clear(const Workspace& w, const Scratch& scratch, const Target& target) {
         "clearing the workspace");
 }
 
-void preprocess(const Problem& p, const Plan& plan, const BackwardArguments& a, const Target& target) {
+void preprocess(const Problem& p, const Plan& plan, const BackwardArguments& a, const Part& part, const Target& target) {
   const Workspace& w = plan.workspace;
   const Scratch scratch{static_cast<char*>(a.workspace)}, numbers = row_numbers(w, a);
-  ArgumentList list(kKernels[plan.kernel->preprocess]);
+  ArgumentList list(p, kKernels[plan.kernel->preprocess], part);
   Exported o, grad_o, delta, lse, lse_log2, dq_accum;
   ExportedTensor<1> cu_seqlens;
   list.add(a.o, o);
   list.add(a.grad_o, grad_o);
-  list.add_rows(numbers.at(w.delta), p.batch, p.num_heads, w.rows_q, delta);
-  list.add_rows(a.lse, p.batch, p.num_heads, p.layout == Layout::kVarlen ? p.total_q : p.seqlen_q, lse);
-  list.add_rows(numbers.at(w.lse_log2), p.batch, p.num_heads, w.rows_q, lse_log2);
-  list.add_rows(scratch.at(w.dq_accum), p.batch, p.num_heads, w.rows_q * plan.kernel->head_dim, dq_accum);
+  list.add_rows(numbers.at(w.delta), p.num_heads, w.rows_q, delta);
+  list.add_rows(a.lse, p.num_heads, p.layout == Layout::kVarlen ? p.total_q : p.seqlen_q, lse);
+  list.add_rows(numbers.at(w.lse_log2), p.num_heads, w.rows_q, lse_log2);
+  list.add_rows(scratch.at(w.dq_accum), p.num_heads, w.rows_q * plan.kernel->head_dim, dq_accum);
   list.add_cu_seqlens(a.cu_seqlens_q, p.batch, cu_seqlens);
   list.launch(target);
 }
 
-void gradients(const Problem& p, const Plan& plan, const BackwardArguments& a, const Target& target) {
+void gradients(const Problem& p, const Plan& plan, const BackwardArguments& a, const Part& part, const Target& target) {
   const Kernel& kernel = *plan.kernel;
   const Workspace& w = plan.workspace;
   const Scratch scratch{static_cast<char*>(a.workspace)}, numbers = row_numbers(w, a);
-  ArgumentList list(kernel);
+  ArgumentList list(p, kernel, part);
   Exported q, k, v, grad_o, lse_log2, delta, dq_accum, dk, dv;
   ExportedTensor<1> cu_seqlens_q, cu_seqlens_k;
   ExportedTensor<4> dq_semaphore, dk_semaphore, dv_semaphore;
@@ -162,12 +209,12 @@ void gradients(const Problem& p, const Plan& plan, const BackwardArguments& a, c
   list.add(a.k, k);
   list.add(a.v, v);
   list.add(a.grad_o, grad_o);
-  list.add_rows(numbers.at(w.lse_log2), p.batch, p.num_heads, w.rows_q, lse_log2);
-  list.add_rows(numbers.at(w.delta), p.batch, p.num_heads, w.rows_q, delta);
-  list.add_rows(scratch.at(w.dq_accum), p.batch, p.num_heads, w.rows_q * kernel.head_dim, dq_accum);
+  list.add_rows(numbers.at(w.lse_log2), p.num_heads, w.rows_q, lse_log2);
+  list.add_rows(numbers.at(w.delta), p.num_heads, w.rows_q, delta);
+  list.add_rows(scratch.at(w.dq_accum), p.num_heads, w.rows_q * kernel.head_dim, dq_accum);
   if (kernel.grouped) {
-    list.add_rows(scratch.at(w.dk_accum), p.batch, p.num_heads_kv, w.rows_k * kernel.head_dim, dk);
-    list.add_rows(scratch.at(w.dv_accum), p.batch, p.num_heads_kv, w.rows_k * kernel.head_dim_v, dv);
+    list.add_rows(scratch.at(w.dk_accum), p.num_heads_kv, w.rows_k * kernel.head_dim, dk);
+    list.add_rows(scratch.at(w.dv_accum), p.num_heads_kv, w.rows_k * kernel.head_dim_v, dv);
   } else {
     list.add(a.dk, dk);
     list.add(a.dv, dv);
@@ -178,26 +225,37 @@ void gradients(const Problem& p, const Plan& plan, const BackwardArguments& a, c
   list.add(&left);
   list.add(&right);
   if (kernel.deterministic) {
-    list.add_semaphore(scratch.at(w.dq_semaphore), p.batch, p.num_heads, w.tiles_q, w.cluster, dq_semaphore);
+    list.add_semaphore(scratch.at<int32_t>(w.dq_semaphore), p.num_heads, w.tiles_q, w.cluster, dq_semaphore);
     if (kernel.grouped) {
-      list.add_semaphore(scratch.at(w.dk_semaphore), p.batch, p.num_heads_kv, w.tiles_k, 2, dk_semaphore);
-      list.add_semaphore(scratch.at(w.dv_semaphore), p.batch, p.num_heads_kv, w.tiles_k, 2, dv_semaphore);
+      list.add_semaphore(scratch.at<int32_t>(w.dk_semaphore), p.num_heads_kv, w.tiles_k, 2, dk_semaphore);
+      list.add_semaphore(scratch.at<int32_t>(w.dv_semaphore), p.num_heads_kv, w.tiles_k, 2, dv_semaphore);
     }
   }
   list.launch(target);
 }
 
+// Gradients that another kernel writes where there are sequences, and where there are none the postprocess of dQ clears.
+struct Others {
+  TensorView dk, dv;
+  const int32_t* cu_seqlens = nullptr;
+};
+
 // fp32 accumulator -> gradient, for dQ (rows of q) or dK and dV (rows of k)
 void postprocess(const Problem& p, int kernel_row, const void* accumulator, const TensorView& gradient, int64_t heads, int64_t rows,
-                 float scale, const int32_t* cu_seqlens, const Target& target) {
+                 float scale, const int32_t* cu_seqlens, const Others& others, const Part& part, const Target& target) {
   const Kernel& kernel = kKernels[kernel_row];
-  ArgumentList list(kernel);
-  Exported accum, grad;
-  ExportedTensor<1> lengths;
-  list.add_rows(accumulator, p.batch, heads, rows * kernel.head_dim, accum);
+  ArgumentList list(p, kernel, part);
+  Exported accum, grad, dk, dv;
+  ExportedTensor<1> lengths, lengths_k;
+  list.add_rows(accumulator, heads, rows * kernel.head_dim, accum);
   list.add(gradient, grad);
   list.add(&scale);
-  list.add_cu_seqlens(cu_seqlens, p.batch, lengths);
+  if (kernel.layout == Layout::kVarlen) {
+    list.add_lengths(cu_seqlens, p.batch + 1, lengths);
+    list.add(others.dk, dk);
+    list.add(others.dv, dv);
+    list.add_lengths(others.cu_seqlens, p.batch + 1, lengths_k);
+  }
   list.launch(target);
 }
 
@@ -212,16 +270,16 @@ TensorView with_batch(const TensorView& t, const Problem& p) {
   return result;
 }
 
-void decode(const Problem& p, const Plan& plan, const ForwardArguments& a, const Target& target) {
-  const bool varlen = p.layout == Layout::kVarlen;
-  ArgumentList list(*plan.kernel);
+void decode(const Problem& p, const Plan& plan, const ForwardArguments& a, const Part& part, const Target& target) {
+  const bool varlen = p.layout == Layout::kVarlen, paged = p.page_size > 0;
+  const auto of_part = [&part](const int32_t* lengths) { return lengths ? lengths + part.batch : nullptr; };
+  ArgumentList list(p, *plan.kernel, part);
   Exported q, k, v, o, lse;
   ExportedTensor<1> cu_seqlens_q, cu_seqlens_k, seqused_k;
   ExportedTensor<2> block_table{};
-  const bool paged = p.page_size > 0;
   if (paged) {
-    block_table = {const_cast<int32_t*>(a.block_table),
-                   {static_cast<int32_t>(p.batch), static_cast<int32_t>(a.block_table_columns)},
+    block_table = {const_cast<int32_t*>(a.block_table) + part.batch * a.block_table_stride,
+                   {static_cast<int32_t>(part.batches), static_cast<int32_t>(a.block_table_columns)},
                    {a.block_table_stride}};
   }
   float scale = a.softmax_scale;
@@ -231,29 +289,26 @@ void decode(const Problem& p, const Plan& plan, const ForwardArguments& a, const
   list.add(paged ? a.k : with_batch(a.k, p), k);
   list.add(paged ? a.v : with_batch(a.v, p), v);
   list.add(with_batch(a.o, p), o);
-  list.add_rows(a.lse, varlen ? 1 : p.batch, p.num_heads, varlen ? p.total_q : p.seqlen_q, lse);
+  list.add_rows(a.lse, p.num_heads, varlen ? p.total_q : p.seqlen_q, lse);
   list.add(&scale);
-  list.add_lengths(a.cu_seqlens_q, p.batch + 1, cu_seqlens_q);
-  list.add_lengths(a.cu_seqlens_k, p.batch + 1, cu_seqlens_k);
-  list.add_lengths(a.seqused_k, p.batch, seqused_k);
+  list.add_lengths(of_part(a.cu_seqlens_q), part.batches + 1, cu_seqlens_q);
+  list.add_lengths(of_part(a.cu_seqlens_k), part.batches + 1, cu_seqlens_k);
+  list.add_lengths(of_part(a.seqused_k), part.batches, seqused_k);
   list.add(&block_table);
   list.add(&left);
   list.add(&right);
   list.add(&max_seqlen_q);
   list.add(&splits);
-  list.launch(target);
+  // The planner's choice is for a device of so many multiprocessors. The CTAs of a cluster must also lie near each other.
+  while (splits > 1 && !list.launch_if_clusters_fit(target)) splits /= 2;
+  if (splits == 1) list.launch(target);
 }
 
-}  // namespace
-
-void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& a, const Target& target) {
-  const DeviceScope scope(target.device);
+void forward(const Problem& p, const Plan& plan, const ForwardArguments& a, const Part& part, const Target& target) {
   const Kernel& kernel = *plan.kernel;
-  if (kernel.op == Op::kDecode) return decode(p, plan, a, target);
-  clear(plan.workspace, {static_cast<char*>(a.workspace)}, target);
-  ArgumentList list(kernel);
+  ArgumentList list(p, kernel, part);
   Exported q, k, v, o, lse;
-  ExportedTensor<1> cu_seqlens_q;
+  ExportedTensor<1> cu_seqlens_q, counter;
   ExportedTensor<2> key_lengths;
   float scale = a.softmax_scale;
   int32_t left = plan.window_size_left, right = plan.window_size_right;
@@ -263,7 +318,7 @@ void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& 
   list.add(a.k, k);
   list.add(a.v, v);
   list.add(a.o, o);
-  list.add_rows(a.lse, p.batch, p.num_heads, p.layout == Layout::kVarlen ? p.total_q : p.seqlen_q, lse);
+  list.add_rows(a.lse, p.num_heads, p.layout == Layout::kVarlen ? p.total_q : p.seqlen_q, lse);
   list.add(&scale);
   list.add_cu_seqlens(a.cu_seqlens_q, p.batch, cu_seqlens_q);
   list.add_key_lengths(a.cu_seqlens_k, a.seqused_k, p.batch, key_lengths);
@@ -273,7 +328,6 @@ void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& 
     list.add(&max_seqlen_q);
     list.add(&sm_count);
   }
-  ExportedTensor<1> counter;
   if (kernel.persistent) {
     list.add(&workers);
     list.add(&paired);
@@ -282,21 +336,60 @@ void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& 
   list.launch(target);
 }
 
+const Kernel* find_clear(const Problem& p) {
+  for (const Kernel* kernel = kKernels; kernel != kKernels + kNumKernels; ++kernel) {
+    if (kernel->op == Op::kClear && kernel->arch == p.capability && kernel->dtype == p.dtype) return kernel;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+void clear_unwritten(const Problem& p, const StockGradients& g, const Target& target) {
+  const DeviceScope scope(target.device);
+  const Kernel* kernel = find_clear(p);
+  if (!kernel) return;
+  ArgumentList list(p, *kernel, {0, p.batch, 0, p.num_heads_kv, p.num_heads_kv});
+  Exported dq, dk, dv;
+  ExportedTensor<1> cu_seqlens_q, cu_seqlens_k;
+  int32_t workers = p.sm_count;
+  list.add(g.dq, dq);
+  list.add(g.dk, dk);
+  list.add(g.dv, dv);
+  list.add_cu_seqlens(g.cu_seqlens_q, p.batch, cu_seqlens_q);
+  list.add_cu_seqlens(g.cu_seqlens_k, p.batch, cu_seqlens_k);
+  list.add(&workers);
+  list.launch(target);
+}
+
+void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& a, const Target& target) {
+  const DeviceScope scope(target.device);
+  const bool is_decode = plan.kernel->op == Op::kDecode;
+  clear(plan.workspace, {static_cast<char*>(a.workspace)}, target);
+  for_each_part(p, *plan.kernel, [&](const Part& part) { (is_decode ? decode : forward)(p, plan, a, part, target); });
+}
+
 void launch_backward(const Problem& p, const Plan& plan, const BackwardArguments& a, const Target& target) {
   const DeviceScope scope(target.device);
   const Workspace& w = plan.workspace;
+  const Kernel& kernel = *plan.kernel;
   const Scratch scratch{static_cast<char*>(a.workspace)};
+  const auto for_each = [&](const auto& launch) { for_each_part(p, kernel, launch); };
   clear(w, scratch, target);
-  preprocess(p, plan, a, target);
-  gradients(p, plan, a, target);
-  postprocess(p, plan.kernel->postprocess_dq, scratch.at(w.dq_accum), a.dq, p.num_heads, w.rows_q, a.softmax_scale, a.cu_seqlens_q,
-              target);
-  if (plan.kernel->grouped) {
-    postprocess(p, plan.kernel->postprocess_dk, scratch.at(w.dk_accum), a.dk, p.num_heads_kv, w.rows_k, a.softmax_scale,
-                a.cu_seqlens_k, target);
-    postprocess(p, plan.kernel->postprocess_dv, scratch.at(w.dv_accum), a.dv, p.num_heads_kv, w.rows_k, 1.0f, a.cu_seqlens_k,
+  for_each([&](const Part& part) { preprocess(p, plan, a, part, target); });
+  for_each([&](const Part& part) { gradients(p, plan, a, part, target); });
+  const Others others = kernel.grouped ? Others{} : Others{a.dk, a.dv, a.cu_seqlens_k};
+  for_each([&](const Part& part) {
+    postprocess(p, kernel.postprocess_dq, scratch.at(w.dq_accum), a.dq, p.num_heads, w.rows_q, a.softmax_scale, a.cu_seqlens_q,
+                others, part, target);
+  });
+  if (!kernel.grouped) return;
+  for_each([&](const Part& part) {
+    postprocess(p, kernel.postprocess_dk, scratch.at(w.dk_accum), a.dk, p.num_heads_kv, w.rows_k, a.softmax_scale, a.cu_seqlens_k,
+                {}, part, target);
+    postprocess(p, kernel.postprocess_dv, scratch.at(w.dv_accum), a.dv, p.num_heads_kv, w.rows_k, 1.0f, a.cu_seqlens_k, {}, part,
                 target);
-  }
+  });
 }
 
 }  // namespace fa4

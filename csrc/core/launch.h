@@ -16,7 +16,8 @@ struct TensorView {
 
 struct Target {
   int device = 0;
-  void* stream = nullptr;  // CUstream
+  void* stream = nullptr;    // CUstream
+  bool whole_device = true;  // as processors() says of the two
 };
 
 struct ForwardArguments {
@@ -39,6 +40,17 @@ struct BackwardArguments {
   float softmax_scale = 0;
   void* workspace = nullptr;  // plan.workspace.bytes
 };
+
+// What PyTorch's own backward returned for packed sequences.
+struct StockGradients {
+  TensorView dq, dk, dv;
+  const int32_t* cu_seqlens_q = nullptr;
+  const int32_t* cu_seqlens_k = nullptr;
+};
+
+// Zeros where that backward wrote nothing: rows that belong to no sequence, and dK and dV of sequences without queries. Does
+// nothing where the build has no kernel for it, which is where no speed rule holds.
+void clear_unwritten(const Problem& problem, const StockGradients& gradients, const Target& target);
 
 // Asynchronous. The plan must be of this problem; throws Error when loading or launching fails.
 void launch_forward(const Problem& problem, const Plan& plan, const ForwardArguments& arguments, const Target& target);

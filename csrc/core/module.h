@@ -9,8 +9,12 @@
 
 namespace fa4 {
 
-// What a kernel is on one device; null until its first launch there.
-using Function = std::atomic<CUfunction>;
+// What is known of a kernel on one device.
+struct Function {
+  // In the device's primary context; null until its first launch there.
+  std::atomic<CUfunction> in_primary_context{nullptr};
+  std::atomic<uint32_t> clusters_that_fit{0};  // bit n: the whole device can hold a cluster of n + 1 CTAs
+};
 
 // Returns at once when the kernel is loaded on the device. Throws Error with the kernel's name and the driver's words.
 Function& loaded(const Kernel& kernel, int device);

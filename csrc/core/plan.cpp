@@ -40,23 +40,26 @@ std::string why_not(const Problem& p) {
   if (!kernel_arch(p.capability)) {
     return concat("FA4 requires compute capability 9.0, 10.0 or 10.3, the device has ", p.capability / 10, ".", p.capability % 10);
   }
-  if (p.batch <= 0 || p.num_heads <= 0 || p.num_heads_kv <= 0 || p.head_dim <= 0 || p.head_dim_v <= 0 || p.total_q <= 0 ||
-      p.total_k <= 0 || p.seqlen_q <= 0 || p.seqlen_k <= 0) {
-    return "a tensor is empty";
+  if (std::min({p.batch, p.num_heads, p.num_heads_kv, p.total_q, p.total_k, p.seqlen_q, p.seqlen_k}) < 0) {
+    return "no length may be negative";
   }
-  if (p.num_heads % p.num_heads_kv) {
+  if (p.head_dim <= 0 || p.head_dim_v <= 0) return "head_dim must be positive";
+  if (p.num_heads_kv ? p.num_heads % p.num_heads_kv : p.num_heads) {
     return concat("the number of query heads, ", p.num_heads, ", is not a multiple of the number of key/value heads, ",
                   p.num_heads_kv);
   }
   if (p.head_dim % 8) return concat("head_dim must be a multiple of 8, is ", p.head_dim);
   if (p.head_dim_v % 8) return concat("value's head_dim must be a multiple of 8, is ", p.head_dim_v);
-  if (p.batch > kMaxGrid) return concat("batch must be at most ", kMaxGrid, ", is ", p.batch);
-  if (p.num_heads > kMaxGrid) return concat("the number of heads must be at most ", kMaxGrid, ", is ", p.num_heads);
+  if (p.num_heads > kMaxGrid * std::max<int64_t>(p.num_heads_kv, 1)) {
+    return concat("at most ", kMaxGrid, " query heads can share a key/value head, here ", p.num_heads / p.num_heads_kv);
+  }
   if (const int64_t rows = std::max({p.total_q, p.total_k, p.seqlen_q, p.seqlen_k}); rows >= kUnbounded) {
     return concat("queries and keys of all sequences must each be less than 2^30, are ", rows);
   }
   return {};
 }
+
+bool is_empty(const Problem& p) { return !p.batch || !p.num_heads || !p.total_q || !p.total_k || !p.seqlen_q || !p.seqlen_k; }
 
 // What selects a kernel but for the bucket and the tile.
 struct Key {
@@ -240,12 +243,25 @@ std::string hand_out(const Problem& p, const Kernel& kernel, Mask mask, Plan& pl
   return {};
 }
 
+// Whether the derivative of what our forward computes can be had: from our own backward, or from PyTorch's.
+bool has_backward_that_agrees(const Problem& forward, const ResolvedMask& mask) {
+  if (forward.page_size || stock_agrees(forward, mask.left, mask.right)) return true;  // there is none for pages
+  Problem backward = forward;
+  backward.op = Op::kBackward;
+  backward.tile = {};
+  return plan(backward, false).supported();
+}
+
 }  // namespace
 
 Plan plan(const Problem& problem, bool speed_rules, const std::vector<TileRule>& tile_rules) {
   Plan plan;
   plan.reason = why_not(problem);
   if (!plan.reason.empty()) return plan;
+  if (is_empty(problem)) {
+    plan.nothing_to_compute = true;
+    return plan;
+  }
   const ResolvedMask mask = resolve_mask(problem);
   const Kernel* kernel = find_kernel(problem, mask);
   if (!kernel) {
@@ -264,7 +280,9 @@ Plan plan(const Problem& problem, bool speed_rules, const std::vector<TileRule>&
     const TileRule* rule = find_tile_rule(problem, *kernel, tile_rules);
     const Kernel* tuned = rule ? with_tile(*kernel, rule->tile) : nullptr;
     const bool beats_stock = tuned && rule->beats_stock;  // the speed rules were measured with the defaults
-    if (const char* faster = speed_rules && !beats_stock ? stock_is_faster(problem, *kernel) : nullptr) {
+    const bool may_choose_stock = speed_rules && !beats_stock && stock_agrees(problem, mask.left, mask.right);
+    if (const char* faster = may_choose_stock ? stock_is_faster(problem, *kernel) : nullptr) {
+      plan.stock_is_faster = true;
       plan.reason = faster;
       return plan;
     }
@@ -282,6 +300,10 @@ Plan plan(const Problem& problem, bool speed_rules, const std::vector<TileRule>&
   if (kernel->persistent) {
     plan.reason = hand_out(problem, *kernel, mask.mask, plan);
     if (!plan.reason.empty()) return plan;
+  }
+  if (problem.op == Op::kForward && !has_backward_that_agrees(problem, mask)) {
+    plan.reason = "this build has no backward for it, and PyTorch's does not compute the derivative of this function";
+    return plan;
   }
   if (kernel->op == Op::kDecode) plan.splits = decode_splits(problem, mask.left, mask.right, *kernel);
   plan.kernel = kernel;

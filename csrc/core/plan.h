@@ -31,16 +31,19 @@ struct Workspace {
 };
 
 struct Plan {
-  const Kernel* kernel = nullptr;  // null: not supported
+  const Kernel* kernel = nullptr;
+  bool nothing_to_compute = false;  // and no kernel: there are no queries, or no keys. Results are zero, logsumexp minus infinity
   int32_t window_size_left = kUnbounded;
   int32_t window_size_right = kUnbounded;
   int32_t splits = 1;   // decode: thread blocks that share the keys of a head
   int32_t workers = 0;  // persistent: thread blocks
   int32_t paired = 0;   // persistent and causal: heads, of all batch elements, whose tiles are dealt out in pairs
   Workspace workspace;
-  std::string reason;  // not supported: why, in words for the user
+  bool stock_is_faster = false;  // not supported for this reason alone
+  std::string reason;            // not supported: why, in words for the user
 
-  bool supported() const { return kernel != nullptr; }
+  bool supported() const { return kernel || nothing_to_compute; }
+  const char* name() const { return kernel ? kernel->name : ""; }
   // Rows of queries and of keys in the kernel's tile; 0 when not supported.
   int64_t tile_q() const { return kernel ? kernel->block_m : 0; }
   int64_t tile_k() const { return kernel ? kernel->block_n : 0; }

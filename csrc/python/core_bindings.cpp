@@ -17,7 +17,8 @@ PYBIND11_MODULE(fa4_core, m) {
       .value("DECODE", Op::kDecode)
       .value("BACKWARD", Op::kBackward)
       .value("PREPROCESS", Op::kPreprocess)
-      .value("POSTPROCESS", Op::kPostprocess);
+      .value("POSTPROCESS", Op::kPostprocess)
+      .value("CLEAR", Op::kClear);
   py::enum_<Decode>(m, "Decode")
       .value("WHERE_FASTER", Decode::kWhereFaster)
       .value("WHERE_POSSIBLE", Decode::kWherePossible)

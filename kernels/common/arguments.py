@@ -89,8 +89,14 @@ def preprocess(kernel: Kernel) -> tuple:
     return o, dout, delta, lse, lse_log2, dq_accum, varlen(kernel)[0], stream()
 
 
+def clear(kernel: Kernel) -> tuple:
+    return *(qkvo(kernel) for _ in range(3)), *varlen(kernel), Int32(0), stream()
+
+
 def postprocess(kernel: Kernel) -> tuple:
-    return rows(kernel, ACCUM_ALIGN), qkvo(kernel), Float32(0), varlen(kernel)[0], stream()
+    dk, dv = (qkvo(kernel) if kernel.layout is Layout.VARLEN else None for _ in range(2))
+    cu_seqlens, cu_seqlens_k = varlen(kernel)
+    return rows(kernel, ACCUM_ALIGN), qkvo(kernel), Float32(0), cu_seqlens, dk, dv, cu_seqlens_k, stream()
 
 
 def forward_sm90(kernel: Kernel) -> tuple:

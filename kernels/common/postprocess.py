@@ -1,13 +1,63 @@
-"""After the backward: an fp32 accumulator, in the order its writer stored it, to dQ, dK or dV. One class for both architectures."""
+"""After the backward: an fp32 accumulator, in the order its writer stored it, to dQ, dK or dV. One class for both architectures.
+
+Rows of packed tensors that belong to no sequence get gradients of zero here, since a backward always ends with this kernel: a
+packed buffer of a fixed size goes on behind its last sequence, and the layer before attention sums over all rows.
+"""
+
+from dataclasses import dataclass
 
 import cuda.bindings.driver as cuda
 import cutlass.cute as cute
-from cutlass import Float32
+from cutlass import Float32, const_expr
+from flash_attn.cute import flash_bwd_postprocess as upstream
 from flash_attn.cute.bwd_accum_tile import AccumTileOrder
 from flash_attn.cute.flash_bwd_postprocess import FlashAttentionBackwardPostprocess
+from quack.cute_dsl_utils import ParamsBase
 
 from kernels.common import arguments as arg
-from kernels.matrix import Kernel
+from kernels.common import packed
+from kernels.matrix import Kernel, Layout
+
+
+@dataclass
+class Gradients(ParamsBase):
+    """Gradients whose rows outside of the sequences are to be zero. dK and dV have no rows where another kernel clears them."""
+
+    own: cute.Tensor  # [total, heads, head_dim], like the others; what this kernel writes
+    offsets: packed.Offsets
+    dk: cute.Tensor
+    dv: cute.Tensor
+    offsets_k: packed.Offsets
+
+
+class ClearingScheduler(packed.Scheduler):
+    """Upstream's kernel makes its scheduler before all else, on every thread: the place to clear what no tile covers."""
+
+    gradients: Gradients  # of the kernel that is being traced
+
+    @dataclass
+    class Params(ParamsBase):
+        schedule: packed.Scheduler.Params
+        gradients: Gradients
+
+    @classmethod
+    def to_underlying_arguments(cls, args, **options):
+        return cls.Params(packed.Scheduler.to_underlying_arguments(args, **options), cls.gradients)
+
+    @staticmethod
+    def get_grid_shape(params, **options):
+        return packed.Scheduler.get_grid_shape(params.schedule, **options)
+
+    @staticmethod
+    def create(params, **options):
+        found = params.gradients
+        packed.clear_outside(found.own, found.offsets)
+        packed.clear_outside(found.dk, found.offsets_k)
+        packed.clear_outside(found.dv, found.offsets_k)
+        return packed.Scheduler.create(params.schedule, **options)
+
+
+upstream.SingleTileVarlenScheduler = ClearingScheduler
 
 
 def instantiate(kernel: Kernel) -> FlashAttentionBackwardPostprocess:
@@ -26,8 +76,12 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def postprocess_entry(
-        accum: cute.Tensor, gradient: cute.Tensor, scale: Float32, cu_seqlens: cute.Tensor | None, stream: cuda.CUstream
-    ):
+        accum: cute.Tensor, gradient: cute.Tensor, scale: Float32, cu_seqlens: cute.Tensor | None,
+        dk: cute.Tensor | None, dv: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None, stream: cuda.CUstream,
+    ):  # fmt: skip
+        if const_expr(kernel.layout is Layout.VARLEN):
+            cu_seqlens = packed.Offsets(cu_seqlens, gradient.shape[0])
+            ClearingScheduler.gradients = Gradients(gradient, cu_seqlens, dk, dv, packed.Offsets(cu_seqlens_k, dk.shape[0]))
         postprocess(accum, gradient, scale, cu_seqlens, None, None, stream=stream)
 
     return postprocess_entry, arg.postprocess(kernel)

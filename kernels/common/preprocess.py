@@ -2,11 +2,15 @@
 
 import cuda.bindings.driver as cuda
 import cutlass.cute as cute
-from cutlass import Float32
+from cutlass import Float32, const_expr
+from flash_attn.cute import flash_bwd_preprocess as upstream
 from flash_attn.cute.flash_bwd_preprocess import FlashAttentionBackwardPreprocess
 
 from kernels.common import arguments as arg
-from kernels.matrix import Kernel
+from kernels.common import packed
+from kernels.matrix import Kernel, Layout
+
+upstream.SingleTileVarlenScheduler = packed.Scheduler
 
 
 class Preprocess(FlashAttentionBackwardPreprocess):
@@ -27,6 +31,8 @@ def entry(kernel: Kernel):
         o: cute.Tensor, dout: cute.Tensor, delta: cute.Tensor, lse: cute.Tensor, lse_log2: cute.Tensor, dq_accum: cute.Tensor,
         cu_seqlens_q: cute.Tensor | None, stream: cuda.CUstream,
     ):  # fmt: skip
+        if const_expr(kernel.layout is Layout.VARLEN):
+            cu_seqlens_q = packed.Offsets(cu_seqlens_q, o.shape[0])
         preprocess(o, dout, delta, lse, lse_log2, dq_accum, cu_seqlens_q, None, None, None, None, Float32(1.0), stream=stream)
 
     return preprocess_entry, arg.preprocess(kernel)

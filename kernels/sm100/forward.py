@@ -9,11 +9,13 @@ from flash_attn.cute.flash_fwd_sm100 import FlashAttentionForwardSm100
 from flash_attn.cute.tile_scheduler import StaticPersistentTileScheduler
 
 from kernels.common import arguments as arg
-from kernels.common import keys_in_use
+from kernels.common import packed
 from kernels.common.head_ratio import HeadRatio
 from kernels.matrix import Kernel, Layout, Mask
+from kernels.sm100 import keys_in_use
 
-upstream.assume_tensor_aligned = keys_in_use.assume_tensor_aligned
+upstream.assume_tensor_aligned = packed.assume_tensor_aligned
+upstream.SingleTileVarlenScheduler = packed.Scheduler
 
 BLOCK_M = 128  # rows of one query tile; a kernel of 256 rows keeps two in flight
 
@@ -90,7 +92,8 @@ def entry(kernel: Kernel):
         window = (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
         PersistentTileScheduler.sm_count = sm_count
         if const_expr(kernel.layout is Layout.VARLEN):
-            k, v = keys_in_use.sequences(k), keys_in_use.sequences(v)
+            cu_seqlens_q, key_lengths = packed.Offsets(cu_seqlens_q, q.shape[0]), packed.KeyLengths(key_lengths, k.shape[0])
+            k, v = packed.sequences(k), packed.sequences(v)
         forward(
             q, k, v, o, lse, scale, cu_seqlens_q, mSeqUsedK=key_lengths, window_size_left=window[0], window_size_right=window[1],
             max_seqlen_q=max_seqlen_q, stream=stream,

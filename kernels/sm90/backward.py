@@ -1,13 +1,40 @@
 """SM90 backward: dK, dV and the fp32 accumulator of dQ. flash-attn-4's kernel class behind a flat entry."""
 
+from dataclasses import dataclass, fields
+from functools import partial
+
 import cuda.bindings.driver as cuda
 import cutlass.cute as cute
-from cutlass import Float32, Int32
+from cutlass import Float32, Int32, const_expr
+from flash_attn.cute import flash_bwd_sm90 as upstream
 from flash_attn.cute.flash_bwd_sm90 import FlashAttentionBackwardSm90
+from flash_attn.cute.seqlen_info import SeqlenInfoQK
 
 from kernels.common import arguments as arg
+from kernels.common import packed
 from kernels.common.head_ratio import AboveOne, head_ratio
-from kernels.matrix import Kernel, Mask
+from kernels.matrix import Kernel, Layout, Mask
+
+upstream.assume_tensor_aligned = packed.assume_tensor_aligned
+upstream.SingleTileVarlenScheduler = packed.Scheduler
+
+
+@dataclass(frozen=True)
+class Loads(SeqlenInfoQK):
+    """Where a sequence is that the backward loads: its rows of Q and dO, and of K and V, are tensors of `packed.sequences`."""
+
+    def offset_batch_Q(self, tensor, batch_idx, dim, padded=False, **options):
+        if padded:  # lse and delta, in the workspace
+            return super().offset_batch_Q(tensor, batch_idx, dim, padded=True, **options)
+        return packed.rows_of(tensor, 0, self.offset_q + self.seqlen_q, self.seqlen_q)
+
+    def offset_batch_K(self, tensor, batch_idx, dim, **_):
+        return packed.rows_of(tensor, 0, self.offset_k + self.seqlen_k, self.seqlen_k)
+
+    @staticmethod
+    def create(batch_idx, **given):
+        info = SeqlenInfoQK.create(batch_idx, **given)
+        return Loads(**{field.name: getattr(info, field.name) for field in fields(info)})
 
 
 class Backward(FlashAttentionBackwardSm90):
@@ -26,6 +53,11 @@ class Backward(FlashAttentionBackwardSm90):
             self.qhead_per_kvhead = AboveOne(head_ratio(mQ.shape[-2], mK.shape[-2]))
         super().__call__(mQ, mK, *args, **kwargs)
         self.qhead_per_kvhead = baked
+
+    def load(self, *args):
+        if self.varlen_k:
+            args = [partial(Loads.create, **x.keywords) if getattr(x, "func", None) is SeqlenInfoQK.create else x for x in args]
+        super().load(*args)
 
     def epilogue_dKV(self, *args):
         qhead_per_kvhead_divmod = args[-3]
@@ -58,6 +90,9 @@ def entry(kernel: Kernel):
         dq_semaphore: cute.Tensor | None, dk_semaphore: cute.Tensor | None, dv_semaphore: cute.Tensor | None, stream: cuda.CUstream,
     ):  # fmt: skip
         window = (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
+        if const_expr(kernel.layout is Layout.VARLEN):
+            cu_seqlens_q, cu_seqlens_k = packed.Offsets(cu_seqlens_q, q.shape[0]), packed.Offsets(cu_seqlens_k, k.shape[0])
+            q, k, v, dout = (packed.sequences(tensor) for tensor in (q, k, v, dout))
         backward(
             q, k, v, dout, lse_log2, delta, dq_accum, dk, dv, scale, cu_seqlens_q, cu_seqlens_k,
             window_size_left=window[0], window_size_right=window[1],

@@ -25,6 +25,7 @@ from flash_attn.cute.softmax import Softmax
 from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import arguments as arg
+from kernels.common import packed
 from kernels.matrix import Kernel
 from kernels.sm90 import staging
 
@@ -66,13 +67,14 @@ class Sight(NamedTuple):
 
 
 @cute.jit
-def sequence(batch: Int32, cu_seqlens: cute.Tensor, seqlen: Int32):
-    """A sequence's first row and length; `cu_seqlens` of a dense tensor has no elements."""
-    offset = Int32(0)
+def sequence(batch: Int32, cu_seqlens: cute.Tensor, rows: Int32):
+    """A sequence's first row and length, of `rows` in all. `cu_seqlens` of a dense tensor has no elements."""
+    offset, length = Int32(0), rows
     if cute.size(cu_seqlens) > 0:
-        offset = cu_seqlens[batch]
-        seqlen = cu_seqlens[batch + 1] - offset
-    return offset, seqlen
+        offsets = packed.Offsets(cu_seqlens, rows)
+        offset = offsets[batch]
+        length = cutlass.max(offsets[batch + 1] - offset, 0)
+    return offset, length
 
 
 class Decode:
@@ -177,9 +179,15 @@ class Decode:
         head_kv = y // tiles
         ratio = cute.size(q, mode=[2]) // cute.size(tma_k, mode=[2])
         offset_q, seqlen_q = sequence(batch, cu_seqlens_q, cute.size(q, mode=[1]))
-        offset_k, seqlen_k = sequence(batch, cu_seqlens_k, cute.size(tma_k, mode=[0]))
+        offset_k, seqlen_k = Int32(0), cute.size(tma_k, mode=[0])
+        if cute.size(block_table, mode=[0]) > 0:  # where cu_seqlens_k says how many keys there are, not where
+            seqlen_k *= cute.size(block_table, mode=[1])
+            if cute.size(cu_seqlens_k) > 0:
+                seqlen_k = packed.clamp(cu_seqlens_k[batch + 1] - cu_seqlens_k[batch], seqlen_k)
+        else:
+            offset_k, seqlen_k = sequence(batch, cu_seqlens_k, seqlen_k)
         if cute.size(seqused_k) > 0:
-            seqlen_k = seqused_k[batch]
+            seqlen_k = packed.clamp(seqused_k[batch], seqlen_k)
         first_row = (y - head_kv * tiles) * self.tile_m
         rows = cutlass.min(seqlen_q * ratio - first_row, self.tile_m)
         entry = batch
@@ -204,7 +212,7 @@ class Decode:
         page_size = cute.size(tma_k, mode=[0])
         for block in cutlass.range(tile.begin, tile.end, unroll=1):
             row, page = tile.offset_k + block * self.tile_n, tile.entry
-            if cute.size(block_table, mode=[0]) > 0:  # where cu_seqlens_k says how many keys there are, not where
+            if cute.size(block_table, mode=[0]) > 0:
                 index = block * self.tile_n // page_size
                 row, page = block * self.tile_n - index * page_size, block_table[tile.batch, index]
             self.load_block(tile, load_k, tma_k, sk, pipeline_k, state, row, page, self.head_dim)

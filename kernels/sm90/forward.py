@@ -22,7 +22,7 @@ from flash_attn.cute.pipeline import PipelineStateSimple
 from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import arguments as arg
-from kernels.common import keys_in_use
+from kernels.common import packed
 from kernels.matrix import Kernel, Layout, Mask
 from kernels.sm90 import schedule, staging
 from kernels.sm90.masks import Masks
@@ -97,15 +97,16 @@ class Forward:
         *leading, heads, _ = q.shape
         heads_kv = k.shape[-2]
         if const_expr(self.varlen):
-            order = schedule.Varlen(cu_seqlens_q, key_lengths, heads, heads_kv, counter)
-            q, k, v = (keys_in_use.sequences(tensor) for tensor in (q, k, v))
+            lengths = packed.Offsets(cu_seqlens_q, q.shape[0]), packed.KeyLengths(key_lengths, k.shape[0])
+            order = schedule.Varlen(*lengths, heads, heads_kv, counter)
+            q, k, v = (packed.sequences(tensor) for tensor in (q, k, v))
         else:
             batch, rows = leading
             order = self.schedule.dense(rows, k.shape[1], heads, heads_kv, batch, paired)
             workers = cutlass.min(workers, order.end)
         if const_expr(self.varlen and self.output.by_tma):
-            o = keys_in_use.sequences(o)
-        q, k, v, o = (self.by_head(keys_in_use.assume_tensor_aligned(tensor)) for tensor in (q, k, v, o))
+            o = packed.sequences(o)
+        q, k, v, o = (self.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, o))
         sq_layout = staging.smem_layout(self.dtype, ROWS, self.head_dim, self.q_stages)
         sk_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim, self.stages)
         sv_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim_v, self.stages)

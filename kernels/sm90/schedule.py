@@ -5,6 +5,7 @@ kernels/sm90/tiles.py has the order. A dense tensor's tiles are known beforehand
 takes the next tile in line when it has room for one, by a counter in memory: their costs differ too much to be dealt out.
 """
 
+import math
 from typing import NamedTuple
 
 import cutlass
@@ -13,7 +14,8 @@ from cutlass import Int32, const_expr, pipeline
 from flash_attn.cute import utils
 from flash_attn.cute.pipeline import PipelineAsync
 
-from kernels.common import keys_in_use
+from kernels.common import packed
+from kernels.common.packed import KeyLengths, Offsets
 from kernels.matrix import Kernel, Layout, Mask
 from kernels.sm90 import tiles
 
@@ -69,8 +71,8 @@ class Dense(NamedTuple):
 
 
 class Varlen(NamedTuple):
-    cu_seqlens_q: cute.Tensor
-    key_lengths: cute.Tensor
+    offsets_q: Offsets
+    key_lengths: KeyLengths
     heads: Int32
     heads_kv: Int32
     counter: cute.Tensor  # one int32, zero before the launch: tiles taken beyond each thread block's first
@@ -180,10 +182,11 @@ class Schedule:
     @cute.jit
     def run_varlen(self, order: Varlen, window: Window, worker, workers, ring, words, state):
         lane = cute.arch.lane_idx()
-        batch, ratio = cute.size(order.cu_seqlens_q) - 1, order.heads // order.heads_kv
+        batch, ratio = order.offsets_q.shape[0] - 1, order.heads // order.heads_kv
         number, before = worker, Int32(0)  # of the tile to work on; of the tiles of earlier groups and levels
+        begin_q, begin_k = order.offsets_q[0], order.key_lengths.offset(0)  # of the group's first sequence
         for group in cutlass.range(0, batch, WARP, unroll=1):
-            sequence = self.sequence(order, group + lane, batch)
+            sequence, begin_q, begin_k = self.sequence(order, begin_q, begin_k, group + lane, batch)
             blocks = cute.ceil_div(sequence.rows, self.tile_m)
             # Head by head, sequence by sequence, longest tiles first.
             through = utils.warp_prefix_sum(blocks * ratio, lane)
@@ -223,14 +226,32 @@ class Schedule:
         return cute.arch.popc(cute.arch.vote_ballot_sync(through <= place))
 
     @cute.jit
-    def sequence(self, order: Varlen, index: Int32, batch: Int32) -> Sequence:
-        rows, keys, end_q, end_k = Int32(0), Int32(0), Int32(0), Int32(0)
+    def sequence(self, order: Varlen, begin_q: Int32, begin_k: Int32, index: Int32, batch: Int32):
+        """The sequences of a group, each in its lane, and where the next group begins.
+
+        Where cu_seqlens decreases, a sequence begins where the longest one before it ended. So no two have rows in common, and all
+        of them together have as many tiles as the planner counted.
+        """
+        end_q, end_k = Int32(0), Int32(0)
         if index < batch:
-            end_q = order.cu_seqlens_q[index + 1]
-            rows = end_q - order.cu_seqlens_q[index]
-            keys = keys_in_use.length(order.key_lengths, index)
-            end_k = order.key_lengths[0, index] + keys
-        return Sequence(rows, keys, end_q, end_k)
+            end_q = order.offsets_q[index + 1]
+            end_k = order.key_lengths.offset(index + 1)
+        (first_q, end_q), (first_k, end_k) = self.bounds(begin_q, end_q), self.bounds(begin_k, end_k)
+        keys = Int32(0)
+        if index < batch:
+            keys = packed.keys_in_use(order.key_lengths, index, end_k - first_k)
+        last = WARP - 1
+        next_q, next_k = cute.arch.shuffle_sync(end_q, last), cute.arch.shuffle_sync(end_k, last)
+        return Sequence(end_q - first_q, keys, end_q, first_k + keys), next_q, next_k
+
+    @cute.jit
+    def bounds(self, begin: Int32, end: Int32):
+        """Where each lane's sequence begins and ends, of the ends as they are given. The first lane's begins at `begin`."""
+        end = cutlass.max(end, begin)
+        for i in cutlass.range_constexpr(int(math.log2(WARP))):
+            end = cutlass.max(end, cute.arch.shuffle_sync_up(end, offset=1 << i, mask_and_clamp=0))
+        first = cute.arch.shuffle_sync_up(end, offset=1, mask_and_clamp=0)
+        return choose(cute.arch.lane_idx() == 0, begin, first), end
 
     @cute.jit
     def put(self, order: Varlen, window: Window, block, head, sequences: Sequence, lane_of, ring, words, state) -> Int32:

@@ -43,6 +43,13 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute which, CUdevice dev
 }
 CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) { return *context = NULL, CUDA_SUCCESS; }
 CUresult cuCtxGetDevice(CUdevice* device) { return *device = 0, CUDA_SUCCESS; }
+CUresult cuStreamGetCtx(CUstream stream, CUcontext* context) { return *context = NULL, CUDA_SUCCESS; }
+CUresult cuCtxGetDevResource(CUcontext context, CUdevResource* resource, CUdevResourceType type) {
+  return resource->sm.smCount = multiprocessors, CUDA_SUCCESS;
+}
+CUresult cuOccupancyMaxActiveClusters(int* clusters, CUfunction function, const CUlaunchConfig* config) {
+  return *clusters = 1, CUDA_SUCCESS;
+}
 CUresult cuCtxSetCurrent(CUcontext context) { return CUDA_SUCCESS; }
 CUresult cuCtxPushCurrent(CUcontext context) { return CUDA_SUCCESS; }
 CUresult cuCtxPopCurrent(CUcontext* context) { return *context = NULL, CUDA_SUCCESS; }
