@@ -11,26 +11,38 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernels import limits, matrix, pool, signature, table
+from kernels import facts, limits, matrix, pool, signature, table
 from kernels.cache import Cache, default_directory, key, source_versions
+from kernels.errors import BuildError
 from kernels.progress import Progress, duration
 
 VERSION = Path(__file__).parents[1] / "version.txt"
 
 
 def collect(cache: Cache, keys: dict[matrix.Kernel, str], jobs: int) -> dict[matrix.Kernel, tuple[bytes, dict]]:
-    """Each kernel's object and facts, compiled where the cache has none."""
+    """Each kernel's object and facts, compiled where the cache has none that can be true."""
     found = {kernel: cache.get(key) for kernel, key in keys.items()}
-    missing = [kernel for kernel, entry in found.items() if entry is None]
+    missing = [kernel for kernel, entry in found.items() if entry is None or facts.problem(kernel, *entry)]
     if missing:
         progress = Progress(len(missing))
-        pool.compile_all(missing, keys, cache, jobs, lambda kernel: progress.started(kernel.name), lambda _: progress.finished())
-        found |= {kernel: cache.get(keys[kernel]) for kernel in missing}
+        compiled = pool.compile_all(
+            missing, keys, cache, jobs, lambda kernel: progress.started(kernel.name), lambda _: progress.finished()
+        )
+        for kernel, entry in compiled.items():
+            if problem := facts.problem(kernel, *entry):
+                raise pool.CompileError(kernel, problem)
+        found |= compiled
     return found
 
 
 def write(
-    out: Path, built: Sequence[table.Built], objects: dict[str, bytes], subset: str, archs: Sequence[int], commit: str
+    out: Path,
+    built: Sequence[table.Built],
+    objects: dict[str, bytes],
+    subset: str,
+    archs: Sequence[int],
+    versions: dict[str, str],
+    commit: str,
 ) -> None:
     for stale in set((out / "objects").glob("*.o")) - {out / "objects" / f"{name}.o" for name in objects}:
         stale.unlink()
@@ -38,7 +50,7 @@ def write(
         table.write_if_different(out / "objects" / f"{name}.o", content)
     rows = table.manifest(built)
     manifest_json = json.dumps(rows, separators=(",", ":"))
-    info = table.build_info(subset, archs, source_versions(), manifest_json, VERSION.read_text().strip(), commit)
+    info = table.build_info(subset, archs, versions, manifest_json, VERSION.read_text().strip(), commit)
     table.write_if_different(out / "kernel_table.cpp", table.cpp(built, json.dumps(info), manifest_json))
     table.write_if_different(out / "manifest.json", json.dumps(rows, indent=1) + "\n")
     table.write_if_different(out / "planner_table.cpp", table.planner_cpp())
@@ -51,11 +63,11 @@ def build(subset: str, archs: Sequence[int], jobs: int, out: Path, cache_directo
     versions = source_versions()
     keys = {kernel: key(kernel, pool.TARGETS[kernel.arch], versions) for kernel in kernels}
     entries = collect(Cache(cache_directory), keys, jobs)
-    for kernel, (_, facts) in entries.items():
-        signature.check(kernel, facts["arguments"])
-        limits.check(kernel, facts)
-    built = [table.Built(kernel, facts) for kernel, (_, facts) in entries.items()]
-    write(out, built, {kernel.name: content for kernel, (content, _) in entries.items()}, subset, archs, commit)
+    built = [table.Built(kernel, found) for kernel, (_, found) in entries.items()]
+    for row in built:
+        signature.check(row.kernel, row.facts["arguments"])
+        limits.check(row.kernel, row.facts)
+    write(out, built, {kernel.name: content for kernel, (content, _) in entries.items()}, subset, archs, versions, commit)
     size = sum(len(content) for content, _ in entries.values()) / 1e6
     took = duration(time.monotonic() - begin)
     print(f"{len(kernels)} kernels ({subset}), {size:.1f} MB of objects in {out}, {took}", file=sys.stderr)
@@ -81,11 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=_jobs, default=len(os.sched_getaffinity(0)), help="compiling processes (one a core)")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--commit", default="unknown", help="of the sources, for build_info() (default: %(default)s)")
-    parser.add_argument("--cache", type=Path, default=default_directory(), help="(default: %(default)s)")
+    parser.add_argument("--cache", type=Path, help="of compiled kernels (default: $FA4_EXT_CACHE or ~/.cache/fa4_ext/kernels)")
     given = parser.parse_args(arguments)
     try:
-        build(given.subset, given.arch, given.jobs, given.out, given.cache, given.commit)
-    except (pool.CompileError, ValueError) as error:
+        build(given.subset, given.arch, given.jobs, given.out, given.cache or default_directory(), given.commit)
+    except (BuildError, ValueError, OSError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

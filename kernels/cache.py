@@ -1,36 +1,71 @@
 """Compiled objects by content, outside the clone.
 
-An entry is an object and, written after it, a JSON file of facts with the object's hash. Both appear by a rename within one file
-system, so a build that is killed, or two at once, leave whole entries or none; a damaged one fails its hash and is compiled again.
+An entry is an object and, written after it, a JSON file of facts with a hash of both. The two appear by a rename within one file
+system, so a build that is killed, or two at once, leave whole entries or none. What can't be read as an entry, is damaged, or may
+have been written by another user counts as none: it is compiled again, and replaced.
 """
 
 import ast
 import hashlib
 import json
 import os
+import pwd
 import shutil
+import stat
+import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from kernels.errors import BuildError
 from kernels.matrix import Kernel
 
 PACKAGES = ("flash-attn-4", "nvidia-cutlass-dsl", "quack-kernels")
 SECONDS_ABANDONED = 24 * 3600  # a temporary folder this old belongs to a build that was killed
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+FOLDER_MODE = 0o777 & ~WRITABLE_BY_OTHERS  # less what the umask takes
 
 
 def default_directory() -> Path:
+    """The folder that the environment names.
+
+    Raises:
+        BuildError: it names none.
+    """
     if chosen := os.environ.get("FA4_EXT_CACHE"):
         return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:  # neither HOME nor an entry in the list of users
+        raise BuildError(
+            "there is no folder for compiled kernels, because this user has no home folder: name one with FA4_EXT_CACHE"
+        ) from error
     return Path(base, "fa4_ext", "kernels")
 
 
 def source_versions() -> dict[str, str]:
-    return {package: version(package) for package in PACKAGES}
+    """Installed versions of what compiles.
+
+    Raises:
+        BuildError: a package is missing, or lies there without its metadata.
+    """
+    return {package: _installed_version(package) for package in PACKAGES}
+
+
+def _installed_version(package: str) -> str:
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        found = None
+    if not found:
+        raise BuildError(
+            f"{package} is not installed in {sys.prefix}, or without its metadata (a .dist-info folder), which says its version; "
+            "the build needs: pip install -r requirements/build.txt"
+        )
+    return found
 
 
 def sources(kernel: Kernel, root: Path) -> list[Path]:
@@ -72,16 +107,81 @@ def spec(kernel: Kernel) -> dict:
 
 def key(kernel: Kernel, target: str, versions: dict[str, str], root: Path = Path(__file__).parent) -> str:
     files = {str(path.relative_to(root)): code(path) for path in sources(kernel, root)}
-    content = json.dumps([spec(kernel), target, versions, files], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    # Another minor version of Python changes a description of the arguments that the compiler leaves in the object.
+    python = [sys.implementation.name, *sys.version_info[:2]]
+    return _sha256(json.dumps([spec(kernel), target, versions, python, files], sort_keys=True).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _digest(key: str, content: bytes, facts: dict) -> str:
+    """What an entry's facts file holds to tell damage, in the object, in the facts, or in what lies where."""
+    return _sha256(json.dumps([key, _sha256(content), facts], sort_keys=True).encode())
+
+
+def who_else_writes(status: os.stat_result, user: int) -> str | None:
+    """Who but the user and root could have put something into a file or folder, in words; None: nobody."""
+    if status.st_uid not in (user, 0):
+        return f"it belongs to {_user_name(status.st_uid)}, and this build runs as {_user_name(user)}"
+    if status.st_mode & WRITABLE_BY_OTHERS:
+        return f"its mode is {stat.S_IMODE(status.st_mode):o}, which lets more than its owner write to it"
+    return None
+
+
+def _user_name(user: int) -> str:
+    with suppress(KeyError):
+        return f"{pwd.getpwuid(user).pw_name} ({user})"
+    return f"user {user}"
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes to would be waited for
+
+
+def _read(path: Path) -> bytes:
+    """The content of a file that nobody else could have written; OSError where there is none."""
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or who_else_writes(status, os.geteuid()):
+            raise PermissionError(path)
+        return file.read()
+
+
+def _make_way(path: Path, for_folder: bool = False) -> None:
+    """Removes what is no file, or no folder, where there shall be one."""
+    if path.is_dir() and not path.is_symlink():
+        if not for_folder:
+            shutil.rmtree(path)
+    elif for_folder and not path.is_dir():
+        path.unlink(missing_ok=True)
 
 
 class Cache:
+    """The entries below a folder, which is made where it is missing.
+
+    Raises:
+        BuildError: the folder can't be made, or others than this user and root can write to it.
+    """
+
     def __init__(self, directory: Path):
         self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
+            status = directory.stat()
+        except OSError as error:
+            raise BuildError(
+                f"{directory} can't be the folder of compiled kernels: {error.strerror}; name another with FA4_EXT_CACHE"
+            ) from error
+        if others := who_else_writes(status, os.geteuid()):
+            raise BuildError(
+                f"{directory} can't be the folder of compiled kernels: {others}, and what others leave there would go into the "
+                "library. Name a folder of your own with FA4_EXT_CACHE, delete this one, or, if you trust all that is in it, run: "
+                f"chown -R {os.geteuid()} {directory} && chmod -R go-w {directory}"
+            )
         for path in directory.glob("tmp.*"):
-            with suppress(FileNotFoundError):  # another build was done with it
+            with suppress(OSError):  # another build was done with it
                 if time.time() - path.stat().st_mtime > SECONDS_ABANDONED:
                     shutil.rmtree(path, ignore_errors=True)
 
@@ -93,26 +193,36 @@ class Cache:
         """The object and the facts about it, if they are here and whole."""
         object_path, facts_path = self._paths(key)
         try:
-            content, facts = object_path.read_bytes(), json.loads(facts_path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            content, entry = _read(object_path), json.loads(_read(facts_path))
+            facts = entry["facts"]
+            return (content, facts) if entry["sha256"] == _digest(key, content, facts) else None
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):  # whatever the damage
             return None
-        return (content, facts["facts"]) if facts["sha256"] == hashlib.sha256(content).hexdigest() else None
 
     @contextmanager
     def workspace(self):
         """A folder on the cache's file system, to be renamed from."""
-        directory = tempfile.mkdtemp(prefix="tmp.", dir=self.directory)
+        try:
+            directory = tempfile.mkdtemp(prefix="tmp.", dir=self.directory)
+        except OSError as error:
+            raise BuildError(
+                f"{self.directory} lacks a kernel and can't be written to: {error.strerror}; name another with FA4_EXT_CACHE"
+            ) from error
         try:
             yield Path(directory)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def put(self, key: str, compiled: Path, facts: dict) -> None:
-        """Moves an object from a workspace into the cache."""
+    def put(self, key: str, compiled: Path, facts: dict) -> tuple[bytes, dict]:
+        """Moves an object from a workspace into the cache, in place of what is there, and returns what get() will."""
         object_path, facts_path = self._paths(key)
-        object_path.parent.mkdir(exist_ok=True)
-        digest = hashlib.sha256(compiled.read_bytes()).hexdigest()
+        content = compiled.read_bytes()
         written = compiled.with_suffix(".json")
-        written.write_text(json.dumps({"sha256": digest, "facts": facts}))
-        os.rename(compiled, object_path)
-        os.rename(written, facts_path)
+        written.write_text(json.dumps({"sha256": _digest(key, content, facts), "facts": facts}))
+        _make_way(object_path.parent, for_folder=True)
+        object_path.parent.mkdir(FOLDER_MODE, exist_ok=True)
+        for new, place in ((compiled, object_path), (written, facts_path)):
+            new.chmod(new.stat().st_mode & ~WRITABLE_BY_OTHERS)
+            _make_way(place)
+            os.rename(new, place)
+        return content, facts

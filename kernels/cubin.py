@@ -86,7 +86,8 @@ def in_fat_binary(read: Callable[[int, int], bytes]) -> bytes:
 
 def _run(tool: str, *options: str, cubin: bytes) -> str:
     """A tool of the PyPI packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm."""
-    roots = find_spec("nvidia").submodule_search_locations
+    nvidia = find_spec("nvidia")
+    roots = nvidia.submodule_search_locations if nvidia else ()
     path = next((path for root in roots if (path := Path(root, "cu13", "bin", tool)).exists()), None)
     if path is None:
         raise FileNotFoundError(f"{tool} is not installed: pip install nvidia-cuda-{tool}")

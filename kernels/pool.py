@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from kernels.cache import Cache
+from kernels.errors import BuildError
 from kernels.matrix import Kernel
 from kernels.worker import OBJECT
 
@@ -21,14 +22,14 @@ TARGETS = {90: "sm_90a", 100: "sm_100f"}  # 100f: the family, compute capability
 WORKER = (sys.executable, "-m", "kernels.worker")
 
 
-class CompileError(Exception):
+class CompileError(BuildError):
     def __init__(self, kernel: Kernel, message: str):
         super().__init__(f"kernel {kernel.name} failed to compile:\n{message}")
 
 
 def environment(arch: int) -> dict[str, str]:
     """The caller's, less what would change the compiler's output."""
-    settings = ("CUTE_DSL_", "FLASH_ATTENTION_", "QUACK_")
+    settings = ("CUTE_DSL_", "FA_", "FLASH_ATTENTION_", "QUACK_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -59,7 +60,10 @@ class Worker:
             status = self.process.wait()
             ending = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
             raise CompileError(kernel, f"{self._printed()}\nthe compiling process {ending}")
-        facts = json.loads(answer)
+        try:
+            facts = json.loads(answer)
+        except ValueError as error:
+            raise CompileError(kernel, f"the compiling process answered {answer!r:.200}, which is not JSON") from error
         if "error" in facts:
             raise CompileError(kernel, f"{self._printed()}\n{facts['error']}".strip())
         return facts
@@ -99,9 +103,14 @@ def compile_all(
     started: Callable[[Kernel], None],
     finished: Callable[[Kernel], None],
     command: Sequence[str] = WORKER,
-) -> None:
-    """Compiles into the cache. The first kernel that fails stops the others and is raised as CompileError."""
+) -> dict[Kernel, tuple[bytes, dict]]:
+    """Compiles into the cache, and returns the objects and the facts about them.
+
+    Raises:
+        CompileError: of the first kernel that fails, which stops the others.
+    """
     queue, stop = Queue(kernels), threading.Event()
+    compiled = {}
 
     def serve() -> None:
         worker = None
@@ -114,7 +123,7 @@ def compile_all(
                 started(kernel)
                 with cache.workspace() as directory:
                     facts = worker.compile(kernel, directory)
-                    cache.put(keys[kernel], directory / OBJECT, facts)
+                    compiled[kernel] = cache.put(keys[kernel], directory / OBJECT, facts)
                 finished(kernel)
         finally:
             if worker:
@@ -127,3 +136,4 @@ def compile_all(
                 slot.result()
         finally:
             stop.set()
+    return compiled

@@ -1,12 +1,13 @@
 """What the build hands on: the manifest, the C++ table of csrc/core/kernel_table.h and the list of objects for CMake."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kernels import tile_rules
-from kernels.matrix import Kernel, Mask, Op, Satellites, satellites, with_candidates
+from kernels.matrix import Kernel, Layout, Mask, Op, Satellites, satellites, with_candidates
 
 MASKS = {Mask.FULL: "kFull", Mask.CAUSAL: "kCausalBottomRight", Mask.WINDOW: "kWindow"}
 
@@ -47,25 +48,43 @@ def build_info(subset: str, archs: Sequence[int], versions: dict[str, str], mani
     return info | {"versions": versions, "manifest_sha256": digest}
 
 
+def _identifier(text: str) -> str:
+    """As it stands, where it is one of C++."""
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", text):
+        raise ValueError(f"{text!r} can't go into the table of kernels: it is no identifier of C++")
+    return text
+
+
+def _raw(json_text: str) -> str:
+    """A C++ literal. Without a closing parenthesis, which JSON has in strings only, nothing in it can end that."""
+    return 'R"json(' + json_text.replace(")", r"\u0029") + ')json"'
+
+
 def _row(built: Built, index: dict[Kernel, int]) -> str:
     kernel, facts = built.kernel, built.facts
+    load, load_to_device, launch = _entry_points(facts)
     launched = satellites(kernel) if kernel.op is Op.BACKWARD else (None,) * len(Satellites._fields)
     rows = ", ".join(str(index[satellite] if satellite else -1) for satellite in launched)
     flags = ", ".join(
         str(flag).lower() for flag in (kernel.grouped, kernel.deterministic, kernel.two_cta, kernel.persistent, kernel.tuned)
     )
-    op, dtype, layout = (field.title() for field in (kernel.op.value, kernel.dtype, kernel.layout.value))
+    op, dtype, layout = (field.title() for field in (kernel.op.value, _identifier(kernel.dtype), kernel.layout.value))
     return (
-        f'    {{"{kernel.name}",\n'
+        f'    {{"{_identifier(kernel.name)}",\n'
         f"     Op::k{op}, {kernel.arch}, Dtype::k{dtype}, {kernel.head_dim}, {kernel.head_dim_v}, Layout::k{layout}, "
         f"Mask::{MASKS[kernel.mask]},\n"
         f"     {flags}, {kernel.block_m}, {kernel.block_n}, {kernel.blocks_per_sm}, {rows},\n"
-        f"     {facts['load']},\n     {facts['load_to_device']},\n     {facts['launch']}}},\n"
+        f"     {load},\n     {load_to_device},\n     {launch}}},\n"
     )
 
 
+def _entry_points(facts: dict) -> tuple[str, str, str]:
+    return tuple(_identifier(facts[fact]) for fact in ("load", "load_to_device", "launch"))
+
+
 def _declaration(facts: dict) -> str:
-    return f"void {facts['load']}(void**);\nvoid {facts['load_to_device']}(void**);\nvoid {facts['launch']}(void**, int32_t);\n"
+    load, load_to_device, launch = _entry_points(facts)
+    return f"void {load}(void**);\nvoid {load_to_device}(void**);\nvoid {launch}(void**, int32_t);\n"
 
 
 def _rule(rule: tile_rules.TileRule) -> str:
@@ -75,8 +94,9 @@ def _rule(rule: tile_rules.TileRule) -> str:
     ranges = ", ".join((
         bounds(rule.queries_low, rule.queries_high), bounds(rule.rows_low, rule.rows_high), bounds(rule.tiles_low, rule.tiles_high),
     ))  # fmt: skip
+    op, layout = Op(rule.op).value.title(), Layout(rule.layout).value.title()
     return (
-        f"    {{Op::k{rule.op.title()}, Layout::k{rule.layout.title()}, {rule.head_dim}, Mask::{MASKS[Mask(rule.mask)]}, "
+        f"    {{Op::k{op}, Layout::k{layout}, {rule.head_dim}, Mask::{MASKS[Mask(rule.mask)]}, "
         f"{ranges}, {{{rule.block_m}, {rule.block_n}}}, {str(rule.beats_stock).lower()}}},\n"
     )
 
@@ -102,8 +122,8 @@ def _definitions(built: Sequence[Built], info_json: str, manifest_json: str) -> 
         f"const Kernel kKernels[] = {{\n{''.join(_row(row, index) for row in built)}}};\n"
         f"const int32_t kNumKernels = {len(built)};\n\n"
         f"const std::vector<TileRule>& kTileRules = *new std::vector<TileRule>{{\n{''.join(map(_rule, tile_rules.read()))}}};\n\n"
-        f'const char* const kBuildInfo = R"json({info_json})json";\n\n'
-        f'const char* const kManifest = R"json({manifest_json})json";\n\n'
+        f"const char* const kBuildInfo = {_raw(info_json)};\n\n"
+        f"const char* const kManifest = {_raw(manifest_json)};\n\n"
         "}  // namespace fa4\n"
     )
 

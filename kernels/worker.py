@@ -39,6 +39,17 @@ def entry(kernel: Kernel):
     return import_module(f"kernels.{kernel.module.replace('/', '.')}").entry(kernel)
 
 
+def check_toolkit() -> None:
+    """Fails where the compiler is not its build for CUDA 13: it takes the newest one that this machine's driver, if any, runs."""
+    from cutlass._mlir._mlir_libs import _cutlass_ir
+
+    if ".cu13." not in Path(_cutlass_ir.__file__).name:
+        raise RuntimeError(
+            f"the kernel compiler loaded {_cutlass_ir.__file__}, not its build for CUDA 13: compile where "
+            "nvidia-cutlass-dsl[cu13] is installed and the CUDA driver is for CUDA 13 (580 or newer), or where there is no driver"
+        )
+
+
 def dynamic_shared_bytes(ir: str) -> int:
     """The launch configuration's third field, a constant. The object holds it as an instruction only, so it is read here."""
     config = r"!llvm\.struct<\(array<3 x i32>, array<3 x i32>, i64, ptr, ptr, i32\)>"
@@ -53,6 +64,7 @@ def dynamic_shared_bytes(ir: str) -> int:
 def compile_kernel(kernel: Kernel, directory: Path) -> dict:
     import cutlass.cute as cute
 
+    check_toolkit()
     function, arguments = entry(kernel)
     compiled = cute.compile(function, *arguments, options=f"--host-target '{HOST_TARGET}'")
     compiled.export_to_c(file_path=str(directory), file_name=Path(OBJECT).stem, function_prefix=kernel.name)

@@ -3,17 +3,21 @@
 import dataclasses
 import json
 import os
+import pwd
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
-from kernels import pool
-from kernels.cache import Cache, default_directory, key, source_versions
+from kernels import build, pool, signature
+from kernels.cache import Cache, default_directory, key, source_versions, who_else_writes
+from kernels.errors import BuildError
 from kernels.matrix import Kernel, Mask, Op, matrix
 from kernels.progress import Progress
 
@@ -53,17 +57,175 @@ def test_what_is_put_is_got(cache):
     assert not list(cache.directory.glob("tmp.*"))
 
 
-@pytest.mark.parametrize("damage", [b"", b"obje", b"objekt"])
-def test_a_damaged_object_is_not_used(cache, damage):
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+    (path / "file").write_text("in it")
+
+
+def a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_loop(path):  # as good as a file that may not be read, which root may
+    path.unlink()
+    path.symlink_to(path)
+
+
+def a_flipped_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def group_writes(path):
+    path.chmod(0o664)
+
+
+def others_write(path):
+    path.chmod(0o646)
+
+
+def written(content):
+    return lambda path: path.write_bytes(content)
+
+
+def facts_changed(**change):
+    """Facts that are well formed, and not those that were put."""
+
+    def damage(path):
+        entry = json.loads(path.read_text())
+        path.write_text(json.dumps(entry | {"facts": entry["facts"] | change}))
+
+    return damage
+
+
+DAMAGES = {
+    "folder": a_folder, "pipe": a_pipe, "unreadable": a_loop, "missing": Path.unlink, "flipped_bit": a_flipped_bit,
+    "group_writes": group_writes, "others_write": others_write, "empty": written(b""), "cut_off": written(b'{"sha256'),
+    "not_utf8": written(b"\xff\xfe\xfd"), "no_object": written(b"{}"), "null": written(b"null"), "list": written(b"[1, 2]"),
+    "number": written(b"7"), "string": written(b'"sha256"'), "too_deep": written(b"[" * 100_000),
+    "long_number": written(b"9" * 5_000), "nulls": written(b'{"sha256": null, "facts": null}'),
+    "no_facts": written(b'{"sha256": ""}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", (".o", ".json"))
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_what_is_no_whole_entry_counts_as_none_and_is_replaced(cache, suffix, damage):
     put(cache, "k" * 64, b"object")
-    next(cache.directory.glob("*/*.o")).write_bytes(damage)
+    (path,) = cache.directory.glob(f"*/*{suffix}")
+    damage(path)
+    assert cache.get("k" * 64) is None
+    put(cache, "k" * 64, b"again")
+    assert cache.get("k" * 64) == (b"again", {"registers": 1})
+
+
+@pytest.mark.parametrize("change", [{"registers": 2}, {"launch": "another"}], ids=str)
+def test_facts_that_are_not_those_of_the_object_are_not_used(cache, change):
+    put(cache, "k" * 64, b"object")
+    (path,) = cache.directory.glob("*/*.json")
+    facts_changed(**change)(path)
     assert cache.get("k" * 64) is None
 
 
-def test_an_object_without_its_facts_is_not_used(cache):
-    put(cache, "k" * 64, b"object")
-    next(cache.directory.glob("*/*.json")).unlink()
+def test_an_entry_under_another_key_is_not_used(cache):
+    for name in ("k", "m"):
+        put(cache, name * 64, name.encode())
+    for suffix in (".o", ".json"):
+        shutil.copy(cache.directory / "mm" / ("m" * 64 + suffix), cache.directory / "kk" / ("k" * 64 + suffix))
+    assert cache.get("m" * 64) == (b"m", {"registers": 1})
     assert cache.get("k" * 64) is None
+
+
+def test_a_file_where_a_folder_of_entries_shall_be_is_replaced(cache):
+    (cache.directory / "kk").write_text("a file")
+    assert cache.get("k" * 64) is None
+    put(cache, "k" * 64, b"object")
+    assert cache.get("k" * 64) == (b"object", {"registers": 1})
+
+
+@pytest.fixture
+def umask():
+    """Sets it for a test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize("mask", (0o000, 0o002, 0o022, 0o077), ids=oct)
+def test_what_is_made_can_be_written_by_its_owner_alone_whatever_the_umask(tmp_path, umask, mask):
+    umask(mask)
+    directory = tmp_path / "cache"
+    put(Cache(directory), "k" * 64, b"object")
+    made = [directory, *directory.glob("**/*")]
+    assert len(made) == 4
+    assert {stat.S_IMODE(path.stat().st_mode) & (0o022 | mask) for path in made} == {0}
+    assert Cache(directory).get("k" * 64) == (b"object", {"registers": 1})
+
+
+ME, ROOT_USER, ANOTHER = 1000, 0, 1001
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "user", "words"),
+    [
+        (ME, 0o755, ME, None), (ME, 0o700, ME, None), (ROOT_USER, 0o755, ME, None), (ROOT_USER, 0o755, ROOT_USER, None),
+        (ANOTHER, 0o755, ME, "it belongs to user 1001, and this build runs as user 1000"),
+        (ANOTHER, 0o755, ROOT_USER, "it belongs to user 1001, and this build runs as root (0)"),
+        (ME, 0o775, ME, "its mode is 775, which lets more than its owner write to it"),
+        (ME, 0o757, ME, "its mode is 757"), (ROOT_USER, 0o1777, ME, "its mode is 1777"),
+        (ROOT_USER, 0o2775, ME, "its mode is 2775"),
+    ],
+)  # fmt: skip
+def test_who_may_write_to_a_cache(monkeypatch, owner, mode, user, words):
+    root = pwd.getpwuid(0)
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: {0: root}[number])  # KeyError for all others
+    said = who_else_writes(os.stat_result((stat.S_IFDIR | mode, 0, 0, 0, owner, 0, 0, 0, 0, 0)), user)
+    assert said is None if words is None else words in said
+
+
+def give_away(path, monkeypatch):
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:  # what belongs to this user is another's to that one
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+
+
+def test_a_folder_of_another_user_is_refused_with_what_to_do(tmp_path, monkeypatch):
+    give_away(tmp_path, monkeypatch)
+    with pytest.raises(BuildError, match=r"it belongs to .* FA4_EXT_CACHE, .*chown -R \d+ .* && chmod -R go-w "):
+        Cache(tmp_path)
+
+
+def test_a_folder_that_its_group_writes_to_is_refused_with_what_to_do(tmp_path):
+    tmp_path.chmod(0o775)
+    with pytest.raises(BuildError, match=r"its mode is 775, which lets more than its owner .*FA4_EXT_CACHE.*chmod -R go-w "):
+        Cache(tmp_path)
+
+
+def test_another_user_s_entry_is_not_used(cache, monkeypatch):
+    put(cache, "k" * 64, b"object")
+    give_away(next(cache.directory.glob("*/*.o")), monkeypatch)
+    assert cache.get("k" * 64) is None
+
+
+def test_a_folder_that_lacks_a_kernel_and_cannot_be_written_to_is_named(cache, monkeypatch):
+    def no_folder(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", no_folder)
+    with pytest.raises(
+        BuildError, match=r"lacks a kernel and can't be written to: Permission denied; name another with FA4_EXT_CACHE"
+    ):
+        put(cache, "k" * 64, b"object")
+
+
+def test_a_file_in_the_folder_s_place_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BuildError, match="File exists; name another with FA4_EXT_CACHE"):
+        Cache(tmp_path / "file")
 
 
 def test_abandoned_folders_are_removed(tmp_path):
@@ -83,6 +245,14 @@ def test_directory_comes_from_the_environment(monkeypatch):
     assert default_directory() == Path("/cache/fa4_ext/kernels")
 
 
+def test_without_a_home_folder_a_directory_must_be_named(monkeypatch):
+    for name in ("FA4_EXT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda user: {}[user])  # KeyError, as of a user that no list names
+    with pytest.raises(BuildError, match="no home folder: name one with FA4_EXT_CACHE"):
+        default_directory()
+
+
 @pytest.fixture
 def sources(tmp_path):
     root = tmp_path / "kernels"
@@ -100,6 +270,21 @@ def test_key_depends_on_spec_target_and_versions():
     assert base != key(dataclasses.replace(FORWARD, mask=Mask.WINDOW), "sm_90a", VERSIONS)
     assert base != key(FORWARD, "sm_90", VERSIONS)
     assert base != key(FORWARD, "sm_90a", {"flash-attn-4": "2"})
+
+
+def test_key_depends_on_python_s_minor_version(monkeypatch):
+    """It changes a description of the arguments in the objects (docs/building.md)."""
+    base = key(FORWARD, "sm_90a", VERSIONS)
+    monkeypatch.setattr(sys, "version_info", (*sys.version_info[:2], 99, "final", 0))
+    assert key(FORWARD, "sm_90a", VERSIONS) == base
+    monkeypatch.setattr(sys, "version_info", (3, 99, 0, "final", 0))
+    assert key(FORWARD, "sm_90a", VERSIONS) != base
+
+
+@pytest.mark.parametrize("setting", ("CUTE_DSL_KEEP_PTX", "FA_CLC", "FLASH_ATTENTION_NUM_SMS", "QUACK_ARCH"))
+def test_settings_that_change_what_is_compiled_do_not_reach_the_compiler(monkeypatch, setting):
+    monkeypatch.setenv(setting, "1")
+    assert setting not in pool.environment(90)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +311,43 @@ def test_versions_are_of_what_compiles():
     assert set(source_versions()) == {"flash-attn-4", "nvidia-cutlass-dsl", "quack-kernels"}
 
 
+def no_package(name):
+    raise PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize("version", [no_package, lambda name: None], ids=["missing", "no_metadata"])
+def test_a_package_without_a_version_is_named(monkeypatch, version):
+    monkeypatch.setattr("kernels.cache.version", version)
+    with pytest.raises(BuildError, match=r"flash-attn-4 is not installed in .*pip install -r requirements/build.txt"):
+        source_versions()
+
+
+def run_build(*arguments, **environment):
+    """`python -m kernels.build`, with what the environment lacks as None."""
+    settings = {name: value for name, value in (os.environ | environment).items() if value is not None}
+    command = [sys.executable, "-m", "kernels.build", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"FA4_EXT_CACHE": "/dev/null/x"}, "/dev/null/x can't be the folder of compiled kernels: Not a directory; name another"),
+        ({"FA4_EXT_CACHE": None, "XDG_CACHE_HOME": None, "HOME": "/dev/null"}, "Not a directory; name another with FA4_EXT_CACHE"),
+    ],
+    ids=["cache", "home"],
+)  # fmt: skip
+def test_the_build_says_in_a_line_what_is_wrong_with_its_folder(tmp_path, environment, words):
+    done = run_build(f"--out={tmp_path}", **environment)
+    assert done.returncode == 1
+    assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_the_build_explains_its_options_without_a_home_folder():
+    done = run_build("--help", FA4_EXT_CACHE=None, XDG_CACHE_HOME=None, HOME=None)
+    assert done.returncode == 0 and "--cache" in done.stdout, done.stderr
+
+
 FAKE_WORKER = """
 import json, os, sys, time
 for line in sys.stdin:
@@ -140,6 +362,8 @@ for line in sys.stdin:
     if behaviour == "slow":
         open(path, "w").write("half")
         time.sleep(60)
+    if behaviour == "babbles":
+        print("loading", flush=True)
     open(path, "w").write(os.environ["CUTE_DSL_ARCH"] + str(request["kernel"]["head_dim"]))
     print(json.dumps({{"registers": 1}}), flush=True)
 """
@@ -163,7 +387,13 @@ def test_every_kernel_is_compiled_once_for_its_target(cache, jobs):
         assert cache.get(kernel.name)[0].decode() == pool.TARGETS[kernel.arch] + str(kernel.head_dim)
 
 
-@pytest.mark.parametrize(("behaviour", "message"), [("dies", r"out of registers\n.*SIGABRT"), ("exits", "exited with status 3")])
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        ("dies", r"out of registers\n.*SIGABRT"), ("exits", "exited with status 3"),
+        ("babbles", "the compiling process answered 'loading.*, which is not JSON"),
+    ],
+)  # fmt: skip
 def test_a_worker_that_dies_fails_the_build_with_the_kernel_and_its_message(cache, behaviour, message):
     with pytest.raises(pool.CompileError, match=rf"kernel sm\w+ failed to compile:\n(.|\n)*{message}"):
         compile_with(fake(behaviour), cache)
@@ -175,6 +405,59 @@ def test_a_kernel_that_fails_fails_the_build_with_its_name_and_the_compiler_s_me
         compile_with(pool.WORKER, cache, [broken], jobs=1)
     assert f"kernel {broken.name} failed to compile" in str(error.value)
     assert "Error" in str(error.value) and "must be one to three times 64, is 100" in str(error.value)
+
+
+PREFIX = f"_mlir_{FORWARD.name}_"
+FACTS = {
+    "load": PREFIX + "cuda_init", "load_to_device": PREFIX + "cuda_load_to_device", "launch": PREFIX + "_mlir_ciface_entry",
+    "arguments": list(signature.expected(FORWARD)), "registers": 168, "spill_bytes": 0, "products": 32, "waits": 5,
+    "shared_memory_bytes": 1000, "object_bytes": 6,
+}  # fmt: skip
+
+
+def collect_with(monkeypatch, cache, facts):
+    """What a build takes from a cache that holds these facts about an object, and which kernels it compiles, rightly."""
+    with cache.workspace() as directory:
+        (directory / "kernel.o").write_bytes(b"cached")
+        cache.put(FORWARD.name, directory / "kernel.o", facts)
+    compiled = []
+
+    def compile_all(kernels, *_):
+        compiled.extend(kernels)
+        return dict.fromkeys(kernels, (b"anew__", FACTS))
+
+    monkeypatch.setattr(pool, "compile_all", compile_all)
+    return build.collect(cache, {FORWARD: FORWARD.name}, jobs=1)[FORWARD], compiled
+
+
+def test_a_build_takes_true_facts_from_the_cache(monkeypatch, cache):
+    assert collect_with(monkeypatch, cache, FACTS) == ((b"cached", FACTS), [])
+
+
+IMPOSSIBLE = [
+    {"load": PREFIX + "cuda_init(void**); int x; //"}, {"load": "other_cuda_init"}, {"load": None}, {"load": ["name"]},
+    {"load": PREFIX + "cuda_init\n"}, {"load_to_device": PREFIX + "cuda_init"}, {"launch": PREFIX + "_mlir_ciface_\u00e9"},
+    {"launch": PREFIX + "_mlir_ciface_"}, {"launch": "system"}, {"registers": "168"}, {"registers": -1}, {"registers": True},
+    {"spill_bytes": 0.0}, {"products": None}, {"shared_memory_bytes": []}, {"object_bytes": 7}, {"arguments": None},
+    {"arguments": [1]}, {"arguments": "q"}, {"more": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", IMPOSSIBLE, ids=str)
+def test_facts_that_cannot_be_the_kernel_s_are_compiled_again(monkeypatch, cache, change):
+    """Whoever wrote them knew how entries are hashed."""
+    assert collect_with(monkeypatch, cache, FACTS | change) == ((b"anew__", FACTS), [FORWARD])
+
+
+@pytest.mark.parametrize("facts", [None, [], "facts", 1, {}, {"load": FACTS["load"]}], ids=str)
+def test_what_are_no_facts_is_compiled_again(monkeypatch, cache, facts):
+    assert collect_with(monkeypatch, cache, facts) == ((b"anew__", FACTS), [FORWARD])
+
+
+def test_a_compiler_that_answers_with_impossible_facts_fails_the_build_with_the_kernel_s_name(monkeypatch, cache):
+    monkeypatch.setattr(pool, "compile_all", lambda *_: {FORWARD: (b"object", FACTS | {"launch": "system"})})
+    with pytest.raises(pool.CompileError, match=f"kernel {FORWARD.name} failed .*\n.*launch must be {PREFIX}.*, is 'system'"):
+        build.collect(cache, {FORWARD: FORWARD.name}, jobs=1)
 
 
 BUILD = """

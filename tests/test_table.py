@@ -1,5 +1,6 @@
 """The matrix, the manifest, the generated table and the library's own rows say the same."""
 
+import json
 import re
 
 import fa4_core
@@ -67,6 +68,20 @@ def test_rows_of_satellites():
         assert row.kernel.name == name
         launched = [built[int(index)].kernel if int(index) >= 0 else None for index in indices]
         assert launched == (list(satellites(row.kernel)) if row.kernel.op is Op.BACKWARD else [None] * 4)
+
+
+@pytest.mark.parametrize("fact", ("load", "load_to_device", "launch"))
+@pytest.mark.parametrize("name", ['x"', "load(void**); int y; //", "a b", "1a", "", "\u00e9"])
+def test_no_name_goes_into_the_table_that_is_not_an_identifier(fact, name):
+    (row, *rest) = built_without_compiling("core")
+    with pytest.raises(ValueError, match="is no identifier of C"):
+        table.cpp([table.Built(row.kernel, row.facts | {fact: name}), *rest], "{}", "[]")
+
+
+def test_json_cannot_end_the_literal_that_holds_it():
+    info = {"commit": 'x)json"; int y; //', "version": ")json"}
+    literal = re.search(r'kBuildInfo = R"json\((.*?)\)json";', table.cpp([], json.dumps(info), "[]"), re.DOTALL)
+    assert json.loads(literal[1]) == info
 
 
 def test_unchanged_files_keep_their_time_stamp(tmp_path):
