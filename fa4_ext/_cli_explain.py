@@ -235,6 +235,8 @@ def _sequences(call: Call) -> str:
 def _facts(call: Call, answer: Explanation) -> list[tuple[str, str]]:
     if not answer.supported:
         return [("kernel", "none of fa4_ext's"), ("because", answer.reason), ("instead", _instead(call, answer))]
+    if not answer.kernel:
+        return [("kernel", "none is needed"), ("because", answer.reason)]
     rows_q, rows_k = answer.tile
     rows = [
         ("kernel", answer.kernel),

@@ -19,9 +19,9 @@ FLASH, OTHER = "flash", "other"
 class Explanation:
     """What would become of a call. `print` it for a sentence."""
 
-    supported: bool  # one of our kernels runs it
-    kernel: str | None  # that kernel's name, as in `kernels()`
-    reason: str  # why not; when supported, which inputs are copied or padded first, or empty
+    supported: bool  # one of our kernels runs it, or none is needed
+    kernel: str | None  # that kernel's name, as in `kernels()`; None also for a call without queries or without keys
+    reason: str  # why not; when supported, which inputs are copied or padded first, why no kernel is needed, or empty
     tile: tuple[int, int] | None = None  # that kernel's tile: rows of queries, rows of keys
     workspace_bytes: int = 0  # device memory that the call takes while it runs, besides its results
     # When not supported: "flash", PyTorch's own flash attention gets the call, and raises where it can't run it either; "other",
@@ -32,7 +32,7 @@ class Explanation:
     def __str__(self) -> str:
         if not self.supported:
             return f"left to PyTorch's own kernels: {self.reason}"
-        return f"runs {self.kernel}" + (f" ({self.reason})" if self.reason else "")
+        return f"runs {self.kernel or 'no kernel'}" + (f" ({self.reason})" if self.reason else "")
 
 
 def explain(
@@ -132,6 +132,8 @@ def explain(
     )
     if not supported:
         return Explanation(False, None, reason, fallback=OTHER if by_sdpa and not _can_be_flash(*given, capability) else FLASH)
+    if not kernel:
+        return Explanation(True, None, "there are no queries, or no keys: results are zeros, or have no elements")
     if query.size(-1) != given[0].size(-1):
         reason = f"F.scaled_dot_product_attention pads head_dim {given[0].size(-1)} to {query.size(-1)} first"
     return Explanation(True, kernel, reason, (tile_q, tile_k), workspace_bytes)

@@ -164,9 +164,9 @@ std::string describe_inputs(const Inputs& in, const TensorInfo& q, const TensorI
     }
     if (in.max_q < 0 || in.max_k < 0) return concat("max_q and max_k must not be negative, are ", in.max_q, " and ", in.max_k);
     if (most_keys >= kUnbounded) return concat("a row of block_table must hold less than 2^30 keys, holds ", most_keys);
-    // A caller may pass any bound for "the longest". None at all where no sequence has a row says nothing that cu_seqlens does not.
-    p.seqlen_q = std::min(std::max<int64_t>(in.max_q, 1), p.total_q);
-    p.seqlen_k = std::min(std::max<int64_t>(in.max_k, 1), most_keys);
+    // A caller may pass any bound for "the longest". That no sequence has a row is for cu_seqlens to say.
+    p.seqlen_q = in.max_q ? std::min(in.max_q, p.total_q) : p.total_q;
+    p.seqlen_k = in.max_k ? std::min(in.max_k, most_keys) : most_keys;
     // The stock kernel drops a window bound of max_k or more, our planner one of seqlen_k or more. Where a sequence has more
     // queries than keys, dropping the right one shows.
     if (!p.is_causal && p.seqlen_k && p.window_size_right >= p.seqlen_k && p.window_size_right < in.max_k) {

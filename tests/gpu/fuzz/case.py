@@ -33,6 +33,7 @@ class Case:
     backward: bool = False
     deterministic: bool = False
     speed_rules: bool = False
+    halves: str = ""  # "ours-stock", "stock-ours": once more, the forward on the first and the backward on the other
     fault: str = ""  # what is wrong with the call; see faults.py
 
     @property
@@ -47,19 +48,26 @@ class Case:
 def runs_on_ours(case: Case, largest_head_dim: int) -> bool:
     """Whether our kernels take the forward, where no speed rule leaves it to stock: written down without a look at the planner."""
     problem = case.problem
-    rows_q, rows_k = (sum(seqlens) + sum(case.unused_rows) for seqlens in (problem.seqlens_q, problem.seqlens_k))
+    rows_k = sum(problem.seqlens_k) + sum(case.unused_rows)
+    keys = min(problem.max_k or rows_k, rows_k)
     head_dim = problem.head_dim + -problem.head_dim % 8 if case.op == "functional" else problem.head_dim
     _, right = problem.window
     return (
         not (case.fault_in_forward or case.dropout_p or case.return_debug_mask)
         and (case.layout == "varlen" or case.seqused_k is None)
-        and min(rows_q, rows_k, problem.max_q, problem.max_k) > 0
         and head_dim % 8 == 0
         and head_dim <= largest_head_dim
         and (problem.scale is None or problem.scale > 0)
-        and (problem.is_causal or not min(problem.max_k, rows_k) <= right < problem.max_k)
+        and (problem.is_causal or not keys or not keys <= right < problem.max_k)
         and not (case.op == "functional" and problem.is_causal and problem.seqlens_q != problem.seqlens_k)
     )
+
+
+def stock_agrees(case: Case) -> bool:
+    """Whether PyTorch's kernels compute the same function, and write all of its gradients: written down without a look at ours."""
+    left, right = case.problem.bounds
+    left_alone = left >= 0 and right < 0
+    return not left_alone or case.problem.max_q <= max(case.problem.max_k, 1)
 
 
 def features(case: Case) -> set[str]:
@@ -97,6 +105,9 @@ def features(case: Case) -> set[str]:
         "backward": case.backward,
         "deterministic": case.deterministic,
         "speed rules": case.speed_rules,
+        "more queries than keys in a window": max(left, right) >= 0
+        and any(q > k for q, k in zip(problem.seqlens_q, problem.seqlens_k, strict=True)),
+        f"halves {case.halves}": bool(case.halves),
     }
     named = {f"layout {layout}" for layout in case.layouts} | ({f"fault {case.fault}"} if case.fault else set())
     return named | {mark for mark, holds in marks.items() if holds}

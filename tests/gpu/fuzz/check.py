@@ -7,10 +7,10 @@ from cases import Inputs
 from compare import GRADIENT_FLOOR, assert_close, assert_lse
 from reference import compute
 
-from fuzz.case import Case, runs_on_ours
+from fuzz.case import Case, runs_on_ours, stock_agrees
 from fuzz.faults import Arguments
-from fuzz.ops import GRADIENTS, Outcome, Results, heads_first, run
-from fuzz.tensors import forward_arguments, keys_in_use, make_inputs, used, with_keys_in_use
+from fuzz.ops import GRADIENTS, Outcome, Results, heads_first, run, run_halves
+from fuzz.tensors import forward_arguments, keys_in_use, make_inputs, outside, used, with_keys_in_use
 
 UNINITIALISED = ("rng_state", "unused", "debug_mask")  # without dropout; of the mask PyTorch's kernel writes a part only
 # What atomic additions in another order may change of PyTorch's gradients, against the largest of them.
@@ -44,8 +44,12 @@ def check(case: Case, engine) -> str:
         assert not first.error, f"the {first.stage} raised {_described(first.error)}"
         assert_promises(case, arguments, first.results, gradients=backward_ours)
         _assert_math(case, inputs, first.results, _checked(case, first.results, backward_ours))
+        if case.backward:
+            _assert_zero_outside(case, first.results, backward_ours)
         if again:
             _assert_same_bits(case, "the second run", first.results, again.results)
+        if all_ours and case.halves and not case.seqused_k and stock_agrees(case):
+            _check_halves(case, inputs, arguments, engine)
         return "ours" if all_ours else "mixed"
     stock = call(case.backward)
     _assert_same_end(first, stock)
@@ -81,6 +85,26 @@ def _assert_same_end(ours: Outcome, stock: Outcome) -> None:
         f"registered, the {ours.stage} raised {_described(ours.error)}; not registered, the {stock.stage} raised "
         f"{_described(stock.error)}"
     )
+
+
+def _assert_zero_outside(case: Case, results: Results, backward_ours: bool) -> None:
+    """Gradients of rows that belong to no sequence, of our backward and where a speed rule chooses PyTorch's."""
+    if not any(case.unused_rows) or not (backward_ours or case.speed_rules):
+        return
+    for name in GRADIENTS:
+        wrong = int((outside(case, results[name]) != 0).sum())
+        assert not wrong, f"{name}: {wrong} elements in rows that belong to no sequence are not 0"
+
+
+def _check_halves(case: Case, inputs: Inputs, arguments: Arguments, engine) -> None:
+    """Forward and backward on different kernels. Logsumexps of rows without keys differ, in their sign."""
+    forward_ours = case.halves == "ours-stock"
+    results = run_halves(case, inputs, arguments, engine, forward_ours)
+    names = [name for name in _checked(case, results, backward_ours=not forward_ours) if name != "lse"]
+    try:
+        _assert_math(case, inputs, results, names)
+    except AssertionError as error:
+        raise AssertionError(f"{case.halves}: {error}") from None
 
 
 def _checked(case: Case, results: Results, backward_ours: bool) -> list[str]:

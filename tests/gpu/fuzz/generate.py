@@ -33,9 +33,8 @@ def generate(seed: int, index: int) -> Case:
         unbounded=_pick(rng, {None: 3, -1: 2, -7: 1}),
         backward=backward,
         deterministic=backward and rng.random() < 0.3,
-        # A left window alone stays on one provider: stock bounds the right side by the keys' length then, which shows where a
-        # sequence has more than twice as many queries as keys.
-        speed_rules=problem.window[0] < 0 and rng.random() < 0.2,
+        speed_rules=rng.random() < 0.2,
+        halves=_pick(rng, {"": 6, "ours-stock": 1, "stock-ours": 1}) if backward and op == "flash" else "",
     )
     if rng.random() < 0.15:
         return _with_fault(rng, case)

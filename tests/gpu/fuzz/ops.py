@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -99,3 +100,14 @@ def run(case: Case, inputs: Inputs, arguments: Arguments, ops, before_each: Call
                 outcome.error = error
                 break
     return outcome
+
+
+def run_halves(case: Case, inputs: Inputs, arguments: Arguments, engine, forward_ours: bool) -> Results:
+    """The forward by our kernels and the backward by PyTorch's, or the reverse."""
+    steps, results = STEPS[case.op](case, inputs, arguments, engine.ops), {}
+    with deterministic(case.deterministic):
+        for ours in (forward_ours, not forward_ours):
+            engine.poison(inputs)
+            with engine.registered(strict=True, speed_rules=False) if ours else nullcontext():
+                results |= next(steps)
+    return results

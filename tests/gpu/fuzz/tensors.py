@@ -45,9 +45,7 @@ GRADIENTS = {
     "dense": LAYOUTS["dense"] | {"scalar": expanded(0, ROWS, HEADS, DIM), "last_dim_strided": permuted(0, 1, 3, 2)},
     "varlen": LAYOUTS["varlen"] | {"scalar": expanded(ROWS, HEADS, DIM), "last_dim_strided": permuted(0, 2, 1)},
 }
-# In rows that belong to no sequence. Not NaN where there is a backward, which reads a tile beyond a sequence's end and multiplies
-# what it read by 0.
-UNUSED, UNUSED_BY_BACKWARD = float("nan"), 30.0
+UNUSED = float("nan")  # in rows that belong to no sequence
 
 
 def make_inputs(case: Case, device: str) -> Inputs:
@@ -59,8 +57,7 @@ def make_inputs(case: Case, device: str) -> Inputs:
     def make(side: str, layouts, layout: str) -> torch.Tensor:
         values = torch.randn(problem.shape(side), dtype=problem.dtype, device=device, generator=generator)
         if before or after:
-            filler = UNUSED_BY_BACKWARD if case.backward else UNUSED
-            beside = [values.new_full((rows, *values.shape[1:]), filler) for rows in case.unused_rows]
+            beside = [values.new_full((rows, *values.shape[1:]), UNUSED) for rows in case.unused_rows]
             values = torch.cat([beside[0], values, beside[1]])
         return layouts[layout](values)
 
@@ -116,6 +113,12 @@ def with_keys_in_use(case: Case) -> Problem:
     """The problem that remains of them."""
     problem = case.problem
     return replace(problem, seqlens_k=case.seqused_k, slack=(problem.slack[0], problem.max_k - max(case.seqused_k)))
+
+
+def outside(case: Case, t: torch.Tensor) -> torch.Tensor:
+    """The rows of a gradient that belong to no sequence."""
+    before, after = case.unused_rows
+    return torch.cat([t[:before], t[t.shape[0] - after :]])
 
 
 def used(case: Case, name: str, t: torch.Tensor) -> torch.Tensor:
