@@ -6,6 +6,7 @@ have been written by another user counts as none: it is compiled again, and repl
 """
 
 import ast
+import functools
 import hashlib
 import json
 import os
@@ -80,20 +81,33 @@ def sources(kernel: Kernel, root: Path) -> list[Path]:
 
 def imports(path: Path, root: Path) -> list[Path]:
     """The files below kernels/ that a file imports, all of them by `from kernels...`."""
-    nodes = list(ast.walk(ast.parse(path.read_text())))
+    candidates = _imported(path.read_text())
+    if candidates is None:
+        raise ValueError(f"{path} imports a part of kernels/ in another way than `from kernels... import ...`")
+    return [file for module in candidates if (file := (root / module).with_suffix(".py")).exists()]
+
+
+@functools.cache  # a thousand kernels have some twenty sources
+def _imported(source: str) -> list[str] | None:
+    """The modules below kernels/ that a source may import, as paths without a suffix; None where it does so in another way."""
+    nodes = list(ast.walk(ast.parse(source)))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     statements = [node for node in nodes if isinstance(node, ast.ImportFrom)]
     if any(name.split(".")[0] == "kernels" for name in plain) or any(statement.level for statement in statements):
-        raise ValueError(f"{path} imports a part of kernels/ in another way than `from kernels... import ...`")
+        return None
     names = [f"{statement.module}.{alias.name}" for statement in statements for alias in statement.names]
     modules = {name.removeprefix("kernels.").replace(".", "/") for name in names if name.startswith("kernels.")}
-    candidates = {module for name in modules for module in (name, str(Path(name).parent))}
-    return [file for module in sorted(candidates) if (file := (root / module).with_suffix(".py")).exists()]
+    return sorted({module for name in modules for module in (name, str(Path(name).parent))})
 
 
 def code(path: Path) -> str:
     """A source without its comments, docstrings and layout: a better sentence compiles nothing again."""
-    tree = ast.parse(path.read_text())
+    return _code(path.read_text())
+
+
+@functools.cache
+def _code(source: str) -> str:
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
