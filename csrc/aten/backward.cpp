@@ -5,6 +5,7 @@
 #include "ops.h"
 #include "profile_range.h"
 #include "stock.h"
+#include "torch_errors.h"
 
 namespace fa4::aten {
 namespace {
@@ -47,7 +48,7 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   arguments.softmax_scale = softmax_scale(call.scale, p.head_dim);
   arguments.workspace = data(workspace.get());
   const ProfileRange range(plan.kernel->name);
-  launch_backward(p, plan, arguments, d.target);
+  launching([&] { launch_backward(p, plan, arguments, d.target); });
   return gradients;
 }
 

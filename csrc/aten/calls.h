@@ -48,11 +48,8 @@ class Arguments {
   Handle tensor() { return Handle(torch::stable::detail::to<AtenTensorHandle>(*next_++)); }
 
   Handle optional_tensor() {
-    auto given = torch::stable::detail::to<std::optional<torch::stable::Tensor>>(*next_++);
-    if (!given || !given->defined()) return Handle();
-    AtenTensorHandle handle;
-    check_shim(aoti_torch_new_tensor_handle(given->get(), &handle), "referring to a tensor");
-    return Handle(handle);
+    Handle given(torch::stable::detail::to<std::optional<AtenTensorHandle>>(*next_++).value_or(nullptr));
+    return given && defined(given.get()) ? std::move(given) : Handle();
   }
 
   template <class T>

@@ -1,40 +1,40 @@
 #include <limits>
 
-#include "../core/integers.h"
 #include "../core/launch.h"
 #include "decide.h"
 #include "describe.h"
 #include "ops.h"
 #include "profile_range.h"
 #include "stock.h"
+#include "torch_errors.h"
 
 namespace fa4::aten {
 namespace {
 
-// One allocation, which takes 0.7 us of a forward's 11, for all that is not the output: logsumexp, `numbers` of 8 bytes, and the
-// workspace.
-struct Allocation {
-  Handle whole, logsumexp;
-  int64_t numbers, workspace;  // where they begin, in bytes
+Handle empty_logsumexp(const ForwardDescription& d) {
+  const LogsumexpShape shape = logsumexp_shape(d.problem);
+  return empty(shape.dim, shape.size, aoti_torch_dtype_float32(), d.query.device_index);
+}
 
-  Allocation(const ForwardDescription& d, const Plan& plan, int64_t count_of_numbers) {
-    const LogsumexpShape shape = logsumexp_shape(d.problem);
-    numbers = round_up(shape.elements() * static_cast<int64_t>(sizeof(float)), kNumber);
-    workspace = numbers + count_of_numbers * kNumber;
-    const int64_t bytes = workspace + plan.workspace.bytes;
-    whole = empty(1, &bytes, aoti_torch_dtype_uint8(), d.query.device_index);
-    logsumexp = part(whole, 0, aoti_torch_dtype_float32(), shape.dim, shape.size);
+// The plan's workspace, in `memory` where that is enough.
+struct Scratch {
+  Handle own;
+  void* data = nullptr;
+
+  Scratch(const Plan& plan, int32_t device, const Handle& memory, int64_t memory_bytes) {
+    const int64_t bytes = plan.workspace.bytes;
+    if (bytes == 0) return;
+    if (bytes > memory_bytes) own = empty(1, &bytes, aoti_torch_dtype_uint8(), device);
+    data = aten::data(own ? own.get() : memory.get());
   }
-
-  static constexpr int64_t kNumber = sizeof(uint64_t);
 };
 
-// Attention into `out` and `allocation`. `out_tensor`: what `out` is a view of.
+// Attention into `out` and `logsumexp`. `out_tensor`: what `out` is a view of.
 void run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan, AtenTensorHandle out_tensor, const TensorView& out,
-         const Allocation& allocation) {
+         const Handle& logsumexp, const Scratch& scratch) {
   if (plan.nothing_to_compute) {
     fill(out_tensor, 0);
-    return fill(allocation.logsumexp.get(), -std::numeric_limits<double>::infinity());
+    return fill(logsumexp.get(), -std::numeric_limits<double>::infinity());
   }
   const Problem& p = d.problem;
   const Readable query(call.query.get(), d.query, call.order), key(call.key.get(), d.key, call.order),
@@ -44,8 +44,8 @@ void run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan,
   arguments.k = key.view;
   arguments.v = value.view;
   arguments.o = out;
-  arguments.lse = static_cast<float*>(data(allocation.logsumexp.get()));
-  arguments.workspace = reinterpret_cast<char*>(arguments.lse) + allocation.workspace;
+  arguments.lse = static_cast<float*>(data(logsumexp.get()));
+  arguments.workspace = scratch.data;
   arguments.cu_seqlens_q = cu_seqlens(p, call.cum_seq_q);
   arguments.cu_seqlens_k = cu_seqlens(p, call.cum_seq_k);
   if (call.seqused_k) arguments.seqused_k = static_cast<const int32_t*>(data(call.seqused_k.get()));
@@ -57,9 +57,10 @@ void run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan,
   }
   arguments.softmax_scale = softmax_scale(call.scale, p.head_dim);
   const ProfileRange range(plan.kernel->name);
-  launch_forward(p, plan, arguments, d.target);
+  launching([&] { launch_forward(p, plan, arguments, d.target); });
 }
 
+// Each in memory of its own, as the schema promises: what wraps the op, saves its results or frees them one by one relies on that.
 struct Outputs {
   Handle out, logsumexp;
   // Never read without dropout, and uninitialised in the stock kernel's results too: filling them would cost two launches.
@@ -68,14 +69,17 @@ struct Outputs {
 
 Outputs run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan) {
   constexpr int64_t kTwo = 2, kZero = 0;
-  const int32_t number = aoti_torch_dtype_uint64();
-  Handle out = empty_output(d.query, d.value);
-  Allocation a(d, plan, kTwo + 1);
-  run(call, d, plan, out.get(), view(out.get(), info(out.get()), call.order), a);
-  Handle debug_mask = part(out, 0, d.query.dtype, 1, &kZero);
-  Handle rng_state = part(a.whole, a.numbers, number, 1, &kTwo);
-  Handle unused = part(a.whole, a.numbers + kTwo * Allocation::kNumber, number, 0, nullptr);
-  return {std::move(out), std::move(a.logsumexp), std::move(rng_state), std::move(unused), std::move(debug_mask)};
+  const int32_t number = aoti_torch_dtype_uint64(), device = d.query.device_index;
+  const OutputShape shape(d.query, d.value);
+  const TensorInfo out = shape.info(d.query);
+  Outputs outputs{empty(out), empty_logsumexp(d), Handle(), empty(0, nullptr, number, device), Handle()};
+  // A counter of tiles, the workspace of packed calls, fits the number that nobody reads.
+  const Scratch scratch(plan, device, outputs.unused, sizeof(uint64_t));
+  run(call, d, plan, outputs.out.get(), view(outputs.out.get(), out, call.order), outputs.logsumexp, scratch);
+  // The kernel runs already while these are allocated.
+  outputs.rng_state = empty(1, &kTwo, number, device);
+  outputs.debug_mask = empty(1, &kZero, d.query.dtype, device);
+  return outputs;
 }
 
 }  // namespace
@@ -120,11 +124,11 @@ void flash_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t, u
   const ForwardDescription d = describe(call);
   const Plan plan = decide(call.op, d.problem, d.reason);
   if (!plan.supported()) return stock_forward_inplace(call, stack);
-  Allocation allocation(d, plan, 0);
+  Handle logsumexp = empty_logsumexp(d);
   Writable out(call.out.get(), call.order);
-  run(call, d, plan, out.tensor, out.view, allocation);
+  run(call, d, plan, out.tensor, out.view, logsumexp, Scratch(plan, d.query.device_index, Handle(), 0));
   out.finish();
-  stack[0] = give(std::move(allocation.logsumexp));
+  stack[0] = give(std::move(logsumexp));
 }
 
 }  // namespace fa4::aten

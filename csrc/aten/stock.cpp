@@ -2,7 +2,11 @@
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 
+#include <tuple>
+#include <utility>
+
 #include "../core/error.h"
+#include "torch_errors.h"
 #include "torch_symbol.h"
 
 // Absent from a CPU build of torch.
@@ -40,11 +44,62 @@ ForwardInplaceV2* forward_inplace_v2() {
   return function;
 }
 
-template <class Shim, class... Arguments>
-void call_stock(const char* op, Shim* shim, Arguments... arguments) {
+// The C++ functions behind the C ones, which raise torch's own errors; they do not consult the dispatcher for the op itself either.
+using Tensor = AtenTensorHandle;
+using OptionalTensorArgument = const OptionalTensorValue&;
+using OptionalFloat = std::optional<double>;
+using OptionalInt = std::optional<int64_t>;
+using ThreeTensors = std::tuple<TensorValue, TensorValue, TensorValue>;
+using FiveTensors = std::tuple<TensorValue, TensorValue, TensorValue, TensorValue, TensorValue>;
+using SdpaResults =
+    std::tuple<TensorValue, TensorValue, TensorValue, TensorValue, int64_t, int64_t, TensorValue, TensorValue, TensorValue>;
+
+using CppSdpaForward = SdpaResults(Tensor, Tensor, Tensor, double, bool, bool, OptionalFloat);
+using CppSdpaBackward = ThreeTensors(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int64_t, int64_t, double, bool,
+                                     Tensor, Tensor, OptionalFloat);
+using CppForward = FiveTensors(Tensor, Tensor, Tensor, OptionalTensorArgument, OptionalTensorArgument, int64_t, int64_t, double,
+                               bool, bool, OptionalFloat, OptionalInt, OptionalInt, OptionalTensorArgument, OptionalTensorArgument);
+using CppForwardV2 = FiveTensors(Tensor, Tensor, Tensor, OptionalTensorArgument, OptionalTensorArgument, int64_t, int64_t, double,
+                                 bool, bool, OptionalFloat, OptionalInt, OptionalInt, OptionalTensorArgument,
+                                 OptionalTensorArgument, OptionalTensorArgument, OptionalInt);
+using CppForwardInplaceV2 = TensorValue(Tensor, Tensor, Tensor, Tensor, OptionalTensorArgument, OptionalTensorArgument, int64_t,
+                                        int64_t, double, bool, bool, OptionalFloat, OptionalInt, OptionalInt,
+                                        OptionalTensorArgument, OptionalTensorArgument, OptionalTensorArgument, OptionalInt);
+using CppBackward = ThreeTensors(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int64_t, int64_t, double, bool,
+                                 Tensor, Tensor, OptionalFloat, OptionalInt, OptionalInt);
+
+template <class Function>
+Function* cpp_function(const char* name) {
+  return torch_function<Function>("libtorch_cuda.so", name);
+}
+
+// Where the calling thread is with a scaled_dot_product op of stock.
+enum class Sdpa { kOutside, kFirstTime, kAgain };
+thread_local Sdpa sdpa = Sdpa::kOutside;
+
+class Stage {
+ public:
+  explicit Stage(Sdpa stage) : before_(std::exchange(sdpa, stage)) {}
+  ~Stage() { sdpa = before_; }
+
+ private:
+  Sdpa before_;
+};
+
+// Whether the C function has done it, with the thread at `stage`; otherwise the C++ one is to raise torch's own error. Inside a
+// scaled_dot_product op the C function of the op around would catch that: so it fails once more there, and raises when the op
+// around is asked again.
+template <class Shim, class Cpp, class... Arguments>
+bool done(const char* op, Sdpa stage, Shim* shim, Cpp* cpp, Arguments... arguments) {
   if (!shim) fail(op, ": this build of torch has no CUDA kernel for it");
-  if (shim(arguments...) == AOTI_TORCH_SUCCESS) return;
-  fail(exception_text(concat(op, ": the stock kernel raised an error")));
+  if (sdpa == Sdpa::kAgain && cpp) return false;
+  const auto error = [&] {
+    const Stage scope(stage);
+    return shim(arguments...);
+  }();
+  if (error == AOTI_TORCH_SUCCESS) return true;
+  if (sdpa == Sdpa::kFirstTime || !cpp) fail(exception_text(concat(op, ": the stock kernel raised an error")));
+  return false;
 }
 
 // The shims take an optional as a pointer that may be null.
@@ -59,89 +114,160 @@ T* pointer(std::optional<T>& value) {
   return value ? &*value : nullptr;
 }
 
-thread_local bool inside_sdpa = false;
-
-struct InsideSdpa {
-  InsideSdpa() { inside_sdpa = true; }
-  ~InsideSdpa() { inside_sdpa = false; }
-};
-
 template <class T>
 void put(StableIValue* stack, T value) {
   *stack = torch::stable::detail::from(value);
 }
 
+void put(StableIValue* stack, TensorValue& value) { *stack = give(value.take()); }
+
+template <size_t kCount>
+void put_all(StableIValue* stack, const AtenTensorHandle (&results)[kCount]) {
+  for (const AtenTensorHandle result : results) put(stack++, result);
+}
+
+// What a C++ function returns that does not fail again: memory has been freed since, say.
+template <class... Values>
+void put_all(StableIValue* stack, std::tuple<Values...>&& results) {
+  std::apply([&](auto&... value) { (put(stack++, value), ...); }, results);
+}
+
 void sdpa_forward(const ForwardCall& call, StableIValue* stack) {
-  const InsideSdpa scope;
+  static const auto cpp =
+      cpp_function<CppSdpaForward>("_ZN2at4cuda35_scaled_dot_product_flash_attentionERKNS_6TensorES3_S3_dbbSt8optionalIdE");
+  const Tensor query = call.query.get(), key = call.key.get(), value = call.value.get();
   AtenTensorHandle out, lse, cum_seq_q, cum_seq_k, rng_state, unused, debug_mask;
   int64_t max_q, max_k;
   auto scale = call.scale;
-  call_stock(call.op, &aoti_torch_cuda__scaled_dot_product_flash_attention, call.query.get(), call.key.get(), call.value.get(),
-             call.dropout_p, int32_t{call.is_causal}, int32_t{call.return_debug_mask}, pointer(scale), &out, &lse, &cum_seq_q,
-             &cum_seq_k, &max_q, &max_k, &rng_state, &unused, &debug_mask);
+  if (!done(call.op, Sdpa::kFirstTime, &aoti_torch_cuda__scaled_dot_product_flash_attention, cpp, query, key, value, call.dropout_p,
+            int32_t{call.is_causal}, int32_t{call.return_debug_mask}, pointer(scale), &out, &lse, &cum_seq_q, &cum_seq_k, &max_q,
+            &max_k, &rng_state, &unused, &debug_mask)) {
+    const Stage scope(Sdpa::kAgain);
+    return put_all(stack, cpp(query, key, value, call.dropout_p, call.is_causal, call.return_debug_mask, scale));
+  }
   put(stack, out), put(stack + 1, lse), put(stack + 2, cum_seq_q), put(stack + 3, cum_seq_k), put(stack + 4, max_q),
       put(stack + 5, max_k);
   put(stack + 6, rng_state), put(stack + 7, unused), put(stack + 8, debug_mask);
 }
 
-void flash_forward(const ForwardCall& call, StableIValue* stack) {
+// Once more, the arguments of a low-level forward: the optional tensors as C++ takes them.
+struct OptionalTensorValues {
+  OptionalTensorValue cum_seq_q, cum_seq_k, seqused_k, alibi_slopes, block_table;
+
+  explicit OptionalTensorValues(const ForwardCall& call)
+      : cum_seq_q(call.cum_seq_q.get()),
+        cum_seq_k(call.cum_seq_k.get()),
+        seqused_k(call.seqused_k.get()),
+        alibi_slopes(call.alibi_slopes.get()),
+        block_table(call.block_table.get()) {}
+};
+
+void flash_forward_v1(const ForwardCall& call, StableIValue* stack) {
+  static const auto cpp = cpp_function<CppForward>(
+      "_ZN2at4cuda24_flash_attention_forwardERKNS_6TensorES3_S3_RKSt8optionalIS1_ES7_lldbbS4_IdES4_IlES9_S7_S7_");
+  AtenTensorHandle results[5];
+  auto scale = call.scale;
+  auto left = call.window_size_left, right = call.window_size_right;
+  OptionalTensor cum_seq_q(call.cum_seq_q), cum_seq_k(call.cum_seq_k), seqused_k(call.seqused_k), alibi_slopes(call.alibi_slopes);
+  if (done(call.op, sdpa, &aoti_torch_cuda__flash_attention_forward, cpp, call.query.get(), call.key.get(), call.value.get(),
+           cum_seq_q.pointer(), cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal},
+           int32_t{call.return_debug_mask}, pointer(scale), pointer(left), pointer(right), seqused_k.pointer(),
+           alibi_slopes.pointer(), results, results + 1, results + 2, results + 3, results + 4)) {
+    return put_all(stack, results);
+  }
+  const OptionalTensorValues given(call);
+  put_all(stack,
+          cpp(call.query.get(), call.key.get(), call.value.get(), given.cum_seq_q, given.cum_seq_k, call.max_q, call.max_k,
+              call.dropout_p, call.is_causal, call.return_debug_mask, scale, left, right, given.seqused_k, given.alibi_slopes));
+}
+
+void flash_forward_v2(const ForwardCall& call, StableIValue* stack) {
+  static const auto cpp = cpp_function<CppForwardV2>(
+      "_ZN2at4cuda24_flash_attention_forwardERKNS_6TensorES3_S3_RKSt8optionalIS1_ES7_lldbbS4_IdES4_IlES9_S7_S7_S7_S9_");
   AtenTensorHandle results[5];
   auto scale = call.scale;
   auto left = call.window_size_left, right = call.window_size_right, num_splits = call.num_splits;
   OptionalTensor cum_seq_q(call.cum_seq_q), cum_seq_k(call.cum_seq_k), seqused_k(call.seqused_k), alibi_slopes(call.alibi_slopes);
   OptionalTensor block_table(call.block_table);
-  if (call.has_block_table) {
-    call_stock(call.op, forward_v2(), call.query.get(), call.key.get(), call.value.get(), cum_seq_q.pointer(), cum_seq_k.pointer(),
-               call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal}, int32_t{call.return_debug_mask}, pointer(scale),
-               pointer(left), pointer(right), seqused_k.pointer(), alibi_slopes.pointer(), block_table.pointer(),
-               pointer(num_splits), results, results + 1, results + 2, results + 3, results + 4);
-  } else {
-    call_stock(call.op, &aoti_torch_cuda__flash_attention_forward, call.query.get(), call.key.get(), call.value.get(),
-               cum_seq_q.pointer(), cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal},
-               int32_t{call.return_debug_mask}, pointer(scale), pointer(left), pointer(right), seqused_k.pointer(),
-               alibi_slopes.pointer(), results, results + 1, results + 2, results + 3, results + 4);
+  if (done(call.op, sdpa, forward_v2(), cpp, call.query.get(), call.key.get(), call.value.get(), cum_seq_q.pointer(),
+           cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal}, int32_t{call.return_debug_mask},
+           pointer(scale), pointer(left), pointer(right), seqused_k.pointer(), alibi_slopes.pointer(), block_table.pointer(),
+           pointer(num_splits), results, results + 1, results + 2, results + 3, results + 4)) {
+    return put_all(stack, results);
   }
-  for (int i = 0; i < 5; ++i) put(stack + i, results[i]);
+  const OptionalTensorValues given(call);
+  put_all(stack, cpp(call.query.get(), call.key.get(), call.value.get(), given.cum_seq_q, given.cum_seq_k, call.max_q, call.max_k,
+                     call.dropout_p, call.is_causal, call.return_debug_mask, scale, left, right, given.seqused_k,
+                     given.alibi_slopes, given.block_table, num_splits));
+}
+
+void sdpa_backward(const BackwardCall& call, StableIValue* stack) {
+  static const auto cpp = cpp_function<CppSdpaBackward>(
+      "_ZN2at4cuda44_scaled_dot_product_flash_attention_backwardERKNS_6TensorES3_S3_S3_S3_S3_S3_S3_lldbS3_S3_St8optionalIdE");
+  AtenTensorHandle results[3];
+  auto scale = call.scale;
+  if (done(call.op, Sdpa::kFirstTime, &aoti_torch_cuda__scaled_dot_product_flash_attention_backward, cpp, call.grad_out.get(),
+           call.query.get(), call.key.get(), call.value.get(), call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(),
+           call.cum_seq_k.get(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal}, call.rng_state.get(),
+           call.unused.get(), pointer(scale), results, results + 1, results + 2)) {
+    return put_all(stack, results);
+  }
+  const Stage scope(Sdpa::kAgain);
+  put_all(stack, cpp(call.grad_out.get(), call.query.get(), call.key.get(), call.value.get(), call.out.get(), call.logsumexp.get(),
+                     call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q, call.max_k, call.dropout_p, call.is_causal,
+                     call.rng_state.get(), call.unused.get(), scale));
+}
+
+void flash_backward(const BackwardCall& call, StableIValue* stack) {
+  static const auto cpp = cpp_function<CppBackward>(
+      "_ZN2at4cuda25_flash_attention_backwardERKNS_6TensorES3_S3_S3_S3_S3_S3_S3_lldbS3_S3_St8optionalIdES4_IlES6_");
+  AtenTensorHandle results[3];
+  auto scale = call.scale;
+  auto left = call.window_size_left, right = call.window_size_right;
+  if (done(call.op, sdpa, &aoti_torch_cuda__flash_attention_backward, cpp, call.grad_out.get(), call.query.get(), call.key.get(),
+           call.value.get(), call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q,
+           call.max_k, call.dropout_p, int32_t{call.is_causal}, call.rng_state.get(), call.unused.get(), pointer(scale),
+           pointer(left), pointer(right), results, results + 1, results + 2)) {
+    return put_all(stack, results);
+  }
+  put_all(stack, cpp(call.grad_out.get(), call.query.get(), call.key.get(), call.value.get(), call.out.get(), call.logsumexp.get(),
+                     call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q, call.max_k, call.dropout_p, call.is_causal,
+                     call.rng_state.get(), call.unused.get(), scale, left, right));
 }
 
 }  // namespace
 
-bool stock_is_running() { return inside_sdpa; }
+bool stock_is_running() { return sdpa != Sdpa::kOutside; }
 
 void stock_forward(const ForwardCall& call, StableIValue* stack) {
-  call.order == DimOrder::kHeadsFirst ? sdpa_forward(call, stack) : flash_forward(call, stack);
+  if (call.order == DimOrder::kHeadsFirst) return sdpa_forward(call, stack);
+  call.has_block_table ? flash_forward_v2(call, stack) : flash_forward_v1(call, stack);
 }
 
 void stock_forward_inplace(const ForwardCall& call, StableIValue* stack) {
+  static const auto cpp = cpp_function<CppForwardInplaceV2>(
+      "_ZN2at4cuda43_flash_attention_forward_no_dropout_inplaceERNS_6TensorERKS1_S4_S4_RKSt8optionalIS1_ES8_lldbbS5_IdES5_IlESA_S8_"
+      "S8_S8_SA_");
   AtenTensorHandle logsumexp;
   auto scale = call.scale;
   auto left = call.window_size_left, right = call.window_size_right, num_splits = call.num_splits;
   OptionalTensor cum_seq_q(call.cum_seq_q), cum_seq_k(call.cum_seq_k), seqused_k(call.seqused_k), alibi_slopes(call.alibi_slopes);
   OptionalTensor block_table(call.block_table);
-  call_stock(call.op, forward_inplace_v2(), call.out.get(), call.query.get(), call.key.get(), call.value.get(), cum_seq_q.pointer(),
-             cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal}, int32_t{call.return_debug_mask},
-             pointer(scale), pointer(left), pointer(right), seqused_k.pointer(), alibi_slopes.pointer(), block_table.pointer(),
-             pointer(num_splits), &logsumexp);
-  put(stack, logsumexp);
+  if (done(call.op, sdpa, forward_inplace_v2(), cpp, call.out.get(), call.query.get(), call.key.get(), call.value.get(),
+           cum_seq_q.pointer(), cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal},
+           int32_t{call.return_debug_mask}, pointer(scale), pointer(left), pointer(right), seqused_k.pointer(),
+           alibi_slopes.pointer(), block_table.pointer(), pointer(num_splits), &logsumexp)) {
+    return put(stack, logsumexp);
+  }
+  const OptionalTensorValues given(call);
+  TensorValue result = cpp(call.out.get(), call.query.get(), call.key.get(), call.value.get(), given.cum_seq_q, given.cum_seq_k,
+                           call.max_q, call.max_k, call.dropout_p, call.is_causal, call.return_debug_mask, scale, left, right,
+                           given.seqused_k, given.alibi_slopes, given.block_table, num_splits);
+  put(stack, result);
 }
 
 void stock_backward(const BackwardCall& call, StableIValue* stack) {
-  AtenTensorHandle results[3];
-  auto scale = call.scale;
-  auto left = call.window_size_left, right = call.window_size_right;
-  if (call.order == DimOrder::kHeadsFirst) {
-    const InsideSdpa scope;
-    call_stock(call.op, &aoti_torch_cuda__scaled_dot_product_flash_attention_backward, call.grad_out.get(), call.query.get(),
-               call.key.get(), call.value.get(), call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(), call.cum_seq_k.get(),
-               call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal}, call.rng_state.get(), call.unused.get(),
-               pointer(scale), results, results + 1, results + 2);
-  } else {
-    call_stock(call.op, &aoti_torch_cuda__flash_attention_backward, call.grad_out.get(), call.query.get(), call.key.get(),
-               call.value.get(), call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q,
-               call.max_k, call.dropout_p, int32_t{call.is_causal}, call.rng_state.get(), call.unused.get(), pointer(scale),
-               pointer(left), pointer(right), results, results + 1, results + 2);
-  }
-  for (int i = 0; i < 3; ++i) put(stack + i, results[i]);
+  call.order == DimOrder::kHeadsFirst ? sdpa_backward(call, stack) : flash_backward(call, stack);
 }
 
 }  // namespace fa4::aten

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "../core/error.h"
+#include "torch_errors.h"
 #include "torch_symbol.h"
 
 namespace fa4::aten {
@@ -12,8 +13,10 @@ namespace {
 
 Handle empty_strided(int64_t dim, const int64_t* size, const int64_t* stride, int32_t dtype, int32_t device_index) {
   AtenTensorHandle handle;
-  check_shim(aoti_torch_empty_strided(dim, size, stride, dtype, aoti_torch_device_type_cuda(), device_index, &handle),
-             "CUDA out of memory: allocating a tensor");
+  if (aoti_torch_empty_strided(dim, size, stride, dtype, aoti_torch_device_type_cuda(), device_index, &handle) !=
+      AOTI_TORCH_SUCCESS) {
+    return empty_strided_again(dim, size, stride, dtype, device_index, "CUDA out of memory. Allocating a tensor");
+  }
   return Handle(handle);
 }
 
@@ -23,6 +26,10 @@ void contiguous_strides(int64_t dim, const int64_t* size, int64_t* stride) {
     stride[d] = next;
     next *= size[d] > 1 ? size[d] : 1;
   }
+}
+
+void copy(AtenTensorHandle to, AtenTensorHandle from, const char* what) {
+  if (aoti_torch_copy_(to, from, 0) != AOTI_TORCH_SUCCESS) copy_again(to, from, what);
 }
 
 bool repeats_elements(const TensorInfo& tensor) {
@@ -96,9 +103,12 @@ OutputShape::OutputShape(const TensorInfo& query, const TensorInfo& value) {
   }
 }
 
-Handle empty_output(const TensorInfo& query, const TensorInfo& value) {
-  const OutputShape shape(query, value);
-  return empty_strided(query.dim, shape.size, shape.stride, query.dtype, query.device_index);
+TensorInfo OutputShape::info(const TensorInfo& query) const {
+  return {query.dim, size, stride, query.dtype, query.device_type, query.device_index};
+}
+
+Handle empty(const TensorInfo& shape) {
+  return empty_strided(shape.dim, shape.size, shape.stride, shape.dtype, shape.device_index);
 }
 
 Handle empty(int64_t dim, const int64_t* size, int32_t dtype, int32_t device_index) {
@@ -113,20 +123,12 @@ Handle undefined() {
   return Handle(handle);
 }
 
-Handle part(const Handle& whole, int64_t byte_offset, int32_t dtype, int64_t dim, const int64_t* size) {
-  int64_t stride[kMaxDim];
-  contiguous_strides(dim, size, stride);
-  AtenTensorHandle handle;
-  check_shim(aoti_torch__alloc_from_pool(whole.get(), byte_offset, dtype, dim, size, stride, &handle), "taking a part of a tensor");
-  return Handle(handle);
-}
-
 void fill(AtenTensorHandle tensor, double value) { check_shim(aoti_torch_aten_fill__Scalar(tensor, value), "filling a tensor"); }
 
 Handle contiguous_copy(AtenTensorHandle tensor, const TensorInfo& info) {
-  Handle copy = empty(info.dim, info.size, info.dtype, info.device_index);
-  check_shim(aoti_torch_copy_(copy.get(), tensor, 0), "copying a tensor");
-  return copy;
+  Handle result = empty(info.dim, info.size, info.dtype, info.device_index);
+  copy(result.get(), tensor, "copying a tensor");
+  return result;
 }
 
 TensorView view(AtenTensorHandle tensor, const TensorInfo& info, DimOrder order) {
@@ -159,7 +161,7 @@ Writable::Writable(AtenTensorHandle tensor, DimOrder order) : tensor(tensor) {
 }
 
 void Writable::finish() {  // raises what PyTorch raises for a tensor that cannot be written
-  if (copy) check_shim(aoti_torch_copy_(tensor, copy.get(), 0), "copying into out");
+  if (copy) aten::copy(tensor, copy.get(), "copying into out");
 }
 
 }  // namespace fa4::aten

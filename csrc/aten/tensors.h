@@ -67,13 +67,12 @@ struct OutputShape {
   int64_t size[kMaxDim], stride[kMaxDim];
 
   OutputShape(const TensorInfo& query, const TensorInfo& value);
+  TensorInfo info(const TensorInfo& query) const;  // with query's dtype and device
 };
 
-Handle empty_output(const TensorInfo& query, const TensorInfo& value);
+Handle empty(const TensorInfo& shape);
 Handle empty(int64_t dim, const int64_t* size, int32_t dtype, int32_t device_index);  // contiguous, CUDA
 Handle undefined();
-// A contiguous tensor of its own dtype in the memory of another, which begins where that one's memory does; no view to autograd.
-Handle part(const Handle& whole, int64_t byte_offset, int32_t dtype, int64_t dim, const int64_t* size);
 void fill(AtenTensorHandle tensor, double value);
 Handle contiguous_copy(AtenTensorHandle tensor, const TensorInfo& info);  // in memory of its own, aligned as allocations are
 

@@ -33,10 +33,13 @@ CUresult find_function(CUkernel kernel, CUfunction& function) {
   }
   std::atomic<CUfunction>& known = launching.function->in_primary_context;
   function = known.load(std::memory_order_acquire);
-  if (function) return CUDA_SUCCESS;
-  const CUresult result = fa4::driver().kernel_get_function(&function, kernel);
-  if (result == CUDA_SUCCESS) known.store(function, std::memory_order_release);
-  return result;
+  return function ? CUDA_SUCCESS : fa4::driver().kernel_get_function(&function, kernel);
+}
+
+// After a launch: the first one may fail for want of memory for the kernel's code.
+void keep(CUfunction function) {
+  std::atomic<CUfunction>& known = launching.function->in_primary_context;
+  if (launching.whole_device && !known.load(std::memory_order_relaxed)) known.store(function, std::memory_order_release);
 }
 
 uint32_t cluster_size(const CUlaunchConfig& config) {
@@ -122,7 +125,9 @@ int _cudaLaunchKernelEx(const LaunchConfig* given, CUkernel kernel, void** argum
   config.attrs = given->attributes;
   config.numAttrs = given->num_attributes;
   if (!cluster_fits(function, config)) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
-  return fa4::driver().launch_kernel(&config, function, arguments, nullptr);
+  const CUresult result = fa4::driver().launch_kernel(&config, function, arguments, nullptr);
+  if (result == CUDA_SUCCESS) keep(function);
+  return result;
 }
 
 }  // extern "C"

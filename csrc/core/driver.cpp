@@ -45,6 +45,7 @@ Driver open_driver() {
   FA4_FIND(max_active_clusters, cuOccupancyMaxActiveClusters);
   FA4_FIND(launch_kernel, cuLaunchKernelEx);
   FA4_FIND(memset_d32_async, cuMemsetD32Async);
+  FA4_FIND(memory_info, cuMemGetInfo);
   int version = 0;
   driver.get_version(&version);
   if (version < kOldestVersion) {

@@ -29,6 +29,7 @@ struct Driver {
   decltype(&cuOccupancyMaxActiveClusters) max_active_clusters;
   decltype(&cuLaunchKernelEx) launch_kernel;
   decltype(&cuMemsetD32Async) memset_d32_async;
+  decltype(&cuMemGetInfo) memory_info;
 };
 
 const Driver& driver();               // throws Error where driver_problem() has one

@@ -12,6 +12,12 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Device memory is out; the text begins as torch's own does, which programs look for to try with less.
+class OutOfMemory : public Error {
+ public:
+  using Error::Error;
+};
+
 template <class... Parts>
 std::string concat(const Parts&... parts) {
   std::ostringstream text;

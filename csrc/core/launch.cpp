@@ -127,7 +127,7 @@ class ArgumentList {
     pointers_[count_ + 1] = &result;
     launch_compiled(kernel_, function, target.whole_device, pointers_, count_ + 2);
     if (result == CUDA_ERROR_INVALID_CLUSTER_SIZE) return false;
-    if (result) check(static_cast<CUresult>(result), concat("launching kernel ", kernel_.name).c_str());
+    if (result) failed(static_cast<CUresult>(result), function);
     return true;
   }
 
@@ -138,6 +138,12 @@ class ArgumentList {
   }
 
  private:
+  void failed(CUresult result, const Function& function) {
+    const bool first = !function.in_primary_context.load(std::memory_order_acquire);
+    if (first || result == CUDA_ERROR_OUT_OF_MEMORY) check_loading(result, kernel_, first ? "its first launch" : "a launch");
+    check(result, concat("launching kernel ", kernel_.name).c_str());
+  }
+
   template <int kRank>
   void add(const TensorView& t, int heads, ExportedTensor<kRank>& storage) {
     const int64_t offset = part_.head(t.size[heads]) * t.stride[heads] + (dense_ ? part_.batch * t.stride[0] : 0);

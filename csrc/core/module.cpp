@@ -16,25 +16,39 @@ struct Module {
 };
 static_assert(kMaxDevices <= 64, "a bit a device");
 
-void check_load(int result, const Kernel& kernel, const char* what) {
-  if (result) check(static_cast<CUresult>(result), concat("loading kernel ", kernel.name, " (", what, ")").c_str());
-}
-
 void load(const Kernel& kernel, Module& module, int device) {
   int result = 0;
   CUlibrary* library = &module.library;
   if (!module.library) {
     void* arguments[] = {&library, &result};
     kernel.load(arguments);
-    check_load(result, kernel, "cuLibraryLoadData");
+    check_loading(static_cast<CUresult>(result), kernel, "cuLibraryLoadData");
   }
   int32_t ordinal = device;
   void* arguments[] = {&library, &ordinal, &result};
   kernel.load_to_device(arguments);
-  check_load(result, kernel, "setting its shared memory");
+  check_loading(static_cast<CUresult>(result), kernel, "setting its shared memory");
 }
 
 }  // namespace
+
+// The driver loads a kernel's code when that is first used, and for want of memory may then say no more than "unknown error".
+void check_loading(CUresult result, const Kernel& kernel, const char* step) {
+  if (result == CUDA_SUCCESS) return;
+  // Many times what a kernel's code takes; torch leaves less on a device that it has filled, by 2 or 20 MiB at a time.
+  constexpr size_t kLittle = 64 << 20;
+  size_t free = 0, total = 0;
+  const bool known = driver().memory_info(&free, &total) == CUDA_SUCCESS;
+  const bool out = result == CUDA_ERROR_OUT_OF_MEMORY || (result == CUDA_ERROR_UNKNOWN && known && free < kLittle);
+  const std::string what = concat("loading kernel ", kernel.name, " (", step, ")");
+  if (!out) check(result, what.c_str());
+  try {
+    check(result, what.c_str());
+  } catch (const Error& error) {
+    const std::string when = known ? concat("With ", free >> 20, " MiB of device memory free, ") : "On the device, ";
+    throw OutOfMemory(concat("CUDA out of memory. ", when, error.what()));
+  }
+}
 
 Function& loaded(const Kernel& kernel, int device) {
   static Module* const modules = new Module[kNumKernels];  // for good: a call may run while the process exits

@@ -24,13 +24,15 @@ def described(tensor: torch.Tensor) -> dict:
 def call(op, *arguments, **options) -> tuple:
     """The results; prints them with the launches."""
     ctypes.c_int.in_dll(device, "launches").value = 0
-    ctypes.c_int64.in_dll(device, "cleared_bytes").value = 0
+    ctypes.c_int.in_dll(device, "allocations").value = 0
+    ctypes.c_int64.in_dll(device, "cleared_bytes").value = ctypes.c_int64.in_dll(device, "cleared_at").value = 0
     results = op.redispatch(CUDA, *arguments, **options)
     count = ctypes.c_int.in_dll(device, "launches").value
     names = (ctypes.c_char_p * 1024).in_dll(device, "launched")[:count]
     tensors = [described(t) for t in (results if isinstance(results, tuple) else (results,)) if isinstance(t, torch.Tensor)]
-    cleared = ctypes.c_int64.in_dll(device, "cleared_bytes").value
-    print(json.dumps({"tensors": tensors, "launches": [name.decode() for name in names], "cleared_bytes": cleared}))
+    found = {"tensors": tensors, "launches": [name.decode() for name in names]}
+    found |= {name: ctypes.c_int64.in_dll(device, name).value for name in ("cleared_bytes", "cleared_at")}
+    print(json.dumps(found | {"allocations": ctypes.c_int.in_dll(device, "allocations").value}))
     return results
 
 

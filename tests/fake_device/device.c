@@ -13,8 +13,15 @@ struct kernel {
 
 const char* launched[1024];  // the kernels' names
 int launches = 0;
-int64_t cleared_bytes = 0;
+int64_t cleared_bytes = 0, cleared_at = 0;
+int allocations = 0;
 int multiprocessors = 132, capability = 90;
+int launch_result = 0, function_result = 0, load_result = 0;  // what cuLaunchKernelEx, cuKernelGetFunction and cuLibraryLoadData say
+int64_t free_memory = (int64_t)1 << 36;
+// How many of the next ones fail in torch's C interface; impossible ones fail in C++ as well, because they are of the device type that
+// is next: CUDA's, which a CPU build of torch has no allocations for.
+int failing_allocations = 0, impossible_allocations = 0, failing_copies = 0;
+static int next_device_type = 0;
 // Asked to do a launch, 0: done; told of a tensor that was allocated. Null: nobody.
 int (*on_launch)(const void* code, void** arguments, const unsigned* grid, unsigned threads, unsigned cluster,
                  unsigned shared) = NULL;
@@ -36,7 +43,9 @@ static int attribute(CUdevice_attribute which) {  // an H200's
 }
 
 CUresult cuDriverGetVersion(int* version) { return *version = 13000, CUDA_SUCCESS; }
-CUresult cuGetErrorName(CUresult error, const char** text) { return *text = "error", CUDA_SUCCESS; }
+CUresult cuGetErrorName(CUresult error, const char** text) {
+  return *text = error == CUDA_ERROR_UNKNOWN ? "CUDA_ERROR_UNKNOWN" : "error", CUDA_SUCCESS;
+}
 CUresult cuGetErrorString(CUresult error, const char** text) { return *text = "error", CUDA_SUCCESS; }
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute which, CUdevice device) {
   return *value = attribute(which), CUDA_SUCCESS;
@@ -55,7 +64,8 @@ CUresult cuCtxPushCurrent(CUcontext context) { return CUDA_SUCCESS; }
 CUresult cuCtxPopCurrent(CUcontext* context) { return *context = NULL, CUDA_SUCCESS; }
 CUresult cuLibraryLoadData(CUlibrary* library, const void* code, CUjit_option* options, void** values, unsigned count,
                            CUlibraryOption* library_options, void** library_values, unsigned library_count) {
-  return *library = (CUlibrary)code, CUDA_SUCCESS;
+  if (!load_result) *library = (CUlibrary)code;
+  return load_result;
 }
 CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* name) {
   struct kernel* found = malloc(sizeof *found);
@@ -65,9 +75,10 @@ CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* nam
 CUresult cuKernelGetAttribute(int* value, CUfunction_attribute which, CUkernel kernel, CUdevice device) {
   return *value = 0, CUDA_SUCCESS;
 }
-CUresult cuKernelGetFunction(CUfunction* function, CUkernel kernel) { return *function = (CUfunction)kernel, CUDA_SUCCESS; }
+CUresult cuKernelGetFunction(CUfunction* function, CUkernel kernel) { return *function = (CUfunction)kernel, function_result; }
 CUresult cuKernelSetAttribute(CUfunction_attribute which, int value, CUkernel kernel, CUdevice device) { return CUDA_SUCCESS; }
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** arguments, void** extra) {
+  if (launch_result) return launch_result;
   const struct kernel* kernel = (const struct kernel*)function;
   launched[launches++ % 1024] = kernel->name;
   if (!on_launch) return CUDA_SUCCESS;
@@ -81,12 +92,16 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, voi
   return failed ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS;
 }
 CUresult cuMemsetD32Async(CUdeviceptr begin, unsigned value, size_t count, CUstream stream) {
-  cleared_bytes += 4 * count;
+  cleared_bytes += 4 * count, cleared_at = (int64_t)begin;
   memset((void*)begin, 0, 4 * count);
   return CUDA_SUCCESS;
 }
+CUresult cuMemGetInfo(size_t* free, size_t* total) { return *free = free_memory, *total = (size_t)1 << 37, CUDA_SUCCESS; }
 
-int32_t aoti_torch_device_type_cuda(void) { return 0; }  // the CPU's
+int32_t aoti_torch_device_type_cuda(void) {  // the CPU's, 0, unless an impossible allocation comes next
+  const int type = next_device_type;
+  return next_device_type = 0, type;
+}
 int32_t aoti_torch_get_device_index(void* tensor, int32_t* index) { return *index = 0; }
 int32_t aoti_torch_get_current_cuda_stream(int32_t device, void** stream) { return *stream = NULL, 0; }
 
@@ -96,8 +111,11 @@ int32_t aoti_torch_get_data_ptr(void* tensor, void** data);
 int32_t aoti_torch_get_storage_size(void* tensor, int64_t* bytes);
 int32_t aoti_torch_empty_strided(int64_t dim, const int64_t* size, const int64_t* stride, int32_t dtype, int32_t device_type,
                                  int32_t device_index, void** tensor) {
+  if (failing_allocations > 0) return --failing_allocations, 1;
+  if (impossible_allocations > 0) return --impossible_allocations, next_device_type = 1;
   const __typeof__(&aoti_torch_empty_strided) torch = torch_function("aoti_torch_empty_strided");
   const int32_t failed = torch(dim, size, stride, dtype, device_type, device_index, tensor);
+  allocations += !failed;
   if (failed || !on_allocation) return failed;
   const __typeof__(&aoti_torch_get_data_ptr) get_data = torch_function("aoti_torch_get_data_ptr");
   const __typeof__(&aoti_torch_get_storage_size) get_size = torch_function("aoti_torch_get_storage_size");
@@ -105,4 +123,9 @@ int32_t aoti_torch_empty_strided(int64_t dim, const int64_t* size, const int64_t
   int64_t bytes = 0;
   if (get_data(*tensor, &data) || get_size(*tensor, &bytes)) return 1;
   return on_allocation(data, bytes), 0;
+}
+int32_t aoti_torch_copy_(void* to, void* from, int32_t non_blocking) {
+  if (failing_copies > 0) return --failing_copies, 1;
+  const __typeof__(&aoti_torch_copy_) torch = torch_function("aoti_torch_copy_");
+  return torch(to, from, non_blocking);
 }

@@ -1,0 +1,98 @@
+#include "torch_errors.h"
+
+#include <cxxabi.h>
+
+#include <typeinfo>
+#include <utility>
+
+#include "torch_symbol.h"
+
+namespace fa4::aten {
+namespace {
+
+constexpr const char* kTorchCpu = "libtorch_cpu.so";
+
+// c10::ArrayRef<c10::SymInt>: a SymInt that is a plain number holds that number.
+struct SymIntList {
+  const int64_t* data;
+  size_t size;
+};
+
+struct Device {  // c10::Device
+  int8_t type, index;
+};
+
+// at::_ops::empty_strided::call
+using EmptyStrided = TensorValue(SymIntList size, SymIntList stride, std::optional<int8_t> dtype, std::optional<int8_t> layout,
+                                 std::optional<Device> device, std::optional<bool> pin_memory);
+
+// at::_ops::copy_::call
+using Copy = void*(AtenTensorHandle to, AtenTensorHandle from, bool non_blocking);
+
+[[noreturn]] void fail_with_text(const char* what) { fail(exception_text(concat(what, " failed"))); }
+
+struct SourceLocation {  // c10::SourceLocation
+  const char *function, *file;
+  uint32_t line;
+};
+
+// c10::OutOfMemoryError, which adds nothing to c10::Error but its type. Before torch 2.13 libc10_cuda has its vtable.
+struct OutOfMemoryClass {
+  void (*construct_error)(void* memory, SourceLocation, std::string text) = nullptr;
+  void** vtable = nullptr;
+  std::type_info* type = nullptr;
+
+  explicit operator bool() const { return construct_error && vtable && type; }
+};
+
+OutOfMemoryClass find_out_of_memory_class() {
+  OutOfMemoryClass found;
+  found.construct_error = torch_function<void(void*, SourceLocation, std::string)>(
+      "libc10.so", "_ZN3c105ErrorC1ENS_14SourceLocationENSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE");
+  for (const char* library : {"libc10.so", "libc10_cuda.so"}) {
+    if (found.vtable) break;
+    found.vtable = static_cast<void**>(torch_symbol(library, "_ZTVN3c1016OutOfMemoryErrorE"));
+    found.type = static_cast<std::type_info*>(torch_symbol(library, "_ZTIN3c1016OutOfMemoryErrorE"));
+  }
+  return found;
+}
+
+}  // namespace
+
+Handle TensorValue::take() {
+  Handle handle = undefined();
+  std::swap(impl_, *reinterpret_cast<void**>(handle.get()));
+  return handle;
+}
+
+Handle empty_strided_again(int64_t dim, const int64_t* size, const int64_t* stride, int32_t dtype, int32_t device_index,
+                           const char* what) {
+  const auto function = torch_function<EmptyStrided>(
+      kTorchCpu,
+      "_ZN2at4_ops13empty_strided4callEN3c108ArrayRefINS2_6SymIntEEES5_St8optionalINS2_10ScalarTypeEES6_INS2_6LayoutEES6_INS2_"
+      "6DeviceEES6_IbE");
+  if (!function) fail_with_text(what);
+  const auto length = static_cast<size_t>(dim);
+  const Device device{static_cast<int8_t>(aoti_torch_device_type_cuda()), static_cast<int8_t>(device_index)};
+  TensorValue tensor = function({size, length}, {stride, length}, static_cast<int8_t>(dtype), std::nullopt, device, std::nullopt);
+  return tensor.take();
+}
+
+void copy_again(AtenTensorHandle to, AtenTensorHandle from, const char* what) {
+  const auto function = torch_function<Copy>(kTorchCpu, "_ZN2at4_ops5copy_4callERNS_6TensorERKS2_b");
+  if (!function) fail_with_text(what);
+  function(to, from, false);
+}
+
+void raise_out_of_memory(const std::string& text) {
+  static const OutOfMemoryClass found = find_out_of_memory_class();
+  if (!found) fail(text);
+  constexpr size_t kMemory = 1024;   // c10::Error takes 128 bytes in torch 2.13
+  constexpr int kFirstFunction = 2;  // behind the offset to the top and the type; the destructor
+  void* error = abi::__cxa_allocate_exception(kMemory);
+  found.construct_error(error, {"launch", "fa4_ext", 0}, text);
+  *static_cast<void***>(error) = found.vtable + kFirstFunction;
+  abi::__cxa_throw(error, found.type, reinterpret_cast<void (*)(void*)>(found.vtable[kFirstFunction]));
+}
+
+}  // namespace fa4::aten

@@ -1,0 +1,119 @@
+"""Calls the overrides with tensors of the CPU, behind device.c, where something fails; prints what they raise, a JSON a step."""
+
+import ctypes
+import io
+import json
+import sys
+from collections.abc import Callable
+
+import torch
+from torch._subclasses.schema_check_mode import SchemaCheckMode
+
+import fa4_ext
+
+device = ctypes.CDLL("libcuda.so.1")
+CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+aten = torch.ops.aten
+MIB = 2**20
+
+
+def fake(**values: int) -> None:
+    """Sets what the driver does from now on."""
+    for name, value in values.items():
+        (ctypes.c_int64 if name == "free_memory" else ctypes.c_int).in_dll(device, name).value = value
+
+
+def outcome(call: Callable) -> None:
+    """Prints the type and the text of what it raises, or the layout of what it returns."""
+    try:
+        results = call()
+    except Exception as error:
+        found = {"type": type(error).__name__, "text": str(error), "out_of_memory": isinstance(error, torch.OutOfMemoryError)}
+    else:
+        results = results if isinstance(results, tuple) else (results,)
+        found = {"results": [[list(t.shape), list(t.stride()), str(t.dtype)] for t in results if isinstance(t, torch.Tensor)]}
+    print(json.dumps(found))
+
+
+q, k, v = (torch.randn(2, 129, 4, 128, dtype=torch.bfloat16) for _ in range(3))
+LENGTHS = (None, None, 129, 129, 0.0, True)
+
+
+def forward():
+    return aten._flash_attention_forward.default.redispatch(CUDA, q, k, v, *LENGTHS, False)
+
+
+def backward(results):
+    out, lse, rng_state, unused, _ = results
+    arguments = torch.randn_like(out), q, k, v, out, lse, *LENGTHS, rng_state, unused
+    return aten._flash_attention_backward.default.redispatch(CUDA, *arguments)
+
+
+def misaligned() -> torch.Tensor:
+    return torch.zeros(q.numel() + 1, dtype=q.dtype)[1:].view(q.shape)
+
+
+def inplace(out: torch.Tensor):
+    return aten._flash_attention_forward_no_dropout_inplace.default.redispatch(CUDA, out, q, k, v, *LENGTHS, False)
+
+
+def allocation() -> None:
+    """torch's C function fails: first its C++ function does what it would have done, then it raises."""
+    outcome(forward)
+    for failing in (1, 5):
+        fake(failing_allocations=failing)
+        outcome(forward)
+    results = forward()
+    outcome(lambda: backward(results))
+    fake(failing_allocations=4)
+    outcome(lambda: backward(results))
+    fake(impossible_allocations=1)
+    outcome(forward)
+    fake(impossible_allocations=1)
+    outcome(lambda: backward(results))
+    outcome(forward)
+
+
+def copy() -> None:
+    fake(failing_copies=1)
+    outcome(lambda: inplace(misaligned()))
+    outcome(lambda: inplace(torch.zeros(2, 129, 1, 128, dtype=q.dtype).expand(q.shape)))
+
+
+def module() -> None:
+    """A kernel's code cannot be loaded. Arguments: what fails, with which result, and how much memory is free, in MiB."""
+    failing, value, free = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    fake(free_memory=free * MIB, **{failing: value})
+    outcome(forward)
+    fake(free_memory=2**36, **{failing: 0})
+    outcome(forward)
+    fake(free_memory=free * MIB, **{failing: value})
+    outcome(forward)
+
+
+def results() -> None:
+    """The results of the op as programs handle them that rely on its schema."""
+    library = torch.library.Library("aten", "IMPL")
+    for op in (aten._flash_attention_forward.default, aten._flash_attention_backward.default):
+        library.impl(op.name().removeprefix("aten::"), lambda *given, _op=op: _op.redispatch(CUDA, *given), "CPU")
+
+    @torch.library.custom_op("fake_device::attention", mutates_args=())
+    def attention(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        return aten._flash_attention_forward(q, k, v, *LENGTHS, False)[:4]
+
+    outcome(lambda: attention(q, k, v))
+    with SchemaCheckMode():
+        found = aten._flash_attention_forward(q, k, v, *LENGTHS, False)
+        out, lse, rng_state, unused, _ = found
+        gradients = aten._flash_attention_backward(torch.randn_like(out), q, k, v, out, lse, *LENGTHS, rng_state, unused)
+    print(json.dumps({"storages": [t.untyped_storage()._cdata for t in (q, k, v, *found, *gradients)]}))
+    file = io.BytesIO()
+    torch.save(found, file)
+    file.seek(0)
+    outcome(lambda: tuple(torch.load(file)))
+
+
+with fa4_ext.register(fallback="error", speed_rules=False):
+    {"allocation": allocation, "copy": copy, "module": module, "results": results}[sys.argv[1]]()
