@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from calls import deterministic, flash_backward, flash_forward, run_autograd, sdpa_forward
+from calls import aten, deterministic, flash_backward, flash_forward, flash_forward_into, run_autograd, sdpa_forward
 from cases import DEVICE, HEADS, Inputs, dense, make_inputs, varlen
 from compare import assert_matches_reference
 from fresh_process import run_script
 from profiling import kernels_of, provider, providers_of
 from reference import Result
+from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fa4_ext
@@ -71,6 +72,76 @@ class TestOutputs:
         assert len(kernels_of(lambda: flash_forward(problem, inputs))) == 1
         names = kernels_of(lambda: flash_backward(problem, inputs, forward))
         assert all(provider(name) == "ours" or "emset" in name for name in names), names
+
+
+def _calls_and_their_tensors():
+    """Each op's inputs and results."""
+    inputs = make_inputs(problem := dense(129, 203, heads_kv=2))
+    forward = flash_forward(problem, inputs)
+    given = [inputs.q, inputs.k, inputs.v, inputs.do]
+    packed = make_inputs(packed_problem := varlen((67, 130)))
+    packed_forward = flash_forward(packed_problem, packed)
+    packed_given = [packed.q, packed.k, packed.v, packed.do, packed.cu_seqlens_q]
+    calls = {
+        "dense": (given, forward),
+        "backward": ([*given, *forward], flash_backward(problem, inputs, forward)),
+        "varlen": (packed_given, packed_forward),
+        "varlen_backward": ([*packed_given, *packed_forward], flash_backward(packed_problem, packed, packed_forward)),
+        "sdpa": (given, [t for t in sdpa_forward(problem, inputs) if isinstance(t, torch.Tensor)]),
+    }
+    if hasattr(aten, "_flash_attention_forward_no_dropout_inplace"):
+        out = torch.empty_like(inputs.q)
+        calls["inplace"] = ([*given, out], [flash_forward_into(out, problem, inputs)])
+    return calls
+
+
+@torch.library.custom_op("fa4_ext_tests::attention", mutates_args=())
+def wrapped_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As xformers wraps the op: all of its results that are not of a debug mask."""
+    return aten._flash_attention_forward(q, k, v, None, None, q.shape[1], k.shape[1], 0.0, True, False)[:4]
+
+
+@wrapped_attention.register_fake
+def _(q, k, v):
+    batch, seqlen, heads, _ = q.shape
+    state, unused = (q.new_empty(shape, dtype=torch.uint64) for shape in ((2,), ()))
+    return torch.empty_like(q), q.new_empty((batch, heads, seqlen), dtype=torch.float32), state, unused
+
+
+@pytest.mark.usefixtures("strict")
+class TestMemoryOfResults:
+    """The schema promises results that share memory with nothing."""
+
+    def test_every_storage_is_another(self):
+        for name, (given, results) in _calls_and_their_tensors().items():
+            storages = [t.untyped_storage() for t in (*given, *results)]
+            addresses = [storage.data_ptr() for storage in storages if storage.nbytes()]
+            assert len({storage._cdata for storage in storages}) == len(storages), name
+            assert len(set(addresses)) == len(addresses), name
+            # Dense ones: a storage holds its tensor and nothing beside it.
+            assert all(t.untyped_storage().nbytes() == t.nbytes for t in results), (name, [t.untyped_storage() for t in results])
+
+    @pytest.mark.parametrize("compiled", (False, True), ids=("eager", "compiled"))
+    def test_a_custom_op_around_the_op(self, compiled):
+        inputs = make_inputs(problem := dense(129, 129, is_causal=True))
+        attention = torch.compile(wrapped_attention, fullgraph=True) if compiled else wrapped_attention
+        out, lse, *_ = attention(inputs.q, inputs.k, inputs.v)
+        assert_matches_reference(problem, inputs, Result(out, lse))
+
+    def test_torch_save(self, tmp_path):
+        for name, (_, results) in _calls_and_their_tensors().items():
+            torch.save(tuple(results), tmp_path / name)
+            for saved, result in zip(torch.load(tmp_path / name), results, strict=True):
+                assert (saved.shape, saved.dtype, saved.device) == (result.shape, result.dtype, result.device), name
+            assert (tmp_path / name).stat().st_size < sum(t.nbytes for t in results) + 2**16, name
+
+    def test_torchs_check_of_schemas(self):
+        inputs = make_inputs(problem := dense(129, 203, heads_kv=2))
+        with SchemaCheckMode():
+            flash_backward(problem, inputs, flash_forward(problem, inputs))
+            sdpa_forward(problem, inputs)
 
 
 class TestWhoRuns:
@@ -183,10 +254,11 @@ def test_what_stock_refuses_too_raises_its_error():
     """PyTorch builds its kernel without ALiBi."""
     inputs = _normal(2, 4, 256, 128, dtype=torch.bfloat16, device=DEVICE)
     call = _flash_op(alibi_slopes=torch.linspace(0.1, 1, 4, device=DEVICE))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError) as without:
         call(*inputs)
-    with fa4_ext.register(), pytest.raises(RuntimeError):
+    with fa4_ext.register(), pytest.raises(RuntimeError) as ours:
         call(*inputs)
+    assert (ours.type, str(ours.value)) == (without.type, str(without.value))
 
 
 def test_warn_only_warns_once_as_stock_does():

@@ -1,4 +1,4 @@
-"""Kernels in the midst of a program: graphs, streams, threads, memory that runs out, tensors that are huge."""
+"""Kernels in the midst of a program: graphs, streams, threads, tensors that are huge."""
 
 from __future__ import annotations
 
@@ -216,33 +216,6 @@ def test_current_device_is_another():
         gradients = flash_backward(problem, there, forward)
     assert {t.device for t in (*forward, *gradients)} == {torch.device("cuda:1")}
     assert_matches_reference(problem, there, Result(*forward[:2], *gradients))
-
-
-@pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("direction", ("forward", "backward"))
-def test_out_of_memory_leaves_everything_usable(direction):
-    problem = dense(4096, 4096, batch=4, heads=16, heads_kv=16)
-    inputs = make_inputs(problem)
-    forward = flash_forward(problem, inputs)
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**24) / total)
-    try:
-        with pytest.raises(RuntimeError, match="CUDA out of memory"):
-            if direction == "forward":
-                flash_forward(problem, inputs)
-            else:
-                flash_backward(problem, inputs, forward)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    torch.cuda.synchronize()
-    again = flash_forward(problem, inputs)
-    assert torch.equal(again[0], forward[0])
-    del forward, again, inputs
-    small = dense(239, 461)
-    inputs = make_inputs(small)
-    assert_matches_reference(small, inputs, run_flash(small, inputs, backward=True))
 
 
 def _needs(gib: float) -> None:

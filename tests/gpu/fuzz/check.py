@@ -79,9 +79,8 @@ def _described(error: Exception | None) -> str:
 
 
 def _assert_same_end(ours: Outcome, stock: Outcome) -> None:
-    """Both return, or both raise in the same step. Stock's error may arrive as a plain RuntimeError."""
-    same = type(ours.error) in (type(stock.error), RuntimeError) if stock.error else ours.error is None
-    assert same and ours.stage == stock.stage, (
+    """Both return, or both raise the same error in the same step. Further lines of its text may list what is registered."""
+    assert _described(ours.error) == _described(stock.error) and ours.stage == stock.stage, (
         f"registered, the {ours.stage} raised {_described(ours.error)}; not registered, the {stock.stage} raised "
         f"{_described(stock.error)}"
     )
