@@ -9,10 +9,10 @@ PYTEST ?=# of an environment with an installed wheel, for the GPU tests
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := kernels fa4_ext tests benchmarks scripts examples setup.py
-CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp examples/cpp/*.cpp examples/cpp/*.h tests/*/*.c)
+CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp examples/cpp/*.cpp examples/cpp/*.h tests/*/*.c tests/*/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build docs test lint format wheel compat gpu-test bench clean distclean
+.PHONY: help demo build docs test sanitize lint format wheel compat gpu-test bench clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -45,6 +45,10 @@ docs: build ## renew docs/support.md and the documents' tables of results, and p
 
 test: build ## run the tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+sanitize: build ## plan random and extreme problems under the address and undefined-behaviour sanitizers
+	$(BIN)/cmake --build build/$(or $(KERNELS),core)/cmake --target plan_problems
+	build/$(or $(KERNELS),core)/cmake/plan_problems
 
 lint: $(VENV)/test.stamp ## check the style of Python and C++, and the direction of the layers
 	$(BIN)/ruff check $(wildcard $(SOURCES))

@@ -400,3 +400,24 @@ def test_strides_of_an_output_with_value_s_head_dim_are_torch_s(rank, data):
     inverse = [order.index(dim) for dim in range(rank)]
     expected = torch.empty([shape[dim] for dim in order], device="meta").permute(inverse).stride()
     assert fa4_core.output_strides(list(shape), list(query.stride())) == list(expected), (shape, query.stride())
+
+
+@pytest.mark.parametrize("change", [{}, {"deterministic": True}, {"num_heads_kv": 1}], ids=str)
+def test_a_workspace_of_more_bytes_than_can_be_counted_is_turned_down(change):
+    extreme = {"op": "backward", "batch": 65_535, "num_heads": 65_535, "num_heads_kv": 65_535}
+    lengths = {f"{length}_{side}": 2**23 for length in ("seqlen", "total") for side in "qk"}
+    chosen = plan(LEGAL | extreme | lengths | change)
+    assert not chosen.supported
+    assert chosen.reason == (
+        "the backward's workspace must have less than 2^62 bytes, has more for 65535 sequences of 65535 heads"
+    ), chosen.reason
+
+
+@pytest.mark.parametrize("sm_count", (2**31 - 1, 2**30, 1, 0, -1, -(2**31)))
+@pytest.mark.parametrize("is_causal", (False, True))
+def test_any_number_of_multiprocessors_gives_a_plan_with_thread_blocks(sm_count, is_causal):
+    problem = core_problem(LEGAL | {"is_causal": is_causal, "batch": 64, "seqlen_q": 8192, "seqlen_k": 8192, "num_heads_kv": 1})
+    problem.sm_count = sm_count
+    chosen = fa4_core.plan(problem, False)
+    assert chosen.supported, chosen.reason
+    assert 1 <= chosen.workers <= max(sm_count, 1) and 0 <= chosen.paired <= 64 * 8, (chosen.workers, chosen.paired)

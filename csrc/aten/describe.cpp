@@ -205,7 +205,7 @@ bool addressable(AtenTensorHandle tensor) {
     offset = reinterpret_cast<int64_t>(data(tensor));
   } else {
     check_shim(aoti_torch_get_storage_offset(tensor, &offset), "reading a tensor's offset");
-    offset *= kElementBytes;
+    offset = offset % kTmaBytes * kElementBytes;  // all that counts of it
   }
   return tma_can_address(given, offset);
 }

@@ -20,14 +20,6 @@ Handle empty_strided(int64_t dim, const int64_t* size, const int64_t* stride, in
   return Handle(handle);
 }
 
-void contiguous_strides(int64_t dim, const int64_t* size, int64_t* stride) {
-  int64_t next = 1;
-  for (int64_t d = dim - 1; d >= 0; --d) {
-    stride[d] = next;
-    next *= size[d] > 1 ? size[d] : 1;
-  }
-}
-
 void copy(AtenTensorHandle to, AtenTensorHandle from, const char* what) {
   if (aoti_torch_copy_(to, from, 0) != AOTI_TORCH_SUCCESS) copy_again(to, from, what);
 }
@@ -77,13 +69,7 @@ bool defined(AtenTensorHandle tensor) {
 }
 
 bool tma_can_address(const TensorInfo& tensor, int64_t byte_offset) {
-  constexpr int64_t kBytes = 16;
-  const int64_t last = tensor.dim - 1;
-  if (byte_offset % kBytes || tensor.stride[last] != 1) return false;
-  for (int64_t d = 0; d < last; ++d) {
-    if (tensor.size[d] > 1 && (tensor.stride[d] < 0 || tensor.stride[d] * kElementBytes % kBytes)) return false;
-  }
-  return true;
+  return fa4::tma_can_address(tensor.dim, tensor.size, tensor.stride, byte_offset);
 }
 
 Handle empty_like(const TensorInfo& tensor) {

@@ -54,10 +54,7 @@ TensorInfo info(AtenTensorHandle tensor);
 void* data(AtenTensorHandle tensor);
 bool defined(AtenTensorHandle tensor);
 
-constexpr int64_t kElementBytes = 2;  // bf16 and fp16
-
-// Whether TMA can address it: contiguous last dimension, every other stride a multiple of 16 bytes, 16-byte aligned data.
-// `byte_offset`: the address of the first element, or its offset where there is no memory.
+// As in csrc/core/strides.h.
 bool tma_can_address(const TensorInfo& tensor, int64_t byte_offset);
 
 Handle empty_like(const TensorInfo& tensor);

@@ -27,16 +27,19 @@ const std::vector<const Kernel*>& decode_kernels() {  // smallest bucket first
 int64_t multiprocessors(const Problem& p) { return p.sm_count > 0 ? p.sm_count : 132; }
 
 // A sequence's, of all heads.
-int64_t decode_tiles(const Problem& p, const Kernel& kernel) { return p.num_heads_kv * ceil_div(decode_rows(p), kernel.block_m); }
+int64_t decode_tiles(const Problem& p, const Kernel& kernel) {
+  return bounded_product(p.num_heads_kv, ceil_div(decode_rows(p), kernel.block_m));
+}
 
 // That a query sees, at most.
 int64_t keys_in_sight(const Problem& p, int32_t left, int32_t right) {
-  return std::min(p.seqlen_k, int64_t{left} + right + p.seqlen_q);
+  return std::min(p.seqlen_k, bounded_sum(int64_t{left} + right, p.seqlen_q));
 }
 
 // Of `rows` a query, over all sequences: packed ones may be shorter than the longest, and fill their last tile in part.
 int64_t tiles_in_all(const Problem& p, int64_t rows, int64_t tile) {
-  return std::min(p.batch * ceil_div(p.seqlen_q * rows, tile), p.total_q * rows / tile + p.batch);
+  return std::min(bounded_product(p.batch, ceil_div(bounded_product(p.seqlen_q, rows), tile)),
+                  bounded_sum(bounded_product(p.total_q, rows) / tile, p.batch));
 }
 
 // What each kernel takes, in the time of 64 keys for a tile: the decode kernel's thread blocks start and combine in that of 10, the
@@ -47,20 +50,21 @@ constexpr double kDecodeStart = 10, kTileStart = 0.5, kMemset = 2;
 
 double decode_cost(const Problem& p, int32_t left, int32_t right, const Kernel& kernel) {
   const int64_t splits = decode_splits(p, left, right, kernel), at_a_time = multiprocessors(p) * kernel.blocks_per_sm;
-  const int64_t blocks = splits * p.num_heads_kv * tiles_in_all(p, p.num_heads / p.num_heads_kv, kernel.block_m);
+  const int64_t tiles = tiles_in_all(p, p.num_heads / p.num_heads_kv, kernel.block_m);
+  const int64_t blocks = bounded_product(splits, p.num_heads_kv, tiles);
   const double rounds = std::max(static_cast<double>(blocks) / static_cast<double>(at_a_time), 1.0);
   return rounds * (kDecodeStart + static_cast<double>(ceil_div(keys_in_sight(p, left, right), kKeys * splits)));
 }
 
 double forward_cost(const Problem& p, int32_t left, int32_t right, const Kernel& kernel) {
-  const int64_t rounds = ceil_div(p.num_heads * tiles_in_all(p, 1, kernel.block_m), multiprocessors(p));
+  const int64_t rounds = ceil_div(bounded_product(p.num_heads, tiles_in_all(p, 1, kernel.block_m)), multiprocessors(p));
   const double a_tile = kTileStart + static_cast<double>(ceil_div(keys_in_sight(p, left, right), kKeys));
   return static_cast<double>(rounds) * a_tile + (p.layout == Layout::kVarlen ? kMemset : 0);
 }
 
 }  // namespace
 
-int64_t decode_rows(const Problem& p) { return p.seqlen_q * (p.num_heads / p.num_heads_kv); }
+int64_t decode_rows(const Problem& p) { return bounded_product(p.seqlen_q, p.num_heads / p.num_heads_kv); }
 
 const Kernel* find_decode(const Problem& p, int32_t left, int32_t right, const Kernel& forward) {
   for (const Kernel* kernel : decode_kernels()) {
@@ -83,7 +87,7 @@ int32_t decode_splits(const Problem& p, int32_t left, int32_t right, const Kerne
   // Thread blocks of a cluster. 16 need as many multiprocessors in one part of the GPU, which smaller ones may lack.
   const int64_t sm_count = multiprocessors(p), most = sm_count >= 132 ? 16 : 8;
   if (p.num_splits > 0) return static_cast<int32_t>(std::min(p.num_splits, most));
-  const int64_t tiles = p.batch * decode_tiles(p, kernel);
+  const int64_t tiles = bounded_product(p.batch, decode_tiles(p, kernel));
   const int64_t fill = tiles < sm_count ? std::max<int64_t>(kernel.blocks_per_sm, sm_count / tiles) : 1;
   return static_cast<int32_t>(std::min({most, fill, ceil_div(keys_in_sight(p, left, right), kernel.block_n)}));
 }

@@ -14,13 +14,15 @@ constexpr int64_t kMostCursors = int64_t{1} << 30;
 // time, and L2 need not keep them. With 4 and with 8 the choice is 0.2% and 0.3% nearer to the fastest dealing for it, in geometric
 // mean; with 2 it would be 0.3% further away.
 constexpr int64_t kManyShareKeys = 4;
+// Tiles of a thread block from which on one more or less is nothing, and adding up what each gets would take milliseconds.
+constexpr int64_t kManyTiles = int64_t{1} << 16;
 // What a tile costs beside its keys, in keys: of 740 problems, measured with up to 13 dealings each, the choice is 1.005 from the
 // fastest in geometric mean with 128 to 192, 1.006 with 64 and 1.008 with none.
 constexpr int64_t kTileCost = 128;
 
 // A dense sequence's; of all packed sequences, which may each fill their last one in part, at most.
 int64_t blocks_a_head(const Problem& p, const Kernel& kernel) {
-  return p.layout == Layout::kVarlen ? p.total_q / kernel.block_m + p.batch : ceil_div(p.seqlen_q, kernel.block_m);
+  return p.layout == Layout::kVarlen ? bounded_sum(p.total_q / kernel.block_m, p.batch) : ceil_div(p.seqlen_q, kernel.block_m);
 }
 
 // The tiles of a dense, causal problem and what they cost, in keys.
@@ -81,7 +83,8 @@ int32_t alternating(int64_t units, int32_t multiprocessors) {
 }  // namespace
 
 bool fits_cursors(const Problem& p, const Kernel& kernel) {
-  return (p.layout == Layout::kVarlen ? 1 : p.batch) * p.num_heads <= kMostCursors / blocks_a_head(p, kernel);
+  const int64_t batch = p.layout == Layout::kVarlen ? 1 : p.batch;
+  return bounded_product(batch, p.num_heads, blocks_a_head(p, kernel)) <= kMostCursors;
 }
 
 Dealing deal(const Problem& p, const Kernel& kernel, int32_t multiprocessors) {
@@ -92,10 +95,11 @@ Dealing deal(const Problem& p, const Kernel& kernel, int32_t multiprocessors) {
   const int64_t with_a_round = leave(1) / even * even;
   const bool many_share_keys = p.num_heads >= kManyShareKeys * p.num_heads_kv;
   // Whole rounds would leave more heads than L2 holds keys of: two rounds are enough to even out what pairs leave uneven.
-  if (!many_share_keys && (heads - with_a_round) * units > 3 * multiprocessors) {
+  if (!many_share_keys && (heads - with_a_round) * units > int64_t{3} * multiprocessors) {
     return {multiprocessors, static_cast<int32_t>(leave(2))};
   }
   const int64_t rounds = ceil_div(heads * units, multiprocessors);
+  if (many_share_keys && rounds > kManyTiles) return {multiprocessors, 0};
   const auto with_load = [&](int64_t workers, int64_t paired) {
     const Dealing dealing{static_cast<int32_t>(workers), static_cast<int32_t>(paired)};
     return std::pair(tiles.busiest(dealing), dealing);

@@ -180,15 +180,16 @@ std::string decode_only(const Problem& p, const Kernel& kernel) {
 
 // A sequence's rows start at a multiple of the tile: every sequence can need one tile more than its share.
 int64_t padded_rows(const Problem& p, int64_t total, int64_t seqlen, int64_t tile) {
-  return p.layout == Layout::kVarlen ? (total + (p.batch + 1) * tile - 1) / tile * tile : round_up(seqlen, tile);
+  const int64_t rows = p.layout == Layout::kVarlen ? bounded_sum(total, bounded_product(p.batch, tile)) : seqlen;
+  return round_up(rows, tile);
 }
 
 Workspace backward_workspace(const Problem& p, const Kernel& kernel) {
   Workspace w;
   int64_t end = 0;
-  const auto take = [&end](int64_t elements) {  // of four bytes
+  const auto take = [&end](auto... sizes) {  // of four bytes an element
     const int64_t begin = end;
-    end = round_up(end + 4 * elements, kAlign);
+    end = round_up(bounded_sum(end, bounded_product(4, sizes...)), kAlign);
     return begin;
   };
   const bool grouped = kernel.grouped;
@@ -201,18 +202,18 @@ Workspace backward_workspace(const Problem& p, const Kernel& kernel) {
   const bool varlen = p.layout == Layout::kVarlen;
   w.tiles_q = ceil_div(varlen ? p.total_q : p.seqlen_q, kernel.block_m);
   w.tiles_k = round_up(ceil_div(varlen ? p.total_k : p.seqlen_k, kernel.block_n), w.cluster);
-  const int64_t numbers = batch * p.num_heads * w.rows_q;
-  w.lse_log2 = take(numbers);
-  w.delta = take(numbers);
-  w.numbers_in_dq = w.delta + 4 * numbers <= 2 * p.total_q * p.num_heads * p.head_dim;
+  w.lse_log2 = take(batch, p.num_heads, w.rows_q);
+  w.delta = take(batch, p.num_heads, w.rows_q);
+  const int64_t numbers_end = bounded_sum(w.delta, bounded_product(4, batch, p.num_heads, w.rows_q));
+  w.numbers_in_dq = numbers_end <= bounded_product(2, p.total_q, p.num_heads, p.head_dim);
   if (w.numbers_in_dq) end = 0;
-  w.dq_accum = take(batch * p.num_heads * w.rows_q * kernel.head_dim);
+  w.dq_accum = take(batch, p.num_heads, w.rows_q, kernel.head_dim);
   w.zeroed = end;
-  if (grouped) w.dk_accum = take(batch * p.num_heads_kv * w.rows_k * kernel.head_dim);
-  if (grouped) w.dv_accum = take(batch * p.num_heads_kv * w.rows_k * kernel.head_dim_v);
-  if (kernel.deterministic) w.dq_semaphore = take(p.batch * p.num_heads * w.tiles_q * w.cluster);
-  if (kernel.deterministic && grouped) w.dk_semaphore = take(p.batch * p.num_heads_kv * w.tiles_k * 2);
-  if (kernel.deterministic && grouped) w.dv_semaphore = take(p.batch * p.num_heads_kv * w.tiles_k * 2);
+  if (grouped) w.dk_accum = take(batch, p.num_heads_kv, w.rows_k, kernel.head_dim);
+  if (grouped) w.dv_accum = take(batch, p.num_heads_kv, w.rows_k, kernel.head_dim_v);
+  if (kernel.deterministic) w.dq_semaphore = take(p.batch, p.num_heads, w.tiles_q, w.cluster);
+  if (kernel.deterministic && grouped) w.dk_semaphore = take(p.batch, p.num_heads_kv, w.tiles_k, 2);
+  if (kernel.deterministic && grouped) w.dv_semaphore = take(p.batch, p.num_heads_kv, w.tiles_k, 2);
   w.bytes = end;
   return w;
 }
@@ -291,9 +292,15 @@ Plan plan(const Problem& problem, bool speed_rules, const std::vector<TileRule>&
   if (problem.op == Op::kBackward) {
     plan.workspace = backward_workspace(problem, *kernel);
     // The kernels index an accumulator's row in int32.
-    if (std::max(plan.workspace.rows_q, plan.workspace.rows_k) * std::max(kernel->head_dim, kernel->head_dim_v) > kMaxInt32) {
+    const int64_t most_rows = std::max(plan.workspace.rows_q, plan.workspace.rows_k);
+    if (bounded_product(most_rows, std::max(kernel->head_dim, kernel->head_dim_v)) > kMaxInt32) {
       plan.reason =
           concat("an accumulator has 2^31 elements or more a head: ", std::max(problem.total_q, problem.total_k), " rows");
+      return plan;
+    }
+    if (plan.workspace.bytes >= kBound) {
+      plan.reason = concat("the backward's workspace must have less than 2^62 bytes, has more for ", problem.batch,
+                           " sequences of ", problem.num_heads, " heads");
       return plan;
     }
   }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "error.h"
+#include "integers.h"
 
 namespace fa4 {
 namespace {
@@ -24,12 +25,20 @@ bool dense(int64_t dim, const int64_t* size, const int64_t* stride) {
   int64_t expected = 1;
   for (int i = 0; i < count; ++i) {
     if (stride[order[i]] != expected) return false;
-    expected *= size[order[i]];
+    expected = bounded_product(expected, size[order[i]]);
   }
   return true;
 }
 
 }  // namespace
+
+void contiguous_strides(int64_t dim, const int64_t* size, int64_t* result) {
+  int64_t next = 1;
+  for (int64_t d = dim - 1; d >= 0; --d) {
+    result[d] = next;
+    next = bounded_product(next, std::max<int64_t>(size[d], 1));
+  }
+}
 
 void empty_like_strides(int64_t dim, const int64_t* size, const int64_t* stride, int64_t* result) {
   if (dim > kMaxDim) fail("a tensor has ", dim, " dimensions, at most ", kMaxDim, " are expected");
@@ -59,7 +68,7 @@ void empty_like_strides(int64_t dim, const int64_t* size, const int64_t* stride,
   int64_t next = 1;
   for (int64_t i = 0; i < dim; ++i) {
     result[order[i]] = next;
-    if (size[order[i]] > 1) next *= size[order[i]];
+    if (size[order[i]] > 1) next = bounded_product(next, size[order[i]]);
   }
 }
 
@@ -72,8 +81,17 @@ void output_strides(int64_t dim, const int64_t* size, const int64_t* query_strid
   int64_t next = 1;
   for (int64_t i = dim - 1; i >= 0; --i) {
     result[order[i]] = next;
-    next *= size[order[i]];
+    next = bounded_product(next, size[order[i]]);
   }
+}
+
+bool tma_can_address(int64_t dim, const int64_t* size, const int64_t* stride, int64_t byte_offset) {
+  constexpr int64_t kElements = kTmaBytes / kElementBytes;
+  if (byte_offset % kTmaBytes || stride[dim - 1] != 1) return false;
+  for (int64_t d = 0; d < dim - 1; ++d) {
+    if (size[d] > 1 && (stride[d] < 0 || stride[d] % kElements)) return false;
+  }
+  return true;
 }
 
 }  // namespace fa4

@@ -1,4 +1,4 @@
-// The strides of results, as torch promises them.
+// Strides: those of results, as torch promises them, and those that the kernels can read.
 #pragma once
 
 #include <cstdint>
@@ -6,11 +6,20 @@
 namespace fa4 {
 
 constexpr int kMaxDim = 8;
+constexpr int64_t kElementBytes = 2;  // bf16 and fp16
+constexpr int64_t kTmaBytes = 16;     // addresses and strides that TMA takes are multiples of it
+
+// Without gaps, the last dimension innermost.
+void contiguous_strides(int64_t dim, const int64_t* size, int64_t* result);
 
 // What at::empty_like gives: the tensor's own order of dimensions, without gaps.
 void empty_like_strides(int64_t dim, const int64_t* size, const int64_t* stride, int64_t* result);
 
 // Those of an output that has query's shape but for the last dimension, value's: query's order of dimensions (torch 2.15's rule).
 void output_strides(int64_t dim, const int64_t* size, const int64_t* query_stride, int64_t* result);
+
+// Whether TMA can address a tensor of elements of kElementBytes: contiguous last dimension, every other stride and the first
+// element's address multiples of kTmaBytes. `byte_offset`: that address, or its offset where there is no memory.
+bool tma_can_address(int64_t dim, const int64_t* size, const int64_t* stride, int64_t byte_offset);
 
 }  // namespace fa4

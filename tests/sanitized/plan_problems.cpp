@@ -1,0 +1,335 @@
+// The planner and the strides of results on random and extreme problems: built with the address and undefined-behaviour sanitizers,
+// which end the program at the first fault; what a plan must hold is checked here. `make sanitize` builds and runs it.
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <iostream>
+#include <iterator>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "error.h"
+#include "integers.h"
+#include "plan.h"
+#include "strides.h"
+
+namespace fa4 {
+namespace {
+
+using Wide = __int128;  // holds every product of a plan's numbers
+
+constexpr int kProblems = 500'000, kShapes = 500'000;
+
+constexpr int64_t kExtremes[] = {
+    INT64_MIN,
+    INT64_MIN + 1,
+    -(int64_t{1} << 32),
+    -(int64_t{1} << 31) - 1,
+    -(int64_t{1} << 31),
+    -1024,
+    -9,
+    -8,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    63,
+    64,
+    127,
+    128,
+    129,
+    255,
+    256,
+    257,
+    264,
+    512,
+    513,
+    4096,
+    65'535,
+    65'536,
+    70'001,
+    (1 << 24) - 1,
+    1 << 24,
+    (1 << 30) - 257,
+    (1 << 30) - 1,
+    1 << 30,
+    (1 << 30) + 1,
+    INT32_MAX - 1,
+    INT32_MAX,
+    int64_t{INT32_MAX} + 1,
+    int64_t{UINT32_MAX},
+    int64_t{1} << 32,
+    int64_t{1} << 40,
+    (int64_t{1} << 53) + 1,
+    (int64_t{1} << 61) + 8,
+    (int64_t{1} << 62) - 1,
+    int64_t{1} << 62,
+    (int64_t{1} << 62) + 8,
+    INT64_MAX - 255,
+    INT64_MAX - 7,
+    INT64_MAX - 1,
+    INT64_MAX,
+};
+constexpr int32_t kExtremes32[] = {INT32_MIN, -1, 0, 1, 2, 64, 128, 132, 148, 1 << 20, 1 << 30, INT32_MAX - 1, INT32_MAX};
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : engine_(seed) {}
+
+  int64_t between(int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(engine_() % static_cast<uint64_t>(high - low + 1));
+  }
+  bool one_in(int64_t n) { return between(1, n) == 1; }
+  // Of every order of magnitude alike
+  int64_t up_to(int64_t most) {
+    int bits = 0;
+    while (most >> bits > 1) ++bits;
+    return std::min(most, between(1, int64_t{1} << between(0, bits)));
+  }
+  template <class T, size_t kCount>
+  T of(const T (&values)[kCount]) {
+    return values[static_cast<size_t>(between(0, kCount - 1))];
+  }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+constexpr Op kOps[] = {Op::kForward, Op::kDecode, Op::kBackward, Op::kPreprocess, Op::kPostprocess};
+constexpr Dtype kDtypes[] = {Dtype::kBf16, Dtype::kFp16};
+constexpr Layout kLayouts[] = {Layout::kDense, Layout::kVarlen, Layout::kAny};
+constexpr Decode kDecodes[] = {Decode::kWhereFaster, Decode::kWherePossible, Decode::kWhereNeeded};
+constexpr int32_t kCapabilities[] = {90, 90, 100, 103}, kMultiprocessors[] = {132, 132, 148, 114, 16, 1};
+constexpr Tile kTiles[] = {{64, 64}, {128, 128}, {128, 64}, {192, 128}, {64, 128}, {-1, 0}, {INT32_MAX, INT32_MIN}};
+
+// What a program may well ask for.
+Problem realistic(Random& random) {
+  Problem p;
+  p.op = random.one_in(2) ? Op::kForward : Op::kBackward;
+  p.capability = random.of(kCapabilities);
+  p.sm_count = random.of(kMultiprocessors);
+  p.dtype = random.of(kDtypes);
+  p.layout = random.one_in(2) ? Layout::kDense : Layout::kVarlen;
+  p.batch = random.up_to(300);
+  p.seqlen_q = random.up_to(1 << 18);
+  p.seqlen_k = random.one_in(2) ? p.seqlen_q : random.up_to(1 << 18);
+  const bool dense = p.layout == Layout::kDense;
+  p.total_q = dense ? p.batch * p.seqlen_q : random.between(p.seqlen_q, p.batch * p.seqlen_q);
+  p.total_k = dense ? p.batch * p.seqlen_k : random.between(p.seqlen_k, p.batch * p.seqlen_k);
+  p.num_heads_kv = random.up_to(32);
+  p.num_heads = p.num_heads_kv * random.up_to(16);
+  p.head_dim = 8 * random.between(1, 32);
+  p.head_dim_v = random.one_in(3) ? 8 * random.between(1, 32) : p.head_dim;
+  p.is_causal = random.one_in(2);
+  if (random.one_in(4)) p.window_size_left = random.up_to(4096);
+  if (random.one_in(4)) p.window_size_right = random.up_to(4096);
+  p.deterministic = random.one_in(4);
+  if (random.one_in(8)) p.page_size = 64 * random.up_to(8);
+  if (random.one_in(4)) p.num_splits = random.up_to(32);
+  p.decode = random.of(kDecodes);
+  if (random.one_in(8)) p.tile = random.of(kTiles);
+  if (random.one_in(8)) p.dealing = {static_cast<int32_t>(random.up_to(200)), static_cast<int32_t>(random.up_to(5000)) - 1};
+  return p;
+}
+
+// Puts an extreme value in a field's place.
+void make_extreme(Problem& p, Random& random) {
+  int64_t Problem::* const numbers[] = {
+      &Problem::batch,      &Problem::seqlen_q,         &Problem::seqlen_k,          &Problem::total_q,
+      &Problem::total_k,    &Problem::num_heads,        &Problem::num_heads_kv,      &Problem::head_dim,
+      &Problem::head_dim_v, &Problem::window_size_left, &Problem::window_size_right, &Problem::page_size,
+      &Problem::num_splits,
+  };
+  switch (random.between(0, 19)) {
+    case 0:
+      p.op = random.of(kOps);
+      break;
+    case 1:
+      p.layout = random.of(kLayouts);
+      break;
+    case 2:
+      p.sm_count = random.of(kExtremes32);
+      break;
+    case 3:
+      p.capability = random.of(kExtremes32);
+      break;
+    case 4:
+      p.dealing = {random.of(kExtremes32), random.of(kExtremes32)};
+      break;
+    case 5:  // heads in the ratio that kernels take
+      p.num_heads = p.num_heads_kv = random.of(kExtremes);
+      break;
+    case 6:  // lengths that a caller gives alike
+      p.total_q = p.total_k = p.seqlen_q = p.seqlen_k = random.of(kExtremes);
+      break;
+    default:
+      p.*random.of(numbers) = random.of(kExtremes);
+  }
+}
+
+void expect(bool holds, const char* what) {
+  if (!holds) fail("it does not hold that ", what);
+}
+
+// Scratch memory: each part after the other, aligned, and as large as the kernels take it to be.
+void check_workspace(const Problem& p, const Plan& plan) {
+  const Workspace& w = plan.workspace;
+  const Kernel& kernel = *plan.kernel;
+  const bool varlen = p.layout == Layout::kVarlen;
+  const Wide batch = varlen ? 1 : p.batch, heads = p.num_heads, heads_kv = p.num_heads_kv;
+  expect(w.rows_q >= (varlen ? p.total_q : p.seqlen_q) && w.rows_k >= (varlen ? p.total_k : p.seqlen_k), "all rows have a place");
+  expect(w.rows_q % kernel.block_m == 0 && w.rows_k % kernel.block_n == 0, "rows are whole tiles");
+  expect(Wide{w.rows_q} * kernel.head_dim <= INT32_MAX && Wide{w.rows_k} * kernel.head_dim_v <= INT32_MAX,
+         "the kernels can index an accumulator's row in int32");
+  Wide end = 0;
+  const auto follows = [&end](int64_t offset, Wide elements) {
+    expect(offset >= end && offset - end < 256, "a part begins where the one before it ends");
+    expect(offset % 256 == 0, "a part is aligned to 256 bytes");
+    end = offset + 4 * elements;
+  };
+  follows(w.lse_log2, batch * heads * w.rows_q);
+  follows(w.delta, batch * heads * w.rows_q);
+  expect(w.numbers_in_dq == (end <= Wide{2} * p.total_q * heads * p.head_dim), "the row numbers lie in dQ where they fit");
+  if (w.numbers_in_dq) end = 0;
+  follows(w.dq_accum, batch * heads * w.rows_q * kernel.head_dim);
+  expect(w.zeroed >= end, "what is zeroed comes last");
+  if (kernel.grouped) follows(w.dk_accum, batch * heads_kv * w.rows_k * kernel.head_dim);
+  if (kernel.grouped) follows(w.dv_accum, batch * heads_kv * w.rows_k * kernel.head_dim_v);
+  if (kernel.deterministic) follows(w.dq_semaphore, Wide{p.batch} * heads * w.tiles_q * w.cluster);
+  if (kernel.deterministic && kernel.grouped) {
+    follows(w.dk_semaphore, Wide{p.batch} * heads_kv * w.tiles_k * 2);
+    follows(w.dv_semaphore, Wide{p.batch} * heads_kv * w.tiles_k * 2);
+  }
+  expect(w.bytes >= end && w.bytes < kBound, "it ends behind its last part");
+}
+
+void check(const Problem& p, const Plan& plan) {
+  expect(plan.supported() == plan.reason.empty(), "there is either a kernel or a reason");
+  const bool of_kernels_only = (p.op != Op::kForward && p.op != Op::kBackward) || p.layout == Layout::kAny;
+  if (!plan.supported() || of_kernels_only) return;
+  const Kernel& kernel = *plan.kernel;
+  expect(&kernel >= kKernels && &kernel < kKernels + kNumKernels, "the kernel is of the table");
+  expect(kernel.op == p.op || (kernel.op == Op::kDecode && p.op == Op::kForward), "the kernel is of the problem's op");
+  expect(kernel.dtype == p.dtype, "the kernel is of the problem's dtype");
+  expect(kernel.arch == (p.capability == 90 ? 90 : 100), "the kernel is of the device's architecture");
+  expect(kernel.head_dim >= p.head_dim && kernel.head_dim_v >= p.head_dim_v, "the kernel's bucket holds the head dims");
+  expect(p.num_heads % p.num_heads_kv == 0, "heads of keys share query heads evenly");
+  const auto bound = [](int32_t size) { return size >= 0 && size <= kUnbounded; };
+  expect(bound(plan.window_size_left) && bound(plan.window_size_right), "window bounds can be added to rows in int32");
+  expect(plan.splits >= 1 && plan.splits <= (kernel.op == Op::kDecode ? 16 : 1), "a cluster holds the splits");
+  if (kernel.persistent) {
+    expect(plan.workers >= 1 && plan.workers <= std::max(p.sm_count, 1), "thread blocks are no more than multiprocessors");
+    expect(plan.paired >= 0 && plan.paired <= Wide{p.batch} * p.num_heads, "no more heads are paired than there are");
+  } else {
+    expect(plan.workers == 0 && plan.paired == 0, "only a persistent kernel is dealt out");
+  }
+  if (p.op == Op::kBackward) {
+    check_workspace(p, plan);
+    for (int row : {kernel.preprocess, kernel.postprocess_dq}) expect(row >= 0 && row < kNumKernels, "its satellites are there");
+  } else {
+    expect(plan.workspace.bytes == (kernel.persistent && p.layout == Layout::kVarlen ? 4 : 0),
+           "the counter is all of the workspace");
+  }
+}
+
+bool same(const Plan& a, const Plan& b) {
+  return a.kernel == b.kernel && a.splits == b.splits && a.workers == b.workers && a.paired == b.paired && a.reason == b.reason &&
+         a.workspace.bytes == b.workspace.bytes;
+}
+
+std::string text(const Problem& p) {
+  return concat("op ", int{static_cast<int8_t>(p.op)}, ", capability ", p.capability, ", sm_count ", p.sm_count, ", dtype ",
+                int{static_cast<int8_t>(p.dtype)}, ", layout ", int{static_cast<int8_t>(p.layout)}, ", batch ", p.batch,
+                ", seqlen ", p.seqlen_q, " and ", p.seqlen_k, ", total ", p.total_q, " and ", p.total_k, ", heads ", p.num_heads,
+                " and ", p.num_heads_kv, ", head_dim ", p.head_dim, " and ", p.head_dim_v, ", causal ", p.is_causal, ", window ",
+                p.window_size_left, " and ", p.window_size_right, ", deterministic ", p.deterministic, ", page_size ", p.page_size,
+                ", num_splits ", p.num_splits, ", tile ", p.tile.queries, "x", p.tile.keys, ", dealing ", p.dealing.workers,
+                " and ", p.dealing.paired, ", decode ", int{static_cast<int8_t>(p.decode)});
+}
+
+// How many of the problems have a kernel.
+int plan_all(Random& random) {
+  static const std::vector<TileRule> no_rules;
+  int supported = 0;
+  for (int i = 0; i < kProblems; ++i) {
+    Problem problem = realistic(random);
+    // A third as they are, a third with a few extreme values, where the first checks do not yet end it, the rest with many.
+    const int64_t extremes = std::array<int64_t, 3>{0, random.between(1, 3), random.between(4, 20)}[static_cast<size_t>(i % 3)];
+    for (int64_t n = 0; n < extremes; ++n) make_extreme(problem, random);
+    const bool speed_rules = random.one_in(2);
+    const auto& tile_rules = random.one_in(2) ? kTileRules : no_rules;
+    try {
+      const Plan first = plan(problem, speed_rules, tile_rules);
+      check(problem, first);
+      if (i % 16 == 0) expect(same(first, plan(problem, speed_rules, tile_rules)), "the same problem gets the same plan");
+      supported += first.supported();
+    } catch (const Error& error) {
+      fail(error.what(), ", for ", text(problem));
+    }
+  }
+  return supported;
+}
+
+// Without gaps or overlaps: innermost first, each stride is the number of elements further in.
+void check_strides(int64_t dim, const int64_t* size, const int64_t* stride) {
+  std::vector<std::pair<int64_t, int64_t>> order;
+  for (int64_t d = 0; d < dim; ++d) {
+    if (size[d] > 1) order.emplace_back(stride[d], size[d]);
+  }
+  std::sort(order.begin(), order.end());
+  int64_t expected = 1;
+  for (const auto& [step, count] : order) {
+    if (step != expected) fail("a stride of ", step, " follows ", expected, " elements");
+    expected *= count;
+  }
+}
+
+void stride_all(Random& random) {
+  for (int i = 0; i < kShapes; ++i) {
+    const int64_t dim = random.between(0, kMaxDim);
+    const bool extreme = random.one_in(2);
+    std::array<int64_t, kMaxDim> size, stride, result;
+    for (size_t d = 0; d < kMaxDim; ++d) {
+      size[d] = extreme ? random.of(kExtremes) : random.up_to(50);
+      stride[d] = extreme ? random.of(kExtremes) : random.up_to(5000) - 1;
+    }
+    empty_like_strides(dim, size.data(), stride.data(), result.data());
+    if (!extreme) check_strides(dim, size.data(), result.data());
+    output_strides(dim, size.data(), stride.data(), result.data());
+    if (!extreme) check_strides(dim, size.data(), result.data());
+    contiguous_strides(dim, size.data(), result.data());
+    if (!extreme) check_strides(dim, size.data(), result.data());
+    if (dim == 0) continue;
+    const int64_t offset = 2 * random.up_to(64);
+    const bool addressable = tma_can_address(dim, size.data(), stride.data(), offset);
+    bool expected = offset % 16 == 0 && stride[static_cast<size_t>(dim - 1)] == 1;
+    for (size_t d = 0; d + 1 < static_cast<size_t>(dim); ++d) {
+      if (size[d] > 1) expected = expected && stride[d] >= 0 && Wide{2} * stride[d] % 16 == 0;
+    }
+    expect(addressable == expected, "TMA can address what is contiguous, aligned to 16 bytes and of strides of 16 bytes");
+  }
+}
+
+int run() {
+  Random random(17);
+  try {
+    const int supported = plan_all(random);
+    stride_all(random);
+    std::cout << kProblems << " problems, of which " << supported << " have a kernel, and " << kShapes << " shapes: no fault\n";
+    return supported > kProblems / 8 ? EXIT_SUCCESS : EXIT_FAILURE;
+  } catch (const Error& error) {
+    std::cerr << error.what() << '\n';
+    return EXIT_FAILURE;
+  }
+}
+
+}  // namespace
+}  // namespace fa4
+
+int main() { return fa4::run(); }
