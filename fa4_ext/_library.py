@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fa4_ext import _environment
+from fa4_ext import _elf, _environment
 
 PATH = Path(__file__).with_name("libfa4_ext.so")
 
@@ -21,6 +21,7 @@ _FILTER = ("ignore", re.compile(_OVERRIDE_WARNING, re.IGNORECASE), UserWarning, 
 
 
 def _load() -> ctypes.CDLL:
+    _elf.check_whole(PATH)
     library = ctypes.CDLL(str(PATH))
     library.fa4_ext_register.argtypes = ()
     library.fa4_ext_register.restype = ctypes.c_int

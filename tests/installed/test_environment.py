@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from packages import command, copy_package, preamble
+from packages import PACKAGE, command, copy_package, preamble
 from processes import run
 
-from fa4_ext import _environment
+from fa4_ext import _elf, _environment
 from fa4_ext._environment import Facts
 
 FITTING = Facts(torch="2.13.0+cu130", torch_cuda="13.0", driver=13000, devices=((9, 0), (10, 3)))
@@ -158,6 +159,39 @@ def test_with_a_library_that_fails_to_load_the_import_warns_and_everything_else_
     sentence = run(preamble(tmp_path) + "import torch\n" + UNUSABLE).stdout
     until = "Until fa4_ext is installed anew, or in a checkout built anew by `make build`, every call runs PyTorch's own kernels."
     assert words in sentence and until in sentence
+
+
+WHOLE = (PACKAGE / "libfa4_ext.so").stat().st_size
+
+
+@pytest.mark.parametrize(
+    "length", [0, 1, 63, 64, 500, 4096, WHOLE // 4, WHOLE // 2, WHOLE * 3 // 4, WHOLE - 4096, WHOLE - 1], ids=str
+)
+def test_a_library_that_is_cut_off_is_named_with_its_length(length, tmp_path):
+    library = tmp_path / "libfa4_ext.so"
+    with (PACKAGE / library.name).open("rb") as file:
+        library.write_bytes(file.read(length))
+    with pytest.raises(OSError) as error:
+        _elf.check_whole(library)
+    rest = f" of {WHOLE}: its end is missing" if length >= 64 else ", fewer than any library"
+    assert str(error.value) == f"{library} has {length} bytes{rest}"
+
+
+@pytest.mark.parametrize("length", [WHOLE // 2, WHOLE - 1], ids=str)
+def test_with_a_library_that_is_cut_off_the_import_warns_and_everything_else_raises(length, tmp_path):
+    library = copy_package(tmp_path) / "libfa4_ext.so"
+    os.truncate(library, length)
+    sentence = run(preamble(tmp_path) + "import torch\n" + UNUSABLE).stdout
+    assert f"{library} has {length} bytes of {WHOLE}: its end is missing. Until fa4_ext is installed anew" in sentence, sentence
+
+
+def test_a_whole_library_and_other_files_pass_the_check_of_their_length(tmp_path):
+    _elf.check_whole(PACKAGE / "libfa4_ext.so")
+    other = tmp_path / "other"
+    other.write_bytes(b"#!/bin/sh\n" * 100)  # the loader says what it is
+    _elf.check_whole(other)
+    other.write_bytes(b"\x7fELF\x02\x01" + b"\0" * 58)  # without segments and sections
+    _elf.check_whole(other)
 
 
 @pytest.mark.parametrize("name", ["demo", "kernels", "status", "doctor"])
