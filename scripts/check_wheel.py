@@ -1,4 +1,5 @@
-"""Fails where a wheel is not what is published: its tag, content, requirement, size, and what its library needs and exports.
+"""Fails where a wheel is not what is published: its tag, content, requirement, size, and what its library needs, exports and is
+protected by.
 
 python scripts/check_wheel.py dist/fa4_ext-0.1.0-py3-none-manylinux_2_28_x86_64.whl
 
@@ -14,7 +15,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from elftools.elf.constants import P_FLAGS
 from elftools.elf.elffile import ELFFile
+from elftools.elf.enums import ENUM_DT_FLAGS, ENUM_DT_FLAGS_1
 
 MAX_BYTES = 30_000_000
 PLATFORM = "manylinux_2_28_x86_64"
@@ -33,6 +36,8 @@ PACKAGE = {
 ALLOWED = rf"fa4_ext/(bench/)?\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|fa4_ext-[^/]+\.dist-info/.*"
 TORCH_LIBRARIES = {"libtorch.so", "libtorch_cpu.so"}  # torch has loaded them when ours is
 INTERFACE = "fa4_ext_"
+# Of the C library. Their checked forms are called __strcpy_chk and so on; one that knows its bound needs none.
+UNCHECKED = {"gets", "sprintf", "stpcpy", "strcat", "strcpy", "vsprintf", "wcscat", "wcscpy"}
 
 
 def package_problems(path: Path) -> list[str]:
@@ -98,6 +103,35 @@ def library_problems(library: Path) -> list[str]:
     return found + [f"{name} is exported; allowed: {INTERFACE}*" for name in symbols if not name.startswith(INTERFACE)]
 
 
+def hardening_problems(library: Path) -> list[str]:
+    """What of the protection against faults in memory it lacks (CMakeLists.txt switches it on)."""
+    found = []
+    with library.open("rb") as file:
+        elf = ELFFile(file)
+        segments = [(segment.header.p_type, segment.header.p_flags) for segment in elf.iter_segments()]
+        tags = {tag.entry.d_tag: tag.entry.d_val for tag in elf.get_section_by_name(".dynamic").iter_tags()}
+        imports = {
+            symbol.name for symbol in elf.get_section_by_name(".dynsym").iter_symbols() if symbol.entry.st_shndx == "SHN_UNDEF"
+        }
+    if "PT_GNU_RELRO" not in (kind for kind, _ in segments):
+        found.append("its relocations stay writable: it has no PT_GNU_RELRO (-z relro)")
+    flags, flags_1 = tags.get("DT_FLAGS", 0), tags.get("DT_FLAGS_1", 0)
+    if not (flags & ENUM_DT_FLAGS["DF_BIND_NOW"] or flags_1 & ENUM_DT_FLAGS_1["DF_1_NOW"] or "DT_BIND_NOW" in tags):
+        found.append("its functions are bound when they are first called, so that their table stays writable (-z now)")
+    stacks = [flags for kind, flags in segments if kind == "PT_GNU_STACK"]
+    if not stacks or stacks[0] & P_FLAGS.PF_X:
+        found.append("it asks for an executable stack (-z noexecstack)")
+    if any(kind == "PT_LOAD" and flags & P_FLAGS.PF_W and flags & P_FLAGS.PF_X for kind, flags in segments):
+        found.append("it has memory that is writable and executable")
+    if "DT_TEXTREL" in tags or flags & ENUM_DT_FLAGS["DF_TEXTREL"]:
+        found.append("it relocates code, which is writable for that (DT_TEXTREL)")
+    if "__stack_chk_fail" not in imports:
+        found.append("no function checks its stack frame (-fstack-protector-strong)")
+    if unchecked := UNCHECKED & imports:
+        found.append(f"it calls {', '.join(sorted(unchecked))}, which write without a bound (_FORTIFY_SOURCE has checked ones)")
+    return found
+
+
 def problems(path: Path) -> list[str]:
     if found := package_problems(path):
         return found
@@ -107,6 +141,7 @@ def problems(path: Path) -> list[str]:
             *platform_problems(tool_json("auditwheel", "show", "--json", path)),
             *torch_problems(tool_json("torch-abi-audit", "--json", library)),
             *library_problems(library),
+            *hardening_problems(library),
         ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -10,10 +12,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
+import built
 import check_wheel
 
 import fa4_ext
 
+ROOT = Path(__file__).parent.parent
 NAME = "fa4_ext-0.1.0-py3-none-manylinux_2_28_x86_64.whl"
 INFO = "fa4_ext-0.1.0.dist-info"
 CONTENT = {
@@ -87,6 +91,62 @@ def test_the_built_library_keeps_to_torch_s_stable_interface_and_exports_its_own
     library = Path(fa4_ext.__file__).with_name("libfa4_ext.so")
     assert check_wheel.torch_problems(check_wheel.tool_json("torch-abi-audit", "--json", library)) == []
     assert check_wheel.library_problems(library) == []
+
+
+def test_the_built_library_is_hardened():
+    assert check_wheel.hardening_problems(Path(fa4_ext.__file__).with_name("libfa4_ext.so")) == []
+
+
+def test_every_source_of_the_library_is_compiled_with_checks():
+    ninja = (built.DIRECTORY.parent / "cmake" / "build.ninja").read_text()
+    flags = dict(
+        re.findall(r"^build CMakeFiles/(?:fa4_\w+)\.dir/(csrc/\S+)\.o: .*?\n  FLAGS = (.*?)$", ninja, re.MULTILINE | re.DOTALL)
+    )
+    sources = {str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*/*.cpp")}
+    assert sources <= set(flags), sources - set(flags)
+    for source, given in flags.items():
+        assert "-fstack-protector-strong" in given and re.search("-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=[23]", given), (source, given)
+
+
+HARDENED = ("-O2", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-Wl,-z,relro,-z,now,-z,noexecstack")
+COPIES = """
+#include <string.h>
+void use(char*);
+void copy(const char* from) { char frame[64]; strcpy(frame, from); use(frame); }
+#ifdef WRITABLE_CODE
+__attribute__((section("code,\\"awx\\",@progbits#"))) void written(void) {}
+#endif
+#ifdef ADDRESS_IN_CODE
+__asm__(".text\\n.quad copy");
+#endif
+"""
+
+
+def small_library(folder: Path, *flags: str) -> Path:
+    """One with a function that copies into its frame."""
+    (folder / "copies.c").write_text(COPIES)
+    command = ["cc", "-shared", "-fPIC", *flags, "-o", folder / "library.so", folder / "copies.c"]
+    subprocess.run(command, check=True)
+    return folder / "library.so"
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ((), None),
+        (("-Wl,-z,norelro",), "it has no PT_GNU_RELRO"),
+        (("-Wl,-z,lazy",), "bound when they are first called"),
+        (("-Wl,-z,execstack",), "an executable stack"),
+        (("-DWRITABLE_CODE",), "memory that is writable and executable"),
+        (("-DADDRESS_IN_CODE", "-Wl,-z,notext"), "it relocates code"),
+        (("-fno-stack-protector",), "no function checks its stack frame"),
+        (("-U_FORTIFY_SOURCE",), "it calls strcpy, which write without a bound"),
+    ],
+    ids=["hardened", "no_relro", "lazy", "stack", "writable_code", "relocated_code", "no_protector", "no_fortify"],
+)
+def test_what_a_library_lacks_of_protection_is_named(tmp_path, flags, problem):
+    found = check_wheel.hardening_problems(small_library(tmp_path, *HARDENED, *flags))
+    assert found == [] if problem is None else any(problem in line for line in found), found
 
 
 def test_another_library_s_exports_and_rpath_are_named():
