@@ -175,11 +175,12 @@ def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
         ),
         ({"head_dim": 100, "head_dim_v": 100}, "head_dim must be a multiple of 8, is 100"),
         ({"head_dim_v": 100}, "value's head_dim must be a multiple of 8, is 100"),
-        ({"head_dim_v": 0}, "a tensor is empty"),
+        ({"head_dim": 0}, "head_dim must be positive, is 0"),
+        ({"head_dim_v": 0}, "value's head_dim must be positive, is 0"),
         ({"num_heads_kv": 3}, "8, is not a multiple of the number of key/value heads, 3"),
-        ({"seqlen_k": 0, "total_k": 0}, "a tensor is empty"),
-        ({"batch": 65_536, "total_q": 65_536 * 512, "total_k": 65_536 * 512}, "batch must be at most 65535, is 65536"),
-        ({"num_heads": 65_536}, "the number of heads must be at most 65535, is 65536"),
+        ({"seqlen_k": -1}, "max_k must not be negative, is -1"),
+        ({"num_heads": 65_536, "num_heads_kv": 1}, "at most 65535 query heads can share a key/value head, here 65536"),
+        ({"num_heads": 2**30, "num_heads_kv": 2**30}, "the number of heads must be less than 2^30, is 1073741824"),
         ({"seqlen_q": 2**30, "total_q": 2**31}, "queries and keys of all sequences must each be less than 2^30, are 2147483648"),
     ],
 )
@@ -421,3 +422,45 @@ def test_any_number_of_multiprocessors_gives_a_plan_with_thread_blocks(sm_count,
     chosen = fa4_core.plan(problem, False)
     assert chosen.supported, chosen.reason
     assert 1 <= chosen.workers <= max(sm_count, 1) and 0 <= chosen.paired <= 64 * 8, (chosen.workers, chosen.paired)
+
+
+@pytest.mark.parametrize(
+    "change", [{"batch": 0}, {"total_q": 0, "seqlen_q": 0}, {"total_k": 0, "seqlen_k": 0}, {"num_heads": 0, "num_heads_kv": 0}]
+)
+@pytest.mark.parametrize("op", ("forward", "backward"))
+@pytest.mark.parametrize("speed_rules", (False, True))
+def test_without_queries_or_keys_there_is_nothing_to_compute(op, change, speed_rules):
+    chosen = plan(LEGAL | {"op": op} | change, speed_rules)
+    assert chosen.supported and chosen.nothing_to_compute and chosen.kernel is None, describe(chosen)
+    assert chosen.workspace.bytes == 0, describe(chosen)
+
+
+SHORT_SEQUENCES = LEGAL | {
+    "op": "backward", "layout": "varlen", "batch": 300, "seqlen_q": 100, "seqlen_k": 20, "total_q": 15_000, "total_k": 3_000,
+    "head_dim": 64, "head_dim_v": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "agrees"),
+    [
+        ({}, True),
+        ({"window_size_left": 5, "window_size_right": 3}, True),
+        ({"window_size_right": 3}, True),
+        ({"is_causal": True, "window_size_left": 5}, True),
+        ({"window_size_left": 5}, False),  # a right bound of max_k, for PyTorch
+        ({"window_size_left": 5, "window_size_right": 20}, False),  # that bound is none
+        ({"window_size_left": 5, "seqlen_q": 21, "total_q": 6_000}, True),
+        ({"window_size_left": 5, "seqlen_q": 22, "total_q": 6_000}, False),
+        ({"window_size_left": 2**31}, False),  # narrowed to 32 bits, there
+        ({"window_size_left": 3, "window_size_right": 2**32 + 1}, False),
+        ({"batch": 65_536, "total_q": 900_000, "total_k": 900_000}, False),  # beyond its grids
+        ({"batch": 5, "num_heads": 65_536, "num_heads_kv": 65_536, "total_q": 500, "total_k": 100}, False),
+    ],
+)
+def test_a_speed_rule_holds_only_where_pytorchs_kernel_computes_the_same(change, agrees):
+    problem = SHORT_SEQUENCES | change
+    assert plan(problem).supported, plan(problem).reason
+    chosen = plan(problem, speed_rules=True)
+    assert chosen.stock_is_faster == (not chosen.supported)
+    assert chosen.supported == (not agrees), describe(chosen)

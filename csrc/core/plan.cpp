@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "decode.h"
@@ -40,19 +41,27 @@ std::string why_not(const Problem& p) {
   if (!kernel_arch(p.capability)) {
     return concat("FA4 requires compute capability 9.0, 10.0 or 10.3, the device has ", p.capability / 10, ".", p.capability % 10);
   }
-  if (std::min({p.batch, p.num_heads, p.num_heads_kv, p.total_q, p.total_k, p.seqlen_q, p.seqlen_k}) < 0) {
-    return "no length may be negative";
+  for (const auto& [name, size] : {std::pair("batch", p.batch),
+                                   {"the number of heads", p.num_heads},
+                                   {"the number of key/value heads", p.num_heads_kv},
+                                   {"the number of queries", p.total_q},
+                                   {"the number of keys", p.total_k},
+                                   {"max_q", p.seqlen_q},
+                                   {"max_k", p.seqlen_k}}) {
+    if (size < 0) return concat(name, " must not be negative, is ", size);
   }
-  if (p.head_dim <= 0 || p.head_dim_v <= 0) return "head_dim must be positive";
+  if (p.head_dim <= 0) return concat("head_dim must be positive, is ", p.head_dim);
+  if (p.head_dim_v <= 0) return concat("value's head_dim must be positive, is ", p.head_dim_v);
   if (p.num_heads_kv ? p.num_heads % p.num_heads_kv : p.num_heads) {
     return concat("the number of query heads, ", p.num_heads, ", is not a multiple of the number of key/value heads, ",
                   p.num_heads_kv);
   }
   if (p.head_dim % 8) return concat("head_dim must be a multiple of 8, is ", p.head_dim);
   if (p.head_dim_v % 8) return concat("value's head_dim must be a multiple of 8, is ", p.head_dim_v);
-  if (p.num_heads > kMaxGrid * std::max<int64_t>(p.num_heads_kv, 1)) {
+  if (p.num_heads_kv && p.num_heads / p.num_heads_kv > kMaxGrid) {
     return concat("at most ", kMaxGrid, " query heads can share a key/value head, here ", p.num_heads / p.num_heads_kv);
   }
+  if (p.num_heads >= kUnbounded) return concat("the number of heads must be less than 2^30, is ", p.num_heads);
   if (const int64_t rows = std::max({p.total_q, p.total_k, p.seqlen_q, p.seqlen_k}); rows >= kUnbounded) {
     return concat("queries and keys of all sequences must each be less than 2^30, are ", rows);
   }

@@ -119,6 +119,8 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("workers", &Plan::workers)
       .def_readonly("paired", &Plan::paired)
       .def_readonly("workspace", &Plan::workspace)
+      .def_readonly("nothing_to_compute", &Plan::nothing_to_compute)
+      .def_readonly("stock_is_faster", &Plan::stock_is_faster)
       .def_readonly("reason", &Plan::reason);
 
   m.def("plan", &plan, py::arg("problem"), py::arg("speed_rules") = true, py::arg("tile_rules") = kTileRules);

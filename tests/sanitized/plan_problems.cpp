@@ -212,6 +212,11 @@ void check_workspace(const Problem& p, const Plan& plan) {
 void check(const Problem& p, const Plan& plan) {
   expect(plan.supported() == plan.reason.empty(), "there is either a kernel or a reason");
   const bool of_kernels_only = (p.op != Op::kForward && p.op != Op::kBackward) || p.layout == Layout::kAny;
+  expect(!plan.stock_is_faster || !plan.supported(), "a speed rule leaves the problem to the stock kernel");
+  if (plan.nothing_to_compute) {
+    expect(!plan.kernel && plan.workspace.bytes == 0, "nothing takes neither a kernel nor memory");
+    return;
+  }
   if (!plan.supported() || of_kernels_only) return;
   const Kernel& kernel = *plan.kernel;
   expect(&kernel >= kKernels && &kernel < kKernels + kNumKernels, "the kernel is of the table");
