@@ -63,12 +63,12 @@ void clear_unwritten(const BackwardCall& call, const BackwardDescription& d, con
                        d.target);
 }
 
-void backward(StableIValue* stack, const char* op, DimOrder order) {
-  Arguments arguments(stack);
+void backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, const KnownOp& op, DimOrder order) {
+  Arguments arguments(stack, num_inputs, num_outputs, op);
   const BackwardCall call = take_backward(arguments, op, order);
   if (stock_is_running()) return stock_backward(call, stack);
   const BackwardDescription d = describe(call);
-  const Plan plan = decide(op, d.problem, d.reason);
+  const Plan plan = decide(call.op, d.problem, d.reason);
   if (!plan.supported()) {
     stock_backward(call, stack);
     if (plan.stock_is_faster && d.problem.layout == Layout::kVarlen) clear_unwritten(call, d, stack);
@@ -83,12 +83,12 @@ void backward(StableIValue* stack, const char* op, DimOrder order) {
 
 }  // namespace
 
-void scaled_dot_product_flash_attention_backward(StableIValue* stack, uint64_t, uint64_t) {
-  backward(stack, "_scaled_dot_product_flash_attention_backward", DimOrder::kHeadsFirst);
+void scaled_dot_product_flash_attention_backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
+  backward(stack, num_inputs, num_outputs, kSdpaBackward, DimOrder::kHeadsFirst);
 }
 
-void flash_attention_backward(StableIValue* stack, uint64_t, uint64_t) {
-  backward(stack, "_flash_attention_backward", DimOrder::kSequenceFirst);
+void flash_attention_backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
+  backward(stack, num_inputs, num_outputs, kFlashBackward, DimOrder::kSequenceFirst);
 }
 
 }  // namespace fa4::aten

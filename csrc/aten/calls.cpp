@@ -1,10 +1,18 @@
 #include "calls.h"
 
+#include "../core/error.h"
+
 namespace fa4::aten {
+
+void refuse(const KnownOp& op, uint64_t num_inputs, uint64_t num_outputs) {
+  const std::string first = op.inputs[0] == op.inputs[1] ? "" : concat(op.inputs[0], " or ");
+  fail("this torch has ", num_inputs, " arguments and ", num_outputs, " results for ", op.name, ", fa4_ext knows ", first,
+       op.inputs[1], " arguments and ", op.outputs, " results: it needs a newer fa4_ext");
+}
 
 ForwardCall take_sdpa_forward(Arguments& arguments) {
   ForwardCall call;
-  call.op = "_scaled_dot_product_flash_attention";
+  call.op = kSdpaForward.name;
   call.order = DimOrder::kHeadsFirst;
   call.query = arguments.tensor();
   call.key = arguments.tensor();
@@ -18,7 +26,7 @@ ForwardCall take_sdpa_forward(Arguments& arguments) {
 
 ForwardCall take_flash_forward(Arguments& arguments, bool has_block_table) {
   ForwardCall call;
-  call.op = "_flash_attention_forward";
+  call.op = kFlashForward.name;
   call.order = DimOrder::kSequenceFirst;
   call.query = arguments.tensor();
   call.key = arguments.tensor();
@@ -46,14 +54,14 @@ ForwardCall take_flash_forward(Arguments& arguments, bool has_block_table) {
 ForwardCall take_flash_forward_inplace(Arguments& arguments) {
   Handle out = arguments.tensor();
   ForwardCall call = take_flash_forward(arguments, true);
-  call.op = "_flash_attention_forward_no_dropout_inplace";
+  call.op = kFlashForwardInplace.name;
   call.out = std::move(out);
   return call;
 }
 
-BackwardCall take_backward(Arguments& arguments, const char* op, DimOrder order) {
+BackwardCall take_backward(Arguments& arguments, const KnownOp& op, DimOrder order) {
   BackwardCall call;
-  call.op = op;
+  call.op = op.name;
   call.order = order;
   call.grad_out = arguments.tensor();
   call.query = arguments.tensor();

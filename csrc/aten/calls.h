@@ -9,6 +9,19 @@
 
 namespace fa4::aten {
 
+// An op as the versions of torch that are known here declare it.
+struct KnownOp {
+  const char* name;
+  uint64_t inputs[2];  // how many arguments it had at first, and has now
+  uint64_t outputs;
+};
+
+inline constexpr KnownOp kSdpaForward{"_scaled_dot_product_flash_attention", {7, 7}, 9};
+inline constexpr KnownOp kSdpaBackward{"_scaled_dot_product_flash_attention_backward", {15, 15}, 3};
+inline constexpr KnownOp kFlashForward{"_flash_attention_forward", {15, 17}, 5};  // torch 2.12 added block_table and num_splits
+inline constexpr KnownOp kFlashForwardInplace{"_flash_attention_forward_no_dropout_inplace", {18, 18}, 1};
+inline constexpr KnownOp kFlashBackward{"_flash_attention_backward", {17, 17}, 3};
+
 struct ForwardCall {
   const char* op;
   DimOrder order;
@@ -40,10 +53,17 @@ struct BackwardCall {
   std::optional<int64_t> window_size_left, window_size_right;
 };
 
+[[noreturn]] void refuse(const KnownOp& op, uint64_t num_inputs, uint64_t num_outputs);
+
 // Reads a stack from the bottom; each argument is owned by whoever takes it.
 class Arguments {
  public:
-  explicit Arguments(StableIValue* stack) : next_(stack) {}
+  // Throws an Error where torch has other arguments or results than are known: they would be read as something else. The tensors
+  // among them leak, because nothing tells which ones these are.
+  Arguments(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, const KnownOp& op) : next_(stack) {
+    const bool known = num_inputs == op.inputs[0] || num_inputs == op.inputs[1];
+    if (!known || num_outputs != op.outputs) refuse(op, num_inputs, num_outputs);
+  }
 
   Handle tensor() { return Handle(torch::stable::detail::to<AtenTensorHandle>(*next_++)); }
 
@@ -66,7 +86,7 @@ ForwardCall take_sdpa_forward(Arguments& arguments);
 ForwardCall take_flash_forward(Arguments& arguments, bool has_block_table);
 ForwardCall take_flash_forward_inplace(Arguments& arguments);
 // The two backward ops differ in the order of dimensions and in the window, which that of scaled_dot_product lacks.
-BackwardCall take_backward(Arguments& arguments, const char* op, DimOrder order);
+BackwardCall take_backward(Arguments& arguments, const KnownOp& op, DimOrder order);
 
 inline StableIValue give(Handle handle) { return torch::stable::detail::from(handle.release()); }
 

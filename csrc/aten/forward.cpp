@@ -84,8 +84,8 @@ Outputs run(const ForwardCall& call, const ForwardDescription& d, const Plan& pl
 
 }  // namespace
 
-void scaled_dot_product_flash_attention(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void scaled_dot_product_flash_attention(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
+  Arguments arguments(stack, num_inputs, num_outputs, kSdpaForward);
   const ForwardCall call = take_sdpa_forward(arguments);
   const ForwardDescription d = describe(call);
   const Plan plan = decide(call.op, d.problem, d.reason);
@@ -102,10 +102,9 @@ void scaled_dot_product_flash_attention(StableIValue* stack, uint64_t, uint64_t)
   stack[8] = give(std::move(outputs.debug_mask));
 }
 
-void flash_attention_forward(StableIValue* stack, uint64_t num_inputs, uint64_t) {
-  constexpr uint64_t kWithBlockTable = 17;  // torch 2.12 and later
-  Arguments arguments(stack);
-  const ForwardCall call = take_flash_forward(arguments, num_inputs >= kWithBlockTable);
+void flash_attention_forward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
+  Arguments arguments(stack, num_inputs, num_outputs, kFlashForward);
+  const ForwardCall call = take_flash_forward(arguments, num_inputs == kFlashForward.inputs[1]);
   if (stock_is_running()) return stock_forward(call, stack);
   const ForwardDescription d = describe(call);
   const Plan plan = decide(call.op, d.problem, d.reason);
@@ -118,8 +117,8 @@ void flash_attention_forward(StableIValue* stack, uint64_t num_inputs, uint64_t)
   stack[4] = give(std::move(outputs.debug_mask));
 }
 
-void flash_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+void flash_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
+  Arguments arguments(stack, num_inputs, num_outputs, kFlashForwardInplace);
   const ForwardCall call = take_flash_forward_inplace(arguments);
   const ForwardDescription d = describe(call);
   const Plan plan = decide(call.op, d.problem, d.reason);

@@ -1,0 +1,119 @@
+"""The overrides on a torch whose ops have other arguments or results than any that is known: an error, and nothing is read as
+something else. C++ programs call the library without the check of schemas that `import fa4_ext` makes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from processes import python
+from test_schemas import ARGUMENTS_AND_RESULTS, BLOCK_TABLE, INPLACE
+
+import fa4_ext
+
+LIBRARY = Path(fa4_ext.__file__).with_name("libfa4_ext.so")
+EXPLAIN = "explain"
+KNOWN = {
+    "_scaled_dot_product_flash_attention": ((7,), 9),
+    "_scaled_dot_product_flash_attention_backward": ((15,), 3),
+    "_flash_attention_forward": ((15, 17), 5),
+    "_flash_attention_backward": ((17,), 3),
+    EXPLAIN: ((22,), 6),
+} | ({INPLACE: ((18,), 1)} if BLOCK_TABLE else {})
+MOST = 24
+
+CODE = """
+import ctypes, json, sys, torch
+
+library, ours = ctypes.CDLL(sys.argv[1]), ctypes.CDLL(sys.argv[2])
+assert ours.fa4_ext_register() == 0
+ours.fa4_ext_configure(1, 1)  # strict: what gets past the check raises a reason, too
+ops = torch.library.Library("lookalike", "DEF")
+major, minor = map(int, torch.__version__.split(".")[:2])
+version = ctypes.c_uint64(major << 56 | minor << 48)
+x = torch.zeros(1, 16, 8, 64, dtype=torch.bfloat16)
+VALUES = {"Tensor": x, "int": 16, "SymInt": 16, "float": 0.0, "bool": False}
+
+
+def error(op, name, schema):
+    ops.define(name + schema)
+    assert library.look_alike(op.encode(), name.encode(), version) == 0
+    other = getattr(torch.ops.lookalike, name).default
+    try:
+        return "returned " + str(other(*(VALUES.get(str(a.type)) for a in other._schema.arguments if not a.kwarg_only)))
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+
+
+for op, name, schema in json.loads(sys.stdin.readline()):
+    print(json.dumps([name, error(op, name, schema)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def lookalikes(tmp_path_factory) -> Path:
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    library = tmp_path_factory.mktemp("lookalikes") / "liblookalikes.so"
+    source = Path(__file__).with_name("lookalikes.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+def name(op: str, inputs: int, outputs: int) -> str:
+    return f"{op}_{inputs}_{outputs}"
+
+
+@pytest.fixture(scope="module")
+def errors(lookalikes) -> dict[str, str]:
+    """What the overrides raise behind ops with every number of arguments, one result more, and this torch's own schema."""
+    cases = []
+    for op, (known, outputs) in KNOWN.items():
+        for count in range(1, MOST):  # the first of them brings the call to the override
+            for results in (outputs, outputs + 1) if count in known else (outputs,):
+                arguments = ", ".join(f"Tensor x{i}" if i < 3 else f"int x{i}" for i in range(count))
+                if (count, results) not in [(number, outputs) for number in known]:
+                    cases.append((op, name(op, count, results), f"({arguments}) -> ({', '.join(['Tensor'] * results)})"))
+        if op != EXPLAIN:
+            schema = str(getattr(torch.ops.aten, op).default._schema)
+            cases.append((op, op, schema[schema.index("(") :]))
+    code = ["-c", CODE, str(lookalikes), str(LIBRARY)]
+    done = python(*code, LD_PRELOAD=str(lookalikes), asked=json.dumps(cases) + "\n")
+    assert done.returncode == 0, f"after {done.stdout.splitlines()[-1:]}: {done.stderr}"
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+def test_every_override_is_here():
+    assert set(KNOWN) == {*ARGUMENTS_AND_RESULTS, EXPLAIN}
+
+
+@pytest.mark.parametrize("op", KNOWN)
+def test_other_numbers_of_arguments_are_an_error(errors, op):
+    known, outputs = KNOWN[op]
+    for count in set(range(1, MOST)) - set(known):
+        assert errors[name(op, count, outputs)] == message(op, count, outputs)
+
+
+@pytest.mark.parametrize("op", KNOWN)
+def test_other_numbers_of_results_are_an_error(errors, op):
+    known, outputs = KNOWN[op]
+    for count in known:
+        assert errors[name(op, count, outputs + 1)] == message(op, count, outputs + 1)
+
+
+def message(op: str, inputs: int, outputs: int) -> str:
+    known, results = KNOWN[op]
+    return (
+        f"this torch has {inputs} arguments and {outputs} results for {op}, fa4_ext knows {' or '.join(map(str, known))} arguments "
+        f"and {results} results: it needs a newer fa4_ext"
+    )
+
+
+@pytest.mark.parametrize("op", [op for op in KNOWN if op != EXPLAIN])
+def test_this_torch_s_own_schema_gets_to_the_override(errors, op):
+    """By the same detour, so that the errors above come from the numbers alone."""
+    assert errors[op].startswith(f"FA4 {op} unsupported: "), errors[op]
