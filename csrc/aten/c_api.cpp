@@ -5,6 +5,7 @@
 #include <exception>
 
 #include "../core/kernel_table.h"
+#include "explain.h"
 #include "options.h"
 #include "registration.h"
 
@@ -18,6 +19,8 @@ int failed(const char* what) noexcept {
 }
 
 }  // namespace
+
+const char* fa4_ext_problem() noexcept { return fa4::aten::explain_problem(); }
 
 int fa4_ext_register() noexcept {
   try {

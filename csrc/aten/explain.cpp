@@ -1,10 +1,15 @@
-// torch.ops.fa4_ext.explain: what a call would get, for any tensors (meta too) and any device.
-#include <torch/csrc/stable/library.h>
+#include "explain.h"
 
+#include <dlfcn.h>
+
+#include <optional>
 #include <string>
 
+#include "../core/error.h"
+#include "calls.h"
 #include "decide.h"
 #include "describe.h"
+#include "dispatcher_library.h"
 
 namespace fa4::aten {
 namespace {
@@ -17,13 +22,34 @@ constexpr const char* kSchema =
     "bool deterministic, bool backward, bool speed_rules, int capability, int sm_count) -> (bool supported, str kernel, str "
     "reason, int tile_q, int tile_k, int workspace_bytes)";
 
-void explain(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments arguments(stack);
+constexpr KnownOp kExplain{"explain", {22, 22}, 6};
+
+// The largest devices of today have 160 multiprocessors; the planner's arithmetic is far from its limits.
+constexpr int64_t kMaxSmCount = 1024;
+constexpr int64_t kMinCapability = 10, kMaxCapability = 999;  // ten times the major number and the minor one
+
+// None: query's own device.
+std::optional<Processors> device_asked_for(int64_t capability, int64_t sm_count) {
+  if (capability != 0 && (capability < kMinCapability || capability > kMaxCapability)) {
+    fail("capability must be 0, for query's own device, or ten times the major number and the minor one, from ", kMinCapability,
+         " to ", kMaxCapability, ", such as 90; is ", capability);
+  }
+  const int64_t least = capability ? 1 : 0;
+  if (sm_count < least || sm_count > kMaxSmCount) {
+    fail("sm_count, the device's multiprocessors, must be from ", least, " to ", kMaxSmCount, " with a capability of ", capability,
+         "; is ", sm_count);
+  }
+  if (!capability) return std::nullopt;
+  return Processors{static_cast<int32_t>(capability), static_cast<int32_t>(sm_count), true};
+}
+
+void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
+  Arguments arguments(stack, num_inputs, num_outputs, kExplain);
   const ForwardCall call = take_flash_forward(arguments, true);
   const bool deterministic = arguments.value<bool>(), backward = arguments.value<bool>(), speed_rules = arguments.value<bool>();
   const auto capability = arguments.value<int64_t>(), sm_count = arguments.value<int64_t>();
-  const Processors device{static_cast<int32_t>(capability), static_cast<int32_t>(sm_count), true};
-  ForwardDescription d = describe(call, capability ? &device : nullptr);
+  const auto device = device_asked_for(capability, sm_count);
+  ForwardDescription d = describe(call, device ? &*device : nullptr);
   d.problem.op = backward ? Op::kBackward : Op::kForward;
   d.problem.deterministic = backward && deterministic;
   const Plan chosen = choose(d.problem, d.reason, speed_rules);
@@ -35,9 +61,43 @@ void explain(StableIValue* stack, uint64_t, uint64_t) {
   stack[5] = torch::stable::detail::from(chosen.supported() ? chosen.workspace.bytes : int64_t{0});
 }
 
-STABLE_TORCH_LIBRARY(fa4_ext, library) { library.def(kSchema); }
+// The path of this library, which tells copies apart in torch's errors.
+const char* own_path() {
+  Dl_info info;
+  return dladdr(reinterpret_cast<const void*>(&explain_problem), &info) && info.dli_fname ? info.dli_fname : "libfa4_ext.so";
+}
 
-STABLE_TORCH_LIBRARY_IMPL(fa4_ext, CompositeExplicitAutograd, library) { library.impl("explain", &explain); }
+struct Definition {
+  DispatcherLibrary schema{"fa4_ext", own_path()};
+  DispatcherLibrary kernel{"fa4_ext", "CompositeExplicitAutograd", own_path()};
+
+  Definition() {
+    schema.define(kSchema);
+    kernel.implement(kExplain.name, &explain);
+  }
+};
+
+// The problem, or "". The definition is never destroyed, because other threads may still call while the process exits.
+std::string define() noexcept {
+  try {
+    new Definition;
+    return "";
+  } catch (const std::exception& error) {
+    return concat(
+        "PyTorch refused to define the operators fa4_ext::* for ", own_path(),
+        ": another copy of this library, or another library of that name, has defined them in this process. PyTorch says: ",
+        error.what());
+  }
+}
+
+// An exception while the library is loaded would end the process, so the problem is kept.
+[[maybe_unused]] const char* const problem_at_load = explain_problem();
 
 }  // namespace
+
+const char* explain_problem() noexcept {
+  static const auto* const problem = new std::string(define());
+  return problem->c_str();
+}
+
 }  // namespace fa4::aten

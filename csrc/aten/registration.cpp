@@ -1,23 +1,25 @@
 #include "registration.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/library.h>
 
-#include <memory>
 #include <mutex>
+#include <vector>
 
+#include "../core/error.h"
+#include "calls.h"
+#include "dispatcher_library.h"
+#include "explain.h"
 #include "ops.h"
 
 namespace fa4::aten {
 namespace {
 
-using torch::stable::detail::StableLibrary;
-
 std::mutex mutex;
 
-// Stays in the dispatcher while the process exits, when other threads may still call.
-std::unique_ptr<StableLibrary>& overrides() {
-  static auto* const held = new std::unique_ptr<StableLibrary>;
+// Newest last. Older ones stay below it until all of them end: another thread may have looked one of their kernels up and not
+// entered it yet. The vector itself is never destroyed, because other threads may still call while the process exits.
+std::vector<DispatcherLibrary>& overrides() {
+  static auto* const held = new std::vector<DispatcherLibrary>;
   return *held;
 }
 
@@ -29,21 +31,20 @@ bool torch_has_inplace_forward() {
 }  // namespace
 
 void register_overrides() {
+  if (const char* problem = explain_problem(); *problem) fail(problem);
   std::lock_guard<std::mutex> lock(mutex);
-  auto library = std::make_unique<StableLibrary>(StableLibrary::Kind::IMPL, "aten", "CUDA", "fa4_ext", 0);
-  library->impl("_flash_attention_forward", &flash_attention_forward);
-  if (torch_has_inplace_forward()) {
-    library->impl("_flash_attention_forward_no_dropout_inplace", &flash_attention_forward_no_dropout_inplace);
-  }
-  library->impl("_flash_attention_backward", &flash_attention_backward);
-  library->impl("_scaled_dot_product_flash_attention", &scaled_dot_product_flash_attention);
-  library->impl("_scaled_dot_product_flash_attention_backward", &scaled_dot_product_flash_attention_backward);
-  overrides() = std::move(library);  // an older registration of ours ends after the new one began: no call falls between them
+  DispatcherLibrary library("aten", "CUDA", "fa4_ext");
+  library.implement(kFlashForward.name, &flash_attention_forward);
+  if (torch_has_inplace_forward()) library.implement(kFlashForwardInplace.name, &flash_attention_forward_no_dropout_inplace);
+  library.implement(kFlashBackward.name, &flash_attention_backward);
+  library.implement(kSdpaForward.name, &scaled_dot_product_flash_attention);
+  library.implement(kSdpaBackward.name, &scaled_dot_product_flash_attention_backward);
+  overrides().push_back(std::move(library));
 }
 
 void remove_overrides() {
   std::lock_guard<std::mutex> lock(mutex);
-  overrides().reset();
+  overrides().clear();
 }
 
 }  // namespace fa4::aten

@@ -3,7 +3,9 @@
 
 namespace fa4::aten {
 
-void register_overrides();  // on top of whatever is registered; ours, if it is there already, moves to the top
-void remove_overrides();    // does nothing when not registered
+// On top of whatever is registered; ours, if they are there already, move to the top. Throws an Error, after which what was
+// registered before is in force.
+void register_overrides();
+void remove_overrides();  // does nothing when not registered
 
 }  // namespace fa4::aten

@@ -1,7 +1,9 @@
 /* fa4_ext's C interface, for programs without Python: FlashAttention-4 kernels behind PyTorch's flash attention ops.
 
    Link libfa4_ext.so (CMake: find_package(fa4_ext), fa4_ext::fa4_ext), or dlopen it once PyTorch's libraries are loaded. Loading
-   it registers the op fa4_ext::explain and nothing else; fa4_ext_register() does the rest.
+   it defines the op fa4_ext::explain and nothing else; fa4_ext_register() does the rest. Once loaded it stays: dlclose does not
+   unload it, because PyTorch keeps pointers into it. A process has room for one copy of it: any other refuses to register, as
+   fa4_ext_problem() tells.
 
    at::scaled_dot_product_attention picks a backend before it calls any of the ops below, and on Hopper and Blackwell PyTorch tries
    cuDNN first. No function here changes that; `import fa4_ext` does it in Python. A C++ program has the choice of, in torch 2.11
@@ -26,21 +28,31 @@ extern "C" {
 #define FA4_EXT_NOEXCEPT
 #endif
 
+/* Why this library cannot be used in this process, found when it was loaded: PyTorch refused to define fa4_ext::explain, because
+   another copy of the library, or something else by the name fa4_ext, is loaded. "" where it can be used. Valid while the process
+   runs. */
+FA4_EXT_API const char* fa4_ext_problem(void) FA4_EXT_NOEXCEPT;
+
 /* Overrides _flash_attention_forward, _flash_attention_backward, _scaled_dot_product_flash_attention,
    _scaled_dot_product_flash_attention_backward and, from torch 2.12 on, _flash_attention_forward_no_dropout_inplace for CUDA
    tensors in PyTorch's dispatcher, on top of whatever is there, PyTorch's own kernels or another provider's. Calling it again moves
-   the overrides to the top; calls are not counted.
+   the overrides to the top; calls are not counted. What it replaces keeps about 2 KB of memory until fa4_ext_remove(), because a
+   call may be about to run it.
 
    Needs no GPU, initialises no CUDA and loads no kernel: the first call of an op that needs one does. The first override of a
    kernel in a process makes PyTorch print one warning on stderr, "Overriding a previously registered kernel".
 
-   PyTorch's dispatcher does not guard running calls against changes: let no thread be inside one of these ops meanwhile.
+   PyTorch's dispatcher writes its tables without a lock that callers take. Registering again while these overrides are on top is
+   safe beside running calls, because old and new do the same. Otherwise, at first or with another provider on top, let no thread be
+   inside one of these ops meanwhile: it could run half of one kernel and half of another, and crash.
+
+   An op to which PyTorch passes another number of arguments than any version known here throws a std::exception that says so.
 
    Returns 0, or 1 with fa4_ext_last_error() set; on failure an earlier registration stays in force. */
 FA4_EXT_API int fa4_ext_register(void) FA4_EXT_NOEXCEPT;
 
 /* Takes the overrides out of the dispatcher, whoever registered them and however often: PyTorch is as before. Does nothing when
-   they are not there. Let no thread be inside one of these ops meanwhile. */
+   they are not there. Never safe beside running calls: let no thread be inside one of these ops meanwhile. */
 FA4_EXT_API void fa4_ext_remove(void) FA4_EXT_NOEXCEPT;
 
 /* Sets what the overrides do, from the next call of an op on; registering and removing leave it as it is.
