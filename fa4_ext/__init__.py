@@ -1,17 +1,16 @@
 """FlashAttention-4 for PyTorch, compiled ahead of time.
 
 Importing this package puts its kernels behind PyTorch's flash attention ops, so that F.scaled_dot_product_attention and
-torch.nn.attention.varlen run them on Hopper and Blackwell GPUs. With FA4_EXT_AUTOREGISTER=0 in the environment it only loads them.
+torch.nn.attention.varlen run them on Hopper and Blackwell GPUs. With FA4_EXT_AUTOREGISTER=0, false, no or off in the environment
+it only loads them.
 """
 
 from __future__ import annotations
 
-import warnings as _warnings
-
-from fa4_ext import _library
+from fa4_ext import _register
 from fa4_ext._explain import Explanation, explain
 from fa4_ext._info import KernelInfo, build_info, cmake_prefix_path, kernels
-from fa4_ext._register import Handle, default_handle, register
+from fa4_ext._register import Handle, register
 
 __all__ = [
     "Explanation",
@@ -25,8 +24,8 @@ __all__ = [
     "register",
 ]
 
-if _library.problem:
-    _warnings.warn(_library.problem, RuntimeWarning, stacklevel=2)
+_register.register_at_import()
+default_handle = _register.default_handle
 
 
 def __getattr__(name: str) -> str:

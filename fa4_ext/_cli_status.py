@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 import torch
 
@@ -81,6 +82,6 @@ def text(found: dict) -> str:
 
 def _registration(options: dict | None) -> str:
     if options is None:
-        return "none, FA4_EXT_AUTOREGISTER is 0"
+        return f"none, FA4_EXT_AUTOREGISTER is {os.environ.get('FA4_EXT_AUTOREGISTER', 'unset')}"
     active = "active" if options["active"] else "removed"
     return f"{active} fallback={options['fallback']!r} prefer={options['prefer']} speed_rules={options['speed_rules']}"

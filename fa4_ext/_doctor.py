@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend
 
-from fa4_ext import _dispatcher, _doctor_calls, _doctor_kernel, _environment, _info, _library, _register
+from fa4_ext import _dispatcher, _doctor_calls, _doctor_kernel, _environment, _info, _library, _register, _sdpa_order
 from fa4_ext._environment import Facts
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -59,7 +59,7 @@ def examine(gpu: bool = True) -> Report:
     handle = _register.options_in_force()
     checks += [
         registration(handle, {op: _dispatcher.entry(op) for op in _dispatcher.OPS}),
-        order(torch._C._get_sdp_priority_order(), torch.cuda.is_initialized(), handle, torch.backends.cuda.flash_sdp_enabled()),
+        order(_sdpa_order.current(), torch.cuda.is_initialized(), handle, torch.backends.cuda.flash_sdp_enabled()),
         *settings(os.environ),
     ]
     usable = [index for index, capability in enumerate(facts.devices or ()) if _planned(capability)]
@@ -176,14 +176,18 @@ def devices(names: list[str], capabilities: tuple[tuple[int, int], ...], archs: 
 def registration(handle: _register.Handle | None, entries: dict[str, str]) -> Check:
     if handle is None:
         return Check("registration", NOTE, "none; FA4_EXT_AUTOREGISTER=0 keeps `import fa4_ext` from registering.")
+    if _dispatcher.UNKNOWN in entries.values():
+        return Check("registration", NOTE, f"{handle!r}; this PyTorch does not show whether another provider is above it.")
     if above := {op: entry for op, entry in entries.items() if not _dispatcher.is_ours(entry)}:
         others = ", ".join(f"aten::{op} goes to {entry}" for op, entry in above.items())
         return Check("registration", WRONG, f"another provider is above fa4_ext: {others}. Registering again puts fa4_ext on top.")
     return Check("registration", OK, f"{handle!r}, on top for all {len(entries)} ops.")
 
 
-def order(backends: list[int], cuda_is_up: bool, handle: _register.Handle | None, flash_enabled: bool) -> Check:
+def order(backends: list[int] | None, cuda_is_up: bool, handle: _register.Handle | None, flash_enabled: bool) -> Check:
     """In which order F.scaled_dot_product_attention tries its backends."""
+    if backends is None:
+        return Check("order", NOTE, f"{_sdpa_order.problem()}")
     known = {backend.value: name.lower() for name, backend in SDPBackend.__members__.items()}
     names = [known.get(backend, str(backend)) for backend in backends]
     tried = "F.scaled_dot_product_attention tries " + ", ".join(names)

@@ -14,14 +14,16 @@ OLDEST_DRIVER = 13000  # CUDA 13.0, as csrc/core/driver.cpp asks for
 # Compute capability -> the `arch` of the kernels that run on it, as in csrc/core/plan.cpp.
 ARCHS = {(9, 0): 90, (10, 0): 100, (10, 3): 100}
 
-# Of the ops that csrc/aten overrides; torch 2.12 added block_table and num_splits.
-_NUM_ARGUMENTS = {
-    "_scaled_dot_product_flash_attention": (7,),
-    "_scaled_dot_product_flash_attention_backward": (15,),
-    "_flash_attention_forward": (15, 17),
-    "_flash_attention_forward_no_dropout_inplace": (18,),
-    "_flash_attention_backward": (17,),
+# Arguments and results of the ops that csrc/aten overrides, as csrc/aten/calls.h knows them.
+_KNOWN = {
+    "_scaled_dot_product_flash_attention": ((7,), (9,)),
+    "_scaled_dot_product_flash_attention_backward": ((15,), (3,)),
+    "_flash_attention_forward": ((15, 17), (5,)),  # torch 2.12 added block_table and num_splits
+    "_flash_attention_forward_no_dropout_inplace": ((18,), (1,)),
+    "_flash_attention_backward": ((17,), (3,)),
 }
+
+_OFF, _ON = ("0", "false", "no", "off"), ("1", "true", "yes", "on")  # of FA4_EXT_AUTOREGISTER
 
 _CAPABILITIES = "compute capability 9.0, 10.0 or 10.3"
 _DRIVERS = "CUDA 13.0 or newer, which is NVIDIA driver 580 or newer"
@@ -58,8 +60,8 @@ def _devices() -> tuple[tuple[int, int], ...]:
 
 def torch_too_old(version: str) -> str | None:
     """What to tell about a torch that the native library is not made for."""
-    major, minor = re.match(r"(\d+)\.(\d+)", version).groups()
-    if (int(major), int(minor)) >= OLDEST_TORCH:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if not numbers or tuple(map(int, numbers.groups())) >= OLDEST_TORCH:  # a version without numbers is somebody's own build
         return None
     return (
         f"torch {version} is too old: fa4_ext needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer. Until it is there, its "
@@ -68,14 +70,31 @@ def torch_too_old(version: str) -> str | None:
 
 
 def torch_unknown() -> str | None:
-    """What to tell about a torch whose ops have arguments that csrc/aten/calls.cpp does not read."""
-    for op, known in _NUM_ARGUMENTS.items():
-        if (packet := getattr(torch.ops.aten, op, None)) and (count := len(packet.default._schema.arguments)) not in known:
+    """What to tell about a torch whose ops have arguments or results that csrc/aten/calls.cpp does not know."""
+    for op, (arguments, results) in _KNOWN.items():
+        try:
+            schema = getattr(torch.ops.aten, op).default._schema
+            what, count, known = "arguments", len(schema.arguments), arguments
+            if count in known:
+                what, count, known = "results", len(schema.returns), results
+        except AttributeError:  # no such op, or this torch does not show its schema; csrc/aten looks again at every call
+            continue
+        if count not in known:
+            expected = " or ".join(map(str, known))
             return (
-                f"torch {torch.__version__} has {count} arguments for {op}, fa4_ext knows {' or '.join(map(str, known))}: it needs "
-                "a newer fa4_ext. Until it is there, every call runs PyTorch's own kernels."
+                f"torch {torch.__version__} has {count} {what} for {op}, fa4_ext knows {expected}: it needs a newer fa4_ext. Until "
+                "it is there, every call runs PyTorch's own kernels."
             )
     return None
+
+
+def autoregister(value: str | None) -> tuple[bool, str | None]:
+    """Whether `import fa4_ext` registers, as FA4_EXT_AUTOREGISTER has it, and what to tell about a value that is not allowed."""
+    word = (value or "").strip().lower()
+    if word and word not in _OFF + _ON:
+        allowed = ", ".join(_OFF), ", ".join(_ON)
+        return True, f"FA4_EXT_AUTOREGISTER must be one of {allowed[0]} or one of {allowed[1]}, is {value!r}: fa4_ext registers."
+    return word not in _OFF, None
 
 
 def torch_problem(facts: Facts) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import json
@@ -11,13 +12,17 @@ from pathlib import Path
 
 import torch
 
-from fa4_ext import _elf, _environment
+from fa4_ext import _dispatcher, _elf, _environment
 
 PATH = Path(__file__).with_name("libfa4_ext.so")
 
 # The dispatcher says this once a process, about the first operator that anyone overrides.
 _OVERRIDE_WARNING = r"(?s).*Overriding a previously registered kernel for the same operator and the same dispatch key"
 _FILTER = ("ignore", re.compile(_OVERRIDE_WARNING, re.IGNORECASE), UserWarning, None, 0)  # as warnings.filterwarnings stores it
+
+# The kernels of past registrations, an entry a registration. A call that another thread began may be about to run one that has just
+# been removed: it finds it here. A thread would have to sleep right there while this many more come and go, which takes 50 us each.
+_kept = collections.deque(maxlen=1000)
 
 
 def _load() -> ctypes.CDLL:
@@ -35,7 +40,12 @@ def _load() -> ctypes.CDLL:
     library.fa4_ext_force_decode.restype = None
     library.fa4_ext_remove.argtypes = ()
     library.fa4_ext_remove.restype = None
-    for text in (library.fa4_ext_last_error, library.fa4_ext_build_info, library.fa4_ext_manifest):
+    for text in (
+        library.fa4_ext_problem,
+        library.fa4_ext_last_error,
+        library.fa4_ext_build_info,
+        library.fa4_ext_manifest,
+    ):
         text.argtypes = ()
         text.restype = ctypes.c_char_p
     return library
@@ -51,7 +61,10 @@ def _try_to_load() -> tuple[ctypes.CDLL | None, str | None]:
             "imported from other folders"
         )
     try:
-        return _load(), None
+        library = _load()
+        if refusal := library.fa4_ext_problem():
+            return None, f"fa4_ext's native library refuses to be used in this process. {refusal.decode(errors='replace')}"
+        return library, None
     except (OSError, AttributeError) as error:  # AttributeError: a library of another version lacks a function
         return None, (
             f"fa4_ext's native library could not be loaded beside torch {torch.__version__}: {error}. Until fa4_ext is installed "
@@ -87,24 +100,33 @@ class _WithPythonWarnings:
 
 
 def register() -> None:
-    """Puts our overrides on top of the dispatcher's, or moves them there.
+    """Puts our overrides on top of the dispatcher's, or moves them there. Leaves it alone where they are on top.
 
     Raises:
         RuntimeError: the dispatcher refused them.
     """
+    if _dispatcher.is_all_ours():
+        return
     call = _WithPythonWarnings(native().fa4_ext_register)
-    # Not warnings.catch_warnings: leaving it would undo what other threads did to the filters meanwhile.
-    warnings.filters.insert(0, _FILTER)
     try:
+        # Not warnings.catch_warnings: leaving it would undo what other threads did to the filters meanwhile.
+        warnings.filters.insert(0, _FILTER)
         with contextlib.suppress(TypeError):
             torch.abs(call)
         if call.result is None:  # torch functions are off, or another mode's: PyTorch's warning may reach stderr
             call.result = call.function()
     finally:
-        with contextlib.suppress(ValueError):  # another thread put back a list of before
-            warnings.filters.remove(_FILTER)
+        put_warnings_back()
     if call.result != 0:
         raise RuntimeError(native().fa4_ext_last_error().decode(errors="replace"))  # a long text is cut off
+    _kept.append(_dispatcher.kernels())
+
+
+def put_warnings_back() -> None:
+    """Takes out our filter of warnings, if it is there."""
+    while _FILTER in warnings.filters:
+        with contextlib.suppress(ValueError):  # another thread put back a list of before
+            warnings.filters.remove(_FILTER)
 
 
 def configure(*, strict: bool, speed_rules: bool) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import threading
 import warnings
 
 from torch.nn import attention
 from typing_extensions import Self
 
 from fa4_ext import _environment, _library, _sdpa_order
+from fa4_ext._lock import Lock
 
 PROVIDER = "FA4_EXT"
 
-_lock = threading.RLock()
+#: The import's own registration; None where FA4_EXT_AUTOREGISTER is off, and where the native library could not be loaded.
+default_handle: Handle | None = None
+
+_lock = Lock()
+_numbers = itertools.count(1)
 _live: list[Handle] = []  # oldest first; the newest one's options are in force
+_overriding = False  # our overrides are in the dispatcher, or an interrupted call put them there
+_in_force: Handle | None = None  # whose options the library has; None where an interrupted call may have changed them
+_imported = False
 _warned = False
 
 
@@ -29,25 +37,24 @@ class Handle:
         self.fallback = fallback
         self.prefer = prefer
         self.speed_rules = speed_rules
+        self._number = 0  # how many began before it and with it; 0 before it began
 
     @property
     def active(self) -> bool:
         """Whether it has not been removed yet."""
         return self in _live
 
+    @_lock
     def remove(self) -> None:
-        """Ends the registration; the last one leaves PyTorch as it was. Calling it again does nothing."""
-        with _lock:
-            if self not in _live:
-                return
-            was_newest = _live[-1] is self
+        """Ends the registration; the last one leaves PyTorch as it was. Calling it again does nothing, unless an exception such as
+        KeyboardInterrupt cut the first time short: then it does the rest.
+
+        Ending the last one changes PyTorch's dispatcher, which does not guard running calls against that: let no thread be inside
+        an attention call meanwhile. Ending any other changes nothing there and is safe.
+        """
+        if self in _live:
             _live.remove(self)
-            if not _live:
-                _library.remove()
-            elif was_newest:
-                _library.configure(**_native_options(_live[-1]))
-            if was_newest:
-                _set_preference(_live[-1] if _live else None, instead_of=self)
+        _settle()
 
     def __enter__(self) -> Self:
         return self
@@ -63,9 +70,16 @@ class Handle:
 def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = True) -> Handle:
     """Puts the compiled kernels behind PyTorch's flash attention ops on CUDA devices.
 
-    The overrides go on top of whatever other provider is registered; registering again puts them on top again. Needs no GPU and
-    touches none. PyTorch's dispatcher does not guard running calls against changes: let no thread be inside one of these ops
-    meanwhile, nor in `Handle.remove`.
+    The overrides go on top of whatever other provider is registered; registering again puts them on top again, and does nothing to
+    PyTorch's dispatcher where they are on top already. Needs no GPU and touches none.
+
+    PyTorch's dispatcher does not guard running calls against changes: a call that meets one may run half of one kernel and half of
+    another, and crash. Whatever leaves the dispatcher alone is safe beside calls of other threads: registering while a handle lives
+    and no other provider is on top, and removing any handle but the last. So one handle that lives as long as the process, such as
+    the import's own, makes all others safe. Let no thread be inside one of these ops while the first handle is made, while the last
+    one is removed, and while registering again over another provider.
+
+    An exception such as KeyboardInterrupt leaves nothing registered by this call.
 
     Where no call could run these kernels, the first call of `register` in a process says so in a RuntimeWarning: the driver is
     missing or too old, or torch is built without CUDA although there is a driver. It is silent where torch has no CUDA and the
@@ -78,7 +92,8 @@ def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = T
             raises a RuntimeError, "FA4 <op> unsupported: <reason>".
         prefer: make F.scaled_dot_product_attention try flash attention before its other backends; PyTorch prefers cuDNN on Hopper
             and Blackwell. The switches of torch.nn.attention.sdpa_kernel and torch.backends.cuda keep their meaning. Without effect
-            where the driver is too old for our kernels.
+            where the driver is too old for our kernels. A RuntimeWarning where this torch has no such order to change; the handle's
+            `prefer` is False then.
         speed_rules: leave calls to the stock kernel that it is measured to run faster.
 
     Returns:
@@ -86,30 +101,78 @@ def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = T
 
     Raises:
         ValueError: an argument has a value that is not allowed.
-        RuntimeError: torch is too old, the native library could not be loaded, or PyTorch's dispatcher refused the overrides.
+        RuntimeError: torch is too old, the native library could not be loaded or refuses to be used, or PyTorch's dispatcher
+            refused the overrides.
     """
     _check("fallback", fallback, ("stock", "error"))
     _check("prefer", prefer, (True, False))
     _check("speed_rules", speed_rules, (True, False))
     _library.native()
     _warn_once()
-    return _begin(Handle(fallback, bool(prefer), bool(speed_rules)))
+    handle = Handle(fallback, bool(prefer), bool(speed_rules))
+    try:
+        if problem := _begin(handle):
+            warnings.warn(f"fa4_ext.register(): {problem}", RuntimeWarning, stacklevel=2)
+        return handle
+    except BaseException:
+        handle.remove()
+        raise
 
 
-def _begin(handle: Handle) -> Handle:
-    with _lock:
-        _live.append(handle)  # first: the garbage collector may end another registration meanwhile, which must not be the last one
-        try:
-            _library.configure(**_native_options(handle))
-            _library.register()
-            if handle.prefer:
-                _sdpa_order.put_flash_first(handle)
-            else:
-                _sdpa_order.put_back()
-        except BaseException:
-            handle.remove()
-            raise
-    return handle
+@_lock
+def _begin(handle: Handle) -> str | None:
+    """Makes it live. Returns why flash attention cannot come first, where it should; the handle's `prefer` says so, too."""
+    global _overriding
+    handle._number = next(_numbers)
+    _live.append(handle)  # first: the garbage collector may end another registration meanwhile, which must not be the last one
+    _put_in_force(handle)
+    _overriding = True
+    _library.register()
+    if not handle.prefer:
+        _sdpa_order.put_back()
+        return None
+    problem = _sdpa_order.put_flash_first(handle._number)
+    handle.prefer = problem is None
+    return problem
+
+
+def _settle() -> None:
+    """Brings the library, the dispatcher and the order in line with the live handles. Doing so again changes nothing, and ends what
+    an exception interrupted."""
+    while True:
+        live = list(_live)
+        _library.put_warnings_back()
+        if live:
+            _put_in_force(live[-1])
+        else:
+            _take_out()
+        _settle_order(live[-1] if live else None)
+        if live == _live:  # the garbage collector ended no other registration meanwhile
+            return
+
+
+def _take_out() -> None:
+    global _overriding
+    if _overriding:  # or else a C++ program's own registration would go
+        _library.remove()
+        _overriding = False
+
+
+def _put_in_force(handle: Handle) -> None:
+    global _in_force
+    if handle is not _in_force:
+        _in_force = None
+        _library.configure(strict=handle.fallback == "error", speed_rules=handle.speed_rules)
+        _in_force = handle
+
+
+def _settle_order(newest: Handle | None) -> None:
+    if newest is None or not newest.prefer:
+        _sdpa_order.put_back()
+    elif _sdpa_order.is_wanted():
+        _sdpa_order.put_back_newer_than(newest._number)
+    else:
+        _sdpa_order.put_flash_first(newest._number)
 
 
 def _warn_once() -> None:
@@ -121,38 +184,56 @@ def _warn_once() -> None:
     _warned = True  # not where the warning was an error: then the next call is one, too
 
 
+def register_at_import() -> None:
+    """What `import fa4_ext` does to PyTorch, and its warnings."""
+    global default_handle, _imported
+    if _library.problem:
+        _warn_at_import(_library.problem)
+    if _imported:  # importlib.reload
+        return
+    if problem := _offer_to_registry():
+        _warn_at_import(problem)
+    wanted, problem = _environment.autoregister(os.environ.get("FA4_EXT_AUTOREGISTER"))
+    if problem:
+        _warn_at_import(problem)
+    if wanted and not _library.problem:
+        default_handle = handle = Handle("stock", True, True)
+        try:
+            if problem := _begin(handle):
+                _warn_at_import(f"fa4_ext: {problem}")
+        except BaseException:
+            default_handle = None
+            handle.remove()
+            raise
+    _imported = True  # not where a warning was an error: then the next import is one, too
+
+
+def _warn_at_import(sentence: str) -> None:
+    warnings.warn(sentence, RuntimeWarning, stacklevel=4)  # whoever imports fa4_ext
+
+
+def _offer_to_registry() -> str | None:
+    """Lets torch.nn.attention.activate_flash_attention_impl("FA4_EXT") find us. Returns what is wrong with that.
+
+    The registry asks providers not to activate themselves, so the import's own registration stays outside of it: a provider that is
+    activated later goes on top of ours, and restoring brings ours back.
+    """
+    try:
+        offer = getattr(attention, "register_flash_attention_impl", None)  # a torch that is too old has no registry
+        # A copy of this package that can't be used leaves the place to the one that can.
+        if offer and not (_library.problem and PROVIDER in attention.list_flash_attention_impls()):
+            offer(PROVIDER, register_fn=register)
+    except Exception as error:
+        return f"torch.nn.attention's registry does not take {PROVIDER}: {error!r}. fa4_ext.register() does not need it."
+    return None
+
+
 def options_in_force() -> Handle | None:
     """The newest live handle."""
-    with _lock:
-        return _live[-1] if _live else None
-
-
-def _native_options(handle: Handle) -> dict[str, bool]:
-    return {"strict": handle.fallback == "error", "speed_rules": handle.speed_rules}
-
-
-def _set_preference(newest: Handle | None, *, instead_of: Handle) -> None:
-    """After the newest handle is gone."""
-    if newest is None or not newest.prefer:
-        _sdpa_order.put_back()
-    elif instead_of.prefer:
-        _sdpa_order.put_back(instead_of)
-    else:
-        _sdpa_order.put_flash_first(newest)
+    live = list(_live)
+    return live[-1] if live else None
 
 
 def _check(argument: str, value, allowed: tuple) -> None:
     if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in allowed):
         raise ValueError(f"{argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
-# So that torch.nn.attention.activate_flash_attention_impl("FA4_EXT") finds it. The registry asks providers not to activate
-# themselves, so the import's own registration below stays outside of it: a provider activated later goes on top of ours, and
-# restoring brings ours back.
-if hasattr(attention, "register_flash_attention_impl"):  # a torch that is too old has no registry
-    attention.register_flash_attention_impl(PROVIDER, register_fn=register)
-
-#: The import's own registration; None with FA4_EXT_AUTOREGISTER=0, and where the native library could not be loaded.
-default_handle: Handle | None = None
-if os.environ.get("FA4_EXT_AUTOREGISTER") != "0" and not _library.problem:
-    default_handle = _begin(Handle("stock", True, True))

@@ -19,6 +19,23 @@ def pytest_report_header():
 
 
 @pytest.fixture
+def cuda(monkeypatch):
+    """One that comes up when the test says so. No handle lives before the test, and none after it."""
+    from fake_cuda import Cuda
+
+    from fa4_ext import _register, _sdpa_order
+
+    for handle in list(_register._live):
+        handle.remove()
+    original = torch._C._get_sdp_priority_order()
+    monkeypatch.setattr(_sdpa_order, "_queued_for", None)
+    yield Cuda(monkeypatch)
+    for handle in list(_register._live):
+        handle.remove()
+    torch._C._set_sdp_priority_order(original)
+
+
+@pytest.fixture
 def output(capsys):
     """What a command prints on standard output, in this process; it must succeed."""
     from fa4_ext.__main__ import main

@@ -4,50 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fake_cuda import CUDNN, CUDNN_FIRST, EFFICIENT, FLASH, MATH, OVERRIDEABLE
 from processes import run
 from torch.nn import attention
 
 import fa4_ext
-from fa4_ext import _environment, _register, _sdpa_order
+from fa4_ext import _environment, _sdpa_order
 
-MATH, FLASH, EFFICIENT, CUDNN, OVERRIDEABLE = 0, 1, 2, 3, 4
-CUDNN_FIRST = [CUDNN, FLASH, EFFICIENT, MATH, OVERRIDEABLE]
 FLASH_FIRST = [FLASH, CUDNN, EFFICIENT, MATH, OVERRIDEABLE]
 USERS = [EFFICIENT, MATH, FLASH, CUDNN, OVERRIDEABLE]
-
-
-class Cuda:
-    """A CUDA that comes up when told, and torch's first choice, which overwrites the order once."""
-
-    def __init__(self, monkeypatch):
-        self.up = False
-        self.queue = []
-        self.chosen = False
-        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: self.up)
-        monkeypatch.setattr(torch.cuda, "_lazy_call", lambda call: call() if self.up else self.queue.append(call))
-        monkeypatch.setattr(_sdpa_order, "_make_first_choice", self.choose)
-
-    def choose(self):
-        if not self.chosen:
-            self.chosen = True
-            torch._C._set_sdp_priority_order(CUDNN_FIRST)
-
-    def start(self):
-        for call in self.queue:
-            call()
-        self.up = True
-
-
-@pytest.fixture
-def cuda(monkeypatch):
-    for handle in list(_register._live):
-        handle.remove()
-    original = torch._C._get_sdp_priority_order()
-    monkeypatch.setattr(_sdpa_order, "_queued_for", None)
-    yield Cuda(monkeypatch)
-    for handle in list(_register._live):
-        handle.remove()
-    torch._C._set_sdp_priority_order(original)
 
 
 def order() -> list[int]:

@@ -1,0 +1,176 @@
+"""Ctrl-C inside register() and remove(): register() leaves nothing behind, and a second remove() does the rest."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_registration import OPS, PythonOverride, on_top
+
+import fa4_ext
+from fa4_ext import _dispatcher, _register
+
+PACKAGE = str(Path(fa4_ext.__file__).parent)
+CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+
+def interrupted(call: Callable, line: int) -> bool:
+    """Calls, and raises KeyboardInterrupt before the given line of the package's that runs; False where it ran to its end first."""
+    count = 0
+
+    def trace(frame, event, argument):
+        nonlocal count
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line":
+            count += 1
+            if count == line:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()  # a debugger's, or that of a measurement of coverage
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def dispatcher() -> list[str]:
+    return [torch._C._dispatch_dump(op) for op in OPS]
+
+
+def is_strict() -> bool:
+    """The options that are in force: whether a call that none of our kernels runs raises our error."""
+    query = torch.zeros(1, 2, 8, 64, dtype=torch.bfloat16)
+    try:
+        torch.ops.aten._scaled_dot_product_flash_attention.default.redispatch(CUDA, query, query, query)
+    except RuntimeError as error:
+        return "FA4" in str(error)
+    return False
+
+
+def state() -> dict:
+    """All that a registration may change."""
+    return {
+        "live": list(_register._live),
+        "dispatcher": dispatcher(),
+        "order": torch._C._get_sdp_priority_order(),
+        "filters": list(warnings.filters),
+        "strict": is_strict() if on_top() == "ours" else None,
+    }
+
+
+def check(before: dict, line: int) -> None:
+    now = state()
+    wrong = {name: (before[name], now[name]) for name in before if now[name] != before[name]}
+    assert not wrong, f"interrupted at line {line}: {wrong}"
+    # No other thread finds a lock that is held for ever.
+    thread = threading.Thread(target=lambda: fa4_ext.register().remove(), daemon=True)
+    thread.start()
+    thread.join(timeout=30)
+    assert not thread.is_alive(), f"interrupted at line {line}: a lock is held"
+
+
+FEWEST_LINES = 15  # a call that runs fewer of them was not traced
+
+
+@pytest.fixture(params=["no CUDA", "CUDA"])
+def up(request, cuda):
+    if request.param == "CUDA":
+        cuda.start()
+        cuda.choose()
+    return cuda
+
+
+OUTERS = {"alone": [], "beside": [{}], "beside one that is strict": [{"fallback": "error", "prefer": False}]}
+
+
+@pytest.mark.parametrize("outers", OUTERS.values(), ids=OUTERS)
+@pytest.mark.parametrize("options", [{}, {"fallback": "error", "prefer": False}], ids=["default", "strict"])
+def test_interrupted_register_leaves_nothing(up, outers, options):
+    handles = [fa4_ext.register(**outer) for outer in outers]
+    before, line = state(), 0
+    while interrupted(lambda: fa4_ext.register(**options), line := line + 1):
+        check(before, line)
+    assert line > FEWEST_LINES
+    _register._live[-1].remove()
+    for handle in reversed(handles):
+        handle.remove()
+    assert on_top() is None
+
+
+def test_interrupted_register_over_another_provider_leaves_what_its_own_end_ends(up):
+    before = state()
+    with fa4_ext.register():
+        other = PythonOverride()
+        live, line = list(_register._live), 0
+        while interrupted(fa4_ext.register, line := line + 1):
+            assert _register._live == live, f"interrupted at line {line}"
+        _register._live[-1].remove()
+    assert on_top() == "other"
+    other.remove()
+    check(before, line)
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["the newest", "the oldest"])
+@pytest.mark.parametrize("outers", OUTERS.values(), ids=OUTERS)
+@pytest.mark.parametrize("options", [{}, {"fallback": "error", "prefer": False}], ids=["default", "strict"])
+def test_interrupted_remove_is_ended_by_a_second_one(up, outers, options, first):
+    def handles() -> list[fa4_ext.Handle]:
+        made = [fa4_ext.register(**each) for each in [*outers, options]]
+        return made if first else made[::-1]
+
+    bare = state()
+    going, *staying = handles()
+    going.remove()
+    kept, line = {name: value for name, value in state().items() if name != "live"}, 0
+    for handle in staying:
+        handle.remove()
+    check(bare, line)
+    while True:
+        going, *staying = handles()
+        more = interrupted(going.remove, line := line + 1)
+        going.remove()
+        assert not going.active and _register._live == sorted(staying, key=lambda handle: handle._number)
+        check(kept, line)
+        for handle in staying:
+            handle.remove()
+        check(bare, line)
+        if not more:
+            break
+    assert line > FEWEST_LINES // 2
+
+
+def test_interrupted_start_of_cuda_may_be_tried_again(cuda):
+    before = torch._C._get_sdp_priority_order()
+    line = 0
+    while True:
+        handle = fa4_ext.register()
+        more = interrupted(cuda.start, line := line + 1)
+        if more:
+            cuda.start()  # as torch does in the next use of CUDA, with the whole queue
+        assert torch._C._get_sdp_priority_order()[0] == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value, line
+        handle.remove()
+        torch._C._set_sdp_priority_order(before)
+        cuda.up = cuda.chosen = False
+        del cuda.queue[:]
+        if not more:
+            break
+    assert line > FEWEST_LINES // 2
+
+
+def test_a_body_that_is_interrupted_ends_the_registration():
+    before = dispatcher()
+    with pytest.raises(KeyboardInterrupt), fa4_ext.register():
+        assert all(_dispatcher.is_ours(_dispatcher.entry(op)) for op in _dispatcher.OPS)
+        raise KeyboardInterrupt
+    assert dispatcher() == before or _register._live
