@@ -86,11 +86,15 @@ def _apply(owner: int) -> None:
         return
     _make_first_choice()
     current = torch._C._get_sdp_priority_order()
-    if any(current == replaced.ours for replaced in _replaced):
-        return
     ours = [_FLASH, *(backend for backend in current if backend != _FLASH)]
-    _replaced.append(_Replaced(current, ours, owner))
-    torch._C._set_sdp_priority_order(ours)
+    if current == ours:
+        return
+    _replaced.append(_Replaced(current, ours, owner))  # first, so that where this is interrupted it can be put back
+    try:
+        torch._C._set_sdp_priority_order(ours)
+    except Exception:
+        _replaced.pop()
+        raise
 
 
 def problem() -> str | None:
