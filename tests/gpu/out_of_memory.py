@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -38,12 +39,23 @@ def largest_batch(attempt: Callable[[int], object], batch: int, would_shrink: Ca
 
 @contextmanager
 def little_memory(spare: int = 2**24):
-    """Lets this process have no more of the GPU's memory than it has now and `spare` bytes."""
+    """Lets this process have no more of the GPU's memory than `spare` bytes beyond what is in use."""
+    gc.collect()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + spare) / total)
+    held = []  # what torch's allocator keeps for later in blocks that are in use in part
     try:
+        _allow_reserved(0)
+        for size in (2**26, 2**20, 2**9):
+            with suppress(torch.OutOfMemoryError):
+                while True:
+                    held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+        _allow_reserved(spare)
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def _allow_reserved(more: int) -> None:
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + more) / total)

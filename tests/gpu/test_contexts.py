@@ -16,6 +16,7 @@ from fresh_process import run_script
 
 PREAMBLE = """
     import ctypes
+    from dataclasses import replace
     import torch
     from calls import run_flash
     from cases import dense, make_inputs, varlen
@@ -43,7 +44,12 @@ PREAMBLE = """
             except RuntimeError as error:
                 raise AssertionError(f"{name}, {where}: {error}")
             torch.cuda.synchronize()
-            assert_matches_reference(problem, x, result)
+            compare(problem, x, result)
+
+    def compare(problem, x, result):
+        """On the CPU: what cuBLAS computes in a part of the device is not what is tested, and was seen to be NaN."""
+        x, result = (replace(t, **{name: v.cpu() for name, v in vars(t).items() if v is not None}) for t in (x, result))
+        assert_matches_reference(problem, x, result)
 
     def call(function, *arguments):
         status = getattr(cuda, function)(*arguments)
@@ -120,7 +126,7 @@ SCRIPTS = {
         with torch.cuda.stream(stream):
             graph.replay()
         torch.cuda.synchronize()
-        assert_matches_reference(problem, x, result)
+        compare(problem, x, result)
     """,
     "by_pytorch": """
         from torch.cuda.green_contexts import GreenContext

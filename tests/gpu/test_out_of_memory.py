@@ -174,7 +174,8 @@ FULL_DEVICE = """
     import torch
     import fa4_ext
     from calls import flash_forward
-    from cases import dense, make_inputs
+    from cases import DTYPES, HEAD_DIMS, MASKS, dense, make_inputs
+    from itertools import product
     from compare import assert_matches_reference
     from out_of_memory import WOULD_SHRINK
     from reference import Result
@@ -182,6 +183,10 @@ FULL_DEVICE = """
     fa4_ext.register(fallback="error", speed_rules=False)
     problem = dense(129, 129, batch=1)
     inputs = make_inputs(problem)
+    INPUTS = {
+        (dtype, head_dim): make_inputs(dense(129, 129, batch=1, dtype=dtype, head_dim=head_dim))
+        for dtype, head_dim in product(DTYPES.values(), HEAD_DIMS)
+    }
     for _ in range(2):  # what the results will lie in stays with torch's allocator
         results = [torch.empty(2**20, dtype=torch.uint8, device="cuda") for _ in range(4)]
     del results
@@ -194,14 +199,17 @@ FULL_DEVICE = """
         while driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size)) == 0:
             held.append(address.value)
     free, _ = torch.cuda.mem_get_info()
-    try:
-        flash_forward(problem, inputs)
-    except Exception as error:
-        assert type(error) is torch.OutOfMemoryError, repr(error)
-        assert str(error).startswith("CUDA out of memory. With ") and " loading kernel sm" in str(error), str(error)
-        assert all(would_shrink(error) for would_shrink in WOULD_SHRINK.values()), str(error)
-    else:
-        raise AssertionError(f"the kernel was loaded with {free} bytes of device memory free")
+    raised = None
+    for dtype, head_dim, mask in product(DTYPES.values(), HEAD_DIMS, MASKS.values()):  # until one no longer fits what is left
+        try:
+            flash_forward(dense(129, 129, batch=1, dtype=dtype, head_dim=head_dim, **mask), INPUTS[dtype, head_dim])
+        except Exception as error:
+            raised = error
+            break
+    assert raised, f"{len(INPUTS)} kernels were loaded with {free} bytes of device memory free"
+    assert type(raised) is torch.OutOfMemoryError, repr(raised)
+    assert str(raised).startswith("CUDA out of memory. With ") and " loading kernel sm" in str(raised), str(raised)
+    assert all(would_shrink(raised) for would_shrink in WOULD_SHRINK.values()), str(raised)
     for address in held:
         assert driver.cuMemFree_v2(ctypes.c_uint64(address)) == 0
     out, lse, *_ = flash_forward(problem, inputs)

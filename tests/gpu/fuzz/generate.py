@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from cases import Problem
 
-from fuzz.case import Case, runs_on_ours
+from fuzz.case import UNALIGNED, Case, runs_on_ours
 from fuzz.faults import FAULTS, applicable
-from fuzz.tensors import GRADIENTS, LAYOUTS, UNALIGNED
+from fuzz.tensors import GRADIENTS, LAYOUTS
 
 PRIMES = (2, 3, 5, 7, 11, 13, 31, 61, 97, 127, 131, 193, 251, 257, 509, 521, 769, 1021, 1031, 2039, 3001)
 TILES = (48, 64, 80, 96, 112, 128, 144, 192, 256)  # rows of queries or keys, of our kernels and of stock's

@@ -13,8 +13,7 @@ from fuzz.faults import FAULTS, Arguments
 
 # Of [batch, seqlen, heads, head_dim] and [total, heads, head_dim] alike.
 ROWS, HEADS, DIM = -3, -2, -1
-# TMA cannot address these, and PyTorch's kernel reads 16 bytes at a time wherever they are: an error of the device.
-UNALIGNED = {
+_UNALIGNED = {  # case.UNALIGNED
     "offset_8_bytes": offset(4),
     "offset_2_bytes": offset(1),
     "row_stride_odd": cut_from(DIM, 0, 1),
@@ -26,7 +25,7 @@ SLICED = {
     "slice_of_rows": cut_from(ROWS, 5, 7),
     "slice_of_dim": cut_from(DIM, 8, 16),
     "offset_16_bytes": offset(8),
-    **UNALIGNED,
+    **_UNALIGNED,
 }
 LAYOUTS = {
     "dense": SLICED
