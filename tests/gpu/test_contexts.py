@@ -47,7 +47,7 @@ PREAMBLE = """
             compare(problem, x, result)
 
     def compare(problem, x, result):
-        """On the CPU: what cuBLAS computes in a part of the device is not what is tested, and was seen to be NaN."""
+        # On the CPU: cuBLAS, whose handle is the primary context's, was seen to compute NaN in a part of the device.
         x, result = (replace(t, **{name: v.cpu() for name, v in vars(t).items() if v is not None}) for t in (x, result))
         assert_matches_reference(problem, x, result)
 
