@@ -8,11 +8,15 @@ PYTEST ?=# of an environment with an installed wheel, for the GPU tests
 
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --no-deps --require-hashes
+LOCK := uv pip compile --quiet --no-deps --no-strip-extras --no-annotate --generate-hashes --only-binary :all: \
+	--emit-build-options --python-version 3.11 --custom-compile-command "make lock"
 SOURCES := kernels fa4_ext tests benchmarks scripts examples setup.py
 CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp examples/cpp/*.cpp examples/cpp/*.h tests/*/*.c tests/*/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build docs test sanitize lint format wheel compat gpu-test bench clean distclean
+.PHONY: help lock demo build docs test sanitize lint format wheel compat gpu-test bench clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -22,15 +26,25 @@ $(VENV)/bin/python:
 	scripts/bootstrap.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/build.stamp: requirements/build.txt requirements/constraints.txt | $(VENV)/bin/python
+# The lists are complete, so that pip need not look for what their packages need, and `pip check` finds what they lack.
+$(VENV)/build.stamp: requirements/torch.txt requirements/build.txt requirements/torch_cuda.txt | $(VENV)/bin/python
 	scripts/bootstrap.sh $(PYTHON)
-	$(BIN)/python -m pip install --disable-pip-version-check -r $<
+	$(PIP) download --no-deps --only-binary :all: --dest $(VENV)/torch -r requirements/torch.in
+	$(INSTALL) --no-index --find-links $(VENV)/torch -r requirements/torch.txt
+	rm -r $(VENV)/torch
+	$(INSTALL) -r requirements/build.txt
+	$(PIP) check > /dev/null || $(INSTALL) -r requirements/torch_cuda.txt
+	$(PIP) check
 	touch $@
 
 $(VENV)/test.stamp: requirements/test.txt $(VENV)/build.stamp
 	scripts/bootstrap.sh $(PYTHON) tests
-	$(BIN)/python -m pip install --disable-pip-version-check -r $<
+	$(INSTALL) -r $<
+	$(PIP) check
 	touch $@
+
+lock: ## renew the hashes in requirements/*.txt for the versions in requirements/*.in, with uv; torch.txt says how it is renewed
+	$(foreach list,build test bench torch_cuda,$(LOCK) requirements/$(list).in -o requirements/$(list).txt &&) true
 
 demo: $(VENV)/build.stamp ## set everything up, then run attention beside the stock kernel, or without a GPU show what would run
 	FA4_EXT_KERNELS=$(or $(KERNELS),core) $(BIN)/python setup.py --quiet build_ext --inplace
@@ -76,7 +90,7 @@ gpu-test: ## run the tests that need a Hopper or Blackwell GPU; against an insta
 
 bench: ## python -m fa4_ext bench on a build of all kernels; ARGS="--json out.json --figure out.png" keep the result
 	$(MAKE) build KERNELS=$(or $(KERNELS),full)
-	$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install --disable-pip-version-check matplotlib==3.11.2
+	$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(INSTALL) -r requirements/bench.txt
 	$(BIN)/python -m fa4_ext bench $(ARGS)
 
 clean: ## remove what was built; compiled kernels stay in their cache

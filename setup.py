@@ -1,4 +1,4 @@
-"""Builds the kernels, links libfa4_ext.so and packs the wheel. Needs what requirements/build.txt lists and a C++17 compiler.
+"""Builds the kernels, links libfa4_ext.so and packs the wheel. Needs torch, what requirements/build.txt lists and a C++17 compiler.
 
 Settings, from the environment:
   FA4_EXT_KERNELS   subset of the kernel matrix: full (default), core, or tuning for benchmarks/tune.py
@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.resolve()
 CMAKE_FILES = ["cmake/fa4_ext-config.cmake", "cmake/fa4_ext-config-version.cmake"]
 NATIVE_FILES = ["libfa4_ext.so", "include/fa4_ext.h", *CMAKE_FILES]  # of the package: what CMakeLists.txt installs
 PLATFORM = "manylinux_2_28_x86_64"
+NEEDS = "the build needs: pip install --no-deps -r requirements/build.txt && pip install -r requirements/torch.in"
 COMMIT = "commit.txt"  # in source distributions only
 
 
@@ -36,7 +37,7 @@ def package_folder(name: str) -> Path:
     """Where a package is installed, without importing it."""
     spec = find_spec(name)
     if spec is None:
-        raise SystemExit(f"{name} is not installed; the build needs: pip install -r requirements/build.txt")
+        raise SystemExit(f"{name} is not installed; {NEEDS}")
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -44,7 +45,7 @@ def script(name: str) -> Path:
     """A program that a package brought into this environment, or into the one that an isolated build has on its PATH."""
     path = shutil.which(name, path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))))
     if path is None:
-        raise SystemExit(f"{name} is not installed; the build needs: pip install -r requirements/build.txt")
+        raise SystemExit(f"{name} is not installed; {NEEDS}")
     return Path(path)
 
 
@@ -72,7 +73,7 @@ def cuda_headers() -> Path:
     for root in roots:
         if (found := Path(root, "cu13", "include")).joinpath("cuda.h").exists():
             return found
-    raise SystemExit("cuda.h is not installed; the build needs: pip install -r requirements/build.txt")
+    raise SystemExit(f"cuda.h is not installed; {NEEDS}")
 
 
 def run(*command: str | Path) -> None:

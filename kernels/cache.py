@@ -64,7 +64,7 @@ def _installed_version(package: str) -> str:
     if not found:
         raise BuildError(
             f"{package} is not installed in {sys.prefix}, or without its metadata (a .dist-info folder), which says its version; "
-            "the build needs: pip install -r requirements/build.txt"
+            "the build needs: pip install --no-deps -r requirements/build.txt"
         )
     return found
 

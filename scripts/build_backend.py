@@ -1,14 +1,18 @@
-"""setuptools' PEP 517 backend, with requirements/build.txt as the one list of what a wheel is built with."""
+"""setuptools' PEP 517 backend: a wheel is built with what requirements/torch.in and build.in list. The hashes of build.txt have no
+place in what a backend can ask for."""
 
 from pathlib import Path
 
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
 
-REQUIREMENTS = Path(__file__).parent.parent / "requirements" / "build.txt"
+REQUIREMENTS = Path(__file__).parent.parent / "requirements"
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    lines = (line.partition(" #")[0].strip() for line in REQUIREMENTS.read_text().splitlines())
-    listed = [line for line in lines if line and not line.startswith(("#", "-"))]
-    return [*build_meta.get_requires_for_build_wheel(config_settings), *listed]
+    return [*build_meta.get_requires_for_build_wheel(config_settings), *listed("torch"), *listed("build")]
+
+
+def listed(name):
+    lines = (line.partition("#")[0].strip() for line in (REQUIREMENTS / f"{name}.in").read_text().splitlines())
+    return [line for line in lines if line]

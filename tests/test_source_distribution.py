@@ -42,7 +42,14 @@ def test_without_git_and_without_its_file_the_commit_is_unknown(unpacked, tmp_pa
 
 def test_it_holds_what_the_build_reads(unpacked):
     measured = ("csrc/core/speed_rules.inc", "kernels/tile_rules.csv")
-    for needed in ("CMakeLists.txt", "version.txt", "requirements/build.txt", "csrc/exports.map", *measured):
+    for needed in (
+        "CMakeLists.txt",
+        "version.txt",
+        "requirements/build.in",
+        "requirements/build.txt",
+        "csrc/exports.map",
+        *measured,
+    ):
         assert (unpacked / needed).exists()
     for pattern in ("kernels/**/*.py", "csrc/**/*.cpp", "csrc/**/*.h", "fa4_ext/**/*.py"):
         assert all((unpacked / path.relative_to(ROOT)).exists() for path in ROOT.glob(pattern)), pattern
