@@ -36,6 +36,7 @@ PACKAGE = {
 ALLOWED = rf"fa4_ext/(bench/)?\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|fa4_ext-[^/]+\.dist-info/.*"
 TORCH_LIBRARIES = {"libtorch.so", "libtorch_cpu.so"}  # torch has loaded them when ours is
 INTERFACE = "fa4_ext_"
+DF_1_NODELETE = 0x8
 # Of the C library. Their checked forms are called __strcpy_chk and so on; one that knows its bound needs none.
 UNCHECKED = {"gets", "sprintf", "stpcpy", "strcat", "strcpy", "vsprintf", "wcscat", "wcscpy"}
 
@@ -93,13 +94,15 @@ def torch_problems(audit: dict) -> list[str]:
 def library_problems(library: Path) -> list[str]:
     with library.open("rb") as file:
         elf = ELFFile(file)
-        tags = {tag.entry.d_tag for tag in elf.get_section_by_name(".dynamic").iter_tags()}
+        tags = {tag.entry.d_tag: tag.entry.d_val for tag in elf.get_section_by_name(".dynamic").iter_tags()}
         symbols = [
             symbol.name
             for symbol in elf.get_section_by_name(".dynsym").iter_symbols()
             if symbol.entry.st_shndx != "SHN_UNDEF" and symbol.name
         ]
-    found = [f"it has a {tag[3:]}" for tag in sorted(tags & {"DT_RPATH", "DT_RUNPATH"})]
+    found = [f"it has a {tag[3:]}" for tag in sorted(tags.keys() & {"DT_RPATH", "DT_RUNPATH"})]
+    if not tags.get("DT_FLAGS_1", 0) & DF_1_NODELETE:
+        found.append("dlclose may unload it (no -z nodelete), while torch's dispatcher points into it")
     return found + [f"{name} is exported; allowed: {INTERFACE}*" for name in symbols if not name.startswith(INTERFACE)]
 
 

@@ -155,3 +155,4 @@ def test_another_library_s_exports_and_rpath_are_named():
     found = check_wheel.library_problems(Path(torch.__file__).parent / "lib" / "libtorch_python.so")
     assert any("is exported; allowed: fa4_ext_*" in problem for problem in found)
     assert any(problem in ("it has a RPATH", "it has a RUNPATH") for problem in found)
+    assert "dlclose may unload it (no -z nodelete), while torch's dispatcher points into it" in found

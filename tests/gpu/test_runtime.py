@@ -15,6 +15,8 @@ from compare import assert_close, assert_lse, assert_matches_reference
 from fresh_process import run_script
 from reference import Result, compute
 
+import fa4_ext
+
 GIB = 2**30
 
 FIRST_CALL_IN_A_GRAPH = """
@@ -160,6 +162,28 @@ def test_threads(run):
             assert_matches_reference(problem, inputs, run(problem, inputs, backward=True), check_lse=run is run_flash)
 
     _in_threads(len(problems), work)
+
+
+@pytest.mark.usefixtures("strict")
+def test_threads_beside_registrations():
+    """A handle that lives makes others safe beside running calls."""
+    problems = _many_problems()
+    over = threading.Event()
+
+    def work(index):
+        if index == len(problems):
+            while not over.is_set():
+                fa4_ext.register(fallback="error", speed_rules=False).remove()
+            return
+        try:
+            for _ in range(200):
+                inputs = make_inputs(problems[index])
+                result = run_flash(problems[index], inputs, backward=True)
+            assert_matches_reference(problems[index], inputs, result)
+        finally:
+            over.set()
+
+    _in_threads(len(problems) + 1, work)
 
 
 @pytest.mark.usefixtures("strict")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from fresh_process import run_script
 
 REPORT = """
@@ -59,6 +60,28 @@ def test_first_contact_with_cuda_under_a_fake_tensor_mode_takes_flash():
         "with FakeTensorMode(): torch.cuda.init()\n" + REPORT + "print(json.dumps({'choice': choice()}))"
     )
     assert seen["choice"] == 1
+
+
+@pytest.mark.parametrize("when", ["before the import", "after it"])
+@pytest.mark.parametrize("name", ["torch._C._get_sdp_priority_order", "torch._C._set_sdp_priority_order", "torch.cuda._lazy_call"])
+def test_a_torch_without_an_order_to_change_starts_cuda_and_runs_our_kernels(name, when):
+    """Such as one to come; the low-level op does not depend on the order."""
+    cut = f"import torch\ndel {name}\n"
+    seen = process(
+        ("import warnings; warnings.simplefilter('ignore')\n")
+        + (cut + "import fa4_ext\n" if when == "before the import" else "import fa4_ext\n" + cut)
+        + """
+import json
+q = torch.randn(2, 512, 4, 128, device="cuda").bfloat16()
+with fa4_ext.register(fallback="error", speed_rules=False) as handle:
+    out = torch.ops.aten._flash_attention_forward(q, q, q, None, None, 512, 512, 0.0, True, False)[0]
+x = [t.float().transpose(1, 2) for t in (q, q, q, out)]
+error = (torch.nn.functional.scaled_dot_product_attention(*x[:3], is_causal=True) - x[3]).abs().max().item()
+print(json.dumps({"error": error, "prefer": handle.prefer}))
+""",
+        FA4_EXT_AUTOREGISTER="1",
+    )
+    assert seen["error"] < 0.05 and not seen["prefer"], seen
 
 
 def test_sdpa_kernel_still_decides():

@@ -69,6 +69,26 @@ def test_a_torch_for_cuda_12_is_a_remark():
     assert _environment.remarks(FITTING) == _environment.remarks(facts(torch_cuda=None)) == []
 
 
+@pytest.mark.parametrize("word", ["0", "false", "no", "off", "1", "true", "yes", "on"])
+@pytest.mark.parametrize("written", [str, str.upper, str.title, "  {}".format, "{} \t".format, " {}\n".format])
+def test_a_setting_of_the_import_may_be_written_in_any_case_with_spaces(written, word):
+    assert _environment.autoregister(written(word)) == (word in ("1", "true", "yes", "on"), None)
+
+
+@pytest.mark.parametrize("value", [None, "", " ", "\t"])
+def test_the_import_registers_without_a_setting(value):
+    assert _environment.autoregister(value) == (True, None)
+
+
+@pytest.mark.parametrize("value", ["2", "00", "-1", "nope", "offf", "0 1", "n", "None", "false;", "ноль"])
+def test_a_setting_that_is_not_known_is_named_with_what_is_allowed(value):
+    wanted, sentence = _environment.autoregister(value)
+    assert wanted
+    assert all(word in sentence for word in ("FA4_EXT_AUTOREGISTER", repr(value), "0, false, no, off", "1, true, yes, on")), (
+        sentence
+    )
+
+
 # What follows runs in processes of their own, in which something is other than it should be.
 
 OLD_TORCH = "import torch\ntorch.__version__ = torch.torch_version.TorchVersion('2.10.0')\n"

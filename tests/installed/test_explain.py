@@ -359,3 +359,35 @@ def test_device_capability_that_is_none_raises(capability):
 def test_window_size_that_is_no_pair_raises(window_size):
     with pytest.raises(ValueError, match=re.escape(f"window_size must be two numbers, left and right, is {window_size!r}")):
         fa4_ext.explain(*qkv(), window_size=window_size, device_capability=HOPPER)
+
+
+def op_explain(capability: int, sm_count: int, device: str = "meta"):
+    """The op itself, as C++ programs call it."""
+    x = torch.empty(1, 128, 2, 64, dtype=torch.bfloat16, device=device)
+    lengths = (None, None, 128, 128)
+    options = (0.0, False, False, None, None, None, None, None, None, None, False, False, True)
+    return torch.ops.fa4_ext.explain(x, x, x, *lengths, *options, capability, sm_count)
+
+
+@pytest.mark.parametrize("sm_count", [-1, 0, 1025, 2**31, 2**32 + 132, 2**62, -(2**63)])
+def test_multiprocessors_that_no_device_has_are_named_with_what_is_allowed(sm_count):
+    with pytest.raises(RuntimeError, match=rf"sm_count, .*, must be from 1 to 1024 with a capability of 90; is {sm_count}$"):
+        op_explain(90, sm_count)
+
+
+@pytest.mark.parametrize("capability", [-1, -90, 1, 9, 1000, 2**31, 2**32 + 90, 2**63 - 1, -(2**63)])
+def test_a_capability_that_no_device_has_is_named_with_what_is_allowed(capability):
+    with pytest.raises(RuntimeError, match=rf"capability must be 0, .*, from 10 to 999, such as 90; is {capability}$"):
+        op_explain(capability, 132)
+
+
+@pytest.mark.parametrize("sm_count", [-1, 1025, 2**40])
+def test_multiprocessors_beside_the_query_s_own_device_are_looked_at_too(sm_count):
+    with pytest.raises(RuntimeError, match=rf"sm_count, .*, must be from 0 to 1024 with a capability of 0; is {sm_count}$"):
+        op_explain(0, sm_count, device="cpu")
+
+
+@pytest.mark.parametrize(("capability", "sm_count"), [(90, 1), (90, 1024), (103, 160), (999, 16), (10, 16), (0, 0), (0, 132)])
+def test_what_a_device_may_have_is_planned_for(capability, sm_count):
+    supported, _, reason, *_ = op_explain(capability, sm_count, device="meta" if capability else "cpu")
+    assert supported == (capability in (90, 103)) or "not compiled" in reason or "no kernel" in reason, (supported, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from processes import python, run
 
 IMPORT = "import torch\nimport fa4_ext\n"
@@ -27,6 +28,38 @@ def test_import_registers():
 
 def test_import_with_autoregister_0_only_loads():
     run(IMPORT + f"assert not {OURS} and fa4_ext.default_handle is None and fa4_ext.kernels()", FA4_EXT_AUTOREGISTER="0")
+
+
+@pytest.mark.parametrize(("value", "registers"), [("False", False), (" OFF ", False), ("yes", True)])
+def test_the_setting_decides_silently(value, registers):
+    bare = run("import torch", "-W", "always")
+    ours = run(IMPORT + f"assert ({OURS}) == (fa4_ext.default_handle is not None) == {registers}", "-W", "always",
+               FA4_EXT_AUTOREGISTER=value)  # fmt: skip
+    assert ours.stderr == bare.stderr
+
+
+def test_a_setting_that_is_not_allowed_warns_and_registers():
+    result = run(IMPORT + f"assert {OURS} and fa4_ext.default_handle.active", FA4_EXT_AUTOREGISTER="maybe")
+    assert "<string>:2: RuntimeWarning: FA4_EXT_AUTOREGISTER must be one of 0, false, no, off" in result.stderr, result.stderr
+    assert "is 'maybe'" in result.stderr
+
+
+def test_a_setting_whose_warning_is_an_error_fails_the_import_and_registers_nothing():
+    code = f"""
+        import sys, torch, warnings
+        warnings.simplefilter("error")
+        for _ in range(2):
+            try:
+                import fa4_ext
+            except RuntimeWarning as warning:
+                assert "FA4_EXT_AUTOREGISTER" in str(warning) and not {OURS}
+            else:
+                raise AssertionError
+        warnings.simplefilter("ignore")
+        import fa4_ext
+        assert {OURS} and fa4_ext.default_handle.active
+    """
+    run(code, FA4_EXT_AUTOREGISTER="maybe")
 
 
 def test_import_twice_and_reload_register_once():
