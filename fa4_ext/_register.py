@@ -189,7 +189,7 @@ def register_at_import() -> None:
     global default_handle, _imported
     if _library.problem:
         _warn_at_import(_library.problem)
-    if _imported:  # importlib.reload
+    if _imported or default_handle:  # importlib.reload, or an import after one that was interrupted
         return
     if problem := _offer_to_registry():
         _warn_at_import(problem)
@@ -197,13 +197,14 @@ def register_at_import() -> None:
     if problem:
         _warn_at_import(problem)
     if wanted and not _library.problem:
-        default_handle = handle = Handle("stock", True, True)
+        handle = Handle("stock", True, True)
         try:
+            default_handle = handle
             if problem := _begin(handle):
                 _warn_at_import(f"fa4_ext: {problem}")
         except BaseException:
-            default_handle = None
             handle.remove()
+            default_handle = None
             raise
     _imported = True  # not where a warning was an error: then the next import is one, too
 

@@ -150,6 +150,21 @@ def test_interrupted_remove_is_ended_by_a_second_one(up, outers, options, first)
     assert line > FEWEST_LINES // 2
 
 
+def test_interrupted_import_leaves_no_handle_but_its_own(up, monkeypatch):
+    monkeypatch.delenv("FA4_EXT_AUTOREGISTER", raising=False)
+    before, line, more = state(), 0, True
+    while more:
+        monkeypatch.setattr(_register, "_imported", False)
+        monkeypatch.setattr(_register, "default_handle", None)
+        more = interrupted(_register.register_at_import, line := line + 1)
+        assert _register._live in ([], [_register.default_handle]), f"interrupted at line {line}"
+        _register.register_at_import()  # the next import
+        assert _register._live == [_register.default_handle], f"interrupted at line {line}"
+        _register.default_handle.remove()
+        check(before, line)
+    assert line > FEWEST_LINES
+
+
 def test_interrupted_start_of_cuda_may_be_tried_again(cuda):
     before = torch._C._get_sdp_priority_order()
     line = 0
