@@ -176,6 +176,11 @@ def _never_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is
     """What F.scaled_dot_product_attention itself keeps from flash attention."""
     if any(tensor.dim() != 4 for tensor in (query, key, value)):
         return None
+    if 0 in (query.size(2), key.size(2)):
+        return (
+            f"query has {query.size(2)} rows and key {key.size(2)}: F.scaled_dot_product_attention never takes empty ones to flash "
+            "attention"
+        )
     if is_causal and query.size(2) != key.size(2):
         return (
             "F.scaled_dot_product_attention aligns is_causal top-left and never takes it to flash attention with a query length, "

@@ -32,14 +32,15 @@ void load(const Kernel& kernel, Module& module, int device) {
 
 }  // namespace
 
-// The driver loads a kernel's code when that is first used, and for want of memory may then say no more than "unknown error".
+// The driver loads a kernel's code when that is first used, and for want of memory may then say "unknown error" or "invalid
+// argument".
 void check_loading(CUresult result, const Kernel& kernel, const char* step) {
   if (result == CUDA_SUCCESS) return;
   // Many times what a kernel's code takes; torch leaves less on a device that it has filled, by 2 or 20 MiB at a time.
   constexpr size_t kLittle = 64 << 20;
   size_t free = 0, total = 0;
   const bool known = driver().memory_info(&free, &total) == CUDA_SUCCESS;
-  const bool out = result == CUDA_ERROR_OUT_OF_MEMORY || (result == CUDA_ERROR_UNKNOWN && known && free < kLittle);
+  const bool out = result == CUDA_ERROR_OUT_OF_MEMORY || (known && free < kLittle);
   const std::string what = concat("loading kernel ", kernel.name, " (", step, ")");
   if (!out) check(result, what.c_str());
   try {

@@ -64,6 +64,7 @@ def runs_on_ours(case: Case, largest_head_dim: int) -> bool:
         and (problem.scale is None or problem.scale > 0)
         and (problem.is_causal or not keys or not keys <= right < problem.max_k)
         and not (case.op == "functional" and problem.is_causal and problem.seqlens_q != problem.seqlens_k)
+        and not (case.op == "functional" and 0 in problem.seqlens_q + problem.seqlens_k)
     )
 
 
