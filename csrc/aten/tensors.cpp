@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "../core/error.h"
+#include "cuda_memory.h"
 #include "torch_errors.h"
 #include "torch_symbol.h"
 
@@ -12,6 +13,7 @@ namespace fa4::aten {
 namespace {
 
 Handle empty_strided(int64_t dim, const int64_t* size, const int64_t* stride, int32_t dtype, int32_t device_index) {
+  if (Handle tensor = empty_cuda(dim, size, stride, dtype, device_index)) return tensor;
   AtenTensorHandle handle;
   if (aoti_torch_empty_strided(dim, size, stride, dtype, aoti_torch_device_type_cuda(), device_index, &handle) !=
       AOTI_TORCH_SUCCESS) {

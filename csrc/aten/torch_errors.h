@@ -1,10 +1,9 @@
 // torch's own errors, which its C interface keeps from us: each of its functions catches what torch throws and returns a code, and
 // a program would get a RuntimeError where torch raises torch.OutOfMemoryError, ValueError or NotImplementedError. So a call that
-// has failed is made once more through the exported C++ function behind it, which lets the exception pass. That function is used
-// for nothing else: calls that succeed go through the stable interface alone, and where a torch lacks the function, under the
-// mangled name that holds its parameters' types, the error stays a RuntimeError. The types below are how C++ passes torch's in
-// registers and memory, with the tests to hold them to it: at::Tensor is one counted pointer, as AtenTensorHandle, which points to
-// one, has it.
+// has failed is made once more through the exported C++ function behind it, which lets the exception pass. Calls that succeed go
+// through the stable interface, but for allocations (cuda_memory.h); where a torch lacks the function, under the mangled name that
+// holds its parameters' types, the error stays a RuntimeError. The types below are how C++ passes torch's in registers and memory,
+// with the tests to hold them to it: at::Tensor is one counted pointer, as AtenTensorHandle, which points to one, has it.
 #pragma once
 
 #include <cstddef>
