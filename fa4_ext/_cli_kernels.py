@@ -34,7 +34,7 @@ def add_to(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--arch", type=_arch, metavar="sm90", help="that run on sm90, sm100 or sm103")
-    parser.add_argument("--op", help="forward, decode, backward, preprocess or postprocess")
+    parser.add_argument("--op", help="forward, decode, backward, preprocess, postprocess or clear")
     parser.add_argument("--dtype", help="bf16 or fp16")
     parser.add_argument("--head-dim", type=_cli_values.count, metavar="128", help="the largest that they serve, of query and key")
     parser.add_argument("--json", action="store_true", help="print JSON, described below")

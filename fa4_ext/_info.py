@@ -17,7 +17,8 @@ class KernelInfo:
 
     name: str
     arch: int  # 90, or 100 for compute capability 10.0 and 10.3
-    op: str  # "forward", "decode", "backward", and "preprocess" and "postprocess", which go with a backward
+    # "forward", "decode", "backward"; "preprocess" and "postprocess", which go with a backward; "clear", which goes with PyTorch's
+    op: str
     dtype: str  # "bf16" or "fp16"
     head_dim: int  # the largest that it serves, of query and key; of a postprocess kernel, of its gradient
     head_dim_v: int  # the largest of value that it serves

@@ -38,7 +38,6 @@ class Layout(str, Enum):
     ANY = "any"  # either, or keys and values in pages: known at run time
 
 
-ANY_HEAD_DIM = 0  # of Op.CLEAR, which computes nothing
 ARCHS = (90, 100)  # 100 stands for the family: compute capability 10.0 and 10.3
 DTYPES = ("bf16", "fp16")
 # By architecture, pairs of query's and value's; a bucket serves every multiple of 8 up to it, in either.
@@ -266,7 +265,7 @@ def _kernels(wanted: Callable[[Kernel], bool]) -> tuple[Kernel, ...]:
     for row in product(DTYPES, HEAD_DIM_BUCKETS[90]):
         kernels |= dict.fromkeys(_decode_sm90(*row))
     for dtype in DTYPES:  # speed rules were measured on Hopper alone
-        kernels[Kernel(Op.CLEAR, 90, dtype, ANY_HEAD_DIM, ANY_HEAD_DIM, Layout.VARLEN, 0)] = None
+        kernels[Kernel(Op.CLEAR, 90, dtype, *max(HEAD_DIM_BUCKETS[90]), Layout.VARLEN, block_m=0)] = None
     return tuple(kernels)
 
 
@@ -286,7 +285,7 @@ SUBSETS = {
     # A first look and the tests: the dtype and the head dims that most people train in, without the deterministic backward.
     "core": lambda kernel: (
         kernel.dtype == "bf16"
-        and kernel.head_dim in (ANY_HEAD_DIM, 64, 128)
+        and (kernel.head_dim in (64, 128) or kernel.op is Op.CLEAR)
         and not kernel.deterministic
         and kernel.mask is not Mask.WINDOW
     ),

@@ -299,7 +299,7 @@ Q = ("--q", "2x16x4096x128")
         (("kernels", "--arch", "sm80"), f"argument --arch: 80 is in no kernel of this build, which has {ARCHS[0]}"),
         (
             ("kernels", "--op", "sideways"),
-            "argument --op: 'sideways' is in no kernel of this build, which has backward, decode, forward",
+            "argument --op: 'sideways' is in no kernel of this build, which has backward, clear, decode",
         ),
         (("kernels", "--head-dim", "100"), "argument --head-dim: 100 is in no kernel of this build, which has 64, "),
         (("kernels", "--head-dim", "100"), "128's serve 100"),

@@ -75,8 +75,8 @@ def test_explanation_is_frozen_and_prints_its_reason():
         ),
         pytest.param((*qkv()[:2], qkv(head_dim=64)[0]), {}, "head_dim, 128, differs from value's, 64", id="value head dim"),
         pytest.param((qkv()[0], *qkv(head_dim=64)[1:]), {}, "head_dim 64 differs from query's 128", id="key head dim"),
-        pytest.param(qkv(batch=0), {}, "empty", id="empty batch"),
-        pytest.param(qkv(seqlen=0, seqlen_kv=16), {}, "empty", id="empty query"),
+        pytest.param(qkv(seqlen=0, seqlen_kv=16), {}, "0 rows and key 16: .*never takes empty ones", id="empty query"),
+        pytest.param(qkv(seqlen=16, seqlen_kv=0), {}, "16 rows and key 0: .*never takes empty ones", id="empty key"),
         pytest.param((qkv()[0], *qkv(batch=3)[1:]), {}, "batch 3 differs from query's 2", id="batch"),
         pytest.param(qkv(heads=6, heads_kv=4), {"enable_gqa": True}, "6, is not a multiple of .* 4", id="heads not divisible"),
         pytest.param(qkv(heads_kv=4), {}, "needs enable_gqa=True", id="gqa not enabled"),
@@ -90,6 +90,13 @@ def test_reason_says_why_not(tensors, options, reason):
     answer = explain(*tensors, **options)
     assert not answer.supported
     assert re.search(reason, answer.reason), answer.reason
+
+
+@pytest.mark.parametrize("backward", (False, True))
+def test_without_queries_no_kernel_is_needed(backward):
+    answer = explain(*qkv(batch=0), backward=backward)
+    assert (answer.supported, answer.kernel, answer.tile, answer.workspace_bytes) == (True, None, None, 0), answer
+    assert str(answer) == "runs no kernel (there are no queries, or no keys: results are zeros, or have no elements)"
 
 
 @pytest.mark.parametrize(
