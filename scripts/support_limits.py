@@ -8,10 +8,8 @@ from scripts.planner import BASE, explain_op, meta, plan
 
 LIMITS = (
     ("another GPU, such as 8.0", {"capability": 80}),
-    ("an empty tensor", {"seqlen_k": 0, "total_k": 0}),
     ("8 query heads, 3 key/value heads", {"num_heads_kv": 3}),
-    ("65,536 sequences or batch entries", {"batch": 65_536, "total_q": 2**28, "total_k": 2**28}),
-    ("65,536 heads", {"num_heads": 65_536}),
+    ("65,536 query heads on one key/value head", {"num_heads": 65_536, "num_heads_kv": 1}),
     ("2^30 keys", {"batch": 1, "seqlen_k": 2**30, "total_k": 2**30}),
     ("4,096 queries on paged keys and values (`block_table`)", {"layout": "varlen", "page_size": 256}),
     ("pages of 16 keys", {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "page_size": 16}),
