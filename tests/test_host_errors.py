@@ -60,7 +60,7 @@ MODULE = {
     "function_out_of_memory": ("function_result", 2, 3, True),
     "library_out_of_memory": ("load_result", 2, 3, True),
     "launch_unknown": ("launch_result", 999, 70_000, False),
-    "launch_invalid_value_and_full": ("launch_result", 1, 3, False),
+    "launch_invalid_value_and_full": ("launch_result", 1, 3, True),
 }
 
 
@@ -88,3 +88,10 @@ def test_results_stand_what_relies_on_the_schema(outcomes):
     assert custom_op.get("results") == FORWARD[:4], custom_op
     assert len(set(shared["storages"])) == len(shared["storages"]) == 3 + 5 + 3, shared
     assert loaded["results"] == FORWARD
+
+
+def test_a_driver_that_is_too_old_is_asked_once(outcomes):
+    """Looking for it at every call cost 12 to 93 us."""
+    *errors, asked = outcomes("driver")
+    assert len(errors) == 3 and all("the CUDA driver is too old: it is for CUDA 12.8" in error["text"] for error in errors), errors
+    assert asked["questions"] == 0, f"it was asked {asked['questions']} times more"

@@ -72,7 +72,7 @@ def answers(driver: Path, request: dict) -> list[str | None]:
 
 
 def check(driver: Path, problems: list[dict], launched: dict[str, str], *, multiprocessors: int = 3, **options) -> None:
-    defaults = {"page_size": 0, "backward": False, "deterministic": False}
+    defaults = {"page_size": 0, "backward": False, "deterministic": False, "beside": [0, 0]}
     common = {name: options.pop(name, default) for name, default in defaults.items()}
     calls = [{"problem": problem, "seed": SEED + number, **common} for number, problem in enumerate(problems)]
     request = {"tile": None, "decode": -1, "capability": 90, "programs": launched, "multiprocessors": multiprocessors}
@@ -114,11 +114,13 @@ def test_decode_in_pages(driver, kernel):
 
 @pytest.mark.parametrize("kernel", BACKWARDS, ids=names)
 def test_backward(driver, kernel):
-    """With the forward and the launches before and after it, on the tiles that the planner takes."""
+    """With the forward and the launches before and after it, on the tiles that the planner takes; packed, among rows of NaN."""
     alike = ("arch", "dtype", "head_dim", "head_dim_v", "layout", "mask")
     variants = (*alike, "deterministic")  # where heads are not grouped, Blackwell's kernel for grouped ones may run, too
     forwards = [one for one in FORWARDS if all(getattr(one, field) == getattr(kernel, field) for field in alike)]
     tiles = [one for one in ATTENTION if one.op is Op.BACKWARD and all(getattr(one, x) == getattr(kernel, x) for x in variants)]
     problems = [one | {"heads": one["heads_kv"] * (2 if kernel.grouped else 1)} for one in drawn(kernel)[: CALLS // 2]]
     launched = programs(*forwards, *tiles)
-    check(driver, problems, launched, backward=True, deterministic=kernel.deterministic, capability=kernel.arch)
+    beside = [3, 50] if kernel.layout is Layout.VARLEN else [0, 0]
+    options = {"deterministic": kernel.deterministic, "capability": kernel.arch, "beside": beside}
+    check(driver, problems, launched, backward=True, **options)

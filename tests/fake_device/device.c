@@ -16,10 +16,12 @@ int launches = 0;
 int64_t cleared_bytes = 0, cleared_at = 0;
 int allocations = 0;
 int multiprocessors = 132, capability = 90;
-int launch_result = 0, function_result = 0, load_result = 0;  // what cuLaunchKernelEx, cuKernelGetFunction and cuLibraryLoadData say
+int driver_version = 13000, version_questions = 0;
+int launch_result = 0, function_result = 0,
+    load_result = 0;  // what cuLaunchKernelEx, cuKernelGetFunction and cuLibraryLoadData say
 int64_t free_memory = (int64_t)1 << 36;
-// How many of the next ones fail in torch's C interface; impossible ones fail in C++ as well, because they are of the device type that
-// is next: CUDA's, which a CPU build of torch has no allocations for.
+// How many of the next ones fail in torch's C interface; impossible ones fail in C++ as well, because they are of the device type
+// that is next: CUDA's, which a CPU build of torch has no allocations for.
 int failing_allocations = 0, impossible_allocations = 0, failing_copies = 0;
 static int next_device_type = 0;
 // Asked to do a launch, 0: done; told of a tensor that was allocated. Null: nobody.
@@ -42,7 +44,7 @@ static int attribute(CUdevice_attribute which) {  // an H200's
   }
 }
 
-CUresult cuDriverGetVersion(int* version) { return *version = 13000, CUDA_SUCCESS; }
+CUresult cuDriverGetVersion(int* version) { return ++version_questions, *version = driver_version, CUDA_SUCCESS; }
 CUresult cuGetErrorName(CUresult error, const char** text) {
   return *text = error == CUDA_ERROR_UNKNOWN ? "CUDA_ERROR_UNKNOWN" : "error", CUDA_SUCCESS;
 }

@@ -115,5 +115,15 @@ def results() -> None:
     outcome(lambda: tuple(torch.load(file)))
 
 
+def driver() -> None:
+    """A driver that is too old, for three calls."""
+    fake(driver_version=12080)
+    outcome(forward)
+    fake(version_questions=0)
+    outcome(forward)
+    outcome(forward)
+    print(json.dumps({"questions": ctypes.c_int.in_dll(device, "version_questions").value}))
+
+
 with fa4_ext.register(fallback="error", speed_rules=False):
-    {"allocation": allocation, "copy": copy, "module": module, "results": results}[sys.argv[1]]()
+    {"allocation": allocation, "copy": copy, "driver": driver, "module": module, "results": results}[sys.argv[1]]()

@@ -10,25 +10,15 @@ import torch
 from calls import deterministic, flash_backward, flash_forward
 from cases import DTYPES, HEAD_DIMS, HEADS, MASKS, Inputs, Problem, make_inputs, poison, varlen
 from compare import assert_matches_reference
+from packed_rows import NAN, amid, assert_zero_outside, cut
 from reference import Result
 
 import fa4_ext
 
-NAN = float("nan")
 # No multiples of a tile, so that last tiles go on into what is beside them; one without queries, one without keys.
 SEQLENS_Q, SEQLENS_K = (129, 0, 65, 300, 7), (129, 64, 0, 200, 77)
 MATRIX = list(product(DTYPES, HEAD_DIMS, MASKS, HEADS))
 NAMES = ["-".join(map(str, row)) for row in MATRIX]
-
-
-def amid(x: Inputs, before: int, after: int, filler: float = NAN) -> Inputs:
-    """The same sequences with rows of `filler` before the first one and behind the last one."""
-    tensors = {
-        name: torch.cat([t.new_full((rows, *t.shape[1:]), filler) if rows else t for rows in (before, 0, after)])
-        for name in ("q", "k", "v", "do")
-        if (t := getattr(x, name)) is not None
-    }
-    return Inputs(**tensors, cu_seqlens_q=x.cu_seqlens_q + before, cu_seqlens_k=x.cu_seqlens_k + before)
 
 
 def run(problem: Problem, x: Inputs) -> Result:
@@ -38,22 +28,12 @@ def run(problem: Problem, x: Inputs) -> Result:
     return Result(*forward[:2], *flash_backward(problem, x, forward))
 
 
-def cut(result: Result, first: int, last_q: int, last_k: int) -> Result:
-    """Rows of sequences alone."""
-    queries, keys = slice(first, last_q), slice(first, last_k)
-    gradients = result.dq[queries], result.dk[keys], result.dv[keys]
-    return Result(result.out[queries], result.lse[:, queries], *gradients)
-
-
 def check(problem: Problem, before: int, after: int) -> None:
     x = make_inputs(problem)
+    counts = sum(problem.seqlens_q), sum(problem.seqlens_k)
     result = run(problem, amid(x, before, after))
-    ends = before + sum(problem.seqlens_q), before + sum(problem.seqlens_k)
-    assert_matches_reference(problem, x, cut(result, before, *ends))
-    for name, end in (("dq", ends[0]), ("dk", ends[1]), ("dv", ends[1])):
-        for where, rows in (("before", slice(before)), ("behind", slice(end, None))):
-            wrong = (getattr(result, name)[rows] != 0).sum().item()
-            assert not wrong, f"{name}: {wrong} elements {where} the sequences are not 0"
+    assert_matches_reference(problem, x, cut(result, before, *counts))
+    assert_zero_outside(result, before, *counts)
 
 
 @pytest.mark.usefixtures("strict")

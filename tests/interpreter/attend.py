@@ -4,7 +4,8 @@ Reads a request from standard input:
 
     {"programs": {digest: PTX file}, "multiprocessors": int, "capability": int, "tile": [queries, keys] or null,
      "decode": as force_decode takes it,
-     "calls": [{"problem": {...}, "page_size": int, "backward": bool, "deterministic": bool, "seed": int}]}
+     "calls": [{"problem": {...}, "page_size": int, "backward": bool, "deterministic": bool, "seed": int,
+                "beside": rows of NaN before and behind packed sequences, [int, int]; may be left out}]}
 
 Prints a line a call: what was wrong with it, or null.
 """
@@ -15,6 +16,7 @@ import sys
 import calls
 import cases
 import compare
+import packed_rows
 import torch
 
 import fa4_ext
@@ -49,16 +51,22 @@ def wrong(device: Device, call: dict) -> str | None:
     torch.manual_seed(call["seed"])
     problem = problem_of(call["problem"])
     inputs = cases.make_inputs(problem)
+    before, after = call.get("beside", (0, 0))
+    counts = sum(problem.seqlens_q), sum(problem.seqlens_k)
+    given = packed_rows.amid(inputs, before, after) if before or after else inputs
     device.begin(call["seed"], lazy=call["seed"] % 2 == 1)
     try:
         with calls.deterministic(call["deterministic"]):
             if call["page_size"]:
                 result = calls.flash_forward_paged(problem, inputs, call["page_size"])
             else:
-                result = calls.run_flash(problem, inputs, backward=call["backward"])
+                result = calls.run_flash(problem, given, backward=call["backward"])
     except RuntimeError as error:
         return device.fault or str(error)
     try:
+        if before or after:
+            packed_rows.assert_zero_outside(result, before, *counts)
+            result = packed_rows.cut(result, before, *counts)
         compare.assert_matches_reference(problem, inputs, result)
     except AssertionError as error:
         return str(error)
