@@ -60,6 +60,7 @@ MODULE = {
     "function_out_of_memory": ("function_result", 2, 3, True),
     "library_out_of_memory": ("load_result", 2, 3, True),
     "launch_unknown": ("launch_result", 999, 70_000, False),
+    "launch_invalid_value": ("launch_result", 1, 70_000, False),
     "launch_invalid_value_and_full": ("launch_result", 1, 3, True),
 }
 
