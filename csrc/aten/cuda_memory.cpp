@@ -13,12 +13,8 @@ struct IntList {  // c10::ArrayRef<int64_t>
   size_t size;
 };
 
-struct Device {  // c10::Device
-  int8_t type, index;
-};
-
 // at::detail::empty_strided_cuda
-using EmptyStridedCuda = TensorValue(IntList size, IntList stride, int8_t dtype, std::optional<Device> device);
+using EmptyStridedCuda = TensorValue(IntList size, IntList stride, int8_t dtype, std::optional<DeviceValue> device);
 
 }  // namespace
 
@@ -27,8 +23,7 @@ Handle empty_cuda(int64_t dim, const int64_t* size, const int64_t* stride, int32
       "libtorch_cuda.so", "_ZN2at6detail18empty_strided_cudaEN3c108ArrayRefIlEES3_NS1_10ScalarTypeESt8optionalINS1_6DeviceEE");
   if (!function) return Handle();
   const auto length = static_cast<size_t>(dim);
-  const Device device{static_cast<int8_t>(aoti_torch_device_type_cuda()), static_cast<int8_t>(device_index)};
-  return function({size, length}, {stride, length}, static_cast<int8_t>(dtype), device).take();
+  return function({size, length}, {stride, length}, static_cast<int8_t>(dtype), cuda_device(device_index)).take();
 }
 
 }  // namespace fa4::aten

@@ -18,13 +18,9 @@ struct SymIntList {
   size_t size;
 };
 
-struct Device {  // c10::Device
-  int8_t type, index;
-};
-
 // at::_ops::empty_strided::call
 using EmptyStrided = TensorValue(SymIntList size, SymIntList stride, std::optional<int8_t> dtype, std::optional<int8_t> layout,
-                                 std::optional<Device> device, std::optional<bool> pin_memory);
+                                 std::optional<DeviceValue> device, std::optional<bool> pin_memory);
 
 // at::_ops::copy_::call
 using Copy = void*(AtenTensorHandle to, AtenTensorHandle from, bool non_blocking);
@@ -73,8 +69,8 @@ Handle empty_strided_again(int64_t dim, const int64_t* size, const int64_t* stri
       "6DeviceEES6_IbE");
   if (!function) fail_with_text(what);
   const auto length = static_cast<size_t>(dim);
-  const Device device{static_cast<int8_t>(aoti_torch_device_type_cuda()), static_cast<int8_t>(device_index)};
-  TensorValue tensor = function({size, length}, {stride, length}, static_cast<int8_t>(dtype), std::nullopt, device, std::nullopt);
+  TensorValue tensor =
+      function({size, length}, {stride, length}, static_cast<int8_t>(dtype), std::nullopt, cuda_device(device_index), std::nullopt);
   return tensor.take();
 }
 

@@ -38,6 +38,14 @@ struct OptionalTensorValue {
       : impl(handle ? *reinterpret_cast<void**>(handle) : nullptr), given(handle != nullptr) {}
 };
 
+struct DeviceValue {  // c10::Device
+  int8_t type, index;
+};
+
+inline DeviceValue cuda_device(int32_t index) {
+  return {static_cast<int8_t>(aoti_torch_device_type_cuda()), static_cast<int8_t>(index)};
+}
+
 // Each makes a call again that failed with its C function. `what` is for the error of a torch that lacks the C++ function.
 Handle empty_strided_again(int64_t dim, const int64_t* size, const int64_t* stride, int32_t dtype, int32_t device_index,
                            const char* what);
