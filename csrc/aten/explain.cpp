@@ -1,10 +1,9 @@
 #include "explain.h"
 
-#include <dlfcn.h>
-
 #include <optional>
 #include <string>
 
+#include "../core/dynamic_library.h"
 #include "../core/error.h"
 #include "calls.h"
 #include "decide.h"
