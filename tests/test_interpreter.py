@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fake_device
@@ -27,6 +28,13 @@ BACKWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.BACKWARD and not 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory) -> Path:
     return fake_device.compiled(tmp_path_factory.mktemp("fake_device"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(request) -> None:
+    """All kernels of the chosen tests: one by one they would leave a core idle."""
+    chosen = [item.callspec.params["kernel"] for item in request.session.items if item.module is request.module]
+    programs(*(one for kernel in chosen for one in run_by(kernel)))
 
 
 def names(kernel: Kernel) -> str:
@@ -65,10 +73,33 @@ def problem(draw: random.Random, kernel: Kernel) -> dict:
     return fields
 
 
+def run_by(kernel: Kernel) -> list[Kernel]:
+    """The kernels that a test of this one runs, but for those that they launch."""
+    if kernel.op is not Op.BACKWARD:
+        return [kernel]
+    alike = ("arch", "dtype", "head_dim", "head_dim_v", "layout", "mask")
+    variants = (*alike, "deterministic")  # where heads are not grouped, Blackwell's kernel for grouped ones may run, too
+    forwards = [one for one in FORWARDS if all(getattr(one, field) == getattr(kernel, field) for field in alike)]
+    tiles = [one for one in ATTENTION if one.op is Op.BACKWARD and all(getattr(one, x) == getattr(kernel, x) for x in variants)]
+    return [*forwards, *tiles]
+
+
 def answers(driver: Path, request: dict) -> list[str | None]:
     imported = (ROOT, ROOT / "tests", ROOT / "tests" / "gpu", ROOT / "build" / "tests")
     script = ROOT / "tests" / "interpreter" / "attend.py"
     return fake_device.printed(driver, script, imported=imported, asked=json.dumps(request), timeout=1200)
+
+
+def dealt(driver: Path, request: dict, calls: list[dict]) -> list[str | None]:
+    """The answers to all calls, from a process for each core."""
+    processes = min(os.cpu_count(), len(calls))
+    hands = [calls[first::processes] for first in range(processes)]
+    with ThreadPoolExecutor(processes) as workers:
+        answered = list(workers.map(lambda hand: answers(driver, request | {"calls": hand}), hands))
+    found = [None] * len(calls)
+    for first, told in enumerate(answered):
+        found[first::processes] = told  # fails where one has not answered each
+    return found
 
 
 def check(driver: Path, problems: list[dict], launched: dict[str, str], *, multiprocessors: int = 3, **options) -> None:
@@ -76,9 +107,7 @@ def check(driver: Path, problems: list[dict], launched: dict[str, str], *, multi
     common = {name: options.pop(name, default) for name, default in defaults.items()}
     calls = [{"problem": problem, "seed": SEED + number, **common} for number, problem in enumerate(problems)]
     request = {"tile": None, "decode": -1, "capability": 90, "programs": launched, "multiprocessors": multiprocessors}
-    found = answers(driver, request | {"calls": calls} | options)
-    assert len(found) == len(calls)
-    for call, wrong in zip(calls, found, strict=True):
+    for call, wrong in zip(calls, dealt(driver, request | options, calls), strict=True):
         assert wrong is None, f"{call}: {wrong}"
 
 
@@ -115,12 +144,8 @@ def test_decode_in_pages(driver, kernel):
 @pytest.mark.parametrize("kernel", BACKWARDS, ids=names)
 def test_backward(driver, kernel):
     """With the forward and the launches before and after it, on the tiles that the planner takes; packed, among rows of NaN."""
-    alike = ("arch", "dtype", "head_dim", "head_dim_v", "layout", "mask")
-    variants = (*alike, "deterministic")  # where heads are not grouped, Blackwell's kernel for grouped ones may run, too
-    forwards = [one for one in FORWARDS if all(getattr(one, field) == getattr(kernel, field) for field in alike)]
-    tiles = [one for one in ATTENTION if one.op is Op.BACKWARD and all(getattr(one, x) == getattr(kernel, x) for x in variants)]
     problems = [one | {"heads": one["heads_kv"] * (2 if kernel.grouped else 1)} for one in drawn(kernel)[: CALLS // 2]]
-    launched = programs(*forwards, *tiles)
+    launched = programs(*run_by(kernel))
     beside = [3, 50] if kernel.layout is Layout.VARLEN else [0, 0]
     options = {"deterministic": kernel.deterministic, "capability": kernel.arch, "beside": beside}
     check(driver, problems, launched, backward=True, **options)

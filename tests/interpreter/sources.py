@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from built import device_code
@@ -41,9 +42,12 @@ def ptx(kernel: Kernel) -> Path:
 
 
 def programs(*kernels: Kernel) -> dict[str, str]:
-    """Of these and those that they launch: PTX files by the digest of the device code."""
+    """Of these and those that they launch: PTX files by the digest of the device code. A core each compiles what is missing."""
     launched = (one for kernel in kernels if kernel.op is Op.BACKWARD for one in satellites(kernel) if one)
-    return {digest(device_code(one)): str(ptx(one)) for one in (*kernels, *launched)}
+    needed = list(dict.fromkeys((*kernels, *launched)))
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        files = list(workers.map(ptx, needed))
+    return {digest(device_code(kernel)): str(file) for kernel, file in zip(needed, files, strict=True)}
 
 
 if __name__ == "__main__":
