@@ -54,8 +54,8 @@ assert {OURS} and fa4_ext.default_handle.active and fa4_ext.default_handle.prefe
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     handle = fa4_ext.register()
-(warning,) = caught
-assert warning.category is RuntimeWarning and warning.filename == "<string>" and f"has no {{name}}" in str(warning.message)
+(warning,) = [one for one in caught if f"has no {{name}}" in str(one.message)]  # beside one of a driver that is not there
+assert warning.category is RuntimeWarning and warning.filename == "<string>"
 assert handle.prefer is False and handle.active
 with warnings.catch_warnings():
     warnings.simplefilter("error")
