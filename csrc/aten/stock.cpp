@@ -3,6 +3,7 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "../core/error.h"
@@ -102,137 +103,109 @@ bool done(const char* op, Sdpa stage, Shim* shim, Cpp* cpp, Arguments... argumen
   return false;
 }
 
-// The shims take an optional as a pointer that may be null.
+// A Tensor? argument.
 struct OptionalTensor {
   AtenTensorHandle handle;
   explicit OptionalTensor(const Handle& tensor) : handle(tensor.get()) {}
-  AtenTensorHandle* pointer() { return handle ? &handle : nullptr; }
+};
+
+// Arguments as the C functions take them: an optional is a pointer that may be null.
+template <class T>
+T for_shim(T& value) {
+  return value;
+}
+int32_t for_shim(bool& value) { return value; }
+template <class T>
+T* for_shim(std::optional<T>& value) {
+  return value ? &*value : nullptr;
+}
+AtenTensorHandle* for_shim(OptionalTensor& tensor) { return tensor.handle ? &tensor.handle : nullptr; }
+
+// The same arguments as the C++ functions take them.
+template <class T>
+const T& for_cpp(const T& value) {
+  return value;
+}
+OptionalTensorValue for_cpp(const OptionalTensor& tensor) { return OptionalTensorValue(tensor.handle); }
+
+// What a C function fills in for the results of a C++ one.
+template <class Results>
+struct FromShim;
+template <>
+struct FromShim<TensorValue> {
+  using Results = std::tuple<AtenTensorHandle>;
+};
+template <class... Values>
+struct FromShim<std::tuple<Values...>> {
+  using Results = std::tuple<std::conditional_t<std::is_same_v<Values, TensorValue>, AtenTensorHandle, Values>...>;
 };
 
 template <class T>
-T* pointer(std::optional<T>& value) {
-  return value ? &*value : nullptr;
-}
-
-template <class T>
-void put(StableIValue* stack, T value) {
+void put(StableIValue* stack, T& value) {
   *stack = torch::stable::detail::from(value);
 }
 
 void put(StableIValue* stack, TensorValue& value) { *stack = give(value.take()); }
 
-template <size_t kCount>
-void put_all(StableIValue* stack, const AtenTensorHandle (&results)[kCount]) {
-  for (const AtenTensorHandle result : results) put(stack++, result);
-}
+void put_all(StableIValue* stack, TensorValue&& result) { put(stack, result); }
 
-// What a C++ function returns that does not fail again: memory has been freed since, say.
 template <class... Values>
 void put_all(StableIValue* stack, std::tuple<Values...>&& results) {
   std::apply([&](auto&... value) { (put(stack++, value), ...); }, results);
 }
 
+// Puts on the stack what an op of stock returns, through its C function, or if that fails through its C++ function. `stage`: of the
+// thread in the op.
+template <class Shim, class Results, class... Parameters, class... Arguments>
+void run(StableIValue* stack, const char* op, Sdpa stage, Shim* shim, Results (*cpp)(Parameters...), Arguments... arguments) {
+  typename FromShim<Results>::Results results;
+  const auto call_shim = [&](auto&... result) { return done(op, stage, shim, cpp, for_shim(arguments)..., &result...); };
+  if (std::apply(call_shim, results)) return put_all(stack, std::move(results));
+  const Stage scope(stage == Sdpa::kFirstTime ? Sdpa::kAgain : stage);
+  put_all(stack, cpp(for_cpp(arguments)...));  // which may succeed: memory has been freed since, say
+}
+
 void sdpa_forward(const ForwardCall& call, StableIValue* stack) {
   static const auto cpp =
       cpp_function<CppSdpaForward>("_ZN2at4cuda35_scaled_dot_product_flash_attentionERKNS_6TensorES3_S3_dbbSt8optionalIdE");
-  const Tensor query = call.query.get(), key = call.key.get(), value = call.value.get();
-  AtenTensorHandle out, lse, cum_seq_q, cum_seq_k, rng_state, unused, debug_mask;
-  int64_t max_q, max_k;
-  auto scale = call.scale;
-  if (!done(call.op, Sdpa::kFirstTime, &aoti_torch_cuda__scaled_dot_product_flash_attention, cpp, query, key, value, call.dropout_p,
-            int32_t{call.is_causal}, int32_t{call.return_debug_mask}, pointer(scale), &out, &lse, &cum_seq_q, &cum_seq_k, &max_q,
-            &max_k, &rng_state, &unused, &debug_mask)) {
-    const Stage scope(Sdpa::kAgain);
-    return put_all(stack, cpp(query, key, value, call.dropout_p, call.is_causal, call.return_debug_mask, scale));
-  }
-  put(stack, out), put(stack + 1, lse), put(stack + 2, cum_seq_q), put(stack + 3, cum_seq_k), put(stack + 4, max_q),
-      put(stack + 5, max_k);
-  put(stack + 6, rng_state), put(stack + 7, unused), put(stack + 8, debug_mask);
+  run(stack, call.op, Sdpa::kFirstTime, &aoti_torch_cuda__scaled_dot_product_flash_attention, cpp, call.query.get(), call.key.get(),
+      call.value.get(), call.dropout_p, call.is_causal, call.return_debug_mask, call.scale);
 }
-
-// Once more, the arguments of a low-level forward: the optional tensors as C++ takes them.
-struct OptionalTensorValues {
-  OptionalTensorValue cum_seq_q, cum_seq_k, seqused_k, alibi_slopes, block_table;
-
-  explicit OptionalTensorValues(const ForwardCall& call)
-      : cum_seq_q(call.cum_seq_q.get()),
-        cum_seq_k(call.cum_seq_k.get()),
-        seqused_k(call.seqused_k.get()),
-        alibi_slopes(call.alibi_slopes.get()),
-        block_table(call.block_table.get()) {}
-};
 
 void flash_forward_v1(const ForwardCall& call, StableIValue* stack) {
   static const auto cpp = cpp_function<CppForward>(
       "_ZN2at4cuda24_flash_attention_forwardERKNS_6TensorES3_S3_RKSt8optionalIS1_ES7_lldbbS4_IdES4_IlES9_S7_S7_");
-  AtenTensorHandle results[5];
-  auto scale = call.scale;
-  auto left = call.window_size_left, right = call.window_size_right;
-  OptionalTensor cum_seq_q(call.cum_seq_q), cum_seq_k(call.cum_seq_k), seqused_k(call.seqused_k), alibi_slopes(call.alibi_slopes);
-  if (done(call.op, sdpa, &aoti_torch_cuda__flash_attention_forward, cpp, call.query.get(), call.key.get(), call.value.get(),
-           cum_seq_q.pointer(), cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal},
-           int32_t{call.return_debug_mask}, pointer(scale), pointer(left), pointer(right), seqused_k.pointer(),
-           alibi_slopes.pointer(), results, results + 1, results + 2, results + 3, results + 4)) {
-    return put_all(stack, results);
-  }
-  const OptionalTensorValues given(call);
-  put_all(stack,
-          cpp(call.query.get(), call.key.get(), call.value.get(), given.cum_seq_q, given.cum_seq_k, call.max_q, call.max_k,
-              call.dropout_p, call.is_causal, call.return_debug_mask, scale, left, right, given.seqused_k, given.alibi_slopes));
+  run(stack, call.op, sdpa, &aoti_torch_cuda__flash_attention_forward, cpp, call.query.get(), call.key.get(), call.value.get(),
+      OptionalTensor(call.cum_seq_q), OptionalTensor(call.cum_seq_k), call.max_q, call.max_k, call.dropout_p, call.is_causal,
+      call.return_debug_mask, call.scale, call.window_size_left, call.window_size_right, OptionalTensor(call.seqused_k),
+      OptionalTensor(call.alibi_slopes));
 }
 
 void flash_forward_v2(const ForwardCall& call, StableIValue* stack) {
   static const auto cpp = cpp_function<CppForwardV2>(
       "_ZN2at4cuda24_flash_attention_forwardERKNS_6TensorES3_S3_RKSt8optionalIS1_ES7_lldbbS4_IdES4_IlES9_S7_S7_S7_S9_");
-  AtenTensorHandle results[5];
-  auto scale = call.scale;
-  auto left = call.window_size_left, right = call.window_size_right, num_splits = call.num_splits;
-  OptionalTensor cum_seq_q(call.cum_seq_q), cum_seq_k(call.cum_seq_k), seqused_k(call.seqused_k), alibi_slopes(call.alibi_slopes);
-  OptionalTensor block_table(call.block_table);
-  if (done(call.op, sdpa, forward_v2(), cpp, call.query.get(), call.key.get(), call.value.get(), cum_seq_q.pointer(),
-           cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal}, int32_t{call.return_debug_mask},
-           pointer(scale), pointer(left), pointer(right), seqused_k.pointer(), alibi_slopes.pointer(), block_table.pointer(),
-           pointer(num_splits), results, results + 1, results + 2, results + 3, results + 4)) {
-    return put_all(stack, results);
-  }
-  const OptionalTensorValues given(call);
-  put_all(stack, cpp(call.query.get(), call.key.get(), call.value.get(), given.cum_seq_q, given.cum_seq_k, call.max_q, call.max_k,
-                     call.dropout_p, call.is_causal, call.return_debug_mask, scale, left, right, given.seqused_k,
-                     given.alibi_slopes, given.block_table, num_splits));
+  run(stack, call.op, sdpa, forward_v2(), cpp, call.query.get(), call.key.get(), call.value.get(), OptionalTensor(call.cum_seq_q),
+      OptionalTensor(call.cum_seq_k), call.max_q, call.max_k, call.dropout_p, call.is_causal, call.return_debug_mask, call.scale,
+      call.window_size_left, call.window_size_right, OptionalTensor(call.seqused_k), OptionalTensor(call.alibi_slopes),
+      OptionalTensor(call.block_table), call.num_splits);
 }
 
 void sdpa_backward(const BackwardCall& call, StableIValue* stack) {
   static const auto cpp = cpp_function<CppSdpaBackward>(
       "_ZN2at4cuda44_scaled_dot_product_flash_attention_backwardERKNS_6TensorES3_S3_S3_S3_S3_S3_S3_lldbS3_S3_St8optionalIdE");
-  AtenTensorHandle results[3];
-  auto scale = call.scale;
-  if (done(call.op, Sdpa::kFirstTime, &aoti_torch_cuda__scaled_dot_product_flash_attention_backward, cpp, call.grad_out.get(),
-           call.query.get(), call.key.get(), call.value.get(), call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(),
-           call.cum_seq_k.get(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal}, call.rng_state.get(),
-           call.unused.get(), pointer(scale), results, results + 1, results + 2)) {
-    return put_all(stack, results);
-  }
-  const Stage scope(Sdpa::kAgain);
-  put_all(stack, cpp(call.grad_out.get(), call.query.get(), call.key.get(), call.value.get(), call.out.get(), call.logsumexp.get(),
-                     call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q, call.max_k, call.dropout_p, call.is_causal,
-                     call.rng_state.get(), call.unused.get(), scale));
+  run(stack, call.op, Sdpa::kFirstTime, &aoti_torch_cuda__scaled_dot_product_flash_attention_backward, cpp, call.grad_out.get(),
+      call.query.get(), call.key.get(), call.value.get(), call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(),
+      call.cum_seq_k.get(), call.max_q, call.max_k, call.dropout_p, call.is_causal, call.rng_state.get(), call.unused.get(),
+      call.scale);
 }
 
 void flash_backward(const BackwardCall& call, StableIValue* stack) {
   static const auto cpp = cpp_function<CppBackward>(
       "_ZN2at4cuda25_flash_attention_backwardERKNS_6TensorES3_S3_S3_S3_S3_S3_S3_lldbS3_S3_St8optionalIdES4_IlES6_");
-  AtenTensorHandle results[3];
-  auto scale = call.scale;
-  auto left = call.window_size_left, right = call.window_size_right;
-  if (done(call.op, sdpa, &aoti_torch_cuda__flash_attention_backward, cpp, call.grad_out.get(), call.query.get(), call.key.get(),
-           call.value.get(), call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q,
-           call.max_k, call.dropout_p, int32_t{call.is_causal}, call.rng_state.get(), call.unused.get(), pointer(scale),
-           pointer(left), pointer(right), results, results + 1, results + 2)) {
-    return put_all(stack, results);
-  }
-  put_all(stack, cpp(call.grad_out.get(), call.query.get(), call.key.get(), call.value.get(), call.out.get(), call.logsumexp.get(),
-                     call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q, call.max_k, call.dropout_p, call.is_causal,
-                     call.rng_state.get(), call.unused.get(), scale, left, right));
+  run(stack, call.op, sdpa, &aoti_torch_cuda__flash_attention_backward, cpp, call.grad_out.get(), call.query.get(), call.key.get(),
+      call.value.get(), call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q, call.max_k,
+      call.dropout_p, call.is_causal, call.rng_state.get(), call.unused.get(), call.scale, call.window_size_left,
+      call.window_size_right);
 }
 
 }  // namespace
@@ -248,22 +221,10 @@ void stock_forward_inplace(const ForwardCall& call, StableIValue* stack) {
   static const auto cpp = cpp_function<CppForwardInplaceV2>(
       "_ZN2at4cuda43_flash_attention_forward_no_dropout_inplaceERNS_6TensorERKS1_S4_S4_RKSt8optionalIS1_ES8_lldbbS5_IdES5_IlESA_S8_"
       "S8_S8_SA_");
-  AtenTensorHandle logsumexp;
-  auto scale = call.scale;
-  auto left = call.window_size_left, right = call.window_size_right, num_splits = call.num_splits;
-  OptionalTensor cum_seq_q(call.cum_seq_q), cum_seq_k(call.cum_seq_k), seqused_k(call.seqused_k), alibi_slopes(call.alibi_slopes);
-  OptionalTensor block_table(call.block_table);
-  if (done(call.op, sdpa, forward_inplace_v2(), cpp, call.out.get(), call.query.get(), call.key.get(), call.value.get(),
-           cum_seq_q.pointer(), cum_seq_k.pointer(), call.max_q, call.max_k, call.dropout_p, int32_t{call.is_causal},
-           int32_t{call.return_debug_mask}, pointer(scale), pointer(left), pointer(right), seqused_k.pointer(),
-           alibi_slopes.pointer(), block_table.pointer(), pointer(num_splits), &logsumexp)) {
-    return put(stack, logsumexp);
-  }
-  const OptionalTensorValues given(call);
-  TensorValue result = cpp(call.out.get(), call.query.get(), call.key.get(), call.value.get(), given.cum_seq_q, given.cum_seq_k,
-                           call.max_q, call.max_k, call.dropout_p, call.is_causal, call.return_debug_mask, scale, left, right,
-                           given.seqused_k, given.alibi_slopes, given.block_table, num_splits);
-  put(stack, result);
+  run(stack, call.op, sdpa, forward_inplace_v2(), cpp, call.out.get(), call.query.get(), call.key.get(), call.value.get(),
+      OptionalTensor(call.cum_seq_q), OptionalTensor(call.cum_seq_k), call.max_q, call.max_k, call.dropout_p, call.is_causal,
+      call.return_debug_mask, call.scale, call.window_size_left, call.window_size_right, OptionalTensor(call.seqused_k),
+      OptionalTensor(call.alibi_slopes), OptionalTensor(call.block_table), call.num_splits);
 }
 
 void stock_backward(const BackwardCall& call, StableIValue* stack) {
