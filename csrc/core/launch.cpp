@@ -7,6 +7,7 @@
 #include "error.h"
 #include "integers.h"
 #include "module.h"
+#include "strides.h"
 
 namespace fa4 {
 namespace {
@@ -31,8 +32,6 @@ union Exported {  // the rank is the layout's
   ExportedTensor<3> three;
   ExportedTensor<2> two;
 };
-
-constexpr int64_t kElementBytes = 2;  // bf16 and fp16
 
 // Some of a problem's batch entries and heads. A grid's y and z, where most kernels have these, hold no more than kMaxGrid.
 struct Part {
