@@ -6,6 +6,8 @@ python scripts/check_wheel.py dist/fa4_ext-0.1.0-py3-none-manylinux_2_28_x86_64.
 auditwheel judges the platform, torch-abi-audit the use of torch.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import subprocess
@@ -14,6 +16,7 @@ import sysconfig
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 from elftools.elf.constants import P_FLAGS
 from elftools.elf.elffile import ELFFile
@@ -37,7 +40,7 @@ ALLOWED = rf"fa4_ext/(bench/)?\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|fa4_ex
 TORCH_LIBRARIES = {"libtorch.so", "libtorch_cpu.so"}  # torch has loaded them when ours is
 INTERFACE = "fa4_ext_"
 DF_1_NODELETE = 0x8
-# Of the C library. Their checked forms are called __strcpy_chk and so on; one that knows its bound needs none.
+# These functions of the C library write without a bound. Their checked forms have other names, such as __strcpy_chk.
 UNCHECKED = {"gets", "sprintf", "stpcpy", "strcat", "strcpy", "vsprintf", "wcscat", "wcscpy"}
 
 
@@ -91,31 +94,38 @@ def torch_problems(audit: dict) -> list[str]:
     return found
 
 
+class Elf(NamedTuple):
+    """What a library's file says to the system's loader."""
+
+    segments: list[tuple[str, int]]  # type, flags
+    tags: dict[str, int]  # of the dynamic section
+    imports: set[str]
+    exports: list[str]
+
+    @classmethod
+    def read(cls, library: Path) -> Elf:
+        with library.open("rb") as file:
+            elf = ELFFile(file)
+            segments = [(segment.header.p_type, segment.header.p_flags) for segment in elf.iter_segments()]
+            tags = {tag.entry.d_tag: tag.entry.d_val for tag in elf.get_section_by_name(".dynamic").iter_tags()}
+            symbols = [symbol for symbol in elf.get_section_by_name(".dynsym").iter_symbols() if symbol.name]
+            imports = {symbol.name for symbol in symbols if symbol.entry.st_shndx == "SHN_UNDEF"}
+            exports = [symbol.name for symbol in symbols if symbol.entry.st_shndx != "SHN_UNDEF"]
+            return cls(segments, tags, imports, exports)
+
+
 def library_problems(library: Path) -> list[str]:
-    with library.open("rb") as file:
-        elf = ELFFile(file)
-        tags = {tag.entry.d_tag: tag.entry.d_val for tag in elf.get_section_by_name(".dynamic").iter_tags()}
-        symbols = [
-            symbol.name
-            for symbol in elf.get_section_by_name(".dynsym").iter_symbols()
-            if symbol.entry.st_shndx != "SHN_UNDEF" and symbol.name
-        ]
+    _, tags, _, exports = Elf.read(library)
     found = [f"it has a {tag[3:]}" for tag in sorted(tags.keys() & {"DT_RPATH", "DT_RUNPATH"})]
     if not tags.get("DT_FLAGS_1", 0) & DF_1_NODELETE:
         found.append("dlclose may unload it (no -z nodelete), while torch's dispatcher points into it")
-    return found + [f"{name} is exported; allowed: {INTERFACE}*" for name in symbols if not name.startswith(INTERFACE)]
+    return found + [f"{name} is exported; allowed: {INTERFACE}*" for name in exports if not name.startswith(INTERFACE)]
 
 
 def hardening_problems(library: Path) -> list[str]:
     """What of the protection against faults in memory it lacks (CMakeLists.txt switches it on)."""
     found = []
-    with library.open("rb") as file:
-        elf = ELFFile(file)
-        segments = [(segment.header.p_type, segment.header.p_flags) for segment in elf.iter_segments()]
-        tags = {tag.entry.d_tag: tag.entry.d_val for tag in elf.get_section_by_name(".dynamic").iter_tags()}
-        imports = {
-            symbol.name for symbol in elf.get_section_by_name(".dynsym").iter_symbols() if symbol.entry.st_shndx == "SHN_UNDEF"
-        }
+    segments, tags, imports, _ = Elf.read(library)
     if "PT_GNU_RELRO" not in (kind for kind, _ in segments):
         found.append("its relocations stay writable: it has no PT_GNU_RELRO (-z relro)")
     flags, flags_1 = tags.get("DT_FLAGS", 0), tags.get("DT_FLAGS_1", 0)
