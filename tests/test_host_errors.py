@@ -3,13 +3,12 @@ torch that fail when told to. tests/gpu/test_out_of_memory.py has the memory of 
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import fake_device
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
 CPU_BUILD = pytest.mark.skipif(torch.version.cuda is not None, reason="a CUDA build of torch fails otherwise without a GPU")
 FORWARD = [
     [[2, 129, 4, 128], [66048, 512, 128, 1], "torch.bfloat16"], [[2, 4, 129], [516, 129, 1], "torch.float32"],
@@ -19,20 +18,10 @@ BACKWARD = 3 * FORWARD[:1]
 KERNEL = "sm90_forward_bf16_d128_dense_causal_m128n128"
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory) -> Path:
-    return fake_device.compiled(tmp_path_factory.mktemp("fake_device"))
-
-
 @pytest.fixture
 def outcomes(driver):
     """What errors.py prints."""
-
-    def outcomes(*arguments) -> list[dict]:
-        script = ROOT / "tests" / "fake_device" / "errors.py"
-        return fake_device.printed(driver, script, *arguments, imported=(ROOT,), timeout=120)
-
-    return outcomes
+    return partial(fake_device.reported, driver, "errors.py")
 
 
 @CPU_BUILD

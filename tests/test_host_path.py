@@ -4,29 +4,18 @@ that notes launches and does nothing."""
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from functools import partial
 
 import fake_device
 import pytest
 
-ROOT = Path(__file__).parent.parent
 HEADS = {"mha": (4, 4), "gqa": (4, 2)}
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory) -> Path:
-    return fake_device.compiled(tmp_path_factory.mktemp("fake_device"))
 
 
 @pytest.fixture
 def calls(driver):
     """What calls.py prints."""
-
-    def calls(*arguments) -> list[dict]:
-        script = ROOT / "tests" / "fake_device" / "calls.py"
-        return fake_device.printed(driver, script, *arguments, imported=(ROOT,), timeout=120)
-
-    return calls
+    return partial(fake_device.reported, driver, "calls.py")
 
 
 def layout(tensor: dict) -> tuple:

@@ -25,11 +25,6 @@ DECODES = [kernel for kernel in ATTENTION if kernel.op is Op.DECODE]
 BACKWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.BACKWARD and not kernel.tuned]
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory) -> Path:
-    return fake_device.compiled(tmp_path_factory.mktemp("fake_device"))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def compiled(request) -> None:
     """All kernels of the chosen tests: one by one they would leave a core idle."""

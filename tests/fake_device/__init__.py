@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCE = Path(__file__).parent / "device.c"
+FOLDER = Path(__file__).parent
+SOURCE = FOLDER / "device.c"
 
 
 def compiled(directory: Path) -> Path:
@@ -24,3 +25,8 @@ def printed(driver: Path, script: Path, *arguments, imported: tuple[Path, ...], 
     done = subprocess.run(command, input=asked, capture_output=True, text=True, env=environment, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def reported(driver: Path, script: str, *arguments) -> list[dict]:
+    """What a script of this folder prints about the library of the checkout."""
+    return printed(driver, FOLDER / script, *arguments, imported=(FOLDER.parents[1],), timeout=120)

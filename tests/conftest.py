@@ -1,0 +1,15 @@
+"""Fixtures of the tests that need no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory) -> Path:
+    """tests/fake_device, compiled."""
+    import fake_device  # not above: the GPU suite passes here too, from wherever it lies
+
+    return fake_device.compiled(tmp_path_factory.mktemp("fake_device"))
