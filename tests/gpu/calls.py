@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from reference import Result
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 aten = torch.ops.aten
+# Since 2.12 torch has the op that writes into an output, and block_table.
+TORCH_2_12 = hasattr(aten, "_flash_attention_forward_no_dropout_inplace")
 
 
 @contextmanager
@@ -33,13 +36,19 @@ def flash_forward(problem: Problem, x: Inputs, *, dropout_p: float = 0.0, return
     )  # fmt: skip
 
 
+def explained(problem: Problem, x: Inputs, *, backward: bool = False, speed_rules: bool = False) -> tuple[bool, str, str]:
+    """Whether one of our kernels runs the forward or the backward, that kernel's name, and why not."""
+    left, right = problem.window
+    return torch.ops.fa4_ext.explain(
+        x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k, 0.0, problem.is_causal, False, problem.scale,
+        left, right, None, None, None, None, deterministic=False, backward=backward, speed_rules=speed_rules, capability=0,
+        sm_count=0,
+    )[:3]  # fmt: skip
+
+
 def planned(problem: Problem, x: Inputs) -> str:
     """Which of our kernels the forward gets: forward, or decode for few queries."""
-    left, right = problem.window
-    _, kernel, *_ = torch.ops.fa4_ext.explain(
-        x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k, 0.0, problem.is_causal, False, problem.scale,
-        left, right, None, None, None, None, deterministic=False, backward=False, speed_rules=False, capability=0, sm_count=0,
-    )  # fmt: skip
+    _, kernel, _ = explained(problem, x)
     return kernel.split("_")[1]
 
 
@@ -107,8 +116,9 @@ def sdpa_backward(problem: Problem, x: Inputs, forward):
     )
 
 
-def run_flash(problem: Problem, x: Inputs, *, backward: bool) -> Result:
-    return _run(flash_forward, flash_backward, problem, x, backward)
+def run_flash(problem: Problem, x: Inputs, *, backward: bool, **options) -> Result:
+    """`options`: of both ops, in place of what the problem says."""
+    return _run(partial(flash_forward, **options), partial(flash_backward, **options), problem, x, backward)
 
 
 def run_sdpa_op(problem: Problem, x: Inputs, *, backward: bool) -> Result:

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from calls import flash_backward, flash_forward
+from calls import flash_backward, flash_forward, run_flash
 from cases import Inputs, Problem, dense, make_inputs, poison, varlen
 from compare import assert_matches_reference
 from reference import Result
@@ -88,11 +88,8 @@ def test_a_left_bound_alone_as_users_call_it(head_dim, heads, unbounded):
     problem = varlen((100, 90, 3) * 100, (10, 20, 3) * 100, heads=heads[0], heads_kv=heads[1], head_dim=head_dim, window=(5, -1))
     x = make_inputs(problem)
     with fa4_ext.register():
-        poison(x)
-        forward = flash_forward(problem, x, window_size_right=unbounded)
-        poison(x)
-        gradients = flash_backward(problem, x, forward, window_size_right=unbounded)
-    assert_matches_reference(problem, x, Result(*forward[:2], *gradients))
+        result = run_flash(problem, x, backward=True, window_size_right=unbounded)
+    assert_matches_reference(problem, x, result)
 
 
 @pytest.mark.parametrize("bounds", [(2**32 + 3, -1), (3, 2**32 + 1), (2**40, 2**40)], ids=str)
@@ -101,18 +98,16 @@ def test_bounds_beyond_int32_as_users_call_them(bounds):
     problem = varlen((40, 30) * 200, heads=4, heads_kv=4, head_dim=64, window=bounds)
     x = make_inputs(problem)
     with fa4_ext.register():
-        forward = flash_forward(problem, x)
-        gradients = flash_backward(problem, x, forward)
-    assert_matches_reference(problem, x, Result(*forward[:2], *gradients))
+        result = run_flash(problem, x, backward=True)
+    assert_matches_reference(problem, x, result)
 
 
 def test_a_dense_left_bound_alone_as_users_call_it():
     problem = dense(128, 60, batch=3, heads=8, heads_kv=2, head_dim=128, window=(5, -1))
     x = make_inputs(problem)
     with fa4_ext.register():
-        forward = flash_forward(problem, x)
-        gradients = flash_backward(problem, x, forward)
-    assert_matches_reference(problem, x, Result(*forward[:2], *gradients))
+        result = run_flash(problem, x, backward=True)
+    assert_matches_reference(problem, x, result)
 
 
 def test_keys_in_use():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from calls import flash_backward, flash_forward, flash_forward_into, sdpa_backward, sdpa_forward
-from cases import Inputs, Problem, cumulative, make_inputs, poison
+from calls import TORCH_2_12, flash_forward_into, run_flash, run_sdpa_op
+from cases import Inputs, Problem, cumulative, make_inputs
 from compare import assert_matches_reference
 from reference import Result
 
 import fa4_ext
 
-INPLACE = hasattr(torch.ops.aten, "_flash_attention_forward_no_dropout_inplace")
 # batch, rows of queries and of keys, heads, heads of keys
 DENSE = {
     "no_queries": (2, 0, 65, 4, 2),
@@ -57,25 +56,20 @@ def check(x: Inputs, out, lse, gradients) -> None:
 def test_low_level_op(layout, case, speed_rules):
     problem, x = (dense_inputs if layout == "dense" else packed_inputs)(case)
     with fa4_ext.register(fallback="error", speed_rules=speed_rules):
-        poison(x)
-        forward = flash_forward(problem, x)
-        poison(x)
-        check(x, *forward[:2], flash_backward(problem, x, forward))
+        result = run_flash(problem, x, backward=True)
+    check(x, result.out, result.lse, (result.dq, result.dk, result.dv))
 
 
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("case", DENSE)
 def test_sdpa_op(case):
     problem, x = dense_inputs(case)
-    poison(x)
-    forward = sdpa_forward(problem, x)
-    poison(x)
-    gradients = (gradient.transpose(1, 2) for gradient in sdpa_backward(problem, x, forward))
-    check(x, forward[0].transpose(1, 2), forward[1], gradients)
+    result = run_sdpa_op(problem, x, backward=True)
+    check(x, result.out, result.lse, (result.dq, result.dk, result.dv))
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.skipif(not INPLACE, reason="torch 2.12 has the op")
+@pytest.mark.skipif(not TORCH_2_12, reason="torch 2.12 has the op")
 @pytest.mark.parametrize("case", PACKED)
 def test_in_place(case):
     problem, x = packed_inputs(case)

@@ -6,15 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from calls import aten, flash_forward, flash_forward_into
+from calls import TORCH_2_12, flash_forward, flash_forward_into
 from cases import DEVICE, MASKS, dense, make_inputs, varlen
 from compare import assert_matches_reference
 from profiling import providers_of
 from reference import Result
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(aten, "_flash_attention_forward_no_dropout_inplace"), reason="torch has this op since 2.12"
-)
+pytestmark = pytest.mark.skipif(not TORCH_2_12, reason="torch has this op since 2.12")
 
 NAN = float("nan")
 

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from calls import flash_forward, flash_forward_into
+from calls import TORCH_2_12, flash_forward, flash_forward_into
 from cases import DEVICE, DTYPES, HEAD_DIMS, HEADS, MASKS, Inputs, Problem, make_inputs, poison, varlen
 from compare import assert_matches_reference
 from fresh_process import run_script
@@ -89,7 +89,7 @@ class TestUnusedKeys:
             )
             assert_matches_reference(replace(problem, seqlens_k=lengths), replace(inputs, k=keys, v=values), Result(out, lse))
 
-    @pytest.mark.skipif(not hasattr(torch.ops.aten, "_flash_attention_forward_no_dropout_inplace"), reason="torch 2.12 has the op")
+    @pytest.mark.skipif(not TORCH_2_12, reason="torch 2.12 has the op")
     def test_in_place(self):
         problem = varlen(QUERIES, CAPACITY, is_causal=True)
         inputs, compact, compact_inputs = cache(problem, USED)

@@ -6,6 +6,7 @@ Each in a process of its own, since a wrong address would end the CUDA context.
 from __future__ import annotations
 
 import pytest
+from calls import TORCH_2_12
 from fresh_process import run_script
 
 PREAMBLE = """
@@ -122,10 +123,7 @@ def test_packed(script, head_dim, heads_kv):
     run_script(code, timeout=300)
 
 
+@pytest.mark.skipif(not TORCH_2_12, reason="torch has block_table since 2.12")
 @pytest.mark.parametrize("head_dim", (64, 128))
 def test_pages(head_dim):
-    import torch
-
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12):
-        pytest.skip("torch has block_table since 2.12")
     run_script((PREAMBLE + PAGES).replace("HEAD_DIM", str(head_dim)).replace("HEADS_KV", "2"), timeout=300)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from calls import deterministic, flash_forward, run_flash
+from calls import TORCH_2_12, deterministic, flash_forward, run_flash
 from cases import HEADS, MASKS, Inputs, Problem, cumulative, dense, make_inputs, varlen
 from compare import assert_matches_reference
 from reference import Result
@@ -14,9 +14,9 @@ import fa4_ext
 pytestmark = pytest.mark.usefixtures("strict")
 
 
-def check(problem: Problem, **options) -> None:
+def check(problem: Problem) -> None:
     x = make_inputs(problem)
-    assert_matches_reference(problem, x, run_flash(problem, x, backward=True, **options))
+    assert_matches_reference(problem, x, run_flash(problem, x, backward=True))
 
 
 @pytest.mark.parametrize("heads", HEADS)
@@ -68,8 +68,8 @@ def test_heads_and_batch_that_lie_apart():
 def test_decode(layout):
     """The decode kernel has the batch in a grid's third dimension."""
     batch = 66_000
-    make = dense(1, 40, batch=batch, heads=8, heads_kv=2, head_dim=64) if layout == "dense" else None
-    problem = make or varlen((1,) * batch, (40,) * batch, heads=8, heads_kv=2, head_dim=64)
+    fields = dict(heads=8, heads_kv=2, head_dim=64)
+    problem = dense(1, 40, batch=batch, **fields) if layout == "dense" else varlen((1,) * batch, (40,) * batch, **fields)
     x = make_inputs(problem)
     try:
         fa4_ext._library.force_decode(1)
@@ -79,7 +79,7 @@ def test_decode(layout):
     assert_matches_reference(problem, x, Result(out, lse))
 
 
-@pytest.mark.skipif(torch.__version__ < "2.12", reason="torch has block_table since 2.12")
+@pytest.mark.skipif(not TORCH_2_12, reason="torch has block_table since 2.12")
 def test_decode_in_pages():
     batch, pages = 66_000, 300
     q = torch.randn(batch, 4, 64, dtype=torch.bfloat16, device="cuda")

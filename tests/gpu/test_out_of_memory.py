@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from calls import aten, flash_backward, flash_forward, flash_forward_into, run_flash
+from calls import TORCH_2_12, aten, flash_backward, flash_forward, flash_forward_into, run_flash
 from cases import DEVICE, Inputs, dense, make_inputs
 from compare import assert_matches_reference
 from fresh_process import run_script
@@ -14,7 +14,6 @@ from out_of_memory import WOULD_SHRINK, largest_batch, little_memory
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PROBLEM = dense(4096, 4096, batch=4, heads=16, heads_kv=16)  # a tensor takes 64 MiB
-HAS_INPLACE = hasattr(aten, "_flash_attention_forward_no_dropout_inplace")  # torch 2.12 and later
 
 
 def assert_torchs_error(error: BaseException) -> None:
@@ -66,7 +65,7 @@ class TestOurs:
         shifted = Inputs(misaligned(inputs.q), inputs.k, inputs.v, inputs.do)
         assert_out_of_memory(lambda: flash_forward(PROBLEM, shifted), spare=inputs.q.nbytes + 2**24)
 
-    @pytest.mark.skipif(not HAS_INPLACE, reason="this torch has no op that writes into an output")
+    @pytest.mark.skipif(not TORCH_2_12, reason="this torch has no op that writes into an output")
     def test_copy_for_a_given_output(self):
         inputs = make_inputs(PROBLEM)
         out = misaligned(inputs.q)

@@ -7,8 +7,8 @@ from itertools import product
 
 import pytest
 import torch
-from calls import deterministic, flash_backward, flash_forward
-from cases import DTYPES, HEAD_DIMS, HEADS, MASKS, Inputs, Problem, make_inputs, poison, varlen
+from calls import deterministic, explained, run_flash
+from cases import DTYPES, HEAD_DIMS, HEADS, MASKS, Inputs, Problem, make_inputs, varlen
 from compare import assert_matches_reference
 from packed_rows import NAN, amid, assert_zero_outside, cut
 from reference import Result
@@ -21,17 +21,10 @@ MATRIX = list(product(DTYPES, HEAD_DIMS, MASKS, HEADS))
 NAMES = ["-".join(map(str, row)) for row in MATRIX]
 
 
-def run(problem: Problem, x: Inputs) -> Result:
-    poison(x)
-    forward = flash_forward(problem, x)
-    poison(x)
-    return Result(*forward[:2], *flash_backward(problem, x, forward))
-
-
 def check(problem: Problem, before: int, after: int) -> None:
     x = make_inputs(problem)
     counts = sum(problem.seqlens_q), sum(problem.seqlens_k)
-    result = run(problem, amid(x, before, after))
+    result = run_flash(problem, amid(x, before, after), backward=True)
     assert_matches_reference(problem, x, cut(result, before, *counts))
     assert_zero_outside(result, before, *counts)
 
@@ -63,7 +56,7 @@ class TestOurs:
         problem = varlen((1, 1), heads=2, heads_kv=2)
         x = make_inputs(replace(problem, seqlens_q=(50, 50), seqlens_k=(50, 50)))
         x.cu_seqlens_q.zero_(), x.cu_seqlens_k.zero_()
-        result = run(problem, x)
+        result = run_flash(problem, x, backward=True)
         assert not any(gradient.any() for gradient in (result.dq, result.dk, result.dv))
 
     @pytest.mark.parametrize("head_dim", HEAD_DIMS)
@@ -77,7 +70,7 @@ class TestOurs:
         spoiled = slice(129 + 64, 129 + 64 + 65)
         for tensor in (x.q, x.k, x.v, x.do):
             tensor[spoiled] = NAN
-        result = run(problem, x)
+        result = run_flash(problem, x, backward=True)
         assert all(getattr(result, name)[spoiled].isnan().all() for name in ("out", "dq", "dk", "dv"))
         kept = torch.ones(sum(lengths), dtype=torch.bool, device=x.q.device)
         kept[spoiled] = False
@@ -97,9 +90,6 @@ def test_where_a_speed_rule_leaves_the_backward_to_pytorch(heads, head_dim):
     )
     x = make_inputs(problem)
     with fa4_ext.register(fallback="stock"):
-        supported, _, reason, *_ = torch.ops.fa4_ext.explain(
-            x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k, 0.0, True, False, None, None, None, None,
-            None, None, None, deterministic=False, backward=True, speed_rules=True, capability=0, sm_count=0,
-        )  # fmt: skip
+        supported, _, reason = explained(problem, x, backward=True, speed_rules=True)
         assert not supported and "faster" in reason, f"no speed rule holds: {reason!r}"
         check(problem, 4, 500)

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from calls import aten, flash_forward_into, flash_forward_paged, paged
+from calls import TORCH_2_12, aten, flash_forward_into, flash_forward_paged, paged
 from cases import BLACKWELL, DEVICE, DTYPES, HEAD_DIMS, MASKS, Inputs, Problem, make_inputs, varlen
 from compare import assert_matches_reference
 from profiling import kernels_of
@@ -14,9 +14,7 @@ from profiling import kernels_of
 pytestmark = [
     pytest.mark.usefixtures("strict"),
     pytest.mark.skipif(BLACKWELL, reason="the decode kernel is for Hopper"),
-    pytest.mark.skipif(
-        not hasattr(aten, "_flash_attention_forward_no_dropout_inplace"), reason="torch takes a block_table since 2.12"
-    ),
+    pytest.mark.skipif(not TORCH_2_12, reason="torch takes a block_table since 2.12"),
 ]
 PAGE_SIZES = (128, 256, 384)
 NAN = float("nan")
