@@ -36,7 +36,7 @@ def tma(op, tensor: cute.Tensor, layout: cute.ComposedLayout, rows: int, columns
 
 
 def rows_of(tensor: cute.Tensor, head, batch, rows, end, varlen: bool) -> cute.Tensor:
-    """Of one head and sequence, [seqlen, head_dim]. Packed, they are the last before `end` in what packed.sequences gives."""
+    """The rows of one head and sequence, [seqlen, head_dim]: of `packed.sequences`, the last ones before `end`."""
     if not varlen:
         return tensor[None, None, head, batch]
     bound = cute.size(tensor, mode=[0])

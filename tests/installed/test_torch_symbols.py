@@ -130,7 +130,7 @@ SHAPES = {"right": (1, 16, 8, 64), "two_dims": (16, 64), "one_dim": (64,)}
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("op", ARGUMENTS_AND_RESULTS)
 def test_a_call_left_to_the_stock_kernel_fails_as_it_does_without_us(op, shape):
-    """Of stock kernels no more can be seen without a GPU than the errors that they raise for want of one, or before they look."""
+    """Without a GPU a stock kernel can be seen to raise errors only: for want of one, or before it looks for one."""
     done = run(
         f"""
         import json

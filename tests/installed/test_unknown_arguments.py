@@ -115,5 +115,5 @@ def message(op: str, inputs: int, outputs: int) -> str:
 
 @pytest.mark.parametrize("op", [op for op in KNOWN if op != EXPLAIN])
 def test_this_torch_s_own_schema_gets_to_the_override(errors, op):
-    """By the same detour, so that the errors above come from the numbers alone."""
+    """This call takes the same detour, so the errors above come from the numbers alone."""
     assert errors[op].startswith(f"FA4 {op} unsupported: "), errors[op]

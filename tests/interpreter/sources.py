@@ -42,7 +42,10 @@ def ptx(kernel: Kernel) -> Path:
 
 
 def programs(*kernels: Kernel) -> dict[str, str]:
-    """Of these and those that they launch: PTX files by the digest of the device code. A core each compiles what is missing."""
+    """The PTX files of these kernels and of those that they launch, by the digest of the device code.
+
+    What is missing is compiled, on every core.
+    """
     launched = (one for kernel in kernels if kernel.op is Op.BACKWARD for one in satellites(kernel) if one)
     needed = list(dict.fromkeys((*kernels, *launched)))
     with ThreadPoolExecutor(os.cpu_count()) as workers:

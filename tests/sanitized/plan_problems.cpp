@@ -86,7 +86,7 @@ class Random {
     return low + static_cast<int64_t>(engine_() % static_cast<uint64_t>(high - low + 1));
   }
   bool one_in(int64_t n) { return between(1, n) == 1; }
-  // Of every order of magnitude alike
+  // Draws every order of magnitude as often.
   int64_t up_to(int64_t most) {
     int bits = 0;
     while (most >> bits > 1) ++bits;
