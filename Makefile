@@ -26,7 +26,8 @@ $(VENV)/bin/python:
 	scripts/bootstrap.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
-# The lists are complete, so that pip need not look for what their packages need, and `pip check` finds what they lack.
+# The lists are complete, so that pip need not look for what their packages need, and `pip check`
+# finds what they lack.
 $(VENV)/build.stamp: requirements/torch.txt requirements/build.txt requirements/torch_cuda.txt | $(VENV)/bin/python
 	scripts/bootstrap.sh $(PYTHON)
 	$(PIP) download --no-deps --only-binary :all: --dest $(VENV)/torch -r requirements/torch.in

@@ -1,11 +1,12 @@
-"""Builds the kernels, links libfa4_ext.so and packs the wheel. Needs torch, what requirements/build.txt lists and a C++17 compiler.
+"""Builds the kernels, links libfa4_ext.so and packs the wheel. Needs torch, what
+requirements/build.txt lists and a C++17 compiler.
 
 Settings, from the environment:
-  FA4_EXT_KERNELS   subset of the kernel matrix: full (default), core, or tuning for benchmarks/tune.py
-  FA4_EXT_ARCHS     90,100 (default), 90 or 100
-  FA4_EXT_JOBS      compiling processes; the cores by default
-  FA4_EXT_CACHE     folder of compiled kernels; ~/.cache/fa4_ext/kernels by default
-  FA4_EXT_TESTS     1: also build the pybind11 module that the tests use, into build/tests/
+  FA4_EXT_KERNELS   subset of the kernel matrix: full (default), core, or tuning for
+  benchmarks/tune.py FA4_EXT_ARCHS     90,100 (default), 90 or 100 FA4_EXT_JOBS      compiling
+  processes; the cores by default FA4_EXT_CACHE     folder of compiled kernels;
+  ~/.cache/fa4_ext/kernels by default FA4_EXT_TESTS     1: also build the pybind11 module that the
+  tests use, into build/tests/
 """
 
 import os
@@ -23,9 +24,13 @@ from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).parent.resolve()
 CMAKE_FILES = ["cmake/fa4_ext-config.cmake", "cmake/fa4_ext-config-version.cmake"]
-NATIVE_FILES = ["libfa4_ext.so", "include/fa4_ext.h", *CMAKE_FILES]  # of the package: what CMakeLists.txt installs
+# of the package: what CMakeLists.txt installs
+NATIVE_FILES = ["libfa4_ext.so", "include/fa4_ext.h", *CMAKE_FILES]
 PLATFORM = "manylinux_2_28_x86_64"
-NEEDS = "the build needs: pip install --no-deps -r requirements/build.txt && pip install -r requirements/torch.in"
+NEEDS = (
+    "the build needs: pip install --no-deps -r requirements/build.txt && pip install -r "
+    "requirements/torch.in"
+)
 COMMIT = "commit.txt"  # in source distributions only
 
 
@@ -42,8 +47,11 @@ def package_folder(name: str) -> Path:
 
 
 def script(name: str) -> Path:
-    """A program that a package brought into this environment, or into the one that an isolated build has on its PATH."""
-    path = shutil.which(name, path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))))
+    """A program that a package brought into this environment, or into the one that an isolated
+    build has on its PATH."""
+    path = shutil.which(
+        name, path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
+    )
     if path is None:
         raise SystemExit(f"{name} is not installed; {NEEDS}")
     return Path(path)
@@ -53,14 +61,25 @@ def check_compiler() -> None:
     compiler = os.environ.get("CXX", "c++").split()[0]
     if shutil.which(compiler) is None:
         raise SystemExit(
-            f"the C++ compiler {compiler!r} was not found; install one of C++17, on Debian or Ubuntu with: apt-get install g++"
+            f"the C++ compiler {compiler!r} was not found; install one of C++17, on Debian or "
+            "Ubuntu with: apt-get install g++"
         )
 
 
 def commit() -> str:
-    """Of the checkout, with "-dirty" after it where files differ; or else the one that a source distribution was packed from."""
+    """Of the checkout, with "-dirty" after it where files differ; or else the one that a source
+    distribution was packed from."""
     if (ROOT / ".git").exists() and shutil.which("git"):
-        command = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        command = [
+            "git",
+            "-C",
+            ROOT,
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=40",
+            "--exclude=*",
+        ]
         described = subprocess.run(command, capture_output=True, text=True, check=False)
         if described.returncode == 0:
             return described.stdout.strip()
@@ -85,9 +104,17 @@ def run(*command: str | Path) -> None:
 class BuildNative(build_ext):
     def run(self) -> None:
         check_compiler()
-        subset, jobs = setting("KERNELS", "full"), setting("JOBS", str(len(os.sched_getaffinity(0))))
+        subset, jobs = (
+            setting("KERNELS", "full"),
+            setting("JOBS", str(len(os.sched_getaffinity(0)))),
+        )
         build = ROOT / "build" / subset
-        options = [f"--arch={setting('ARCHS', '90,100')}", f"--jobs={jobs}", f"--out={build / 'kernels'}", f"--commit={commit()}"]
+        options = [
+            f"--arch={setting('ARCHS', '90,100')}",
+            f"--jobs={jobs}",
+            f"--out={build / 'kernels'}",
+            f"--commit={commit()}",
+        ]
         run(sys.executable, "-m", "kernels.build", f"--subset={subset}", *options)
         self.link(build, jobs)
 
@@ -121,7 +148,8 @@ class BuildNative(build_ext):
 
 class Wheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", PLATFORM  # torch's stable ABI and no Python in it: one library for every CPython
+        # torch's stable ABI and no Python in it: one library for every CPython
+        return "py3", "none", PLATFORM
 
 
 class Source(sdist):
@@ -130,4 +158,7 @@ class Source(sdist):
         Path(base_dir, COMMIT).write_text(commit() + "\n")
 
 
-setup(ext_modules=[Extension("fa4_ext.libfa4_ext", [])], cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel, "sdist": Source})
+setup(
+    ext_modules=[Extension("fa4_ext.libfa4_ext", [])],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel, "sdist": Source},
+)

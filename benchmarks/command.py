@@ -12,7 +12,9 @@ from fa4_ext.bench.session import NO_DEVICE
 
 def json_path(description: str) -> str | None:
     """What `--json` gives; ends the process where there is no GPU to measure on."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", metavar="PATH")
     path = parser.parse_args().json
     if not torch.cuda.is_available():

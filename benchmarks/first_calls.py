@@ -1,4 +1,5 @@
-"""What startup.py calls in its processes, by contender. This module imports nothing itself: the import of each is timed."""
+"""What startup.py calls in its processes, by contender. This module imports nothing itself: the
+import of each is timed."""
 
 from __future__ import annotations
 

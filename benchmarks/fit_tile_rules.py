@@ -1,7 +1,9 @@
-"""Fits the planner's tile rules to measurements, and says what they give: `python -m benchmarks.fit_tile_rules`.
+"""Fits the planner's tile rules to measurements, and says what they give: `python -m
+benchmarks.fit_tile_rules`.
 
-The measurements, benchmarks/results/h200_tuning.csv, come from `python -m benchmarks.tune`. A rule is a box in the features of a
-problem in which a candidate's tile was measured to be faster than the default's by more than noise, and slower nowhere.
+The measurements, benchmarks/results/h200_tuning.csv, come from `python -m benchmarks.tune`. A rule
+is a box in the features of a problem in which a candidate's tile was measured to be faster than the
+default's by more than noise, and slower nowhere.
 """
 
 from __future__ import annotations
@@ -24,12 +26,24 @@ GAIN = 1.03  # a geometric mean of the speedups in a box up to it counts as nois
 WORST = 0.99  # of the speedups in a box
 PROBLEMS = 2  # in a box, at least
 # The columns that tell problems apart.
-PROBLEM = ("direction", "dtype", "layout", "batch", "heads", "heads_kv", "seqlen_q", "head_dim", "causal", "uniform")
+PROBLEM = (
+    "direction",
+    "dtype",
+    "layout",
+    "batch",
+    "heads",
+    "heads_kv",
+    "seqlen_q",
+    "head_dim",
+    "causal",
+    "uniform",
+)
 LONGEST_CLASS = 14  # 2^14 rows a sequence and more
-# Rows of the tile's in whole tiles, per cent of those in the default's: what the tile saves, or wastes, of the last one.
+# Rows of the tile's in whole tiles, per cent of those in the default's: what the tile saves, or
+# wastes, of the last one.
 ROWS_CLASSES = ((0, 74), (75, 94), (95, 104), (105, MAX))
-# Query tiles of the default, per 100 multiprocessors. A tile of two thirds of the rows still fits a single wave up to 66; from 400
-# on, a partial last wave matters little.
+# Query tiles of the default, per 100 multiprocessors. A tile of two thirds of the rows still fits a
+# single wave up to 66; from 400 on, a partial last wave matters little.
 TILES_CLASSES = ((0, 66), (67, 100), (101, 399), (400, MAX))
 
 
@@ -130,7 +144,11 @@ def cells(rows: Iterable[Row]) -> dict[tuple, list[Row]]:
     found: dict[tuple, list[Row]] = {}
     for row in rows:
         kind = (row.op, row.layout, row.head_dim, row.mask, row.block_m, row.block_n)
-        box = (queries_class(row.queries), class_of(row.rows, ROWS_CLASSES), class_of(row.tiles, TILES_CLASSES))
+        box = (
+            queries_class(row.queries),
+            class_of(row.rows, ROWS_CLASSES),
+            class_of(row.tiles, TILES_CLASSES),
+        )
         found.setdefault((kind, box), []).append(row)
     return found
 
@@ -143,7 +161,8 @@ def rule(box: Box, rows: list[Row]) -> TileRule:
         for end, bound in zip(("low", "high"), getattr(box, name), strict=True)
     }
     return TileRule(
-        box.op, box.layout, box.head_dim, box.mask, **bounds, block_m=box.block_m, block_n=box.block_n,
+        box.op, box.layout, box.head_dim, box.mask, **bounds, block_m=box.block_m,
+        block_n=box.block_n,
         beats_stock=box.beats_stock, problems=len(measured),
         default_tflops=round(geometric_mean(row.default_tflops for row in measured), 1),
         tuned_tflops=round(geometric_mean(row.tuned_tflops for row in measured), 1),
@@ -153,8 +172,11 @@ def rule(box: Box, rows: list[Row]) -> TileRule:
 
 
 def chosen(rows: Iterable[Row]) -> list[Box]:
-    """The boxes of the candidates that win there, but for those that win only where another one gains more."""
-    winning = sorted((item for item in cells(rows).items() if wins(item[1])), key=lambda item: -gain(item[1]))
+    """The boxes of the candidates that win there, but for those that win only where another one
+    gains more."""
+    winning = sorted(
+        (item for item in cells(rows).items() if wins(item[1])), key=lambda item: -gain(item[1])
+    )
     boxes, served = [], set()
     for (kind, box), measured in winning:
         if wins([row for row in measured if row.problem not in served]):
@@ -164,18 +186,28 @@ def chosen(rows: Iterable[Row]) -> list[Box]:
 
 
 def fit(rows: list[Row]) -> tuple[TileRule, ...]:
-    """The rules, of a kind of call the one that gains most first: the first that holds for a problem is its."""
+    """The rules, of a kind of call the one that gains most first: the first that holds for a
+    problem is its."""
     rules = [rule(box, rows) for box in merged(chosen(rows))]
-    return tuple(sorted(rules, key=lambda r: (r.op, r.layout, r.head_dim, r.mask, r.default_tflops / r.tuned_tflops)))
+    return tuple(
+        sorted(
+            rules,
+            key=lambda r: (r.op, r.layout, r.head_dim, r.mask, r.default_tflops / r.tuned_tflops),
+        )
+    )
 
 
 def main() -> None:
     rules = fit(read())
     tile_rules.write(rules)
     tuned = sum(kernel.tuned for kernel in matrix())
-    print(f"{len(rules)} rules from {MEASURED.name} in {tile_rules.TABLE.name}; a wheel holds {tuned} kernels for them")
+    print(
+        f"{len(rules)} rules from {MEASURED.name} in {tile_rules.TABLE.name}; a wheel holds "
+        f"{tuned} kernels for them"
+    )
     for r in rules:
-        print(f"  {r.op} {r.layout} D{r.head_dim} {r.mask} {r.block_m}x{r.block_n}: {r.tuned_tflops / r.default_tflops:.3f}x, "
+        print(f"  {r.op} {r.layout} D{r.head_dim} {r.mask} {r.block_m}x{r.block_n}: "
+            f"{r.tuned_tflops / r.default_tflops:.3f}x, "
               f"at worst {r.worst_speedup:.3f}x; {r.worst_speedup_over_stock:.2f}x stock's speed")  # fmt: skip
 
 

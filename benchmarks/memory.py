@@ -1,12 +1,13 @@
-"""Device memory that a call takes beside what was taken before it: ours, PyTorch's flash attention and, where it is installed,
-flash-attn-4.
+"""Device memory that a call takes beside what was taken before it: ours, PyTorch's flash attention
+and, where it is installed, flash-attn-4.
 
 python -m benchmarks.memory --json benchmarks/results/h200_memory.json
 
-Of a forward that autograd records, what torch's allocator holds at most while it runs, less what it held before, which are q, k and
-v: output, logsumexp and whatever else the call allocates. Of a backward the same, less what it held before, which are also the
-output, what the forward saved, and the output's gradient: dq, dk, dv and the scratch memory. Not counted is what the driver takes
-for a kernel's code. On long contexts the last rows of output and gradients are held to attention in fp32.
+Of a forward that autograd records, what torch's allocator holds at most while it runs, less what it
+held before, which are q, k and v: output, logsumexp and whatever else the call allocates. Of a
+backward the same, less what it held before, which are also the output, what the forward saved, and
+the output's gradient: dq, dk, dv and the scratch memory. Not counted is what the driver takes for a
+kernel's code. On long contexts the last rows of output and gradients are held to attention in fp32.
 """
 
 from __future__ import annotations
@@ -31,14 +32,22 @@ NAMES = ("ours", "stock", "fa4")
 DTYPE = "bf16"
 ROUNDS = 3  # of the ceiling in the header
 LONG = 1 << 17
-LAST_ROWS = 256  # of a long context: of queries, which see every key, and of keys, which no other query sees
+# of a long context: of queries, which see every key, and of keys, which no other query sees
+LAST_ROWS = 256
 MIB = 1 << 20
 T = TypeVar("T")
 
 MIXED = (8192, 4096, 2048, 1024, 512, 256, 128, 128)
 SHAPES = (
     *(
-        square(4, 2048 // head_dim, 4096, head_dim, causal, name=f"D{head_dim} {'causal' if causal else 'full'}")
+        square(
+            4,
+            2048 // head_dim,
+            4096,
+            head_dim,
+            causal,
+            name=f"D{head_dim} {'causal' if causal else 'full'}",
+        )
         for head_dim in (64, 128, 256)
         for causal in (False, True)
     ),
@@ -76,13 +85,19 @@ def peak(call: Callable[[], T]) -> tuple[T, int]:
     return result, torch.cuda.max_memory_allocated() - before
 
 
-def error_of_last_rows(shape: Shape, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> float:
-    """The largest relative error of out, dq, dk and dv against fp32, for dense causal self-attention: of the last sequence's last
-    rows, in the last head of keys and values and the query heads that share it. `inputs`: q, k, v, dO."""
+def error_of_last_rows(
+    shape: Shape, inputs: list[torch.Tensor], outputs: list[torch.Tensor]
+) -> float:
+    """The largest relative error of out, dq, dk and dv against fp32, for dense causal
+    self-attention: of the last sequence's last rows, in the last head of keys and values and the
+    query heads that share it. `inputs`: q, k, v, dO."""
     q, k, v, do = (corner_of(t, shape, -1) for t in inputs)
     last = slice(-LAST_ROWS, None)
     truths = attention(q[:, last], k, v, do[:, last], causal=True)
-    pairs = ((corner_of(output, shape, -1)[:, last].float(), truth[:, last]) for output, truth in zip(outputs, truths, strict=True))
+    pairs = (
+        (corner_of(output, shape, -1)[:, last].float(), truth[:, last])
+        for output, truth in zip(outputs, truths, strict=True)
+    )
     return max(((output - truth).norm() / truth.norm()).item() for output, truth in pairs)
 
 
@@ -105,18 +120,23 @@ def _measure(contender: Contender, shape: Shape, inputs: list[torch.Tensor]) -> 
     if shape.longest >= LONG:
         error = error_of_last_rows(shape, inputs, [out.detach(), *gradients])
         if not error <= MAX_RELATIVE_ERROR[DTYPE]:
-            raise RuntimeError(f"wrong: relative error {error:.2e} against fp32 in the last {LAST_ROWS} rows")
+            raise RuntimeError(
+                f"wrong: relative error {error:.2e} against fp32 in the last {LAST_ROWS} rows"
+            )
         found = {direction: row | {"relative_error": error} for direction, row in found.items()}
     return found
 
 
 def measure(chosen: list[Contender], shapes: tuple[Shape, ...]) -> list[dict]:
-    """A row for each shape and direction: the shape, the bytes that are returned, and of each contender its peak, or why none."""
+    """A row for each shape and direction: the shape, the bytes that are returned, and of each
+    contender its peak, or why none."""
     rows = []
     progress = Progress(len(shapes) * len(chosen), what="measurements")
     for shape in shapes:
         inputs = make_inputs(shape, DTYPE)
-        fields = {key: value for key, value in vars(shape).items() if key != "lengths"} | {"layout": shape.layout}
+        fields = {key: value for key, value in vars(shape).items() if key != "lengths"} | {
+            "layout": shape.layout
+        }
         results: dict[str, dict] = {}
         for contender in chosen:
             progress.started(f"{contender.name}, {shape.name}")
@@ -124,11 +144,21 @@ def measure(chosen: list[Contender], shapes: tuple[Shape, ...]) -> list[dict]:
                 results[contender.name] = _measure(contender, shape, inputs)
             except Exception as error:  # of any kind: other packages raise their own
                 print(f"\n{contender.name}, {shape.name}: {error}", file=sys.stderr)
-                results[contender.name] = {direction: {"error": f"{error!r:.300}"} for direction in directions(shape)}
+                results[contender.name] = {
+                    direction: {"error": f"{error!r:.300}"} for direction in directions(shape)
+                }
             progress.finished()
         for direction in directions(shape):
-            row = {"name": f"{shape.name} {direction}", "direction": direction, "returned_bytes": returned_bytes(shape, direction)}
-            rows.append(fields | row | {"results": {name: found[direction] for name, found in results.items()}})
+            row = {
+                "name": f"{shape.name} {direction}",
+                "direction": direction,
+                "returned_bytes": returned_bytes(shape, direction),
+            }
+            rows.append(
+                fields
+                | row
+                | {"results": {name: found[direction] for name, found in results.items()}}
+            )
     return rows
 
 
@@ -141,14 +171,22 @@ def _cell(found: dict | None) -> str:
 def text(rows: list[dict], names: list[str]) -> str:
     """MiB, and where ours takes the largest part of another's."""
     cells = [
-        (row["name"], [f"{row['returned_bytes'] / MIB:.1f}", *(_cell(row["results"].get(name)) for name in names)]) for row in rows
+        (
+            row["name"],
+            [
+                f"{row['returned_bytes'] / MIB:.1f}",
+                *(_cell(row["results"].get(name)) for name in names),
+            ],
+        )
+        for row in rows
     ]
     lines = columns("MiB at most", ["returned", *names], cells)
     for name in names:
         ratios = {
             row["name"]: row["results"]["ours"]["peak_bytes"] / row["results"][name]["peak_bytes"]
             for row in rows
-            if name != "ours" and all("peak_bytes" in row["results"].get(who, {}) for who in ("ours", name))
+            if name != "ours"
+            and all("peak_bytes" in row["results"].get(who, {}) for who in ("ours", name))
         }
         if ratios:
             most = max(ratios, key=ratios.get)
@@ -164,7 +202,11 @@ def main() -> None:
     print(text(result["rows"], [contender.name for contender in chosen]))
     if path:
         save(result, path)
-    failed = [row["name"] for row in result["rows"] if any("error" in found for found in row["results"].values())]
+    failed = [
+        row["name"]
+        for row in result["rows"]
+        if any("error" in found for found in row["results"].values())
+    ]
     if failed:
         sys.exit(f"{len(failed)} rows failed, first {failed[0]}")
 

@@ -1,10 +1,11 @@
-"""Measures what benchmarks/results has again, each file by its own command and in a process of its own.
+"""Measures what benchmarks/results has again, each file by its own command and in a process of its
+own.
 
 python -m benchmarks.renew --into benchmarks/results
 python -m benchmarks.renew --into benchmarks/results --limit 600 varlen memory
 
-Files are named after the device. Rules and dealings add what their files lack, the others are measured anew. Not among them is the
-tuning, which needs a build of its own (benchmarks/tune.py).
+Files are named after the device. Rules and dealings add what their files lack, the others are
+measured anew. Not among them is the tuning, which needs a build of its own (benchmarks/tune.py).
 """
 
 from __future__ import annotations
@@ -20,11 +21,20 @@ import torch
 from fa4_ext.bench.session import NO_DEVICE
 
 BENCH = ("fa4_ext", "bench")
-# By the name of the file: a module and its options. flash-attn-4 compiles for long (FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED=1 keeps
-# what it compiled), and is left out where it was never close.
+# By the name of the file: a module and its options. flash-attn-4 compiles for long
+# (FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED=1 keeps what it compiled), and is left out where it was
+# never close.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "paper": (*BENCH, "--host"),
-    "paper_gqa": (*BENCH, "--grid", "paper-gqa", "--op", "forward", "--contenders", "ours,cudnn,fa3,fa4"),
+    "paper_gqa": (
+        *BENCH,
+        "--grid",
+        "paper-gqa",
+        "--op",
+        "forward",
+        "--contenders",
+        "ours,cudnn,fa3,fa4",
+    ),
     "fp16": (*BENCH, "--op", "forward", "--dtype", "fp16", "--contenders", "ours,cudnn,fa4"),
     "varlen": (*BENCH, "--grid", "varlen", "--contenders", "ours,stock,fa4"),
     "dims": (*BENCH, "--grid", "dims"),
@@ -59,16 +69,33 @@ def renew(name: str, into: Path, limit_s: float) -> bool:
     """What the command prints goes to a file beside its result."""
     with open(into / f"{device()}_{name}.log", "w") as log:
         try:
-            return subprocess.run(command(name, into, device()), stdout=log, stderr=log, timeout=limit_s).returncode == 0
+            return (
+                subprocess.run(
+                    command(name, into, device()), stdout=log, stderr=log, timeout=limit_s
+                ).returncode
+                == 0
+            )
         except subprocess.TimeoutExpired:
             return False
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(COMMANDS)}; all by default")
-    parser.add_argument("--into", metavar="FOLDER", type=Path, required=True, help="of the results, and a .log of each")
-    parser.add_argument("--limit", metavar="SECONDS", type=float, default=300, help="of each (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(COMMANDS)}; all by default"
+    )
+    parser.add_argument(
+        "--into",
+        metavar="FOLDER",
+        type=Path,
+        required=True,
+        help="of the results, and a .log of each",
+    )
+    parser.add_argument(
+        "--limit", metavar="SECONDS", type=float, default=300, help="of each (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in COMMANDS]:
         parser.error(f"{', '.join(unknown)}: must be of {', '.join(COMMANDS)}")

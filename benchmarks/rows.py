@@ -1,4 +1,5 @@
-"""Rows of measurements in a CSV file: a run adds what the file lacks, until its time is spent or it is ended."""
+"""Rows of measurements in a CSV file: a run adds what the file lacks, until its time is spent or it
+is ended."""
 
 from __future__ import annotations
 
@@ -17,9 +18,15 @@ T = TypeVar("T")
 
 def parser(description: str, budget_s: float) -> argparse.ArgumentParser:
     """The options of a run; `budget_s`: seconds by default."""
-    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--csv", metavar="PATH", help="measures what the file lacks, and adds it problem by problem")
-    found.add_argument("--budget", metavar="SECONDS", type=float, default=budget_s, help="(default: %(default)s)")
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument(
+        "--csv", metavar="PATH", help="measures what the file lacks, and adds it problem by problem"
+    )
+    found.add_argument(
+        "--budget", metavar="SECONDS", type=float, default=budget_s, help="(default: %(default)s)"
+    )
     return found
 
 
@@ -33,7 +40,8 @@ def measured(path: str | None, names: Iterable[str]) -> set[tuple[str, ...]]:
 
 
 def add(rows: list[dict], path: str) -> None:
-    """Adds the rows of a problem, with the spread left out. They are few, and reach the file in one write."""
+    """Adds the rows of a problem, with the spread left out. They are few, and reach the file in one
+    write."""
     columns = [name for name in rows[0] if not name.endswith("_spread")]
     exists = os.path.exists(path)
     with open(path, "a", newline="") as file:
@@ -57,10 +65,14 @@ def _within(budget_s: float, problems: Sequence[T], name: Callable[[T], str]) ->
 
 
 def measure(
-    problems: Sequence[T], rows_of: Callable[[T], list[dict]], name: Callable[[T], str], budget_s: float, path: str | None
+    problems: Sequence[T],
+    rows_of: Callable[[T], list[dict]],
+    name: Callable[[T], str],
+    budget_s: float,
+    path: str | None,
 ) -> list[dict]:
-    """The rows of the problems that were measured within the budget, which the file has as soon as a problem is done. A problem
-    that fails has none, and a line on stderr."""
+    """The rows of the problems that were measured within the budget, which the file has as soon as
+    a problem is done. A problem that fails has none, and a line on stderr."""
     rows = []
     for problem in _within(budget_s, problems, name):
         try:

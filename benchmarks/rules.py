@@ -37,13 +37,16 @@ def make_inputs(p: Shape, dtype: str) -> list[torch.Tensor]:
 
 
 def calls(p: Shape, sets: list, enabled):
-    """The forward and the backward as functions of the index of a set; `enabled`: for the forward of which the backward is."""
+    """The forward and the backward as functions of the index of a set; `enabled`: for the forward
+    of which the backward is."""
     cu_seqlens = make_cu_seqlens(p)
     longest = (p.longest, p.longest) if p.layout == "varlen" else (p.seqlen_q, p.seqlen_k)
 
     def forward(i):
         q, k, v, _ = sets[i]
-        return aten._flash_attention_forward(q, k, v, cu_seqlens, cu_seqlens, *longest, 0.0, p.causal, False)
+        return aten._flash_attention_forward(
+            q, k, v, cu_seqlens, cu_seqlens, *longest, 0.0, p.causal, False
+        )
 
     with enabled():
         saved = [forward(i) for i in range(len(sets))]
@@ -52,7 +55,19 @@ def calls(p: Shape, sets: list, enabled):
         q, k, v, do = sets[i]
         out, lse, rng_state, unused, _ = saved[i]
         return aten._flash_attention_backward(
-            do, q, k, v, out, lse, cu_seqlens, cu_seqlens, *longest, 0.0, p.causal, rng_state, unused
+            do,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            cu_seqlens,
+            cu_seqlens,
+            *longest,
+            0.0,
+            p.causal,
+            rng_state,
+            unused,
         )
 
     return {"forward": forward, "backward": backward}
@@ -67,7 +82,9 @@ def _kernel(p: Shape, direction: str, inputs: list[torch.Tensor]) -> str:
         else:
             q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
             options = dict(enable_gqa=True)
-        return fa4_ext.explain(q, k, v, backward=direction == "backward", **options).kernel.split("_")[1]
+        return fa4_ext.explain(q, k, v, backward=direction == "backward", **options).kernel.split(
+            "_"
+        )[1]
 
 
 def agree(outputs, others, at_most: float) -> None:
@@ -75,13 +92,28 @@ def agree(outputs, others, at_most: float) -> None:
     for a, b in zip(outputs, others, strict=True):
         difference = ((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-3)).item()
         if not difference <= at_most:
-            raise RuntimeError(f"outputs differ by {difference:.2e}, at most {at_most:.1e} is allowed")
+            raise RuntimeError(
+                f"outputs differ by {difference:.2e}, at most {at_most:.1e} is allowed"
+            )
 
 
 def fields_of(p: Shape) -> dict:
     """What a row says about its problem."""
-    fields = ("layout", "batch", "heads", "heads_kv", "seqlen_q", "seqlen_k", "head_dim", "causal", "longest")
-    return {name: getattr(p, name) for name in fields} | {"uniform": len(set(p.lengths)) <= 1, "total_q": p.total_q}
+    fields = (
+        "layout",
+        "batch",
+        "heads",
+        "heads_kv",
+        "seqlen_q",
+        "seqlen_k",
+        "head_dim",
+        "causal",
+        "longest",
+    )
+    return {name: getattr(p, name) for name in fields} | {
+        "uniform": len(set(p.lengths)) <= 1,
+        "total_q": p.total_q,
+    }
 
 
 def key(problem: Problem) -> dict[str, str]:
@@ -99,7 +131,10 @@ def missing(shapes: list[Shape], path: str | None) -> list[Problem]:
 
 def _name(problem: Problem) -> str:
     p, direction = problem
-    return f"{p.layout} {direction} b{p.batch} h{p.heads}/{p.heads_kv} q{p.seqlen_q} k{p.seqlen_k} d{p.head_dim}"
+    return (
+        f"{p.layout} {direction} b{p.batch} h{p.heads}/{p.heads_kv} q{p.seqlen_q} k{p.seqlen_k} "
+        f"d{p.head_dim}"
+    )
 
 
 def _row(problem: Problem) -> dict:
@@ -117,20 +152,28 @@ def _row(problem: Problem) -> dict:
     row = fields_of(p) | {"direction": direction, "kernel": _kernel(p, direction, sets[0])}
     for name, times in in_turns(prepared, ROUNDS).items():
         result = summary(times)
-        row |= {f"{name}_us": round(result["ms"] * 1e3, 3), f"{name}_spread": round(result["spread"], 3)}
+        row |= {
+            f"{name}_us": round(result["ms"] * 1e3, 3),
+            f"{name}_spread": round(result["spread"], 3),
+        }
     return row
 
 
 def print_table(found: list[dict]) -> None:
     """The rows on which ours is slower, worst first."""
-    slower = sorted((row for row in found if row["ours_us"] > row["stock_us"]), key=lambda row: row["stock_us"] / row["ours_us"])
+    slower = sorted(
+        (row for row in found if row["ours_us"] > row["stock_us"]),
+        key=lambda row: row["stock_us"] / row["ours_us"],
+    )
     print(f"{len(slower)} of {len(found)} rows are slower than stock; the worst:")
     for row in slower[:40]:
         mask = "causal" if row["causal"] else "full"
         print(
-            f"  {row['layout']:6} {row['direction']:8} {mask:6} B{row['batch']:<5} H{row['heads']}/{row['heads_kv']:<3} "
+            f"  {row['layout']:6} {row['direction']:8} {mask:6} B{row['batch']:<5} "
+            f"H{row['heads']}/{row['heads_kv']:<3} "
             f"q{row['seqlen_q']:<5} k{row['seqlen_k']:<6} d{row['head_dim']:<4} "
-            f"ours {row['ours_us']:9.1f} us  stock {row['stock_us']:9.1f} us  {row['ours_us'] / row['stock_us']:.2f}x"
+            f"ours {row['ours_us']:9.1f} us  stock {row['stock_us']:9.1f} us  "
+            f"{row['ours_us'] / row['stock_us']:.2f}x"
         )
 
 
@@ -142,7 +185,11 @@ def main() -> None:
         sys.exit(NO_DEVICE)
     problems = missing(rules_grid.rules(arguments.quick), arguments.csv)
     with session():
-        print_table(rows.measure(problems, lambda problem: [_row(problem)], _name, arguments.budget, arguments.csv))
+        print_table(
+            rows.measure(
+                problems, lambda problem: [_row(problem)], _name, arguments.budget, arguments.csv
+            )
+        )
 
 
 if __name__ == "__main__":

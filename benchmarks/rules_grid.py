@@ -31,7 +31,10 @@ def short(quick: bool) -> list[Shape]:
     """Self-attention over short sequences, dense: images, sentences."""
     lengths = (64, 197) if quick else (32, 64, 77, 128, 197, 256, 384)
     problems = product((8, 64, 512), ((12, 12), (32, 8)), lengths, (64, 128), (False, True))
-    return [square(batch, heads, length, dim, causal, heads_kv=kv) for batch, (heads, kv), length, dim, causal in problems]
+    return [
+        square(batch, heads, length, dim, causal, heads_kv=kv)
+        for batch, (heads, kv), length, dim, causal in problems
+    ]
 
 
 def many_short(quick: bool) -> list[Shape]:
@@ -43,16 +46,22 @@ def many_short(quick: bool) -> list[Shape]:
         tokens, means, ((16, 16), (32, 8)), (64, 128), (False, True), (True, False)
     ):
         count = total // mean
-        if not 1 <= count <= 1024:  # more are lost by far: every block looks for its sequence among all
+        # more are lost by far: every block looks for its sequence among all
+        if not 1 <= count <= 1024:
             continue
         chosen = random.Random(f"{total} {mean}")
-        lengths = (mean,) * count if uniform else tuple(chosen.randint(1, 2 * mean - 1) for _ in range(count))
+        lengths = (
+            (mean,) * count
+            if uniform
+            else tuple(chosen.randint(1, 2 * mean - 1) for _ in range(count))
+        )
         shapes.append(packed(heads, heads_kv, head_dim, causal, lengths, mean=mean))
     return shapes
 
 
 def rules(quick: bool) -> list[Shape]:
-    """In a random order that is the same in every run, so that a run cut short has seen a fair sample."""
+    """In a random order that is the same in every run, so that a run cut short has seen a fair
+    sample."""
     shapes = decode_like(quick) + short(quick) + many_short(quick)
     random.Random(0).shuffle(shapes)
     return shapes

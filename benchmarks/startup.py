@@ -1,4 +1,5 @@
-"""What a process pays once: the import, and the first forward and backward. Every sample is a process of its own.
+"""What a process pays once: the import, and the first forward and backward. Every sample is a
+process of its own.
 
 python -m benchmarks.startup --json benchmarks/results/h200_startup.json
 """
@@ -21,7 +22,8 @@ from fa4_ext.bench.table import columns
 SAMPLES = 5
 ROUNDS = 7  # of the ceiling in the header
 
-# CUDA, its allocator, cuBLAS and autograd are warm, torch has chosen a backend once, before a contender is imported and called.
+# CUDA, its allocator, cuBLAS and autograd are warm, torch has chosen a backend once, before a
+# contender is imported and called.
 FIRST_CALL = """
 import sys, time
 import torch
@@ -52,10 +54,18 @@ print(middle - start, time.perf_counter() - middle)
 
 
 def _seconds(code: str) -> tuple[float, float]:
-    environment = {name: value for name, value in os.environ.items() if name != "FA4_EXT_AUTOREGISTER"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    environment = {
+        name: value for name, value in os.environ.items() if name != "FA4_EXT_AUTOREGISTER"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
+    )
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}")
+        raise RuntimeError(
+            done.stderr.strip().splitlines()[-1]
+            if done.stderr.strip()
+            else f"exit {done.returncode}"
+        )
     first, second = done.stdout.split()[-2:]
     return float(first), float(second)
 
@@ -79,7 +89,10 @@ def measure(names: list[str], samples: int) -> dict:
             imports[name].append(_seconds(IMPORT.format(second=second)))
             progress.finished()
     first_call = {
-        name: {"import_s": statistics.median(t[0] for t in times), "first_call_s": statistics.median(t[1] for t in times)}
+        name: {
+            "import_s": statistics.median(t[0] for t in times),
+            "first_call_s": statistics.median(t[1] for t in times),
+        }
         for name, times in collected.items()
         if times
     }
@@ -88,20 +101,31 @@ def measure(names: list[str], samples: int) -> dict:
             result["beyond_stock_s"] = result["first_call_s"] - first_call["stock"]["first_call_s"]
     return {
         "first_call": first_call,
-        "import_s": {name: statistics.median(sum(t) for t in times) for name, times in imports.items()},
+        "import_s": {
+            name: statistics.median(sum(t) for t in times) for name, times in imports.items()
+        },
         "import_beyond_torch_s": statistics.median(t[1] for t in imports["torch, fa4_ext"]),
     }
 
 
 def print_table(startup: dict, names: list[str]) -> None:
-    titles = {"import_s": "import, s", "first_call_s": "first forward+backward, s", "beyond_stock_s": "beyond stock's, s"}
+    titles = {
+        "import_s": "import, s",
+        "first_call_s": "first forward+backward, s",
+        "beyond_stock_s": "beyond stock's, s",
+    }
     first = startup["first_call"]
     rows = [
-        (title, [f"{first[name][key]:.3f}" if key in first.get(name, {}) else "-" for name in names])
+        (
+            title,
+            [f"{first[name][key]:.3f}" if key in first.get(name, {}) else "-" for name in names],
+        )
         for key, title in titles.items()
     ]
     print("\n".join(columns("", names, rows)))
-    imports = ", ".join(f"import {name}: {seconds:.3f} s" for name, seconds in startup["import_s"].items())
+    imports = ", ".join(
+        f"import {name}: {seconds:.3f} s" for name, seconds in startup["import_s"].items()
+    )
     print(f"{imports}; fa4_ext itself: {1e3 * startup['import_beyond_torch_s']:.0f} ms")
 
 

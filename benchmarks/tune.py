@@ -1,6 +1,8 @@
-"""Every candidate of kernels/matrix.py beside its default and stock: the tile rules are fitted to these rows.
+"""Every candidate of kernels/matrix.py beside its default and stock: the tile rules are fitted to
+these rows.
 
-make build KERNELS=tuning                                           # needs no GPU; leaves fa4_ext/libfa4_ext.so
+make build KERNELS=tuning                                           # needs no GPU; leaves
+fa4_ext/libfa4_ext.so
 python -m benchmarks.tune --csv benchmarks/results/h200_tuning.csv  # with that library on a GPU, until nothing is missing
 python -m benchmarks.fit_tile_rules                                 # writes kernels/tile_rules.csv
 """
@@ -41,7 +43,11 @@ def defaults() -> list[Kernel]:
 
 def grid(default: Kernel) -> list[Problem]:
     found = tune_grid.problems(default.head_dim, default.mask is Mask.CAUSAL, default.block_m)
-    return list(dict.fromkeys((default.op.value, dtype, shape) for dtype, shape in found if is_for(default, shape)))
+    return list(
+        dict.fromkeys(
+            (default.op.value, dtype, shape) for dtype, shape in found if is_for(default, shape)
+        )
+    )
 
 
 def is_for(default: Kernel, shape: Shape) -> bool:
@@ -52,14 +58,20 @@ def is_for(default: Kernel, shape: Shape) -> bool:
 
 def key(problem: Problem) -> dict[str, str]:
     direction, dtype, shape = problem
-    return {name: str(value) for name, value in (fields_of(shape) | {"dtype": dtype, "direction": direction}).items()}
+    return {
+        name: str(value)
+        for name, value in (fields_of(shape) | {"dtype": dtype, "direction": direction}).items()
+    }
 
 
 def missing(path: str | None) -> list[tuple[Kernel, Problem]]:
-    """What a file lacks, in a random order, so that a run cut short has seen a fair sample; everything when there is none."""
+    """What a file lacks, in a random order, so that a run cut short has seen a fair sample;
+    everything when there is none."""
     every = [(kernel, problem) for kernel in defaults() for problem in grid(kernel)]
     there = rows.measured(path, key(every[0][1]))
-    left = [(kernel, problem) for kernel, problem in every if tuple(key(problem).values()) not in there]
+    left = [
+        (kernel, problem) for kernel, problem in every if tuple(key(problem).values()) not in there
+    ]
     random.Random(0).shuffle(left)
     return left
 
@@ -84,7 +96,9 @@ def _rows(pair: tuple[Kernel, Problem]) -> list[dict]:
     direction, dtype, shape = problem
     sets = [make_inputs(shape, dtype) for _ in range(sets_for(shape.bytes))]
     call = calls(shape, sets, ours_enabled)[direction]
-    enabled = {tile(kernel): partial(forced, kernel) for kernel in (default, *candidates(default))} | {"stock": nullcontext}
+    enabled = {
+        tile(kernel): partial(forced, kernel) for kernel in (default, *candidates(default))
+    } | {"stock": nullcontext}
     prepared, outputs = {}, {}
     for name, on in enabled.items():
         prepared[name] = prepare(call, len(sets), on, TARGET_MS)
@@ -92,21 +106,37 @@ def _rows(pair: tuple[Kernel, Problem]) -> list[dict]:
             outputs[name] = call(0)[: 1 if direction == "forward" else 3]
     for kernel in candidates(default):
         agree(outputs[tile(kernel)], outputs[tile(default)], MAX_RELATIVE_ERROR[dtype])
-    us = {name: round(summary(times)["ms"] * 1e3, 3) for name, times in in_turns(prepared, ROUNDS, PAUSE_S).items()}
-    shared = {"default_tile": tile(default), "default_us": us[tile(default)], "stock_us": us["stock"]}
+    us = {
+        name: round(summary(times)["ms"] * 1e3, 3)
+        for name, times in in_turns(prepared, ROUNDS, PAUSE_S).items()
+    }
+    shared = {
+        "default_tile": tile(default),
+        "default_us": us[tile(default)],
+        "stock_us": us["stock"],
+    }
     shared |= {"gflop": round(shape.flops(direction) / 1e9, 3)}
-    return [key(problem) | shared | {"tile": tile(kernel), "us": us[tile(kernel)]} for kernel in candidates(default)]
+    return [
+        key(problem) | shared | {"tile": tile(kernel), "us": us[tile(kernel)]}
+        for kernel in candidates(default)
+    ]
 
 
 def print_table(found: list[dict]) -> None:
     """The rows on which a candidate is faster than the default, best first."""
-    faster = sorted((row for row in found if row["us"] < row["default_us"]), key=lambda row: row["us"] / row["default_us"])
+    faster = sorted(
+        (row for row in found if row["us"] < row["default_us"]),
+        key=lambda row: row["us"] / row["default_us"],
+    )
     print(f"{len(faster)} of {len(found)} rows are faster than the default; the best:")
     for row in faster[:40]:
         print(
-            f"  {row['layout']:6} {row['direction']:8} {row['dtype']} {'causal' if row['causal'] == 'True' else 'full':6} "
-            f"B{row['batch']:<4} H{row['heads']}/{row['heads_kv']:<3} q{row['seqlen_q']:<6} d{row['head_dim']:<4} "
-            f"{row['tile']:8} {row['us']:9.1f} us  {row['default_tile']:8} {row['default_us']:9.1f} us  "
+            f"  {row['layout']:6} {row['direction']:8} {row['dtype']} "
+            f"{'causal' if row['causal'] == 'True' else 'full':6} "
+            f"B{row['batch']:<4} H{row['heads']}/{row['heads_kv']:<3} q{row['seqlen_q']:<6} "
+            f"d{row['head_dim']:<4} "
+            f"{row['tile']:8} {row['us']:9.1f} us  {row['default_tile']:8} "
+            f"{row['default_us']:9.1f} us  "
             f"stock {row['stock_us']:9.1f} us  {row['default_us'] / row['us']:.3f}x"
         )
 
@@ -117,7 +147,15 @@ def main() -> None:
         sys.exit(NO_DEVICE)
     left = missing(arguments.csv)
     with session():
-        print_table(rows.measure(left, _rows, lambda pair: " ".join(key(pair[1]).values()), arguments.budget, arguments.csv))
+        print_table(
+            rows.measure(
+                left,
+                _rows,
+                lambda pair: " ".join(key(pair[1]).values()),
+                arguments.budget,
+                arguments.csv,
+            )
+        )
     if arguments.csv:
         print(f"{len(missing(arguments.csv))} problems are left")
 

@@ -1,5 +1,5 @@
-"""Self-attention problems on which another tile than the default might win. Each combination of the features that the rules see is
-measured twice, so that no rule stands on one measurement.
+"""Self-attention problems on which another tile than the default might win. Each combination of the
+features that the rules see is measured twice, so that no rule stands on one measurement.
 """
 
 from __future__ import annotations
@@ -34,11 +34,16 @@ def _many_tiles(seqlen: int, head_dim: int, causal: bool) -> list[tuple[str, Sha
 def _few_tiles(seqlen: int, head_dim: int, causal: bool, block_m: int) -> list[tuple[str, Shape]]:
     a_head = -(-seqlen // block_m)
     heads = (max(1, round(tiles * SM_COUNT / 100 / a_head)) for tiles in FEW_TILES)
-    return [(dtype, square(1, count, seqlen, head_dim, causal)) for count in heads for dtype in ("bf16", "fp16")]
+    return [
+        (dtype, square(1, count, seqlen, head_dim, causal))
+        for count in heads
+        for dtype in ("bf16", "fp16")
+    ]
 
 
 def _packed(mean: int, head_dim: int, causal: bool) -> list[tuple[str, Shape]]:
-    """All of one length, with grouped heads; and of two random ones a pair, which together are as long."""
+    """All of one length, with grouped heads; and of two random ones a pair, which together are as
+    long."""
     heads, pairs = _heads(head_dim), TOKENS // (2 * mean)
     chosen = random.Random(mean)
     shorter = [chosen.randint(1, mean) for _ in range(pairs)]
@@ -53,6 +58,10 @@ def problems(head_dim: int, causal: bool, block_m: int) -> list[tuple[str, Shape
     """dtypes and shapes; `block_m`: rows of the default's tile."""
     return [
         *(problem for seqlen in LENGTHS for problem in _many_tiles(seqlen, head_dim, causal)),
-        *(problem for seqlen in FEW_LENGTHS for problem in _few_tiles(seqlen, head_dim, causal, block_m)),
+        *(
+            problem
+            for seqlen in FEW_LENGTHS
+            for problem in _few_tiles(seqlen, head_dim, causal, block_m)
+        ),
         *(problem for mean in MEANS for problem in _packed(mean, head_dim, causal)),
     ]

@@ -1,9 +1,10 @@
-"""Calls of plain F.scaled_dot_product_attention that our kernels do not cover, before and while registered.
+"""Calls of plain F.scaled_dot_product_attention that our kernels do not cover, before and while
+registered.
 
 python -m benchmarks.uncovered --json benchmarks/results/h200_uncovered.json
 
-While registered PyTorch asks flash attention first. A call that flash takes and ours does not runs PyTorch's flash kernel, also
-where cuDNN would have run it before: this measures what that costs.
+While registered PyTorch asks flash attention first. A call that flash takes and ours does not runs
+PyTorch's flash kernel, also where cuDNN would have run it before: this measures what that costs.
 """
 
 from __future__ import annotations
@@ -45,7 +46,11 @@ CALLS = {
 
 def _backend(query: torch.Tensor, arguments: dict) -> str:
     """What PyTorch chooses for the call."""
-    return SDPBackend(torch._fused_sdp_choice(query, query, query, **arguments)).name.removesuffix("_ATTENTION").lower()
+    return (
+        SDPBackend(torch._fused_sdp_choice(query, query, query, **arguments))
+        .name.removesuffix("_ATTENTION")
+        .lower()
+    )
 
 
 def measure(rounds: int) -> list[dict]:
@@ -58,7 +63,10 @@ def measure(rounds: int) -> list[dict]:
         size = (BATCH, SEQLEN, HEADS, head_dim)
         nbytes = 3 * BATCH * SEQLEN * HEADS * head_dim * dtype.itemsize
         sets = [
-            [torch.randn(size, dtype=dtype, device="cuda").transpose(1, 2).requires_grad_() for _ in range(3)]
+            [
+                torch.randn(size, dtype=dtype, device="cuda").transpose(1, 2).requires_grad_()
+                for _ in range(3)
+            ]
             for _ in range(sets_for(nbytes))
         ]
 
@@ -72,7 +80,10 @@ def measure(rounds: int) -> list[dict]:
 
         for direction, call in (("forward", forward), ("forward+backward", both)):
             row = {"call": name, "direction": direction}
-            prepared = {state: prepare(call, len(sets), enabled, TARGET_MS) for state, enabled in STATES.items()}
+            prepared = {
+                state: prepare(call, len(sets), enabled, TARGET_MS)
+                for state, enabled in STATES.items()
+            }
             for state, times in in_turns(prepared, rounds).items():
                 with STATES[state]():
                     row[f"{state}_backend"] = _backend(sets[0][0], arguments)
@@ -87,7 +98,9 @@ def print_table(rows: list[dict]) -> None:
     print(f"B{BATCH} H{HEADS} S{SEQLEN}, microseconds\n")
     print("| call | direction | before | while registered | ratio |\n|---|---|---|---|---|")
     for row in rows:
-        before, registered = (f"{row[f'{state}_us']:.0f} ({row[f'{state}_backend']})" for state in STATES)
+        before, registered = (
+            f"{row[f'{state}_us']:.0f} ({row[f'{state}_backend']})" for state in STATES
+        )
         ratio = row["registered_us"] / row["before_us"]
         print(f"| {row['call']} | {row['direction']} | {before} | {registered} | {ratio:.2f} |")
 

@@ -1,8 +1,8 @@
 """FlashAttention-4 for PyTorch, compiled ahead of time.
 
-Importing this package puts its kernels behind PyTorch's flash attention ops, so that F.scaled_dot_product_attention and
-torch.nn.attention.varlen run them on Hopper and Blackwell GPUs. With FA4_EXT_AUTOREGISTER=0, false, no or off in the environment
-it only loads them.
+Importing this package puts its kernels behind PyTorch's flash attention ops, so that
+F.scaled_dot_product_attention and torch.nn.attention.varlen run them on Hopper and Blackwell GPUs.
+With FA4_EXT_AUTOREGISTER=0, false, no or off in the environment it only loads them.
 """
 
 from __future__ import annotations

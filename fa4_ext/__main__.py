@@ -7,11 +7,22 @@ import signal
 import sys
 
 import fa4_ext
-from fa4_ext import _cli_bench, _cli_demo, _cli_doctor, _cli_explain, _cli_kernels, _cli_status, _library
+from fa4_ext import (
+    _cli_bench,
+    _cli_demo,
+    _cli_doctor,
+    _cli_explain,
+    _cli_kernels,
+    _cli_status,
+    _library,
+)
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fa4_ext", description="FlashAttention-4 for PyTorch, compiled ahead of time.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fa4_ext",
+        description="FlashAttention-4 for PyTorch, compiled ahead of time.",
+    )
     parser.add_argument("--version", action="version", version=fa4_ext.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in (_cli_demo, _cli_doctor, _cli_status, _cli_kernels, _cli_explain, _cli_bench):

@@ -48,18 +48,55 @@ def add_to(commands) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--grid", default="paper", metavar="NAME", help="what is measured, of the list below; paper by default")
-    parser.add_argument("--op", choices=("forward", "backward", "both"), default="both", help="both by default")
+    parser.add_argument(
+        "--grid",
+        default="paper",
+        metavar="NAME",
+        help="what is measured, of the list below; paper by default",
+    )
+    parser.add_argument(
+        "--op", choices=("forward", "backward", "both"), default="both", help="both by default"
+    )
     parser.add_argument("--dtype", choices=("bf16", "fp16"), default="bf16", help="bf16 by default")
-    parser.add_argument("--contenders", metavar="NAME[,NAME]", help="of the list below; all that are installed by default")
-    parser.add_argument("--rounds", type=_cli_values.count, metavar="N", help="timed rounds, 7 by default, 5 with --quick")
-    parser.add_argument("--quick", action="store_true", help="each fifth problem of the grid, fewer rounds")
-    parser.add_argument("--host", action="store_true", help="also the host time of a call and its nodes in a CUDA graph")
+    parser.add_argument(
+        "--contenders",
+        metavar="NAME[,NAME]",
+        help="of the list below; all that are installed by default",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_cli_values.count,
+        metavar="N",
+        help="timed rounds, 7 by default, 5 with --quick",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="each fifth problem of the grid, fewer rounds"
+    )
+    parser.add_argument(
+        "--host",
+        action="store_true",
+        help="also the host time of a call and its nodes in a CUDA graph",
+    )
     parser.add_argument("--json", metavar="PATH", help="write the result, for --from and --compare")
-    parser.add_argument("--csv", metavar="PATH", help="write a line for each problem, direction and contender")
-    parser.add_argument("--figure", metavar="PATH[,PATH]", help="draw it, with matplotlib, into .png, .svg or .pdf files")
-    parser.add_argument("--compare", metavar="PATH", help="print the times of an older result over these, and a summary")
-    parser.add_argument("--from", dest="result", metavar="PATH", help="show the result of a file of --json, measuring nothing")
+    parser.add_argument(
+        "--csv", metavar="PATH", help="write a line for each problem, direction and contender"
+    )
+    parser.add_argument(
+        "--figure",
+        metavar="PATH[,PATH]",
+        help="draw it, with matplotlib, into .png, .svg or .pdf files",
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="PATH",
+        help="print the times of an older result over these, and a summary",
+    )
+    parser.add_argument(
+        "--from",
+        dest="result",
+        metavar="PATH",
+        help="show the result of a file of --json, measuring nothing",
+    )
     parser.set_defaults(run=_run, needs_no_library=False)
 
 

@@ -9,16 +9,24 @@ from fa4_ext import _cli_text, _doctor
 
 def add_to(commands) -> None:
     parser = commands.add_parser(
-        "doctor", help="check torch, the driver, the GPUs and this build; exit status 1 when something is wrong"
+        "doctor",
+        help="check torch, the driver, the GPUs and this build; exit status 1 when something is "
+        "wrong",
     )
-    parser.add_argument("--no-gpu", action="store_true", help="ask for no GPU and touch none, on a login node for example")
+    parser.add_argument(
+        "--no-gpu",
+        action="store_true",
+        help="ask for no GPU and touch none, on a login node for example",
+    )
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
     parser.set_defaults(run=_run, needs_no_library=True)
 
 
 def _run(arguments) -> int:
     report = _doctor.examine(gpu=not arguments.no_gpu)
-    print(_cli_text.json_text({"ok": report.ok, **asdict(report)}) if arguments.json else text(report))
+    print(
+        _cli_text.json_text({"ok": report.ok, **asdict(report)}) if arguments.json else text(report)
+    )
     return not report.ok
 
 
@@ -27,7 +35,12 @@ def text(report: _doctor.Report) -> str:
     capability = call = None
     for row in report.calls:
         if row.capability != capability:
-            lines += ["", "What would run on compute capability {}.{}, bf16 where a call does not say".format(*row.capability)]
+            lines += [
+                "",
+                "What would run on compute capability {}.{}, bf16 where a call does not say".format(
+                    *row.capability
+                ),
+            ]
         if row.capability != capability or row.call != call:
             lines.append(f"  {row.call}")
         lines.append(f"    {row.direction:8}  {row.explanation}")

@@ -44,7 +44,8 @@ examples:
 
 @dataclass(frozen=True)
 class Call:
-    q: tuple[int, ...]  # batch, heads, length, head_dim; tokens, heads, head_dim of sequences back to back
+    # batch, heads, length, head_dim; tokens, heads, head_dim of sequences back to back
+    q: tuple[int, ...]
     k: tuple[int, ...]
     v: tuple[int, ...]
     sequences: int | None
@@ -59,7 +60,11 @@ class Call:
     def function(self) -> str:
         if self.sequences:
             return "torch.nn.attention.varlen"
-        return "F.scaled_dot_product_attention" if self.window == (-1, -1) else "aten::_flash_attention_forward"
+        return (
+            "F.scaled_dot_product_attention"
+            if self.window == (-1, -1)
+            else "aten::_flash_attention_forward"
+        )
 
     def explain(self, backward: bool) -> Explanation:
         return explain_shapes(
@@ -90,36 +95,66 @@ def add_to(commands) -> None:
         required=True,
         type=_cli_values.shape,
         metavar="BxHxSxD",
-        help="query's shape, such as 2x16x4096x128; with --sequences tokens x heads x head_dim, such as 8192x16x128",
+        help="query's shape, such as 2x16x4096x128; with --sequences tokens x heads x head_dim, "
+        "such as 8192x16x128",
     )
-    parser.add_argument("--k", type=_cli_values.shape, metavar="BxHxSxD", help="shape of key and value; query's by default")
-    parser.add_argument("--kv-heads", type=_cli_values.count, metavar="H", help="heads of key and value; query's by default")
+    parser.add_argument(
+        "--k",
+        type=_cli_values.shape,
+        metavar="BxHxSxD",
+        help="shape of key and value; query's by default",
+    )
+    parser.add_argument(
+        "--kv-heads",
+        type=_cli_values.count,
+        metavar="H",
+        help="heads of key and value; query's by default",
+    )
     parser.add_argument(
         "--kv-len",
         type=_cli_values.count,
         metavar="S",
         help="length of key and value, or tokens of all sequences; query's by default",
     )
-    parser.add_argument("--v-head-dim", type=_cli_values.count, metavar="D", help="value's head_dim; key's by default")
+    parser.add_argument(
+        "--v-head-dim",
+        type=_cli_values.count,
+        metavar="D",
+        help="value's head_dim; key's by default",
+    )
     parser.add_argument(
         "--sequences",
         type=_cli_values.count,
         metavar="N",
         help="--q holds that many sequences of equal length back to back (varlen)",
     )
-    parser.add_argument("--causal", action="store_true", help="each query sees the keys up to its own")
+    parser.add_argument(
+        "--causal", action="store_true", help="each query sees the keys up to its own"
+    )
     parser.add_argument(
         "--window",
         type=_cli_values.window,
         metavar="LEFT,RIGHT",
         default=(-1, -1),
-        help="how many keys before and after its own a query sees, such as 1024,0; all or -1: no bound",
+        help="how many keys before and after its own a query sees, such as 1024,0; all or -1: no "
+        "bound",
     )
-    parser.add_argument("--dropout", type=_cli_values.probability, metavar="P", default=0.0, help="probability, 0 by default")
-    parser.add_argument("--dtype", choices=_DTYPES, default="bf16", help="bf16 by default")
-    parser.add_argument("--deterministic", action="store_true", help="the backward gives the same bits in every run")
     parser.add_argument(
-        "--device", type=_cli_values.capability, metavar="sm90", help="sm90, sm100, sm103 ...; this machine's GPU by default"
+        "--dropout",
+        type=_cli_values.probability,
+        metavar="P",
+        default=0.0,
+        help="probability, 0 by default",
+    )
+    parser.add_argument("--dtype", choices=_DTYPES, default="bf16", help="bf16 by default")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="the backward gives the same bits in every run"
+    )
+    parser.add_argument(
+        "--device",
+        type=_cli_values.capability,
+        metavar="sm90",
+        help="sm90, sm100, sm103 ...; this machine's GPU by default",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, described below")
     parser.set_defaults(run=_run, needs_no_library=False)
@@ -152,7 +187,10 @@ def call_of(arguments) -> Call:
     v = (*k[:-1], arguments.v_head_dim or k[-1])
     for name, shape in (("key", k), ("value", v)):
         if _cli_values.too_large(shape):
-            raise ValueError(f"{name} {written(shape)} has more elements than a tensor can: at most 2**60 are allowed")
+            raise ValueError(
+                f"{name} {written(shape)} has more elements than a tensor can: at most 2**60 are "
+                "allowed"
+            )
     return Call(
         q=arguments.q,
         k=k,
@@ -171,12 +209,15 @@ def _key_shape(arguments) -> tuple[int, ...]:
     q, k, sequences = arguments.q, arguments.k, arguments.sequences
     if sequences is None and len(q) == 3:
         raise ValueError(
-            f"argument --q: {written(q)} is tokens x heads x head_dim of sequences back to back, and --sequences is missing, which "
-            "says how many; without it batch x heads x length x head_dim is allowed, such as 2x16x4096x128"
+            f"argument --q: {written(q)} is tokens x heads x head_dim of sequences back to back, "
+            "and --sequences is missing, which "
+            "says how many; without it batch x heads x length x head_dim is allowed, such as "
+            "2x16x4096x128"
         )
     if sequences is not None and len(q) == 4:
         raise ValueError(
-            f"argument --q: {written(q)} is batch x heads x length x head_dim: with --sequences tokens x heads x head_dim is "
+            f"argument --q: {written(q)} is batch x heads x length x head_dim: with --sequences "
+            "tokens x heads x head_dim is "
             "allowed, such as 8192x16x128"
         )
     if k is None:
@@ -186,15 +227,23 @@ def _key_shape(arguments) -> tuple[int, ...]:
         sizes[length] = arguments.kv_len or q[length]
         return tuple(sizes)
     if arguments.kv_heads is not None or arguments.kv_len is not None:
-        raise ValueError(f"argument --k: {written(k)} says what --kv-heads and --kv-len say: either it or they are allowed")
+        raise ValueError(
+            f"argument --k: {written(k)} says what --kv-heads and --kv-len say: either it or they "
+            "are allowed"
+        )
     if len(k) != len(q):
-        raise ValueError(f"argument --k: {written(k)} has {len(k)} sizes, --q {written(q)} has {len(q)}: as many are allowed")
+        raise ValueError(
+            f"argument --k: {written(k)} has {len(k)} sizes, --q {written(q)} has {len(q)}: as "
+            "many are allowed"
+        )
     return k
 
 
 def _own_capability() -> tuple[int, int]:
     if not torch.cuda.is_available():
-        raise ValueError("no CUDA device is available: name one with --device, such as --device sm90")
+        raise ValueError(
+            "no CUDA device is available: name one with --device, such as --device sm90"
+        )
     return torch.cuda.get_device_capability()
 
 
@@ -203,11 +252,18 @@ def written(shape: tuple[int, ...]) -> str:
 
 
 def report(call: Call, answers: dict[str, Explanation]) -> dict:
-    return {"call": asdict(call), **{direction: asdict(answer) for direction, answer in answers.items()}}
+    return {
+        "call": asdict(call),
+        **{direction: asdict(answer) for direction, answer in answers.items()},
+    }
 
 
 def text(call: Call, answers: dict[str, Explanation]) -> str:
-    keys = f"key and value {written(call.k)}" if call.k == call.v else f"key {written(call.k)}, value {written(call.v)}"
+    keys = (
+        f"key and value {written(call.k)}"
+        if call.k == call.v
+        else f"key {written(call.k)}, value {written(call.v)}"
+    )
     lines = [_title(call), f"query {written(call.q)}, {keys}{_sequences(call)}"]
     for direction, answer in answers.items():
         lines += ["", direction, *_cli_text.labelled(_facts(call, answer), indent="  ")]
@@ -234,14 +290,21 @@ def _sequences(call: Call) -> str:
 
 def _facts(call: Call, answer: Explanation) -> list[tuple[str, str]]:
     if not answer.supported:
-        return [("kernel", "none of fa4_ext's"), ("because", answer.reason), ("instead", _instead(call, answer))]
+        return [
+            ("kernel", "none of fa4_ext's"),
+            ("because", answer.reason),
+            ("instead", _instead(call, answer)),
+        ]
     if not answer.kernel:
         return [("kernel", "none is needed"), ("because", answer.reason)]
     rows_q, rows_k = answer.tile
     rows = [
         ("kernel", answer.kernel),
         ("tile", f"{rows_q} queries x {rows_k} keys"),
-        ("workspace", _cli_text.readable_bytes(answer.workspace_bytes) if answer.workspace_bytes else "none"),
+        (
+            "workspace",
+            _cli_text.readable_bytes(answer.workspace_bytes) if answer.workspace_bytes else "none",
+        ),
     ]
     return [*rows, ("inputs", answer.reason)] if answer.reason else rows
 
@@ -249,4 +312,7 @@ def _facts(call: Call, answer: Explanation) -> list[tuple[str, str]]:
 def _instead(call: Call, answer: Explanation) -> str:
     if answer.fallback == FLASH:
         return "PyTorch's own flash attention gets the call"
-    return f"{call.function} never takes this call to flash attention: another of its backends gets it, or it raises an error"
+    return (
+        f"{call.function} never takes this call to flash attention: another of its backends gets "
+        "it, or it raises an error"
+    )

@@ -33,10 +33,17 @@ def add_to(commands) -> None:
         epilog=_JSON,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--arch", type=_arch, metavar="sm90", help="that run on sm90, sm100 or sm103")
+    parser.add_argument(
+        "--arch", type=_arch, metavar="sm90", help="that run on sm90, sm100 or sm103"
+    )
     parser.add_argument("--op", help="forward, decode, backward, preprocess, postprocess or clear")
     parser.add_argument("--dtype", help="bf16 or fp16")
-    parser.add_argument("--head-dim", type=_cli_values.count, metavar="128", help="the largest that they serve, of query and key")
+    parser.add_argument(
+        "--head-dim",
+        type=_cli_values.count,
+        metavar="128",
+        help="the largest that they serve, of query and key",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, described below")
     parser.set_defaults(run=_run, needs_no_library=False)
 
@@ -48,7 +55,9 @@ def _arch(text: str) -> int:
 
 def _run(arguments) -> None:
     wanted = {name: getattr(arguments, name) for name in ("arch", "op", "dtype", "head_dim")}
-    kernels = select(fa4_ext.kernels(), {name: value for name, value in wanted.items() if value is not None})
+    kernels = select(
+        fa4_ext.kernels(), {name: value for name, value in wanted.items() if value is not None}
+    )
     print(_cli_text.json_text(report(kernels)) if arguments.json else text(kernels))
 
 
@@ -62,11 +71,23 @@ def select(kernels: Sequence[_info.KernelInfo], wanted: dict) -> list[_info.Kern
         there = sorted({getattr(kernel, name) for kernel in kernels})
         if value not in there:
             option = "--" + name.replace("_", "-")
-            served = next((f"; {size}'s serve {value}" for size in there if name == "head_dim" and size > value), "")
-            raise ValueError(
-                f"argument {option}: {value!r} is in no kernel of this build, which has {', '.join(map(str, there))}{served}"
+            served = next(
+                (
+                    f"; {size}'s serve {value}"
+                    for size in there
+                    if name == "head_dim" and size > value
+                ),
+                "",
             )
-    return [kernel for kernel in kernels if all(getattr(kernel, name) == value for name, value in wanted.items())]
+            raise ValueError(
+                f"argument {option}: {value!r} is in no kernel of this build, which has "
+                f"{', '.join(map(str, there))}{served}"
+            )
+    return [
+        kernel
+        for kernel in kernels
+        if all(getattr(kernel, name) == value for name, value in wanted.items())
+    ]
 
 
 def report(kernels: Sequence[_info.KernelInfo]) -> dict:
@@ -80,9 +101,13 @@ def report(kernels: Sequence[_info.KernelInfo]) -> dict:
 def text(kernels: Sequence[_info.KernelInfo]) -> str:
     width = max((len(kernel.name) for kernel in kernels), default=4)
     rows = [
-        f"{k.name:{width}}  {k.registers:4}  {k.spill_bytes:5}  {k.shared_memory_bytes / 1024:5.1f}  {k.object_bytes / 1024:6.1f}"
+        f"{k.name:{width}}  {k.registers:4}  {k.spill_bytes:5}  "
+        f"{k.shared_memory_bytes / 1024:5.1f}  {k.object_bytes / 1024:6.1f}"
         for k in kernels
     ]
     size = _cli_text.readable_bytes(sum(kernel.object_bytes for kernel in kernels))
-    total = f"{len(kernels)} kernels, {size} of objects. regs and spill (bytes) are a thread's, smem and object in KiB"
+    total = (
+        f"{len(kernels)} kernels, {size} of objects. regs and spill (bytes) are a thread's, smem "
+        "and object in KiB"
+    )
     return "\n".join([f"{'name':{width}}  regs  spill   smem  object", *rows, total])

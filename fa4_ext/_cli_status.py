@@ -53,16 +53,26 @@ def report() -> dict:
         ],
         "build": fa4_ext.build_info() if loaded else None,
         "kernels": len(fa4_ext.kernels()) if loaded else None,
-        "registration": handle and {name: getattr(handle, name) for name in ("active", "fallback", "prefer", "speed_rules")},
+        "registration": handle
+        and {
+            name: getattr(handle, name) for name in ("active", "fallback", "prefer", "speed_rules")
+        },
         "dispatcher": {f"aten::{op}": _dispatcher.entry(op) for op in _dispatcher.OPS},
-        "problems": list(dict.fromkeys(filter(None, [_library.problem, *_environment.problems(facts)]))),
+        "problems": list(
+            dict.fromkeys(filter(None, [_library.problem, *_environment.problems(facts)]))
+        ),
     }
 
 
 def text(found: dict) -> str:
     rows = [("fa4_ext", found["version"]), ("torch", found["torch"])]
     rows += [
-        ("device", "{name}, compute capability {compute_capability[0]}.{compute_capability[1]}".format_map(device))
+        (
+            "device",
+            "{name}, compute capability {compute_capability[0]}.{compute_capability[1]}".format_map(
+                device
+            ),
+        )
         for device in found["devices"]
     ] or [("device", "no CUDA device is available")]
     if build := found["build"]:
@@ -70,7 +80,10 @@ def text(found: dict) -> str:
         rows += [
             ("library", f"version {build['version']}, commit {build['commit']}"),
             ("kernels", f"{found['kernels']} of the {build['subset']} subset for {archs}"),
-            ("sources", ", ".join(f"{name} {version}" for name, version in build["versions"].items())),
+            (
+                "sources",
+                ", ".join(f"{name} {version}" for name, version in build["versions"].items()),
+            ),
             ("manifest", f"sha256 {build['manifest_sha256']}"),
             ("registration", _registration(found["registration"])),
         ]
@@ -84,4 +97,7 @@ def _registration(options: dict | None) -> str:
     if options is None:
         return f"none, FA4_EXT_AUTOREGISTER is {os.environ.get('FA4_EXT_AUTOREGISTER', 'unset')}"
     active = "active" if options["active"] else "removed"
-    return f"{active} fallback={options['fallback']!r} prefer={options['prefer']} speed_rules={options['speed_rules']}"
+    return (
+        f"{active} fallback={options['fallback']!r} prefer={options['prefer']} "
+        f"speed_rules={options['speed_rules']}"
+    )

@@ -6,16 +6,23 @@ import math
 import re
 from argparse import ArgumentTypeError
 
-_SHAPES = "batch x heads x length x head_dim, such as 2x16x4096x128, or tokens x heads x head_dim, such as 8192x16x128"
+_SHAPES = (
+    "batch x heads x length x head_dim, such as 2x16x4096x128, or tokens x heads x head_dim, such "
+    "as 8192x16x128"
+)
 
 
 def shape(text: str) -> tuple[int, ...]:
     """Also as torch prints it: [2, 16, 4096, 128]."""
-    if not re.fullmatch(r"\d+(x\d+){2,3}", compact := re.sub(r"[,*X]", "x", re.sub(r"[\s()\[\]]", "", text))):
+    if not re.fullmatch(
+        r"\d+(x\d+){2,3}", compact := re.sub(r"[,*X]", "x", re.sub(r"[\s()\[\]]", "", text))
+    ):
         raise ArgumentTypeError(f"{text!r} is not {_SHAPES}")
     sizes = tuple(int(size) for size in compact.split("x"))
     if too_large(sizes):
-        raise ArgumentTypeError(f"{text!r} has more elements than a tensor can: at most 2**60 are allowed")
+        raise ArgumentTypeError(
+            f"{text!r} has more elements than a tensor can: at most 2**60 are allowed"
+        )
     return sizes
 
 
@@ -32,7 +39,10 @@ def count(text: str) -> int:
 def window(text: str) -> tuple[int, int]:
     """-1 where there is no bound."""
     if not (match := re.fullmatch(r"(all|-1|\d{1,12}),(all|-1|\d{1,12})", text.replace(" ", ""))):
-        raise ArgumentTypeError(f"{text!r} is not LEFT,RIGHT, such as 1024,0: each a number from 0 on, or all for no bound")
+        raise ArgumentTypeError(
+            f"{text!r} is not LEFT,RIGHT, such as 1024,0: each a number from 0 on, or all for no "
+            "bound"
+        )
     left, right = (-1 if bound == "all" else int(bound) for bound in match.groups())
     return left, right
 

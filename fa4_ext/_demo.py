@@ -24,19 +24,35 @@ class Case:
 
     def __str__(self) -> str:
         heads = str(self.heads) if self.heads == self.heads_kv else f"{self.heads}/{self.heads_kv}"
-        return f"B{self.batch} H{heads} S{self.seqlen} D{self.head_dim} {'causal' if self.is_causal else 'full'}"
+        return (
+            f"B{self.batch} H{heads} S{self.seqlen} D{self.head_dim} "
+            f"{'causal' if self.is_causal else 'full'}"
+        )
 
     @property
     def options(self) -> dict:
         return {"is_causal": self.is_causal, "enable_gqa": self.heads != self.heads_kv}
 
     def inputs(self, device: str) -> list[torch.Tensor]:
-        shapes = [(self.batch, heads, self.seqlen, self.head_dim) for heads in (self.heads, self.heads_kv, self.heads_kv)]
-        return [torch.randn(shape, dtype=torch.bfloat16, device=device, requires_grad=True) for shape in shapes]
+        shapes = [
+            (self.batch, heads, self.seqlen, self.head_dim)
+            for heads in (self.heads, self.heads_kv, self.heads_kv)
+        ]
+        return [
+            torch.randn(shape, dtype=torch.bfloat16, device=device, requires_grad=True)
+            for shape in shapes
+        ]
 
     def flop(self, backward: bool) -> float:
         """Of the matrix products: two in the forward, five in the backward."""
-        forward = 4 * self.batch * self.heads * self.seqlen**2 * self.head_dim * (0.5 if self.is_causal else 1)
+        forward = (
+            4
+            * self.batch
+            * self.heads
+            * self.seqlen**2
+            * self.head_dim
+            * (0.5 if self.is_causal else 1)
+        )
         return 2.5 * forward if backward else forward
 
 
@@ -58,9 +74,14 @@ def run() -> None:
         _run_attention()
     else:
         _show_plans()
-        what = "no CUDA device is available" if capability is None else "the GPU's is {}.{}".format(*capability)
+        what = (
+            "no CUDA device is available"
+            if capability is None
+            else "the GPU's is {}.{}".format(*capability)
+        )
         print(
-            f"\nAttention itself was NOT run: the kernels need compute capability 9.0 (Hopper), 10.0 or 10.3 (Blackwell); {what}."
+            "\nAttention itself was NOT run: the kernels need compute capability 9.0 (Hopper), "
+            f"10.0 or 10.3 (Blackwell); {what}."
         )
 
 
@@ -71,33 +92,51 @@ def _show_registration() -> None:
         during = {op: _dispatcher.entry(op) for op in _dispatcher.OPS}
     for op in _dispatcher.OPS:
         print(f"  aten::{op}")
-        for when, entry in (("before", before[op]), ("during", during[op]), ("after", _dispatcher.entry(op))):
+        for when, entry in (
+            ("before", before[op]),
+            ("during", during[op]),
+            ("after", _dispatcher.entry(op)),
+        ):
             print(f"    {when}  {entry}")
 
 
 def _show_plans() -> None:
     calls = [*((case, {}) for case in CASES), (CASES[1], {"dropout_p": 0.1})]
     for capability in ((9, 0), (10, 0)):
-        print(f"\nThe plan of F.scaled_dot_product_attention calls, bf16, on compute capability {capability[0]}.{capability[1]}")
+        print(
+            "\nThe plan of F.scaled_dot_product_attention calls, bf16, on compute capability "
+            f"{capability[0]}.{capability[1]}"
+        )
         for case, more in calls:
             inputs = case.inputs("meta")
             print(f"  {case}" + "".join(f" {name}={value}" for name, value in more.items()))
             for direction, backward in (("forward", False), ("backward", True)):
-                plan = fa4_ext.explain(*inputs, **case.options, **more, backward=backward, device_capability=capability)
+                plan = fa4_ext.explain(
+                    *inputs, **case.options, **more, backward=backward, device_capability=capability
+                )
                 print(f"    {direction:8}  {plan}")
 
 
 def _run_attention() -> None:
-    print(f"\nAttention on {torch.cuda.get_device_name()}, bf16: relative error against fp32, time and TFLOP/s")
-    torch.ones(1, device="cuda", requires_grad=True).exp().backward()  # or cuBLAS warns of autograd's thread having no context yet
+    print(
+        f"\nAttention on {torch.cuda.get_device_name()}, bf16: relative error against fp32, time "
+        "and TFLOP/s"
+    )
+    # or cuBLAS warns of autograd's thread having no context yet
+    torch.ones(1, device="cuda", requires_grad=True).exp().backward()
     for case in CASES:
         inputs = case.inputs("cuda")
         print(f"  {case}")
         reference = _results(inputs, case, backend=SDPBackend.MATH, dtype=torch.float32)
         _measure("stock", inputs, case, reference, ("FlashAttention-2", "FlashAttention-2"))
-        plans = [fa4_ext.explain(*inputs, **case.options, backward=backward) for backward in (False, True)]
+        plans = [
+            fa4_ext.explain(*inputs, **case.options, backward=backward)
+            for backward in (False, True)
+        ]
         # Strict where ours are planned, so that the plan shown is what ran.
-        with fa4_ext.register(fallback="error" if all(plan.supported for plan in plans) else "stock"):
+        with fa4_ext.register(
+            fallback="error" if all(plan.supported for plan in plans) else "stock"
+        ):
             _measure("ours", inputs, case, reference, tuple(str(plan) for plan in plans))
 
 
@@ -108,22 +147,31 @@ def _measure(who: str, inputs, case: Case, reference, kernels: tuple[str, str]) 
     for backward, direction in enumerate(("forward", "backward")):
         rate = case.flop(bool(backward)) / milliseconds[backward] / 1e9
         print(
-            f"    {who:5}  {direction:8}  error {errors[backward]:.1e}  {milliseconds[backward]:8.3f} ms  {rate:4.0f} TFLOP/s"
+            f"    {who:5}  {direction:8}  error {errors[backward]:.1e}  "
+            f"{milliseconds[backward]:8.3f} ms  {rate:4.0f} TFLOP/s"
             f"  {kernels[backward]}"
         )
 
 
-def _results(inputs, case: Case, backend=SDPBackend.FLASH_ATTENTION, dtype=torch.bfloat16) -> list[torch.Tensor]:
+def _results(
+    inputs, case: Case, backend=SDPBackend.FLASH_ATTENTION, dtype=torch.bfloat16
+) -> list[torch.Tensor]:
     """The output and the gradients of query, key and value."""
     inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
     with sdpa_kernel(backend):
         out = F.scaled_dot_product_attention(*inputs, **case.options)
-    grad = torch.linspace(-1, 1, case.head_dim, device=out.device, dtype=dtype).expand_as(out).contiguous()
+    grad = (
+        torch.linspace(-1, 1, case.head_dim, device=out.device, dtype=dtype)
+        .expand_as(out)
+        .contiguous()
+    )
     return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
 
 
 def _relative_error(tensors, references) -> float:
-    return max(((a.float() - b).norm() / b.norm()).item() for a, b in zip(tensors, references, strict=True))
+    return max(
+        ((a.float() - b).norm() / b.norm()).item() for a, b in zip(tensors, references, strict=True)
+    )
 
 
 def _times(inputs, case: Case, repetitions: int = 20) -> tuple[float, float]:

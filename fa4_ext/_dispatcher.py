@@ -37,13 +37,14 @@ def is_ours(entry: str) -> bool:
 
 
 def is_all_ours() -> bool:
-    """Our overrides are on top for every op; False where this PyTorch does not tell. Takes 0.2 ms."""
+    """Our overrides are on top for every op; False where this PyTorch does not tell. Takes 0.2
+    ms."""
     return all(is_ours(entry(op)) for op in OPS)
 
 
 def kernels() -> list:
-    """What the dispatcher calls for CUDA tensors, in objects that keep the kernels' memory after they are removed. Empty where this
-    PyTorch has none such."""
+    """What the dispatcher calls for CUDA tensors, in objects that keep the kernels' memory after
+    they are removed. Empty where this PyTorch has none such."""
     with contextlib.suppress(Exception):
         return [torch.library.get_kernel(f"aten::{op}", "CUDA") for op in OPS]
     return []

@@ -11,7 +11,16 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend
 
-from fa4_ext import _dispatcher, _doctor_calls, _doctor_kernel, _environment, _info, _library, _register, _sdpa_order
+from fa4_ext import (
+    _dispatcher,
+    _doctor_calls,
+    _doctor_kernel,
+    _environment,
+    _info,
+    _library,
+    _register,
+    _sdpa_order,
+)
 from fa4_ext._environment import Facts
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -42,7 +51,11 @@ def examine(gpu: bool = True) -> Report:
     """Looks at everything. Without `gpu` no GPU is asked for and none is touched."""
     facts, devices_failed = _facts(gpu)
     version, info = _info.version(), None if _library.problem else _info.build_info()
-    problem = "not loaded, because torch is too old." if _environment.torch_too_old(facts.torch) else _library.problem
+    problem = (
+        "not loaded, because torch is too old."
+        if _environment.torch_too_old(facts.torch)
+        else _library.problem
+    )
     checks = [
         package(version, _PACKAGE),
         *distributions(version, _PACKAGE, installed()),
@@ -59,7 +72,12 @@ def examine(gpu: bool = True) -> Report:
     handle = _register.options_in_force()
     checks += [
         registration(handle, {op: _dispatcher.entry(op) for op in _dispatcher.OPS}),
-        order(_sdpa_order.current(), torch.cuda.is_initialized(), handle, torch.backends.cuda.flash_sdp_enabled()),
+        order(
+            _sdpa_order.current(),
+            torch.cuda.is_initialized(),
+            handle,
+            torch.backends.cuda.flash_sdp_enabled(),
+        ),
         *settings(os.environ),
     ]
     usable = [index for index, capability in enumerate(facts.devices or ()) if _planned(capability)]
@@ -67,7 +85,9 @@ def examine(gpu: bool = True) -> Report:
     if usable:
         run, check = _kernel(usable[0])
         checks.append(check)
-    capabilities = sorted(set(facts.devices or ())) or [found for found in ((9, 0), (10, 0)) if _planned(found)]
+    capabilities = sorted(set(facts.devices or ())) or [
+        found for found in ((9, 0), (10, 0)) if _planned(found)
+    ]
     return Report(checks, _doctor_calls.rows(capabilities), run)
 
 
@@ -75,7 +95,9 @@ def _facts(gpu: bool) -> tuple[Facts, Check | None]:
     try:
         return _environment.gather(devices=gpu), None
     except RuntimeError as error:  # CUDA does not start
-        return _environment.gather(), Check("devices", WRONG, f"CUDA does not start: {_first_line(error)}.")
+        return _environment.gather(), Check(
+            "devices", WRONG, f"CUDA does not start: {_first_line(error)}."
+        )
 
 
 def _planned(capability: tuple[int, int]) -> bool:
@@ -101,11 +123,18 @@ def distributions(version: str, folder: Path, found: list[tuple[str, Path]]) -> 
     elsewhere = [(other, where) for other, where in found if where != folder]
     checks = []
     if len(own) > 1:
-        sentence = f"{folder} belongs to several installed versions, {', '.join(own)}: uninstall them all and install one."
+        sentence = (
+            f"{folder} belongs to several installed versions, {', '.join(own)}: uninstall them all "
+            "and install one."
+        )
         checks.append(Check("distribution", WRONG, sentence))
     elif not own:
         checks.append(
-            Check("distribution", NOTE, "imported from a folder that no installed distribution owns, such as a checkout.")
+            Check(
+                "distribution",
+                NOTE,
+                "imported from a folder that no installed distribution owns, such as a checkout.",
+            )
         )
     elif own != [version]:
         sentence = f"the package says {version}, its distribution {own[0]}: install fa4_ext anew."
@@ -113,11 +142,15 @@ def distributions(version: str, folder: Path, found: list[tuple[str, Path]]) -> 
     for other, where in elsewhere:
         if _release(other) > _release(version):
             sentence = (
-                f"{version} hides a newer one, {other} in {where}, which comes later in Python's path: uninstall the older one."
+                f"{version} hides a newer one, {other} in {where}, which comes later in Python's "
+                "path: uninstall the older one."
             )
             checks.append(Check("distribution", WRONG, sentence))
         else:
-            sentence = f"{other} is installed too, in {where}; it comes later in Python's path and is not used."
+            sentence = (
+                f"{other} is installed too, in {where}; it comes later in Python's path and is not "
+                "used."
+            )
             checks.append(Check("distribution", NOTE, sentence))
     return checks or [Check("distribution", OK, f"{version}, the only one installed.")]
 
@@ -131,25 +164,36 @@ def library(problem: str | None, version: str, info: dict | None) -> Check:
         return Check("library", WRONG, problem)
     built = f"version {info.get('version', 'unknown')}, commit {info.get('commit', 'unknown')}"
     if info.get("version") != version:
-        return Check("library", WRONG, f"{built}, is not of this package, which is {version}: install fa4_ext anew.")
+        return Check(
+            "library",
+            WRONG,
+            f"{built}, is not of this package, which is {version}: install fa4_ext anew.",
+        )
     count, archs = len(_info.kernels()), " and ".join(f"sm{arch}" for arch in info["archs"])
-    return Check("library", OK, f"{built}: {count} kernels of the {info['subset']} subset for {archs}.")
+    return Check(
+        "library", OK, f"{built}: {count} kernels of the {info['subset']} subset for {archs}."
+    )
 
 
 def platform(facts: Facts, gpu: bool) -> list[Check]:
-    """Torch, the driver, and whether there is a device; what a machine without a GPU lacks is a note where none is asked for."""
+    """Torch, the driver, and whether there is a device; what a machine without a GPU lacks is a
+    note where none is asked for."""
     lacking = WRONG if gpu else NOTE
     found = []
     remarks = _environment.remarks(facts)
     if problem := _environment.torch_problem(facts):
-        found.append(Check("torch", WRONG if _environment.torch_too_old(facts.torch) else lacking, problem))
+        found.append(
+            Check("torch", WRONG if _environment.torch_too_old(facts.torch) else lacking, problem)
+        )
     else:
         sentence = f"{facts.torch}, built for CUDA {facts.torch_cuda}."
         found.append(Check("torch", NOTE, remarks[0]) if remarks else Check("torch", OK, sentence))
     if problem := _environment.driver_problem(facts):
         found.append(Check("driver", lacking, problem))
     else:
-        found.append(Check("driver", OK, f"for CUDA {_environment.cuda_version(facts.driver)} and older."))
+        found.append(
+            Check("driver", OK, f"for CUDA {_environment.cuda_version(facts.driver)} and older.")
+        )
     if facts.devices == ():
         found.append(Check("devices", WRONG, *_environment.device_problems(facts)))
     elif not gpu:
@@ -157,16 +201,26 @@ def platform(facts: Facts, gpu: bool) -> list[Check]:
     return found
 
 
-def devices(names: list[str], capabilities: tuple[tuple[int, int], ...], archs: list[int]) -> list[Check]:
-    """What each GPU can run. One that runs none of our kernels is wrong where it has no better one beside it."""
-    lacking = NOTE if any(_environment.ARCHS.get(capability) in archs for capability in capabilities) else WRONG
+def devices(
+    names: list[str], capabilities: tuple[tuple[int, int], ...], archs: list[int]
+) -> list[Check]:
+    """What each GPU can run. One that runs none of our kernels is wrong where it has no better one
+    beside it."""
+    lacking = (
+        NOTE
+        if any(_environment.ARCHS.get(capability) in archs for capability in capabilities)
+        else WRONG
+    )
     checks = []
     for index, (name, capability) in enumerate(zip(names, capabilities, strict=True)):
         described = f"{name}, compute capability {capability[0]}.{capability[1]}"
         if problem := _environment.device_problem(index, capability):
             checks.append(Check(f"GPU {index}", lacking, f"{name}: {problem}"))
         elif _environment.ARCHS[capability] not in archs:
-            sentence = f"{described}: this build has no kernels for it. Calls on it run PyTorch's own kernels."
+            sentence = (
+                f"{described}: this build has no kernels for it. Calls on it run PyTorch's own "
+                "kernels."
+            )
             checks.append(Check(f"GPU {index}", lacking, sentence))
         else:
             checks.append(Check(f"GPU {index}", OK, f"{described}: this build has kernels for it."))
@@ -175,16 +229,33 @@ def devices(names: list[str], capabilities: tuple[tuple[int, int], ...], archs: 
 
 def registration(handle: _register.Handle | None, entries: dict[str, str]) -> Check:
     if handle is None:
-        return Check("registration", NOTE, "none; FA4_EXT_AUTOREGISTER=0 keeps `import fa4_ext` from registering.")
+        return Check(
+            "registration",
+            NOTE,
+            "none; FA4_EXT_AUTOREGISTER=0 keeps `import fa4_ext` from registering.",
+        )
     if _dispatcher.UNKNOWN in entries.values():
-        return Check("registration", NOTE, f"{handle!r}; this PyTorch does not show whether another provider is above it.")
+        return Check(
+            "registration",
+            NOTE,
+            f"{handle!r}; this PyTorch does not show whether another provider is above it.",
+        )
     if above := {op: entry for op, entry in entries.items() if not _dispatcher.is_ours(entry)}:
         others = ", ".join(f"aten::{op} goes to {entry}" for op, entry in above.items())
-        return Check("registration", WRONG, f"another provider is above fa4_ext: {others}. Registering again puts fa4_ext on top.")
+        return Check(
+            "registration",
+            WRONG,
+            f"another provider is above fa4_ext: {others}. Registering again puts fa4_ext on top.",
+        )
     return Check("registration", OK, f"{handle!r}, on top for all {len(entries)} ops.")
 
 
-def order(backends: list[int] | None, cuda_is_up: bool, handle: _register.Handle | None, flash_enabled: bool) -> Check:
+def order(
+    backends: list[int] | None,
+    cuda_is_up: bool,
+    handle: _register.Handle | None,
+    flash_enabled: bool,
+) -> Check:
     """In which order F.scaled_dot_product_attention tries its backends."""
     if backends is None:
         return Check("order", NOTE, f"{_sdpa_order.problem()}")
@@ -192,25 +263,40 @@ def order(backends: list[int] | None, cuda_is_up: bool, handle: _register.Handle
     names = [known.get(backend, str(backend)) for backend in backends]
     tried = "F.scaled_dot_product_attention tries " + ", ".join(names)
     if not flash_enabled:
-        return Check("order", WRONG, "flash attention is switched off, torch.backends.cuda.enable_flash_sdp(True) switches it on.")
+        return Check(
+            "order",
+            WRONG,
+            "flash attention is switched off, torch.backends.cuda.enable_flash_sdp(True) switches "
+            "it on.",
+        )
     if handle is None or not handle.prefer:
         return Check("order", NOTE, f"{tried}; no registration asks for flash attention first.")
     if not cuda_is_up:
-        return Check("order", NOTE, f"{tried}; flash attention comes first from the moment that CUDA is up.")
+        return Check(
+            "order", NOTE, f"{tried}; flash attention comes first from the moment that CUDA is up."
+        )
     if backends[0] != SDPBackend.FLASH_ATTENTION.value:
-        return Check("order", WRONG, f"{tried}: someone has set this order since fa4_ext was registered.")
+        return Check(
+            "order", WRONG, f"{tried}: someone has set this order since fa4_ext was registered."
+        )
     return Check("order", OK, f"{tried}.")
 
 
 def settings(environment) -> list[Check]:
-    return [Check("environment", NOTE, f"{name}={environment[name]}") for name in _SETTINGS if name in environment]
+    return [
+        Check("environment", NOTE, f"{name}={environment[name]}")
+        for name in _SETTINGS
+        if name in environment
+    ]
 
 
 def _kernel(device: int) -> tuple[_doctor_kernel.KernelRun | None, Check]:
     try:
         run = _doctor_kernel.run(device)
     except RuntimeError as error:
-        return None, Check("kernel", WRONG, f"attention on GPU {device} failed: {_first_line(error)}")
+        return None, Check(
+            "kernel", WRONG, f"attention on GPU {device} failed: {_first_line(error)}"
+        )
     return run, kernel(run)
 
 
@@ -220,8 +306,10 @@ def kernel(run: _doctor_kernel.KernelRun) -> Check:
     return Check(
         "kernel",
         OK if run.right else WRONG,
-        f"{run.kernels[0]} and {run.kernels[1]} on {run.device}: relative errors against fp32 {errors}, at most {run.bound} is "
-        f"right; first calls {forward:.1f} ms and {backward:.1f} ms; loading their modules took {run.module_bytes / 2**20:.1f} MiB "
+        f"{run.kernels[0]} and {run.kernels[1]} on {run.device}: relative errors against fp32 "
+        f"{errors}, at most {run.bound} is "
+        f"right; first calls {forward:.1f} ms and {backward:.1f} ms; loading their modules took "
+        f"{run.module_bytes / 2**20:.1f} MiB "
         "of device memory.",
     )
 

@@ -1,4 +1,5 @@
-"""One real forward and backward on a GPU: right or wrong, how long the first takes, and the memory that its kernels fill."""
+"""One real forward and backward on a GPU: right or wrong, how long the first takes, and the memory
+that its kernels fill."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fa4_ext
 
-SHAPE = (2, 8, 1024, 128)  # batch, heads, seqlen, head_dim: kernels that every subset of the matrix holds
+# batch, heads, seqlen, head_dim: kernels that every subset of the matrix holds
+SHAPE = (2, 8, 1024, 128)
 
-# Of the relative error against fp32. bf16 rounds by up to 2**-9 and these results carry a few roundings; a wrong kernel is wrong by
-# a multiple of its results.
+# Of the relative error against fp32. bf16 rounds by up to 2**-9 and these results carry a few
+# roundings; a wrong kernel is wrong by a multiple of its results.
 BOUND = 0.01
 
 
@@ -39,28 +41,47 @@ def run(device: int) -> KernelRun:
         RuntimeError: they could not be run.
     """
     with torch.cuda.device(device):
-        inputs = [torch.randn(SHAPE, dtype=torch.bfloat16, device="cuda", requires_grad=True) for _ in range(3)]
+        inputs = [
+            torch.randn(SHAPE, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+            for _ in range(3)
+        ]
         grad = torch.randn(SHAPE, dtype=torch.bfloat16, device="cuda")
-        # Autograd's thread is up before anything is measured, and what torch imports at the first gradient that is passed to it.
+        # Autograd's thread is up before anything is measured, and what torch imports at the first
+        # gradient that is passed to it.
         one = torch.ones(1, device="cuda", requires_grad=True)
         torch.autograd.grad(one.exp(), one, torch.ones_like(one))
-        kernels = tuple(fa4_ext.explain(*inputs, is_causal=True, backward=backward).kernel for backward in (False, True))
+        kernels = tuple(
+            fa4_ext.explain(*inputs, is_causal=True, backward=backward).kernel
+            for backward in (False, True)
+        )
         # "error": a call that went to the stock kernel would prove nothing.
-        with fa4_ext.register(fallback="error", speed_rules=False), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            out, forward_ms, forward_bytes = _first(lambda: F.scaled_dot_product_attention(*inputs, is_causal=True))
-            grads, backward_ms, backward_bytes = _first(lambda: torch.autograd.grad(out, inputs, grad))
+        with (
+            fa4_ext.register(fallback="error", speed_rules=False),
+            sdpa_kernel(SDPBackend.FLASH_ATTENTION),
+        ):
+            out, forward_ms, forward_bytes = _first(
+                lambda: F.scaled_dot_product_attention(*inputs, is_causal=True)
+            )
+            grads, backward_ms, backward_bytes = _first(
+                lambda: torch.autograd.grad(out, inputs, grad)
+            )
         exact = [tensor.detach().float().requires_grad_() for tensor in inputs]
         with sdpa_kernel(SDPBackend.MATH):
             exact_out = F.scaled_dot_product_attention(*exact, is_causal=True)
         exact_grads = torch.autograd.grad(exact_out, exact, grad.float())
-        results = zip(("out", "dq", "dk", "dv"), (out, *grads), (exact_out, *exact_grads), strict=True)
+        results = zip(
+            ("out", "dq", "dk", "dv"), (out, *grads), (exact_out, *exact_grads), strict=True
+        )
         errors = {name: _error(ours, right) for name, ours, right in results}
         name = torch.cuda.get_device_name()
-        return KernelRun(name, kernels, errors, BOUND, (forward_ms, backward_ms), forward_bytes + backward_bytes)
+        return KernelRun(
+            name, kernels, errors, BOUND, (forward_ms, backward_ms), forward_bytes + backward_bytes
+        )
 
 
 def _first(call):
-    """The result of a call, its milliseconds, and the bytes of device memory that it took besides what torch's allocator did."""
+    """The result of a call, its milliseconds, and the bytes of device memory that it took besides
+    what torch's allocator did."""
     torch.cuda.synchronize()
     before = _bytes_beside_torch()
     begin = time.perf_counter()

@@ -1,5 +1,6 @@
-"""Whether a library's file is as long as its first bytes say. The system's loader maps what is missing all the same, and the
-process ends with SIGBUS where it is first used: with a kernel, long after the import."""
+"""Whether a library's file is as long as its first bytes say. The system's loader maps what is
+missing all the same, and the process ends with SIGBUS where it is first used: with a kernel, long
+after the import."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import struct
 from pathlib import Path
 
 _IDENT = b"\x7fELF\x02\x01"  # 64 bits, little-endian
-_HEADER = struct.Struct("<32xQQ6xHHHH2x")  # e_phoff, e_shoff, e_phentsize, e_phnum, e_shentsize, e_shnum
+# e_phoff, e_shoff, e_phentsize, e_phnum, e_shentsize, e_shnum
+_HEADER = struct.Struct("<32xQQ6xHHHH2x")
 _SEGMENT = struct.Struct("<I4xQ16xQ16x")  # p_type, p_offset, p_filesz
 _LOAD = 1
 
@@ -17,7 +19,8 @@ def check_whole(path: Path) -> None:
     """Reads the headers alone, which takes microseconds.
 
     Raises:
-        OSError: the file is shorter than the end of its segments, or of its tables of segments and sections. A file of another kind
+        OSError: the file is shorter than the end of its segments, or of its tables of segments and
+        sections. A file of another kind
             passes: what it is, the loader says.
     """
     with open(path, "rb") as file:
@@ -27,7 +30,9 @@ def check_whole(path: Path) -> None:
             raise OSError(f"{path} has {size} bytes, fewer than any library")
         if not start.startswith(_IDENT):
             return
-        segments, sections, segment_bytes, segment_count, section_bytes, section_count = _HEADER.unpack(start)
+        segments, sections, segment_bytes, segment_count, section_bytes, section_count = (
+            _HEADER.unpack(start)
+        )
         file.seek(segments)
         table = file.read(segment_bytes * segment_count)
     ends = [segments + segment_bytes * segment_count, sections + section_bytes * section_count]

@@ -1,4 +1,5 @@
-"""What torch, the CUDA driver and the devices of this machine offer, and what of it keeps the kernels from running."""
+"""What torch, the CUDA driver and the devices of this machine offer, and what of it keeps the
+kernels from running."""
 
 from __future__ import annotations
 
@@ -33,20 +34,26 @@ _DRIVERS = "CUDA 13.0 or newer, which is NVIDIA driver 580 or newer"
 class Facts:
     torch: str  # its version
     torch_cuda: str | None  # the CUDA that it is built for
-    driver: int | None  # the newest CUDA that the driver runs, 13000 for 13.0; None without a driver
-    devices: tuple[tuple[int, int], ...] | None = None  # compute capabilities of those that this process sees; None: not looked for
+    # the newest CUDA that the driver runs, 13000 for 13.0; None without a driver
+    driver: int | None
+    # compute capabilities of those that this process sees; None: not looked for
+    devices: tuple[tuple[int, int], ...] | None = None
 
 
 def gather(devices: bool = False) -> Facts:
-    """The facts of this process. Asking for the devices initialises CUDA; the others leave a process that may fork as it is."""
-    return Facts(str(torch.__version__), torch.version.cuda, _driver(), _devices() if devices else None)
+    """The facts of this process. Asking for the devices initialises CUDA; the others leave a
+    process that may fork as it is."""
+    return Facts(
+        str(torch.__version__), torch.version.cuda, _driver(), _devices() if devices else None
+    )
 
 
 def _driver() -> int | None:
     try:
         library = ctypes.CDLL("libcuda.so.1")
         version = ctypes.c_int()
-        failed = library.cuDriverGetVersion(ctypes.byref(version))  # the one function of the driver that needs no cuInit
+        # the one function of the driver that needs no cuInit
+        failed = library.cuDriverGetVersion(ctypes.byref(version))
     except (OSError, AttributeError):
         return None
     return None if failed else version.value  # the toolkit's stub of a driver fails
@@ -55,45 +62,57 @@ def _driver() -> int | None:
 def _devices() -> tuple[tuple[int, int], ...]:
     if not torch.cuda.is_available():
         return ()
-    return tuple(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
+    return tuple(
+        torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())
+    )
 
 
 def torch_too_old(version: str) -> str | None:
     """What to tell about a torch that the native library is not made for."""
     numbers = re.match(r"(\d+)\.(\d+)", version)
-    if not numbers or tuple(map(int, numbers.groups())) >= OLDEST_TORCH:  # a version without numbers is somebody's own build
+    # a version without numbers is somebody's own build
+    if not numbers or tuple(map(int, numbers.groups())) >= OLDEST_TORCH:
         return None
     return (
-        f"torch {version} is too old: fa4_ext needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer. Until it is there, its "
+        f"torch {version} is too old: fa4_ext needs torch {'.'.join(map(str, OLDEST_TORCH))} or "
+        "newer. Until it is there, its "
         "native library stays unloaded and every call runs PyTorch's own kernels."
     )
 
 
 def torch_unknown() -> str | None:
-    """What to tell about a torch whose ops have arguments or results that csrc/aten/calls.cpp does not know."""
+    """What to tell about a torch whose ops have arguments or results that csrc/aten/calls.cpp does
+    not know."""
     for op, (arguments, results) in _KNOWN.items():
         try:
             schema = getattr(torch.ops.aten, op).default._schema
             what, count, known = "arguments", len(schema.arguments), arguments
             if count in known:
                 what, count, known = "results", len(schema.returns), results
-        except AttributeError:  # no such op, or this torch does not show its schema; csrc/aten looks again at every call
+        # no such op, or this torch does not show its schema; csrc/aten looks again at every call
+        except AttributeError:
             continue
         if count not in known:
             expected = " or ".join(map(str, known))
             return (
-                f"torch {torch.__version__} has {count} {what} for {op}, fa4_ext knows {expected}: it needs a newer fa4_ext. Until "
+                f"torch {torch.__version__} has {count} {what} for {op}, fa4_ext knows {expected}: "
+                "it needs a newer fa4_ext. Until "
                 "it is there, every call runs PyTorch's own kernels."
             )
     return None
 
 
 def autoregister(value: str | None) -> tuple[bool, str | None]:
-    """Whether `import fa4_ext` registers, as FA4_EXT_AUTOREGISTER has it, and what to tell about a value that is not allowed."""
+    """Whether `import fa4_ext` registers, as FA4_EXT_AUTOREGISTER has it, and what to tell about a
+    value that is not allowed."""
     word = (value or "").strip().lower()
     if word and word not in _OFF + _ON:
         allowed = ", ".join(_OFF), ", ".join(_ON)
-        return True, f"FA4_EXT_AUTOREGISTER must be one of {allowed[0]} or one of {allowed[1]}, is {value!r}: fa4_ext registers."
+        return (
+            True,
+            f"FA4_EXT_AUTOREGISTER must be one of {allowed[0]} or one of {allowed[1]}, is "
+            f"{value!r}: fa4_ext registers.",
+        )
     return word not in _OFF, None
 
 
@@ -102,7 +121,8 @@ def torch_problem(facts: Facts) -> str | None:
         return problem
     if facts.torch_cuda is None:
         return (
-            f"torch {facts.torch} is built without CUDA: fa4_ext's kernels need a CUDA build. Until it is there, no tensor gets to "
+            f"torch {facts.torch} is built without CUDA: fa4_ext's kernels need a CUDA build. "
+            "Until it is there, no tensor gets to "
             "a GPU and no call to these kernels."
         )
     return None
@@ -111,12 +131,14 @@ def torch_problem(facts: Facts) -> str | None:
 def driver_problem(facts: Facts) -> str | None:
     if facts.driver is None:
         return (
-            f"there is no CUDA driver, libcuda.so.1: fa4_ext's kernels need one for {_DRIVERS}. Until it is there, no tensor gets "
+            f"there is no CUDA driver, libcuda.so.1: fa4_ext's kernels need one for {_DRIVERS}. "
+            "Until it is there, no tensor gets "
             "to a GPU and no call to these kernels."
         )
     if facts.driver < OLDEST_DRIVER:
         return (
-            f"the CUDA driver is for CUDA {cuda_version(facts.driver)}: fa4_ext's kernels need one for {_DRIVERS}. Until it is "
+            f"the CUDA driver is for CUDA {cuda_version(facts.driver)}: fa4_ext's kernels need one "
+            f"for {_DRIVERS}. Until it is "
             "there, every call runs PyTorch's own kernels."
         )
     return None
@@ -126,7 +148,8 @@ def device_problem(index: int, capability: tuple[int, int]) -> str | None:
     if capability in ARCHS:
         return None
     return (
-        f"GPU {index} is of compute capability {capability[0]}.{capability[1]}: fa4_ext's kernels need {_CAPABILITIES}. Calls on "
+        f"GPU {index} is of compute capability {capability[0]}.{capability[1]}: fa4_ext's kernels "
+        f"need {_CAPABILITIES}. Calls on "
         "this GPU run PyTorch's own kernels."
     )
 
@@ -135,19 +158,28 @@ def device_problems(facts: Facts) -> list[str]:
     if facts.devices is None:
         return []
     if not facts.devices:
-        return [f"this process sees no GPU: fa4_ext's kernels need one of {_CAPABILITIES}. Until there is one, none of them runs."]
-    return [problem for index, capability in enumerate(facts.devices) if (problem := device_problem(index, capability))]
+        return [
+            f"this process sees no GPU: fa4_ext's kernels need one of {_CAPABILITIES}. Until there "
+            "is one, none of them runs."
+        ]
+    return [
+        problem
+        for index, capability in enumerate(facts.devices)
+        if (problem := device_problem(index, capability))
+    ]
 
 
 def problems(facts: Facts) -> list[str]:
-    """What keeps the kernels from running, in sentences: what is, what is needed, what happens until then."""
+    """What keeps the kernels from running, in sentences: what is, what is needed, what happens
+    until then."""
     found = [problem for problem in (torch_problem(facts), driver_problem(facts)) if problem]
     no_device_follows = facts.torch_cuda is None or facts.driver is None
     return found if no_device_follows else found + device_problems(facts)
 
 
 def surprises(facts: Facts) -> list[str]:
-    """The problems of a process that is meant to use CUDA: torch is built for it, or there is a driver."""
+    """The problems of a process that is meant to use CUDA: torch is built for it, or there is a
+    driver."""
     return [] if facts.torch_cuda is None and facts.driver is None else problems(facts)
 
 
@@ -156,7 +188,8 @@ def remarks(facts: Facts) -> list[str]:
     if facts.torch_cuda is None or int(facts.torch_cuda.partition(".")[0]) >= OLDEST_DRIVER // 1000:
         return []
     return [
-        f"torch {facts.torch} is built for CUDA {facts.torch_cuda}: fa4_ext was tried with builds for CUDA 13 only. Its kernels "
+        f"torch {facts.torch} is built for CUDA {facts.torch_cuda}: fa4_ext was tried with builds "
+        "for CUDA 13 only. Its kernels "
         "call the driver alone, so that driver's version is what counts."
     ]
 

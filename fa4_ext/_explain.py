@@ -20,13 +20,16 @@ class Explanation:
     """What would become of a call. `print` it for a sentence."""
 
     supported: bool  # one of our kernels runs it, or none is needed
-    kernel: str | None  # that kernel's name, as in `kernels()`; None also for a call without queries or without keys
-    reason: str  # why not; when supported, which inputs are copied or padded first, why no kernel is needed, or empty
+    # that kernel's name, as in `kernels()`; None also for a call without queries or without keys
+    kernel: str | None
+    # why not; when supported, which inputs are copied or padded first, why no kernel is needed, or
+    # empty
+    reason: str
     tile: tuple[int, int] | None = None  # that kernel's tile: rows of queries, rows of keys
     workspace_bytes: int = 0  # device memory that the call takes while it runs, besides its results
-    # When not supported: "flash", PyTorch's own flash attention gets the call, and raises where it can't run it either; "other",
-    # F.scaled_dot_product_attention never takes such a call to flash attention, and its cuDNN, memory-efficient or math backend
-    # gets it, or it raises.
+    # When not supported: "flash", PyTorch's own flash attention gets the call, and raises where it
+    # can't run it either; "other", F.scaled_dot_product_attention never takes such a call to flash
+    # attention, and its cuDNN, memory-efficient or math backend gets it, or it raises.
     fallback: str | None = None
 
     def __str__(self) -> str:
@@ -56,34 +59,45 @@ def explain(
     deterministic: bool | None = None,
     device_capability: tuple[int, int] | None = None,
 ) -> Explanation:
-    """Says which kernel a call would run, in which tile and with how much workspace, or why not and what gets the call instead.
-    Launches nothing; with meta tensors it needs no GPU.
+    """Says which kernel a call would run, in which tile and with how much workspace, or why not and
+    what gets the call instead. Launches nothing; with meta tensors it needs no GPU.
 
-    The answer follows the `speed_rules` of the registration in force, those of `register()` where there is none.
+    The answer follows the `speed_rules` of the registration in force, those of `register()` where
+    there is none.
 
     Args:
-        query, key, value: float16 or bfloat16. 4-D: [batch, heads, seqlen, head_dim], as F.scaled_dot_product_attention takes
-            them. 3-D: [total, heads, head_dim], sequences back to back, as torch.nn.attention.varlen takes them; value's head_dim
-            may be another than query's and key's. On any device.
+        query, key, value: float16 or bfloat16. 4-D: [batch, heads, seqlen, head_dim], as
+        F.scaled_dot_product_attention takes
+            them. 3-D: [total, heads, head_dim], sequences back to back, as
+            torch.nn.attention.varlen takes them; value's head_dim may be another than query's and
+            key's. On any device.
         dropout_p: probability; our kernels run 0 only.
-        is_causal: 4-D: F.scaled_dot_product_attention's top-left mask. 3-D, or with a window: bottom-right aligned.
+        is_causal: 4-D: F.scaled_dot_product_attention's top-left mask. 3-D, or with a window:
+            bottom-right aligned.
         scale: of the scores; our kernels run positive numbers only.
-        enable_gqa: 4-D: key and value may have fewer heads than query.
-        cu_seqlens_q, cu_seqlens_k: 3-D: int32 [batch + 1], where each sequence starts. cu_seqlens_k is cu_seqlens_q by default.
-        max_seqlen_q, max_seqlen_k: 3-D: tokens of the longest sequence. max_seqlen_k is max_seqlen_q by default.
-        window_size: (left, right) tokens that a query sees besides its own, bottom-right aligned; -1: all. A 4-D call with a window
-            is one of aten._flash_attention_forward: F.scaled_dot_product_attention has none.
+        enable_gqa: 4-D: key and value may have fewer heads than query. cu_seqlens_q, cu_seqlens_k:
+            3-D: int32 [batch + 1], where each sequence starts. cu_seqlens_k is cu_seqlens_q by
+            default. max_seqlen_q, max_seqlen_k: 3-D: tokens of the longest sequence. max_seqlen_k
+            is max_seqlen_q by default.
+        window_size: (left, right) tokens that a query sees besides its own, bottom-right aligned;
+            -1: all. A 4-D call with a window is one of aten._flash_attention_forward:
+            F.scaled_dot_product_attention has none.
         seqused_k: 3-D, forward: int32 [batch], the keys in use of each sequence.
-        block_table: 3-D, forward: int32 [batch, pages of a sequence]; key and value are [pages, page size, heads, head_dim] then,
-            and without cu_seqlens_k their lengths are seqused_k's.
-        num_splits: 3-D, forward: parts of the keys that are worked on side by side; 1 for the same bits in every batch.
+        block_table: 3-D, forward: int32 [batch, pages of a sequence]; key and value are [pages,
+            page size, heads, head_dim] then, and without cu_seqlens_k their lengths are
+            seqused_k's.
+        num_splits: 3-D, forward: parts of the keys that are worked on side by side; 1 for the same
+            bits in every batch.
         backward: ask about the backward.
-        deterministic: backward: the same bits in every run. None: as torch.use_deterministic_algorithms says.
-        device_capability: such as (9, 0); None: that of the tensors' CUDA device. With it the planner takes the multiprocessors of
-            the usual part: 132 for 9.0, 148 for 10.0, 160 for 10.3.
+        deterministic: backward: the same bits in every run. None: as
+            torch.use_deterministic_algorithms says.
+        device_capability: such as (9, 0); None: that of the tensors' CUDA device. With it the
+            planner takes the multiprocessors of the usual part: 132 for 9.0, 148 for 10.0, 160 for
+            10.3.
 
     Raises:
-        ValueError: the arguments name no device capability, 3-D tensors come without cu_seqlens_q and max_seqlen_q, or window_size
+        ValueError: the arguments name no device capability, 3-D tensors come without cu_seqlens_q
+        and max_seqlen_q, or window_size
             is not a pair.
         RuntimeError: torch is too old, or the native library could not be loaded.
     """
@@ -101,17 +115,27 @@ def explain(
             return Explanation(False, None, reason, fallback=OTHER)
         query, key, value = (_padded(tensor) for tensor in given)
     if not varlen:
-        query, key, value = (tensor.transpose(1, 2) if tensor.dim() == 4 else tensor for tensor in (query, key, value))
-        max_seqlen_q, max_seqlen_k = (tensor.size(1) if tensor.dim() > 1 else 0 for tensor in (query, key))
+        query, key, value = (
+            tensor.transpose(1, 2) if tensor.dim() == 4 else tensor
+            for tensor in (query, key, value)
+        )
+        max_seqlen_q, max_seqlen_k = (
+            tensor.size(1) if tensor.dim() > 1 else 0 for tensor in (query, key)
+        )
     if deterministic is None:
-        deterministic = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+        deterministic = (
+            torch.are_deterministic_algorithms_enabled()
+            and not torch.is_deterministic_algorithms_warn_only_enabled()
+        )
     options = _register.options_in_force()
     supported, kernel, reason, tile_q, tile_k, workspace_bytes = torch.ops.fa4_ext.explain(
         query,
         key,
         value,
         cu_seqlens_q if varlen else None,
-        (cu_seqlens_q if cu_seqlens_k is None and block_table is None else cu_seqlens_k) if varlen else None,
+        (cu_seqlens_q if cu_seqlens_k is None and block_table is None else cu_seqlens_k)
+        if varlen
+        else None,
         max_seqlen_q,
         max_seqlen_q if max_seqlen_k is None else max_seqlen_k,
         dropout_p,
@@ -131,18 +155,35 @@ def explain(
         sm_count=sm_count,
     )
     if not supported:
-        return Explanation(False, None, reason, fallback=OTHER if by_sdpa and not _can_be_flash(*given, capability) else FLASH)
+        return Explanation(
+            False,
+            None,
+            reason,
+            fallback=OTHER if by_sdpa and not _can_be_flash(*given, capability) else FLASH,
+        )
     if not kernel:
-        return Explanation(True, None, "there are no queries, or no keys: results are zeros, or have no elements")
+        return Explanation(
+            True, None, "there are no queries, or no keys: results are zeros, or have no elements"
+        )
     if query.size(-1) != given[0].size(-1):
-        reason = f"F.scaled_dot_product_attention pads head_dim {given[0].size(-1)} to {query.size(-1)} first"
+        reason = (
+            f"F.scaled_dot_product_attention pads head_dim {given[0].size(-1)} to {query.size(-1)} "
+            "first"
+        )
     return Explanation(True, kernel, reason, (tile_q, tile_k), workspace_bytes)
 
 
 def explain_shapes(
-    q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: torch.dtype, *, sequences: int | None = None, **options
+    q: tuple[int, ...],
+    k: tuple[int, ...],
+    v: tuple[int, ...],
+    dtype: torch.dtype,
+    *,
+    sequences: int | None = None,
+    **options,
 ) -> Explanation:
-    """`explain` of tensors of these shapes, with any number of key/value heads that divides query's.
+    """`explain` of tensors of these shapes, with any number of key/value heads that divides
+    query's.
 
     sequences: they are [total, heads, head_dim] and hold this many of equal length, rounded up.
     """
@@ -163,49 +204,66 @@ def _device(query: torch.Tensor, device_capability: tuple[int, int] | None) -> t
         except (TypeError, ValueError):
             known = False
         if not known:
-            raise ValueError(f"device_capability must be two numbers such as (9, 0), is {device_capability!r}")
+            raise ValueError(
+                f"device_capability must be two numbers such as (9, 0), is {device_capability!r}"
+            )
         capability = 10 * major + minor
         return capability, _SM_COUNT.get(capability, _SM_COUNT[90])
     if query.device.type != "cuda":
-        raise ValueError(f"device_capability is needed, such as (9, 0): query is on {query.device}, not on a CUDA device")
+        raise ValueError(
+            f"device_capability is needed, such as (9, 0): query is on {query.device}, not on a "
+            "CUDA device"
+        )
     properties = torch.cuda.get_device_properties(query.device)
     return 10 * properties.major + properties.minor, properties.multi_processor_count
 
 
-def _never_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, enable_gqa: bool) -> str | None:
+def _never_flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, enable_gqa: bool
+) -> str | None:
     """What F.scaled_dot_product_attention itself keeps from flash attention."""
     if any(tensor.dim() != 4 for tensor in (query, key, value)):
         return None
     if 0 in (query.size(2), key.size(2)):
         return (
-            f"query has {query.size(2)} rows and key {key.size(2)}: F.scaled_dot_product_attention never takes empty ones to flash "
+            f"query has {query.size(2)} rows and key {key.size(2)}: F.scaled_dot_product_attention "
+            "never takes empty ones to flash "
             "attention"
         )
     if is_causal and query.size(2) != key.size(2):
         return (
-            "F.scaled_dot_product_attention aligns is_causal top-left and never takes it to flash attention with a query length, "
-            f"{query.size(2)}, other than the key length, {key.size(2)}; torch.nn.attention.bias.causal_lower_right does"
+            "F.scaled_dot_product_attention aligns is_causal top-left and never takes it to flash "
+            "attention with a query length, "
+            f"{query.size(2)}, other than the key length, {key.size(2)}; "
+            "torch.nn.attention.bias.causal_lower_right does"
         )
     if query.size(1) != key.size(1) and not enable_gqa:
         return (
-            f"query has {query.size(1)} heads and key {key.size(1)}: F.scaled_dot_product_attention needs enable_gqa=True for that"
+            f"query has {query.size(1)} heads and key {key.size(1)}: "
+            "F.scaled_dot_product_attention needs enable_gqa=True for that"
         )
     if query.size(3) != key.size(3):
         return f"key's head_dim {key.size(3)} differs from query's {query.size(3)}"
     if key.size(3) != value.size(3):
         return (
-            f"query's head_dim, {query.size(3)}, differs from value's, {value.size(3)}: F.scaled_dot_product_attention takes only "
+            f"query's head_dim, {query.size(3)}, differs from value's, {value.size(3)}: "
+            "F.scaled_dot_product_attention takes only "
             "equal ones to flash attention; torch.nn.attention.varlen takes others too"
         )
     return None
 
 
-def _can_be_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: int) -> bool:
-    """The other conditions of F.scaled_dot_product_attention for flash attention: can_use_flash_attention in its sdp_utils.cpp."""
+def _can_be_flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: int
+) -> bool:
+    """The other conditions of F.scaled_dot_product_attention for flash attention:
+    can_use_flash_attention in its sdp_utils.cpp."""
     tensors = (query, key, value)
     if any(tensor.dim() != 4 for tensor in tensors):
         return False
-    same = all(tensor.size(0) == query.size(0) and tensor.size(3) == query.size(3) for tensor in tensors)
+    same = all(
+        tensor.size(0) == query.size(0) and tensor.size(3) == query.size(3) for tensor in tensors
+    )
     heads, heads_kv = query.size(1), key.size(1)
     return (
         80 <= capability <= 121

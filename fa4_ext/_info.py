@@ -17,10 +17,12 @@ class KernelInfo:
 
     name: str
     arch: int  # 90, or 100 for compute capability 10.0 and 10.3
-    # "forward", "decode", "backward"; "preprocess" and "postprocess", which go with a backward; "clear", which goes with PyTorch's
+    # "forward", "decode", "backward"; "preprocess" and "postprocess", which go with a backward;
+    # "clear", which goes with PyTorch's
     op: str
     dtype: str  # "bf16" or "fp16"
-    head_dim: int  # the largest that it serves, of query and key; of a postprocess kernel, of its gradient
+    # the largest that it serves, of query and key; of a postprocess kernel, of its gradient
+    head_dim: int
     head_dim_v: int  # the largest of value that it serves
     registers: int  # a thread
     spill_bytes: int  # a thread
@@ -31,7 +33,9 @@ class KernelInfo:
 def kernels() -> tuple[KernelInfo, ...]:
     """Every kernel that this build contains, from the manifest compiled into the library."""
     names = [field.name for field in fields(KernelInfo)]
-    return tuple(KernelInfo(**{name: kernel[name] for name in names}) for kernel in _library.manifest())
+    return tuple(
+        KernelInfo(**{name: kernel[name] for name in names}) for kernel in _library.manifest()
+    )
 
 
 def build_info() -> dict:
@@ -40,7 +44,8 @@ def build_info() -> dict:
 
 
 def version() -> str:
-    """The package's version: of the checkout that it is imported from, or else of the installed distribution."""
+    """The package's version: of the checkout that it is imported from, or else of the installed
+    distribution."""
     checkout = Path(__file__).parents[1] / "version.txt"
     if checkout.exists():
         return checkout.read_text().strip()

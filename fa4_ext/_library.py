@@ -17,11 +17,16 @@ from fa4_ext import _dispatcher, _elf, _environment
 PATH = Path(__file__).with_name("libfa4_ext.so")
 
 # The dispatcher says this once a process, about the first operator that anyone overrides.
-_OVERRIDE_WARNING = r"(?s).*Overriding a previously registered kernel for the same operator and the same dispatch key"
-_FILTER = ("ignore", re.compile(_OVERRIDE_WARNING, re.IGNORECASE), UserWarning, None, 0)  # as warnings.filterwarnings stores it
+_OVERRIDE_WARNING = (
+    r"(?s).*Overriding a previously registered kernel for the same operator and the same dispatch "
+    r"key"
+)
+# as warnings.filterwarnings stores it
+_FILTER = ("ignore", re.compile(_OVERRIDE_WARNING, re.IGNORECASE), UserWarning, None, 0)
 
-# The kernels of past registrations, an entry a registration. A call that another thread began may be about to run one that has just
-# been removed: it finds it here. A thread would have to sleep right there while this many more come and go, which takes 50 us each.
+# The kernels of past registrations, an entry a registration. A call that another thread began may
+# be about to run one that has just been removed: it finds it here. A thread would have to sleep
+# right there while this many more come and go, which takes 50 us each.
 _kept = collections.deque(maxlen=1000)
 
 
@@ -52,23 +57,35 @@ def _load() -> ctypes.CDLL:
 
 
 def _try_to_load() -> tuple[ctypes.CDLL | None, str | None]:
-    """The library, or why there is none: a program that could do without these kernels goes on without them."""
-    if problem := _environment.torch_too_old(str(torch.__version__)) or _environment.torch_unknown():
+    """The library, or why there is none: a program that could do without these kernels goes on
+    without them."""
+    if (
+        problem := _environment.torch_too_old(str(torch.__version__))
+        or _environment.torch_unknown()
+    ):
         return None, problem
     if not PATH.exists():
         raise ImportError(
-            f"fa4_ext's native library is missing, {PATH}: `make build` builds it in a checkout; an installed fa4_ext is "
+            f"fa4_ext's native library is missing, {PATH}: `make build` builds it in a checkout; "
+            "an installed fa4_ext is "
             "imported from other folders"
         )
     try:
         library = _load()
         if refusal := library.fa4_ext_problem():
-            return None, f"fa4_ext's native library refuses to be used in this process. {refusal.decode(errors='replace')}"
+            return (
+                None,
+                "fa4_ext's native library refuses to be used in this process. "
+                f"{refusal.decode(errors='replace')}",
+            )
         return library, None
-    except (OSError, AttributeError) as error:  # AttributeError: a library of another version lacks a function
+    # AttributeError: a library of another version lacks a function
+    except (OSError, AttributeError) as error:
         return None, (
-            f"fa4_ext's native library could not be loaded beside torch {torch.__version__}: {error}. Until fa4_ext is installed "
-            "anew, or in a checkout built anew by `make build`, every call runs PyTorch's own kernels."
+            f"fa4_ext's native library could not be loaded beside torch {torch.__version__}: "
+            f"{error}. Until fa4_ext is installed "
+            "anew, or in a checkout built anew by `make build`, every call runs PyTorch's own "
+            "kernels."
         )
 
 
@@ -87,7 +104,8 @@ def native() -> ctypes.CDLL:
 
 
 class _WithPythonWarnings:
-    """A function to call below one of torch's own, where C++ warnings become Python's and can be filtered, not stderr's."""
+    """A function to call below one of torch's own, where C++ warnings become Python's and can be
+    filtered, not stderr's."""
 
     def __init__(self, function):
         self.function = function
@@ -100,7 +118,8 @@ class _WithPythonWarnings:
 
 
 def register() -> None:
-    """Puts our overrides on top of the dispatcher's, or moves them there. Leaves it alone where they are on top.
+    """Puts our overrides on top of the dispatcher's, or moves them there. Leaves it alone where
+    they are on top.
 
     Raises:
         RuntimeError: the dispatcher refused them.
@@ -109,16 +128,19 @@ def register() -> None:
         return
     call = _WithPythonWarnings(native().fa4_ext_register)
     try:
-        # Not warnings.catch_warnings: leaving it would undo what other threads did to the filters meanwhile.
+        # Not warnings.catch_warnings: leaving it would undo what other threads did to the filters
+        # meanwhile.
         warnings.filters.insert(0, _FILTER)
         with contextlib.suppress(TypeError):
             torch.abs(call)
-        if call.result is None:  # torch functions are off, or another mode's: PyTorch's warning may reach stderr
+        # torch functions are off, or another mode's: PyTorch's warning may reach stderr
+        if call.result is None:
             call.result = call.function()
     finally:
         put_warnings_back()
     if call.result != 0:
-        raise RuntimeError(native().fa4_ext_last_error().decode(errors="replace"))  # a long text is cut off
+        # a long text is cut off
+        raise RuntimeError(native().fa4_ext_last_error().decode(errors="replace"))
     _kept.append(_dispatcher.kernels())
 
 
@@ -135,19 +157,21 @@ def configure(*, strict: bool, speed_rules: bool) -> None:
 
 
 def force_tile(queries: int, keys: int) -> None:
-    """For measurements: only kernels with this tile run from the next call on; 0, 0: the planner's choice."""
+    """For measurements: only kernels with this tile run from the next call on; 0, 0: the planner's
+    choice."""
     native().fa4_ext_force_tile(queries, keys)
 
 
 def force_dealing(workers: int, paired: int) -> None:
-    """For measurements and tests: to how many thread blocks, and under a causal mask with how many heads in pairs, the tiles of a
-    dense forward without a window are dealt out on Hopper from the next call on; 0, 0: the planner's choice."""
+    """For measurements and tests: to how many thread blocks, and under a causal mask with how many
+    heads in pairs, the tiles of a dense forward without a window are dealt out on Hopper from the
+    next call on; 0, 0: the planner's choice."""
     native().fa4_ext_force_dealing(workers, paired)
 
 
 def force_decode(where: int) -> None:
-    """For measurements and tests: few queries run on the decode kernel wherever it can (1), only where the other one can't (-1), or
-    where it is the faster one (0), from the next call on."""
+    """For measurements and tests: few queries run on the decode kernel wherever it can (1), only
+    where the other one can't (-1), or where it is the faster one (0), from the next call on."""
     native().fa4_ext_force_decode(where)
 
 

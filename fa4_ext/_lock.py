@@ -9,6 +9,7 @@ import threading
 class Lock(contextlib.ContextDecorator, type(threading.RLock())):
     """A reentrant lock that also decorates functions, which hold it while they run.
 
-    It is reentrant because the garbage collector may end a registration while another is made. A decorated function gives it back
-    whatever interrupts it, on any of its lines; a `with` statement in its place could be interrupted on the way out.
+    It is reentrant because the garbage collector may end a registration while another is made. A
+    decorated function gives it back whatever interrupts it, on any of its lines; a `with` statement
+    in its place could be interrupted on the way out.
     """

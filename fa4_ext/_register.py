@@ -1,4 +1,5 @@
-"""Registrations with PyTorch: handles, the options in force, torch's registry of flash attention providers."""
+"""Registrations with PyTorch: handles, the options in force, torch's registry of flash attention
+providers."""
 
 from __future__ import annotations
 
@@ -14,14 +15,16 @@ from fa4_ext._lock import Lock
 
 PROVIDER = "FA4_EXT"
 
-#: The import's own registration; None where FA4_EXT_AUTOREGISTER is off, and where the native library could not be loaded.
+# : The import's own registration; None where FA4_EXT_AUTOREGISTER is off, and where the native
+# library could not be loaded.
 default_handle: Handle | None = None
 
 _lock = Lock()
 _numbers = itertools.count(1)
 _live: list[Handle] = []  # oldest first; the newest one's options are in force
 _overriding = False  # our overrides are in the dispatcher, or an interrupted call put them there
-_in_force: Handle | None = None  # whose options the library has; None where an interrupted call may have changed them
+# whose options the library has; None where an interrupted call may have changed them
+_in_force: Handle | None = None
 _imported = False
 _warned = False
 
@@ -29,8 +32,9 @@ _warned = False
 class Handle:
     """A live registration; `register` makes them.
 
-    Our kernels are in PyTorch's dispatcher exactly while at least one handle is live, and the newest live handle's options are in
-    force. Dropping the last reference to a handle does not remove it. As a context manager it ends with its block.
+    Our kernels are in PyTorch's dispatcher exactly while at least one handle is live, and the
+    newest live handle's options are in force. Dropping the last reference to a handle does not
+    remove it. As a context manager it ends with its block.
     """
 
     def __init__(self, fallback: str, prefer: bool, speed_rules: bool):
@@ -46,11 +50,13 @@ class Handle:
 
     @_lock
     def remove(self) -> None:
-        """Ends the registration; the last one leaves PyTorch as it was. Calling it again does nothing, unless an exception such as
-        KeyboardInterrupt cut the first time short: then it does the rest.
+        """Ends the registration; the last one leaves PyTorch as it was. Calling it again does
+        nothing, unless an exception such as KeyboardInterrupt cut the first time short: then it
+        does the rest.
 
-        Ending the last one changes PyTorch's dispatcher, which does not guard running calls against that: let no thread be inside
-        an attention call meanwhile. Ending any other changes nothing there and is safe.
+        Ending the last one changes PyTorch's dispatcher, which does not guard running calls against
+        that: let no thread be inside an attention call meanwhile. Ending any other changes nothing
+        there and is safe.
         """
         if self in _live:
             _live.remove(self)
@@ -64,36 +70,46 @@ class Handle:
 
     def __repr__(self) -> str:
         state = "active" if self.active else "removed"
-        return f"<fa4_ext.Handle {state} fallback={self.fallback!r} prefer={self.prefer} speed_rules={self.speed_rules}>"
+        return (
+            f"<fa4_ext.Handle {state} fallback={self.fallback!r} prefer={self.prefer} "
+            f"speed_rules={self.speed_rules}>"
+        )
 
 
 def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = True) -> Handle:
     """Puts the compiled kernels behind PyTorch's flash attention ops on CUDA devices.
 
-    The overrides go on top of whatever other provider is registered; registering again puts them on top again, and does nothing to
-    PyTorch's dispatcher where they are on top already. Needs no GPU and touches none.
+    The overrides go on top of whatever other provider is registered; registering again puts them on
+    top again, and does nothing to PyTorch's dispatcher where they are on top already. Needs no GPU
+    and touches none.
 
-    PyTorch's dispatcher does not guard running calls against changes: a call that meets one may run half of one kernel and half of
-    another, and crash. Whatever leaves the dispatcher alone is safe beside calls of other threads: registering while a handle lives
-    and no other provider is on top, and removing any handle but the last. So one handle that lives as long as the process, such as
-    the import's own, makes all others safe. Let no thread be inside one of these ops while the first handle is made, while the last
-    one is removed, and while registering again over another provider.
+    PyTorch's dispatcher does not guard running calls against changes: a call that meets one may run
+    half of one kernel and half of another, and crash. Whatever leaves the dispatcher alone is safe
+    beside calls of other threads: registering while a handle lives and no other provider is on top,
+    and removing any handle but the last. So one handle that lives as long as the process, such as
+    the import's own, makes all others safe. Let no thread be inside one of these ops while the
+    first handle is made, while the last one is removed, and while registering again over another
+    provider.
 
     An exception such as KeyboardInterrupt leaves nothing registered by this call.
 
-    Where no call could run these kernels, the first call of `register` in a process says so in a RuntimeWarning: the driver is
-    missing or too old, or torch is built without CUDA although there is a driver. It is silent where torch has no CUDA and the
-    machine no driver: nothing there is meant to run on a GPU, and tests that turn warnings into errors can register. It is silent
-    about the devices too, since asking for them would initialise CUDA and keep it from processes forked later. `python -m fa4_ext
-    doctor` looks at everything.
+    Where no call could run these kernels, the first call of `register` in a process says so in a
+    RuntimeWarning: the driver is missing or too old, or torch is built without CUDA although there
+    is a driver. It is silent where torch has no CUDA and the machine no driver: nothing there is
+    meant to run on a GPU, and tests that turn warnings into errors can register. It is silent about
+    the devices too, since asking for them would initialise CUDA and keep it from processes forked
+    later. `python -m fa4_ext doctor` looks at everything.
 
     Args:
-        fallback: what happens to a call that no compiled kernel covers. "stock": PyTorch's own flash kernel runs it. "error": it
+        fallback: what happens to a call that no compiled kernel covers. "stock": PyTorch's own
+        flash kernel runs it. "error": it
             raises a RuntimeError, "FA4 <op> unsupported: <reason>".
-        prefer: make F.scaled_dot_product_attention try flash attention before its other backends; PyTorch prefers cuDNN on Hopper
-            and Blackwell. The switches of torch.nn.attention.sdpa_kernel and torch.backends.cuda keep their meaning. Without effect
-            where the driver is too old for our kernels. A RuntimeWarning where this torch has no such order to change; the handle's
-            `prefer` is False then.
+        prefer: make F.scaled_dot_product_attention try flash attention before its other backends;
+        PyTorch prefers cuDNN on Hopper
+            and Blackwell. The switches of torch.nn.attention.sdpa_kernel and torch.backends.cuda
+            keep their meaning. Without effect where the driver is too old for our kernels. A
+            RuntimeWarning where this torch has no such order to change; the handle's `prefer` is
+            False then.
         speed_rules: leave calls to the stock kernel that it is measured to run faster.
 
     Returns:
@@ -101,8 +117,8 @@ def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = T
 
     Raises:
         ValueError: an argument has a value that is not allowed.
-        RuntimeError: torch is too old, the native library could not be loaded or refuses to be used, or PyTorch's dispatcher
-            refused the overrides.
+        RuntimeError: torch is too old, the native library could not be loaded or refuses to be
+            used, or PyTorch's dispatcher refused the overrides.
     """
     _check("fallback", fallback, ("stock", "error"))
     _check("prefer", prefer, (True, False))
@@ -121,10 +137,13 @@ def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = T
 
 @_lock
 def _begin(handle: Handle) -> str | None:
-    """Makes it live. Returns why flash attention cannot come first, where it should; the handle's `prefer` says so, too."""
+    """Makes it live. Returns why flash attention cannot come first, where it should; the handle's
+    `prefer` says so, too."""
     global _overriding
     handle._number = next(_numbers)
-    _live.append(handle)  # first: the garbage collector may end another registration meanwhile, which must not be the last one
+    # first: the garbage collector may end another registration meanwhile, which must not be the
+    # last one
+    _live.append(handle)
     _put_in_force(handle)
     _overriding = True
     _library.register()
@@ -137,8 +156,8 @@ def _begin(handle: Handle) -> str | None:
 
 
 def _settle() -> None:
-    """Brings the library, the dispatcher and the order in line with the live handles. Doing so again changes nothing, and ends what
-    an exception interrupted."""
+    """Brings the library, the dispatcher and the order in line with the live handles. Doing so
+    again changes nothing, and ends what an exception interrupted."""
     while True:
         live = list(_live)
         _library.put_warnings_back()
@@ -214,18 +233,24 @@ def _warn_at_import(sentence: str) -> None:
 
 
 def _offer_to_registry() -> str | None:
-    """Lets torch.nn.attention.activate_flash_attention_impl("FA4_EXT") find us. Returns what is wrong with that.
+    """Lets torch.nn.attention.activate_flash_attention_impl("FA4_EXT") find us. Returns what is
+    wrong with that.
 
-    The registry asks providers not to activate themselves, so the import's own registration stays outside of it: a provider that is
-    activated later goes on top of ours, and restoring brings ours back.
+    The registry asks providers not to activate themselves, so the import's own registration stays
+    outside of it: a provider that is activated later goes on top of ours, and restoring brings ours
+    back.
     """
     try:
-        offer = getattr(attention, "register_flash_attention_impl", None)  # a torch that is too old has no registry
+        # a torch that is too old has no registry
+        offer = getattr(attention, "register_flash_attention_impl", None)
         # A copy of this package that can't be used leaves the place to the one that can.
         if offer and not (_library.problem and PROVIDER in attention.list_flash_attention_impls()):
             offer(PROVIDER, register_fn=register)
     except Exception as error:
-        return f"torch.nn.attention's registry does not take {PROVIDER}: {error!r}. fa4_ext.register() does not need it."
+        return (
+            f"torch.nn.attention's registry does not take {PROVIDER}: {error!r}. "
+            "fa4_ext.register() does not need it."
+        )
     return None
 
 
@@ -236,5 +261,9 @@ def options_in_force() -> Handle | None:
 
 
 def _check(argument: str, value, allowed: tuple) -> None:
-    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in allowed):
-        raise ValueError(f"{argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    if not any(
+        value is choice or (type(value) is type(choice) and value == choice) for choice in allowed
+    ):
+        raise ValueError(
+            f"{argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
+        )

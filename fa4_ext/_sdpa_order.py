@@ -1,8 +1,10 @@
-"""The order in which F.scaled_dot_product_attention tries its backends: flash first while a registration asks for it.
+"""The order in which F.scaled_dot_product_attention tries its backends: flash first while a
+registration asks for it.
 
-On Hopper and Blackwell torch prefers cuDNN, and our kernels would never be asked. Torch decides that once, in the first choice of
-a backend on CUDA, and overwrites what was set before; what is set afterwards stays. So the order changes when CUDA comes up, or at
-once where it is up: we have torch make its first choice, keep the order that it leaves, and put flash in front. Nothing here brings
+On Hopper and Blackwell torch prefers cuDNN, and our kernels would never be asked. Torch decides
+that once, in the first choice of a backend on CUDA, and overwrites what was set before; what is set
+afterwards stays. So the order changes when CUDA comes up, or at once where it is up: we have torch
+make its first choice, keep the order that it leaves, and put flash in front. Nothing here brings
 CUDA up. The flags that enable a backend are the user's and stay as they are.
 """
 
@@ -40,7 +42,8 @@ _replaced: list[_Replaced] = []  # oldest first
 
 
 class _Replaced(NamedTuple):
-    """An order, ours in its place, and on behalf of which registration; a newer one has a higher number."""
+    """An order, ours in its place, and on behalf of which registration; a newer one has a higher
+    number."""
 
     before: list[int]
     ours: list[int]
@@ -48,7 +51,8 @@ class _Replaced(NamedTuple):
 
 
 class _Shape(torch.Tensor):
-    """A tensor without memory, so that no CUDA context is made: choosing a backend looks at shapes, types and devices only."""
+    """A tensor without memory, so that no CUDA context is made: choosing a backend looks at shapes,
+    types and devices only."""
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -56,18 +60,24 @@ class _Shape(torch.Tensor):
 
 
 def _make_first_choice() -> None:
-    # An exception would fail the user's first use of CUDA. Without a choice torch's own order prevails: slower, not wrong.
+    # An exception would fail the user's first use of CUDA. Without a choice torch's own order
+    # prevails: slower, not wrong.
     with contextlib.suppress(Exception):
-        query = torch.Tensor._make_wrapper_subclass(_Shape, (1, 1, 64, 64), dtype=torch.float16, device="cuda")
-        # Straight to the CUDA kernel: a mode that happens to be active, such as FakeTensorMode, would get in between.
+        query = torch.Tensor._make_wrapper_subclass(
+            _Shape, (1, 1, 64, 64), dtype=torch.float16, device="cuda"
+        )
+        # Straight to the CUDA kernel: a mode that happens to be active, such as FakeTensorMode,
+        # would get in between.
         cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
         torch.ops.aten._fused_sdp_choice.default.redispatch(cuda, query, query, query)
 
 
 def _apply_queued() -> None:
-    """Runs while CUDA comes up. An error would fail the user's first use of CUDA, so it becomes a warning."""
+    """Runs while CUDA comes up. An error would fail the user's first use of CUDA, so it becomes a
+    warning."""
     global _queued_for
-    # Before a look at _wanted: put_flash_first asks for both in the other order, so that one of the two sees the other.
+    # Before a look at _wanted: put_flash_first asks for both in the other order, so that one of the
+    # two sees the other.
     owner, _queued_for = _queued_for, None
     try:
         if _wanted and owner is not None:
@@ -82,14 +92,16 @@ def _apply_queued() -> None:
 
 @_lock
 def _apply(owner: int) -> None:
-    if _environment.driver_too_old():  # every call is PyTorch's then, whose own order is the faster one
+    # every call is PyTorch's then, whose own order is the faster one
+    if _environment.driver_too_old():
         return
     _make_first_choice()
     current = torch._C._get_sdp_priority_order()
     ours = [_FLASH, *(backend for backend in current if backend != _FLASH)]
     if current == ours:
         return
-    _replaced.append(_Replaced(current, ours, owner))  # first, so that where this is interrupted it can be put back
+    # first, so that where this is interrupted it can be put back
+    _replaced.append(_Replaced(current, ours, owner))
     try:
         torch._C._set_sdp_priority_order(ours)
     except Exception:
@@ -106,7 +118,8 @@ def problem() -> str | None:
 
 
 _UNCHANGED = (
-    "F.scaled_dot_product_attention tries its backends in PyTorch's order, as with prefer=False, and may take calls to others than "
+    "F.scaled_dot_product_attention tries its backends in PyTorch's order, as with prefer=False, "
+    "and may take calls to others than "
     "flash attention."
 )
 
@@ -133,7 +146,8 @@ def is_wanted() -> bool:
 
 
 def put_flash_first(owner: int) -> str | None:
-    """Puts flash first from now on, or where CUDA is not up from the moment it comes up. Returns why it can't."""
+    """Puts flash first from now on, or where CUDA is not up from the moment it comes up. Returns
+    why it can't."""
     global _wanted, _queued_for
     if found := problem():
         return found
@@ -154,7 +168,8 @@ def put_flash_first(owner: int) -> str | None:
 
 
 def put_back() -> None:
-    """Flash is not to come first any more: restores the order of before, unless someone has changed ours since."""
+    """Flash is not to come first any more: restores the order of before, unless someone has changed
+    ours since."""
     global _wanted
     _wanted = False
     put_back_newer_than(0)
@@ -162,7 +177,8 @@ def put_back() -> None:
 
 @_lock
 def put_back_newer_than(owner: int) -> None:
-    """Restores what newer registrations than this one replaced, unless someone has changed ours since."""
+    """Restores what newer registrations than this one replaced, unless someone has changed ours
+    since."""
     if not any(replaced.owner > owner for replaced in _replaced):
         return
     current = torch._C._get_sdp_priority_order()
@@ -170,4 +186,5 @@ def put_back_newer_than(owner: int) -> None:
         if replaced.owner > owner:
             if current == replaced.ours:
                 torch._C._set_sdp_priority_order(replaced.before)
-            _replaced.remove(replaced)  # last, so that what interrupts this leaves it to the next time
+            # last, so that what interrupts this leaves it to the next time
+            _replaced.remove(replaced)

@@ -1,8 +1,9 @@
 """Compiled objects by content, outside the clone.
 
-An entry is an object and, written after it, a JSON file of facts with a hash of both. The two appear by a rename within one file
-system, so a build that is killed, or two at once, leave whole entries or none. What can't be read as an entry, is damaged, or may
-have been written by another user counts as none: it is compiled again, and replaced.
+An entry is an object and, written after it, a JSON file of facts with a hash of both. The two
+appear by a rename within one file system, so a build that is killed, or two at once, leave whole
+entries or none. What can't be read as an entry, is damaged, or may have been written by another
+user counts as none: it is compiled again, and replaced.
 """
 
 import ast
@@ -42,7 +43,8 @@ def default_directory() -> Path:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError as error:  # neither HOME nor an entry in the list of users
         raise BuildError(
-            "there is no folder for compiled kernels, because this user has no home folder: name one with FA4_EXT_CACHE"
+            "there is no folder for compiled kernels, because this user has no home folder: name "
+            "one with FA4_EXT_CACHE"
         ) from error
     return Path(base, "fa4_ext", "kernels")
 
@@ -63,15 +65,18 @@ def _installed_version(package: str) -> str:
         found = None
     if not found:
         raise BuildError(
-            f"{package} is not installed in {sys.prefix}, or without its metadata (a .dist-info folder), which says its version; "
+            f"{package} is not installed in {sys.prefix}, or without its metadata (a .dist-info "
+            "folder), which says its version; "
             "the build needs: pip install --no-deps -r requirements/build.txt"
         )
     return found
 
 
 def sources(kernel: Kernel, root: Path) -> list[Path]:
-    """The files that decide what is compiled: the entry and what it imports. matrix.py's part is the spec itself."""
-    found = {root / name for name in ("worker.py", "header.py", "cubin.py")}  # the readers of the facts
+    """The files that decide what is compiled: the entry and what it imports. matrix.py's part is
+    the spec itself."""
+    # the readers of the facts
+    found = {root / name for name in ("worker.py", "header.py", "cubin.py")}
     left = [root / f"{kernel.module}.py"]
     while left:
         found.add(path := left.pop())
@@ -83,25 +88,37 @@ def imports(path: Path, root: Path) -> list[Path]:
     """The files below kernels/ that a file imports, all of them by `from kernels...`."""
     candidates = _imported(path.read_text())
     if candidates is None:
-        raise ValueError(f"{path} imports a part of kernels/ in another way than `from kernels... import ...`")
+        raise ValueError(
+            f"{path} imports a part of kernels/ in another way than `from kernels... import ...`"
+        )
     return [file for module in candidates if (file := (root / module).with_suffix(".py")).exists()]
 
 
 @functools.cache  # a thousand kernels have some twenty sources
 def _imported(source: str) -> list[str] | None:
-    """The modules below kernels/ that a source may import, as paths without a suffix; None where it does so in another way."""
+    """The modules below kernels/ that a source may import, as paths without a suffix; None where it
+    does so in another way."""
     nodes = list(ast.walk(ast.parse(source)))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     statements = [node for node in nodes if isinstance(node, ast.ImportFrom)]
-    if any(name.split(".")[0] == "kernels" for name in plain) or any(statement.level for statement in statements):
+    if any(name.split(".")[0] == "kernels" for name in plain) or any(
+        statement.level for statement in statements
+    ):
         return None
-    names = [f"{statement.module}.{alias.name}" for statement in statements for alias in statement.names]
-    modules = {name.removeprefix("kernels.").replace(".", "/") for name in names if name.startswith("kernels.")}
+    names = [
+        f"{statement.module}.{alias.name}" for statement in statements for alias in statement.names
+    ]
+    modules = {
+        name.removeprefix("kernels.").replace(".", "/")
+        for name in names
+        if name.startswith("kernels.")
+    }
     return sorted({module for name in modules for module in (name, str(Path(name).parent))})
 
 
 def code(path: Path) -> str:
-    """A source without its comments, docstrings and layout: a better sentence compiles nothing again."""
+    """A source without its comments, docstrings and layout: a better sentence compiles nothing
+    again."""
     return _code(path.read_text())
 
 
@@ -109,21 +126,34 @@ def code(path: Path) -> str:
 def _code(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and ast.get_docstring(node) is not None
+        ):
             node.body = node.body[1:]
     return ast.dump(tree)
 
 
 def spec(kernel: Kernel) -> dict:
-    """What a kernel says beyond the defaults: a new field changes the keys of those kernels only that set it."""
-    return {field.name: value for field in fields(kernel) if (value := getattr(kernel, field.name)) != field.default}
+    """What a kernel says beyond the defaults: a new field changes the keys of those kernels only
+    that set it."""
+    return {
+        field.name: value
+        for field in fields(kernel)
+        if (value := getattr(kernel, field.name)) != field.default
+    }
 
 
-def key(kernel: Kernel, target: str, versions: dict[str, str], root: Path = Path(__file__).parent) -> str:
+def key(
+    kernel: Kernel, target: str, versions: dict[str, str], root: Path = Path(__file__).parent
+) -> str:
     files = {str(path.relative_to(root)): code(path) for path in sources(kernel, root)}
-    # Another minor version of Python changes a description of the arguments that the compiler leaves in the object.
+    # Another minor version of Python changes a description of the arguments that the compiler
+    # leaves in the object.
     python = [sys.implementation.name, *sys.version_info[:2]]
-    return _sha256(json.dumps([spec(kernel), target, versions, python, files], sort_keys=True).encode())
+    return _sha256(
+        json.dumps([spec(kernel), target, versions, python, files], sort_keys=True).encode()
+    )
 
 
 def _sha256(content: bytes) -> str:
@@ -131,16 +161,23 @@ def _sha256(content: bytes) -> str:
 
 
 def _digest(key: str, content: bytes, facts: dict) -> str:
-    """What an entry's facts file holds to tell damage, in the object, in the facts, or in what lies where."""
+    """What an entry's facts file holds to tell damage, in the object, in the facts, or in what lies
+    where."""
     return _sha256(json.dumps([key, _sha256(content), facts], sort_keys=True).encode())
 
 
 def who_else_writes(status: os.stat_result, user: int) -> str | None:
-    """Who but the user and root could have put something into a file or folder, in words; None: nobody."""
+    """Who but the user and root could have put something into a file or folder, in words; None:
+    nobody."""
     if status.st_uid not in (user, 0):
-        return f"it belongs to {_user_name(status.st_uid)}, and this build runs as {_user_name(user)}"
+        return (
+            f"it belongs to {_user_name(status.st_uid)}, and this build runs as {_user_name(user)}"
+        )
     if status.st_mode & WRITABLE_BY_OTHERS:
-        return f"its mode is {stat.S_IMODE(status.st_mode):o}, which lets more than its owner write to it"
+        return (
+            f"its mode is {stat.S_IMODE(status.st_mode):o}, which lets more than its owner write "
+            "to it"
+        )
     return None
 
 
@@ -186,12 +223,15 @@ class Cache:
             status = directory.stat()
         except OSError as error:
             raise BuildError(
-                f"{directory} can't be the folder of compiled kernels: {error.strerror}; name another with FA4_EXT_CACHE"
+                f"{directory} can't be the folder of compiled kernels: {error.strerror}; name "
+                "another with FA4_EXT_CACHE"
             ) from error
         if others := who_else_writes(status, os.geteuid()):
             raise BuildError(
-                f"{directory} can't be the folder of compiled kernels: {others}, and what others leave there would go into the "
-                "library. Name a folder of your own with FA4_EXT_CACHE, delete this one, or, if you trust all that is in it, run: "
+                f"{directory} can't be the folder of compiled kernels: {others}, and what others "
+                "leave there would go into the "
+                "library. Name a folder of your own with FA4_EXT_CACHE, delete this one, or, if "
+                "you trust all that is in it, run: "
                 f"chown -R {os.geteuid()} {directory} && chmod -R go-w {directory}"
             )
         for path in directory.glob("tmp.*"):
@@ -220,7 +260,8 @@ class Cache:
             directory = tempfile.mkdtemp(prefix="tmp.", dir=self.directory)
         except OSError as error:
             raise BuildError(
-                f"{self.directory} lacks a kernel and can't be written to: {error.strerror}; name another with FA4_EXT_CACHE"
+                f"{self.directory} lacks a kernel and can't be written to: {error.strerror}; name "
+                "another with FA4_EXT_CACHE"
             ) from error
         try:
             yield Path(directory)
@@ -228,7 +269,8 @@ class Cache:
             shutil.rmtree(directory, ignore_errors=True)
 
     def put(self, key: str, compiled: Path, facts: dict) -> tuple[bytes, dict]:
-        """Moves an object from a workspace into the cache, in place of what is there, and returns what get() will."""
+        """Moves an object from a workspace into the cache, in place of what is there, and returns
+        what get() will."""
         object_path, facts_path = self._paths(key)
         content = compiled.read_bytes()
         written = compiled.with_suffix(".json")

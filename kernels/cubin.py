@@ -1,4 +1,5 @@
-"""What the device code inside an object needs: read from the ELF that the compiler embedded, not from what was asked for."""
+"""What the device code inside an object needs: read from the ELF that the compiler embedded, not
+from what was asked for."""
 
 import re
 import struct
@@ -12,8 +13,10 @@ from pathlib import Path
 EM_CUDA = 190
 FATBIN_MAGIC = 0xBA55ED50
 FATBIN_ELF = 2  # kind of an entry
-HGMMA, HGMMA_RS, WARPGROUP = 0x9F0, 0xDF0, 0x9C5  # opcodes; WARPGROUP.DEPBAR has bit 47 set, WARPGROUP.ARRIVE not
-RESERVED_SHARED_BYTES = 1024  # the system's own part of a block's shared memory, which cuobjdump counts as the kernel's
+# opcodes; WARPGROUP.DEPBAR has bit 47 set, WARPGROUP.ARRIVE not
+HGMMA, HGMMA_RS, WARPGROUP = 0x9F0, 0xDF0, 0x9C5
+# the system's own part of a block's shared memory, which cuobjdump counts as the kernel's
+RESERVED_SHARED_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,19 @@ def _section_headers(elf: bytes) -> list[tuple]:
     """Of a 64-bit little-endian ELF object."""
     (section_offset,) = struct.unpack_from("<Q", elf, 0x28)
     entry_size, count = struct.unpack_from("<HH", elf, 0x3A)
-    return [struct.unpack_from("<IIQQQQIIQQ", elf, section_offset + i * entry_size) for i in range(count)]
+    return [
+        struct.unpack_from("<IIQQQQIIQQ", elf, section_offset + i * entry_size)
+        for i in range(count)
+    ]
 
 
 def _sections(elf: bytes, prefix: str) -> list[bytes]:
     sections = _section_headers(elf)
     (names_index,) = struct.unpack_from("<H", elf, 0x3E)
     names = sections[names_index][4]
-    return [elf[s[4] : s[4] + s[5]] for s in sections if elf.startswith(prefix.encode(), names + s[0])]
+    return [
+        elf[s[4] : s[4] + s[5]] for s in sections if elf.startswith(prefix.encode(), names + s[0])
+    ]
 
 
 def symbols(elf: bytes) -> list[Symbol]:
@@ -88,13 +96,17 @@ def _run(tool: str, *options: str, cubin: bytes) -> str:
     """A tool of the PyPI packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm."""
     nvidia = find_spec("nvidia")
     roots = nvidia.submodule_search_locations if nvidia else ()
-    path = next((path for root in roots if (path := Path(root, "cu13", "bin", tool)).exists()), None)
+    path = next(
+        (path for root in roots if (path := Path(root, "cu13", "bin", tool)).exists()), None
+    )
     if path is None:
         raise FileNotFoundError(f"{tool} is not installed: pip install nvidia-cuda-{tool}")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        result = subprocess.run([path, *options, file.name], capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            [path, *options, file.name], capture_output=True, text=True, check=False
+        )
     if result.returncode:
         raise RuntimeError(f"{tool} failed: {result.stderr.strip() or result.stdout.strip()}")
     return result.stdout
@@ -112,7 +124,10 @@ def arch(cubin: bytes) -> int:
 
 
 def resources(cubin: bytes) -> Resources:
-    usage = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", _run("cuobjdump", "-res-usage", cubin=cubin))
+    usage = re.findall(
+        r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)",
+        _run("cuobjdump", "-res-usage", cubin=cubin),
+    )
     if len(usage) != 1:
         raise ValueError(f"device code holds {len(usage)} kernels, expected 1")
     registers, stack, shared, local = map(int, usage[0])
@@ -120,7 +135,8 @@ def resources(cubin: bytes) -> Resources:
 
 
 def _products_and_waits(cubin: bytes) -> tuple[int, int]:
-    """By the low bits of Hopper's instructions, as nvdisasm decodes them. Other architectures have none."""
+    """By the low bits of Hopper's instructions, as nvdisasm decodes them. Other architectures have
+    none."""
     if arch(cubin) != 90:
         return 0, 0
     products = waits = 0

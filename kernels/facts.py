@@ -1,11 +1,16 @@
-"""What kernels/worker.py says of an object. It comes out of a file or a process, and some of it goes into C++: so it is checked."""
+"""What kernels/worker.py says of an object. It comes out of a file or a process, and some of it
+goes into C++: so it is checked."""
 
 import re
 
 from kernels.matrix import Kernel
 
 # export_to_c's entry points (kernels/header.py), after what all those of a kernel begin with.
-SYMBOLS = {"load": "cuda_init", "load_to_device": "cuda_load_to_device", "launch": "_mlir_ciface_[A-Za-z0-9_]+"}
+SYMBOLS = {
+    "load": "cuda_init",
+    "load_to_device": "cuda_load_to_device",
+    "launch": "_mlir_ciface_[A-Za-z0-9_]+",
+}
 NUMBERS = ("registers", "spill_bytes", "products", "waits", "shared_memory_bytes", "object_bytes")
 FACTS = {*SYMBOLS, *NUMBERS, "arguments"}
 
@@ -15,13 +20,20 @@ def problem(kernel: Kernel, content: bytes, facts: object) -> str | None:
     if not isinstance(facts, dict) or set(facts) != FACTS:
         return f"the facts about its object must be {', '.join(sorted(FACTS))}, are {facts!r:.200}"
     for fact, ending in SYMBOLS.items():
-        if not isinstance(facts[fact], str) or not re.fullmatch(f"_mlir_{kernel.name}_{ending}", facts[fact]):
-            return f"the name of its {fact} must be _mlir_{kernel.name}_{ending}, is {facts[fact]!r:.200}"
+        if not isinstance(facts[fact], str) or not re.fullmatch(
+            f"_mlir_{kernel.name}_{ending}", facts[fact]
+        ):
+            return (
+                f"the name of its {fact} must be _mlir_{kernel.name}_{ending}, is "
+                f"{facts[fact]!r:.200}"
+            )
     for fact in NUMBERS:
         if type(facts[fact]) is not int or facts[fact] < 0:
             return f"its {fact} must be a number from 0 on, is {facts[fact]!r:.200}"
     arguments = facts["arguments"]
-    if not isinstance(arguments, (list, tuple)) or not all(isinstance(argument, str) for argument in arguments):
+    if not isinstance(arguments, (list, tuple)) or not all(
+        isinstance(argument, str) for argument in arguments
+    ):
         return f"its arguments must be a list of strings, are {arguments!r:.200}"
     if facts["object_bytes"] != len(content):
         return f"its object must have {facts['object_bytes']} bytes, has {len(content)}"

@@ -1,4 +1,5 @@
-"""What export_to_c's C header says of an object: its entry points and the arguments of its launch."""
+"""What export_to_c's C header says of an object: its entry points and the arguments of its
+launch."""
 
 import re
 from dataclasses import dataclass
@@ -20,13 +21,25 @@ def _only(pattern: str, header: str, name: str) -> str:
 
 
 def _tensors(header: str, prefix: str) -> dict[str, str]:
-    shapes, strides = r"(?:int32_t dynamic_shapes\[(\d+)\];\s*)?", r"(?:int64_t dynamic_strides\[(\d+)\];\s*)?"
-    structs = re.findall(rf"typedef struct {{\s*void \*data;\s*{shapes}{strides}}} {prefix}_Tensor_(\w+)_t;", header)
-    return {name: f"{name}: tensor of {shape or 0} shapes, {stride or 0} strides" for shape, stride, name in structs}
+    shapes, strides = (
+        r"(?:int32_t dynamic_shapes\[(\d+)\];\s*)?",
+        r"(?:int64_t dynamic_strides\[(\d+)\];\s*)?",
+    )
+    structs = re.findall(
+        rf"typedef struct {{\s*void \*data;\s*{shapes}{strides}}} {prefix}_Tensor_(\w+)_t;", header
+    )
+    return {
+        name: f"{name}: tensor of {shape or 0} shapes, {stride or 0} strides"
+        for shape, stride, name in structs
+    }
 
 
 def parse(header: str, prefix: str) -> Exports:
-    launch = _only(rf"void (_mlir_{prefix}__mlir_ciface_\w+)\(void \*\*args, int32_t num_args\);", header, prefix)
+    launch = _only(
+        rf"void (_mlir_{prefix}__mlir_ciface_\w+)\(void \*\*args, int32_t num_args\);",
+        header,
+        prefix,
+    )
     parameters = _only(rf"cute_dsl_{prefix}_wrapper\((.*?)\) {{", header, prefix).split(", ")
     order = _only(r"void \*args\[\d+\] = {(.*?)};", header, prefix)
 

@@ -2,12 +2,13 @@
 
 from kernels.matrix import Kernel, Layout, Op
 
-# Bytes a thread of local memory, the most that the full matrix has: flash-attn-4's varlen kernels for SM100 keep scheduler values
-# there, fp16 causal D 128 most.
+# Bytes a thread of local memory, the most that the full matrix has: flash-attn-4's varlen kernels
+# for SM100 keep scheduler values there, fp16 causal D 128 most.
 SPILL_BYTES_SM100_VARLEN = 80
 # Its forward for a pair of CTAs and query's head dim 192.
 SPILL_BYTES_SM100_PAIR_192 = 16
-# D 256, whose accumulators leave few registers: its forward, and its backward, which has as many without our changes.
+# D 256, whose accumulators leave few registers: its forward, and its backward, which has as many
+# without our changes.
 SPILL_BYTES_SM100_256 = {Op.FORWARD: 208, Op.BACKWARD: 504}
 
 
@@ -18,7 +19,11 @@ def spill_bytes(kernel: Kernel) -> int:
         return SPILL_BYTES_SM100_256[kernel.op]
     if kernel.layout is Layout.VARLEN:
         return SPILL_BYTES_SM100_VARLEN
-    return SPILL_BYTES_SM100_PAIR_192 if kernel.op is Op.FORWARD and kernel.two_cta and kernel.head_dim == 192 else 0
+    return (
+        SPILL_BYTES_SM100_PAIR_192
+        if kernel.op is Op.FORWARD and kernel.two_cta and kernel.head_dim == 192
+        else 0
+    )
 
 
 def check(kernel: Kernel, facts: dict) -> None:
@@ -30,6 +35,7 @@ def check(kernel: Kernel, facts: dict) -> None:
     # At most a quarter as many in every kernel that overlaps them.
     if 2 * facts["waits"] > facts["products"]:
         raise ValueError(
-            f"kernel {kernel.name} waits {facts['waits']} times for {facts['products']} WGMMA instructions: the compiler found no "
+            f"kernel {kernel.name} waits {facts['waits']} times for {facts['products']} WGMMA "
+            "instructions: the compiler found no "
             "registers for more than one at a time (ptxas says C7510 or C7511)"
         )

@@ -34,7 +34,8 @@ def environment(arch: int) -> dict[str, str]:
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {
-        **kept, "PYTHONPATH": path, "CUTE_DSL_ARCH": TARGETS[arch], "CUTE_DSL_NO_CACHE": "1", "FLASH_ATTENTION_ARCH": f"sm_{arch}",
+        **kept, "PYTHONPATH": path, "CUTE_DSL_ARCH": TARGETS[arch], "CUTE_DSL_NO_CACHE": "1",
+        "FLASH_ATTENTION_ARCH": f"sm_{arch}",
     }  # fmt: skip
 
 
@@ -43,7 +44,12 @@ class Worker:
         self.arch = arch
         self.log = tempfile.TemporaryFile("w+", errors="replace")
         self.process = subprocess.Popen(
-            command, env=environment(arch), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
+            command,
+            env=environment(arch),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
         )
 
     def _printed(self) -> str:
@@ -58,12 +64,18 @@ class Worker:
         answer = self.process.stdout.readline()
         if not answer:
             status = self.process.wait()
-            ending = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+            ending = (
+                f"was killed by {signal.Signals(-status).name}"
+                if status < 0
+                else f"exited with status {status}"
+            )
             raise CompileError(kernel, f"{self._printed()}\nthe compiling process {ending}")
         try:
             facts = json.loads(answer)
         except ValueError as error:
-            raise CompileError(kernel, f"the compiling process answered {answer!r:.200}, which is not JSON") from error
+            raise CompileError(
+                kernel, f"the compiling process answered {answer!r:.200}, which is not JSON"
+            ) from error
         if "error" in facts:
             raise CompileError(kernel, f"{self._printed()}\n{facts['error']}".strip())
         return facts
@@ -81,11 +93,15 @@ class Queue:
 
     def __init__(self, kernels: Sequence[Kernel]):
         self.lock = threading.Lock()
-        self.left = {arch: [kernel for kernel in reversed(kernels) if kernel.arch == arch] for arch in TARGETS}
+        self.left = {
+            arch: [kernel for kernel in reversed(kernels) if kernel.arch == arch]
+            for arch in TARGETS
+        }
         self.slots = dict.fromkeys(TARGETS, 0)  # that work on an architecture
 
     def take(self, arch: int | None) -> Kernel | None:
-        """The next kernel: of `arch` while there are any, else of the architecture with the most left for each slot."""
+        """The next kernel: of `arch` while there are any, else of the architecture with the most
+        left for each slot."""
         with self.lock:
             if arch is None or not self.left[arch]:
                 if arch is not None:

@@ -1,4 +1,5 @@
-"""How far a long job is: one line that is rewritten on a terminal, a line now and then elsewhere."""
+"""How far a long job is: one line that is rewritten on a terminal, a line now and then
+elsewhere."""
 
 import sys
 import threading
@@ -30,14 +31,26 @@ class Progress:
 
     def text(self) -> str:
         elapsed = self.clock() - self.begin
-        left = f"{duration(elapsed / self.done * (self.total - self.done))} left" if self.done else "starting"
-        return f"{self.done}/{self.total} {self.what}, {duration(elapsed)} elapsed, {left}: {self.current}"
+        left = (
+            f"{duration(elapsed / self.done * (self.total - self.done))} left"
+            if self.done
+            else "starting"
+        )
+        return (
+            f"{self.done}/{self.total} {self.what}, {duration(elapsed)} elapsed, {left}: "
+            f"{self.current}"
+        )
 
     def _show(self) -> None:
         if self.stream.isatty():
             filled = BAR_WIDTH * self.done // self.total
             end = "\n" if self.done == self.total else ""
-            print(f"\r\033[K[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {self.text()}", end=end, file=self.stream, flush=True)
+            print(
+                f"\r\033[K[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {self.text()}",
+                end=end,
+                file=self.stream,
+                flush=True,
+            )
         elif self.done == self.total or self.clock() - self.shown >= SECONDS_BETWEEN_LINES:
             self.shown = self.clock()
             print(self.text(), file=self.stream, flush=True)

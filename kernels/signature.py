@@ -1,9 +1,11 @@
 """The arguments of every compiled object, in the order they are passed.
 
-The C++ side (csrc/core/launch.cpp) passes an array of pointers in this order without knowing better, so the build compares what the
-compiler exported with what is written here and fails on a difference.
+The C++ side (csrc/core/launch.cpp) passes an array of pointers in this order without knowing
+better, so the build compares what the compiler exported with what is written here and fails on a
+difference.
 
-A tensor is a struct of its address, its dynamic shapes (int32) and its dynamic strides (int64); the innermost stride is always one.
+A tensor is a struct of its address, its dynamic shapes (int32) and its dynamic strides (int64); the
+innermost stride is always one.
 """
 
 from kernels.matrix import Kernel, Layout, Op
@@ -46,7 +48,8 @@ def expected(kernel: Kernel) -> tuple[str, ...]:
     match kernel.op:
         case Op.FORWARD:
             arguments = [
-                *qkvo("q", "k", "v", "o"), *rows("lse"), float32("scale"), *varlen("cu_seqlens_q"), *key_lengths, *window,
+                *qkvo("q", "k", "v", "o"), *rows("lse"), float32("scale"), *varlen("cu_seqlens_q"),
+                *key_lengths, *window,
                 *([int32("max_seqlen_q"), int32("sm_count")] if kernel.arch == 100 else []),
                 *([int32("workers"), int32("paired")] if kernel.persistent else []),
                 *([tensor("counter", 1, 0)] if kernel.persistent and not dense else []),
@@ -54,7 +57,8 @@ def expected(kernel: Kernel) -> tuple[str, ...]:
         case Op.DECODE:
             arguments = [
                 *qkvo("q", "k", "v", "o"), *rows("lse"), float32("scale"),
-                *(tensor(name, 1, 0) for name in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")), tensor("block_table", 2, 1),
+                *(tensor(name, 1, 0) for name in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")),
+                tensor("block_table", 2, 1),
                 *window, int32("max_seqlen_q"), int32("splits"),
             ]  # fmt: skip
         case Op.BACKWARD:
@@ -66,9 +70,17 @@ def expected(kernel: Kernel) -> tuple[str, ...]:
                 *(semaphores("dk_semaphore", "dv_semaphore") if kernel.deterministic and kernel.grouped else []),
             ]  # fmt: skip
         case Op.PREPROCESS:
-            arguments = [*qkvo("o", "dout"), *rows("delta", "lse", "lse_log2", "dq_accum"), *varlen("cu_seqlens_q")]
+            arguments = [
+                *qkvo("o", "dout"),
+                *rows("delta", "lse", "lse_log2", "dq_accum"),
+                *varlen("cu_seqlens_q"),
+            ]
         case Op.CLEAR:
-            arguments = [*qkvo("dq", "dk", "dv"), *varlen("cu_seqlens_q", "cu_seqlens_k"), int32("workers")]
+            arguments = [
+                *qkvo("dq", "dk", "dv"),
+                *varlen("cu_seqlens_q", "cu_seqlens_k"),
+                int32("workers"),
+            ]
         case Op.POSTPROCESS:
             arguments = [*rows("accum"), *qkvo("gradient"), float32("scale"), *varlen("cu_seqlens")]
             arguments += [] if dense else [*qkvo("dk", "dv"), *varlen("cu_seqlens_k")]

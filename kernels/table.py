@@ -1,4 +1,5 @@
-"""What the build hands on: the manifest, the C++ table of csrc/core/kernel_table.h and the list of objects for CMake."""
+"""What the build hands on: the manifest, the C++ table of csrc/core/kernel_table.h and the list of
+objects for CMake."""
 
 import hashlib
 import re
@@ -36,13 +37,23 @@ def manifest(built: Sequence[Built]) -> list[dict]:
             "tuned": row.kernel.tuned,
             "block_m": row.kernel.block_m,
             "block_n": row.kernel.block_n,
-            **{fact: row.facts[fact] for fact in ("registers", "spill_bytes", "shared_memory_bytes", "object_bytes")},
+            **{
+                fact: row.facts[fact]
+                for fact in ("registers", "spill_bytes", "shared_memory_bytes", "object_bytes")
+            },
         }
         for row in built
     ]
 
 
-def build_info(subset: str, archs: Sequence[int], versions: dict[str, str], manifest_json: str, version: str, commit: str) -> dict:
+def build_info(
+    subset: str,
+    archs: Sequence[int],
+    versions: dict[str, str],
+    manifest_json: str,
+    version: str,
+    commit: str,
+) -> dict:
     digest = hashlib.sha256(manifest_json.encode()).hexdigest()
     info = {"version": version, "commit": commit, "subset": subset, "archs": list(archs)}
     return info | {"versions": versions, "manifest_sha256": digest}
@@ -56,7 +67,8 @@ def _identifier(text: str) -> str:
 
 
 def _raw(json_text: str) -> str:
-    """A C++ literal. Without a closing parenthesis, which JSON has in strings only, nothing in it can end that."""
+    """A C++ literal. Without a closing parenthesis, which JSON has in strings only, nothing in it
+    can end that."""
     return 'R"json(' + json_text.replace(")", r"\u0029") + ')json"'
 
 
@@ -66,12 +78,22 @@ def _row(built: Built, index: dict[Kernel, int]) -> str:
     launched = satellites(kernel) if kernel.op is Op.BACKWARD else (None,) * len(Satellites._fields)
     rows = ", ".join(str(index[satellite] if satellite else -1) for satellite in launched)
     flags = ", ".join(
-        str(flag).lower() for flag in (kernel.grouped, kernel.deterministic, kernel.two_cta, kernel.persistent, kernel.tuned)
+        str(flag).lower()
+        for flag in (
+            kernel.grouped,
+            kernel.deterministic,
+            kernel.two_cta,
+            kernel.persistent,
+            kernel.tuned,
+        )
     )
-    op, dtype, layout = (field.title() for field in (kernel.op.value, _identifier(kernel.dtype), kernel.layout.value))
+    op, dtype, layout = (
+        field.title() for field in (kernel.op.value, _identifier(kernel.dtype), kernel.layout.value)
+    )
     return (
         f'    {{"{_identifier(kernel.name)}",\n'
-        f"     Op::k{op}, {kernel.arch}, Dtype::k{dtype}, {kernel.head_dim}, {kernel.head_dim_v}, Layout::k{layout}, "
+        f"     Op::k{op}, {kernel.arch}, Dtype::k{dtype}, {kernel.head_dim}, {kernel.head_dim_v}, "
+        f"Layout::k{layout}, "
         f"Mask::{MASKS[kernel.mask]},\n"
         f"     {flags}, {kernel.block_m}, {kernel.block_n}, {kernel.blocks_per_sm}, {rows},\n"
         f"     {load},\n     {load_to_device},\n     {launch}}},\n"
@@ -84,7 +106,9 @@ def _entry_points(facts: dict) -> tuple[str, str, str]:
 
 def _declaration(facts: dict) -> str:
     load, load_to_device, launch = _entry_points(facts)
-    return f"void {load}(void**);\nvoid {load_to_device}(void**);\nvoid {launch}(void**, int32_t);\n"
+    return (
+        f"void {load}(void**);\nvoid {load_to_device}(void**);\nvoid {launch}(void**, int32_t);\n"
+    )
 
 
 def _rule(rule: tile_rules.TileRule) -> str:
@@ -92,7 +116,8 @@ def _rule(rule: tile_rules.TileRule) -> str:
         return f"{{{low}, {'kMax' if high is None else high}}}"
 
     ranges = ", ".join((
-        bounds(rule.queries_low, rule.queries_high), bounds(rule.rows_low, rule.rows_high), bounds(rule.tiles_low, rule.tiles_high),
+        bounds(rule.queries_low, rule.queries_high), bounds(rule.rows_low, rule.rows_high),
+        bounds(rule.tiles_low, rule.tiles_high),
     ))  # fmt: skip
     op, layout = Op(rule.op).value.title(), Layout(rule.layout).value.title()
     return (
@@ -102,7 +127,8 @@ def _rule(rule: tile_rules.TileRule) -> str:
 
 
 def planner_cpp() -> str:
-    """Every kernel that a build can hold, without entry points: enough to plan with, and nothing to compile. For the tests."""
+    """Every kernel that a build can hold, without entry points: enough to plan with, and nothing to
+    compile. For the tests."""
     nothing = dict.fromkeys(("load", "load_to_device", "launch"), "nullptr")
     built = [Built(kernel, nothing) for kernel in with_candidates()]
     return _definitions(built, "{}", "[]")
@@ -110,7 +136,9 @@ def planner_cpp() -> str:
 
 def cpp(built: Sequence[Built], info_json: str, manifest_json: str) -> str:
     declarations = "".join(_declaration(row.facts) for row in built)
-    return f'#include <cstdint>\n\nextern "C" {{\n{declarations}}}\n\n' + _definitions(built, info_json, manifest_json)
+    return f'#include <cstdint>\n\nextern "C" {{\n{declarations}}}\n\n' + _definitions(
+        built, info_json, manifest_json
+    )
 
 
 def _definitions(built: Sequence[Built], info_json: str, manifest_json: str) -> str:
@@ -121,7 +149,8 @@ def _definitions(built: Sequence[Built], info_json: str, manifest_json: str) -> 
         "namespace fa4 {\n\n"
         f"const Kernel kKernels[] = {{\n{''.join(_row(row, index) for row in built)}}};\n"
         f"const int32_t kNumKernels = {len(built)};\n\n"
-        f"const std::vector<TileRule>& kTileRules = *new std::vector<TileRule>{{\n{''.join(map(_rule, tile_rules.read()))}}};\n\n"
+        "const std::vector<TileRule>& kTileRules = *new "
+        f"std::vector<TileRule>{{\n{''.join(map(_rule, tile_rules.read()))}}};\n\n"
         f"const char* const kBuildInfo = {_raw(info_json)};\n\n"
         f"const char* const kManifest = {_raw(manifest_json)};\n\n"
         "}  // namespace fa4\n"
@@ -129,7 +158,8 @@ def _definitions(built: Sequence[Built], info_json: str, manifest_json: str) -> 
 
 
 def write_if_different(path: Path, content: str | bytes) -> None:
-    """Keeps the time stamp of what did not change, so that nothing is compiled or linked for it again."""
+    """Keeps the time stamp of what did not change, so that nothing is compiled or linked for it
+    again."""
     data = content.encode() if isinstance(content, str) else content
     if path.exists() and path.read_bytes() == data:
         return

@@ -1,6 +1,8 @@
-"""Where another tile than the default was measured to be faster: the rows of tile_rules.csv, which the planner follows.
+"""Where another tile than the default was measured to be faster: the rows of tile_rules.csv, which
+the planner follows.
 
-`python -m benchmarks.fit_tile_rules` writes them. Their tiles are the only candidates of kernels/matrix.py that a wheel holds.
+`python -m benchmarks.fit_tile_rules` writes them. Their tiles are the only candidates of
+kernels/matrix.py that a wheel holds.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ TABLE = Path(__file__).with_suffix(".csv")
 
 @dataclass(frozen=True)
 class TileRule:
-    """A box in the features of a problem (csrc/core/tile_rules.h), the tile that it gets, and what was measured in it. Bounds are
-    included; an empty upper one is none."""
+    """A box in the features of a problem (csrc/core/tile_rules.h), the tile that it gets, and what
+    was measured in it. Bounds are included; an empty upper one is none."""
 
     op: str
     layout: str
@@ -50,11 +52,16 @@ PARSE = {
 def read(path: Path = TABLE) -> tuple[TileRule, ...]:
     parse = {field.name: PARSE[field.type] for field in fields(TileRule)}
     with open(path, newline="") as file:
-        return tuple(TileRule(**{name: parse[name](text) for name, text in row.items()}) for row in csv.DictReader(file))
+        return tuple(
+            TileRule(**{name: parse[name](text) for name, text in row.items()})
+            for row in csv.DictReader(file)
+        )
 
 
 def write(rules: Iterable[TileRule], path: Path = TABLE) -> None:
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(TileRule)], lineterminator="\n")
+        writer = csv.DictWriter(
+            file, [field.name for field in fields(TileRule)], lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(map(vars, rules))

@@ -1,10 +1,11 @@
 """A process that compiles kernels for one architecture, one after the other.
 
-Importing the compiler takes seconds and a kernel about one, hence the long life. The compiler reads its target from the environment
-once, when it is imported, hence a process an architecture.
+Importing the compiler takes seconds and a kernel about one, hence the long life. The compiler reads
+its target from the environment once, when it is imported, hence a process an architecture.
 
-Reads a request a line from standard input: {"kernel": {...}, "directory": path}. Leaves the object there and answers on standard
-output with the facts about it, or {"error": message} when the compiler failed. What else is printed goes to standard error.
+Reads a request a line from standard input: {"kernel": {...}, "directory": path}. Leaves the object
+there and answers on standard output with the facts about it, or {"error": message} when the
+compiler failed. What else is printed goes to standard error.
 """
 
 import json
@@ -21,18 +22,28 @@ from kernels.matrix import Kernel, Layout, Mask, Op
 
 OBJECT = "kernel.o"
 
-# Generic x86-64: by default the compiler takes the building machine's instructions (AVX-512) for the host code too.
+# Generic x86-64: by default the compiler takes the building machine's instructions (AVX-512) for
+# the host code too.
 HOST_TARGET = "llvm -mtriple=x86_64-unknown-linux-gnu -mcpu=x86-64"
 
 # The runtime shims that csrc/core/dialect_runtime.cpp defines, and what the linker does.
 PROVIDED = {
-    "_GLOBAL_OFFSET_TABLE_", "_cuKernelGetAttribute", "_cudaDeviceGetAttribute", "_cudaFuncSetAttribute", "_cudaGetDevice",
-    "_cudaKernelSetAttributeForDevice", "_cudaLaunchKernelEx", "_cudaLibraryGetKernel", "_cudaLibraryLoadData",
+    "_GLOBAL_OFFSET_TABLE_", "_cuKernelGetAttribute", "_cudaDeviceGetAttribute",
+    "_cudaFuncSetAttribute", "_cudaGetDevice",
+    "_cudaKernelSetAttributeForDevice", "_cudaLaunchKernelEx", "_cudaLibraryGetKernel",
+    "_cudaLibraryLoadData",
 }  # fmt: skip
 
 
 def from_json(spec: dict) -> Kernel:
-    return Kernel(**{**spec, "op": Op(spec["op"]), "layout": Layout(spec["layout"]), "mask": Mask(spec["mask"])})
+    return Kernel(
+        **{
+            **spec,
+            "op": Op(spec["op"]),
+            "layout": Layout(spec["layout"]),
+            "mask": Mask(spec["mask"]),
+        }
+    )
 
 
 def entry(kernel: Kernel):
@@ -40,20 +51,28 @@ def entry(kernel: Kernel):
 
 
 def check_toolkit() -> None:
-    """Fails where the compiler is not its build for CUDA 13: it takes the newest one that this machine's driver, if any, runs."""
+    """Fails where the compiler is not its build for CUDA 13: it takes the newest one that this
+    machine's driver, if any, runs."""
     from cutlass._mlir._mlir_libs import _cutlass_ir
 
     if ".cu13." not in Path(_cutlass_ir.__file__).name:
         raise RuntimeError(
-            f"the kernel compiler loaded {_cutlass_ir.__file__}, not its build for CUDA 13: compile where "
-            "nvidia-cutlass-dsl[cu13] is installed and the CUDA driver is for CUDA 13 (580 or newer), or where there is no driver"
+            f"the kernel compiler loaded {_cutlass_ir.__file__}, not its build for CUDA 13: "
+            "compile where "
+            "nvidia-cutlass-dsl[cu13] is installed and the CUDA driver is for CUDA 13 (580 or "
+            "newer), or where there is no driver"
         )
 
 
 def dynamic_shared_bytes(ir: str) -> int:
-    """The launch configuration's third field, a constant. The object holds it as an instruction only, so it is read here."""
+    """The launch configuration's third field, a constant. The object holds it as an instruction
+    only, so it is read here."""
     config = r"!llvm\.struct<\(array<3 x i32>, array<3 x i32>, i64, ptr, ptr, i32\)>"
-    stores = re.findall(rf"(%\d+) = llvm\.getelementptr %\d+\[0, 2\] : [^\n]*{config}\n\s*llvm\.store (%\d+), \1 : i64", ir)
+    stores = re.findall(
+        rf"(%\d+) = llvm\.getelementptr %\d+\[0, 2\] : [^\n]*{config}\n\s*llvm\.store (%\d+), \1 : "
+        r"i64",
+        ir,
+    )
     if len(stores) != 1:
         raise ValueError(f"host code launches {len(stores)} kernels, expected 1")
     launch = ir[: re.search(rf"llvm\.store {stores[0][1]}, {stores[0][0]} : i64", ir).end()]
@@ -67,17 +86,24 @@ def compile_kernel(kernel: Kernel, directory: Path) -> dict:
     check_toolkit()
     function, arguments = entry(kernel)
     compiled = cute.compile(function, *arguments, options=f"--host-target '{HOST_TARGET}'")
-    compiled.export_to_c(file_path=str(directory), file_name=Path(OBJECT).stem, function_prefix=kernel.name)
+    compiled.export_to_c(
+        file_path=str(directory), file_name=Path(OBJECT).stem, function_prefix=kernel.name
+    )
 
     exports = header.parse((directory / OBJECT).with_suffix(".h").read_text(), kernel.name)
     elf = (directory / OBJECT).read_bytes()
     if unknown := set(cubin.undefined(elf)) - PROVIDED:
-        raise ValueError(f"object needs symbols that nothing provides: {', '.join(sorted(unknown))}")
+        raise ValueError(
+            f"object needs symbols that nothing provides: {', '.join(sorted(unknown))}"
+        )
     needs = cubin.resources(cubin.extract(elf))
     if needs.arch != kernel.arch:
         raise ValueError(f"device code is for sm_{needs.arch}, expected sm_{kernel.arch}")
     if needs.static_shared_bytes > cubin.RESERVED_SHARED_BYTES:
-        raise ValueError(f"device code holds {needs.static_shared_bytes} bytes of static shared memory, expected none")
+        raise ValueError(
+            f"device code holds {needs.static_shared_bytes} bytes of static shared memory, "
+            "expected none"
+        )
     return {
         "load": exports.load,
         "load_to_device": exports.load_to_device,

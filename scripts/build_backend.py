@@ -1,5 +1,5 @@
-"""setuptools' PEP 517 backend: a wheel is built with what requirements/torch.in and build.in list. The hashes of build.txt have no
-place in what a backend can ask for."""
+"""setuptools' PEP 517 backend: a wheel is built with what requirements/torch.in and build.in list.
+The hashes of build.txt have no place in what a backend can ask for."""
 
 from pathlib import Path
 
@@ -10,9 +10,16 @@ REQUIREMENTS = Path(__file__).parent.parent / "requirements"
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    return [*build_meta.get_requires_for_build_wheel(config_settings), *listed("torch"), *listed("build")]
+    return [
+        *build_meta.get_requires_for_build_wheel(config_settings),
+        *listed("torch"),
+        *listed("build"),
+    ]
 
 
 def listed(name):
-    lines = (line.partition("#")[0].strip() for line in (REQUIREMENTS / f"{name}.in").read_text().splitlines())
+    lines = (
+        line.partition("#")[0].strip()
+        for line in (REQUIREMENTS / f"{name}.in").read_text().splitlines()
+    )
     return [line for line in lines if line]

@@ -1,4 +1,5 @@
-"""Holds the layers apart: fa4_ext/ -> csrc/aten/ -> csrc/core/ -> kernels/, each unaware of those before it.
+"""Holds the layers apart: fa4_ext/ -> csrc/aten/ -> csrc/core/ -> kernels/, each unaware of those
+before it.
 
 python scripts/check_layers.py [root]
 """
@@ -21,10 +22,26 @@ RULES = (
     Rule("csrc/core/*", r"#include\s*[<\"](Python\.h|pybind11/)", "csrc/core knows no Python"),
     Rule("csrc/core/*", r"#include\s*\"(\.\./)?aten/", "csrc/core does not know its callers"),
     Rule("csrc/aten/*", r"#include\s*<(Python\.h|pybind11/)", "csrc/aten knows no Python"),
-    Rule("csrc/aten/*", r"#include\s*<(ATen|c10)/", "csrc/aten keeps to torch's stable ABI: torch/csrc/stable and the C shim"),
-    Rule("csrc/aten/*", r"sm(90|100)_|kKernels|block_[mn]\b", "kernels are chosen in csrc/core/plan.cpp"),
-    Rule("csrc/**/*", r"\bgetenv\b", "settings come through arguments: the environment is read in Python"),
-    Rule("fa4_ext/**/*.py", r"^\s*(import|from)\s+(kernels|cutlass|flash_attn|triton)\b", "the wheel ships no compiler"),
+    Rule(
+        "csrc/aten/*",
+        r"#include\s*<(ATen|c10)/",
+        "csrc/aten keeps to torch's stable ABI: torch/csrc/stable and the C shim",
+    ),
+    Rule(
+        "csrc/aten/*",
+        r"sm(90|100)_|kKernels|block_[mn]\b",
+        "kernels are chosen in csrc/core/plan.cpp",
+    ),
+    Rule(
+        "csrc/**/*",
+        r"\bgetenv\b",
+        "settings come through arguments: the environment is read in Python",
+    ),
+    Rule(
+        "fa4_ext/**/*.py",
+        r"^\s*(import|from)\s+(kernels|cutlass|flash_attn|triton)\b",
+        "the wheel ships no compiler",
+    ),
 )
 
 
@@ -34,7 +51,9 @@ def violations(root: Path) -> list[str]:
         for path in sorted(path for path in root.glob(rule.files) if path.is_file()):
             for number, line in enumerate(path.read_text().splitlines(), 1):
                 if re.search(rule.pattern, line):
-                    found.append(f"{path.relative_to(root)}:{number}: {rule.reason}: {line.strip()}")
+                    found.append(
+                        f"{path.relative_to(root)}:{number}: {rule.reason}: {line.strip()}"
+                    )
     return found
 
 

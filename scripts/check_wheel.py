@@ -1,5 +1,5 @@
-"""Fails where a wheel is not what is published: its tag, content, requirement, size, and what its library needs, exports and is
-protected by.
+"""Fails where a wheel is not what is published: its tag, content, requirement, size, and what its
+library needs, exports and is protected by.
 
 python scripts/check_wheel.py dist/fa4_ext-0.1.0-py3-none-manylinux_2_28_x86_64.whl
 
@@ -36,26 +36,37 @@ PACKAGE = {
     "fa4_ext/cmake/fa4_ext-config.cmake",
     "fa4_ext/cmake/fa4_ext-config-version.cmake",
 }
-ALLOWED = rf"fa4_ext/(bench/)?\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|fa4_ext-[^/]+\.dist-info/.*"
+ALLOWED = (
+    rf"fa4_ext/(bench/)?\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|fa4_ext-[^/]+\.dist-info/.*"
+)
 TORCH_LIBRARIES = {"libtorch.so", "libtorch_cpu.so"}  # torch has loaded them when ours is
 INTERFACE = "fa4_ext_"
 DF_1_NODELETE = 0x8
-# These functions of the C library write without a bound. Their checked forms have other names, such as __strcpy_chk.
+# These functions of the C library write without a bound. Their checked forms have other names, such
+# as __strcpy_chk.
 UNCHECKED = {"gets", "sprintf", "stpcpy", "strcat", "strcpy", "vsprintf", "wcscat", "wcscpy"}
 
 
 def package_problems(path: Path) -> list[str]:
     with zipfile.ZipFile(path) as wheel:
         names = set(wheel.namelist())
-        metadata = wheel.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
+        metadata = wheel.read(
+            next(name for name in names if name.endswith(".dist-info/METADATA"))
+        ).decode()
     found = [f"{name} is missing" for name in sorted(PACKAGE - names)]
-    found += [f"{name} does not belong in it" for name in sorted(names) if not re.fullmatch(ALLOWED, name)]
+    found += [
+        f"{name} does not belong in it" for name in sorted(names) if not re.fullmatch(ALLOWED, name)
+    ]
     for notice in ("LICENSE", "THIRD_PARTY_NOTICES.md"):
         if not any(re.fullmatch(rf".*\.dist-info/licenses/{notice}", name) for name in names):
             found.append(f"{notice} is missing")
     if not path.name.endswith(f"-py3-none-{PLATFORM}.whl"):
         found.append(f"its name is not tagged py3-none-{PLATFORM}")
-    required = [line for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE) if "extra ==" not in line]
+    required = [
+        line
+        for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
+        if "extra ==" not in line
+    ]
     if required != ["torch>=2.11"]:
         found.append(f"it requires {required}, expected torch>=2.11 alone")
     if path.stat().st_size > MAX_BYTES:
@@ -74,11 +85,16 @@ def platform_problems(audit: dict) -> list[str]:
     symbols = re.fullmatch(r"manylinux_(\d+)_(\d+)_x86_64", audit["sym_tag"])
     allowed = tuple(map(int, re.findall(r"\d+", PLATFORM)[:2]))
     if symbols is None or tuple(map(int, symbols.groups())) > allowed:
-        found.append(f"its symbols need {audit['sym_tag']}, more than {PLATFORM}: {audit['versioned_symbols']}")
+        found.append(
+            f"its symbols need {audit['sym_tag']}, more than {PLATFORM}: "
+            f"{audit['versioned_symbols']}"
+        )
     if audit["unsupported_isa"]:
         found.append("it has instructions that not every x86-64 has")
     if foreign := set(audit["external_libs"]) - TORCH_LIBRARIES:
-        found.append(f"it needs {', '.join(sorted(foreign))}, which neither {PLATFORM} nor torch brings")
+        found.append(
+            f"it needs {', '.join(sorted(foreign))}, which neither {PLATFORM} nor torch brings"
+        )
     return found
 
 
@@ -106,9 +122,18 @@ class Elf(NamedTuple):
     def read(cls, library: Path) -> Elf:
         with library.open("rb") as file:
             elf = ELFFile(file)
-            segments = [(segment.header.p_type, segment.header.p_flags) for segment in elf.iter_segments()]
-            tags = {tag.entry.d_tag: tag.entry.d_val for tag in elf.get_section_by_name(".dynamic").iter_tags()}
-            symbols = [symbol for symbol in elf.get_section_by_name(".dynsym").iter_symbols() if symbol.name]
+            segments = [
+                (segment.header.p_type, segment.header.p_flags) for segment in elf.iter_segments()
+            ]
+            tags = {
+                tag.entry.d_tag: tag.entry.d_val
+                for tag in elf.get_section_by_name(".dynamic").iter_tags()
+            }
+            symbols = [
+                symbol
+                for symbol in elf.get_section_by_name(".dynsym").iter_symbols()
+                if symbol.name
+            ]
             imports = {symbol.name for symbol in symbols if symbol.entry.st_shndx == "SHN_UNDEF"}
             exports = [symbol.name for symbol in symbols if symbol.entry.st_shndx != "SHN_UNDEF"]
             return cls(segments, tags, imports, exports)
@@ -118,8 +143,14 @@ def library_problems(library: Path) -> list[str]:
     _, tags, _, exports = Elf.read(library)
     found = [f"it has a {tag[3:]}" for tag in sorted(tags.keys() & {"DT_RPATH", "DT_RUNPATH"})]
     if not tags.get("DT_FLAGS_1", 0) & DF_1_NODELETE:
-        found.append("dlclose may unload it (no -z nodelete), while torch's dispatcher points into it")
-    return found + [f"{name} is exported; allowed: {INTERFACE}*" for name in exports if not name.startswith(INTERFACE)]
+        found.append(
+            "dlclose may unload it (no -z nodelete), while torch's dispatcher points into it"
+        )
+    return found + [
+        f"{name} is exported; allowed: {INTERFACE}*"
+        for name in exports
+        if not name.startswith(INTERFACE)
+    ]
 
 
 def hardening_problems(library: Path) -> list[str]:
@@ -129,19 +160,32 @@ def hardening_problems(library: Path) -> list[str]:
     if "PT_GNU_RELRO" not in (kind for kind, _ in segments):
         found.append("its relocations stay writable: it has no PT_GNU_RELRO (-z relro)")
     flags, flags_1 = tags.get("DT_FLAGS", 0), tags.get("DT_FLAGS_1", 0)
-    if not (flags & ENUM_DT_FLAGS["DF_BIND_NOW"] or flags_1 & ENUM_DT_FLAGS_1["DF_1_NOW"] or "DT_BIND_NOW" in tags):
-        found.append("its functions are bound when they are first called, so that their table stays writable (-z now)")
+    if not (
+        flags & ENUM_DT_FLAGS["DF_BIND_NOW"]
+        or flags_1 & ENUM_DT_FLAGS_1["DF_1_NOW"]
+        or "DT_BIND_NOW" in tags
+    ):
+        found.append(
+            "its functions are bound when they are first called, so that their table stays "
+            "writable (-z now)"
+        )
     stacks = [flags for kind, flags in segments if kind == "PT_GNU_STACK"]
     if not stacks or stacks[0] & P_FLAGS.PF_X:
         found.append("it asks for an executable stack (-z noexecstack)")
-    if any(kind == "PT_LOAD" and flags & P_FLAGS.PF_W and flags & P_FLAGS.PF_X for kind, flags in segments):
+    if any(
+        kind == "PT_LOAD" and flags & P_FLAGS.PF_W and flags & P_FLAGS.PF_X
+        for kind, flags in segments
+    ):
         found.append("it has memory that is writable and executable")
     if "DT_TEXTREL" in tags or flags & ENUM_DT_FLAGS["DF_TEXTREL"]:
         found.append("it relocates code, which is writable for that (DT_TEXTREL)")
     if "__stack_chk_fail" not in imports:
         found.append("no function checks its stack frame (-fstack-protector-strong)")
     if unchecked := UNCHECKED & imports:
-        found.append(f"it calls {', '.join(sorted(unchecked))}, which write without a bound (_FORTIFY_SOURCE has checked ones)")
+        found.append(
+            f"it calls {', '.join(sorted(unchecked))}, which write without a bound "
+            "(_FORTIFY_SOURCE has checked ones)"
+        )
     return found
 
 

@@ -1,11 +1,13 @@
-"""Installs a wheel beside one torch after another, each in a clean environment, and runs tests/installed there. Needs no GPU.
+"""Installs a wheel beside one torch after another, each in a clean environment, and runs
+tests/installed there. Needs no GPU.
 
 python -m scripts.compat --wheel dist/*.whl --table docs/compatibility.md
 python -m scripts.compat --wheel dist/*.whl --torch 2.11.0 2.15.0 --python python3.12
 
-Without --torch and --python it goes through SWEEP, with the interpreters python3.10, python3.11 ... on PATH; with them, through
-every pair of the two lists. An environment takes some 9 GB of disk while pip fills it, and is deleted after its tests; --jobs runs
-several at a time. The exit status is 1 if anything failed, and standard error names it.
+Without --torch and --python it goes through SWEEP, with the interpreters python3.10, python3.11 ...
+on PATH; with them, through every pair of the two lists. An environment takes some 9 GB of disk
+while pip fills it, and is deleted after its tests; --jobs runs several at a time. The exit status
+is 1 if anything failed, and standard error names it.
 """
 
 import argparse
@@ -29,7 +31,8 @@ from kernels.progress import Progress
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests" / "installed"
 SWEEP = (
-    ("2.11.0", "3.10"), ("2.11.0", "3.11"), ("2.11.0", "3.12"), ("2.12.1", "3.12"), ("2.13.0", "3.11"), ("2.14.1", "3.12"),
+    ("2.11.0", "3.10"), ("2.11.0", "3.11"), ("2.11.0", "3.12"), ("2.12.1", "3.12"),
+    ("2.13.0", "3.11"), ("2.14.1", "3.12"),
     ("2.14.1", "3.13"), ("2.15.0", "3.11"), ("2.15.0", "3.12"),
 )  # fmt: skip
 BYTES_EACH = 9 << 30  # a CUDA torch, once as pip's downloads and once installed
@@ -54,7 +57,8 @@ class Result:
     installed: dict = field(default_factory=dict)
     passed: int = 0
     skipped: int = 0
-    failures: list[str] = field(default_factory=list)  # a test's name or a step's, and below it what it printed last
+    # a test's name or a step's, and below it what it printed last
+    failures: list[str] = field(default_factory=list)
     install_seconds: float = 0
     test_seconds: float = 0
 
@@ -65,41 +69,77 @@ def last_lines(text: str) -> str:
 
 def run(*command: str | Path, cwd: Path, allowed: tuple[int, ...] = (0,)) -> str:
     """A command's output. The checkout is not on its path: what is installed must do."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FA4_EXT"))}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "FA4_EXT"))
+    }
     try:
         done = subprocess.run(
-            [str(part) for part in command], cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            [str(part) for part in command], cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, timeout=SECONDS_EACH,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise StepFailed(f"{Path(command[0]).name} ran for more than {SECONDS_EACH} seconds") from error
+        raise StepFailed(
+            f"{Path(command[0]).name} ran for more than {SECONDS_EACH} seconds"
+        ) from error
     if done.returncode not in allowed:
-        raise StepFailed(f"{Path(command[0]).name} exited with {done.returncode}\n{last_lines(done.stdout)}")
+        raise StepFailed(
+            f"{Path(command[0]).name} exited with {done.returncode}\n{last_lines(done.stdout)}"
+        )
     return done.stdout
 
 
 def requirement(name: str) -> str:
     """As requirements/test.txt pins it."""
-    (line,) = re.findall(rf"^{name}==\S+", (ROOT / "requirements" / "test.txt").read_text(), re.MULTILINE)
+    (line,) = re.findall(
+        rf"^{name}==\S+", (ROOT / "requirements" / "test.txt").read_text(), re.MULTILINE
+    )
     return line
 
 
 def install(folder: Path, torch: str, python: str, wheel: Path) -> dict:
     """What the new environment folder/venv then holds."""
     run(python, "-m", "venv", "venv", cwd=folder)
-    pip = (folder / "venv/bin/python", "-m", "pip", "--disable-pip-version-check", "--no-cache-dir", "install")
-    # Three equals signs, so that no 2.13.0+cpu that a machine may have lying about stands in for 2.13.0.
+    pip = (
+        folder / "venv/bin/python",
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-cache-dir",
+        "install",
+    )
+    # Three equals signs, so that no 2.13.0+cpu that a machine may have lying about stands in for
+    # 2.13.0.
     run(*pip, f"torch==={torch}", requirement("pytest"), wheel, cwd=folder)
-    found = json.loads(run(folder / "venv/bin/python", "-W", "ignore", "-c", WHAT_IS_INSTALLED, cwd=folder).splitlines()[-1])
-    if not found["cuda"] or not Path(found["path"]).is_relative_to(folder) or found["torch"] != torch:
-        raise StepFailed(f"expected a CUDA build of torch {torch} and fa4_ext from {wheel.name}, got {found}")
+    found = json.loads(
+        run(
+            folder / "venv/bin/python", "-W", "ignore", "-c", WHAT_IS_INSTALLED, cwd=folder
+        ).splitlines()[-1]
+    )
+    if (
+        not found["cuda"]
+        or not Path(found["path"]).is_relative_to(folder)
+        or found["torch"] != torch
+    ):
+        raise StepFailed(
+            f"expected a CUDA build of torch {torch} and fa4_ext from {wheel.name}, got {found}"
+        )
     return found
 
 
 def run_tests(folder: Path, result: Result) -> None:
     shutil.copytree(TESTS, folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     report = folder / "report.xml"
-    output = run(folder / "venv/bin/pytest", "-q", f"--junitxml={report}", "tests", cwd=folder, allowed=(0, 1, 2))
+    output = run(
+        folder / "venv/bin/pytest",
+        "-q",
+        f"--junitxml={report}",
+        "tests",
+        cwd=folder,
+        allowed=(0, 1, 2),
+    )
     if not report.exists():
         raise StepFailed(f"pytest wrote no report\n{last_lines(output)}")
     count(report.read_text(), result)
@@ -110,7 +150,9 @@ def count(report: str, result: Result) -> None:
     for case in ElementTree.fromstring(report).iter("testcase"):
         problem = next((child for child in case if child.tag in ("failure", "error")), None)
         if problem is not None:
-            result.failures.append(f"{case.get('classname')}::{case.get('name')}\n{last_lines(problem.text or '')}")
+            result.failures.append(
+                f"{case.get('classname')}::{case.get('name')}\n{last_lines(problem.text or '')}"
+            )
         elif case.find("skipped") is not None:
             result.skipped += 1
         else:
@@ -146,7 +188,14 @@ def row(result: Result) -> tuple[str, ...]:
     found = result.installed
     seconds = (f"{result.install_seconds:.0f} s", f"{result.test_seconds:.0f} s")
     counts = map(str, (result.passed, len(result.failures), result.skipped))
-    return (result.torch, found.get("cuda", "?"), cudnn(found.get("cudnn")), found.get("python", result.python), *counts, *seconds)
+    return (
+        result.torch,
+        found.get("cuda", "?"),
+        cudnn(found.get("cudnn")),
+        found.get("python", result.python),
+        *counts,
+        *seconds,
+    )
 
 
 def cudnn(version: int | None) -> str:
@@ -157,7 +206,10 @@ def table(results: list[Result], wheel: Path) -> str:
     rows = [COLUMNS, ("---",) * len(COLUMNS), *map(row, results)]
     found = next((result.installed for result in results if result.installed), {})
     lines = ["| " + " | ".join(cells) + " |" for cells in rows]
-    build = f"{wheel.name}, {found.get('kernels', '?')} kernels, commit {found.get('commit', '?')}, {datetime.date.today()}."
+    build = (
+        f"{wheel.name}, {found.get('kernels', '?')} kernels, commit {found.get('commit', '?')}, "
+        f"{datetime.date.today()}."
+    )
     return "\n".join([*lines, "", build])
 
 
@@ -167,7 +219,10 @@ def replace(text: str, new: str) -> str:
     first_line, _, rest = rest.partition("\n")
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"the file of --table needs a line that begins with '{BEGIN}' and a later one with '{END}'")
+        raise SystemExit(
+            f"the file of --table needs a line that begins with '{BEGIN}' and a later one with "
+            f"'{END}'"
+        )
     return f"{before}{begin}{first_line}\n{new}\n{end}{after}"
 
 
@@ -175,14 +230,19 @@ def combinations(torches: list[str] | None, pythons: list[str] | None) -> list[t
     """Versions of torch and commands of interpreters."""
     if torches or pythons:
         pairs = [
-            (torch, python) for torch in torches or sorted({torch for torch, _ in SWEEP}) for python in pythons or [sys.executable]
+            (torch, python)
+            for torch in torches or sorted({torch for torch, _ in SWEEP})
+            for python in pythons or [sys.executable]
         ]
     else:
         pairs = [(torch, f"python{version}") for torch, version in SWEEP]
-    # Not resolved further: a virtual environment's interpreter is a link to one that lacks its packages.
+    # Not resolved further: a virtual environment's interpreter is a link to one that lacks its
+    # packages.
     found = {python: shutil.which(python) for _, python in pairs}
     missing = [
-        python for python, path in found.items() if not path or subprocess.run([path, "-c", ""], capture_output=True).returncode
+        python
+        for python, path in found.items()
+        if not path or subprocess.run([path, "-c", ""], capture_output=True).returncode
     ]
     if missing:
         raise SystemExit(f"no interpreter {', '.join(missing)}; name those to use with --python")
@@ -195,7 +255,9 @@ def main() -> int:
     parser.add_argument("--torch", nargs="+", metavar="VERSION")
     parser.add_argument("--python", nargs="+", metavar="COMMAND")
     parser.add_argument("--jobs", type=int, default=1, help="environments at a time")
-    parser.add_argument("--table", type=Path, help="file to write the results into, between its marks")
+    parser.add_argument(
+        "--table", type=Path, help="file to write the results into, between its marks"
+    )
     arguments = parser.parse_args()
     wheel = arguments.wheel.resolve()
     if not wheel.is_file():
@@ -206,7 +268,8 @@ def main() -> int:
     needed, free = arguments.jobs * BYTES_EACH, shutil.disk_usage(tempfile.gettempdir()).free
     if free < needed:
         raise SystemExit(
-            f"{tempfile.gettempdir()} has {free >> 30} GB free, {needed >> 30} are needed: set TMPDIR, or lower --jobs"
+            f"{tempfile.gettempdir()} has {free >> 30} GB free, {needed >> 30} are needed: set "
+            "TMPDIR, or lower --jobs"
         )
 
     progress = Progress(len(pairs), what="environments")

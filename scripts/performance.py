@@ -1,10 +1,12 @@
-"""Renews what the documents show of benchmarks/results: tables, and what `bench --from` prints of a result.
+"""Renews what the documents show of benchmarks/results: tables, and what `bench --from` prints of a
+result.
 
 python -m scripts.performance
 python -m scripts.performance --check
 
-A table stands between `<!-- measured: NAME -->` and `<!-- end of NAME -->`; NAME is one of TABLES. --check writes nothing: its exit
-status is 1 where a document says otherwise, and standard error says what.
+A table stands between `<!-- measured: NAME -->` and `<!-- end of NAME -->`; NAME is one of TABLES.
+--check writes nothing: its exit status is 1 where a document says otherwise, and standard error
+says what.
 """
 
 import argparse
@@ -24,19 +26,25 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TILE_RULES = ROOT / "kernels" / "tile_rules.csv"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "commands.md")
-PRINTED = re.compile(r"(^```\n\$ python -m fa4_ext bench --from (\S+)\n).*?(^```$)", re.DOTALL | re.MULTILINE)
+PRINTED = re.compile(
+    r"(^```\n\$ python -m fa4_ext bench --from (\S+)\n).*?(^```$)", re.DOTALL | re.MULTILINE
+)
 LINES_SHOWN = 14  # of those that `bench --from` prints: the header and four rows
 MARKED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 NAMES = {
-    "ours": "fa4_ext", "stock": "PyTorch (FA2)", "cudnn": "cuDNN", "fa3": "FlashAttention-3", "fa4": "flash-attn-4 (JIT)",
+    "ours": "fa4_ext", "stock": "PyTorch (FA2)", "cudnn": "cuDNN", "fa3": "FlashAttention-3",
+    "fa4": "flash-attn-4 (JIT)",
 }  # fmt: skip
 GRIDS = {
-    "paper": "head dims 64 and 128", "paper_gqa": "the same, 8 query heads on a head of keys and values",
-    "fp16": "the same in fp16", "dims": "head dims 96, 192 and 256", "llama": "Llama models", "vit": "images",
+    "paper": "head dims 64 and 128",
+    "paper_gqa": "the same, 8 query heads on a head of keys and values",
+    "fp16": "the same in fp16", "dims": "head dims 96, 192 and 256", "llama": "Llama models",
+    "vit": "images",
     "gqa": "ratios of heads", "varlen": "packed sequences", "decode": "few queries, many keys",
 }  # fmt: skip
-SPEED_RULES = ("varlen backward",)  # the rules, which `bench` leaves out, leave part of it to PyTorch's kernel
+# the rules, which `bench` leaves out, leave part of it to PyTorch's kernel
+SPEED_RULES = ("varlen backward",)
 MIB = 2**20
 
 
@@ -53,7 +61,8 @@ def problem(row: dict) -> str:
 
 
 def ratio(value: float) -> str:
-    return f"{value:.3f}" if value < 1.1 else f"{value:.2f}"  # who loses does so in the third decimal
+    # who loses does so in the third decimal
+    return f"{value:.3f}" if value < 1.1 else f"{value:.2f}"
 
 
 def number(value: float) -> str:
@@ -63,7 +72,9 @@ def number(value: float) -> str:
 def speeds(found: list[dict], names: tuple[str, ...]) -> dict[str, tuple[float, str]]:
     """Our speed beside the fastest of these contenders, and who that is, by problem."""
     return {
-        problem(row): min((row["speed_of_ours"][name], name) for name in names if name in row["speed_of_ours"])
+        problem(row): min(
+            (row["speed_of_ours"][name], name) for name in names if name in row["speed_of_ours"]
+        )
         for row in found
         if any(name in row["speed_of_ours"] for name in names)
     }
@@ -77,7 +88,9 @@ def mean_and_worst(found: list[dict], names: tuple[str, ...]) -> tuple[str, str]
     worst = min(by_problem, key=by_problem.get)
     value, who = by_problem[worst]
     where = f"{worst}, {NAMES[who]}" if len(names) > 1 else worst
-    return ratio(geometric_mean(speed for speed, _ in by_problem.values())), f"{ratio(value)} ({where})"
+    return ratio(
+        geometric_mean(speed for speed, _ in by_problem.values())
+    ), f"{ratio(value)} ({where})"
 
 
 def peers(name: str) -> tuple[str, ...]:
@@ -87,9 +100,18 @@ def peers(name: str) -> tuple[str, ...]:
 def against() -> str:
     """Each contender of the grid `paper`."""
     forward, backward = rows("paper", "forward"), rows("paper", "backward")
-    each = [(NAMES[who], *mean_and_worst(forward, (who,)), *mean_and_worst(backward, (who,))) for who in peers("paper")]
-    fastest = ("the fastest of them", *mean_and_worst(forward, peers("paper")), *mean_and_worst(backward, peers("paper")))
-    return markdown.table(("speed of fa4_ext over", "forward", "worst row", "backward", "worst row"), *each, fastest)
+    each = [
+        (NAMES[who], *mean_and_worst(forward, (who,)), *mean_and_worst(backward, (who,)))
+        for who in peers("paper")
+    ]
+    fastest = (
+        "the fastest of them",
+        *mean_and_worst(forward, peers("paper")),
+        *mean_and_worst(backward, peers("paper")),
+    )
+    return markdown.table(
+        ("speed of fa4_ext over", "forward", "worst row", "backward", "worst row"), *each, fastest
+    )
 
 
 def fastest() -> str:
@@ -99,8 +121,12 @@ def fastest() -> str:
         for name, title in GRIDS.items():
             some = rows(name, direction)
             if some and f"{name} {direction}" not in SPEED_RULES:
-                measured = ", ".join(NAMES[who] for who in peers(name) if any(who in row["results"] for row in some))
-                found.append((f"{title}, {direction}", *mean_and_worst(some, peers(name)), measured))
+                measured = ", ".join(
+                    NAMES[who] for who in peers(name) if any(who in row["results"] for row in some)
+                )
+                found.append(
+                    (f"{title}, {direction}", *mean_and_worst(some, peers(name)), measured)
+                )
     return markdown.table(("", "geometric mean", "worst row", "beside"), *found)
 
 
@@ -111,7 +137,11 @@ def forwards() -> str:
         by_line.setdefault((row["head_dim"], row["causal"]), []).append(row)
     lengths = [row["seqlen_q"] for row in next(iter(by_line.values()))]
     lines = [
-        (f"D {head_dim}, {'causal' if causal else 'full'}", NAMES[who], *(f"{row['results'][who]['tflops']:.0f}" for row in some))
+        (
+            f"D {head_dim}, {'causal' if causal else 'full'}",
+            NAMES[who],
+            *(f"{row['results'][who]['tflops']:.0f}" for row in some),
+        )
         for (head_dim, causal), some in by_line.items()
         for who in ("ours", *peers("paper"))
     ]
@@ -123,45 +153,79 @@ def ceiling() -> str:
     found = {"forward": {}, "backward": {}}
     for name in ("paper", "dims"):
         for direction, of_head_dim in found.items():
-            longest = [row for row in rows(name, direction) if not row["causal"] and row["seqlen_q"] == 16384]
+            longest = [
+                row
+                for row in rows(name, direction)
+                if not row["causal"] and row["seqlen_q"] == 16384
+            ]
             product = result(name)["header"]["matmul_tflops"]
-            of_head_dim |= {row["head_dim"]: row["results"]["ours"]["tflops"] / product for row in longest}
+            of_head_dim |= {
+                row["head_dim"]: row["results"]["ours"]["tflops"] / product for row in longest
+            }
     head_dims = sorted(found["forward"])
-    lines = [(direction, *(f"{of_head_dim[d]:.2f}" for d in head_dims)) for direction, of_head_dim in found.items()]
+    lines = [
+        (direction, *(f"{of_head_dim[d]:.2f}" for d in head_dims))
+        for direction, of_head_dim in found.items()
+    ]
     return markdown.table(("head dim", *head_dims), *lines)
 
 
 def packed() -> str:
     who = ("ours", *peers("varlen"))
-    both = {direction: {problem(row): row["results"] for row in rows("varlen", direction)} for direction in ("forward", "backward")}
+    both = {
+        direction: {problem(row): row["results"] for row in rows("varlen", direction)}
+        for direction in ("forward", "backward")
+    }
     lines = [
-        (name, *(f"{both[direction][name][one]['tflops']:.0f}" for direction in both for one in who)) for name in both["forward"]
+        (
+            name,
+            *(f"{both[direction][name][one]['tflops']:.0f}" for direction in both for one in who),
+        )
+        for name in both["forward"]
     ]
-    return markdown.table(("TFLOP/s", *(f"{direction}: {NAMES[one]}" for direction in both for one in who)), *lines)
+    return markdown.table(
+        ("TFLOP/s", *(f"{direction}: {NAMES[one]}" for direction in both for one in who)), *lines
+    )
 
 
 def decoding() -> str:
     who = ("ours", *peers("decode"))
     lines = [
-        (row["batch"], row["seqlen_q"], f"{row['seqlen_k']:,}", *(number(1e3 * row["results"][one]["ms"]) for one in who))
+        (
+            row["batch"],
+            row["seqlen_q"],
+            f"{row['seqlen_k']:,}",
+            *(number(1e3 * row["results"][one]["ms"]) for one in who),
+        )
         for row in rows("decode", "forward")
     ]
-    return markdown.table(("batch", "queries", "keys", *(f"{NAMES[one]}, us" for one in who)), *lines)
+    return markdown.table(
+        ("batch", "queries", "keys", *(f"{NAMES[one]}, us" for one in who)), *lines
+    )
 
 
 def host() -> str:
     who = ("ours", *peers("paper"))
     times = {row["name"]: row["us"] for row in result("paper")["host"]}
     lines = [
-        (name, *(number(us[one]) if one in us else "" for one in who), ratio(us["ours"] / us["stock"]))
+        (
+            name,
+            *(number(us[one]) if one in us else "" for one in who),
+            ratio(us["ours"] / us["stock"]),
+        )
         for name, us in times.items()
     ]
-    return markdown.table(("us to enqueue a call", *(NAMES[one] for one in who), "fa4_ext / PyTorch"), *lines)
+    return markdown.table(
+        ("us to enqueue a call", *(NAMES[one] for one in who), "fa4_ext / PyTorch"), *lines
+    )
 
 
 def nodes() -> str:
     who = ("ours", *peers("paper"))
-    lines = [(row["name"], *(row["graph_nodes"].get(one, "") for one in who)) for row in result("paper")["host"]]
+    lines = [
+        (row["name"], *(row["graph_nodes"].get(one, "") for one in who))
+        for row in result("paper")["host"]
+    ]
     return markdown.table(("CUDA graph nodes", *(NAMES[one] for one in who)), *lines)
 
 
@@ -171,7 +235,13 @@ def memory() -> str:
     lines = [
         (
             row["name"],
-            *(f"{size / MIB:.1f}" for size in (row["returned_bytes"], *(row["results"][one]["peak_bytes"] for one in who))),
+            *(
+                f"{size / MIB:.1f}"
+                for size in (
+                    row["returned_bytes"],
+                    *(row["results"][one]["peak_bytes"] for one in who),
+                )
+            ),
         )
         for row in found
     ]
@@ -185,14 +255,30 @@ def tile_rules() -> str:
             speed = float(rule["tuned_tflops"]) / float(rule["default_tflops"])
             by_line.setdefault((rule["op"], rule["head_dim"], rule["layout"]), []).append(speed)
     lines = [
-        (f"{op}, D {head_dim}, {layout}", len(found), " to ".join(sorted({f"{min(found):.2f}", f"{max(found):.2f}"})))
+        (
+            f"{op}, D {head_dim}, {layout}",
+            len(found),
+            " to ".join(sorted({f"{min(found):.2f}", f"{max(found):.2f}"})),
+        )
         for (op, head_dim, layout), found in by_line.items()
     ]
     return markdown.table(("", "rules", "speed over the default tile"), *lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    make.__name__: make for make in (against, fastest, forwards, ceiling, packed, decoding, host, nodes, memory, tile_rules)
+    make.__name__: make
+    for make in (
+        against,
+        fastest,
+        forwards,
+        ceiling,
+        packed,
+        decoding,
+        host,
+        nodes,
+        memory,
+        tile_rules,
+    )
 }
 
 
@@ -212,14 +298,22 @@ def renewed(text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail where a document says otherwise")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, fail where a document says otherwise"
+    )
     check, stale = parser.parse_args().check, False
     for path in DOCUMENTS:
         old = path.read_text()
         new = renewed(old)
         if check and new != old:
-            difference = difflib.unified_diff(old.splitlines(), new.splitlines(), path.name, "benchmarks/results", lineterm="")
-            print("\n".join(difference), f"\n{path.name} is out of date: run python -m scripts.performance", file=sys.stderr)
+            difference = difflib.unified_diff(
+                old.splitlines(), new.splitlines(), path.name, "benchmarks/results", lineterm=""
+            )
+            print(
+                "\n".join(difference),
+                f"\n{path.name} is out of date: run python -m scripts.performance",
+                file=sys.stderr,
+            )
             stale = True
         elif not check:
             path.write_text(new)

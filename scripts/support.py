@@ -1,10 +1,12 @@
-"""Writes docs/support.md: what runs on our kernels, tile by tile, and what becomes of the calls in tests/realistic_calls.py.
+"""Writes docs/support.md: what runs on our kernels, tile by tile, and what becomes of the calls in
+tests/realistic_calls.py.
 
 python -m scripts.support
 python -m scripts.support --check
 
-All of it comes from the planner, which plans with the whole matrix whatever subset is compiled, and from torch.ops.fa4_ext.explain;
-`make build` first. --check writes nothing: its exit status is 1 where the file says otherwise, and standard error says what.
+All of it comes from the planner, which plans with the whole matrix whatever subset is compiled, and
+from torch.ops.fa4_ext.explain; `make build` first. --check writes nothing: its exit status is 1
+where the file says otherwise, and standard error says what.
 """
 
 import argparse
@@ -23,7 +25,10 @@ from scripts.support_tiles import OPS, tiles
 from realistic_calls import CALLS, Call  # where scripts.planner says
 
 PAGE = ROOT / "docs" / "support.md"
-DEVICES = {90: "SM90: Hopper, compute capability 9.0", 100: "SM100: Blackwell, compute capability 10.0 and 10.3"}
+DEVICES = {
+    90: "SM90: Hopper, compute capability 9.0",
+    100: "SM100: Blackwell, compute capability 10.0 and 10.3",
+}
 
 
 @dataclass(frozen=True)
@@ -51,18 +56,34 @@ def share(count: int, of: int) -> str:
 
 def shares(verdicts: dict[int, list[Verdict]]) -> str:
     def row(name: str, chosen) -> tuple:
-        mine = [[verdict for verdict in found if chosen(verdict.call)] for found in verdicts.values()]
+        mine = [
+            [verdict for verdict in found if chosen(verdict.call)] for found in verdicts.values()
+        ]
         total = len(mine[0])
-        run = (share(count, total) for found in mine for count in (sum(v.runs for v in found), sum(not v.uncovered for v in found)))
+        run = (
+            share(count, total)
+            for found in mine
+            for count in (sum(v.runs for v in found), sum(not v.uncovered for v in found))
+        )
         return (name, total, *run)
 
-    heads = (head for capability in verdicts for head in (f"SM{capability}", f"SM{capability} without speed rules"))
-    uses, families = (tuple(dict.fromkeys(names)) for names in zip(*((c.use, c.model.family) for c in CALLS), strict=True))
+    heads = (
+        head
+        for capability in verdicts
+        for head in (f"SM{capability}", f"SM{capability} without speed rules")
+    )
+    uses, families = (
+        tuple(dict.fromkeys(names))
+        for names in zip(*((c.use, c.model.family) for c in CALLS), strict=True)
+    )
     return markdown.table(
         ("", "calls", *heads),
         row("**all**", lambda call: True),
         *(row(use, lambda call, use=use: call.use == use) for use in uses),
-        *(row(family, lambda call, family=family: call.model.family == family) for family in families),
+        *(
+            row(family, lambda call, family=family: call.model.family == family)
+            for family in families
+        ),
     )
 
 
@@ -74,7 +95,8 @@ def fallbacks(verdicts: list[Verdict]) -> str:
             if reason:
                 groups.setdefault(f"{kind}: {reason}", []).append(found.call.name)
     return "\n\n".join(
-        f"{len(names)} call{'s' if len(names) > 1 else ''}, {reason}\n\n" + "\n".join(f"- {name}" for name in names)
+        f"{len(names)} call{'s' if len(names) > 1 else ''}, {reason}\n\n"
+        + "\n".join(f"- {name}" for name in names)
         for reason, names in groups.items()
     )
 
@@ -94,36 +116,52 @@ def prose(text: str) -> str:
 def page() -> str:
     mix = Counter(call.use for call in CALLS)
     combinations = [
-        part for capability, name in DEVICES.items() for op in OPS for part in (f"### {name}, {op}", tiles(capability, op))
+        part
+        for capability, name in DEVICES.items()
+        for op in OPS
+        for part in (f"### {name}, {op}", tiles(capability, op))
     ]
     parts = [
         "# What runs on our kernels",
         prose(
-            "`python -m scripts.support` writes this file: do not edit it. All of it is the planner's own answers for the full "
-            "matrix of kernels, and a test keeps it so. The wheel has all of these kernels; `python -m fa4_ext kernels` lists what "
-            'a smaller build has. What our kernels do not run, PyTorch\'s own kernel does, or with `fallback="error"` an '
+            "`python -m scripts.support` writes this file: do not edit it. All of it is the "
+            "planner's own answers for the full "
+            "matrix of kernels, and a test keeps it so. The wheel has all of these kernels; "
+            "`python -m fa4_ext kernels` lists what "
+            "a smaller build has. What our kernels do not run, PyTorch's own kernel does, or with "
+            '`fallback="error"` an '
             "exception says why not."
         ),
         "## Combinations",
         prose(
-            "A cell is the tile of the kernel that runs: the queries x keys that it works on at a time. Head dims are multiples of "
-            "8; `F.scaled_dot_product_attention` pads others itself. Causal and window masks are aligned bottom-right. GQA is "
-            "every ratio of heads, MQA too. The speed rules, which leave calls to PyTorch's kernel where it is faster, are not "
-            "applied. Up to which number of queries SM90's decode kernel runs, with tiles of 64 queries, depends on the heads and "
-            "the batch; the tables are of 2 sequences of 8 heads, and with GQA 2 key/value heads. Self-attention on SM90 runs "
-            "another tile where kernels/tile_rules.csv has a rule for its length and number of tiles."
+            "A cell is the tile of the kernel that runs: the queries x keys that it works on at a "
+            "time. Head dims are multiples of "
+            "8; `F.scaled_dot_product_attention` pads others itself. Causal and window masks are "
+            "aligned bottom-right. GQA is "
+            "every ratio of heads, MQA too. The speed rules, which leave calls to PyTorch's kernel "
+            "where it is faster, are not "
+            "applied. Up to which number of queries SM90's decode kernel runs, with tiles of 64 "
+            "queries, depends on the heads and "
+            "the batch; the tables are of 2 sequences of 8 heads, and with GQA 2 key/value heads. "
+            "Self-attention on SM90 runs "
+            "another tile where kernels/tile_rules.csv has a rule for its length and number of "
+            "tiles."
         ),
         *combinations,
         "## What no kernel takes",
         limits(),
         f"## {len(CALLS)} realistic calls",
         prose(
-            "tests/realistic_calls.py lists calls that public models make and where each shape comes from: "
+            "tests/realistic_calls.py lists calls that public models make and where each shape "
+            "comes from: "
             + ", ".join(f"{count} {use}" for use, count in mix.items())
-            + ". A device's first number is how many run on our kernels as `import fa4_ext` registers them, the second how many do "
-            "after `register(speed_rules=False)`: for the difference we have kernels, but PyTorch's were measured to be faster. "
+            + ". A device's first number is how many run on our kernels as `import fa4_ext` "
+            "registers them, the second how many do "
+            "after `register(speed_rules=False)`: for the difference we have kernels, but "
+            "PyTorch's were measured to be faster. "
             "DeepSeek's calls are those of the ops themselves and of `torch.nn.attention.varlen`: "
-            "`F.scaled_dot_product_attention` takes unequal head dims to flash attention only where torch 2.15's switch for "
+            "`F.scaled_dot_product_attention` takes unequal head dims to flash attention only "
+            "where torch 2.15's switch for "
             "its own FA4 is on (docs/compatibility.md)."
         ),
         calls(),
@@ -133,15 +171,22 @@ def page() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail where the file says otherwise")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, fail where the file says otherwise"
+    )
     check = parser.parse_args().check
     new = page()
     if check:
         old = PAGE.read_text() if PAGE.exists() else ""
-        difference = difflib.unified_diff(old.splitlines(), new.splitlines(), "docs/support.md", "the planner", lineterm="")
+        difference = difflib.unified_diff(
+            old.splitlines(), new.splitlines(), "docs/support.md", "the planner", lineterm=""
+        )
         text = "\n".join(difference)
         if text:
-            print(f"{text}\ndocs/support.md is out of date: run python -m scripts.support", file=sys.stderr)
+            print(
+                f"{text}\ndocs/support.md is out of date: run python -m scripts.support",
+                file=sys.stderr,
+            )
         return 1 if text else 0
     PAGE.write_text(new)
     print(calls())

@@ -1,4 +1,5 @@
-"""docs/support.md's tables of what no kernel takes, whatever the combination, and of what is copied first."""
+"""docs/support.md's tables of what no kernel takes, whatever the combination, and of what is copied
+first."""
 
 import torch
 
@@ -11,10 +12,16 @@ LIMITS = (
     ("8 query heads, 3 key/value heads", {"num_heads_kv": 3}),
     ("65,536 query heads on one key/value head", {"num_heads": 65_536, "num_heads_kv": 1}),
     ("2^30 keys", {"batch": 1, "seqlen_k": 2**30, "total_k": 2**30}),
-    ("4,096 queries on paged keys and values (`block_table`)", {"layout": "varlen", "page_size": 256}),
+    (
+        "4,096 queries on paged keys and values (`block_table`)",
+        {"layout": "varlen", "page_size": 256},
+    ),
     ("pages of 16 keys", {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "page_size": 16}),
     ("4,096 queries and `num_splits` above 1", {"num_splits": 2}),
-    ("backward, 2^24 queries of head dim 128", {"op": "backward", "batch": 1, "seqlen_q": 2**24, "total_q": 2**24}),
+    (
+        "backward, 2^24 queries of head dim 128",
+        {"op": "backward", "batch": 1, "seqlen_q": 2**24, "total_q": 2**24},
+    ),
 )
 ARGUMENTS = {  # of aten::_flash_attention_forward
     "dropout": {"dropout_p": 0.1},
@@ -23,7 +30,9 @@ ARGUMENTS = {  # of aten::_flash_attention_forward
     "`return_debug_mask`": {"return_debug_mask": True},
     "a `scale` of 0 or less": {"scale": 0.0},
     "fp32": {"tensors": (meta(2, 512, 8, 128, dtype=torch.float32),) * 3},
-    "mixed dtypes": {"tensors": (meta(2, 512, 8, 128), *(meta(2, 512, 8, 128, dtype=torch.float16),) * 2)},
+    "mixed dtypes": {
+        "tensors": (meta(2, 512, 8, 128), *(meta(2, 512, 8, 128, dtype=torch.float16),) * 2)
+    },
     "a last dimension that is not contiguous": {"tensors": (meta(2, 512, 128, 8).mT,) * 3},
     "`cu_seqlens` in int64": {
         "tensors": (meta(1024, 8, 128),) * 3,
@@ -33,11 +42,20 @@ ARGUMENTS = {  # of aten::_flash_attention_forward
 }
 COPIED = {
     "strides that are no multiples of 16 bytes": (meta(2, 512, 8, 132)[..., :128],) * 3,
-    "an address that is no multiple of 16 bytes": (meta(2 * 512 * 8 * 128 + 1)[1:].view(2, 512, 8, 128),) * 3,
+    "an address that is no multiple of 16 bytes": (
+        meta(2 * 512 * 8 * 128 + 1)[1:].view(2, 512, 8, 128),
+    )
+    * 3,
 }
 SDPA = {  # of F.scaled_dot_product_attention
-    "`is_causal` with 1 query and 512 keys": ((meta(2, 8, 1, 128), *(meta(2, 8, 512, 128),) * 2), {"is_causal": True}),
-    "2 key/value heads for 8 query heads without `enable_gqa`": ((meta(2, 8, 512, 128), *(meta(2, 2, 512, 128),) * 2), {}),
+    "`is_causal` with 1 query and 512 keys": (
+        (meta(2, 8, 1, 128), *(meta(2, 8, 512, 128),) * 2),
+        {"is_causal": True},
+    ),
+    "2 key/value heads for 8 query heads without `enable_gqa`": (
+        (meta(2, 8, 512, 128), *(meta(2, 2, 512, 128),) * 2),
+        {},
+    ),
 }
 
 
@@ -45,7 +63,10 @@ def limits() -> str:
     rows = [(what, plan(BASE | {"capability": 90} | change).reason) for what, change in LIMITS]
     rows += [(what, explain_op(**arguments)[2]) for what, arguments in ARGUMENTS.items()]
     rows += [
-        (f"{what}, in `F.scaled_dot_product_attention`", fa4_ext.explain(*tensors, **options, device_capability=(9, 0)).reason)
+        (
+            f"{what}, in `F.scaled_dot_product_attention`",
+            fa4_ext.explain(*tensors, **options, device_capability=(9, 0)).reason,
+        )
         for what, (tensors, options) in SDPA.items()
     ]
     copied = [(what, explain_op(tensors=tensors)) for what, tensors in COPIED.items()]

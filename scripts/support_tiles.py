@@ -8,8 +8,13 @@ from scripts import markdown
 from scripts.planner import BASE, plan
 
 OPS = ("forward", "backward")
-MASKS = {"full": {}, "causal": {"is_causal": True}, "window": {"window_size_left": 100, "window_size_right": 0}}
-# Lengths on both sides of every tile, so that a tile which is chosen by the number of queries shows.
+MASKS = {
+    "full": {},
+    "causal": {"is_causal": True},
+    "window": {"window_size_left": 100, "window_size_right": 0},
+}
+# Lengths on both sides of every tile, so that a tile which is chosen by the number of queries
+# shows.
 QUERIES = (1, 64, 65, 128, 129, 192, 193, 256, 257, 512, 513, 4096)
 AXES = {
     "queries": QUERIES,
@@ -35,17 +40,24 @@ class Outcome:
     reason: str = ""
 
 
-Box = tuple[dict[str, tuple], tuple[Outcome, ...]]  # the values of each axis, and what each mask gets with all of them
+# the values of each axis, and what each mask gets with all of them
+Box = tuple[dict[str, tuple], tuple[Outcome, ...]]
 
 
 def outcome(problem: dict) -> Outcome:
     chosen = plan(problem)
     if not chosen.supported:
-        return Outcome(reason=re.sub(r", is \d+$", "", chosen.reason))  # which head dim was asked about is in the row already
-    return Outcome(tile=f"{chosen.kernel.block_m} x {chosen.kernel.block_n}" + (", 2 CTAs" if chosen.kernel.two_cta else ""))
+        # which head dim was asked about is in the row already
+        return Outcome(reason=re.sub(r", is \d+$", "", chosen.reason))
+    return Outcome(
+        tile=f"{chosen.kernel.block_m} x {chosen.kernel.block_n}"
+        + (", 2 CTAs" if chosen.kernel.two_cta else "")
+    )
 
 
-def problem_of(capability: int, op: str, head_dims: tuple[int, int], mask: str, values: dict) -> dict:
+def problem_of(
+    capability: int, op: str, head_dims: tuple[int, int], mask: str, values: dict
+) -> dict:
     queries, layout = values["queries"], values["layout"]
     return BASE | MASKS[mask] | {
         "capability": capability,
@@ -68,21 +80,30 @@ def boxes(outcomes: dict[tuple, tuple[Outcome, ...]], axes: dict[str, tuple]) ->
     for position, (axis, values) in enumerate(axes.items()):
         slices: dict[tuple, list] = {}
         for value in values:
-            slices.setdefault(tuple(outcomes[key] for key in outcomes if key[position] == value), []).append(value)
+            slices.setdefault(
+                tuple(outcomes[key] for key in outcomes if key[position] == value), []
+            ).append(value)
         if len(slices) > 1:
             return [
                 box
                 for same in slices.values()
-                for box in boxes({key: outcomes[key] for key in outcomes if key[position] in same}, axes | {axis: tuple(same)})
+                for box in boxes(
+                    {key: outcomes[key] for key in outcomes if key[position] in same},
+                    axes | {axis: tuple(same)},
+                )
             ]
     raise AssertionError("outcomes differ along no axis")
 
 
 def boxes_of(capability: int, op: str, head_dims: tuple[int, int]) -> list[Box]:
-    axes = {axis: values for axis, values in AXES.items() if axis != "deterministic" or op == "backward"}
+    axes = {
+        axis: values for axis, values in AXES.items() if axis != "deterministic" or op == "backward"
+    }
     combinations = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     outcomes = {
-        tuple(values.values()): tuple(outcome(problem_of(capability, op, head_dims, mask, values)) for mask in MASKS)
+        tuple(values.values()): tuple(
+            outcome(problem_of(capability, op, head_dims, mask, values)) for mask in MASKS
+        )
         for values in combinations
     }
     return boxes(outcomes, axes)
@@ -97,8 +118,13 @@ def head_dim_rows(capability: int, op: str) -> list[tuple[str, list[Box]]]:
             ranges[-1][0].append(head_dim)
         else:
             ranges.append(([head_dim], found))
-    rows = [(span(members, tuple(head_dim for head_dim, _ in HEAD_DIMS)), found) for members, found in ranges]
-    return rows + [(name, boxes_of(capability, op, head_dims)) for name, head_dims in OTHER_HEAD_DIMS.items()]
+    rows = [
+        (span(members, tuple(head_dim for head_dim, _ in HEAD_DIMS)), found)
+        for members, found in ranges
+    ]
+    return rows + [
+        (name, boxes_of(capability, op, head_dims)) for name, head_dims in OTHER_HEAD_DIMS.items()
+    ]
 
 
 def span(members: list[int] | tuple[int, ...], possible: tuple[int, ...]) -> str:
@@ -116,7 +142,11 @@ def words(axis: str, values: tuple) -> str:
 def tiles(capability: int, op: str) -> str:
     rows = head_dim_rows(capability, op)
     axes = [axis for axis in AXES if axis != "deterministic" or op == "backward"]
-    split = [axis for axis in axes if any(box[axis] != AXES[axis] for _, found in rows for box, _ in found)]
+    split = [
+        axis
+        for axis in axes
+        if any(box[axis] != AXES[axis] for _, found in rows for box, _ in found)
+    ]
     reasons: list[str] = []
 
     def cell(got: Outcome) -> str:
@@ -127,7 +157,11 @@ def tiles(capability: int, op: str) -> str:
         return f"no ({reasons.index(got.reason) + 1})"
 
     lines = [
-        (name, *(words(axis, box[axis]) if box[axis] != AXES[axis] else "all" for axis in split), *map(cell, outcomes))
+        (
+            name,
+            *(words(axis, box[axis]) if box[axis] != AXES[axis] else "all" for axis in split),
+            *map(cell, outcomes),
+        )
         for name, found in rows
         for box, outcomes in found
     ]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 LARGEST_HEAD_DIMS = {90: (256, 256), 100: (256, 256)}  # query's, value's
 SM_COUNT = {90: 132, 100: 148, 103: 160}
 FIELDS = (
-    "batch", "seqlen_q", "seqlen_k", "total_q", "total_k", "num_heads", "num_heads_kv", "head_dim", "head_dim_v", "is_causal",
+    "batch", "seqlen_q", "seqlen_k", "total_q", "total_k", "num_heads", "num_heads_kv", "head_dim",
+    "head_dim_v", "is_causal",
     "window_size_left", "window_size_right", "deterministic",
 )  # fmt: skip
 
@@ -28,8 +29,15 @@ def core_problem(problem: dict) -> fa4_core.Problem:
 
 
 @st.composite
-def problems(draw, largest: int = 40_000, dtypes=("bf16", "fp16"), capabilities=(90, 100, 103), legal: bool = True) -> dict:
-    """`legal`: inside what the matrix covers; else anything that fits the fields, the hopeless included."""
+def problems(
+    draw,
+    largest: int = 40_000,
+    dtypes=("bf16", "fp16"),
+    capabilities=(90, 100, 103),
+    legal: bool = True,
+) -> dict:
+    """`legal`: inside what the matrix covers; else anything that fits the fields, the hopeless
+    included."""
     size = st.integers(1, largest) if legal else st.integers(-1, 2**40)
     layout = draw(st.sampled_from(["dense", "varlen"]))
     heads_kv = draw(st.integers(1, 8)) if legal else draw(st.integers(-1, 70_000))
@@ -43,7 +51,11 @@ def problems(draw, largest: int = 40_000, dtypes=("bf16", "fp16"), capabilities=
     equal_head_dims = draw(st.booleans())
     if legal:
         head_dim_v = draw(st.sampled_from(range(8, largest_head_dim_v + 1, 8)))
-        head_dim = head_dim_v if equal_head_dims else draw(st.sampled_from(range(8, largest_head_dim + 1, 8)))
+        head_dim = (
+            head_dim_v
+            if equal_head_dims
+            else draw(st.sampled_from(range(8, largest_head_dim + 1, 8)))
+        )
     else:
         head_dim = draw(st.integers(-8, 300))
         head_dim_v = head_dim if equal_head_dims else draw(st.integers(-8, 300))
@@ -56,8 +68,12 @@ def problems(draw, largest: int = 40_000, dtypes=("bf16", "fp16"), capabilities=
         "seqlen_q": seqlen_q,
         "seqlen_k": seqlen_k,
         # ragged: no sequence is longer than the longest, which is there
-        "total_q": batch * seqlen_q if layout == "dense" else draw(st.integers(seqlen_q, max(batch, 1) * max(seqlen_q, 1))),
-        "total_k": batch * seqlen_k if layout == "dense" else draw(st.integers(seqlen_k, max(batch, 1) * max(seqlen_k, 1))),
+        "total_q": batch * seqlen_q
+        if layout == "dense"
+        else draw(st.integers(seqlen_q, max(batch, 1) * max(seqlen_q, 1))),
+        "total_k": batch * seqlen_k
+        if layout == "dense"
+        else draw(st.integers(seqlen_k, max(batch, 1) * max(seqlen_k, 1))),
         "num_heads": heads_kv * draw(st.integers(1, 8)) if legal else draw(st.integers(-1, 70_000)),
         "num_heads_kv": heads_kv,
         "head_dim": head_dim,

@@ -1,20 +1,22 @@
 """A fixed list of 200 calls of PyTorch's flash attention ops, as models that people run make them.
 
-docs/support.md counts how many of them our kernels run. The list is what people run, not what we cover: a call leaves it when
-nobody runs it any more.
+docs/support.md counts how many of them our kernels run. The list is what people run, not what we
+cover: a call leaves it when nobody runs it any more.
 
-The mix: Llama 36, Qwen 30, Gemma 24, Diffusion 22, Mistral 18, BERT 16, ViT 16, GPT-OSS 14, DeepSeek 12, Whisper 12. By use:
-training forward 54, training backward 54, inference 62 (a prompt or a chunk, an encoder, a denoising step), decode 30.
+The mix: Llama 36, Qwen 30, Gemma 24, Diffusion 22, Mistral 18, BERT 16, ViT 16, GPT-OSS 14,
+DeepSeek 12, Whisper 12. By use: training forward 54, training backward 54, inference 62 (a prompt
+or a chunk, an encoder, a denoising step), decode 30.
 
-Heads, head dims and windows are those of the models' published configurations, which `source` names; lengths stay within what the
-model takes, batches and lengths are usual ones for one GPU. `ranks` is tensor parallelism: a GPU holds that part of the heads.
-Packed calls (varlen) have their sequences back to back; windows are mostly packed, because torch.nn.attention.varlen takes a
-window and F.scaled_dot_product_attention does not.
+Heads, head dims and windows are those of the models' published configurations, which `source`
+names; lengths stay within what the model takes, batches and lengths are usual ones for one GPU.
+`ranks` is tensor parallelism: a GPU holds that part of the heads. Packed calls (varlen) have their
+sequences back to back; windows are mostly packed, because torch.nn.attention.varlen takes a window
+and F.scaled_dot_product_attention does not.
 
-Not here, because these ops never see it: attention with a mask tensor, with softcap (Gemma 2), with head dims above 256
-(DeepSeek's decoding with absorbed weights), in fp32. GPT-OSS's sinks are applied to the output afterwards, with the logsumexp.
-DeepSeek's head dims of 192 and 128 are here, although F.scaled_dot_product_attention itself gives flash attention equal ones
-only.
+Not here, because these ops never see it: attention with a mask tensor, with softcap (Gemma 2), with
+head dims above 256 (DeepSeek's decoding with absorbed weights), in fp32. GPT-OSS's sinks are
+applied to the output afterwards, with the logsumexp. DeepSeek's head dims of 192 and 128 are here,
+although F.scaled_dot_product_attention itself gives flash attention equal ones only.
 """
 
 from __future__ import annotations
@@ -40,24 +42,55 @@ class Model:
     window: tuple[int, int] = (-1, -1)  # of the layers that have one: left, right
 
 
-def _litgpt(family: str, name: str, heads: int, heads_kv: int, head_dim: int, window: int = 0) -> Model:
+def _litgpt(
+    family: str, name: str, heads: int, heads_kv: int, head_dim: int, window: int = 0
+) -> Model:
     """A language model whose window of n tokens includes the query's own."""
-    source = "Lightning-AI/litgpt litgpt/config.py: n_head, n_query_groups, head_size, sliding_window_size"
-    return Model(family, name, heads, heads_kv, head_dim, source, causal=True, window=(window - 1, 0) if window else (-1, -1))
+    source = (
+        "Lightning-AI/litgpt litgpt/config.py: n_head, n_query_groups, head_size, "
+        "sliding_window_size"
+    )
+    return Model(
+        family,
+        name,
+        heads,
+        heads_kv,
+        head_dim,
+        source,
+        causal=True,
+        window=(window - 1, 0) if window else (-1, -1),
+    )
 
 
 def _timm(name: str, heads: int, head_dim: int) -> Model:
-    source = "huggingface/pytorch-image-models timm/models/vision_transformer.py: num_heads, embed_dim / num_heads"
+    source = (
+        "huggingface/pytorch-image-models timm/models/vision_transformer.py: num_heads, embed_dim "
+        "/ num_heads"
+    )
     return Model("ViT", name, heads, heads, head_dim, source)
 
 
 def _diffusers(name: str, heads: int, head_dim: int, file: str) -> Model:
     return Model(
-        "Diffusion", name, heads, heads, head_dim, f"huggingface/diffusers: num_attention_heads, attention_head_dim of {file}"
+        "Diffusion",
+        name,
+        heads,
+        heads,
+        head_dim,
+        f"huggingface/diffusers: num_attention_heads, attention_head_dim of {file}",
     )
 
 
-def _transformers(family: str, name: str, heads: int, heads_kv: int, head_dim: int, folder: str, fields: str, **rest) -> Model:
+def _transformers(
+    family: str,
+    name: str,
+    heads: int,
+    heads_kv: int,
+    head_dim: int,
+    folder: str,
+    fields: str,
+    **rest,
+) -> Model:
     source = f"huggingface/transformers models/{folder}/configuration_{folder}.py: {fields}"
     return Model(family, name, heads, heads_kv, head_dim, source, **rest)
 
@@ -65,14 +98,29 @@ def _transformers(family: str, name: str, heads: int, heads_kv: int, head_dim: i
 _BERT = "num_attention_heads, hidden_size / num_attention_heads, max_position_embeddings 512"
 _MODERNBERT = "num_attention_heads, hidden_size / num_attention_heads, local_attention 128"
 _GPT_OSS = dict(
-    folder="gpt_oss", fields="num_attention_heads, num_key_value_heads, head_dim, sliding_window 128", causal=True, window=(127, 0)
+    folder="gpt_oss",
+    fields="num_attention_heads, num_key_value_heads, head_dim, sliding_window 128",
+    causal=True,
+    window=(127, 0),
 )
 _DEEPSEEK = dict(
-    folder="deepseek_v3", fields="num_attention_heads, qk_nope_head_dim + qk_rope_head_dim, v_head_dim", causal=True, head_dim_v=128
+    folder="deepseek_v3",
+    fields="num_attention_heads, qk_nope_head_dim + qk_rope_head_dim, v_head_dim",
+    causal=True,
+    head_dim_v=128,
 )
-_WHISPER = "k2-fsa/sherpa-onnx scripts/whisper/model-info.md: n_audio_head, n_audio_state / n_audio_head, n_audio_ctx, n_text_ctx"
-_UNET = "src/diffusers/models/unets/unet_2d_condition.py, whose attention_head_dim is the number of heads, with block_out_channels"
-_SDXL = "stabilityai/stable-diffusion-xl-base-1.0 unet/config.json: attention_head_dim 5, 10, 20, block_out_channels 320, 640, 1280"
+_WHISPER = (
+    "k2-fsa/sherpa-onnx scripts/whisper/model-info.md: n_audio_head, n_audio_state / n_audio_head, "
+    "n_audio_ctx, n_text_ctx"
+)
+_UNET = (
+    "src/diffusers/models/unets/unet_2d_condition.py, whose attention_head_dim is the number of "
+    "heads, with block_out_channels"
+)
+_SDXL = (
+    "stabilityai/stable-diffusion-xl-base-1.0 unet/config.json: attention_head_dim 5, 10, 20, "
+    "block_out_channels 320, 640, 1280"
+)
 _TRANSFORMERS = "src/diffusers/models/transformers/"
 
 MODELS = {
@@ -108,17 +156,20 @@ MODELS = {
         _litgpt("Mistral", "Mistral-Large-2407", 96, 8, 128),
         Model(
             "Mistral", "Mistral-Nemo-2407", 32, 8, 128, causal=True,
-            source="kevinstephano/thunder_model_blocks mistral_config.py: num_attention_heads, num_key_value_heads, head_dim",
+            source="kevinstephano/thunder_model_blocks mistral_config.py: num_attention_heads, "
+                "num_key_value_heads, head_dim",
         ),
         replace(
             _transformers("DeepSeek", "DeepSeek-V2-Lite", 16, 16, 192, **_DEEPSEEK),
-            source="deepseek-ai/DeepSeek-V3 inference/configs/config_16B.json: n_heads, qk_nope_head_dim + qk_rope_head_dim",
+            source="deepseek-ai/DeepSeek-V3 inference/configs/config_16B.json: n_heads, "
+                "qk_nope_head_dim + qk_rope_head_dim",
         ),
         _transformers("DeepSeek", "DeepSeek-V3", 128, 128, 192, **_DEEPSEEK),
         _transformers("GPT-OSS", "gpt-oss-20b", 64, 8, 64, **_GPT_OSS),
         _transformers("GPT-OSS", "gpt-oss-120b", 64, 8, 64, **_GPT_OSS),
         _transformers("BERT", "bert-base", 12, 12, 64, "bert", _BERT),
-        Model("BERT", "bert-large", 16, 16, 64, "google-research/bert README.md: 24-layer, 1024-hidden, 16-heads"),
+        Model("BERT", "bert-large", 16, 16, 64, "google-research/bert README.md: 24-layer, "
+            "1024-hidden, 16-heads"),
         _transformers("BERT", "ModernBERT-base", 12, 12, 64, "modernbert", _MODERNBERT, window=(64, 64)),
         _timm("ViT-B/16", 12, 64),
         _timm("ViT-L/16", 16, 64),
@@ -127,7 +178,8 @@ MODELS = {
         _timm("SigLIP so400m/14", 16, 72),
         _timm("DINOv2 ViT-L/14", 16, 64),
         _timm("DINOv2 ViT-g/14", 24, 64),
-        _transformers("ViT", "Qwen2.5-VL vision", 16, 16, 80, "qwen2_5_vl", "num_heads, window_size 112; 1280 wide"),
+        _transformers("ViT", "Qwen2.5-VL vision", 16, 16, 80, "qwen2_5_vl", "num_heads, "
+            "window_size 112; 1280 wide"),
         Model("Whisper", "Whisper large-v3", 20, 20, 64, _WHISPER),
         Model("Whisper", "Whisper small", 12, 12, 64, _WHISPER),
         _diffusers("Stable Diffusion 1.5, level 1", 8, 40, _UNET),
@@ -135,7 +187,8 @@ MODELS = {
         _diffusers("Stable Diffusion 1.5, level 3", 8, 160, _UNET),
         Model("Diffusion", "SDXL, level 2", 10, 10, 64, _SDXL),
         Model("Diffusion", "SDXL, level 3", 20, 20, 64, _SDXL),
-        _diffusers("Stable Diffusion 3 medium", 24, 64, "scripts/convert_sd3_to_diffusers.py, as many heads as its 24 layers"),
+        _diffusers("Stable Diffusion 3 medium", 24, 64, "scripts/convert_sd3_to_diffusers.py, as "
+            "many heads as its 24 layers"),
         _diffusers("FLUX.1", 24, 128, f"{_TRANSFORMERS}transformer_flux.py"),
         _diffusers("DiT-XL/2", 16, 72, f"{_TRANSFORMERS}dit_transformer_2d.py"),
         _diffusers("CogVideoX-2B", 30, 64, f"{_TRANSFORMERS}cogvideox_transformer_3d.py"),
@@ -167,7 +220,10 @@ class Call:
     def name(self) -> str:
         heads = f"H{self.heads}" + (f"/{self.heads_kv}" if self.heads != self.heads_kv else "")
         head_dim, head_dim_v = self.model.head_dim, self.model.head_dim_v
-        parts = [f"B{self.batch} {heads} D{head_dim}" + (f"/{head_dim_v}" if head_dim_v else ""), self._lengths()]
+        parts = [
+            f"B{self.batch} {heads} D{head_dim}" + (f"/{head_dim_v}" if head_dim_v else ""),
+            self._lengths(),
+        ]
         parts += ["causal"] if self.causal and self.window == (-1, -1) else []
         parts += ["window {} {}".format(*self.window)] if self.window != (-1, -1) else []
         parts += ["deterministic"] if self.deterministic else []
@@ -177,9 +233,13 @@ class Call:
 
     def _lengths(self) -> str:
         if self.layout == "dense":
-            return f"S{self.seqlen_q}" + (f"/{self.seqlen_k}" if self.seqlen_q != self.seqlen_k else "")
+            return f"S{self.seqlen_q}" + (
+                f"/{self.seqlen_k}" if self.seqlen_q != self.seqlen_k else ""
+            )
         total = f"{self.total_q}" + (f"/{self.total_k}" if self.total_q != self.total_k else "")
-        longest = f"{self.seqlen_q}" + (f"/{self.seqlen_k}" if self.seqlen_q != self.seqlen_k else "")
+        longest = f"{self.seqlen_q}" + (
+            f"/{self.seqlen_k}" if self.seqlen_q != self.seqlen_k else ""
+        )
         return f"packed {total}, longest {longest}"
 
     def problem(self, capability: int) -> dict:
@@ -197,7 +257,16 @@ class Call:
             "page_size": PAGE_SIZE if self.paged else 0,
         } | {
             field: getattr(self, field)
-            for field in ("layout", "dtype", "batch", "seqlen_q", "seqlen_k", "total_q", "total_k", "deterministic")
+            for field in (
+                "layout",
+                "dtype",
+                "batch",
+                "seqlen_q",
+                "seqlen_k",
+                "total_q",
+                "total_k",
+                "deterministic",
+            )
         }
 
 
@@ -223,17 +292,47 @@ def _calls(
     return [Call(found, use, layout, *sizes, *rest) for use in uses]
 
 
-def dense(model: str, uses: tuple[str, ...], batch: int, seqlen_q: int, seqlen_k: int = 0, **options) -> list[Call]:
+def dense(
+    model: str, uses: tuple[str, ...], batch: int, seqlen_q: int, seqlen_k: int = 0, **options
+) -> list[Call]:
     seqlen_k = seqlen_k or seqlen_q
-    return _calls(model, uses, "dense", batch, seqlen_q, seqlen_k, batch * seqlen_q, batch * seqlen_k, **options)
+    return _calls(
+        model,
+        uses,
+        "dense",
+        batch,
+        seqlen_q,
+        seqlen_k,
+        batch * seqlen_q,
+        batch * seqlen_k,
+        **options,
+    )
 
 
 def packed(
-    model: str, uses: tuple[str, ...], batch: int, total: int, longest: int = 0, *, total_k: int = 0, **options
+    model: str,
+    uses: tuple[str, ...],
+    batch: int,
+    total: int,
+    longest: int = 0,
+    *,
+    total_k: int = 0,
+    **options,
 ) -> list[Call]:
-    """`longest`: by default all sequences are of one length. `total_k`: keys of sequences that have one query each."""
+    """`longest`: by default all sequences are of one length. `total_k`: keys of sequences that have
+    one query each."""
     longest = longest or total // batch
-    return _calls(model, uses, "varlen", batch, 1 if total_k else longest, longest, total, total_k or total, **options)
+    return _calls(
+        model,
+        uses,
+        "varlen",
+        batch,
+        1 if total_k else longest,
+        longest,
+        total,
+        total_k or total,
+        **options,
+    )
 
 
 CALLS: tuple[Call, ...] = (
@@ -363,7 +462,8 @@ CALLS: tuple[Call, ...] = (
     *dense("SigLIP so400m/14", INFERENCE, 1, 729),
     *dense("DINOv2 ViT-L/14", TRAINING, 16, 1370),
     *dense("DINOv2 ViT-g/14", INFERENCE, 8, 1370, dtype="fp16"),
-    *packed("Qwen2.5-VL vision", INFERENCE, 64, 4096),  # an image's windows of 112 x 112 pixels are the sequences
+    # an image's windows of 112 x 112 pixels are the sequences
+    *packed("Qwen2.5-VL vision", INFERENCE, 64, 4096),
     # Whisper: 1500 frames of audio, up to 448 tokens of text
     *dense("Whisper large-v3", TRAINING, 8, 1500),
     *dense("Whisper large-v3", TRAINING, 8, 128, 1500),
@@ -374,7 +474,8 @@ CALLS: tuple[Call, ...] = (
     *dense("Whisper large-v3", DECODE, 5, 1, 200, dtype="fp16"),
     *dense("Whisper small", INFERENCE, 8, 1500, dtype="fp16"),
     *dense("Whisper small", DECODE, 1, 1, 1500, dtype="fp16"),
-    # Diffusion: pixels / 8 (VAE) / patch, and the text's tokens where the layer joins them; 77 or 512 keys are the text alone
+    # Diffusion: pixels / 8 (VAE) / patch, and the text's tokens where the layer joins them; 77 or
+    # 512 keys are the text alone
     *dense("Stable Diffusion 1.5, level 1", TRAINING, 8, 4096),
     *dense("Stable Diffusion 1.5, level 1", INFERENCE, 2, 4096, dtype="fp16"),
     *dense("Stable Diffusion 1.5, level 1", INFERENCE, 2, 4096, 77, dtype="fp16"),

@@ -1,4 +1,5 @@
-"""The cache of compiled kernels: what its keys depend on, kills, concurrent builds, and kernels that fail."""
+"""The cache of compiled kernels: what its keys depend on, kills, concurrent builds, and kernels
+that fail."""
 
 import dataclasses
 import json
@@ -29,12 +30,19 @@ VERSIONS = {"flash-attn-4": "1"}
 
 
 def test_defaults_are_those_that_cached_objects_were_compiled_with():
-    """A key leaves out what is at its default, so that a default never changes: another value takes a name of its own."""
-    defaults = {field.name: field.default for field in dataclasses.fields(Kernel) if field.default is not dataclasses.MISSING}
+    """A key leaves out what is at its default, so that a default never changes: another value takes
+    a name of its own."""
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(Kernel)
+        if field.default is not dataclasses.MISSING
+    }
     assert defaults == {
-        "block_n": 0, "mask": Mask.FULL, "grouped": False, "deterministic": False, "two_cta": False, "cluster": 1, "threads": 0,
+        "block_n": 0, "mask": Mask.FULL, "grouped": False, "deterministic": False, "two_cta": False,
+        "cluster": 1, "threads": 0,
         "atom_layout_m": 1, "swap_ab": False, "atom_layout_dkv": 2, "swap_ab_dkv": False,
-        "dq_warpgroups": 2, "stages": 0, "blocks_per_sm": 0, "q_stages": 0, "turns": True, "tuned": False,
+        "dq_warpgroups": 2, "stages": 0, "blocks_per_sm": 0, "q_stages": 0, "turns": True,
+        "tuned": False,
     }  # fmt: skip
 
 
@@ -102,9 +110,12 @@ def facts_changed(**change):
 
 
 DAMAGES = {
-    "folder": a_folder, "pipe": a_pipe, "unreadable": a_loop, "missing": Path.unlink, "flipped_bit": a_flipped_bit,
-    "group_writes": group_writes, "others_write": others_write, "empty": written(b""), "cut_off": written(b'{"sha256'),
-    "not_utf8": written(b"\xff\xfe\xfd"), "no_object": written(b"{}"), "null": written(b"null"), "list": written(b"[1, 2]"),
+    "folder": a_folder, "pipe": a_pipe, "unreadable": a_loop, "missing": Path.unlink,
+    "flipped_bit": a_flipped_bit,
+    "group_writes": group_writes, "others_write": others_write, "empty": written(b""),
+    "cut_off": written(b'{"sha256'),
+    "not_utf8": written(b"\xff\xfe\xfd"), "no_object": written(b"{}"), "null": written(b"null"),
+    "list": written(b"[1, 2]"),
     "number": written(b"7"), "string": written(b'"sha256"'), "too_deep": written(b"[" * 100_000),
     "long_number": written(b"9" * 5_000), "nulls": written(b'{"sha256": null, "facts": null}'),
     "no_facts": written(b'{"sha256": ""}'),
@@ -134,7 +145,10 @@ def test_an_entry_under_another_key_is_not_used(cache):
     for name in ("k", "m"):
         put(cache, name * 64, name.encode())
     for suffix in (".o", ".json"):
-        shutil.copy(cache.directory / "mm" / ("m" * 64 + suffix), cache.directory / "kk" / ("k" * 64 + suffix))
+        shutil.copy(
+            cache.directory / "mm" / ("m" * 64 + suffix),
+            cache.directory / "kk" / ("k" * 64 + suffix),
+        )
     assert cache.get("m" * 64) == (b"m", {"registers": 1})
     assert cache.get("k" * 64) is None
 
@@ -171,7 +185,8 @@ ME, ROOT_USER, ANOTHER = 1000, 0, 1001
 @pytest.mark.parametrize(
     ("owner", "mode", "user", "words"),
     [
-        (ME, 0o755, ME, None), (ME, 0o700, ME, None), (ROOT_USER, 0o755, ME, None), (ROOT_USER, 0o755, ROOT_USER, None),
+        (ME, 0o755, ME, None), (ME, 0o700, ME, None), (ROOT_USER, 0o755, ME, None),
+        (ROOT_USER, 0o755, ROOT_USER, None),
         (ANOTHER, 0o755, ME, "it belongs to user 1001, and this build runs as user 1000"),
         (ANOTHER, 0o755, ROOT_USER, "it belongs to user 1001, and this build runs as root (0)"),
         (ME, 0o775, ME, "its mode is 775, which lets more than its owner write to it"),
@@ -181,8 +196,11 @@ ME, ROOT_USER, ANOTHER = 1000, 0, 1001
 )  # fmt: skip
 def test_who_may_write_to_a_cache(monkeypatch, owner, mode, user, words):
     root = pwd.getpwuid(0)
-    monkeypatch.setattr(pwd, "getpwuid", lambda number: {0: root}[number])  # KeyError for all others
-    said = who_else_writes(os.stat_result((stat.S_IFDIR | mode, 0, 0, 0, owner, 0, 0, 0, 0, 0)), user)
+    # KeyError for all others
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: {0: root}[number])
+    said = who_else_writes(
+        os.stat_result((stat.S_IFDIR | mode, 0, 0, 0, owner, 0, 0, 0, 0, 0)), user
+    )
     assert said is None if words is None else words in said
 
 
@@ -195,13 +213,18 @@ def give_away(path, monkeypatch):
 
 def test_a_folder_of_another_user_is_refused_with_what_to_do(tmp_path, monkeypatch):
     give_away(tmp_path, monkeypatch)
-    with pytest.raises(BuildError, match=r"it belongs to .* FA4_EXT_CACHE, .*chown -R \d+ .* && chmod -R go-w "):
+    with pytest.raises(
+        BuildError, match=r"it belongs to .* FA4_EXT_CACHE, .*chown -R \d+ .* && chmod -R go-w "
+    ):
         Cache(tmp_path)
 
 
 def test_a_folder_that_its_group_writes_to_is_refused_with_what_to_do(tmp_path):
     tmp_path.chmod(0o775)
-    with pytest.raises(BuildError, match=r"its mode is 775, which lets more than its owner .*FA4_EXT_CACHE.*chmod -R go-w "):
+    with pytest.raises(
+        BuildError,
+        match=r"its mode is 775, which lets more than its owner .*FA4_EXT_CACHE.*chmod -R go-w ",
+    ):
         Cache(tmp_path)
 
 
@@ -217,7 +240,9 @@ def test_a_folder_that_lacks_a_kernel_and_cannot_be_written_to_is_named(cache, m
 
     monkeypatch.setattr("tempfile.mkdtemp", no_folder)
     with pytest.raises(
-        BuildError, match=r"lacks a kernel and can't be written to: Permission denied; name another with FA4_EXT_CACHE"
+        BuildError,
+        match=r"lacks a kernel and can't be written to: Permission denied; name another with "
+        r"FA4_EXT_CACHE",
     ):
         put(cache, "k" * 64, b"object")
 
@@ -248,7 +273,8 @@ def test_directory_comes_from_the_environment(monkeypatch):
 def test_without_a_home_folder_a_directory_must_be_named(monkeypatch):
     for name in ("FA4_EXT_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", lambda user: {}[user])  # KeyError, as of a user that no list names
+    # KeyError, as of a user that no list names
+    monkeypatch.setattr(pwd, "getpwuid", lambda user: {}[user])
     with pytest.raises(BuildError, match="no home folder: name one with FA4_EXT_CACHE"):
         default_directory()
 
@@ -281,7 +307,9 @@ def test_key_depends_on_python_s_minor_version(monkeypatch):
     assert key(FORWARD, "sm_90a", VERSIONS) != base
 
 
-@pytest.mark.parametrize("setting", ("CUTE_DSL_KEEP_PTX", "FA_CLC", "FLASH_ATTENTION_NUM_SMS", "QUACK_ARCH"))
+@pytest.mark.parametrize(
+    "setting", ("CUTE_DSL_KEEP_PTX", "FA_CLC", "FLASH_ATTENTION_NUM_SMS", "QUACK_ARCH")
+)
 def test_settings_that_change_what_is_compiled_do_not_reach_the_compiler(monkeypatch, setting):
     monkeypatch.setenv(setting, "1")
     assert setting not in pool.environment(90)
@@ -289,8 +317,10 @@ def test_settings_that_change_what_is_compiled_do_not_reach_the_compiler(monkeyp
 
 @pytest.mark.parametrize(
     ("edited", "matters"),
-    [("sm90/forward.py", True), ("sm90/tiles.py", True), ("common/arguments.py", True), ("worker.py", True),
-     ("sm90/decode.py", False), ("sm100/forward.py", False), ("matrix.py", False), ("build.py", False), ("table.py", False),
+    [("sm90/forward.py", True), ("sm90/tiles.py", True), ("common/arguments.py", True),
+    ("worker.py", True),
+     ("sm90/decode.py", False), ("sm100/forward.py", False), ("matrix.py", False),
+     ("build.py", False), ("table.py", False),
      ("pool.py", False)],
 )  # fmt: skip
 def test_key_depends_on_the_sources_that_compile(sources, edited, matters):
@@ -303,7 +333,9 @@ def test_key_depends_on_the_sources_that_compile(sources, edited, matters):
 def test_comments_docstrings_and_layout_compile_nothing_again(sources):
     before = key(FORWARD, "sm_90a", VERSIONS, sources)
     path = sources / "sm90" / "forward.py"
-    path.write_text('"""Another sentence."""\n\n\n# a comment\n' + path.read_text().split('"""', 2)[2])
+    path.write_text(
+        '"""Another sentence."""\n\n\n# a comment\n' + path.read_text().split('"""', 2)[2]
+    )
     assert key(FORWARD, "sm_90a", VERSIONS, sources) == before
 
 
@@ -318,22 +350,31 @@ def no_package(name):
 @pytest.mark.parametrize("version", [no_package, lambda name: None], ids=["missing", "no_metadata"])
 def test_a_package_without_a_version_is_named(monkeypatch, version):
     monkeypatch.setattr("kernels.cache.version", version)
-    with pytest.raises(BuildError, match=r"flash-attn-4 is not installed in .*pip install --no-deps -r requirements/build.txt"):
+    with pytest.raises(
+        BuildError,
+        match=r"flash-attn-4 is not installed in .*pip install --no-deps -r requirements/build.txt",
+    ):
         source_versions()
 
 
 def run_build(*arguments, **environment):
     """`python -m kernels.build`, with what the environment lacks as None."""
-    settings = {name: value for name, value in (os.environ | environment).items() if value is not None}
+    settings = {
+        name: value for name, value in (os.environ | environment).items() if value is not None
+    }
     command = [sys.executable, "-m", "kernels.build", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"FA4_EXT_CACHE": "/dev/null/x"}, "/dev/null/x can't be the folder of compiled kernels: Not a directory; name another"),
-        ({"FA4_EXT_CACHE": None, "XDG_CACHE_HOME": None, "HOME": "/dev/null"}, "Not a directory; name another with FA4_EXT_CACHE"),
+        ({"FA4_EXT_CACHE": "/dev/null/x"}, "/dev/null/x can't be the folder of compiled kernels: "
+            "Not a directory; name another"),
+        ({"FA4_EXT_CACHE": None, "XDG_CACHE_HOME": None, "HOME": "/dev/null"}, "Not a directory; "
+            "name another with FA4_EXT_CACHE"),
     ],
     ids=["cache", "home"],
 )  # fmt: skip
@@ -382,9 +423,13 @@ def compile_with(command, cache, kernels=KERNELS[:8], jobs=2):
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
 def test_every_kernel_is_compiled_once_for_its_target(cache, jobs):
-    assert sorted(kernel.name for kernel in compile_with(fake("works"), cache, jobs=jobs)) == sorted(k.name for k in KERNELS[:8])
+    assert sorted(
+        kernel.name for kernel in compile_with(fake("works"), cache, jobs=jobs)
+    ) == sorted(k.name for k in KERNELS[:8])
     for kernel in KERNELS[:8]:
-        assert cache.get(kernel.name)[0].decode() == pool.TARGETS[kernel.arch] + str(kernel.head_dim)
+        assert cache.get(kernel.name)[0].decode() == pool.TARGETS[kernel.arch] + str(
+            kernel.head_dim
+        )
 
 
 @pytest.mark.parametrize(
@@ -394,8 +439,12 @@ def test_every_kernel_is_compiled_once_for_its_target(cache, jobs):
         ("babbles", "the compiling process answered 'loading.*, which is not JSON"),
     ],
 )  # fmt: skip
-def test_a_worker_that_dies_fails_the_build_with_the_kernel_and_its_message(cache, behaviour, message):
-    with pytest.raises(pool.CompileError, match=rf"kernel sm\w+ failed to compile:\n(.|\n)*{message}"):
+def test_a_worker_that_dies_fails_the_build_with_the_kernel_and_its_message(
+    cache, behaviour, message
+):
+    with pytest.raises(
+        pool.CompileError, match=rf"kernel sm\w+ failed to compile:\n(.|\n)*{message}"
+    ):
         compile_with(fake(behaviour), cache)
 
 
@@ -404,19 +453,24 @@ def test_a_kernel_that_fails_fails_the_build_with_its_name_and_the_compiler_s_me
     with pytest.raises(pool.CompileError) as error:
         compile_with(pool.WORKER, cache, [broken], jobs=1)
     assert f"kernel {broken.name} failed to compile" in str(error.value)
-    assert "Error" in str(error.value) and "must be one to three times 64, is 100" in str(error.value)
+    assert "Error" in str(error.value) and "must be one to three times 64, is 100" in str(
+        error.value
+    )
 
 
 PREFIX = f"_mlir_{FORWARD.name}_"
 FACTS = {
-    "load": PREFIX + "cuda_init", "load_to_device": PREFIX + "cuda_load_to_device", "launch": PREFIX + "_mlir_ciface_entry",
-    "arguments": list(signature.expected(FORWARD)), "registers": 168, "spill_bytes": 0, "products": 32, "waits": 5,
+    "load": PREFIX + "cuda_init", "load_to_device": PREFIX + "cuda_load_to_device",
+    "launch": PREFIX + "_mlir_ciface_entry",
+    "arguments": list(signature.expected(FORWARD)), "registers": 168, "spill_bytes": 0,
+    "products": 32, "waits": 5,
     "shared_memory_bytes": 1000, "object_bytes": 6,
 }  # fmt: skip
 
 
 def collect_with(monkeypatch, cache, facts):
-    """What a build takes from a cache that holds these facts about an object, and which kernels it compiles, rightly."""
+    """What a build takes from a cache that holds these facts about an object, and which kernels it
+    compiles, rightly."""
     with cache.workspace() as directory:
         (directory / "kernel.o").write_bytes(b"cached")
         cache.put(FORWARD.name, directory / "kernel.o", facts)
@@ -435,10 +489,14 @@ def test_a_build_takes_true_facts_from_the_cache(monkeypatch, cache):
 
 
 IMPOSSIBLE = [
-    {"load": PREFIX + "cuda_init(void**); int x; //"}, {"load": "other_cuda_init"}, {"load": None}, {"load": ["name"]},
-    {"load": PREFIX + "cuda_init\n"}, {"load_to_device": PREFIX + "cuda_init"}, {"launch": PREFIX + "_mlir_ciface_\u00e9"},
-    {"launch": PREFIX + "_mlir_ciface_"}, {"launch": "system"}, {"registers": "168"}, {"registers": -1}, {"registers": True},
-    {"spill_bytes": 0.0}, {"products": None}, {"shared_memory_bytes": []}, {"object_bytes": 7}, {"arguments": None},
+    {"load": PREFIX + "cuda_init(void**); int x; //"}, {"load": "other_cuda_init"}, {"load": None},
+    {"load": ["name"]},
+    {"load": PREFIX + "cuda_init\n"}, {"load_to_device": PREFIX + "cuda_init"},
+    {"launch": PREFIX + "_mlir_ciface_\u00e9"},
+    {"launch": PREFIX + "_mlir_ciface_"}, {"launch": "system"}, {"registers": "168"},
+    {"registers": -1}, {"registers": True},
+    {"spill_bytes": 0.0}, {"products": None}, {"shared_memory_bytes": []}, {"object_bytes": 7},
+    {"arguments": None},
     {"arguments": [1]}, {"arguments": "q"}, {"more": 1},
 ]  # fmt: skip
 
@@ -454,9 +512,16 @@ def test_what_are_no_facts_is_compiled_again(monkeypatch, cache, facts):
     assert collect_with(monkeypatch, cache, facts) == ((b"anew__", FACTS), [FORWARD])
 
 
-def test_a_compiler_that_answers_with_impossible_facts_fails_the_build_with_the_kernel_s_name(monkeypatch, cache):
-    monkeypatch.setattr(pool, "compile_all", lambda *_: {FORWARD: (b"object", FACTS | {"launch": "system"})})
-    with pytest.raises(pool.CompileError, match=f"kernel {FORWARD.name} failed .*\n.*launch must be {PREFIX}.*, is 'system'"):
+def test_a_compiler_that_answers_with_impossible_facts_fails_the_build_with_the_kernel_s_name(
+    monkeypatch, cache
+):
+    monkeypatch.setattr(
+        pool, "compile_all", lambda *_: {FORWARD: (b"object", FACTS | {"launch": "system"})}
+    )
+    with pytest.raises(
+        pool.CompileError,
+        match=f"kernel {FORWARD.name} failed .*\n.*launch must be {PREFIX}.*, is 'system'",
+    ):
         build.collect(cache, {FORWARD: FORWARD.name}, jobs=1)
 
 
@@ -471,7 +536,10 @@ compile_with(fake(sys.argv[2]), Cache(Path(sys.argv[1])))
 
 def start_build(directory, behaviour):
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return subprocess.Popen([sys.executable, "-c", BUILD, str(directory), behaviour], env={**os.environ, "PYTHONPATH": path})
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(directory), behaviour],
+        env={**os.environ, "PYTHONPATH": path},
+    )
 
 
 def test_a_killed_build_leaves_nothing_half_written(cache):
@@ -491,7 +559,10 @@ def test_concurrent_builds_share_a_cache(cache):
     assert [build.wait(timeout=120) for build in builds] == [0, 0, 0]
     assert all(cache.get(kernel.name) for kernel in KERNELS[:8])
     assert not list(cache.directory.glob("tmp.*"))
-    assert {json.loads(path.read_text())["facts"]["registers"] for path in cache.directory.glob("*/*.json")} == {1}
+    assert {
+        json.loads(path.read_text())["facts"]["registers"]
+        for path in cache.directory.glob("*/*.json")
+    } == {1}
 
 
 class Output(list):

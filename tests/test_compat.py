@@ -1,4 +1,5 @@
-"""scripts/compat.py: what it makes of a report, and where it writes the table. Whole environments are `make compat`'s business."""
+"""scripts/compat.py: what it makes of a report, and where it writes the table. Whole environments
+are `make compat`'s business."""
 
 from __future__ import annotations
 
@@ -16,14 +17,24 @@ REPORT = """<testsuites><testsuite>
 <testcase classname="tests.test_b" name="test_errs"><error message="error">no fixture</error></testcase>
 </testsuite></testsuites>"""
 WHEEL = Path("fa4_ext-0.1.0-py3-none-manylinux_2_28_x86_64.whl")
-INSTALLED = {"torch": "2.15.0", "cuda": "13.2", "cudnn": 92600, "python": "3.12.1", "kernels": 384, "commit": "f710213"}
+INSTALLED = {
+    "torch": "2.15.0",
+    "cuda": "13.2",
+    "cudnn": 92600,
+    "python": "3.12.1",
+    "kernels": 384,
+    "commit": "f710213",
+}
 
 
 def test_report_is_added_up_and_failures_keep_their_names():
     result = compat.Result("2.15.0", "python3.12")
     compat.count(REPORT, result)
     assert (result.passed, result.skipped) == (1, 1)
-    assert result.failures == ["tests.test_a::test_fails\n    1 == 2", "tests.test_b::test_errs\n    no fixture"]
+    assert result.failures == [
+        "tests.test_a::test_fails\n    1 == 2",
+        "tests.test_b::test_errs\n    no fixture",
+    ]
 
 
 def test_report_without_a_test_is_a_failure():
@@ -34,11 +45,23 @@ def test_report_without_a_test_is_a_failure():
 
 def test_table_replaces_what_is_between_the_marks():
     results = [
-        compat.Result("2.15.0", "python3.12", INSTALLED, passed=224, skipped=11, install_seconds=60.4, test_seconds=50.6),
+        compat.Result(
+            "2.15.0",
+            "python3.12",
+            INSTALLED,
+            passed=224,
+            skipped=11,
+            install_seconds=60.4,
+            test_seconds=50.6,
+        ),
         compat.Result("2.16.0", "python3.12", failures=["pip exited with 1"]),
     ]
-    text = compat.replace(f"before\n{compat.BEGIN} -->\nold\n{compat.END}\nafter\n", compat.table(results, WHEEL))
-    assert text.startswith(f"before\n{compat.BEGIN} -->\n| torch | CUDA |") and text.endswith(f"\n{compat.END}\nafter\n")
+    text = compat.replace(
+        f"before\n{compat.BEGIN} -->\nold\n{compat.END}\nafter\n", compat.table(results, WHEEL)
+    )
+    assert text.startswith(f"before\n{compat.BEGIN} -->\n| torch | CUDA |") and text.endswith(
+        f"\n{compat.END}\nafter\n"
+    )
     assert "| 2.15.0 | 13.2 | 9.26.0 | 3.12.1 | 224 | 0 | 11 | 60 s | 51 s |" in text
     assert "| 2.16.0 | ? | ? | python3.12 | 0 | 1 | 0 | 0 s | 0 s |" in text
     assert f"{WHEEL}, 384 kernels, commit f710213, " in text and "old" not in text

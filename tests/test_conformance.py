@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMED = sorted(set(re.findall(r"[\w/]+\.py(?:::\w+)+", (ROOT / "docs" / "conformance.md").read_text())))
+NAMED = sorted(
+    set(re.findall(r"[\w/]+\.py(?:::\w+)+", (ROOT / "docs" / "conformance.md").read_text()))
+)
 
 
 def names_in(path: Path) -> set[str]:
@@ -17,7 +19,11 @@ def names_in(path: Path) -> set[str]:
         if isinstance(node, ast.FunctionDef):
             names.add(node.name)
         elif isinstance(node, ast.ClassDef):
-            names |= {f"{node.name}::{member.name}" for member in node.body if isinstance(member, ast.FunctionDef)}
+            names |= {
+                f"{node.name}::{member.name}"
+                for member in node.body
+                if isinstance(member, ast.FunctionDef)
+            }
     return names
 
 
@@ -36,5 +42,12 @@ def test_named_test_exists(name):
 def test_every_gpu_test_file_is_named():
     """A subject that the page forgets is one that nobody finds there."""
     files = {path.name for path in (ROOT / "tests" / "gpu").glob("test_*.py")}
-    ours_alone = {"test_bench.py", "test_doctor.py", "test_fuzz.py", "test_profile.py", "test_sanitizer.py", "test_tile_rules.py"}
+    ours_alone = {
+        "test_bench.py",
+        "test_doctor.py",
+        "test_fuzz.py",
+        "test_profile.py",
+        "test_sanitizer.py",
+        "test_tile_rules.py",
+    }
     assert files - {name.partition("::")[0] for name in NAMED} == ours_alone

@@ -1,4 +1,5 @@
-"""C++ without Python: the header, find_package(fa4_ext), and the programs of examples/cpp where no GPU is in sight."""
+"""C++ without Python: the header, find_package(fa4_ext), and the programs of examples/cpp where no
+GPU is in sight."""
 
 from __future__ import annotations
 
@@ -63,7 +64,10 @@ def test_aoti_program_without_a_package_says_what_it_takes(programs):
 def test_header_compiles_alone(tmp_path, options):
     language, standard = options
     program = tmp_path / "program"
-    program.write_text("#include <fa4_ext.h>\nint main(void) { return fa4_ext_register() + (fa4_ext_last_error() != 0); }\n")
+    program.write_text(
+        "#include <fa4_ext.h>\nint main(void) { return fa4_ext_register() + (fa4_ext_last_error() "
+        "!= 0); }\n"
+    )
     run(
         "c++",
         "-x",
@@ -83,7 +87,9 @@ def test_package_is_found_wherever_it_lies_in_its_version(tmp_path):
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "CMakeLists.txt").write_text(FIND.format(version=fa4_ext.__version__))
     output = configure(tmp_path, tmp_path / "build", prefix=str(package / "cmake"))
-    assert f"found {fa4_ext.__version__}|{package / 'libfa4_ext.so'}|{package / 'include'}|" in output
+    assert (
+        f"found {fa4_ext.__version__}|{package / 'libfa4_ext.so'}|{package / 'include'}|" in output
+    )
 
 
 def test_another_version_is_not_found(tmp_path):

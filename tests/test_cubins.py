@@ -52,8 +52,11 @@ def test_products_and_waits_are_those_of_the_disassembly(kernel):
 def test_host_code_runs_on_any_x86_64(kernel, tmp_path):
     path = tmp_path / "kernel.o"
     path.write_bytes(object_file(kernel))
-    code = subprocess.run(["objdump", "-d", path], capture_output=True, text=True, check=True).stdout
-    assert "%xmm" in code and not re.search(r"%[yz]mm", code)  # the compiler's default would be the building machine's AVX
+    code = subprocess.run(
+        ["objdump", "-d", path], capture_output=True, text=True, check=True
+    ).stdout
+    # the compiler's default would be the building machine's AVX
+    assert "%xmm" in code and not re.search(r"%[yz]mm", code)
 
 
 def test_an_object_without_device_code_is_refused():

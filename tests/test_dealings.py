@@ -26,8 +26,18 @@ def planned(problem: dict[str, str], forced: tuple[int, int] = (0, 0)) -> fa4_co
     batch, heads, heads_kv, seqlen, head_dim = (
         int(problem[name]) for name in ("batch", "heads", "heads_kv", "seqlen_q", "head_dim")
     )
-    lengths = dict(batch=batch, seqlen_q=seqlen, seqlen_k=seqlen, total_q=batch * seqlen, total_k=batch * seqlen)
-    core = core_problem(LEGAL | lengths | dict(num_heads=heads, num_heads_kv=heads_kv, head_dim=head_dim, head_dim_v=head_dim))
+    lengths = dict(
+        batch=batch,
+        seqlen_q=seqlen,
+        seqlen_k=seqlen,
+        total_q=batch * seqlen,
+        total_k=batch * seqlen,
+    )
+    core = core_problem(
+        LEGAL
+        | lengths
+        | dict(num_heads=heads, num_heads_kv=heads_kv, head_dim=head_dim, head_dim_v=head_dim)
+    )
     core.is_causal = problem["causal"] == "True"
     core.sm_count = SM_COUNT
     core.tile = fa4_core.Tile(*map(int, problem["tile"].split("x")))
@@ -61,7 +71,10 @@ def test_what_the_planner_may_choose_is_measured():
         plan = planned(dealings.key((kernel, shape)))
         found = dealings.dealings(kernel, shape)
         assert (plan.workers, plan.paired) in found, (kernel.name, shape, found)
-        assert all(1 <= workers <= SM_COUNT and 0 <= paired <= shape.batch * shape.heads for workers, paired in found), found
+        assert all(
+            1 <= workers <= SM_COUNT and 0 <= paired <= shape.batch * shape.heads
+            for workers, paired in found
+        ), found
 
 
 def test_the_results_are_of_the_grid():
@@ -72,7 +85,15 @@ def test_the_results_are_of_the_grid():
 
 @pytest.mark.parametrize("forced", [(1, 0), (7, 3), (SM_COUNT, 16)], ids=str)
 def test_a_forced_dealing_is_taken(forced):
-    problem = dict(batch="1", heads="16", heads_kv="16", seqlen_q="2048", head_dim="128", tile="128x128", causal="True")
+    problem = dict(
+        batch="1",
+        heads="16",
+        heads_kv="16",
+        seqlen_q="2048",
+        head_dim="128",
+        tile="128x128",
+        causal="True",
+    )
     plan = planned(problem, forced)
     assert (plan.workers, plan.paired) == forced
 
@@ -82,7 +103,23 @@ def test_a_call_without_such_a_dealing_says_why_and_others_are_as_before():
         query = torch.empty(1, 2048, heads, 128, dtype=torch.bfloat16, device="meta")
         absent = (None,) * 3
         return torch.ops.fa4_ext.explain(
-            query, query, query, None, None, 2048, 2048, 0.0, causal, False, *absent, *(None,) * 4, False, False, True, 90, SM_COUNT
+            query,
+            query,
+            query,
+            None,
+            None,
+            2048,
+            2048,
+            0.0,
+            causal,
+            False,
+            *absent,
+            *(None,) * 4,
+            False,
+            False,
+            True,
+            90,
+            SM_COUNT,
         )[:3]
 
     before = explain(causal=False)
@@ -90,7 +127,10 @@ def test_a_call_without_such_a_dealing_says_why_and_others_are_as_before():
         _library.force_dealing(SM_COUNT, 16)
         assert explain()[0]
         assert explain(causal=False) == before
-        reason = f"a dealing must have 1 to {SM_COUNT} thread blocks and 0 to 8 paired heads, has {SM_COUNT} and 16"
+        reason = (
+            f"a dealing must have 1 to {SM_COUNT} thread blocks and 0 to 8 paired heads, has "
+            f"{SM_COUNT} and 16"
+        )
         assert explain(heads=8) == (False, "", reason)
         for wrong in ((SM_COUNT + 1, 0), (-1, 0), (1, -1)):
             _library.force_dealing(*wrong)

@@ -1,4 +1,5 @@
-"""The fuzzer without a GPU: what it generates, and that its checks find what is wrong, on attention written out on the CPU."""
+"""The fuzzer without a GPU: what it generates, and that its checks find what is wrong, on attention
+written out on the CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from reference import compute
 
 import fa4_ext
 
-pytestmark = pytest.mark.skipif(90 not in fa4_ext.build_info()["archs"], reason="this build has no kernels for sm90")
+pytestmark = pytest.mark.skipif(
+    90 not in fa4_ext.build_info()["archs"], reason="this build has no kernels for sm90"
+)
 
 SEED = 1
 FIRST = list(cases(SEED, 5000))
@@ -48,7 +51,9 @@ def left_out(reason: str) -> bool:
 
 class TestGenerator:
     def test_same_seed_same_cases(self):
-        assert list(cases(SEED, 100)) == FIRST[:100] == [generate(SEED, index) for index in range(100)]
+        assert (
+            list(cases(SEED, 100)) == FIRST[:100] == [generate(SEED, index) for index in range(100)]
+        )
         assert list(cases(SEED + 1, 100)) != FIRST[:100]
 
     def test_repr_makes_the_case_again(self):
@@ -56,15 +61,29 @@ class TestGenerator:
             assert parse(repr(case)) == case
 
     def test_every_feature_appears(self):
-        seen = {feature for case in (*FIRST, *first_with_each_fault().values()) for feature in features(case)}
+        seen = {
+            feature
+            for case in (*FIRST, *first_with_each_fault().values())
+            for feature in features(case)
+        }
         wanted = {f"op {op}" for op in OPS} | {f"fault {fault}" for fault in FAULTS}
-        wanted |= {f"layout {layout}" for layouts in (LAYOUTS, GRADIENTS) for names in layouts.values() for layout in names}
         wanted |= {
-            "dense", "varlen", "bfloat16", "float16", "head dim a multiple of 8", "head dim not a multiple of 8", "GQA", "MQA",
-            "causal", "window", "window on one side", "window with causal", "window bound of 0", "window bound beyond the keys",
-            "window bound below -1", "different lengths", "one query", "more than 1024 rows", "empty sequence", "no rows",
-            "max above the longest", "unused rows", "scale", "scale of 0", "negative scale", "dropout", "debug mask", "seqused_k",
-            "backward", "deterministic", "speed rules", "more queries than keys in a window", "halves ours-stock",
+            f"layout {layout}"
+            for layouts in (LAYOUTS, GRADIENTS)
+            for names in layouts.values()
+            for layout in names
+        }
+        wanted |= {
+            "dense", "varlen", "bfloat16", "float16", "head dim a multiple of 8",
+            "head dim not a multiple of 8", "GQA", "MQA",
+            "causal", "window", "window on one side", "window with causal", "window bound of 0",
+            "window bound beyond the keys",
+            "window bound below -1", "different lengths", "one query", "more than 1024 rows",
+            "empty sequence", "no rows",
+            "max above the longest", "unused rows", "scale", "scale of 0", "negative scale",
+            "dropout", "debug mask", "seqused_k",
+            "backward", "deterministic", "speed rules", "more queries than keys in a window",
+            "halves ours-stock",
             "halves stock-ours",
         }  # fmt: skip
         assert seen == wanted, f"missing {wanted - seen}, not expected {seen - wanted}"
@@ -83,12 +102,15 @@ class TestGenerator:
                 case = replace(case, speed_rules=False)
                 arguments = forward_arguments(case, make_inputs(case, "meta"))
                 supported, reason = explain(case, arguments, backward=False, capability=HOPPER)
-                assert (supported or left_out(reason)) == runs_on_ours(case, 256), f"{reason or 'supported'}: {case!r}"
+                assert (supported or left_out(reason)) == runs_on_ours(case, 256), (
+                    f"{reason or 'supported'}: {case!r}"
+                )
                 asked += supported
         assert asked > 200
 
     def test_promises_are_those_of_pytorchs_meta_functions(self):
-        """What check.py asks of sizes, strides and dtypes, in every layout, asked of PyTorch's own ops on meta tensors."""
+        """What check.py asks of sizes, strides and dtypes, in every layout, asked of PyTorch's own
+        ops on meta tensors."""
         asked = 0
         for case in FIRST[:500]:
             if case.op == "functional" or case.fault or not runs_on_ours(case, 256):
@@ -107,12 +129,20 @@ class TestGenerator:
             pytest.skip("needs two GPUs")
         case = first_with_each_fault()[name]
         inputs = make_inputs(case, "cpu")
-        right = forward_arguments(replace(case, fault=""), inputs) | {"grad_out": inputs.do, "out": inputs.q}
+        right = forward_arguments(replace(case, fault=""), inputs) | {
+            "grad_out": inputs.do,
+            "out": inputs.q,
+        }
         wrong = dict(right)
         FAULTS[name].change(wrong)
         changed = [key for key in right if right[key] is not wrong[key]]
-        assert changed or name.endswith("on_cpu"), f"{name} changes nothing"  # on the CPU everything is on the CPU
-        assert not case.dropout_p and not any(case.unused_rows) and min(case.problem.seqlens_q + case.problem.seqlens_k) > 0
+        # on the CPU everything is on the CPU
+        assert changed or name.endswith("on_cpu"), f"{name} changes nothing"
+        assert (
+            not case.dropout_p
+            and not any(case.unused_rows)
+            and min(case.problem.seqlens_q + case.problem.seqlens_k) > 0
+        )
 
 
 class Refused(RuntimeError):
@@ -127,10 +157,17 @@ def _attention(arguments: dict, do: torch.Tensor | None = None) -> dict[str, tor
         seqlens, slack = [(t.shape[1],) * t.shape[0] for t in (q, k)], (0, 0)
     else:
         seqlens = [tuple(t.diff().tolist()) for t in starts]
-        slack = tuple(arguments[name] - max(lengths) for name, lengths in zip(("max_q", "max_k"), seqlens, strict=True))
-    window = tuple(-1 if bound is None else bound for bound in (arguments["window_size_left"], arguments["window_size_right"]))
+        slack = tuple(
+            arguments[name] - max(lengths)
+            for name, lengths in zip(("max_q", "max_k"), seqlens, strict=True)
+        )
+    window = tuple(
+        -1 if bound is None else bound
+        for bound in (arguments["window_size_left"], arguments["window_size_right"])
+    )
     problem = Problem(
-        q.dtype, q.shape[-1], q.shape[-2], k.shape[-2], *seqlens, starts[0] is not None, arguments["is_causal"], window,
+        q.dtype, q.shape[-1], q.shape[-2], k.shape[-2], *seqlens, starts[0] is not None,
+        arguments["is_causal"], window,
         arguments["scale"], slack,
     )  # fmt: skip
     if problem.varlen and arguments["seqused_k"] is not None:
@@ -141,13 +178,22 @@ def _attention(arguments: dict, do: torch.Tensor | None = None) -> dict[str, tor
     first = 0 if starts[0] is None else int(starts[0][0])
     parts = {
         name: t.narrow(0, first, sum(lengths)) if problem.varlen else t
-        for name, t, lengths in (("q", q, seqlens[0]), ("k", k, seqlens[1]), ("v", v, seqlens[1]), ("do", do, seqlens[0]))
+        for name, t, lengths in (
+            ("q", q, seqlens[0]),
+            ("k", k, seqlens[1]),
+            ("v", v, seqlens[1]),
+            ("do", do, seqlens[0]),
+        )
         if t is not None
     }
     with torch.enable_grad():  # in the backward of an autograd.Function it is off
-        result = compute(problem, Inputs(**({"do": None} | parts)), torch.float32, backward=do is not None)
+        result = compute(
+            problem, Inputs(**({"do": None} | parts)), torch.float32, backward=do is not None
+        )
     whole = {"out": q, "dq": q, "dk": k, "dv": v}
-    results = {name: torch.zeros_like(t) for name, t in whole.items() if getattr(result, name) is not None}
+    results = {
+        name: torch.zeros_like(t) for name, t in whole.items() if getattr(result, name) is not None
+    }
     for name, t in results.items():
         value = getattr(result, name)
         (t.narrow(0, first, value.shape[0]) if problem.varlen else t).copy_(value)
@@ -157,21 +203,42 @@ def _attention(arguments: dict, do: torch.Tensor | None = None) -> dict[str, tor
 
 
 def _like_op(arguments: dict) -> dict:
-    nothing = dict.fromkeys(("cum_seq_q", "cum_seq_k", "window_size_left", "window_size_right", "seqused_k", "alibi_slopes"))
-    return nothing | {"max_q": arguments["query"].shape[-3], "max_k": arguments["key"].shape[-3]} | arguments
+    nothing = dict.fromkeys(
+        (
+            "cum_seq_q",
+            "cum_seq_k",
+            "window_size_left",
+            "window_size_right",
+            "seqused_k",
+            "alibi_slopes",
+        )
+    )
+    return (
+        nothing
+        | {"max_q": arguments["query"].shape[-3], "max_k": arguments["key"].shape[-3]}
+        | arguments
+    )
 
 
 def _refuse(arguments: dict) -> None:
-    """Raises for what no kernel takes; what stands for PyTorch's takes seqused_k of dense tensors, and does not look at it."""
+    """Raises for what no kernel takes; what stands for PyTorch's takes seqused_k of dense tensors,
+    and does not look at it."""
     names = ("deterministic", "backward", "speed_rules")
-    asked = dict.fromkeys(("block_table", "num_splits")) | dict.fromkeys(names, False) | {"capability": 90, "sm_count": SM_COUNT}
-    supported, _, reason, *_ = torch.ops.fa4_ext.explain(**(arguments | {"seqused_k": None}), **asked)
+    asked = (
+        dict.fromkeys(("block_table", "num_splits"))
+        | dict.fromkeys(names, False)
+        | {"capability": 90, "sm_count": SM_COUNT}
+    )
+    supported, _, reason, *_ = torch.ops.fa4_ext.explain(
+        **(arguments | {"seqused_k": None}), **asked
+    )
     if not supported and not left_out(reason):
         raise Refused(reason)
 
 
 class HeadsFirst(torch.autograd.Function):
-    """`_scaled_dot_product_flash_attention`: query, key and value as [batch, heads, seqlen, head_dim]."""
+    """`_scaled_dot_product_flash_attention`: query, key and value as [batch, heads, seqlen,
+    head_dim]."""
 
     @staticmethod
     def forward(ctx, query, key, value, options):
@@ -187,7 +254,9 @@ class HeadsFirst(torch.autograd.Function):
         results = _attention(ctx.arguments, do.transpose(1, 2))
         names = {"dq": "query", "dk": "key", "dv": "value"}
         gradients = (
-            torch.empty_like(ctx.arguments[like].transpose(1, 2)).copy_(results[name].transpose(1, 2))
+            torch.empty_like(ctx.arguments[like].transpose(1, 2)).copy_(
+                results[name].transpose(1, 2)
+            )
             for name, like in names.items()
         )
         return *gradients, None
@@ -195,7 +264,11 @@ class HeadsFirst(torch.autograd.Function):
 
 def _others(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """rng_state, unused and the debug mask."""
-    return torch.empty(2, dtype=torch.uint64), torch.empty((), dtype=torch.uint64), query.new_empty(0)
+    return (
+        torch.empty(2, dtype=torch.uint64),
+        torch.empty((), dtype=torch.uint64),
+        query.new_empty(0),
+    )
 
 
 class MathOps:
@@ -208,9 +281,17 @@ class MathOps:
 
     def flash_backward(self, **arguments):
         grad_out, out, query = (arguments.pop(name) for name in ("grad_out", "out", "query"))
-        if grad_out is None or {grad_out.dtype, out.dtype} != {query.dtype} or {grad_out.shape, out.shape} != {query.shape}:
+        if (
+            grad_out is None
+            or {grad_out.dtype, out.dtype} != {query.dtype}
+            or {grad_out.shape, out.shape} != {query.shape}
+        ):
             raise Refused("grad_out or out")
-        forward = {name: value for name, value in arguments.items() if name not in ("logsumexp", "rng_state", "unused")}
+        forward = {
+            name: value
+            for name, value in arguments.items()
+            if name not in ("logsumexp", "rng_state", "unused")
+        }
         forward = _like_op({"query": query, "return_debug_mask": False} | forward)
         _refuse(forward)
         results = _attention(forward, grad_out)
@@ -224,7 +305,12 @@ class MathOps:
         return lse
 
     def sdpa_forward(self, query, key, value, dropout_p, is_causal, return_debug_mask, scale):
-        options = dict(dropout_p=dropout_p, is_causal=is_causal, return_debug_mask=return_debug_mask, scale=scale)
+        options = dict(
+            dropout_p=dropout_p,
+            is_causal=is_causal,
+            return_debug_mask=return_debug_mask,
+            scale=scale,
+        )
         out, lse = HeadsFirst.apply(query, key, value, options)
         return out, lse, None, None, query.shape[2], key.shape[2], *_others(query)
 
@@ -232,7 +318,10 @@ class MathOps:
         if is_causal and query.shape[2] != key.shape[2]:
             raise Refused("top-left")
         head_dim = query.shape[-1]
-        padded = (torch.nn.functional.pad(t, (0, -head_dim % 8)) if head_dim % 8 else t for t in (query, key, value))
+        padded = (
+            torch.nn.functional.pad(t, (0, -head_dim % 8)) if head_dim % 8 else t
+            for t in (query, key, value)
+        )
         scale = head_dim**-0.5 if scale is None else scale
         return self.sdpa_forward(*padded, dropout_p, is_causal, False, scale)[0][..., :head_dim]
 
@@ -272,10 +361,16 @@ class MathEngine:
 
 def test_dry_run_finds_nothing():
     """Small cases of every kind, faults included, with the same math on both sides."""
-    small = [case for case in cases(2, 600) if case.problem.heads * sum(case.problem.seqlens_q + case.problem.seqlens_k) < 200]
+    small = [
+        case
+        for case in cases(2, 600)
+        if case.problem.heads * sum(case.problem.seqlens_q + case.problem.seqlens_k) < 200
+    ]
     report = run_cases(2, small, MathEngine())
     assert not report.failures, report.text()
-    assert report.count == len(small) and report.total("ours") > 50 and report.total("rejected") > 20, report.text()
+    assert (
+        report.count == len(small) and report.total("ours") > 50 and report.total("rejected") > 20
+    ), report.text()
     assert report.total("stock") > 0, report.text()
 
 
@@ -354,8 +449,15 @@ class Raises(Broken):
         raise RuntimeError("out of ideas")
 
 
-BASE = Case("flash", dense(40, 70, heads=2, heads_kv=2, head_dim=32, window=(5, 3)), backward=True, deterministic=True)
-ROWS_WITHOUT_KEYS = replace(BASE, problem=dense(70, 40, heads=2, heads_kv=2, head_dim=32, is_causal=True))
+BASE = Case(
+    "flash",
+    dense(40, 70, heads=2, heads_kv=2, head_dim=32, window=(5, 3)),
+    backward=True,
+    deterministic=True,
+)
+ROWS_WITHOUT_KEYS = replace(
+    BASE, problem=dense(70, 40, heads=2, heads_kv=2, head_dim=32, is_causal=True)
+)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +472,8 @@ ROWS_WITHOUT_KEYS = replace(BASE, problem=dense(70, 40, heads=2, heads_kv=2, hea
         (WrongGradient, BASE, "dk: error"),
         (OtherGradientBits, BASE, "dv: the second run differs"),
         (Raises, BASE, "the forward raised RuntimeError: out of ideas"),
-        (Raises, replace(BASE, fault="grad_dtype"), "registered, the forward raised .*; not registered, the backward"),
+        (Raises, replace(BASE, fault="grad_dtype"), "registered, the forward raised .*; not "
+            "registered, the backward"),
     ],
 )  # fmt: skip
 def test_checks_find(ops, case, message):
@@ -391,18 +494,37 @@ def test_broken_context_ends_the_run_with_its_case():
     several = [replace(BASE, seed=seed) for seed in range(5)]
     report = run_cases(0, several, MathEngine(breaks_at=2))
     assert report.died and report.count == 3 and report.total("ours") == 2
-    assert report.failures[0].case == several[2] and "illegal memory access" in report.failures[0].message
+    assert (
+        report.failures[0].case == several[2]
+        and "illegal memory access" in report.failures[0].message
+    )
 
 
 def test_json_counts():
-    report = run_cases(7, [BASE, replace(BASE, fault="cum_seq_of_dense", backward=False), varlen_case()], MathEngine())
+    report = run_cases(
+        7,
+        [BASE, replace(BASE, fault="cum_seq_of_dense", backward=False), varlen_case()],
+        MathEngine(),
+    )
     told = report.json()
-    assert (told["seed"], told["count"], told["ours"], told["rejected"], told["failed"]) == (7, 3, 2, 1, 0)
-    assert told["ends"] == {"flash dense ours": 1, "flash dense rejected": 1, "flash varlen ours": 1}
+    assert (told["seed"], told["count"], told["ours"], told["rejected"], told["failed"]) == (
+        7,
+        3,
+        2,
+        1,
+        0,
+    )
+    assert told["ends"] == {
+        "flash dense ours": 1,
+        "flash dense rejected": 1,
+        "flash varlen ours": 1,
+    }
     assert told["features"]["unused rows"] == 1 and told["failures"] == []
 
 
 def varlen_case() -> Case:
     """Everything special that a varlen call can have."""
-    problem = varlen((5, 0, 33), (7, 20, 0), heads=4, heads_kv=2, head_dim=64, window=(9, 4), slack=(3, 1))
+    problem = varlen(
+        (5, 0, 33), (7, 20, 0), heads=4, heads_kv=2, head_dim=64, window=(9, 4), slack=(3, 1)
+    )
     return Case("flash", problem, unused_rows=(2, 5), backward=True)

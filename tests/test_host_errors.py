@@ -1,5 +1,6 @@
-"""Errors as programs get them, without a GPU: the overrides run on tensors of the CPU, behind a CUDA driver and a C interface of
-torch that fail when told to. tests/gpu/test_out_of_memory.py has the memory of a GPU run out."""
+"""Errors as programs get them, without a GPU: the overrides run on tensors of the CPU, behind a
+CUDA driver and a C interface of torch that fail when told to. tests/gpu/test_out_of_memory.py has
+the memory of a GPU run out."""
 
 from __future__ import annotations
 
@@ -9,9 +10,12 @@ import fake_device
 import pytest
 import torch
 
-CPU_BUILD = pytest.mark.skipif(torch.version.cuda is not None, reason="a CUDA build of torch fails otherwise without a GPU")
+CPU_BUILD = pytest.mark.skipif(
+    torch.version.cuda is not None, reason="a CUDA build of torch fails otherwise without a GPU"
+)
 FORWARD = [
-    [[2, 129, 4, 128], [66048, 512, 128, 1], "torch.bfloat16"], [[2, 4, 129], [516, 129, 1], "torch.float32"],
+    [[2, 129, 4, 128], [66048, 512, 128, 1], "torch.bfloat16"],
+    [[2, 4, 129], [516, 129, 1], "torch.float32"],
     [[2], [1], "torch.uint64"], [[], [], "torch.uint64"], [[0], [1], "torch.bfloat16"],
 ]  # fmt: skip
 BACKWARD = 3 * FORWARD[:1]
@@ -26,12 +30,17 @@ def outcomes(driver):
 
 @CPU_BUILD
 def test_an_allocation_that_fails_is_asked_for_again_and_raises_torchs_error(outcomes):
-    right, once, every, gradients, gradients_again, forward, backward, after = outcomes("allocation")
+    right, once, every, gradients, gradients_again, forward, backward, after = outcomes(
+        "allocation"
+    )
     assert [right["results"], once["results"], every["results"], after["results"]] == 4 * [FORWARD]
     assert [gradients["results"], gradients_again["results"]] == 2 * [BACKWARD]
-    for error in (forward, backward):  # of a type that no C function tells, nor could a RuntimeError stand in for it
+    # of a type that no C function tells, nor could a RuntimeError stand in for it
+    for error in (forward, backward):
         assert error["type"] == "NotImplementedError", error
-        assert error["text"].startswith("Could not run 'aten::empty_strided' with arguments from the 'CUDA' backend"), error
+        assert error["text"].startswith(
+            "Could not run 'aten::empty_strided' with arguments from the 'CUDA' backend"
+        ), error
 
 
 def test_a_copy_that_fails_is_made_again_and_raises_torchs_error(outcomes):
@@ -56,24 +65,31 @@ MODULE = {
 
 @pytest.mark.parametrize("case", MODULE)
 def test_a_kernel_that_cannot_be_loaded_is_named(outcomes, case):
-    """The call after it, when memory is there, is right; and a kernel that is loaded already fails at its launch."""
+    """The call after it, when memory is there, is right; and a kernel that is loaded already fails
+    at its launch."""
     failing, result, free, out_of_memory = MODULE[case]
     first, then, later = outcomes("module", failing, result, free)
     assert first["out_of_memory"] == out_of_memory, first
     assert f"loading kernel {KERNEL} (" in first["text"] and ") failed: " in first["text"], first
     beginning = (
-        f"CUDA out of memory. With {free} MiB of device memory free, loading kernel " if out_of_memory else "loading kernel "
+        f"CUDA out of memory. With {free} MiB of device memory free, loading kernel "
+        if out_of_memory
+        else "loading kernel "
     )
     assert first["text"].startswith(beginning), first
     assert then["results"] == FORWARD
     if failing != "launch_result":
         assert later["results"] == FORWARD
     elif result != 2:
-        assert later["text"].startswith(f"launching kernel {KERNEL} failed: ") and not later["out_of_memory"], later
+        assert (
+            later["text"].startswith(f"launching kernel {KERNEL} failed: ")
+            and not later["out_of_memory"]
+        ), later
 
 
 def test_results_stand_what_relies_on_the_schema(outcomes):
-    """A custom_op around the op, torch's check of schemas, torch.save; no result shares memory with another or with an input."""
+    """A custom_op around the op, torch's check of schemas, torch.save; no result shares memory with
+    another or with an input."""
     custom_op, shared, loaded = outcomes("results")
     assert custom_op.get("results") == FORWARD[:4], custom_op
     assert len(set(shared["storages"])) == len(shared["storages"]) == 3 + 5 + 3, shared
@@ -83,5 +99,7 @@ def test_results_stand_what_relies_on_the_schema(outcomes):
 def test_a_driver_that_is_too_old_is_asked_once(outcomes):
     """Looking for it at every call cost 12 to 93 us."""
     *errors, asked = outcomes("driver")
-    assert len(errors) == 3 and all("the CUDA driver is too old: it is for CUDA 12.8" in error["text"] for error in errors), errors
+    assert len(errors) == 3 and all(
+        "the CUDA driver is too old: it is for CUDA 12.8" in error["text"] for error in errors
+    ), errors
     assert asked["questions"] == 0, f"it was asked {asked['questions']} times more"

@@ -1,5 +1,5 @@
-"""What a call allocates and launches, on a machine without a GPU: the overrides run on tensors of the CPU, behind a CUDA driver
-that notes launches and does nothing."""
+"""What a call allocates and launches, on a machine without a GPU: the overrides run on tensors of
+the CPU, behind a CUDA driver that notes launches and does nothing."""
 
 from __future__ import annotations
 
@@ -28,16 +28,22 @@ def memory(tensors: list[dict]) -> dict[int, int]:
 
 
 def check_forward(found: dict, out: tuple, lse: tuple) -> None:
-    """One launch, and nothing allocated but the results: each in memory of its own, of its own size."""
+    """One launch, and nothing allocated but the results: each in memory of its own, of its own
+    size."""
     assert len(found["launches"]) == 1, found["launches"]
     tensors = found["tensors"]
     assert [layout(t) for t in tensors] == [
         (*out, "torch.bfloat16"), (*lse, "torch.float32"),
         ((2,), (1,), "torch.uint64"), ((), (), "torch.uint64"), ((0,), (1,), "torch.bfloat16"),
     ]  # fmt: skip
-    assert memory(tensors) == {t["begin"]: t["end"] - t["begin"] for t in tensors} and len(memory(tensors)) == 5, tensors
+    assert (
+        memory(tensors) == {t["begin"]: t["end"] - t["begin"] for t in tensors}
+        and len(memory(tensors)) == 5
+    ), tensors
     assert found["allocations"] == len(tensors), found["allocations"]
-    assert found["cleared_at"] in (0, tensors[3]["begin"]), "the counter of tiles lies in the number that nobody reads"
+    assert found["cleared_at"] in (0, tensors[3]["begin"]), (
+        "the counter of tiles lies in the number that nobody reads"
+    )
 
 
 @pytest.mark.parametrize("heads", HEADS)
@@ -46,7 +52,11 @@ def test_a_dense_call(calls, heads):
     forward, backward = calls("sdpa", query, key)
     strides = {h: ((2, h, 129, 128), (129 * h * 128, 128, h * 128, 1)) for h in (query, key)}
     check_forward(forward, strides[query], ((2, query, 129), (query * 129, 129, 1)))
-    assert [layout(t)[:2] for t in backward["tensors"]] == [strides[query], strides[key], strides[key]]
+    assert [layout(t)[:2] for t in backward["tensors"]] == [
+        strides[query],
+        strides[key],
+        strides[key],
+    ]
     check_backward(backward, heads)
 
 
@@ -55,7 +65,11 @@ def test_a_varlen_call(calls, heads):
     query, key = HEADS[heads]
     forward, backward = calls("varlen", query, key)
     check_forward(forward, ((229, query, 128), (query * 128, 128, 1)), ((query, 229), (229, 1)))
-    assert [tuple(t["shape"]) for t in backward["tensors"]] == [(229, query, 128), (229, key, 128), (229, key, 128)]
+    assert [tuple(t["shape"]) for t in backward["tensors"]] == [
+        (229, query, 128),
+        (229, key, 128),
+        (229, key, 128),
+    ]
     check_backward(backward, heads)
 
 
@@ -64,20 +78,31 @@ def test_a_call_with_keys_in_pages(calls, heads_kv):
     forward, inplace = calls("paged", 4, heads_kv)
     check_forward(forward, ((2, 4, 128), (512, 128, 1)), ((4, 2), (2, 1)))
     assert [layout(t)[:2] for t in inplace["tensors"]] == [((4, 2), (2, 1))]
-    assert all("decode" in name for name in forward["launches"] + inplace["launches"]) and len(inplace["launches"]) == 1
+    assert (
+        all("decode" in name for name in forward["launches"] + inplace["launches"])
+        and len(inplace["launches"]) == 1
+    )
 
 
 def check_backward(found: dict, heads: str) -> None:
-    """Each gradient in memory of its own. The accumulators of grouped heads are cleared before, and converted after."""
+    """Each gradient in memory of its own. The accumulators of grouped heads are cleared before, and
+    converted after."""
     steps = ["reprocess", "ackward", "ostprocess"] + (["ostprocess"] * 2 if heads == "gqa" else [])
-    assert all(step in name for step, name in zip(steps, found["launches"], strict=True)), found["launches"]
+    assert all(step in name for step, name in zip(steps, found["launches"], strict=True)), found[
+        "launches"
+    ]
     assert (found["cleared_bytes"] > 0) == (heads == "gqa"), found["cleared_bytes"]
-    assert memory(found["tensors"]) == {t["begin"]: 2 * math.prod(t["shape"]) for t in found["tensors"]}, found["tensors"]
+    assert memory(found["tensors"]) == {
+        t["begin"]: 2 * math.prod(t["shape"]) for t in found["tensors"]
+    }, found["tensors"]
 
 
 def test_an_output_that_is_given_is_written_in_place(calls):
     (found,) = calls("inplace", 4, 2)
     (lse,) = found["tensors"]
-    assert layout(lse) == ((2, 4, 129), (516, 129, 1), "torch.float32") and lse["memory_bytes"] == 4 * 2 * 4 * 129
+    assert (
+        layout(lse) == ((2, 4, 129), (516, 129, 1), "torch.float32")
+        and lse["memory_bytes"] == 4 * 2 * 4 * 129
+    )
     assert found["allocations"] == 1, found["allocations"]
     assert len(found["launches"]) == 1, found["launches"]

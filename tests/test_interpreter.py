@@ -1,4 +1,5 @@
-"""Compiled kernels, run by an interpreter of their PTX: without a GPU, in random orders of warps and copies."""
+"""Compiled kernels, run by an interpreter of their PTX: without a GPU, in random orders of warps
+and copies."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ BACKWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.BACKWARD and not 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(request) -> None:
     """All kernels of the chosen tests: one by one they would leave a core idle."""
-    chosen = [item.callspec.params["kernel"] for item in request.session.items if item.module is request.module]
+    chosen = [
+        item.callspec.params["kernel"]
+        for item in request.session.items
+        if item.module is request.module
+    ]
     programs(*(one for kernel in chosen for one in run_by(kernel)))
 
 
@@ -41,7 +46,9 @@ def lengths(draw: random.Random, kernel: Kernel, varlen: bool) -> tuple[list[int
     longest = draw.choice((kernel.block_m, 2 * kernel.block_m, 3 * kernel.block_m))
 
     def length() -> int:
-        return draw.choice((draw.randint(1, longest), longest, max(1, longest // 64 * 64 - draw.randint(0, 64))))
+        return draw.choice(
+            (draw.randint(1, longest), longest, max(1, longest // 64 * 64 - draw.randint(0, 64)))
+        )
 
     count = draw.choice((1, 2, 5)) if varlen else 1
     queries = [length() for _ in range(count)]
@@ -52,14 +59,19 @@ def lengths(draw: random.Random, kernel: Kernel, varlen: bool) -> tuple[list[int
 def problem(draw: random.Random, kernel: Kernel) -> dict:
     layouts, masks = (kernel.layout,), (kernel.mask,)
     if kernel.layout is Layout.ANY:
-        layouts, masks = (Layout.DENSE, Layout.VARLEN), tuple(dict.fromkeys(forward.mask for forward in FORWARDS))
+        layouts, masks = (
+            (Layout.DENSE, Layout.VARLEN),
+            tuple(dict.fromkeys(forward.mask for forward in FORWARDS)),
+        )
     varlen, mask = draw.choice(layouts) is Layout.VARLEN, draw.choice(masks)
     queries, keys = lengths(draw, kernel, varlen)
     heads_kv, ratio = draw.choice(((1, 1), (1, 2), (2, 1)))
     batch = 1 if varlen else draw.choice((1, 2))
     fields = {
-        "dtype": kernel.dtype, "head_dim": kernel.head_dim - draw.choice((0, 0, 8)), "head_dim_v": kernel.head_dim_v,
-        "heads": heads_kv * ratio, "heads_kv": heads_kv, "varlen": varlen, "seqlens_q": queries * batch, "seqlens_k": keys * batch,
+        "dtype": kernel.dtype, "head_dim": kernel.head_dim - draw.choice((0, 0, 8)),
+        "head_dim_v": kernel.head_dim_v,
+        "heads": heads_kv * ratio, "heads_kv": heads_kv, "varlen": varlen,
+        "seqlens_q": queries * batch, "seqlens_k": keys * batch,
     }  # fmt: skip
     if mask is Mask.CAUSAL:
         fields["is_causal"] = True
@@ -73,16 +85,27 @@ def run_by(kernel: Kernel) -> list[Kernel]:
     if kernel.op is not Op.BACKWARD:
         return [kernel]
     alike = ("arch", "dtype", "head_dim", "head_dim_v", "layout", "mask")
-    variants = (*alike, "deterministic")  # where heads are not grouped, Blackwell's kernel for grouped ones may run, too
-    forwards = [one for one in FORWARDS if all(getattr(one, field) == getattr(kernel, field) for field in alike)]
-    tiles = [one for one in ATTENTION if one.op is Op.BACKWARD and all(getattr(one, x) == getattr(kernel, x) for x in variants)]
+    # where heads are not grouped, Blackwell's kernel for grouped ones may run, too
+    variants = (*alike, "deterministic")
+    forwards = [
+        one
+        for one in FORWARDS
+        if all(getattr(one, field) == getattr(kernel, field) for field in alike)
+    ]
+    tiles = [
+        one
+        for one in ATTENTION
+        if one.op is Op.BACKWARD and all(getattr(one, x) == getattr(kernel, x) for x in variants)
+    ]
     return [*forwards, *tiles]
 
 
 def answers(driver: Path, request: dict) -> list[str | None]:
     imported = (ROOT, ROOT / "tests", ROOT / "tests" / "gpu", ROOT / "build" / "tests")
     script = ROOT / "tests" / "interpreter" / "attend.py"
-    return fake_device.printed(driver, script, imported=imported, asked=json.dumps(request), timeout=1200)
+    return fake_device.printed(
+        driver, script, imported=imported, asked=json.dumps(request), timeout=1200
+    )
 
 
 def dealt(driver: Path, request: dict, calls: list[dict]) -> list[str | None]:
@@ -97,11 +120,27 @@ def dealt(driver: Path, request: dict, calls: list[dict]) -> list[str | None]:
     return found
 
 
-def check(driver: Path, problems: list[dict], launched: dict[str, str], *, multiprocessors: int = 3, **options) -> None:
+def check(
+    driver: Path,
+    problems: list[dict],
+    launched: dict[str, str],
+    *,
+    multiprocessors: int = 3,
+    **options,
+) -> None:
     defaults = {"page_size": 0, "backward": False, "deterministic": False, "beside": [0, 0]}
     common = {name: options.pop(name, default) for name, default in defaults.items()}
-    calls = [{"problem": problem, "seed": SEED + number, **common} for number, problem in enumerate(problems)]
-    request = {"tile": None, "decode": -1, "capability": 90, "programs": launched, "multiprocessors": multiprocessors}
+    calls = [
+        {"problem": problem, "seed": SEED + number, **common}
+        for number, problem in enumerate(problems)
+    ]
+    request = {
+        "tile": None,
+        "decode": -1,
+        "capability": 90,
+        "programs": launched,
+        "multiprocessors": multiprocessors,
+    }
     for call, wrong in zip(calls, dealt(driver, request | options, calls), strict=True):
         assert wrong is None, f"{call}: {wrong}"
 
@@ -114,7 +153,13 @@ def drawn(kernel: Kernel) -> list[dict]:
 @pytest.mark.parametrize("kernel", FORWARDS, ids=names)
 def test_forward(driver, kernel):
     """Several tiles a thread block, and thread blocks without any."""
-    check(driver, drawn(kernel), programs(kernel), tile=[kernel.block_m, kernel.block_n], capability=kernel.arch)
+    check(
+        driver,
+        drawn(kernel),
+        programs(kernel),
+        tile=[kernel.block_m, kernel.block_n],
+        capability=kernel.arch,
+    )
 
 
 @pytest.mark.parametrize("kernel", DECODES, ids=names)
@@ -125,12 +170,24 @@ def test_decode(driver, kernel):
 
 @pytest.mark.parametrize("kernel", DECODES, ids=names)
 def test_decode_in_pages(driver, kernel):
-    """Of one head of keys, of some, and of as many as value's head dim has elements: an output of another shape was once taken."""
+    """Of one head of keys, of some, and of as many as value's head dim has elements: an output of
+    another shape was once taken."""
     draw = random.Random(f"{SEED} {kernel.name} pages")
-    fields = {"dtype": kernel.dtype, "head_dim": kernel.head_dim, "head_dim_v": kernel.head_dim_v, "varlen": True}
+    fields = {
+        "dtype": kernel.dtype,
+        "head_dim": kernel.head_dim,
+        "head_dim_v": kernel.head_dim_v,
+        "varlen": True,
+    }
     cases = ((1, 1, [1]), (2, 2, [1, 3, 1]), (kernel.head_dim_v, 1, [1]))
     problems = [
-        fields | {"heads": kv * ratio, "heads_kv": kv, "seqlens_q": queries, "seqlens_k": [draw.randint(1, 300) for _ in queries]}
+        fields
+        | {
+            "heads": kv * ratio,
+            "heads_kv": kv,
+            "seqlens_q": queries,
+            "seqlens_k": [draw.randint(1, 300) for _ in queries],
+        }
         for kv, ratio, queries in cases
     ]
     check(driver, problems, programs(kernel), page_size=2 * kernel.block_n, multiprocessors=16)
@@ -138,8 +195,12 @@ def test_decode_in_pages(driver, kernel):
 
 @pytest.mark.parametrize("kernel", BACKWARDS, ids=names)
 def test_backward(driver, kernel):
-    """With the forward and the launches before and after it, on the tiles that the planner takes; packed, among rows of NaN."""
-    problems = [one | {"heads": one["heads_kv"] * (2 if kernel.grouped else 1)} for one in drawn(kernel)[: CALLS // 2]]
+    """With the forward and the launches before and after it, on the tiles that the planner takes;
+    packed, among rows of NaN."""
+    problems = [
+        one | {"heads": one["heads_kv"] * (2 if kernel.grouped else 1)}
+        for one in drawn(kernel)[: CALLS // 2]
+    ]
     launched = programs(*run_by(kernel))
     beside = [3, 50] if kernel.layout is Layout.VARLEN else [0, 0]
     options = {"deterministic": kernel.deterministic, "capability": kernel.arch, "beside": beside}

@@ -18,9 +18,17 @@ def test_layers_are_kept():
     ("file", "line", "reason"),
     [
         ("csrc/core/plan.cpp", "#include <torch/csrc/stable/tensor.h>", "csrc/core knows no torch"),
-        ("csrc/core/plan.cpp", '#include "../aten/tensors.h"', "csrc/core does not know its callers"),
+        (
+            "csrc/core/plan.cpp",
+            '#include "../aten/tensors.h"',
+            "csrc/core does not know its callers",
+        ),
         ("csrc/aten/forward.cpp", "#include <ATen/ATen.h>", "stable ABI"),
-        ("csrc/aten/forward.cpp", 'run("sm90_forward_bf16_d64");', "kernels are chosen in csrc/core/plan.cpp"),
+        (
+            "csrc/aten/forward.cpp",
+            'run("sm90_forward_bf16_d64");',
+            "kernels are chosen in csrc/core/plan.cpp",
+        ),
         ("csrc/core/plan.cpp", 'getenv("FA4");', "the environment is read in Python"),
         ("fa4_ext/__init__.py", "from kernels import matrix", "the wheel ships no compiler"),
     ],

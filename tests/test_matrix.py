@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from kernels.matrix import ARCHS, DTYPES, HEAD_DIM_BUCKETS, SUBSETS, Layout, Mask, Op, matrix, satellites, subset
+from kernels.matrix import (
+    ARCHS,
+    DTYPES,
+    HEAD_DIM_BUCKETS,
+    SUBSETS,
+    Layout,
+    Mask,
+    Op,
+    matrix,
+    satellites,
+    subset,
+)
 
 KERNELS = matrix()
 README = Path(__file__).parent.parent / "README.md"
@@ -24,13 +35,23 @@ def test_order_is_stable():
 
 @pytest.mark.parametrize(
     ("arch", "dtype", "head_dims", "layout", "mask"),
-    [(arch, *row) for arch in ARCHS for row in product(DTYPES, HEAD_DIM_BUCKETS[arch], (Layout.DENSE, Layout.VARLEN), Mask)],
+    [
+        (arch, *row)
+        for arch in ARCHS
+        for row in product(DTYPES, HEAD_DIM_BUCKETS[arch], (Layout.DENSE, Layout.VARLEN), Mask)
+    ],
 )
 def test_every_combination_is_there(arch, dtype, head_dims, layout, mask):
     wanted = (arch, dtype, *head_dims, layout, mask)
-    rows = [k for k in KERNELS if (k.arch, k.dtype, k.head_dim, k.head_dim_v, k.layout, k.mask) == wanted]
+    rows = [
+        k
+        for k in KERNELS
+        if (k.arch, k.dtype, k.head_dim, k.head_dim_v, k.layout, k.mask) == wanted
+    ]
     assert any(kernel.op is Op.FORWARD for kernel in rows)
-    backwards = {(kernel.grouped, kernel.deterministic) for kernel in rows if kernel.op is Op.BACKWARD}
+    backwards = {
+        (kernel.grouped, kernel.deterministic) for kernel in rows if kernel.op is Op.BACKWARD
+    }
     assert backwards == set(product((False, True), repeat=2))
 
 
@@ -40,7 +61,9 @@ def test_a_subset_holds_what_its_backwards_launch(name):
     for backward in (kernel for kernel in chosen if kernel.op is Op.BACKWARD):
         preprocess, postprocess_dq, *postprocess_dkv = satellites(backward)
         assert {preprocess, postprocess_dq} <= chosen
-        assert set(postprocess_dkv) <= chosen if backward.grouped else postprocess_dkv == [None, None]
+        assert (
+            set(postprocess_dkv) <= chosen if backward.grouped else postprocess_dkv == [None, None]
+        )
 
 
 def test_core_is_a_part_of_full():
@@ -48,18 +71,27 @@ def test_core_is_a_part_of_full():
 
 
 def test_unknown_subset_is_named_with_the_known():
-    with pytest.raises(ValueError, match="kernel subset 'half' is unknown; allowed: full, core, tuning"):
+    with pytest.raises(
+        ValueError, match="kernel subset 'half' is unknown; allowed: full, core, tuning"
+    ):
         subset("half")
 
 
 def test_readme_s_support_table_says_what_the_matrix_holds():
     table = r"^\| (dtype|head dim|mask|layout|deterministic backward) \| ([^|]+?) \| ([^|]+?) \|"
-    cells = {name: by_arch for name, *by_arch in re.findall(table, README.read_text(), re.MULTILINE)}
+    cells = {
+        name: by_arch for name, *by_arch in re.findall(table, README.read_text(), re.MULTILINE)
+    }
     rows = {name: by_arch[0] for name, by_arch in cells.items()}
     assert rows["dtype"] == ", ".join(DTYPES)
     largest = [max(HEAD_DIM_BUCKETS[arch]) for arch in ARCHS]
     assert all(head_dim == head_dim_v for head_dim, head_dim_v in largest)
     assert cells["head dim"] == [f"every multiple of 8 up to {head_dim}" for head_dim, _ in largest]
     assert [mask.value in rows["mask"] for mask in Mask] == [True] * len(Mask)
-    assert [layout.value in rows["layout"] for layout in (Layout.DENSE, Layout.VARLEN)] == [True, True]
-    assert (rows["deterministic backward"] == "yes") == any(kernel.deterministic for kernel in matrix())
+    assert [layout.value in rows["layout"] for layout in (Layout.DENSE, Layout.VARLEN)] == [
+        True,
+        True,
+    ]
+    assert (rows["deterministic backward"] == "yes") == any(
+        kernel.deterministic for kernel in matrix()
+    )

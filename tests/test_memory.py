@@ -1,4 +1,5 @@
-"""The memory benchmark without a GPU: its check of long contexts, what it counts as returned, and its rows and table."""
+"""The memory benchmark without a GPU: its check of long contexts, what it counts as returned, and
+its rows and table."""
 
 from __future__ import annotations
 
@@ -26,8 +27,15 @@ def broken(q, k, v, causal):
 
 
 def inputs_of(shape: Shape, _dtype: str = "") -> list[torch.Tensor]:
-    rows = [(shape.seqlen_q, shape.heads), (shape.seqlen_k, shape.heads_kv), (shape.seqlen_k, shape.heads_kv)]
-    return [torch.randn(shape.batch, n, heads, shape.head_dim).transpose(1, 2) for n, heads in (*rows, rows[0])]
+    rows = [
+        (shape.seqlen_q, shape.heads),
+        (shape.seqlen_k, shape.heads_kv),
+        (shape.seqlen_k, shape.heads_kv),
+    ]
+    return [
+        torch.randn(shape.batch, n, heads, shape.head_dim).transpose(1, 2)
+        for n, heads in (*rows, rows[0])
+    ]
 
 
 @pytest.fixture
@@ -38,7 +46,10 @@ def measure(monkeypatch):
     monkeypatch.setattr(memory, "peak", lambda call: (call(), 5 << 20))
 
     def measure(shapes: tuple[Shape, ...], **functions) -> list[dict]:
-        return memory.measure([Contender(name, name, "1", function, None) for name, function in functions.items()], shapes)
+        return memory.measure(
+            [Contender(name, name, "1", function, None) for name, function in functions.items()],
+            shapes,
+        )
 
     return measure
 
@@ -65,7 +76,9 @@ def test_returned_bytes_are_those_of_torch_s_own_results(shape):
     k, v = (t.repeat_interleave(shape.heads // shape.heads_kv, 1) for t in (k, v))
     out, logsumexp, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)
     assert memory.returned_bytes(shape, "forward") == out.nbytes + logsumexp.nbytes
-    assert memory.returned_bytes(shape, "backward") == sum(2 * t.numel() for t in inputs_of(shape)[:3])
+    assert memory.returned_bytes(shape, "backward") == sum(
+        2 * t.numel() for t in inputs_of(shape)[:3]
+    )
 
 
 def test_a_contender_that_fails_has_an_error_and_the_others_their_bytes(measure, capsys):
@@ -79,7 +92,9 @@ def test_a_contender_that_fails_has_an_error_and_the_others_their_bytes(measure,
 
 def test_a_long_context_is_checked(measure, monkeypatch):
     monkeypatch.setattr(memory, "LONG", 40)
-    rows = measure((SELF,), ours=attend, stock=lambda q, k, v, causal: 1.05 * attend(q, k, v, causal))
+    rows = measure(
+        (SELF,), ours=attend, stock=lambda q, k, v, causal: 1.05 * attend(q, k, v, causal)
+    )
     for row in rows:
         assert row["results"]["ours"]["relative_error"] < 1e-5, row
         assert "wrong: relative error" in row["results"]["stock"]["error"], row
@@ -99,4 +114,6 @@ def test_the_shapes_are_ones_that_the_kernels_can_run():
     for shape in memory.SHAPES:
         assert shape.head_dim % 8 == 0 and shape.heads % shape.heads_kv == 0, shape
         assert not shape.lengths or sum(shape.lengths) == 16384, shape
-        assert shape.longest < memory.LONG or (shape.causal and not shape.lengths), f"{shape} can't be checked"
+        assert shape.longest < memory.LONG or (shape.causal and not shape.lengths), (
+            f"{shape} can't be checked"
+        )

@@ -1,4 +1,5 @@
-"""The planner: total, deterministic, never a kernel that is not there, never a workspace that does not fit its tensors."""
+"""The planner: total, deterministic, never a kernel that is not there, never a workspace that does
+not fit its tensors."""
 
 from __future__ import annotations
 
@@ -19,8 +20,10 @@ BUILT = {row.name for row in ROWS}
 
 
 LEGAL = {
-    "op": "forward", "dtype": "bf16", "layout": "dense", "capability": 90, "batch": 2, "seqlen_q": 512, "seqlen_k": 512,
-    "total_q": 1024, "total_k": 1024, "num_heads": 8, "num_heads_kv": 8, "head_dim": 128, "head_dim_v": 128, "is_causal": False,
+    "op": "forward", "dtype": "bf16", "layout": "dense", "capability": 90, "batch": 2,
+    "seqlen_q": 512, "seqlen_k": 512,
+    "total_q": 1024, "total_k": 1024, "num_heads": 8, "num_heads_kv": 8, "head_dim": 128,
+    "head_dim_v": 128, "is_causal": False,
     "window_size_left": -1, "window_size_right": -1, "deterministic": False,
 }  # fmt: skip
 
@@ -63,7 +66,9 @@ def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
     ]
     assert (kernel.head_dim, kernel.head_dim_v) == min(holding)
     assert kernel.arch == (90 if problem["capability"] == 90 else 100)
-    assert kernel.layout.name == ("ANY" if kernel.op == fa4_core.Op.DECODE else problem["layout"].upper())
+    assert kernel.layout.name == (
+        "ANY" if kernel.op == fa4_core.Op.DECODE else problem["layout"].upper()
+    )
     assert kernel.deterministic == problem["deterministic"]
     if problem["op"] == "backward":
         grouped = problem["num_heads"] != problem["num_heads_kv"]
@@ -71,7 +76,8 @@ def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
 
 
 def stores_whole_rows(problem, kernel) -> bool:
-    """Where the SM100 kernel for equal heads would store beyond head_dim, and the one with accumulators runs instead."""
+    """Where the SM100 kernel for equal heads would store beyond head_dim, and the one with
+    accumulators runs instead."""
     head_dims = problem["head_dim"], problem["head_dim_v"]
     below_bucket = kernel.arch == 100 and head_dims != (kernel.head_dim, kernel.head_dim_v)
     return below_bucket and (problem["layout"] == "varlen" or kernel.mask == fa4_core.Mask.WINDOW)
@@ -80,21 +86,33 @@ def stores_whole_rows(problem, kernel) -> bool:
 @pytest.mark.parametrize(
     ("capability", "head_dims", "bucket"),
     [
-        (90, (192, 128), (192, 128)), (90, (160, 128), (192, 128)), (90, (136, 96), (192, 128)), (90, (192, 136), (192, 192)),
-        (90, (128, 192), (192, 192)), (90, (128, 64), (128, 128)), (90, (64, 128), (128, 128)), (90, (256, 128), (256, 256)),
-        (90, (64, 200), (256, 256)), (100, (192, 128), (192, 128)), (100, (136, 8), (192, 128)), (100, (128, 64), (128, 128)),
+        (90, (192, 128), (192, 128)), (90, (160, 128), (192, 128)), (90, (136, 96), (192, 128)),
+        (90, (192, 136), (192, 192)),
+        (90, (128, 192), (192, 192)), (90, (128, 64), (128, 128)), (90, (64, 128), (128, 128)),
+        (90, (256, 128), (256, 256)),
+        (90, (64, 200), (256, 256)), (100, (192, 128), (192, 128)), (100, (136, 8), (192, 128)),
+        (100, (128, 64), (128, 128)),
         (100, (64, 128), (128, 128)), (100, (192, 136), (256, 256)), (100, (64, 192), (256, 256)),
         (90, (264, 64), None), (100, (64, 264), None),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("op", ("forward", "backward"))
-def test_unequal_head_dims_get_the_smallest_bucket_that_holds_both(capability, head_dims, bucket, op):
-    chosen = plan(LEGAL | {"op": op, "capability": capability, "head_dim": head_dims[0], "head_dim_v": head_dims[1]})
-    assert (chosen.supported and (chosen.kernel.head_dim, chosen.kernel.head_dim_v)) == (bucket or False), chosen.reason
+def test_unequal_head_dims_get_the_smallest_bucket_that_holds_both(
+    capability, head_dims, bucket, op
+):
+    chosen = plan(
+        LEGAL
+        | {"op": op, "capability": capability, "head_dim": head_dims[0], "head_dim_v": head_dims[1]}
+    )
+    assert (chosen.supported and (chosen.kernel.head_dim, chosen.kernel.head_dim_v)) == (
+        bucket or False
+    ), chosen.reason
 
 
 @pytest.mark.parametrize("layout", ("dense", "varlen"))
-@pytest.mark.parametrize(("seqlen_q", "pair"), [(1, False), (128, False), (129, True), (4096, True)])
+@pytest.mark.parametrize(
+    ("seqlen_q", "pair"), [(1, False), (128, False), (129, True), (4096, True)]
+)
 def test_sm100_gives_longer_queries_of_head_dim_256_a_pair_of_blocks(seqlen_q, pair, layout):
     lengths = {"seqlen_q": seqlen_q, "total_q": 2 * seqlen_q, "layout": layout}
     kernel = plan(LEGAL | lengths | {"capability": 100, "head_dim": 256, "head_dim_v": 256}).kernel
@@ -104,13 +122,23 @@ def test_sm100_gives_longer_queries_of_head_dim_256_a_pair_of_blocks(seqlen_q, p
 @pytest.mark.parametrize(
     ("head_dim", "head_dim_v", "grouped"),
     [
-        (64, 64, False), (56, 56, True), (128, 128, False), (96, 96, True), (128, 64, True), (64, 128, True), (192, 128, False),
+        (64, 64, False), (56, 56, True), (128, 128, False), (96, 96, True), (128, 64, True),
+        (64, 128, True), (192, 128, False),
         (160, 128, True), (192, 96, True),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("change", [{"layout": "varlen"}, {"window_size_left": 100}], ids=["varlen", "window"])
-def test_sm100_gradients_below_the_bucket_come_from_accumulators(change, head_dim, head_dim_v, grouped):
-    problem = LEGAL | {"op": "backward", "capability": 100, "head_dim": head_dim, "head_dim_v": head_dim_v}
+@pytest.mark.parametrize(
+    "change", [{"layout": "varlen"}, {"window_size_left": 100}], ids=["varlen", "window"]
+)
+def test_sm100_gradients_below_the_bucket_come_from_accumulators(
+    change, head_dim, head_dim_v, grouped
+):
+    problem = LEGAL | {
+        "op": "backward",
+        "capability": 100,
+        "head_dim": head_dim,
+        "head_dim_v": head_dim_v,
+    }
     chosen = plan(problem | change)
     assert chosen.supported and chosen.kernel.grouped == grouped
     dense = plan(problem)
@@ -118,7 +146,8 @@ def test_sm100_gradients_below_the_bucket_come_from_accumulators(change, head_di
 
 
 def end_of(parts: dict[str, tuple[int, int]]) -> int:
-    """Where the last of (offset, size) ends; none overlap, and each is aligned as an allocation of its own would be."""
+    """Where the last of (offset, size) ends; none overlap, and each is aligned as an allocation of
+    its own would be."""
     end = 0
     for name, (offset, size) in sorted(parts.items(), key=lambda part: part[1][0]):
         assert offset % 256 == 0, f"{name} starts at {offset}"
@@ -132,43 +161,66 @@ def end_of(parts: dict[str, tuple[int, int]]) -> int:
 def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
     chosen = plan(problem | {"op": "backward"})
     if not chosen.supported:
-        assert "2^31 elements or more" in chosen.reason or "less than 2^30" in chosen.reason, chosen.reason
+        assert "2^31 elements or more" in chosen.reason or "less than 2^30" in chosen.reason, (
+            chosen.reason
+        )
         return
     w, kernel = chosen.workspace, chosen.kernel
     heads, heads_kv = problem["num_heads"], problem["num_heads_kv"]
     batch = problem["batch"] if problem["layout"] == "dense" else 1
-    numbers = {"lse_log2": (w.lse_log2, 4 * batch * heads * w.rows_q), "delta": (w.delta, 4 * batch * heads * w.rows_q)}
+    numbers = {
+        "lse_log2": (w.lse_log2, 4 * batch * heads * w.rows_q),
+        "delta": (w.delta, 4 * batch * heads * w.rows_q),
+    }
     parts = {"dq_accum": (w.dq_accum, 4 * batch * heads * w.rows_q * kernel.head_dim)}
     zeroed = {}
     if kernel.grouped:
         zeroed["dk_accum"] = (w.dk_accum, 4 * batch * heads_kv * w.rows_k * kernel.head_dim)
         zeroed["dv_accum"] = (w.dv_accum, 4 * batch * heads_kv * w.rows_k * kernel.head_dim_v)
     if kernel.deterministic:
-        zeroed["dq_semaphore"] = (w.dq_semaphore, 4 * problem["batch"] * heads * w.tiles_q * w.cluster)
+        zeroed["dq_semaphore"] = (
+            w.dq_semaphore,
+            4 * problem["batch"] * heads * w.tiles_q * w.cluster,
+        )
         if kernel.grouped:
             size = 4 * problem["batch"] * heads_kv * w.tiles_k * 2
-            zeroed |= {"dk_semaphore": (w.dk_semaphore, size), "dv_semaphore": (w.dv_semaphore, size)}
+            zeroed |= {
+                "dk_semaphore": (w.dk_semaphore, size),
+                "dv_semaphore": (w.dv_semaphore, size),
+            }
     if not w.numbers_in_dq:
         parts = numbers | parts
     for name, (offset, _) in (parts | zeroed).items():
-        assert (offset >= w.zeroed) == (name in zeroed), f"{name} at {offset}, zeroed from {w.zeroed} on"
+        assert (offset >= w.zeroed) == (name in zeroed), (
+            f"{name} at {offset}, zeroed from {w.zeroed} on"
+        )
     assert end_of(parts | zeroed) <= w.bytes
     dq_bytes = 2 * problem["total_q"] * heads * problem["head_dim"]
-    assert w.numbers_in_dq == (end_of(numbers) <= dq_bytes), f"{end_of(numbers)} bytes of row numbers, {dq_bytes} of dQ"
+    assert w.numbers_in_dq == (end_of(numbers) <= dq_bytes), (
+        f"{end_of(numbers)} bytes of row numbers, {dq_bytes} of dQ"
+    )
     assert max(w.rows_q, w.rows_k) * kernel.head_dim < 2**31
     longest = "seqlen" if problem["layout"] == "dense" else "total"
     # Whatever the caller says is the longest, a sequence may be all there is.
     tiles = w.tiles_q * kernel.block_m, w.tiles_k * kernel.block_n
-    assert all(rows >= problem[f"{longest}_{side}"] for rows, side in zip(tiles, "qk", strict=True)), (tiles, problem)
+    assert all(
+        rows >= problem[f"{longest}_{side}"] for rows, side in zip(tiles, "qk", strict=True)
+    ), (tiles, problem)
     assert w.rows_q >= problem[f"{longest}_q"] and w.rows_k >= problem[f"{longest}_k"]
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"capability": 80}, "FA4 requires compute capability 9.0, 10.0 or 10.3, the device has 8.0"),
+        (
+            {"capability": 80},
+            "FA4 requires compute capability 9.0, 10.0 or 10.3, the device has 8.0",
+        ),
         ({"capability": 120}, "the device has 12.0"),
-        ({"head_dim": 264, "head_dim_v": 264}, "head_dim must be at most 256 on compute capability 9.0 in this build, is 264"),
+        (
+            {"head_dim": 264, "head_dim_v": 264},
+            "head_dim must be at most 256 on compute capability 9.0 in this build, is 264",
+        ),
         (
             {"head_dim_v": 264, "capability": 103},
             "value's head_dim must be at most 256 on compute capability 10.3 in this build, is 264",
@@ -179,9 +231,18 @@ def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
         ({"head_dim_v": 0}, "value's head_dim must be positive, is 0"),
         ({"num_heads_kv": 3}, "8, is not a multiple of the number of key/value heads, 3"),
         ({"seqlen_k": -1}, "max_k must not be negative, is -1"),
-        ({"num_heads": 65_536, "num_heads_kv": 1}, "at most 65535 query heads can share a key/value head, here 65536"),
-        ({"num_heads": 2**30, "num_heads_kv": 2**30}, "the number of heads must be less than 2^30, is 1073741824"),
-        ({"seqlen_q": 2**30, "total_q": 2**31}, "queries and keys of all sequences must each be less than 2^30, are 2147483648"),
+        (
+            {"num_heads": 65_536, "num_heads_kv": 1},
+            "at most 65535 query heads can share a key/value head, here 65536",
+        ),
+        (
+            {"num_heads": 2**30, "num_heads_kv": 2**30},
+            "the number of heads must be less than 2^30, is 1073741824",
+        ),
+        (
+            {"seqlen_q": 2**30, "total_q": 2**31},
+            "queries and keys of all sequences must each be less than 2^30, are 2147483648",
+        ),
     ],
 )
 def test_a_reason_names_the_argument_and_the_value(change, reason):
@@ -194,9 +255,11 @@ def test_a_reason_names_the_argument_and_the_value(change, reason):
     ("is_causal", "left", "right", "mask", "bounds"),
     [
         (False, -1, -1, "FULL", (fa4_core.UNBOUNDED, fa4_core.UNBOUNDED)),
-        (False, 512, 512, "FULL", (fa4_core.UNBOUNDED, fa4_core.UNBOUNDED)),  # a window of the whole length masks nothing
+        # a window of the whole length masks nothing
+        (False, 512, 512, "FULL", (fa4_core.UNBOUNDED, fa4_core.UNBOUNDED)),
         (True, -1, -1, "CAUSAL", (fa4_core.UNBOUNDED, 0)),
-        (True, -1, 100, "CAUSAL", (fa4_core.UNBOUNDED, 0)),  # causal is a right bound of zero, whatever the window says
+        # causal is a right bound of zero, whatever the window says
+        (True, -1, 100, "CAUSAL", (fa4_core.UNBOUNDED, 0)),
         (False, -1, 0, "CAUSAL", (fa4_core.UNBOUNDED, 0)),
         (True, 100, 0, "WINDOW", (100, 0)),
         (True, 600, 0, "CAUSAL", (fa4_core.UNBOUNDED, 0)),
@@ -206,8 +269,13 @@ def test_a_reason_names_the_argument_and_the_value(change, reason):
     ],
 )
 def test_masks_resolve_as_the_stock_kernel_resolves_them(is_causal, left, right, mask, bounds):
-    forward = {"batch": 4, "total_q": 2048, "total_k": 2048}  # with half the tiles it would be decoded, whose mask is any
-    chosen = plan(LEGAL | forward | {"is_causal": is_causal, "window_size_left": left, "window_size_right": right})
+    # with half the tiles it would be decoded, whose mask is any
+    forward = {"batch": 4, "total_q": 2048, "total_k": 2048}
+    chosen = plan(
+        LEGAL
+        | forward
+        | {"is_causal": is_causal, "window_size_left": left, "window_size_right": right}
+    )
     assert chosen.kernel.mask.name == mask
     assert (chosen.window_size_left, chosen.window_size_right) == bounds
 
@@ -216,18 +284,23 @@ def test_masks_resolve_as_the_stock_kernel_resolves_them(is_causal, left, right,
     ("change", "decode"),
     [
         ({"batch": 8, "seqlen_q": 1}, True),  # a step of decoding
-        ({"batch": 8, "seqlen_q": 1, "seqlen_k": 64}, False),  # of a block of keys each, which a start outweighs
-        ({"batch": 32, "seqlen_q": 128, "num_heads": 32}, False),  # 8 tiles of 64 rows a key/value head against 4 of 128
+        # of a block of keys each, which a start outweighs
+        ({"batch": 8, "seqlen_q": 1, "seqlen_k": 64}, False),
+        # 8 tiles of 64 rows a key/value head against 4 of 128
+        ({"batch": 32, "seqlen_q": 128, "num_heads": 32}, False),
         ({"batch": 32, "seqlen_q": 32, "num_heads": 32}, True),  # 2 against 4 of 64
         ({"batch": 1, "seqlen_q": 64, "num_heads": 32}, True),  # 32 tiles for 132 multiprocessors
-        ({"batch": 256, "seqlen_q": 64, "seqlen_k": 64, "num_heads": 8}, False),  # many short sequences
+        # many short sequences
+        ({"batch": 256, "seqlen_q": 64, "seqlen_k": 64, "num_heads": 8}, False),
         ({"batch": 1, "seqlen_q": 513, "num_heads": 64}, False),  # more rows than are decoded
     ],
     ids=str,
 )
 def test_few_queries_are_decoded_where_that_is_faster(change, decode):
     problem = LEGAL | {"seqlen_k": 8192, "num_heads_kv": 8} | change
-    chosen = plan(problem | {f"total_{side}": problem["batch"] * problem[f"seqlen_{side}"] for side in "qk"})
+    chosen = plan(
+        problem | {f"total_{side}": problem["batch"] * problem[f"seqlen_{side}"] for side in "qk"}
+    )
     assert (chosen.kernel.op == fa4_core.Op.DECODE) == decode, chosen.kernel.name
 
 
@@ -238,7 +311,10 @@ def test_the_decode_kernel_can_be_forced_up_to_its_most_rows_and_avoided(problem
     rows = problem["seqlen_q"] * problem["num_heads"] // problem["num_heads_kv"]
     core.decode = fa4_core.Decode.WHERE_POSSIBLE
     forced = fa4_core.plan(core, False).kernel
-    assert (forced.op == fa4_core.Op.DECODE) == (problem["seqlen_q"] <= 512 and rows <= 4096), (problem, forced.name)
+    assert (forced.op == fa4_core.Op.DECODE) == (problem["seqlen_q"] <= 512 and rows <= 4096), (
+        problem,
+        forced.name,
+    )
     core.decode = fa4_core.Decode.WHERE_NEEDED
     assert fa4_core.plan(core, False).kernel.op == fa4_core.Op.FORWARD
 
@@ -246,11 +322,25 @@ def test_the_decode_kernel_can_be_forced_up_to_its_most_rows_and_avoided(problem
 @pytest.mark.parametrize("capability", (90, 100))
 def test_with_one_split_the_tile_does_not_depend_on_the_batch(capability):
     """Batch invariance: a sequence gets the same kernel alone, with longer ones and with many."""
-    packed = {"layout": "varlen", "num_splits": 1, "capability": capability, "num_heads": 8, "num_heads_kv": 8}
+    packed = {
+        "layout": "varlen",
+        "num_splits": 1,
+        "capability": capability,
+        "num_heads": 8,
+        "num_heads_kv": 8,
+    }
     batches = [(1, 5), (1, 64), (64, 64), (64, 300), (3, 5000)]
     names = {
         plan(
-            LEGAL | packed | {"batch": batch, "seqlen_q": longest, "seqlen_k": longest, "total_q": 400, "total_k": 400}
+            LEGAL
+            | packed
+            | {
+                "batch": batch,
+                "seqlen_q": longest,
+                "seqlen_k": longest,
+                "total_q": 400,
+                "total_k": 400,
+            }
         ).kernel.name
         for batch, longest in batches
     }
@@ -289,12 +379,25 @@ DECODE = {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "num_heads_kv": 2}
         ({"page_size": 64}, ""),
         ({"page_size": 256}, ""),
         ({"page_size": 96}, "a page of block_table must hold a multiple of 64 keys, holds 96"),
-        ({"page_size": 64, "head_dim": 64, "head_dim_v": 64}, "a page of block_table must hold a multiple of 128 keys, holds 64"),
-        ({"page_size": 256, "batch": 32, "seqlen_q": 96, "total_q": 3072, "num_heads_kv": 8}, ""),  # whatever would pay otherwise
-        ({"page_size": 256, "seqlen_q": 513, "total_q": 513}, "paged KV (block_table) not supported for more than 512 queries"),
-        ({"page_size": 256, "capability": 100}, "paged KV (block_table) not supported but on compute capability 9.0"),
+        (
+            {"page_size": 64, "head_dim": 64, "head_dim_v": 64},
+            "a page of block_table must hold a multiple of 128 keys, holds 64",
+        ),
+        # whatever would pay otherwise
+        ({"page_size": 256, "batch": 32, "seqlen_q": 96, "total_q": 3072, "num_heads_kv": 8}, ""),
+        (
+            {"page_size": 256, "seqlen_q": 513, "total_q": 513},
+            "paged KV (block_table) not supported for more than 512 queries",
+        ),
+        (
+            {"page_size": 256, "capability": 100},
+            "paged KV (block_table) not supported but on compute capability 9.0",
+        ),
         ({"num_splits": 3}, ""),
-        ({"num_splits": 3, "seqlen_q": 513, "total_q": 513}, "SplitKV not supported, num_splits is 3"),
+        (
+            {"num_splits": 3, "seqlen_q": 513, "total_q": 513},
+            "SplitKV not supported, num_splits is 3",
+        ),
         ({"num_splits": 1, "seqlen_q": 513, "total_q": 513}, ""),
     ],
     ids=str,
@@ -307,10 +410,17 @@ def test_pages_and_splits_are_the_decode_kernel_s(change, reason):
 
 @pytest.mark.parametrize(("asked", "splits"), [(0, 8), (5, 5), (100, 16)])
 def test_number_of_splits_is_the_caller_s_where_given(asked, splits):
-    assert plan(LEGAL | DECODE | {"batch": 8, "total_q": 8, "seqlen_k": 8192, "num_splits": asked}).splits == splits
+    assert (
+        plan(
+            LEGAL | DECODE | {"batch": 8, "total_q": 8, "seqlen_k": 8192, "num_splits": asked}
+        ).splits
+        == splits
+    )
 
 
-@pytest.mark.parametrize("change", [{}, {"batch": 8, "total_q": 8}, {"seqlen_q": 100, "total_q": 101}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{}, {"batch": 8, "total_q": 8}, {"seqlen_q": 100, "total_q": 101}], ids=str
+)
 def test_one_split_gets_the_same_kernel_whatever_the_batch(change):
     """torch's promise for num_splits=1: the same bits alone and in any batch."""
     assert plan(LEGAL | DECODE | {"num_splits": 1} | change).kernel.op == fa4_core.Op.FORWARD
@@ -321,7 +431,9 @@ def test_one_split_gets_the_same_kernel_whatever_the_batch(change):
 def test_a_cluster_is_no_larger_than_the_kernel_and_the_gpu_allow():
     source = (Path(__file__).parents[1] / "kernels" / "sm90" / "decode.py").read_text()
     most = int(re.search(r"^MAX_SPLITS = (\d+)", source, re.MULTILINE)[1])
-    problem = core_problem(LEGAL | DECODE | {"batch": 1, "num_heads": 1, "num_heads_kv": 1, "seqlen_k": 2**20})
+    problem = core_problem(
+        LEGAL | DECODE | {"batch": 1, "num_heads": 1, "num_heads_kv": 1, "seqlen_k": 2**20}
+    )
     assert fa4_core.plan(problem, False).splits == most == 16
     problem.sm_count = 78  # of a part that may have no 16 multiprocessors side by side
     assert fa4_core.plan(problem, False).splits == 8
@@ -329,7 +441,8 @@ def test_a_cluster_is_no_larger_than_the_kernel_and_the_gpu_allow():
 
 SHORT_OF_TILES = {"batch": 1, "seqlen_q": 1, "seqlen_k": 65_536, "total_q": 1, "total_k": 65_536}
 OF_WORDS = {
-    "layout": "varlen", "batch": 256, "seqlen_q": 64, "seqlen_k": 64, "total_q": 16_384, "total_k": 16_384, "num_heads": 12,
+    "layout": "varlen", "batch": 256, "seqlen_q": 64, "seqlen_k": 64, "total_q": 16_384,
+    "total_k": 16_384, "num_heads": 12,
     "num_heads_kv": 12, "head_dim": 64, "head_dim_v": 64,
 }  # fmt: skip
 BACKWARD = {"op": "backward"}
@@ -347,7 +460,16 @@ BACKWARD = {"op": "backward"}
         (BACKWARD | OF_WORDS | {"batch": 4, "seqlen_q": 4096, "seqlen_k": 4096}, False),
         (BACKWARD | SHORT_OF_TILES, False),
     ],
-    ids=["training", "decode", "words", "backward", "on_sm100", "of_64_and_128", "of_long_sequences", "of_decode"],
+    ids=[
+        "training",
+        "decode",
+        "words",
+        "backward",
+        "on_sm100",
+        "of_64_and_128",
+        "of_long_sequences",
+        "of_decode",
+    ],
 )
 def test_speed_rules_leave_to_stock_what_it_runs_faster(change, stock):
     problem = LEGAL | change
@@ -368,9 +490,10 @@ def test_every_backward_row_names_its_companions():
         assert (row.postprocess_dk >= 0) == (row.postprocess_dv >= 0) == row.grouped, row.name
         assert ROWS[row.preprocess].head_dim_v == row.head_dim_v, row.name
         if row.grouped:
-            assert (ROWS[row.postprocess_dk].head_dim, ROWS[row.postprocess_dv].head_dim) == (row.head_dim, row.head_dim_v), (
-                row.name
-            )
+            assert (ROWS[row.postprocess_dk].head_dim, ROWS[row.postprocess_dv].head_dim) == (
+                row.head_dim,
+                row.head_dim_v,
+            ), row.name
 
 
 @settings(max_examples=300, deadline=None)
@@ -400,7 +523,10 @@ def test_strides_of_an_output_with_value_s_head_dim_are_torch_s(rank, data):
     order = sorted(range(rank), key=lambda dim: query.stride(dim), reverse=True)
     inverse = [order.index(dim) for dim in range(rank)]
     expected = torch.empty([shape[dim] for dim in order], device="meta").permute(inverse).stride()
-    assert fa4_core.output_strides(list(shape), list(query.stride())) == list(expected), (shape, query.stride())
+    assert fa4_core.output_strides(list(shape), list(query.stride())) == list(expected), (
+        shape,
+        query.stride(),
+    )
 
 
 @pytest.mark.parametrize("change", [{}, {"deterministic": True}, {"num_heads_kv": 1}], ids=str)
@@ -410,33 +536,55 @@ def test_a_workspace_of_more_bytes_than_can_be_counted_is_turned_down(change):
     chosen = plan(LEGAL | extreme | lengths | change)
     assert not chosen.supported
     assert chosen.reason == (
-        "the backward's workspace must have less than 2^62 bytes, has more for 65535 sequences of 65535 heads"
+        "the backward's workspace must have less than 2^62 bytes, has more for 65535 sequences of "
+        "65535 heads"
     ), chosen.reason
 
 
 @pytest.mark.parametrize("sm_count", (2**31 - 1, 2**30, 1, 0, -1, -(2**31)))
 @pytest.mark.parametrize("is_causal", (False, True))
 def test_any_number_of_multiprocessors_gives_a_plan_with_thread_blocks(sm_count, is_causal):
-    problem = core_problem(LEGAL | {"is_causal": is_causal, "batch": 64, "seqlen_q": 8192, "seqlen_k": 8192, "num_heads_kv": 1})
+    problem = core_problem(
+        LEGAL
+        | {
+            "is_causal": is_causal,
+            "batch": 64,
+            "seqlen_q": 8192,
+            "seqlen_k": 8192,
+            "num_heads_kv": 1,
+        }
+    )
     problem.sm_count = sm_count
     chosen = fa4_core.plan(problem, False)
     assert chosen.supported, chosen.reason
-    assert 1 <= chosen.workers <= max(sm_count, 1) and 0 <= chosen.paired <= 64 * 8, (chosen.workers, chosen.paired)
+    assert 1 <= chosen.workers <= max(sm_count, 1) and 0 <= chosen.paired <= 64 * 8, (
+        chosen.workers,
+        chosen.paired,
+    )
 
 
 @pytest.mark.parametrize(
-    "change", [{"batch": 0}, {"total_q": 0, "seqlen_q": 0}, {"total_k": 0, "seqlen_k": 0}, {"num_heads": 0, "num_heads_kv": 0}]
+    "change",
+    [
+        {"batch": 0},
+        {"total_q": 0, "seqlen_q": 0},
+        {"total_k": 0, "seqlen_k": 0},
+        {"num_heads": 0, "num_heads_kv": 0},
+    ],
 )
 @pytest.mark.parametrize("op", ("forward", "backward"))
 @pytest.mark.parametrize("speed_rules", (False, True))
 def test_without_queries_or_keys_there_is_nothing_to_compute(op, change, speed_rules):
     chosen = plan(LEGAL | {"op": op} | change, speed_rules)
-    assert chosen.supported and chosen.nothing_to_compute and chosen.kernel is None, describe(chosen)
+    assert chosen.supported and chosen.nothing_to_compute and chosen.kernel is None, describe(
+        chosen
+    )
     assert chosen.workspace.bytes == 0, describe(chosen)
 
 
 SHORT_SEQUENCES = LEGAL | {
-    "op": "backward", "layout": "varlen", "batch": 300, "seqlen_q": 100, "seqlen_k": 20, "total_q": 15_000, "total_k": 3_000,
+    "op": "backward", "layout": "varlen", "batch": 300, "seqlen_q": 100, "seqlen_k": 20,
+    "total_q": 15_000, "total_k": 3_000,
     "head_dim": 64, "head_dim_v": 64,
 }  # fmt: skip
 
@@ -455,7 +603,16 @@ SHORT_SEQUENCES = LEGAL | {
         ({"window_size_left": 2**31}, False),  # narrowed to 32 bits, there
         ({"window_size_left": 3, "window_size_right": 2**32 + 1}, False),
         ({"batch": 65_536, "total_q": 900_000, "total_k": 900_000}, False),  # beyond its grids
-        ({"batch": 5, "num_heads": 65_536, "num_heads_kv": 65_536, "total_q": 500, "total_k": 100}, False),
+        (
+            {
+                "batch": 5,
+                "num_heads": 65_536,
+                "num_heads_kv": 65_536,
+                "total_q": 500,
+                "total_k": 100,
+            },
+            False,
+        ),
     ],
 )
 def test_a_speed_rule_holds_only_where_pytorchs_kernel_computes_the_same(change, agrees):

@@ -19,14 +19,21 @@ def normal(name: str) -> str:
 
 def wanted(name: str) -> dict[str, Requirement]:
     """The requirements of a list without hashes, by name."""
-    lines = (line.partition("#")[0].strip() for line in (ROOT / "requirements" / f"{name}.in").read_text().splitlines())
+    lines = (
+        line.partition("#")[0].strip()
+        for line in (ROOT / "requirements" / f"{name}.in").read_text().splitlines()
+    )
     return {normal(found.name): found for found in map(Requirement, filter(None, lines))}
 
 
 def hashed(name: str) -> dict[str, tuple[Requirement, list[str]]]:
     """Those of a list with hashes, by name."""
     text = (ROOT / "requirements" / f"{name}.txt").read_text().replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(("#", "--only-binary"))]
+    lines = [
+        line
+        for line in text.splitlines()
+        if line.strip() and not line.startswith(("#", "--only-binary"))
+    ]
     found = {}
     for line in lines:
         requirement, *hashes = line.split(" --hash=")
@@ -42,15 +49,23 @@ PINNED = {name: requirement for listed in LISTS for name, requirement in wanted(
 def test_every_package_is_pinned_to_one_version_and_to_hashes_of_its_files(name):
     assert hashed(name), f"requirements/{name}.txt lists nothing"
     for package, (requirement, hashes) in hashed(name).items():
-        assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), f"{package}: {requirement.specifier} is no version"
-        assert hashes and all(re.fullmatch("sha256:[0-9a-f]{64}", hash) for hash in hashes), (package, hashes)
+        assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), (
+            f"{package}: {requirement.specifier} is no version"
+        )
+        assert hashes and all(re.fullmatch("sha256:[0-9a-f]{64}", hash) for hash in hashes), (
+            package,
+            hashes,
+        )
 
 
 @pytest.mark.parametrize("name", LISTS)
 def test_the_hashes_are_of_the_versions_that_are_wanted(name):
     """`make lock` renews them."""
     found = {package: str(requirement) for package, (requirement, _) in hashed(name).items()}
-    assert found == {package: str(Requirement(f"{package}{_extras(r)}{r.specifier}")) for package, r in wanted(name).items()}
+    assert found == {
+        package: str(Requirement(f"{package}{_extras(r)}{r.specifier}"))
+        for package, r in wanted(name).items()
+    }
 
 
 def _extras(requirement: Requirement) -> str:
@@ -61,7 +76,9 @@ def test_no_package_is_in_two_lists():
     assert sum(len(wanted(name)) for name in LISTS) == len(PINNED)
 
 
-@pytest.mark.parametrize("package", sorted({**wanted("torch"), **wanted("build"), **wanted("test")}))
+@pytest.mark.parametrize(
+    "package", sorted({**wanted("torch"), **wanted("build"), **wanted("test")})
+)
 def test_what_a_package_needs_is_listed_too(package):
     """pip is told not to look for it."""
     try:
@@ -74,7 +91,9 @@ def test_what_a_package_needs_is_listed_too(package):
             pinned = PINNED.get(normal(need.name))
             assert pinned, f"{package} needs {need}, which no list has"
             (pin,) = pinned.specifier
-            assert need.specifier.contains(pin.version, prereleases=True), f"{package} needs {need}, {pinned} is listed"
+            assert need.specifier.contains(pin.version, prereleases=True), (
+                f"{package} needs {need}, {pinned} is listed"
+            )
 
 
 def test_the_library_of_this_environment_is_compiled_with_the_pinned_torch():

@@ -1,4 +1,5 @@
-"""What a run of the tuning or the rules benchmark has measured is in its file, however the run ends."""
+"""What a run of the tuning or the rules benchmark has measured is in its file, however the run
+ends."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ def lines(path: Path) -> list[tuple[str, ...]]:
 
 
 def expected(*problems: int) -> list[tuple[str, ...]]:
-    return [("problem", "part", "us"), *((str(problem), part, "1.5") for problem in problems for part in "ab")]
+    return [
+        ("problem", "part", "us"),
+        *((str(problem), part, "1.5") for problem in problems for part in "ab"),
+    ]
 
 
 def test_rows_are_kept_without_those_of_a_problem_that_fails(tmp_path, capsys):
@@ -90,13 +94,17 @@ rows.measure([1, 2, 4], slow, str, 60, sys.argv[1])
     assert lines(tmp_path / "some.csv") == expected(1, 2)
 
 
-@pytest.mark.parametrize(("module", "default"), [(rules, rules.BUDGET_S), (tune, tune.BUDGET_S)], ids=["rules", "tune"])
+@pytest.mark.parametrize(
+    ("module", "default"), [(rules, rules.BUDGET_S), (tune, tune.BUDGET_S)], ids=["rules", "tune"]
+)
 @pytest.mark.parametrize("given", [None, 12.5])
 def test_both_benchmarks_take_a_budget_and_a_file(module, default, given, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(module, "session", module.nullcontext)
-    monkeypatch.setattr(rows, "measure", lambda problems, rows_of, name, *rest: asked.append(rest) or [])
+    monkeypatch.setattr(
+        rows, "measure", lambda problems, rows_of, name, *rest: asked.append(rest) or []
+    )
     options = [] if given is None else ["--budget", str(given)]
     monkeypatch.setattr(sys, "argv", ["benchmark", "--csv", str(tmp_path / "some.csv"), *options])
     module.main()
@@ -107,5 +115,8 @@ def test_rules_measures_the_direction_that_a_file_lacks(tmp_path):
     shapes = rules_grid.rules(quick=True)
     everything = rules.missing(shapes, None)
     assert len(everything) == 2 * len(shapes)
-    rows.add([rules.key(problem) | {"ours_us": 1.0} for problem in everything[:5]], str(tmp_path / "some.csv"))
+    rows.add(
+        [rules.key(problem) | {"ours_us": 1.0} for problem in everything[:5]],
+        str(tmp_path / "some.csv"),
+    )
     assert rules.missing(shapes, str(tmp_path / "some.csv")) == everything[5:]

@@ -19,7 +19,11 @@ ROOT = Path(__file__).parent.parent
 
 def setup(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "setup.py", "--quiet", *arguments], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+        [sys.executable, "setup.py", "--quiet", *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -27,14 +31,25 @@ def test_missing_compiler_is_named_with_what_to_install():
     done = setup("build_ext", CXX="/nowhere/c++ -O2")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "the C++ compiler '/nowhere/c++' was not found; install one of C++17, on Debian or Ubuntu with: apt-get install g++"
+        "the C++ compiler '/nowhere/c++' was not found; install one of C++17, on Debian or Ubuntu "
+        "with: apt-get install g++"
     )
 
 
 def test_an_isolated_build_gets_what_the_requirements_list():
     wanted = build_backend.get_requires_for_build_wheel()
-    for package in ("torch", "flash-attn-4", "nvidia-cutlass-dsl[cu13]", "cmake", "ninja", "nvidia-cuda-runtime"):
-        assert any(re.match(rf"{re.escape(package)}[=>]=", line) for line in wanted), (package, wanted)
+    for package in (
+        "torch",
+        "flash-attn-4",
+        "nvidia-cutlass-dsl[cu13]",
+        "cmake",
+        "ninja",
+        "nvidia-cuda-runtime",
+    ):
+        assert any(re.match(rf"{re.escape(package)}[=>]=", line) for line in wanted), (
+            package,
+            wanted,
+        )
 
 
 def test_the_backend_needs_nothing_before_it_has_read_the_requirements():

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ASK_SETUP_PY = "import runpy, setuptools; setuptools.setup = lambda **_: None; print(runpy.run_path('setup.py')['commit']())"
+ASK_SETUP_PY = (
+    "import runpy, setuptools; setuptools.setup = lambda **_: None; "
+    "print(runpy.run_path('setup.py')['commit']())"
+)
 
 
 def commit(folder: Path) -> str:
@@ -22,7 +25,17 @@ def commit(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
-    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", folder, "sdist", "--dist-dir", folder]
+    command = [
+        sys.executable,
+        "setup.py",
+        "--quiet",
+        "egg_info",
+        "--egg-base",
+        folder,
+        "sdist",
+        "--dist-dir",
+        folder,
+    ]
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as file:
@@ -52,4 +65,6 @@ def test_it_holds_what_the_build_reads(unpacked):
     ):
         assert (unpacked / needed).exists()
     for pattern in ("kernels/**/*.py", "csrc/**/*.cpp", "csrc/**/*.h", "fa4_ext/**/*.py"):
-        assert all((unpacked / path.relative_to(ROOT)).exists() for path in ROOT.glob(pattern)), pattern
+        assert all((unpacked / path.relative_to(ROOT)).exists() for path in ROOT.glob(pattern)), (
+            pattern
+        )

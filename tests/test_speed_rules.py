@@ -1,4 +1,5 @@
-"""The speed rules: fitted to the measurements that are in the repository, and read by the planner as they were fitted."""
+"""The speed rules: fitted to the measurements that are in the repository, and read by the planner
+as they were fitted."""
 
 from __future__ import annotations
 
@@ -18,12 +19,15 @@ def measured_problems() -> list[dict]:
         lines = [line for line in csv.DictReader(file) if line["kernel"] != "decode"]
     return [
         {
-            "op": line["direction"], "dtype": "bf16", "layout": line["layout"], "capability": 90, "batch": int(line["batch"]),
+            "op": line["direction"], "dtype": "bf16", "layout": line["layout"], "capability": 90,
+            "batch": int(line["batch"]),
             "seqlen_q": int(line["longest"] if line["layout"] == "varlen" else line["seqlen_q"]),
             "seqlen_k": int(line["longest"] if line["layout"] == "varlen" else line["seqlen_k"]),
             "total_q": int(line["total_q"]), "total_k": int(line["total_q"]),
-            "num_heads": int(line["heads"]), "num_heads_kv": int(line["heads_kv"]), "head_dim": int(line["head_dim"]),
-            "head_dim_v": int(line["head_dim"]), "is_causal": line["causal"] == "True", "window_size_left": -1,
+            "num_heads": int(line["heads"]), "num_heads_kv": int(line["heads_kv"]),
+            "head_dim": int(line["head_dim"]),
+            "head_dim_v": int(line["head_dim"]), "is_causal": line["causal"] == "True",
+            "window_size_left": -1,
             "window_size_right": -1, "deterministic": False,
         }
         for line in lines
@@ -34,14 +38,18 @@ def test_rules_are_what_the_measurements_give():
     assert RULES.read_text() == render(fit(ROWS)), "run python -m benchmarks.fit_speed_rules"
 
 
-@pytest.mark.parametrize(("op", "layout"), [(op, layout) for op in ("forward", "backward") for layout in ("dense", "varlen")])
+@pytest.mark.parametrize(
+    ("op", "layout"),
+    [(op, layout) for op in ("forward", "backward") for layout in ("dense", "varlen")],
+)
 def test_planner_applies_the_rules_to_every_measured_problem(op, layout):
     rules, wrong, slower = fit(ROWS), [], []
     for row, problem in zip(ROWS, measured_problems(), strict=True):
         if (row.op, row.layout) != (op, layout):
             continue
         plan = fa4_core.plan(core_problem(problem), True)
-        if plan.supported and plan.kernel.tuned:  # the rules were measured with the default; tests/test_tile_rules.py
+        # the rules were measured with the default; tests/test_tile_rules.py
+        if plan.supported and plan.kernel.tuned:
             continue
         if plan.supported == any(rule.holds(row) for rule in rules):
             wrong.append((row, plan.reason))
@@ -50,6 +58,13 @@ def test_planner_applies_the_rules_to_every_measured_problem(op, layout):
     assert not wrong, f"{len(wrong)} problems, the first: {wrong[0]}"
     if op == "forward":  # which has no rules
         measured = [row.ratio for row in ROWS if row.op == "forward"]
-        assert max(measured) < 1.3 and len(slower) < 0.02 * len(measured), (max(measured), len(slower), len(measured))
+        assert max(measured) < 1.3 and len(slower) < 0.02 * len(measured), (
+            max(measured),
+            len(slower),
+            len(measured),
+        )
     else:
-        assert not slower, f"{len(slower)} problems that stock runs faster go to our kernels, the first: {slower[0]}"
+        assert not slower, (
+            f"{len(slower)} problems that stock runs faster go to our kernels, the first: "
+            f"{slower[0]}"
+        )

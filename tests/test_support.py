@@ -17,12 +17,19 @@ from scripts.planner import ROOT, plan
 from scripts.support_tiles import OPS, head_dim_rows
 
 README = ROOT / "README.md"
-needs_sm90 = pytest.mark.skipif(90 not in fa4_ext.build_info()["archs"], reason="this build has no kernels for sm90")
+needs_sm90 = pytest.mark.skipif(
+    90 not in fa4_ext.build_info()["archs"], reason="this build has no kernels for sm90"
+)
 
 
 @needs_sm90
 def test_the_page_is_what_the_planner_says():
-    result = subprocess.run([sys.executable, "-m", "scripts.support", "--check"], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "scripts.support", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
 
 
@@ -43,7 +50,9 @@ def test_check_names_the_difference_and_leaves_the_file(tmp_path, monkeypatch, c
 def test_10_3_gets_the_tiles_of_10_0(op):
     def tiles(capability):
         return [
-            (name, box, [got.tile for got in outcomes]) for name, found in head_dim_rows(capability, op) for box, outcomes in found
+            (name, box, [got.tile for got in outcomes])
+            for name, found in head_dim_rows(capability, op)
+            for box, outcomes in found
         ]
 
     assert tiles(103) == tiles(100)
@@ -51,8 +60,15 @@ def test_10_3_gets_the_tiles_of_10_0(op):
 
 def test_the_list_has_200_distinct_calls_in_the_mix_that_it_states():
     assert len(CALLS) == len(set(CALLS)) == len({call.name for call in CALLS}) == 200
-    families, uses = Counter(call.model.family for call in CALLS), Counter(call.use for call in CALLS)
-    (mix,) = (" ".join(part.split()) for part in realistic_calls.__doc__.split("\n\n") if part.startswith("The mix: "))
+    families, uses = (
+        Counter(call.model.family for call in CALLS),
+        Counter(call.use for call in CALLS),
+    )
+    (mix,) = (
+        " ".join(part.split())
+        for part in realistic_calls.__doc__.split("\n\n")
+        if part.startswith("The mix: ")
+    )
     stated = re.findall(r"(?:[:,] )([A-Za-z -]+) (\d+)", mix)
     assert {name: int(count) for name, count in stated} == families | uses
 
@@ -75,13 +91,19 @@ def test_every_call_gets_a_kernel_or_a_reason(capability):
         found = support.verdict(call, capability)
         assert found.runs == (not found.uncovered and not found.slower)
         if not call.dropout_p:
-            assert found.runs == plan(call.problem(capability), speed_rules=True).supported, call.name
+            assert found.runs == plan(call.problem(capability), speed_rules=True).supported, (
+                call.name
+            )
 
 
 def test_readme_has_the_shares():
     stated = re.search(
-        r"of (\d+) realistic calls (\d+) run on these\s+kernels on Hopper and (\d+) on Blackwell\.", README.read_text()
+        r"of (\d+) realistic calls (\d+) run on these\s+kernels on Hopper and (\d+) on Blackwell\.",
+        README.read_text(),
     )
     assert stated, "README names no share of realistic calls"
-    runs = {capability: sum(support.verdict(call, capability).runs for call in CALLS) for capability in (90, 100)}
+    runs = {
+        capability: sum(support.verdict(call, capability).runs for call in CALLS)
+        for capability in (90, 100)
+    }
     assert tuple(map(int, stated.groups())) == (len(CALLS), runs[90], runs[100])

@@ -21,7 +21,18 @@ def test_manifest_has_a_row_a_kernel():
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 def test_manifest_row(kernel):
     row = manifest()[kernel.name]
-    for field in ("arch", "dtype", "head_dim", "head_dim_v", "grouped", "deterministic", "two_cta", "tuned", "block_m", "block_n"):
+    for field in (
+        "arch",
+        "dtype",
+        "head_dim",
+        "head_dim_v",
+        "grouped",
+        "deterministic",
+        "two_cta",
+        "tuned",
+        "block_m",
+        "block_n",
+    ):
         assert row[field] == getattr(kernel, field)
     for field in ("op", "layout", "mask"):
         assert row[field] == getattr(kernel, field).value
@@ -62,12 +73,18 @@ def built_without_compiling(name):
 def test_rows_of_satellites():
     built = built_without_compiling("full")
     source = table.cpp(built, "{}", "[]")
-    rows = re.findall(r'^    \{"(\w+)",\n.*\n     (?:\w+, ){8}(-?\d+), (-?\d+), (-?\d+), (-?\d+),$', source, re.MULTILINE)
+    rows = re.findall(
+        r'^    \{"(\w+)",\n.*\n     (?:\w+, ){8}(-?\d+), (-?\d+), (-?\d+), (-?\d+),$',
+        source,
+        re.MULTILINE,
+    )
     assert len(rows) == len(built)
     for row, (name, *indices) in zip(built, rows, strict=True):
         assert row.kernel.name == name
         launched = [built[int(index)].kernel if int(index) >= 0 else None for index in indices]
-        assert launched == (list(satellites(row.kernel)) if row.kernel.op is Op.BACKWARD else [None] * 4)
+        assert launched == (
+            list(satellites(row.kernel)) if row.kernel.op is Op.BACKWARD else [None] * 4
+        )
 
 
 @pytest.mark.parametrize("fact", ("load", "load_to_device", "launch"))
@@ -80,7 +97,9 @@ def test_no_name_goes_into_the_table_that_is_not_an_identifier(fact, name):
 
 def test_json_cannot_end_the_literal_that_holds_it():
     info = {"commit": 'x)json"; int y; //', "version": ")json"}
-    literal = re.search(r'kBuildInfo = R"json\((.*?)\)json";', table.cpp([], json.dumps(info), "[]"), re.DOTALL)
+    literal = re.search(
+        r'kBuildInfo = R"json\((.*?)\)json";', table.cpp([], json.dumps(info), "[]"), re.DOTALL
+    )
     assert json.loads(literal[1]) == info
 
 
@@ -98,7 +117,12 @@ def test_build_info_names_what_was_built():
     info = table.build_info(SUBSET, (90, 100), {"a": "1"}, "[]", "1.2.3", "abc")
     assert (info["version"], info["commit"]) == ("1.2.3", "abc")
     assert (info["subset"], info["archs"], info["versions"]) == (SUBSET, [90, 100], {"a": "1"})
-    assert info["manifest_sha256"] != table.build_info(SUBSET, (90, 100), {"a": "1"}, "[{}]", "1.2.3", "abc")["manifest_sha256"]
+    assert (
+        info["manifest_sha256"]
+        != table.build_info(SUBSET, (90, 100), {"a": "1"}, "[{}]", "1.2.3", "abc")[
+            "manifest_sha256"
+        ]
+    )
 
 
 def test_build_info_of_the_library_names_its_sources():
@@ -117,10 +141,14 @@ def test_signature_mismatch_names_the_kernel_and_both_orders():
 
 
 def test_spills_beyond_the_limit_fail():
-    with pytest.raises(ValueError, match=f"kernel {KERNELS[0].name} uses 1000 bytes a thread of local memory"):
+    with pytest.raises(
+        ValueError, match=f"kernel {KERNELS[0].name} uses 1000 bytes a thread of local memory"
+    ):
         limits.check(KERNELS[0], {"spill_bytes": 1000})
 
 
 def test_products_that_do_not_overlap_fail():
-    with pytest.raises(ValueError, match=f"kernel {KERNELS[0].name} waits 60 times for 60 WGMMA instructions"):
+    with pytest.raises(
+        ValueError, match=f"kernel {KERNELS[0].name} waits 60 times for 60 WGMMA instructions"
+    ):
         limits.check(KERNELS[0], {"spill_bytes": 0, "products": 60, "waits": 60})

@@ -1,4 +1,5 @@
-"""The tile rules: what the measurements give, what the planner follows, and the only candidates that a wheel holds."""
+"""The tile rules: what the measurements give, what the planner follows, and the only candidates
+that a wheel holds."""
 
 from __future__ import annotations
 
@@ -26,8 +27,10 @@ from kernels.matrix import Mask, Op
 RULES = tile_rules.read()
 CANDIDATES = [kernel for kernel in matrix.with_candidates() if kernel.tuned]
 DENSE = {
-    "op": "forward", "dtype": "bf16", "layout": "dense", "capability": 90, "batch": 16, "seqlen_q": 1024, "seqlen_k": 1024,
-    "total_q": 16384, "total_k": 16384, "num_heads": 32, "num_heads_kv": 32, "head_dim": 64, "head_dim_v": 64, "is_causal": True,
+    "op": "forward", "dtype": "bf16", "layout": "dense", "capability": 90, "batch": 16,
+    "seqlen_q": 1024, "seqlen_k": 1024,
+    "total_q": 16384, "total_k": 16384, "num_heads": 32, "num_heads_kv": 32, "head_dim": 64,
+    "head_dim_v": 64, "is_causal": True,
     "window_size_left": -1, "window_size_right": -1, "deterministic": False,
 }  # fmt: skip
 WIDE = dict(queries=(0, MAX), rows=(0, MAX), tiles=(0, MAX))
@@ -35,10 +38,15 @@ MASKS = {"full": fa4_core.Mask.FULL, "causal": fa4_core.Mask.CAUSAL}
 
 
 def core_rule(box: Box) -> fa4_core.TileRule:
-    ranges = ((low, 2**63 - 1 if high == MAX else high) for low, high in (box.queries, box.rows, box.tiles))
+    ranges = (
+        (low, 2**63 - 1 if high == MAX else high)
+        for low, high in (box.queries, box.rows, box.tiles)
+    )
     op, layout = getattr(fa4_core.Op, box.op.upper()), getattr(fa4_core.Layout, box.layout.upper())
     tile = fa4_core.Tile(box.block_m, box.block_n)
-    return fa4_core.TileRule(op, layout, box.head_dim, MASKS[box.mask], *ranges, tile, box.beats_stock)
+    return fa4_core.TileRule(
+        op, layout, box.head_dim, MASKS[box.mask], *ranges, tile, box.beats_stock
+    )
 
 
 counter = itertools.count()
@@ -48,7 +56,9 @@ def row(**changes) -> Row:
     """Of a problem of its own, unless `changes` say which."""
     kind = dict(op="forward", layout="dense", head_dim=64, mask="causal", block_m=128, block_n=128)
     features = dict(problem=(str(next(counter)),), queries=1024, rows=88, tiles=2327)
-    fields = kind | features | dict(default_tflops=100.0, tuned_tflops=110.0, speedup_over_stock=1.5)
+    fields = (
+        kind | features | dict(default_tflops=100.0, tuned_tflops=110.0, speedup_over_stock=1.5)
+    )
     return Row(**fields | changes)
 
 
@@ -61,26 +71,47 @@ def test_rules_are_what_the_measurements_give():
 
 
 def test_matrix_holds_the_candidates_that_a_rule_names_and_no_others():
-    named = {(rule.op, rule.layout, rule.head_dim, rule.mask, rule.block_m, rule.block_n) for rule in RULES}
+    named = {
+        (rule.op, rule.layout, rule.head_dim, rule.mask, rule.block_m, rule.block_n)
+        for rule in RULES
+    }
     held = [kernel for kernel in matrix.matrix() if kernel.tuned]
-    keys = {(k.op.value, k.layout.value, k.head_dim, k.mask.value, k.block_m, k.block_n) for k in held}
+    keys = {
+        (k.op.value, k.layout.value, k.head_dim, k.mask.value, k.block_m, k.block_n) for k in held
+    }
     assert keys == named
-    assert {kernel for kernel in matrix.matrix() if not kernel.tuned and kernel.op in (Op.FORWARD, Op.BACKWARD)} == {
-        kernel for kernel in matrix.with_candidates() if not kernel.tuned and kernel.op in (Op.FORWARD, Op.BACKWARD)
+    assert {
+        kernel
+        for kernel in matrix.matrix()
+        if not kernel.tuned and kernel.op in (Op.FORWARD, Op.BACKWARD)
+    } == {
+        kernel
+        for kernel in matrix.with_candidates()
+        if not kernel.tuned and kernel.op in (Op.FORWARD, Op.BACKWARD)
     }
     for kernel in held:
         if kernel.op is Op.BACKWARD:
-            assert {satellite for satellite in matrix.satellites(kernel) if satellite} <= set(matrix.matrix()), kernel.name
+            assert {satellite for satellite in matrix.satellites(kernel) if satellite} <= set(
+                matrix.matrix()
+            ), kernel.name
 
 
 def test_a_rule_brings_its_candidate_into_the_matrix(monkeypatch):
     box = Box("backward", "varlen", 64, "full", 96, 128, False, **WIDE)
-    monkeypatch.setattr(tile_rules, "read", lambda: (rule(box, [row(op="backward", layout="varlen", mask="full", block_m=96)]),))
+    monkeypatch.setattr(
+        tile_rules,
+        "read",
+        lambda: (rule(box, [row(op="backward", layout="varlen", mask="full", block_m=96)]),),
+    )
     tuned = [kernel for kernel in matrix.matrix() if kernel.tuned]
     assert {kernel.name for kernel in tuned} == {
-        f"sm90_backward_{dtype}_d64_varlen_full_{heads}_m96n128" for dtype, heads in product(("bf16", "fp16"), ("mha", "gqa"))
+        f"sm90_backward_{dtype}_d64_varlen_full_{heads}_m96n128"
+        for dtype, heads in product(("bf16", "fp16"), ("mha", "gqa"))
     }
-    assert all({satellite for satellite in matrix.satellites(kernel) if satellite} <= set(matrix.matrix()) for kernel in tuned)
+    assert all(
+        {satellite for satellite in matrix.satellites(kernel) if satellite} <= set(matrix.matrix())
+        for kernel in tuned
+    )
 
 
 def test_rules_are_read_as_they_were_written(tmp_path):
@@ -99,7 +130,8 @@ def test_rules_are_read_as_they_were_written(tmp_path):
         ([row(tuned_tflops=102.0)] * 2, []),  # noise
         ([row(tuned_tflops=130.0), row(tuned_tflops=98.0)], []),  # slower on one
         ([row(), row(queries=600, tuned_tflops=90.0)] * 2, [(110.0, 1.1)]),  # slower in another box
-        ([row(), row(queries=2048, tuned_tflops=120.0)] * 2, [(114.9, 1.1)]),  # neighbours that agree
+        # neighbours that agree
+        ([row(), row(queries=2048, tuned_tflops=120.0)] * 2, [(114.9, 1.1)]),
         ([row(), row(queries=4096)] * 2, [(110.0, 1.1)] * 2),  # no neighbours
     ],
     ids=["wins", "once", "noise", "slower", "elsewhere", "neighbours", "apart"],
@@ -123,23 +155,37 @@ def test_a_rule_says_whether_stock_was_slower_too(over_stock, beats):
 
 def features(problem: dict, default_m: int, sm_count: int, candidate: tuple[int, int]) -> Row:
     """As csrc/core/tile_rules.cpp computes them, in Python."""
-    queries = problem["total_q"] // problem["batch"] if problem["layout"] == "varlen" else problem["seqlen_q"]
+    queries = (
+        problem["total_q"] // problem["batch"]
+        if problem["layout"] == "varlen"
+        else problem["seqlen_q"]
+    )
     a_head = math.ceil(queries / default_m)
     return row(
-        op=problem["op"], layout=problem["layout"], mask="causal" if problem["is_causal"] else "full", block_m=candidate[0],
+        op=problem["op"], layout=problem["layout"],
+        mask="causal" if problem["is_causal"] else "full", block_m=candidate[0],
         block_n=candidate[1], queries=queries,
         rows=100 * math.ceil(queries / candidate[0]) * candidate[0] // (a_head * default_m),
         tiles=100 * problem["batch"] * problem["num_heads"] * a_head // sm_count,
     )  # fmt: skip
 
 
-ranges = st.tuples(st.integers(0, 150), st.integers(0, 150)).map(lambda bounds: (min(bounds), max(bounds)))
+ranges = st.tuples(st.integers(0, 150), st.integers(0, 150)).map(
+    lambda bounds: (min(bounds), max(bounds))
+)
 
 
 @st.composite
 def boxes(draw) -> Box:
     kernel = draw(st.sampled_from([k for k in CANDIDATES if k.head_dim == 64]))
-    kind = (kernel.op.value, kernel.layout.value, 64, kernel.mask.value, kernel.block_m, kernel.block_n)
+    kind = (
+        kernel.op.value,
+        kernel.layout.value,
+        64,
+        kernel.mask.value,
+        kernel.block_m,
+        kernel.block_n,
+    )
     queries = draw(ranges.map(lambda bounds: (8 * bounds[0], 8 * bounds[1])))
     tiles = draw(ranges.map(lambda bounds: (4 * bounds[0], 4 * bounds[1])))
     return Box(*kind, draw(st.booleans()), queries, draw(ranges), tiles)
@@ -153,7 +199,13 @@ def boxes(draw) -> Box:
 )
 def test_planner_follows_the_table(problem, table, self_attention):
     """Any table: the first rule that holds gives the tile, and no rule the default's."""
-    problem |= {"head_dim": 64, "head_dim_v": 64, "deterministic": False, "window_size_left": -1, "window_size_right": -1}
+    problem |= {
+        "head_dim": 64,
+        "head_dim_v": 64,
+        "deterministic": False,
+        "window_size_left": -1,
+        "window_size_right": -1,
+    }
     if self_attention:
         problem |= {"seqlen_k": problem["seqlen_q"], "total_k": problem["total_q"]}
     core = core_problem(problem)
@@ -170,13 +222,25 @@ def test_planner_follows_the_table(problem, table, self_attention):
     chosen = fa4_core.plan(core, False, [core_rule(box) for box in table])
     assert tile_of(chosen) == expected, (problem, table)
     assert chosen.kernel.tuned == (expected != tile_of(default))
-    for field in ("op", "arch", "dtype", "head_dim", "head_dim_v", "layout", "mask", "grouped", "deterministic"):
+    for field in (
+        "op",
+        "arch",
+        "dtype",
+        "head_dim",
+        "head_dim_v",
+        "layout",
+        "mask",
+        "grouped",
+        "deterministic",
+    ):
         assert getattr(chosen.kernel, field) == getattr(default.kernel, field), field
 
 
 @pytest.mark.parametrize("change", [
-    {"capability": 100}, {"head_dim": 72}, {"head_dim_v": 128}, {"window_size_left": 100}, {"seqlen_q": 512, "total_q": 8192},
-    {"op": "backward"}, {"op": "backward", "deterministic": True}, {"layout": "varlen"}, {"is_causal": False},
+    {"capability": 100}, {"head_dim": 72}, {"head_dim_v": 128}, {"window_size_left": 100},
+    {"seqlen_q": 512, "total_q": 8192},
+    {"op": "backward"}, {"op": "backward", "deterministic": True}, {"layout": "varlen"},
+    {"is_causal": False},
 ], ids=str)  # fmt: skip
 def test_a_rule_is_for_its_own_kind_of_call(change):
     rules = [core_rule(Box("forward", "dense", 64, "causal", 128, 128, True, **WIDE))]
@@ -187,7 +251,9 @@ def test_a_rule_is_for_its_own_kind_of_call(change):
 def test_deterministic_gradients_keep_the_default_tile():
     rules = [core_rule(Box("backward", "dense", 64, "causal", 64, 128, True, **WIDE))]
     plans = [
-        fa4_core.plan(core_problem(DENSE | {"op": "backward", "deterministic": deterministic}), True, rules)
+        fa4_core.plan(
+            core_problem(DENSE | {"op": "backward", "deterministic": deterministic}), True, rules
+        )
         for deterministic in (False, True)
     ]
     assert [tile_of(plan) for plan in plans] == [(64, 128), (128, 128)]
@@ -195,7 +261,14 @@ def test_deterministic_gradients_keep_the_default_tile():
 
 @pytest.mark.parametrize("beats_stock", (True, False))
 def test_speed_rules_stand_unless_the_tile_beats_stock_too(beats_stock):
-    packed = {"layout": "varlen", "batch": 256, "seqlen_q": 64, "seqlen_k": 64, "total_q": 16384, "total_k": 16384}
+    packed = {
+        "layout": "varlen",
+        "batch": 256,
+        "seqlen_q": 64,
+        "seqlen_k": 64,
+        "total_q": 16384,
+        "total_k": 16384,
+    }
     short = DENSE | packed | {"op": "backward", "is_causal": False}
     by_default = fa4_core.plan(core_problem(short), True, [])
     assert by_default.reason.startswith("the stock kernel is faster"), by_default.reason
@@ -214,9 +287,12 @@ def test_a_tile_that_a_build_lacks_is_the_default():
 def problem_of(line: dict[str, str]) -> dict:
     longest = int(line["longest"] if line["layout"] == "varlen" else line["seqlen_q"])
     return DENSE | {
-        "op": line["direction"], "dtype": line["dtype"], "layout": line["layout"], "batch": int(line["batch"]), "seqlen_q": longest,
-        "seqlen_k": longest, "total_q": int(line["total_q"]), "total_k": int(line["total_q"]), "num_heads": int(line["heads"]),
-        "num_heads_kv": int(line["heads_kv"]), "head_dim": int(line["head_dim"]), "head_dim_v": int(line["head_dim"]),
+        "op": line["direction"], "dtype": line["dtype"], "layout": line["layout"],
+        "batch": int(line["batch"]), "seqlen_q": longest,
+        "seqlen_k": longest, "total_q": int(line["total_q"]), "total_k": int(line["total_q"]),
+        "num_heads": int(line["heads"]),
+        "num_heads_kv": int(line["heads_kv"]), "head_dim": int(line["head_dim"]),
+        "head_dim_v": int(line["head_dim"]),
         "is_causal": line["causal"] == "True",
     }  # fmt: skip
 
@@ -239,11 +315,17 @@ def test_planner_follows_the_table_on_every_measured_problem():
     assert not slower, f"{len(slower)} of {len(measured)} problems, the first: {slower[0]}"
 
 
-@pytest.mark.parametrize("kernel", [k for k in CANDIDATES if k.op in (Op.FORWARD, Op.BACKWARD)], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(
+    "kernel",
+    [k for k in CANDIDATES if k.op in (Op.FORWARD, Op.BACKWARD)],
+    ids=lambda kernel: kernel.name,
+)
 def test_a_tile_can_be_forced(kernel):
     core = core_problem(DENSE | {
-        "op": kernel.op.value, "dtype": kernel.dtype, "layout": kernel.layout.value, "head_dim": kernel.head_dim,
-        "head_dim_v": kernel.head_dim_v, "is_causal": kernel.mask is Mask.CAUSAL, "num_heads_kv": 8 if kernel.grouped else 32,
+        "op": kernel.op.value, "dtype": kernel.dtype, "layout": kernel.layout.value,
+        "head_dim": kernel.head_dim,
+        "head_dim_v": kernel.head_dim_v, "is_causal": kernel.mask is Mask.CAUSAL,
+        "num_heads_kv": 8 if kernel.grouped else 32,
     })  # fmt: skip
     core.tile = fa4_core.Tile(kernel.block_m, kernel.block_n)
     plan = fa4_core.plan(core, True)
@@ -253,7 +335,9 @@ def test_a_tile_can_be_forced(kernel):
 
 
 def test_forcing_a_tile_passes_the_decode_kernel_and_the_speed_rules():
-    core = core_problem(DENSE | {"batch": 1, "seqlen_q": 1, "seqlen_k": 65536, "total_q": 1, "total_k": 65536})
+    core = core_problem(
+        DENSE | {"batch": 1, "seqlen_q": 1, "seqlen_k": 65536, "total_q": 1, "total_k": 65536}
+    )
     assert fa4_core.plan(core, True).kernel.op == fa4_core.Op.DECODE
     core.tile = fa4_core.Tile(192, 128)
     assert fa4_core.plan(core, True).kernel.op == fa4_core.Op.FORWARD
@@ -262,8 +346,18 @@ def test_forcing_a_tile_passes_the_decode_kernel_and_the_speed_rules():
 @pytest.mark.parametrize("seqlen", (64, 1024))
 @pytest.mark.parametrize(("tile", "two_cta"), [((128, 128), False), ((256, 128), True)], ids=str)
 def test_a_forced_tile_may_be_a_pairs_where_the_default_is_not_and_back(tile, two_cta, seqlen):
-    lengths = {"batch": 1, "seqlen_q": seqlen, "seqlen_k": seqlen, "total_q": seqlen, "total_k": seqlen}
-    core = core_problem(DENSE | lengths | {"capability": 100, "head_dim": 128, "head_dim_v": 128, "is_causal": False})
+    lengths = {
+        "batch": 1,
+        "seqlen_q": seqlen,
+        "seqlen_k": seqlen,
+        "total_q": seqlen,
+        "total_k": seqlen,
+    }
+    core = core_problem(
+        DENSE
+        | lengths
+        | {"capability": 100, "head_dim": 128, "head_dim_v": 128, "is_causal": False}
+    )
     core.tile = fa4_core.Tile(*tile)
     kernel = fa4_core.plan(core).kernel
     assert ((kernel.block_m, kernel.block_n), kernel.two_cta) == (tile, two_cta)
@@ -274,21 +368,43 @@ def test_calls_get_the_forced_tile_or_a_reason():
         query = torch.empty(16, 1024, 32, 64, dtype=torch.bfloat16, device="meta")
         absent = (None,) * 3
         return torch.ops.fa4_ext.explain(
-            query, query, query, None, None, 1024, 1024, 0.0, True, False, *absent, *(None,) * 4, False, False, True, 90, 132
+            query,
+            query,
+            query,
+            None,
+            None,
+            1024,
+            1024,
+            0.0,
+            True,
+            False,
+            *absent,
+            *(None,) * 4,
+            False,
+            False,
+            True,
+            90,
+            132,
         )
 
     try:
         _library.force_tile(192, 128)
         assert explain()[:2] == (True, "sm90_forward_bf16_d64_dense_causal_m192n128")
         _library.force_tile(320, 128)
-        assert explain()[:3] == (False, "", "this build has no kernel with a tile of 320 x 128 for this")
+        assert explain()[:3] == (
+            False,
+            "",
+            "this build has no kernel with a tile of 320 x 128 for this",
+        )
     finally:
         _library.force_tile(0, 0)
     assert explain()[0]
 
 
 def test_the_kernels_that_are_measured_run_the_grid():
-    for default, (direction, dtype, shape) in ((kernel, problem) for kernel in tune.defaults() for problem in tune.grid(kernel)):
+    for default, (direction, dtype, shape) in (
+        (kernel, problem) for kernel in tune.defaults() for problem in tune.grid(kernel)
+    ):
         line = tune.key((direction, dtype, shape))
         core = core_problem(problem_of(line))
         core.tile = fa4_core.Tile(default.block_m, default.block_n)
@@ -299,9 +415,19 @@ def test_the_kernels_that_are_measured_run_the_grid():
 @pytest.mark.parametrize("default", tune.defaults(), ids=lambda kernel: kernel.name)
 def test_the_grid_measures_every_box_twice(default):
     """A box of one measurement makes no rule."""
-    times = {"default_tile": tune.tile(default), "default_us": 2, "us": 1, "stock_us": 3, "gflop": 1}
+    times = {
+        "default_tile": tune.tile(default),
+        "default_us": 2,
+        "us": 1,
+        "stock_us": 3,
+        "gflop": 1,
+    }
     rows = [
-        row_of(tune.key(problem) | {name: str(value) for name, value in times.items()} | {"tile": tune.tile(candidate)})
+        row_of(
+            tune.key(problem)
+            | {name: str(value) for name, value in times.items()}
+            | {"tile": tune.tile(candidate)}
+        )
         for problem in tune.grid(default)
         for candidate in matrix.candidates(default)
     ]
@@ -311,7 +437,10 @@ def test_the_grid_measures_every_box_twice(default):
 
 def test_a_later_run_measures_what_is_missing(tmp_path):
     everything = tune.missing(None)
-    csv_rows.add([tune.key(problem) | {"us": 1.0} for _, problem in everything[:10]], str(tmp_path / "some.csv"))
+    csv_rows.add(
+        [tune.key(problem) | {"us": 1.0} for _, problem in everything[:10]],
+        str(tmp_path / "some.csv"),
+    )
     left = [problem for _, problem in tune.missing(str(tmp_path / "some.csv"))]
     assert len(left) == len(everything) - 10
     assert set(left) == {problem for _, problem in everything[10:]}

@@ -1,4 +1,5 @@
-"""The planner against flash-attn-4's own host code, over random problems: the same kernels, constants and scratch shapes."""
+"""The planner against flash-attn-4's own host code, over random problems: the same kernels,
+constants and scratch shapes."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def upstream(request):
         "FLASH_ATTENTION_NUM_SMS": str(SM_COUNT[arch]), "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("upstream_host.py"))]
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
     def compare(request: dict) -> list[str]:
         print(json.dumps(request), file=process.stdin, flush=True)
@@ -44,37 +47,73 @@ def compiled(kernel) -> list[str]:
     """Names of the kernels that a plan launches, each once, in the order of their first launch."""
     if kernel.op == fa4_core.Op.FORWARD:
         return [kernel.name]
-    postprocess = [kernel.postprocess_dq, *([kernel.postprocess_dk, kernel.postprocess_dv] if kernel.grouped else [])]
-    return list(dict.fromkeys([ROWS[kernel.preprocess].name, kernel.name, *(ROWS[row].name for row in postprocess)]))
+    postprocess = [
+        kernel.postprocess_dq,
+        *([kernel.postprocess_dk, kernel.postprocess_dv] if kernel.grouped else []),
+    ]
+    return list(
+        dict.fromkeys(
+            [ROWS[kernel.preprocess].name, kernel.name, *(ROWS[row].name for row in postprocess)]
+        )
+    )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(problems())
 def test_plan_chooses_what_upstream_would_compile(upstream, problem):
     arch, compare = upstream
     problem |= {"capability": arch}
-    assume(all(problem[field] <= bound for field, bound in zip(("head_dim", "head_dim_v"), LARGEST_HEAD_DIMS[arch], strict=True)))
-    # Upstream compiles kernels of their own for a pair of query tiles that is a whole sequence; ours runs the ones for longer ones.
+    assume(
+        all(
+            problem[field] <= bound
+            for field, bound in zip(
+                ("head_dim", "head_dim_v"), LARGEST_HEAD_DIMS[arch], strict=True
+            )
+        )
+    )
+    # Upstream compiles kernels of their own for a pair of query tiles that is a whole sequence;
+    # ours runs the ones for longer ones.
     assume(not (arch == 100 and problem["op"] == "forward" and 128 < problem["seqlen_q"] <= 256))
-    if problem["window_size_left"] >= problem["seqlen_k"] or problem["window_size_right"] >= problem["seqlen_k"]:
+    if (
+        problem["window_size_left"] >= problem["seqlen_k"]
+        or problem["window_size_right"] >= problem["seqlen_k"]
+    ):
         problem |= {
             "window_size_left": -1,
             "window_size_right": -1,
         }  # a mask that masks nothing is none, to us and the stock kernel
     plan = fa4_core.plan(core_problem(problem), False)
     assert plan.supported, (problem, plan.reason)
-    assume(plan.kernel.op != fa4_core.Op.DECODE)  # a kernel of our own; tests/test_plan.py says when
+    # a kernel of our own; tests/test_plan.py says when
+    assume(plan.kernel.op != fa4_core.Op.DECODE)
     assume(not plan.kernel.persistent)  # likewise; tests/test_tiles.py
-    assume(not plan.kernel.tuned)  # a tile that was measured to be faster; tests/test_tile_rules.py says where
-    # Below the bucket, of which upstream is not told here, SM100 gradients may come from accumulators (csrc/core/plan.cpp).
+    # a tile that was measured to be faster; tests/test_tile_rules.py says where
+    assume(not plan.kernel.tuned)
+    # Below the bucket, of which upstream is not told here, SM100 gradients may come from
+    # accumulators (csrc/core/plan.cpp).
     assume(not (plan.kernel.grouped and problem["num_heads"] == problem["num_heads_kv"]))
-    # Upstream gives D 256 a pair of CTAs for a single tile of queries too, where they are few enough for the GPU to hold at once.
+    # Upstream gives D 256 a pair of CTAs for a single tile of queries too, where they are few
+    # enough for the GPU to hold at once.
     single_tile = problem["op"] == "forward" and problem["seqlen_q"] <= 128
     tiles = problem["batch"] * problem["num_heads"]
-    assume(not (arch == 100 and plan.kernel.head_dim == 256 and single_tile and 2 * tiles <= SM_COUNT[arch]))
+    assume(
+        not (
+            arch == 100
+            and plan.kernel.head_dim == 256
+            and single_tile
+            and 2 * tiles <= SM_COUNT[arch]
+        )
+    )
     # Upstream refuses these (kernels/sm90/backward.py).
-    assume(not (arch == 90 and plan.kernel.grouped and plan.kernel.head_dim != plan.kernel.head_dim_v))
-    workspace = {name: getattr(plan.workspace, name) for name in ("rows_q", "rows_k", "tiles_q", "tiles_k", "cluster")}
+    assume(
+        not (arch == 90 and plan.kernel.grouped and plan.kernel.head_dim != plan.kernel.head_dim_v)
+    )
+    workspace = {
+        name: getattr(plan.workspace, name)
+        for name in ("rows_q", "rows_k", "tiles_q", "tiles_k", "cluster")
+    }
     buckets = {"bucket": plan.kernel.head_dim, "bucket_v": plan.kernel.head_dim_v}
     request = problem | buckets | {"kernels": compiled(plan.kernel), "workspace": workspace}
     differences = compare(request)

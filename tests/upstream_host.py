@@ -1,7 +1,9 @@
-"""Runs flash-attn-4's own host code on a problem, without a GPU, and compares what it chose with a kernel of ours.
+"""Runs flash-attn-4's own host code on a problem, without a GPU, and compares what it chose with a
+kernel of ours.
 
-A process of its own for an architecture: upstream reads it from the environment at import. Problems come as JSON lines on standard
-input, differences go out as JSON lines. Compilation is intercepted, tensors are fake: what is left is the host code's choices.
+A process of its own for an architecture: upstream reads it from the environment at import. Problems
+come as JSON lines on standard input, differences go out as JSON lines. Compilation is intercepted,
+tensors are fake: what is left is the host code's choices.
 """
 
 import importlib
@@ -14,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels import matrix
 
-# Ours on purpose: head_dim is a run-time value below the bucket, the head ratio a run-time value, the SM count too.
+# Ours on purpose: head_dim is a run-time value below the bucket, the head ratio a run-time value,
+# the SM count too.
 DELIBERATE = {"check_hdim_oob", "check_hdim_v_oob", "qhead_per_kvhead", "TileScheduler"}
 BLOCK_SPARSE_ONLY = {"q_subtile_factor", "kv_subtile_factor"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,18 +46,26 @@ def ours(name: str):
 
 def tensors(problem: dict):
     """query, key, value, output and the varlen arguments, with the buckets as head dims."""
-    lead_q, lead_k = ((problem["batch"], problem["seqlen_q"]), (problem["batch"], problem["seqlen_k"]))
+    lead_q, lead_k = (
+        (problem["batch"], problem["seqlen_q"]),
+        (problem["batch"], problem["seqlen_k"]),
+    )
     varlen = {}
     if problem["layout"] == "varlen":
         lead_q, lead_k = (problem["total_q"],), (problem["total_k"],)
         lengths = torch.empty(problem["batch"] + 1, dtype=torch.int32, device="cuda")
         varlen = dict(
-            cu_seqlens_q=lengths, cu_seqlens_k=lengths, max_seqlen_q=problem["seqlen_q"], max_seqlen_k=problem["seqlen_k"]
+            cu_seqlens_q=lengths,
+            cu_seqlens_k=lengths,
+            max_seqlen_q=problem["seqlen_q"],
+            max_seqlen_k=problem["seqlen_k"],
         )
     rows_q, rows_k = (*lead_q, problem["num_heads"]), (*lead_k, problem["num_heads_kv"])
     bucket, bucket_v = problem["bucket"], problem["bucket_v"]
     shapes = (*rows_q, bucket), (*rows_k, bucket), (*rows_k, bucket_v), (*rows_q, bucket_v)
-    return [torch.empty(shape, dtype=DTYPES[problem["dtype"]], device="cuda") for shape in shapes], varlen
+    return [
+        torch.empty(shape, dtype=DTYPES[problem["dtype"]], device="cuda") for shape in shapes
+    ], varlen
 
 
 def run_upstream(problem: dict) -> None:
@@ -86,7 +97,8 @@ def run_upstream(problem: dict) -> None:
 
 
 def compare_objects(expected: list[str]) -> list[str]:
-    """Our kernels, in the order of their first launch, against the objects that upstream would compile."""
+    """Our kernels, in the order of their first launch, against the objects that upstream would
+    compile."""
     differences = []
     theirs = [kernel for kernel, _ in compiled]
     if len(theirs) != len(expected):
@@ -106,7 +118,8 @@ def compare_objects(expected: list[str]) -> list[str]:
 
 
 def compare_workspace(problem: dict, workspace: dict) -> list[str]:
-    """Shapes of the backward's scratch tensors: upstream's fake tensors against our plan's sizes."""
+    """Shapes of the backward's scratch tensors: upstream's fake tensors against our plan's
+    sizes."""
     batch = [problem["batch"]] if problem["layout"] == "dense" else []
     heads, heads_kv = problem["num_heads"], problem["num_heads_kv"]
     bucket, bucket_v = problem["bucket"], problem["bucket_v"]
@@ -128,7 +141,8 @@ def compare_workspace(problem: dict, workspace: dict) -> list[str]:
             expected["dv_semaphore"] = (arguments[18], [problem["batch"], heads_kv, tiles_k, 2])
 
     def holds(name: str, shape: list[int], theirs: list[int]) -> bool:
-        if name.endswith("semaphore") and problem["layout"] == "varlen":  # upstream trusts the caller's longest
+        # upstream trusts the caller's longest
+        if name.endswith("semaphore") and problem["layout"] == "varlen":
             return shape[:2] == theirs[:2] and shape[2] >= theirs[2] and shape[3] == theirs[3]
         return shape == theirs
 

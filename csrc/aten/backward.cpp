@@ -25,14 +25,17 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   const int32_t device = d.query.device_index;
   Gradients gradients{empty_like(d.query), empty_like(d.key), empty_like(d.value)};
   if (plan.nothing_to_compute) {
-    for (const Handle* gradient : {&gradients.query, &gradients.key, &gradients.value}) fill(gradient->get(), 0);
+    for (const Handle* gradient : {&gradients.query, &gradients.key, &gradients.value})
+      fill(gradient->get(), 0);
     return gradients;
   }
   const Handle workspace = empty(1, &plan.workspace.bytes, aoti_torch_dtype_uint8(), device);
-  const Readable query(call.query.get(), d.query, call.order), key(call.key.get(), d.key, call.order),
-      value(call.value.get(), d.value, call.order), out(call.out.get(), d.out, call.order),
-      grad_out(call.grad_out.get(), d.grad_out, call.order);
-  const Handle lse_copy = is_contiguous(call.logsumexp.get()) ? Handle() : contiguous_copy(call.logsumexp.get(), d.logsumexp);
+  const Readable query(call.query.get(), d.query, call.order),
+      key(call.key.get(), d.key, call.order), value(call.value.get(), d.value, call.order),
+      out(call.out.get(), d.out, call.order), grad_out(call.grad_out.get(), d.grad_out, call.order);
+  const Handle lse_copy = is_contiguous(call.logsumexp.get())
+                              ? Handle()
+                              : contiguous_copy(call.logsumexp.get(), d.logsumexp);
   BackwardArguments arguments;
   arguments.q = query.view;
   arguments.k = key.view;
@@ -53,17 +56,21 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
 }
 
 // The gradients that a speed rule leaves to PyTorch's kernel have the rows that ours would have.
-void clear_unwritten(const BackwardCall& call, const BackwardDescription& d, const StableIValue* stack) {
+void clear_unwritten(const BackwardCall& call, const BackwardDescription& d,
+                     const StableIValue* stack) {
   const auto gradient = [&](int i) {
     const auto tensor = torch::stable::detail::to<AtenTensorHandle>(stack[i]);
     return view(tensor, info(tensor), call.order);
   };
   const Problem& p = d.problem;
-  fa4::clear_unwritten(p, {gradient(0), gradient(1), gradient(2), cu_seqlens(p, call.cum_seq_q), cu_seqlens(p, call.cum_seq_k)},
+  fa4::clear_unwritten(p,
+                       {gradient(0), gradient(1), gradient(2), cu_seqlens(p, call.cum_seq_q),
+                        cu_seqlens(p, call.cum_seq_k)},
                        d.target);
 }
 
-void backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, const KnownOp& op, DimOrder order) {
+void backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, const KnownOp& op,
+              DimOrder order) {
   Arguments arguments(stack, num_inputs, num_outputs, op);
   const BackwardCall call = take_backward(arguments, op, order);
   if (stock_is_running()) return stock_backward(call, stack);
@@ -71,7 +78,8 @@ void backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, co
   const Plan plan = decide(call.op, d.problem, d.reason);
   if (!plan.supported()) {
     stock_backward(call, stack);
-    if (plan.stock_is_faster && d.problem.layout == Layout::kVarlen) clear_unwritten(call, d, stack);
+    if (plan.stock_is_faster && d.problem.layout == Layout::kVarlen)
+      clear_unwritten(call, d, stack);
     return;
   }
   warn_of_nondeterminism();
@@ -83,7 +91,8 @@ void backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, co
 
 }  // namespace
 
-void scaled_dot_product_flash_attention_backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
+void scaled_dot_product_flash_attention_backward(StableIValue* stack, uint64_t num_inputs,
+                                                 uint64_t num_outputs) {
   backward(stack, num_inputs, num_outputs, kSdpaBackward, DimOrder::kHeadsFirst);
 }
 

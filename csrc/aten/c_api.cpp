@@ -1,4 +1,5 @@
-// The library's exported C functions. The header says what they promise, to fa4_ext/_library.py and to programs without Python.
+// The library's exported C functions. The header says what they promise, to fa4_ext/_library.py and
+// to programs without Python.
 #include "fa4_ext.h"
 
 #include <cstdio>
@@ -11,7 +12,8 @@
 
 namespace {
 
-thread_local char last_error[4096] = "";  // not a std::string: keeping an error must not raise another
+thread_local char last_error[4096] =
+    "";  // not a std::string: keeping an error must not raise another
 
 int failed(const char* what) noexcept {
   std::snprintf(last_error, sizeof last_error, "%s", what);
@@ -40,9 +42,13 @@ void fa4_ext_configure(int strict, int speed_rules) noexcept {
   fa4::aten::options().speed_rules = speed_rules != 0;
 }
 
-void fa4_ext_force_tile(int queries, int keys) noexcept { fa4::aten::options().tile = fa4::Tile{queries, keys}; }
+void fa4_ext_force_tile(int queries, int keys) noexcept {
+  fa4::aten::options().tile = fa4::Tile{queries, keys};
+}
 
-void fa4_ext_force_dealing(int workers, int paired) noexcept { fa4::aten::options().dealing = fa4::Dealing{workers, paired}; }
+void fa4_ext_force_dealing(int workers, int paired) noexcept {
+  fa4::aten::options().dealing = fa4::Dealing{workers, paired};
+}
 
 void fa4_ext_force_decode(int where) noexcept {
   fa4::aten::options().decode = where > 0   ? fa4::Decode::kWherePossible

@@ -6,8 +6,9 @@ namespace fa4::aten {
 
 void refuse(const KnownOp& op, uint64_t num_inputs, uint64_t num_outputs) {
   const std::string first = op.inputs[0] == op.inputs[1] ? "" : concat(op.inputs[0], " or ");
-  fail("this torch has ", num_inputs, " arguments and ", num_outputs, " results for ", op.name, ", fa4_ext knows ", first,
-       op.inputs[1], " arguments and ", op.outputs, " results: it needs a newer fa4_ext");
+  fail("this torch has ", num_inputs, " arguments and ", num_outputs, " results for ", op.name,
+       ", fa4_ext knows ", first, op.inputs[1], " arguments and ", op.outputs,
+       " results: it needs a newer fa4_ext");
 }
 
 ForwardCall take_sdpa_forward(Arguments& arguments) {

@@ -1,4 +1,5 @@
-// The arguments of the aten ops, taken off the boxed stack. Optional tensors that were not given are empty handles.
+// The arguments of the aten ops, taken off the boxed stack. Optional tensors that were not given
+// are empty handles.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -18,8 +19,10 @@ struct KnownOp {
 
 inline constexpr KnownOp kSdpaForward{"_scaled_dot_product_flash_attention", {7, 7}, 9};
 inline constexpr KnownOp kSdpaBackward{"_scaled_dot_product_flash_attention_backward", {15, 15}, 3};
-inline constexpr KnownOp kFlashForward{"_flash_attention_forward", {15, 17}, 5};  // torch 2.12 added block_table and num_splits
-inline constexpr KnownOp kFlashForwardInplace{"_flash_attention_forward_no_dropout_inplace", {18, 18}, 1};
+inline constexpr KnownOp kFlashForward{
+    "_flash_attention_forward", {15, 17}, 5};  // torch 2.12 added block_table and num_splits
+inline constexpr KnownOp kFlashForwardInplace{
+    "_flash_attention_forward_no_dropout_inplace", {18, 18}, 1};
 inline constexpr KnownOp kFlashBackward{"_flash_attention_backward", {17, 17}, 3};
 
 struct ForwardCall {
@@ -58,9 +61,10 @@ struct BackwardCall {
 // Reads a stack from the bottom; each argument is owned by whoever takes it.
 class Arguments {
  public:
-  // Throws an Error where torch has other arguments or results than are known: they would be read as something else. The tensors
-  // among them leak, because nothing tells which ones these are.
-  Arguments(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, const KnownOp& op) : next_(stack) {
+  // Throws an Error where torch has other arguments or results than are known: they would be read
+  // as something else. The tensors among them leak, because nothing tells which ones these are.
+  Arguments(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, const KnownOp& op)
+      : next_(stack) {
     const bool known = num_inputs == op.inputs[0] || num_inputs == op.inputs[1];
     if (!known || num_outputs != op.outputs) refuse(op, num_inputs, num_outputs);
   }
@@ -68,7 +72,8 @@ class Arguments {
   Handle tensor() { return Handle(torch::stable::detail::to<AtenTensorHandle>(*next_++)); }
 
   Handle optional_tensor() {
-    Handle given(torch::stable::detail::to<std::optional<AtenTensorHandle>>(*next_++).value_or(nullptr));
+    Handle given(
+        torch::stable::detail::to<std::optional<AtenTensorHandle>>(*next_++).value_or(nullptr));
     return given && defined(given.get()) ? std::move(given) : Handle();
   }
 
@@ -85,7 +90,8 @@ ForwardCall take_sdpa_forward(Arguments& arguments);
 // `has_block_table`: the stack has the 17 arguments of torch 2.12 and later, not 15.
 ForwardCall take_flash_forward(Arguments& arguments, bool has_block_table);
 ForwardCall take_flash_forward_inplace(Arguments& arguments);
-// The two backward ops differ in the order of dimensions and in the window, which that of scaled_dot_product lacks.
+// The two backward ops differ in the order of dimensions and in the window, which that of
+// scaled_dot_product lacks.
 BackwardCall take_backward(Arguments& arguments, const KnownOp& op, DimOrder order);
 
 inline StableIValue give(Handle handle) { return torch::stable::detail::from(handle.release()); }

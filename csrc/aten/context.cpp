@@ -19,8 +19,10 @@ Context find_context() {
   Context found;
   const auto global_context = torch_function<void*()>(kLibrary, "_ZN2at13globalContextEv");
   if (global_context) found.context = global_context();
-  found.deterministic = torch_function<bool(const void*)>(kLibrary, "_ZNK2at7Context23deterministicAlgorithmsEv");
-  found.warn_only = torch_function<bool(const void*)>(kLibrary, "_ZNK2at7Context31deterministicAlgorithmsWarnOnlyEv");
+  found.deterministic =
+      torch_function<bool(const void*)>(kLibrary, "_ZNK2at7Context23deterministicAlgorithmsEv");
+  found.warn_only = torch_function<bool(const void*)>(
+      kLibrary, "_ZNK2at7Context31deterministicAlgorithmsWarnOnlyEv");
   return found;
 }
 
@@ -39,12 +41,14 @@ bool deterministic_algorithms() {
 }
 
 void warn_of_nondeterminism() {
-  if (!known() || !context().deterministic(context().context) || !context().warn_only(context().context)) return;
+  if (!known() || !context().deterministic(context().context) ||
+      !context().warn_only(context().context))
+    return;
   static const bool warned = [] {  // once a process
-    aoti_torch_warn(
-        "fa4_ext", "backward", 0,
-        "Flash Attention defaults to a non-deterministic algorithm. torch.use_deterministic_algorithms(True, warn_only=False) "
-        "makes its gradients the same in every run.");
+    aoti_torch_warn("fa4_ext", "backward", 0,
+                    "Flash Attention defaults to a non-deterministic algorithm. "
+                    "torch.use_deterministic_algorithms(True, warn_only=False) "
+                    "makes its gradients the same in every run.");
     return true;
   }();
   static_cast<void>(warned);

@@ -16,7 +16,8 @@ Plan choose(const Problem& problem, const std::string& reason, bool speed_rules)
 
 Plan decide(const char* op, const Problem& problem, const std::string& reason) {
   Plan result = choose(problem, reason, options().speed_rules.load(std::memory_order_relaxed));
-  if (!result.supported() && options().strict.load(std::memory_order_relaxed)) fail("FA4 ", op, " unsupported: ", result.reason);
+  if (!result.supported() && options().strict.load(std::memory_order_relaxed))
+    fail("FA4 ", op, " unsupported: ", result.reason);
   return result;
 }
 

@@ -23,7 +23,8 @@ struct BackwardDescription {
   TensorInfo grad_out, query, key, value, out, logsumexp;
 };
 
-// `simulated`: the device to describe the call for, whatever device the tensors are on; null: the tensors' own.
+// `simulated`: the device to describe the call for, whatever device the tensors are on; null: the
+// tensors' own.
 ForwardDescription describe(const ForwardCall& call, const Processors* simulated = nullptr);
 BackwardDescription describe(const BackwardCall& call);
 
@@ -39,7 +40,8 @@ LogsumexpShape logsumexp_shape(const Problem& problem);
 // The offsets that a described call of varlen layout came with; null when it is dense.
 const int32_t* cu_seqlens(const Problem& problem, const Handle& cum_seq);
 
-// Which inputs the kernels read from a copy, in words; empty when none. A tensor without memory goes by its offset in a storage.
+// Which inputs the kernels read from a copy, in words; empty when none. A tensor without memory
+// goes by its offset in a storage.
 std::string copies(const ForwardCall& call);
 
 }  // namespace fa4::aten

@@ -13,30 +13,38 @@
 namespace fa4::aten {
 namespace {
 
-// The arguments of _flash_attention_forward as torch 2.12 has them, then what to ask about them. capability 0: query's own device.
+// The arguments of _flash_attention_forward as torch 2.12 has them, then what to ask about them.
+// capability 0: query's own device.
 constexpr const char* kSchema =
-    "explain(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, int max_q, int max_k, "
-    "float dropout_p, bool is_causal, bool return_debug_mask, float? scale, int? window_size_left, int? window_size_right, "
+    "explain(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, int "
+    "max_q, int max_k, "
+    "float dropout_p, bool is_causal, bool return_debug_mask, float? scale, int? window_size_left, "
+    "int? window_size_right, "
     "Tensor? seqused_k, Tensor? alibi_slopes, Tensor? block_table, int? num_splits, "
-    "bool deterministic, bool backward, bool speed_rules, int capability, int sm_count) -> (bool supported, str kernel, str "
+    "bool deterministic, bool backward, bool speed_rules, int capability, int sm_count) -> (bool "
+    "supported, str kernel, str "
     "reason, int tile_q, int tile_k, int workspace_bytes)";
 
 constexpr KnownOp kExplain{"explain", {22, 22}, 6};
 
-// The largest devices of today have 160 multiprocessors; the planner's arithmetic is far from its limits.
+// The largest devices of today have 160 multiprocessors; the planner's arithmetic is far from its
+// limits.
 constexpr int64_t kMaxSmCount = 1024;
-constexpr int64_t kMinCapability = 10, kMaxCapability = 999;  // ten times the major number and the minor one
+constexpr int64_t kMinCapability = 10,
+                  kMaxCapability = 999;  // ten times the major number and the minor one
 
 // None: query's own device.
 std::optional<Processors> device_asked_for(int64_t capability, int64_t sm_count) {
   if (capability != 0 && (capability < kMinCapability || capability > kMaxCapability)) {
-    fail("capability must be 0, for query's own device, or ten times the major number and the minor one, from ", kMinCapability,
-         " to ", kMaxCapability, ", such as 90; is ", capability);
+    fail(
+        "capability must be 0, for query's own device, or ten times the major number and the minor "
+        "one, from ",
+        kMinCapability, " to ", kMaxCapability, ", such as 90; is ", capability);
   }
   const int64_t least = capability ? 1 : 0;
   if (sm_count < least || sm_count > kMaxSmCount) {
-    fail("sm_count, the device's multiprocessors, must be from ", least, " to ", kMaxSmCount, " with a capability of ", capability,
-         "; is ", sm_count);
+    fail("sm_count, the device's multiprocessors, must be from ", least, " to ", kMaxSmCount,
+         " with a capability of ", capability, "; is ", sm_count);
   }
   if (!capability) return std::nullopt;
   return Processors{static_cast<int32_t>(capability), static_cast<int32_t>(sm_count), true};
@@ -45,7 +53,8 @@ std::optional<Processors> device_asked_for(int64_t capability, int64_t sm_count)
 void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   Arguments arguments(stack, num_inputs, num_outputs, kExplain);
   const ForwardCall call = take_flash_forward(arguments, true);
-  const bool deterministic = arguments.value<bool>(), backward = arguments.value<bool>(), speed_rules = arguments.value<bool>();
+  const bool deterministic = arguments.value<bool>(), backward = arguments.value<bool>(),
+             speed_rules = arguments.value<bool>();
   const auto capability = arguments.value<int64_t>(), sm_count = arguments.value<int64_t>();
   const auto device = device_asked_for(capability, sm_count);
   ForwardDescription d = describe(call, device ? &*device : nullptr);
@@ -63,7 +72,9 @@ void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
 // The path of this library, which tells copies apart in torch's errors.
 const char* own_path() {
   Dl_info info;
-  return dladdr(reinterpret_cast<const void*>(&explain_problem), &info) && info.dli_fname ? info.dli_fname : "libfa4_ext.so";
+  return dladdr(reinterpret_cast<const void*>(&explain_problem), &info) && info.dli_fname
+             ? info.dli_fname
+             : "libfa4_ext.so";
 }
 
 struct Definition {
@@ -76,16 +87,17 @@ struct Definition {
   }
 };
 
-// The problem, or "". The definition is never destroyed, because other threads may still call while the process exits.
+// The problem, or "". The definition is never destroyed, because other threads may still call while
+// the process exits.
 std::string define() noexcept {
   try {
     new Definition;
     return "";
   } catch (const std::exception& error) {
-    return concat(
-        "PyTorch refused to define the operators fa4_ext::* for ", own_path(),
-        ": another copy of this library, or another library of that name, has defined them in this process. PyTorch says: ",
-        error.what());
+    return concat("PyTorch refused to define the operators fa4_ext::* for ", own_path(),
+                  ": another copy of this library, or another library of that name, has defined "
+                  "them in this process. PyTorch says: ",
+                  error.what());
   }
 }
 

@@ -30,15 +30,16 @@ struct Scratch {
 };
 
 // Attention into `out` and `logsumexp`. `out_tensor`: what `out` is a view of.
-void run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan, AtenTensorHandle out_tensor, const TensorView& out,
-         const Handle& logsumexp, const Scratch& scratch) {
+void run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan,
+         AtenTensorHandle out_tensor, const TensorView& out, const Handle& logsumexp,
+         const Scratch& scratch) {
   if (plan.nothing_to_compute) {
     fill(out_tensor, 0);
     return fill(logsumexp.get(), -std::numeric_limits<double>::infinity());
   }
   const Problem& p = d.problem;
-  const Readable query(call.query.get(), d.query, call.order), key(call.key.get(), d.key, call.order),
-      value(call.value.get(), d.value, call.order);
+  const Readable query(call.query.get(), d.query, call.order),
+      key(call.key.get(), d.key, call.order), value(call.value.get(), d.value, call.order);
   ForwardArguments arguments;
   arguments.q = query.view;
   arguments.k = key.view;
@@ -60,10 +61,12 @@ void run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan,
   launching([&] { launch_forward(p, plan, arguments, d.target); });
 }
 
-// Each in memory of its own, as the schema promises: what wraps the op, saves its results or frees them one by one relies on that.
+// Each in memory of its own, as the schema promises: what wraps the op, saves its results or frees
+// them one by one relies on that.
 struct Outputs {
   Handle out, logsumexp;
-  // Never read without dropout, and uninitialised in the stock kernel's results too: filling them would cost two launches.
+  // Never read without dropout, and uninitialised in the stock kernel's results too: filling them
+  // would cost two launches.
   Handle rng_state, unused, debug_mask;
 };
 
@@ -72,10 +75,12 @@ Outputs run(const ForwardCall& call, const ForwardDescription& d, const Plan& pl
   const int32_t number = aoti_torch_dtype_uint64(), device = d.query.device_index;
   const OutputShape shape(d.query, d.value);
   const TensorInfo out = shape.info(d.query);
-  Outputs outputs{empty(out), empty_logsumexp(d), Handle(), empty(0, nullptr, number, device), Handle()};
+  Outputs outputs{empty(out), empty_logsumexp(d), Handle(), empty(0, nullptr, number, device),
+                  Handle()};
   // A counter of tiles, the workspace of packed calls, fits the number that nobody reads.
   const Scratch scratch(plan, device, outputs.unused, sizeof(uint64_t));
-  run(call, d, plan, outputs.out.get(), view(outputs.out.get(), out, call.order), outputs.logsumexp, scratch);
+  run(call, d, plan, outputs.out.get(), view(outputs.out.get(), out, call.order), outputs.logsumexp,
+      scratch);
   // The kernel runs already while these are allocated.
   outputs.rng_state = empty(1, &kTwo, number, device);
   outputs.debug_mask = empty(1, &kZero, d.query.dtype, device);
@@ -84,7 +89,8 @@ Outputs run(const ForwardCall& call, const ForwardDescription& d, const Plan& pl
 
 }  // namespace
 
-void scaled_dot_product_flash_attention(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
+void scaled_dot_product_flash_attention(StableIValue* stack, uint64_t num_inputs,
+                                        uint64_t num_outputs) {
   Arguments arguments(stack, num_inputs, num_outputs, kSdpaForward);
   const ForwardCall call = take_sdpa_forward(arguments);
   const ForwardDescription d = describe(call);
@@ -117,7 +123,8 @@ void flash_attention_forward(StableIValue* stack, uint64_t num_inputs, uint64_t 
   stack[4] = give(std::move(outputs.debug_mask));
 }
 
-void flash_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
+void flash_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t num_inputs,
+                                                uint64_t num_outputs) {
   Arguments arguments(stack, num_inputs, num_outputs, kFlashForwardInplace);
   const ForwardCall call = take_flash_forward_inplace(arguments);
   const ForwardDescription d = describe(call);
@@ -125,7 +132,8 @@ void flash_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t nu
   if (!plan.supported()) return stock_forward_inplace(call, stack);
   Handle logsumexp = empty_logsumexp(d);
   Writable out(call.out.get(), call.order);
-  run(call, d, plan, out.tensor, out.view, logsumexp, Scratch(plan, d.query.device_index, Handle(), 0));
+  run(call, d, plan, out.tensor, out.view, logsumexp,
+      Scratch(plan, d.query.device_index, Handle(), 0));
   out.finish();
   stack[0] = give(std::move(logsumexp));
 }

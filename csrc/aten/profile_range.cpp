@@ -14,8 +14,10 @@ struct RecordFunction {
 RecordFunction find_record_function() {
   constexpr const char* kLibrary = "libtorch_cpu.so";
   RecordFunction found;
-  found.start = torch_function<decltype(aoti_record_function_start)>(kLibrary, "aoti_record_function_start");
-  found.end = torch_function<decltype(aoti_record_function_end)>(kLibrary, "aoti_record_function_end");
+  found.start =
+      torch_function<decltype(aoti_record_function_start)>(kLibrary, "aoti_record_function_start");
+  found.end =
+      torch_function<decltype(aoti_record_function_end)>(kLibrary, "aoti_record_function_end");
   return found;
 }
 

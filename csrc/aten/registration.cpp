@@ -16,8 +16,9 @@ namespace {
 
 std::mutex mutex;
 
-// Newest last. Older ones stay below it until all of them end: another thread may have looked one of their kernels up and not
-// entered it yet. The vector itself is never destroyed, because other threads may still call while the process exits.
+// Newest last. Older ones stay below it until all of them end: another thread may have looked one
+// of their kernels up and not entered it yet. The vector itself is never destroyed, because other
+// threads may still call while the process exits.
 std::vector<DispatcherLibrary>& overrides() {
   static auto* const held = new std::vector<DispatcherLibrary>;
   return *held;
@@ -35,7 +36,8 @@ void register_overrides() {
   std::lock_guard<std::mutex> lock(mutex);
   DispatcherLibrary library("aten", "CUDA", "fa4_ext");
   library.implement(kFlashForward.name, &flash_attention_forward);
-  if (torch_has_inplace_forward()) library.implement(kFlashForwardInplace.name, &flash_attention_forward_no_dropout_inplace);
+  if (torch_has_inplace_forward())
+    library.implement(kFlashForwardInplace.name, &flash_attention_forward_no_dropout_inplace);
   library.implement(kFlashBackward.name, &flash_attention_backward);
   library.implement(kSdpaForward.name, &scaled_dot_product_flash_attention);
   library.implement(kSdpaBackward.name, &scaled_dot_product_flash_attention_backward);

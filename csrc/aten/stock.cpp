@@ -20,54 +20,69 @@ namespace fa4::aten {
 namespace {
 
 // Since torch 2.12: the 17 arguments of its schema.
-using ForwardV2 = AOTITorchError(AtenTensorHandle query, AtenTensorHandle key, AtenTensorHandle value, AtenTensorHandle* cum_seq_q,
-                                 AtenTensorHandle* cum_seq_k, int64_t max_q, int64_t max_k, double dropout_p, int32_t is_causal,
-                                 int32_t return_debug_mask, double* scale, int64_t* window_size_left, int64_t* window_size_right,
-                                 AtenTensorHandle* seqused_k, AtenTensorHandle* alibi_slopes, AtenTensorHandle* block_table,
-                                 int64_t* num_splits, AtenTensorHandle* ret0, AtenTensorHandle* ret1, AtenTensorHandle* ret2,
+using ForwardV2 = AOTITorchError(AtenTensorHandle query, AtenTensorHandle key,
+                                 AtenTensorHandle value, AtenTensorHandle* cum_seq_q,
+                                 AtenTensorHandle* cum_seq_k, int64_t max_q, int64_t max_k,
+                                 double dropout_p, int32_t is_causal, int32_t return_debug_mask,
+                                 double* scale, int64_t* window_size_left,
+                                 int64_t* window_size_right, AtenTensorHandle* seqused_k,
+                                 AtenTensorHandle* alibi_slopes, AtenTensorHandle* block_table,
+                                 int64_t* num_splits, AtenTensorHandle* ret0,
+                                 AtenTensorHandle* ret1, AtenTensorHandle* ret2,
                                  AtenTensorHandle* ret3, AtenTensorHandle* ret4);
 
 ForwardV2* forward_v2() {
-  static const auto function = torch_function<ForwardV2>("libtorch_cuda.so", "aoti_torch_cuda__flash_attention_forward_v2");
+  static const auto function =
+      torch_function<ForwardV2>("libtorch_cuda.so", "aoti_torch_cuda__flash_attention_forward_v2");
   return function;
 }
 
-using ForwardInplaceV2 = AOTITorchError(AtenTensorHandle out, AtenTensorHandle query, AtenTensorHandle key, AtenTensorHandle value,
-                                        AtenTensorHandle* cum_seq_q, AtenTensorHandle* cum_seq_k, int64_t max_q, int64_t max_k,
-                                        double dropout_p, int32_t is_causal, int32_t return_debug_mask, double* scale,
-                                        int64_t* window_size_left, int64_t* window_size_right, AtenTensorHandle* seqused_k,
-                                        AtenTensorHandle* alibi_slopes, AtenTensorHandle* block_table, int64_t* num_splits,
+using ForwardInplaceV2 = AOTITorchError(AtenTensorHandle out, AtenTensorHandle query,
+                                        AtenTensorHandle key, AtenTensorHandle value,
+                                        AtenTensorHandle* cum_seq_q, AtenTensorHandle* cum_seq_k,
+                                        int64_t max_q, int64_t max_k, double dropout_p,
+                                        int32_t is_causal, int32_t return_debug_mask, double* scale,
+                                        int64_t* window_size_left, int64_t* window_size_right,
+                                        AtenTensorHandle* seqused_k, AtenTensorHandle* alibi_slopes,
+                                        AtenTensorHandle* block_table, int64_t* num_splits,
                                         AtenTensorHandle* ret0);
 
 ForwardInplaceV2* forward_inplace_v2() {
-  static const auto function =
-      torch_function<ForwardInplaceV2>("libtorch_cuda.so", "aoti_torch_cuda__flash_attention_forward_no_dropout_inplace_v2");
+  static const auto function = torch_function<ForwardInplaceV2>(
+      "libtorch_cuda.so", "aoti_torch_cuda__flash_attention_forward_no_dropout_inplace_v2");
   return function;
 }
 
-// The C++ functions behind the C ones, which raise torch's own errors; they do not consult the dispatcher for the op itself either.
+// The C++ functions behind the C ones, which raise torch's own errors; they do not consult the
+// dispatcher for the op itself either.
 using Tensor = AtenTensorHandle;
 using OptionalTensorArgument = const OptionalTensorValue&;
 using OptionalFloat = std::optional<double>;
 using OptionalInt = std::optional<int64_t>;
 using ThreeTensors = std::tuple<TensorValue, TensorValue, TensorValue>;
 using FiveTensors = std::tuple<TensorValue, TensorValue, TensorValue, TensorValue, TensorValue>;
-using SdpaResults =
-    std::tuple<TensorValue, TensorValue, TensorValue, TensorValue, int64_t, int64_t, TensorValue, TensorValue, TensorValue>;
+using SdpaResults = std::tuple<TensorValue, TensorValue, TensorValue, TensorValue, int64_t, int64_t,
+                               TensorValue, TensorValue, TensorValue>;
 
 using CppSdpaForward = SdpaResults(Tensor, Tensor, Tensor, double, bool, bool, OptionalFloat);
-using CppSdpaBackward = ThreeTensors(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int64_t, int64_t, double, bool,
-                                     Tensor, Tensor, OptionalFloat);
-using CppForward = FiveTensors(Tensor, Tensor, Tensor, OptionalTensorArgument, OptionalTensorArgument, int64_t, int64_t, double,
-                               bool, bool, OptionalFloat, OptionalInt, OptionalInt, OptionalTensorArgument, OptionalTensorArgument);
-using CppForwardV2 = FiveTensors(Tensor, Tensor, Tensor, OptionalTensorArgument, OptionalTensorArgument, int64_t, int64_t, double,
-                                 bool, bool, OptionalFloat, OptionalInt, OptionalInt, OptionalTensorArgument,
+using CppSdpaBackward = ThreeTensors(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                                     int64_t, int64_t, double, bool, Tensor, Tensor, OptionalFloat);
+using CppForward = FiveTensors(Tensor, Tensor, Tensor, OptionalTensorArgument,
+                               OptionalTensorArgument, int64_t, int64_t, double, bool, bool,
+                               OptionalFloat, OptionalInt, OptionalInt, OptionalTensorArgument,
+                               OptionalTensorArgument);
+using CppForwardV2 = FiveTensors(Tensor, Tensor, Tensor, OptionalTensorArgument,
+                                 OptionalTensorArgument, int64_t, int64_t, double, bool, bool,
+                                 OptionalFloat, OptionalInt, OptionalInt, OptionalTensorArgument,
                                  OptionalTensorArgument, OptionalTensorArgument, OptionalInt);
-using CppForwardInplaceV2 = TensorValue(Tensor, Tensor, Tensor, Tensor, OptionalTensorArgument, OptionalTensorArgument, int64_t,
-                                        int64_t, double, bool, bool, OptionalFloat, OptionalInt, OptionalInt,
-                                        OptionalTensorArgument, OptionalTensorArgument, OptionalTensorArgument, OptionalInt);
-using CppBackward = ThreeTensors(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int64_t, int64_t, double, bool,
-                                 Tensor, Tensor, OptionalFloat, OptionalInt, OptionalInt);
+using CppForwardInplaceV2 = TensorValue(Tensor, Tensor, Tensor, Tensor, OptionalTensorArgument,
+                                        OptionalTensorArgument, int64_t, int64_t, double, bool,
+                                        bool, OptionalFloat, OptionalInt, OptionalInt,
+                                        OptionalTensorArgument, OptionalTensorArgument,
+                                        OptionalTensorArgument, OptionalInt);
+using CppBackward = ThreeTensors(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                                 int64_t, int64_t, double, bool, Tensor, Tensor, OptionalFloat,
+                                 OptionalInt, OptionalInt);
 
 template <class Function>
 Function* cpp_function(const char* name) {
@@ -87,9 +102,9 @@ class Stage {
   Sdpa before_;
 };
 
-// Whether the C function has done it, with the thread at `stage`; otherwise the C++ one is to raise torch's own error. Inside a
-// scaled_dot_product op the C function of the op around would catch that: so it fails once more there, and raises when the op
-// around is asked again.
+// Whether the C function has done it, with the thread at `stage`; otherwise the C++ one is to raise
+// torch's own error. Inside a scaled_dot_product op the C function of the op around would catch
+// that: so it fails once more there, and raises when the op around is asked again.
 template <class Shim, class Cpp, class... Arguments>
 bool done(const char* op, Sdpa stage, Shim* shim, Cpp* cpp, Arguments... arguments) {
   if (!shim) fail(op, ": this build of torch has no CUDA kernel for it");
@@ -99,7 +114,8 @@ bool done(const char* op, Sdpa stage, Shim* shim, Cpp* cpp, Arguments... argumen
     return shim(arguments...);
   }();
   if (error == AOTI_TORCH_SUCCESS) return true;
-  if (sdpa == Sdpa::kFirstTime || !cpp) fail(exception_text(concat(op, ": the stock kernel raised an error")));
+  if (sdpa == Sdpa::kFirstTime || !cpp)
+    fail(exception_text(concat(op, ": the stock kernel raised an error")));
   return false;
 }
 
@@ -119,14 +135,18 @@ template <class T>
 T* for_shim(std::optional<T>& value) {
   return value ? &*value : nullptr;
 }
-AtenTensorHandle* for_shim(OptionalTensor& tensor) { return tensor.handle ? &tensor.handle : nullptr; }
+AtenTensorHandle* for_shim(OptionalTensor& tensor) {
+  return tensor.handle ? &tensor.handle : nullptr;
+}
 
 // The same arguments as the C++ functions take them.
 template <class T>
 const T& for_cpp(const T& value) {
   return value;
 }
-OptionalTensorValue for_cpp(const OptionalTensor& tensor) { return OptionalTensorValue(tensor.handle); }
+OptionalTensorValue for_cpp(const OptionalTensor& tensor) {
+  return OptionalTensorValue(tensor.handle);
+}
 
 // What a C function fills in for the results of a C++ one.
 template <class Results>
@@ -137,7 +157,8 @@ struct FromShim<TensorValue> {
 };
 template <class... Values>
 struct FromShim<std::tuple<Values...>> {
-  using Results = std::tuple<std::conditional_t<std::is_same_v<Values, TensorValue>, AtenTensorHandle, Values>...>;
+  using Results = std::tuple<
+      std::conditional_t<std::is_same_v<Values, TensorValue>, AtenTensorHandle, Values>...>;
 };
 
 template <class T>
@@ -154,57 +175,70 @@ void put_all(StableIValue* stack, std::tuple<Values...>&& results) {
   std::apply([&](auto&... value) { (put(stack++, value), ...); }, results);
 }
 
-// Puts on the stack what an op of stock returns, through its C function, or if that fails through its C++ function. `stage`: of the
-// thread in the op.
+// Puts on the stack what an op of stock returns, through its C function, or if that fails through
+// its C++ function. `stage`: of the thread in the op.
 template <class Shim, class Results, class... Parameters, class... Arguments>
-void run(StableIValue* stack, const char* op, Sdpa stage, Shim* shim, Results (*cpp)(Parameters...), Arguments... arguments) {
+void run(StableIValue* stack, const char* op, Sdpa stage, Shim* shim, Results (*cpp)(Parameters...),
+         Arguments... arguments) {
   typename FromShim<Results>::Results results;
-  const auto call_shim = [&](auto&... result) { return done(op, stage, shim, cpp, for_shim(arguments)..., &result...); };
+  const auto call_shim = [&](auto&... result) {
+    return done(op, stage, shim, cpp, for_shim(arguments)..., &result...);
+  };
   if (std::apply(call_shim, results)) return put_all(stack, std::move(results));
   const Stage scope(stage == Sdpa::kFirstTime ? Sdpa::kAgain : stage);
-  put_all(stack, cpp(for_cpp(arguments)...));  // which may succeed: memory has been freed since, say
+  put_all(stack,
+          cpp(for_cpp(arguments)...));  // which may succeed: memory has been freed since, say
 }
 
 void sdpa_forward(const ForwardCall& call, StableIValue* stack) {
-  static const auto cpp =
-      cpp_function<CppSdpaForward>("_ZN2at4cuda35_scaled_dot_product_flash_attentionERKNS_6TensorES3_S3_dbbSt8optionalIdE");
-  run(stack, call.op, Sdpa::kFirstTime, &aoti_torch_cuda__scaled_dot_product_flash_attention, cpp, call.query.get(), call.key.get(),
-      call.value.get(), call.dropout_p, call.is_causal, call.return_debug_mask, call.scale);
+  static const auto cpp = cpp_function<CppSdpaForward>(
+      "_ZN2at4cuda35_scaled_dot_product_flash_attentionERKNS_6TensorES3_S3_dbbSt8optionalIdE");
+  run(stack, call.op, Sdpa::kFirstTime, &aoti_torch_cuda__scaled_dot_product_flash_attention, cpp,
+      call.query.get(), call.key.get(), call.value.get(), call.dropout_p, call.is_causal,
+      call.return_debug_mask, call.scale);
 }
 
 void flash_forward_v1(const ForwardCall& call, StableIValue* stack) {
   static const auto cpp = cpp_function<CppForward>(
-      "_ZN2at4cuda24_flash_attention_forwardERKNS_6TensorES3_S3_RKSt8optionalIS1_ES7_lldbbS4_IdES4_IlES9_S7_S7_");
-  run(stack, call.op, sdpa, &aoti_torch_cuda__flash_attention_forward, cpp, call.query.get(), call.key.get(), call.value.get(),
-      OptionalTensor(call.cum_seq_q), OptionalTensor(call.cum_seq_k), call.max_q, call.max_k, call.dropout_p, call.is_causal,
-      call.return_debug_mask, call.scale, call.window_size_left, call.window_size_right, OptionalTensor(call.seqused_k),
-      OptionalTensor(call.alibi_slopes));
+      "_ZN2at4cuda24_flash_attention_forwardERKNS_6TensorES3_S3_RKSt8optionalIS1_ES7_lldbbS4_IdES4_"
+      "IlES9_S7_S7_");
+  run(stack, call.op, sdpa, &aoti_torch_cuda__flash_attention_forward, cpp, call.query.get(),
+      call.key.get(), call.value.get(), OptionalTensor(call.cum_seq_q),
+      OptionalTensor(call.cum_seq_k), call.max_q, call.max_k, call.dropout_p, call.is_causal,
+      call.return_debug_mask, call.scale, call.window_size_left, call.window_size_right,
+      OptionalTensor(call.seqused_k), OptionalTensor(call.alibi_slopes));
 }
 
 void flash_forward_v2(const ForwardCall& call, StableIValue* stack) {
   static const auto cpp = cpp_function<CppForwardV2>(
-      "_ZN2at4cuda24_flash_attention_forwardERKNS_6TensorES3_S3_RKSt8optionalIS1_ES7_lldbbS4_IdES4_IlES9_S7_S7_S7_S9_");
-  run(stack, call.op, sdpa, forward_v2(), cpp, call.query.get(), call.key.get(), call.value.get(), OptionalTensor(call.cum_seq_q),
-      OptionalTensor(call.cum_seq_k), call.max_q, call.max_k, call.dropout_p, call.is_causal, call.return_debug_mask, call.scale,
-      call.window_size_left, call.window_size_right, OptionalTensor(call.seqused_k), OptionalTensor(call.alibi_slopes),
+      "_ZN2at4cuda24_flash_attention_forwardERKNS_6TensorES3_S3_RKSt8optionalIS1_ES7_lldbbS4_IdES4_"
+      "IlES9_S7_S7_S7_S9_");
+  run(stack, call.op, sdpa, forward_v2(), cpp, call.query.get(), call.key.get(), call.value.get(),
+      OptionalTensor(call.cum_seq_q), OptionalTensor(call.cum_seq_k), call.max_q, call.max_k,
+      call.dropout_p, call.is_causal, call.return_debug_mask, call.scale, call.window_size_left,
+      call.window_size_right, OptionalTensor(call.seqused_k), OptionalTensor(call.alibi_slopes),
       OptionalTensor(call.block_table), call.num_splits);
 }
 
 void sdpa_backward(const BackwardCall& call, StableIValue* stack) {
   static const auto cpp = cpp_function<CppSdpaBackward>(
-      "_ZN2at4cuda44_scaled_dot_product_flash_attention_backwardERKNS_6TensorES3_S3_S3_S3_S3_S3_S3_lldbS3_S3_St8optionalIdE");
-  run(stack, call.op, Sdpa::kFirstTime, &aoti_torch_cuda__scaled_dot_product_flash_attention_backward, cpp, call.grad_out.get(),
-      call.query.get(), call.key.get(), call.value.get(), call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(),
-      call.cum_seq_k.get(), call.max_q, call.max_k, call.dropout_p, call.is_causal, call.rng_state.get(), call.unused.get(),
-      call.scale);
+      "_ZN2at4cuda44_scaled_dot_product_flash_attention_backwardERKNS_6TensorES3_S3_S3_S3_S3_S3_S3_"
+      "lldbS3_S3_St8optionalIdE");
+  run(stack, call.op, Sdpa::kFirstTime,
+      &aoti_torch_cuda__scaled_dot_product_flash_attention_backward, cpp, call.grad_out.get(),
+      call.query.get(), call.key.get(), call.value.get(), call.out.get(), call.logsumexp.get(),
+      call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q, call.max_k, call.dropout_p,
+      call.is_causal, call.rng_state.get(), call.unused.get(), call.scale);
 }
 
 void flash_backward(const BackwardCall& call, StableIValue* stack) {
   static const auto cpp = cpp_function<CppBackward>(
-      "_ZN2at4cuda25_flash_attention_backwardERKNS_6TensorES3_S3_S3_S3_S3_S3_S3_lldbS3_S3_St8optionalIdES4_IlES6_");
-  run(stack, call.op, sdpa, &aoti_torch_cuda__flash_attention_backward, cpp, call.grad_out.get(), call.query.get(), call.key.get(),
-      call.value.get(), call.out.get(), call.logsumexp.get(), call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q, call.max_k,
-      call.dropout_p, call.is_causal, call.rng_state.get(), call.unused.get(), call.scale, call.window_size_left,
+      "_ZN2at4cuda25_flash_attention_backwardERKNS_6TensorES3_S3_S3_S3_S3_S3_S3_lldbS3_S3_"
+      "St8optionalIdES4_IlES6_");
+  run(stack, call.op, sdpa, &aoti_torch_cuda__flash_attention_backward, cpp, call.grad_out.get(),
+      call.query.get(), call.key.get(), call.value.get(), call.out.get(), call.logsumexp.get(),
+      call.cum_seq_q.get(), call.cum_seq_k.get(), call.max_q, call.max_k, call.dropout_p,
+      call.is_causal, call.rng_state.get(), call.unused.get(), call.scale, call.window_size_left,
       call.window_size_right);
 }
 
@@ -219,12 +253,15 @@ void stock_forward(const ForwardCall& call, StableIValue* stack) {
 
 void stock_forward_inplace(const ForwardCall& call, StableIValue* stack) {
   static const auto cpp = cpp_function<CppForwardInplaceV2>(
-      "_ZN2at4cuda43_flash_attention_forward_no_dropout_inplaceERNS_6TensorERKS1_S4_S4_RKSt8optionalIS1_ES8_lldbbS5_IdES5_IlESA_S8_"
+      "_ZN2at4cuda43_flash_attention_forward_no_dropout_inplaceERNS_6TensorERKS1_S4_S4_"
+      "RKSt8optionalIS1_ES8_lldbbS5_IdES5_IlESA_S8_"
       "S8_S8_SA_");
-  run(stack, call.op, sdpa, forward_inplace_v2(), cpp, call.out.get(), call.query.get(), call.key.get(), call.value.get(),
-      OptionalTensor(call.cum_seq_q), OptionalTensor(call.cum_seq_k), call.max_q, call.max_k, call.dropout_p, call.is_causal,
-      call.return_debug_mask, call.scale, call.window_size_left, call.window_size_right, OptionalTensor(call.seqused_k),
-      OptionalTensor(call.alibi_slopes), OptionalTensor(call.block_table), call.num_splits);
+  run(stack, call.op, sdpa, forward_inplace_v2(), cpp, call.out.get(), call.query.get(),
+      call.key.get(), call.value.get(), OptionalTensor(call.cum_seq_q),
+      OptionalTensor(call.cum_seq_k), call.max_q, call.max_k, call.dropout_p, call.is_causal,
+      call.return_debug_mask, call.scale, call.window_size_left, call.window_size_right,
+      OptionalTensor(call.seqused_k), OptionalTensor(call.alibi_slopes),
+      OptionalTensor(call.block_table), call.num_splits);
 }
 
 void stock_backward(const BackwardCall& call, StableIValue* stack) {

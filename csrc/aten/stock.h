@@ -1,4 +1,5 @@
-// The stock kernels, through torch's versioned C shims, which do not consult the dispatcher for the op itself.
+// The stock kernels, through torch's versioned C shims, which do not consult the dispatcher for the
+// op itself.
 #pragma once
 
 #include "calls.h"
@@ -10,8 +11,8 @@ void stock_forward(const ForwardCall& call, StableIValue* stack);
 void stock_forward_inplace(const ForwardCall& call, StableIValue* stack);
 void stock_backward(const BackwardCall& call, StableIValue* stack);
 
-// Whether the calling thread is inside a stock scaled_dot_product op: that one calls the low-level op through the dispatcher, which
-// is ours, and has been turned down already.
+// Whether the calling thread is inside a stock scaled_dot_product op: that one calls the low-level
+// op through the dispatcher, which is ours, and has been turned down already.
 bool stock_is_running();
 
 }  // namespace fa4::aten

@@ -8,14 +8,16 @@
 #include "tensors.h"
 
 // shim.h declares it under USE_CUDA only; weak because a CPU build of torch lacks it.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                             void** ret_stream);
 #pragma weak aoti_torch_get_current_cuda_stream
 
 namespace fa4::aten {
 
 inline void* current_stream(int32_t device_index) {
   void* stream;
-  check_shim(aoti_torch_get_current_cuda_stream(device_index, &stream), "asking for the current stream");
+  check_shim(aoti_torch_get_current_cuda_stream(device_index, &stream),
+             "asking for the current stream");
   return stream;
 }
 

@@ -12,12 +12,14 @@
 namespace fa4::aten {
 namespace {
 
-Handle empty_strided(int64_t dim, const int64_t* size, const int64_t* stride, int32_t dtype, int32_t device_index) {
+Handle empty_strided(int64_t dim, const int64_t* size, const int64_t* stride, int32_t dtype,
+                     int32_t device_index) {
   if (Handle tensor = empty_cuda(dim, size, stride, dtype, device_index)) return tensor;
   AtenTensorHandle handle;
-  if (aoti_torch_empty_strided(dim, size, stride, dtype, aoti_torch_device_type_cuda(), device_index, &handle) !=
-      AOTI_TORCH_SUCCESS) {
-    return empty_strided_again(dim, size, stride, dtype, device_index, "CUDA out of memory. Allocating a tensor");
+  if (aoti_torch_empty_strided(dim, size, stride, dtype, aoti_torch_device_type_cuda(),
+                               device_index, &handle) != AOTI_TORCH_SUCCESS) {
+    return empty_strided_again(dim, size, stride, dtype, device_index,
+                               "CUDA out of memory. Allocating a tensor");
   }
   return Handle(handle);
 }
@@ -40,7 +42,8 @@ void check_shim(AOTITorchError error, const char* what) {
 }
 
 std::string exception_text(const std::string& otherwise) {
-  static const auto get_what = torch_function<const char*()>("libtorch_cpu.so", "torch_exception_get_what_without_backtrace");
+  static const auto get_what = torch_function<const char*()>(
+      "libtorch_cpu.so", "torch_exception_get_what_without_backtrace");
   return get_what ? get_what() : concat(otherwise, "; torch's message is on stderr");
 }
 
@@ -111,7 +114,9 @@ Handle undefined() {
   return Handle(handle);
 }
 
-void fill(AtenTensorHandle tensor, double value) { check_shim(aoti_torch_aten_fill__Scalar(tensor, value), "filling a tensor"); }
+void fill(AtenTensorHandle tensor, double value) {
+  check_shim(aoti_torch_aten_fill__Scalar(tensor, value), "filling a tensor");
+}
 
 Handle contiguous_copy(AtenTensorHandle tensor, const TensorInfo& info) {
   Handle result = empty(info.dim, info.size, info.dtype, info.device_index);

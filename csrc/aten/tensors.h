@@ -1,4 +1,5 @@
-// Tensors as the glue handles them: owned handles of torch's stable C interface, and what is read from them.
+// Tensors as the glue handles them: owned handles of torch's stable C interface, and what is read
+// from them.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -15,7 +16,8 @@ namespace fa4::aten {
 
 void check_shim(AOTITorchError error, const char* what);  // throws Error
 
-// What torch's C interface last failed with. Before torch 2.13 it keeps that to itself: then `otherwise`, and where to look.
+// What torch's C interface last failed with. Before torch 2.13 it keeps that to itself: then
+// `otherwise`, and where to look.
 std::string exception_text(const std::string& otherwise);
 
 // Owns one reference. torch::stable::Tensor does too, at the price of a shared_ptr.
@@ -59,7 +61,8 @@ bool tma_can_address(const TensorInfo& tensor, int64_t byte_offset);
 
 Handle empty_like(const TensorInfo& tensor);
 
-// Sizes and strides of attention's output, as torch promises them: query's, but for the last dimension, value's.
+// Sizes and strides of attention's output, as torch promises them: query's, but for the last
+// dimension, value's.
 struct OutputShape {
   int64_t size[kMaxDim], stride[kMaxDim];
 
@@ -68,17 +71,21 @@ struct OutputShape {
 };
 
 Handle empty(const TensorInfo& shape);
-Handle empty(int64_t dim, const int64_t* size, int32_t dtype, int32_t device_index);  // contiguous, CUDA
+Handle empty(int64_t dim, const int64_t* size, int32_t dtype,
+             int32_t device_index);  // contiguous, CUDA
 Handle undefined();
 void fill(AtenTensorHandle tensor, double value);
-Handle contiguous_copy(AtenTensorHandle tensor, const TensorInfo& info);  // in memory of its own, aligned as allocations are
+Handle contiguous_copy(AtenTensorHandle tensor,
+                       const TensorInfo& info);  // in memory of its own, aligned as allocations are
 
-// [batch, heads, seqlen, head_dim], as scaled_dot_product_attention has it, or [batch, seqlen, heads, head_dim]
+// [batch, heads, seqlen, head_dim], as scaled_dot_product_attention has it, or [batch, seqlen,
+// heads, head_dim]
 enum class DimOrder { kHeadsFirst, kSequenceFirst };
 
 TensorView view(AtenTensorHandle tensor, const TensorInfo& info, DimOrder order);
 
-// A tensor of 2-byte elements as the kernels can read it: itself, or a copy that lives as long as this.
+// A tensor of 2-byte elements as the kernels can read it: itself, or a copy that lives as long as
+// this.
 struct Readable {
   Handle copy;
   TensorView view;
@@ -86,7 +93,8 @@ struct Readable {
   Readable(AtenTensorHandle tensor, const TensorInfo& given, DimOrder order);
 };
 
-// A tensor of 2-byte elements as the kernels can write it: itself, or memory that finish() copies into it.
+// A tensor of 2-byte elements as the kernels can write it: itself, or memory that finish() copies
+// into it.
 struct Writable {
   AtenTensorHandle tensor;
   Handle copy;

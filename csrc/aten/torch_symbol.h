@@ -1,5 +1,6 @@
-// Functions that not every supported torch has, or has outside of its stable interface. Linking to them would tie the library to
-// some versions of torch; they are looked up by name in the libraries that torch has loaded.
+// Functions that not every supported torch has, or has outside of its stable interface. Linking to
+// them would tie the library to some versions of torch; they are looked up by name in the libraries
+// that torch has loaded.
 #pragma once
 
 namespace fa4::aten {

@@ -1,5 +1,6 @@
-// What the host code inside a compiled kernel's object calls: CUDA runtime calls under the DSL's names, here on the driver API.
-// A kernel is a CUkernel; the attribute numbers of both APIs are the same.
+// What the host code inside a compiled kernel's object calls: CUDA runtime calls under the DSL's
+// names, here on the driver API. A kernel is a CUkernel; the attribute numbers of both APIs are the
+// same.
 #include "dialect_runtime.h"
 
 #include <algorithm>
@@ -24,8 +25,9 @@ struct LaunchConfig {
   unsigned int num_attributes;
 };
 
-// The driver takes a CUkernel in place of a function, and finds the function of the stream's context at every launch, which was
-// measured to take 0.3 us. A function that was found once holds in the primary context, and in others by luck at best.
+// The driver takes a CUkernel in place of a function, and finds the function of the stream's
+// context at every launch, which was measured to take 0.3 us. A function that was found once holds
+// in the primary context, and in others by luck at best.
 CUresult find_function(CUkernel kernel, CUfunction& function) {
   if (!launching.whole_device) {
     function = reinterpret_cast<CUfunction>(kernel);
@@ -39,7 +41,8 @@ CUresult find_function(CUkernel kernel, CUfunction& function) {
 // After a launch: the first one may fail for want of memory for the kernel's code.
 void keep(CUfunction function) {
   std::atomic<CUfunction>& known = launching.function->in_primary_context;
-  if (launching.whole_device && !known.load(std::memory_order_relaxed)) known.store(function, std::memory_order_release);
+  if (launching.whole_device && !known.load(std::memory_order_relaxed))
+    known.store(function, std::memory_order_release);
 }
 
 uint32_t cluster_size(const CUlaunchConfig& config) {
@@ -55,15 +58,17 @@ uint32_t cluster_size(const CUlaunchConfig& config) {
 template <class Question>
 CUresult ask_in_context_of(CUstream stream, const Question& question) {
   CUcontext context, popped;
-  if (launching.whole_device || fa4::driver().stream_get_context(stream, &context) != CUDA_SUCCESS) return question();
+  if (launching.whole_device || fa4::driver().stream_get_context(stream, &context) != CUDA_SUCCESS)
+    return question();
   if (const CUresult result = fa4::driver().context_push(context)) return result;
   const CUresult answer = question();
   fa4::driver().context_pop(&popped);
   return answer;
 }
 
-// A cluster's CTAs run in one part of the GPU, of which a green context or a share under MPS may have less than the cluster needs.
-// A graph that captures the launch would notice only when it is made.
+// A cluster's CTAs run in one part of the GPU, of which a green context or a share under MPS may
+// have less than the cluster needs. A graph that captures the launch would notice only when it is
+// made.
 bool cluster_fits(CUfunction function, const CUlaunchConfig& config) {
   const uint32_t size = cluster_size(config);
   if (size <= 1) return true;
@@ -71,8 +76,9 @@ bool cluster_fits(CUfunction function, const CUlaunchConfig& config) {
   std::atomic<uint32_t>& known = launching.function->clusters_that_fit;
   if (launching.whole_device && known.load(std::memory_order_relaxed) & bit) return true;
   int clusters = 0;
-  const CUresult result =
-      ask_in_context_of(config.hStream, [&] { return fa4::driver().max_active_clusters(&clusters, function, &config); });
+  const CUresult result = ask_in_context_of(config.hStream, [&] {
+    return fa4::driver().max_active_clusters(&clusters, function, &config);
+  });
   if (result != CUDA_SUCCESS || clusters < 1) return false;
   if (launching.whole_device) known.fetch_or(bit, std::memory_order_relaxed);
   return true;
@@ -85,12 +91,15 @@ extern "C" {
 int _cudaGetDevice(int* device) { return fa4::driver().context_get_device(device); }
 
 int _cudaDeviceGetAttribute(int* value, int attribute, int device) {
-  return fa4::driver().device_get_attribute(value, static_cast<CUdevice_attribute>(attribute), device);
+  return fa4::driver().device_get_attribute(value, static_cast<CUdevice_attribute>(attribute),
+                                            device);
 }
 
-int _cudaLibraryLoadData(CUlibrary* library, const void* code, CUjit_option* jit_options, void** jit_values,
-                         unsigned int num_jit_options, CUlibraryOption* options, void** values, unsigned int num_options) {
-  return fa4::driver().library_load_data(library, code, jit_options, jit_values, num_jit_options, options, values, num_options);
+int _cudaLibraryLoadData(CUlibrary* library, const void* code, CUjit_option* jit_options,
+                         void** jit_values, unsigned int num_jit_options, CUlibraryOption* options,
+                         void** values, unsigned int num_options) {
+  return fa4::driver().library_load_data(library, code, jit_options, jit_values, num_jit_options,
+                                         options, values, num_options);
 }
 
 int _cudaLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* name) {
@@ -98,28 +107,35 @@ int _cudaLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* name)
 }
 
 int _cuKernelGetAttribute(int* value, int attribute, CUkernel kernel, int device) {
-  return fa4::driver().kernel_get_attribute(value, static_cast<CUfunction_attribute>(attribute), kernel, device);
+  return fa4::driver().kernel_get_attribute(value, static_cast<CUfunction_attribute>(attribute),
+                                            kernel, device);
 }
 
 int _cudaKernelSetAttributeForDevice(CUkernel kernel, int attribute, int value, int device) {
   const auto set = fa4::driver().kernel_set_attribute;
   const CUresult result = set(static_cast<CUfunction_attribute>(attribute), value, kernel, device);
-  // The decode kernel's clusters may have 16 thread blocks, twice of what every GPU has. No effect on other kernels.
-  return result == CUDA_SUCCESS ? set(CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1, kernel, device) : result;
+  // The decode kernel's clusters may have 16 thread blocks, twice of what every GPU has. No effect
+  // on other kernels.
+  return result == CUDA_SUCCESS
+             ? set(CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1, kernel, device)
+             : result;
 }
 
 int _cudaFuncSetAttribute(CUkernel kernel, int attribute, int value) {
   CUdevice device;
   const CUresult result = fa4::driver().context_get_device(&device);
-  return result == CUDA_SUCCESS ? _cudaKernelSetAttributeForDevice(kernel, attribute, value, device) : result;
+  return result == CUDA_SUCCESS ? _cudaKernelSetAttributeForDevice(kernel, attribute, value, device)
+                                : result;
 }
 
 int _cudaLaunchKernelEx(const LaunchConfig* given, CUkernel kernel, void** arguments) {
   CUfunction function;
   if (const CUresult result = find_function(kernel, function)) return result;
   CUlaunchConfig config{};
-  config.gridDimX = given->grid[0], config.gridDimY = given->grid[1], config.gridDimZ = given->grid[2];
-  config.blockDimX = given->block[0], config.blockDimY = given->block[1], config.blockDimZ = given->block[2];
+  config.gridDimX = given->grid[0], config.gridDimY = given->grid[1],
+  config.gridDimZ = given->grid[2];
+  config.blockDimX = given->block[0], config.blockDimY = given->block[1],
+  config.blockDimZ = given->block[2];
   config.sharedMemBytes = static_cast<unsigned int>(given->shared_memory_bytes);
   config.hStream = given->stream;
   config.attrs = given->attributes;
@@ -134,7 +150,8 @@ int _cudaLaunchKernelEx(const LaunchConfig* given, CUkernel kernel, void** argum
 
 namespace fa4 {
 
-void launch_compiled(const Kernel& kernel, Function& function, bool whole_device, void** arguments, int32_t count) {
+void launch_compiled(const Kernel& kernel, Function& function, bool whole_device, void** arguments,
+                     int32_t count) {
   launching = {&function, whole_device};
   kernel.launch(arguments, count);
 }

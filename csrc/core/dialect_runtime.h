@@ -5,8 +5,10 @@
 
 namespace fa4 {
 
-// Runs a kernel's host code, which ends in _cudaLaunchKernelEx and leaves a CUresult in the last argument. `function`: of the
-// device that is current. `whole_device`: the stream is one of the device's primary context.
-void launch_compiled(const Kernel& kernel, Function& function, bool whole_device, void** arguments, int32_t count);
+// Runs a kernel's host code, which ends in _cudaLaunchKernelEx and leaves a CUresult in the last
+// argument. `function`: of the device that is current. `whole_device`: the stream is one of the
+// device's primary context.
+void launch_compiled(const Kernel& kernel, Function& function, bool whole_device, void** arguments,
+                     int32_t count);
 
 }  // namespace fa4

@@ -18,7 +18,8 @@ void find(void* library, const char* name, Function& function) {
   if (!function) fail("the CUDA driver is too old: it has no function ", name);
 }
 
-// cuda.h renames some functions to their current version (cuCtxPushCurrent_v2): expand before quoting.
+// cuda.h renames some functions to their current version (cuCtxPushCurrent_v2): expand before
+// quoting.
 #define FA4_QUOTE(name) #name
 #define FA4_FIND(field, name) find(library, FA4_QUOTE(name), driver.field)
 
@@ -70,7 +71,8 @@ struct Opened {
 };
 
 const Opened& opened() {
-  static const Opened* const opened = new Opened;  // for good: a call may run while the process exits
+  static const Opened* const opened =
+      new Opened;  // for good: a call may run while the process exits
   return *opened;
 }
 
@@ -89,7 +91,8 @@ int attribute(CUdevice device, CUdevice_attribute which) {
 CachedDevice& cached_device(int device) {
   static std::array<CachedDevice, kMaxDevices> devices;
   static std::mutex mutex;
-  if (device < 0 || device >= kMaxDevices) fail("device index ", device, " is outside 0..", kMaxDevices - 1);
+  if (device < 0 || device >= kMaxDevices)
+    fail("device index ", device, " is outside 0..", kMaxDevices - 1);
   CachedDevice& cached = devices[device];
   if (cached.ready.load(std::memory_order_acquire)) return cached;
   std::lock_guard<std::mutex> lock(mutex);
@@ -98,7 +101,8 @@ CachedDevice& cached_device(int device) {
                             attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
     cached.all.sm_count = attribute(device, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
     cached.all.whole_device = true;
-    check(driver().primary_context_retain(&cached.primary_context, device), "cuDevicePrimaryCtxRetain");
+    check(driver().primary_context_retain(&cached.primary_context, device),
+          "cuDevicePrimaryCtxRetain");
     cached.ready.store(true, std::memory_order_release);
   }
   return cached;
@@ -124,14 +128,18 @@ void check(CUresult result, const char* what) {
 Processors processors(int device, void* stream) {
   const CachedDevice& cached = cached_device(device);
   CUcontext context;
-  // Without a context current, or with another device's, DeviceScope will make the primary one current.
-  if (driver().stream_get_context(static_cast<CUstream>(stream), &context) != CUDA_SUCCESS) return cached.all;
+  // Without a context current, or with another device's, DeviceScope will make the primary one
+  // current.
+  if (driver().stream_get_context(static_cast<CUstream>(stream), &context) != CUDA_SUCCESS)
+    return cached.all;
   if (context == cached.primary_context) return cached.all;
   CUdevice current;
-  if (!stream && driver().context_get_device(&current) == CUDA_SUCCESS && current != device) return cached.all;
+  if (!stream && driver().context_get_device(&current) == CUDA_SUCCESS && current != device)
+    return cached.all;
   // Contexts come and go, and a new one may have an old one's address: nothing about them is kept.
   CUdevResource part;
-  if (driver().context_get_resource(context, &part, CU_DEV_RESOURCE_TYPE_SM) != CUDA_SUCCESS) return cached.all;
+  if (driver().context_get_resource(context, &part, CU_DEV_RESOURCE_TYPE_SM) != CUDA_SUCCESS)
+    return cached.all;
   return {cached.all.capability, static_cast<int32_t>(part.sm.smCount), false};
 }
 

@@ -1,5 +1,6 @@
-// The few functions of the CUDA driver that launching a compiled kernel takes, found at run time in the driver that torch loaded.
-// So the library links nothing of CUDA: it loads on a machine without a GPU, and next to any CUDA 13 runtime.
+// The few functions of the CUDA driver that launching a compiled kernel takes, found at run time in
+// the driver that torch loaded. So the library links nothing of CUDA: it loads on a machine without
+// a GPU, and next to any CUDA 13 runtime.
 #pragma once
 
 #include <cuda.h>
@@ -32,8 +33,9 @@ struct Driver {
   decltype(&cuMemGetInfo) memory_info;
 };
 
-const Driver& driver();               // throws Error where driver_problem() has one
-const std::string& driver_problem();  // there is no CUDA driver, or one too old for the kernels; empty: neither
+const Driver& driver();  // throws Error where driver_problem() has one
+const std::string&
+driver_problem();  // there is no CUDA driver, or one too old for the kernels; empty: neither
 
 void check(CUresult result, const char* what);  // throws Error with the driver's own words
 
@@ -43,15 +45,18 @@ constexpr int kMaxDevices = 64;
 struct Processors {
   int32_t capability;  // 90 for 9.0
   int32_t sm_count;
-  bool whole_device;  // false: a part of it, as a green context has, or a context that is not the primary one
+  bool whole_device;  // false: a part of it, as a green context has, or a context that is not the
+                      // primary one
 };
 
-// The stream counts, and for the null stream the context that is current. Both may be a green context's.
+// The stream counts, and for the null stream the context that is current. Both may be a green
+// context's.
 Processors processors(int device, void* stream);
 
-// Makes the device's primary context current for the calling thread where another device's is, and puts that back. A thread that
-// has none keeps it, as after any call of the CUDA runtime: what runs next in autograd's threads counts on one. A context of the
-// same device stays: it may be a green one, whose share of the device the null stream then stands for.
+// Makes the device's primary context current for the calling thread where another device's is, and
+// puts that back. A thread that has none keeps it, as after any call of the CUDA runtime: what runs
+// next in autograd's threads counts on one. A context of the same device stays: it may be a green
+// one, whose share of the device the null stream then stands for.
 class DeviceScope {
  public:
   explicit DeviceScope(int device);

@@ -1,5 +1,5 @@
-// dlopen, dlsym and dladdr under the versions that every glibc since 2.28 has: 2.34 moved them into libc.so.6 and gave them new
-// ones.
+// dlopen, dlsym and dladdr under the versions that every glibc since 2.28 has: 2.34 moved them into
+// libc.so.6 and gave them new ones.
 #pragma once
 
 #include <dlfcn.h>

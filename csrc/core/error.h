@@ -1,4 +1,5 @@
-// Errors of the library: exceptions whose text says what failed and with which values. Never an exit, never a print.
+// Errors of the library: exceptions whose text says what failed and with which values. Never an
+// exit, never a print.
 #pragma once
 
 #include <sstream>
@@ -12,7 +13,8 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Device memory is out; the text begins as torch's own does, which programs look for to try with less.
+// Device memory is out; the text begins as torch's own does, which programs look for to try with
+// less.
 class OutOfMemory : public Error {
  public:
   using Error::Error;

@@ -12,19 +12,23 @@ struct Kernel {
   Op op;
   int16_t arch;  // 90, or 100 for the family 10.0 and 10.3
   Dtype dtype;
-  int16_t head_dim;    // bucket of query's and key's: the kernel serves every multiple of 8 up to it
+  int16_t head_dim;  // bucket of query's and key's: the kernel serves every multiple of 8 up to it
   int16_t head_dim_v;  // bucket of value's and the output's
   Layout layout;
   Mask mask;
-  bool grouped;  // backward: query heads that share a key/value head add up in accumulators of dK and dV
+  bool grouped;  // backward: query heads that share a key/value head add up in accumulators of dK
+                 // and dV
   bool deterministic;
   bool two_cta;
-  bool persistent;  // launched as many thread blocks as work at a time, each on one tile after the other
-  bool tuned;       // runs only where a tile rule says so (tile_rules.h), instead of the default of its kind
+  bool persistent;  // launched as many thread blocks as work at a time, each on one tile after the
+                    // other
+  bool tuned;  // runs only where a tile rule says so (tile_rules.h), instead of the default of its
+               // kind
   int16_t block_m;  // rows of a tile
   int16_t block_n;
-  int16_t blocks_per_sm;                                               // decode: thread blocks that a multiprocessor holds
-  int16_t preprocess, postprocess_dq, postprocess_dk, postprocess_dv;  // backward: rows of this table; -1: not launched
+  int16_t blocks_per_sm;  // decode: thread blocks that a multiprocessor holds
+  int16_t preprocess, postprocess_dq, postprocess_dk,
+      postprocess_dv;  // backward: rows of this table; -1: not launched
 
   // export_to_c's entry points; each takes an array of pointers to its arguments.
   void (*load)(void** arguments);
@@ -35,9 +39,11 @@ struct Kernel {
 extern const Kernel kKernels[];
 extern const int32_t kNumKernels;
 
-// JSON object: kernel subset, architectures, versions of the kernels' sources, hash of the manifest.
+// JSON object: kernel subset, architectures, versions of the kernels' sources, hash of the
+// manifest.
 extern const char* const kBuildInfo;
-// JSON array, one object a kernel: name, arch, registers, spill_bytes, shared_memory_bytes, object_bytes.
+// JSON array, one object a kernel: name, arch, registers, spill_bytes, shared_memory_bytes,
+// object_bytes.
 extern const char* const kManifest;
 
 }  // namespace fa4

@@ -12,7 +12,8 @@
 namespace fa4 {
 namespace {
 
-// export_to_c's struct of a tensor whose shape is dynamic and whose strides are too, but for the last dimension's.
+// export_to_c's struct of a tensor whose shape is dynamic and whose strides are too, but for the
+// last dimension's.
 template <int kRank>
 struct ExportedTensor {
   void* data;
@@ -24,7 +25,8 @@ struct ExportedTensor<1> {
   void* data;
   int32_t shape[1];
 };
-static_assert(sizeof(ExportedTensor<4>) == 48 && sizeof(ExportedTensor<3>) == 40 && sizeof(ExportedTensor<2>) == 24,
+static_assert(sizeof(ExportedTensor<4>) == 48 && sizeof(ExportedTensor<3>) == 40 &&
+                  sizeof(ExportedTensor<2>) == 24,
               "the objects' ABI");
 
 union Exported {  // the rank is the layout's
@@ -33,13 +35,16 @@ union Exported {  // the rank is the layout's
   ExportedTensor<2> two;
 };
 
-// Some of a problem's batch entries and heads. A grid's y and z, where most kernels have these, hold no more than kMaxGrid.
+// Some of a problem's batch entries and heads. A grid's y and z, where most kernels have these,
+// hold no more than kMaxGrid.
 struct Part {
   int64_t batch, batches;     // the first entry, and how many
   int64_t head_kv, heads_kv;  // the same of key/value heads
   int64_t all_heads_kv;       // of the problem
 
-  int64_t head(int64_t heads) const { return head_kv * (heads / all_heads_kv); }  // the first, of a tensor with so many in all
+  int64_t head(int64_t heads) const {
+    return head_kv * (heads / all_heads_kv);
+  }  // the first, of a tensor with so many in all
   int64_t heads(int64_t heads) const { return heads_kv * (heads / all_heads_kv); }
 };
 
@@ -47,33 +52,44 @@ struct Part {
 template <class Launch>
 void for_each_part(const Problem& p, const Kernel& kernel, Launch&& launch) {
   const int64_t ratio = p.num_heads / p.num_heads_kv;
-  // Grids of packed sequences have them in x, but for the decode kernel's. Persistent grids have neither batch nor heads.
-  const bool batch_in_z = kernel.layout != Layout::kVarlen && !kernel.persistent, heads_in_y = !kernel.persistent;
-  const int64_t most_batches = batch_in_z ? kMaxGrid : p.batch, most_heads = heads_in_y ? kMaxGrid / ratio : p.num_heads_kv;
+  // Grids of packed sequences have them in x, but for the decode kernel's. Persistent grids have
+  // neither batch nor heads.
+  const bool batch_in_z = kernel.layout != Layout::kVarlen && !kernel.persistent,
+             heads_in_y = !kernel.persistent;
+  const int64_t most_batches = batch_in_z ? kMaxGrid : p.batch,
+                most_heads = heads_in_y ? kMaxGrid / ratio : p.num_heads_kv;
   for (int64_t batch = 0; batch < p.batch; batch += most_batches) {
     for (int64_t head = 0; head < p.num_heads_kv; head += most_heads) {
-      launch(
-          Part{batch, std::min(most_batches, p.batch - batch), head, std::min(most_heads, p.num_heads_kv - head), p.num_heads_kv});
+      launch(Part{batch, std::min(most_batches, p.batch - batch), head,
+                  std::min(most_heads, p.num_heads_kv - head), p.num_heads_kv});
     }
   }
 }
 
-// Pointers to a kernel's arguments, in the order of its entry under kernels/. Tensors are given whole; the kernel sees a part.
+// Pointers to a kernel's arguments, in the order of its entry under kernels/. Tensors are given
+// whole; the kernel sees a part.
 class ArgumentList {
  public:
   ArgumentList(const Problem& p, const Kernel& kernel, const Part& part)
-      : kernel_(kernel), part_(part), dense_(p.layout == Layout::kDense), varlen_(kernel.layout == Layout::kVarlen) {}
+      : kernel_(kernel),
+        part_(part),
+        dense_(p.layout == Layout::kDense),
+        varlen_(kernel.layout == Layout::kVarlen) {}
 
   void add(void* pointer) { pointers_[count_++] = pointer; }
 
   // q, k, v, o and their gradients
-  void add(const TensorView& t, Exported& storage) { varlen_ ? add(t, 1, storage.three) : add(t, 2, storage.four); }
+  void add(const TensorView& t, Exported& storage) {
+    varlen_ ? add(t, 1, storage.three) : add(t, 2, storage.four);
+  }
 
   // Contiguous fp32 [batch,] heads, n: lse, delta, accumulators
   void add_rows(const void* data, int64_t heads, int64_t n, Exported& storage) {
     const int64_t batch = dense_ ? part_.batch : 0, batches = dense_ ? part_.batches : 1;
-    void* pointer = const_cast<float*>(static_cast<const float*>(data)) + (batch * heads + part_.head(heads)) * n;
-    const auto heads_here = static_cast<int32_t>(part_.heads(heads)), rows = static_cast<int32_t>(n);
+    void* pointer = const_cast<float*>(static_cast<const float*>(data)) +
+                    (batch * heads + part_.head(heads)) * n;
+    const auto heads_here = static_cast<int32_t>(part_.heads(heads)),
+               rows = static_cast<int32_t>(n);
     if (varlen_) {
       storage.two = {pointer, {heads_here, rows}, {n}};
       add(&storage.two);
@@ -93,10 +109,13 @@ class ArgumentList {
     if (varlen_) add_lengths(data, batch + 1, storage);
   }
 
-  // cu_seqlens_k and seqused_k as the two rows of one tensor, whose stride is what lies between them.
-  void add_key_lengths(const int32_t* cu_seqlens, const int32_t* seqused, int64_t batch, ExportedTensor<2>& storage) {
+  // cu_seqlens_k and seqused_k as the two rows of one tensor, whose stride is what lies between
+  // them.
+  void add_key_lengths(const int32_t* cu_seqlens, const int32_t* seqused, int64_t batch,
+                       ExportedTensor<2>& storage) {
     if (!varlen_) return;
-    const auto distance = reinterpret_cast<intptr_t>(seqused) - reinterpret_cast<intptr_t>(cu_seqlens);
+    const auto distance =
+        reinterpret_cast<intptr_t>(seqused) - reinterpret_cast<intptr_t>(cu_seqlens);
     storage = {const_cast<int32_t*>(cu_seqlens),
                {seqused ? 2 : 1, static_cast<int32_t>(batch + 1)},
                {seqused ? distance / static_cast<intptr_t>(sizeof(int32_t)) : batch + 1}};
@@ -108,16 +127,17 @@ class ArgumentList {
   }
 
   // Contiguous int32 batch, heads, tiles, slots
-  void add_semaphore(int32_t* data, int64_t heads, int64_t tiles, int64_t slots, ExportedTensor<4>& storage) {
+  void add_semaphore(int32_t* data, int64_t heads, int64_t tiles, int64_t slots,
+                     ExportedTensor<4>& storage) {
     storage = {data + (part_.batch * heads + part_.head(heads)) * tiles * slots,
-               {static_cast<int32_t>(part_.batches), static_cast<int32_t>(part_.heads(heads)), static_cast<int32_t>(tiles),
-                static_cast<int32_t>(slots)},
+               {static_cast<int32_t>(part_.batches), static_cast<int32_t>(part_.heads(heads)),
+                static_cast<int32_t>(tiles), static_cast<int32_t>(slots)},
                {heads * tiles * slots, tiles * slots, slots}};
     add(&storage);
   }
 
-  // Returns whether the device, or the part of it that the stream has, can hold the kernel's clusters: if not, nothing was
-  // launched.
+  // Returns whether the device, or the part of it that the stream has, can hold the kernel's
+  // clusters: if not, nothing was launched.
   bool launch_if_clusters_fit(const Target& target) {
     Function& function = loaded(kernel_, target.device);
     void* stream = target.stream;
@@ -132,25 +152,29 @@ class ArgumentList {
 
   void launch(const Target& target) {
     if (!launch_if_clusters_fit(target)) {
-      fail("launching kernel ", kernel_.name, " failed: its clusters do not fit the multiprocessors that the stream may use");
+      fail("launching kernel ", kernel_.name,
+           " failed: its clusters do not fit the multiprocessors that the stream may use");
     }
   }
 
  private:
   void failed(CUresult result, const Function& function) {
     const bool first = !function.in_primary_context.load(std::memory_order_acquire);
-    if (first || result == CUDA_ERROR_OUT_OF_MEMORY) check_loading(result, kernel_, first ? "its first launch" : "a launch");
+    if (first || result == CUDA_ERROR_OUT_OF_MEMORY)
+      check_loading(result, kernel_, first ? "its first launch" : "a launch");
     check(result, concat("launching kernel ", kernel_.name).c_str());
   }
 
   template <int kRank>
   void add(const TensorView& t, int heads, ExportedTensor<kRank>& storage) {
-    const int64_t offset = part_.head(t.size[heads]) * t.stride[heads] + (dense_ ? part_.batch * t.stride[0] : 0);
+    const int64_t offset =
+        part_.head(t.size[heads]) * t.stride[heads] + (dense_ ? part_.batch * t.stride[0] : 0);
     storage.data = static_cast<char*>(t.data) + kElementBytes * offset;
     for (int i = 0; i < kRank; ++i) storage.shape[i] = static_cast<int32_t>(t.size[i]);
     storage.shape[heads] = static_cast<int32_t>(part_.heads(t.size[heads]));
     if (dense_) storage.shape[0] = static_cast<int32_t>(part_.batches);
-    // The stride of a single row is never taken and may be anything, but TMA wants multiples of 16 bytes.
+    // The stride of a single row is never taken and may be anything, but TMA wants multiples of 16
+    // bytes.
     for (int i = 0; i + 1 < kRank; ++i) storage.stride[i] = storage.shape[i] == 1 ? 0 : t.stride[i];
     add(&storage);
   }
@@ -180,11 +204,13 @@ Scratch row_numbers(const Workspace& w, const BackwardArguments& a) {
 void clear(const Workspace& w, const Scratch& scratch, const Target& target) {
   if (w.bytes == w.zeroed) return;
   check(driver().memset_d32_async(reinterpret_cast<CUdeviceptr>(scratch.at(w.zeroed)), 0,
-                                  static_cast<size_t>(w.bytes - w.zeroed) / 4, static_cast<CUstream>(target.stream)),
+                                  static_cast<size_t>(w.bytes - w.zeroed) / 4,
+                                  static_cast<CUstream>(target.stream)),
         "clearing the workspace");
 }
 
-void preprocess(const Problem& p, const Plan& plan, const BackwardArguments& a, const Part& part, const Target& target) {
+void preprocess(const Problem& p, const Plan& plan, const BackwardArguments& a, const Part& part,
+                const Target& target) {
   const Workspace& w = plan.workspace;
   const Scratch scratch{static_cast<char*>(a.workspace)}, numbers = row_numbers(w, a);
   ArgumentList list(p, kKernels[plan.kernel->preprocess], part);
@@ -200,7 +226,8 @@ void preprocess(const Problem& p, const Plan& plan, const BackwardArguments& a, 
   list.launch(target);
 }
 
-void gradients(const Problem& p, const Plan& plan, const BackwardArguments& a, const Part& part, const Target& target) {
+void gradients(const Problem& p, const Plan& plan, const BackwardArguments& a, const Part& part,
+               const Target& target) {
   const Kernel& kernel = *plan.kernel;
   const Workspace& w = plan.workspace;
   const Scratch scratch{static_cast<char*>(a.workspace)}, numbers = row_numbers(w, a);
@@ -230,24 +257,30 @@ void gradients(const Problem& p, const Plan& plan, const BackwardArguments& a, c
   list.add(&left);
   list.add(&right);
   if (kernel.deterministic) {
-    list.add_semaphore(scratch.at<int32_t>(w.dq_semaphore), p.num_heads, w.tiles_q, w.cluster, dq_semaphore);
+    list.add_semaphore(scratch.at<int32_t>(w.dq_semaphore), p.num_heads, w.tiles_q, w.cluster,
+                       dq_semaphore);
     if (kernel.grouped) {
-      list.add_semaphore(scratch.at<int32_t>(w.dk_semaphore), p.num_heads_kv, w.tiles_k, 2, dk_semaphore);
-      list.add_semaphore(scratch.at<int32_t>(w.dv_semaphore), p.num_heads_kv, w.tiles_k, 2, dv_semaphore);
+      list.add_semaphore(scratch.at<int32_t>(w.dk_semaphore), p.num_heads_kv, w.tiles_k, 2,
+                         dk_semaphore);
+      list.add_semaphore(scratch.at<int32_t>(w.dv_semaphore), p.num_heads_kv, w.tiles_k, 2,
+                         dv_semaphore);
     }
   }
   list.launch(target);
 }
 
-// Gradients that another kernel writes where there are sequences, and where there are none the postprocess of dQ clears.
+// Gradients that another kernel writes where there are sequences, and where there are none the
+// postprocess of dQ clears.
 struct Others {
   TensorView dk, dv;
   const int32_t* cu_seqlens = nullptr;
 };
 
 // fp32 accumulator -> gradient, for dQ (rows of q) or dK and dV (rows of k)
-void postprocess(const Problem& p, int kernel_row, const void* accumulator, const TensorView& gradient, int64_t heads, int64_t rows,
-                 float scale, const int32_t* cu_seqlens, const Others& others, const Part& part, const Target& target) {
+void postprocess(const Problem& p, int kernel_row, const void* accumulator,
+                 const TensorView& gradient, int64_t heads, int64_t rows, float scale,
+                 const int32_t* cu_seqlens, const Others& others, const Part& part,
+                 const Target& target) {
   const Kernel& kernel = kKernels[kernel_row];
   ArgumentList list(p, kernel, part);
   Exported accum, grad, dk, dv;
@@ -275,17 +308,21 @@ TensorView with_batch(const TensorView& t, const Problem& p) {
   return result;
 }
 
-void decode(const Problem& p, const Plan& plan, const ForwardArguments& a, const Part& part, const Target& target) {
+void decode(const Problem& p, const Plan& plan, const ForwardArguments& a, const Part& part,
+            const Target& target) {
   const bool varlen = p.layout == Layout::kVarlen, paged = p.page_size > 0;
-  const auto of_part = [&part](const int32_t* lengths) { return lengths ? lengths + part.batch : nullptr; };
+  const auto of_part = [&part](const int32_t* lengths) {
+    return lengths ? lengths + part.batch : nullptr;
+  };
   ArgumentList list(p, *plan.kernel, part);
   Exported q, k, v, o, lse;
   ExportedTensor<1> cu_seqlens_q, cu_seqlens_k, seqused_k;
   ExportedTensor<2> block_table{};
   if (paged) {
-    block_table = {const_cast<int32_t*>(a.block_table) + part.batch * a.block_table_stride,
-                   {static_cast<int32_t>(part.batches), static_cast<int32_t>(a.block_table_columns)},
-                   {a.block_table_stride}};
+    block_table = {
+        const_cast<int32_t*>(a.block_table) + part.batch * a.block_table_stride,
+        {static_cast<int32_t>(part.batches), static_cast<int32_t>(a.block_table_columns)},
+        {a.block_table_stride}};
   }
   float scale = a.softmax_scale;
   int32_t left = plan.window_size_left, right = plan.window_size_right;
@@ -304,12 +341,14 @@ void decode(const Problem& p, const Plan& plan, const ForwardArguments& a, const
   list.add(&right);
   list.add(&max_seqlen_q);
   list.add(&splits);
-  // The planner's choice is for a device of so many multiprocessors. The CTAs of a cluster must also lie near each other.
+  // The planner's choice is for a device of so many multiprocessors. The CTAs of a cluster must
+  // also lie near each other.
   while (splits > 1 && !list.launch_if_clusters_fit(target)) splits /= 2;
   if (splits == 1) list.launch(target);
 }
 
-void forward(const Problem& p, const Plan& plan, const ForwardArguments& a, const Part& part, const Target& target) {
+void forward(const Problem& p, const Plan& plan, const ForwardArguments& a, const Part& part,
+             const Target& target) {
   const Kernel& kernel = *plan.kernel;
   ArgumentList list(p, kernel, part);
   Exported q, k, v, o, lse;
@@ -343,7 +382,8 @@ void forward(const Problem& p, const Plan& plan, const ForwardArguments& a, cons
 
 const Kernel* find_clear(const Problem& p) {
   for (const Kernel* kernel = kKernels; kernel != kKernels + kNumKernels; ++kernel) {
-    if (kernel->op == Op::kClear && kernel->arch == p.capability && kernel->dtype == p.dtype) return kernel;
+    if (kernel->op == Op::kClear && kernel->arch == p.capability && kernel->dtype == p.dtype)
+      return kernel;
   }
   return nullptr;
 }
@@ -367,14 +407,18 @@ void clear_unwritten(const Problem& p, const StockGradients& g, const Target& ta
   list.launch(target);
 }
 
-void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& a, const Target& target) {
+void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& a,
+                    const Target& target) {
   const DeviceScope scope(target.device);
   const bool is_decode = plan.kernel->op == Op::kDecode;
   clear(plan.workspace, {static_cast<char*>(a.workspace)}, target);
-  for_each_part(p, *plan.kernel, [&](const Part& part) { (is_decode ? decode : forward)(p, plan, a, part, target); });
+  for_each_part(p, *plan.kernel, [&](const Part& part) {
+    (is_decode ? decode : forward)(p, plan, a, part, target);
+  });
 }
 
-void launch_backward(const Problem& p, const Plan& plan, const BackwardArguments& a, const Target& target) {
+void launch_backward(const Problem& p, const Plan& plan, const BackwardArguments& a,
+                     const Target& target) {
   const DeviceScope scope(target.device);
   const Workspace& w = plan.workspace;
   const Kernel& kernel = *plan.kernel;
@@ -385,15 +429,15 @@ void launch_backward(const Problem& p, const Plan& plan, const BackwardArguments
   for_each([&](const Part& part) { gradients(p, plan, a, part, target); });
   const Others others = kernel.grouped ? Others{} : Others{a.dk, a.dv, a.cu_seqlens_k};
   for_each([&](const Part& part) {
-    postprocess(p, kernel.postprocess_dq, scratch.at(w.dq_accum), a.dq, p.num_heads, w.rows_q, a.softmax_scale, a.cu_seqlens_q,
-                others, part, target);
+    postprocess(p, kernel.postprocess_dq, scratch.at(w.dq_accum), a.dq, p.num_heads, w.rows_q,
+                a.softmax_scale, a.cu_seqlens_q, others, part, target);
   });
   if (!kernel.grouped) return;
   for_each([&](const Part& part) {
-    postprocess(p, kernel.postprocess_dk, scratch.at(w.dk_accum), a.dk, p.num_heads_kv, w.rows_k, a.softmax_scale, a.cu_seqlens_k,
-                {}, part, target);
-    postprocess(p, kernel.postprocess_dv, scratch.at(w.dv_accum), a.dv, p.num_heads_kv, w.rows_k, 1.0f, a.cu_seqlens_k, {}, part,
-                target);
+    postprocess(p, kernel.postprocess_dk, scratch.at(w.dk_accum), a.dk, p.num_heads_kv, w.rows_k,
+                a.softmax_scale, a.cu_seqlens_k, {}, part, target);
+    postprocess(p, kernel.postprocess_dv, scratch.at(w.dv_accum), a.dv, p.num_heads_kv, w.rows_k,
+                1.0f, a.cu_seqlens_k, {}, part, target);
   });
 }
 

@@ -7,7 +7,8 @@
 
 namespace fa4 {
 
-// A tensor in the kernels' order: [batch, seqlen, heads, head_dim], varlen [total, heads, head_dim]. Strides in elements.
+// A tensor in the kernels' order: [batch, seqlen, heads, head_dim], varlen [total, heads,
+// head_dim]. Strides in elements.
 struct TensorView {
   void* data = nullptr;
   int64_t size[4] = {};
@@ -22,11 +23,13 @@ struct Target {
 
 struct ForwardArguments {
   TensorView q, k, v, o;
-  float* lse = nullptr;                   // contiguous [batch, heads, seqlen_q], varlen [heads, total_q]
+  float* lse = nullptr;  // contiguous [batch, heads, seqlen_q], varlen [heads, total_q]
   const int32_t* cu_seqlens_q = nullptr;  // [batch + 1], varlen only
   const int32_t* cu_seqlens_k = nullptr;
-  const int32_t* seqused_k = nullptr;    // [batch], varlen only: keys in use of each sequence; null: all
-  const int32_t* block_table = nullptr;  // [batch, block_table_columns], paged only: each sequence's pages
+  const int32_t* seqused_k =
+      nullptr;  // [batch], varlen only: keys in use of each sequence; null: all
+  const int32_t* block_table =
+      nullptr;  // [batch, block_table_columns], paged only: each sequence's pages
   int64_t block_table_columns = 0, block_table_stride = 0;
   float softmax_scale = 0;
   void* workspace = nullptr;  // plan.workspace.bytes, at a multiple of 4
@@ -48,12 +51,15 @@ struct StockGradients {
   const int32_t* cu_seqlens_k = nullptr;
 };
 
-// Zeros where that backward wrote nothing: rows that belong to no sequence, and dK and dV of sequences without queries. Does
-// nothing where the build has no kernel for it, which is where no speed rule holds.
+// Zeros where that backward wrote nothing: rows that belong to no sequence, and dK and dV of
+// sequences without queries. Does nothing where the build has no kernel for it, which is where no
+// speed rule holds.
 void clear_unwritten(const Problem& problem, const StockGradients& gradients, const Target& target);
 
 // Asynchronous. The plan must be of this problem; throws Error when loading or launching fails.
-void launch_forward(const Problem& problem, const Plan& plan, const ForwardArguments& arguments, const Target& target);
-void launch_backward(const Problem& problem, const Plan& plan, const BackwardArguments& arguments, const Target& target);
+void launch_forward(const Problem& problem, const Plan& plan, const ForwardArguments& arguments,
+                    const Target& target);
+void launch_backward(const Problem& problem, const Plan& plan, const BackwardArguments& arguments,
+                     const Target& target);
 
 }  // namespace fa4

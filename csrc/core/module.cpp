@@ -32,11 +32,12 @@ void load(const Kernel& kernel, Module& module, int device) {
 
 }  // namespace
 
-// The driver loads a kernel's code when that is first used, and for want of memory may then say "unknown error" or "invalid
-// argument".
+// The driver loads a kernel's code when that is first used, and for want of memory may then say
+// "unknown error" or "invalid argument".
 void check_loading(CUresult result, const Kernel& kernel, const char* step) {
   if (result == CUDA_SUCCESS) return;
-  // Many times what a kernel's code takes; torch leaves less on a device that it has filled, by 2 or 20 MiB at a time.
+  // Many times what a kernel's code takes; torch leaves less on a device that it has filled, by 2
+  // or 20 MiB at a time.
   constexpr size_t kLittle = 64 << 20;
   size_t free = 0, total = 0;
   const bool known = driver().memory_info(&free, &total) == CUDA_SUCCESS;
@@ -46,13 +47,15 @@ void check_loading(CUresult result, const Kernel& kernel, const char* step) {
   try {
     check(result, what.c_str());
   } catch (const Error& error) {
-    const std::string when = known ? concat("With ", free >> 20, " MiB of device memory free, ") : "On the device, ";
+    const std::string when =
+        known ? concat("With ", free >> 20, " MiB of device memory free, ") : "On the device, ";
     throw OutOfMemory(concat("CUDA out of memory. ", when, error.what()));
   }
 }
 
 Function& loaded(const Kernel& kernel, int device) {
-  static Module* const modules = new Module[kNumKernels];  // for good: a call may run while the process exits
+  static Module* const modules =
+      new Module[kNumKernels];  // for good: a call may run while the process exits
   static std::mutex mutex;
   Module& module = modules[&kernel - kKernels];
   const uint64_t bit = uint64_t{1} << device;

@@ -1,4 +1,5 @@
-// Which kernel a call gets, or why none: a function of the problem alone. No CUDA call, so that it runs without a GPU.
+// Which kernel a call gets, or why none: a function of the problem alone. No CUDA call, so that it
+// runs without a GPU.
 #pragma once
 
 #include <cstdint>
@@ -11,19 +12,23 @@
 
 namespace fa4 {
 
-// Byte offsets into a call's one scratch buffer; all but the last two are the backward's. Everything from `zeroed` on must be zero
-// before the launch. dQ, which is written last, holds lse_log2 and delta until then, where it has room for them.
+// Byte offsets into a call's one scratch buffer; all but the last two are the backward's.
+// Everything from `zeroed` on must be zero before the launch. dQ, which is written last, holds
+// lse_log2 and delta until then, where it has room for them.
 struct Workspace {
-  int64_t rows_q = 0;          // rows a head (and a sequence, when dense) of lse_log2, delta and dq_accum: whole tiles
+  int64_t rows_q =
+      0;  // rows a head (and a sequence, when dense) of lse_log2, delta and dq_accum: whole tiles
   int64_t rows_k = 0;          // the same of dk_accum and dv_accum
   bool numbers_in_dq = false;  // lse_log2 and delta are offsets into dQ
   int64_t lse_log2 = 0;        // fp32 [batch,] heads, rows_q
   int64_t delta = 0;           // fp32 [batch,] heads, rows_q
   int64_t dq_accum = 0;        // fp32 [batch,] heads, rows_q * bucket
-  int64_t dk_accum = 0;        // fp32 [batch,] heads_kv, rows_k * bucket; grouped heads only, like dv_accum
-  int64_t dv_accum = 0;        // fp32 [batch,] heads_kv, rows_k * value's bucket
-  int64_t dq_semaphore = 0;    // int32 batch, heads, tiles of q, CTAs of a cluster; deterministic only, like the next two
-  int64_t dk_semaphore = 0;    // int32 batch, heads_kv, tiles of k, 2; grouped heads only
+  int64_t dk_accum =
+      0;  // fp32 [batch,] heads_kv, rows_k * bucket; grouped heads only, like dv_accum
+  int64_t dv_accum = 0;      // fp32 [batch,] heads_kv, rows_k * value's bucket
+  int64_t dq_semaphore = 0;  // int32 batch, heads, tiles of q, CTAs of a cluster; deterministic
+                             // only, like the next two
+  int64_t dk_semaphore = 0;  // int32 batch, heads_kv, tiles of k, 2; grouped heads only
   int64_t dv_semaphore = 0;
   int64_t tiles_q = 0, tiles_k = 0, cluster = 1;  // shapes of the semaphores
   int64_t zeroed = 0;
@@ -32,12 +37,14 @@ struct Workspace {
 
 struct Plan {
   const Kernel* kernel = nullptr;
-  bool nothing_to_compute = false;  // and no kernel: there are no queries, or no keys. Results are zero, logsumexp minus infinity
+  bool nothing_to_compute = false;  // and no kernel: there are no queries, or no keys. Results are
+                                    // zero, logsumexp minus infinity
   int32_t window_size_left = kUnbounded;
   int32_t window_size_right = kUnbounded;
   int32_t splits = 1;   // decode: thread blocks that share the keys of a head
   int32_t workers = 0;  // persistent: thread blocks
-  int32_t paired = 0;   // persistent and causal: heads, of all batch elements, whose tiles are dealt out in pairs
+  int32_t paired =
+      0;  // persistent and causal: heads, of all batch elements, whose tiles are dealt out in pairs
   Workspace workspace;
   bool stock_is_faster = false;  // not supported for this reason alone
   std::string reason;            // not supported: why, in words for the user
@@ -49,8 +56,10 @@ struct Plan {
   int64_t tile_k() const { return kernel ? kernel->block_n : 0; }
 };
 
-// `speed_rules`: turn down what our kernels can run but the stock kernel runs faster (speed_rules.h). `tile_rules`: which of the
-// build's tiles are faster than the default (tile_rules.h).
-Plan plan(const Problem& problem, bool speed_rules = true, const std::vector<TileRule>& tile_rules = kTileRules);
+// `speed_rules`: turn down what our kernels can run but the stock kernel runs faster
+// (speed_rules.h). `tile_rules`: which of the build's tiles are faster than the default
+// (tile_rules.h).
+Plan plan(const Problem& problem, bool speed_rules = true,
+          const std::vector<TileRule>& tile_rules = kTileRules);
 
 }  // namespace fa4

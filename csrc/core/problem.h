@@ -19,14 +19,16 @@ struct Tile {
   explicit operator bool() const { return queries != 0; }
 };
 
-// How the tiles of a dense forward without a window are dealt out on Hopper. Under a causal mask: those of `paired` heads, of all
-// batch elements, in pairs of a long and a short one, then the others' longest first.
+// How the tiles of a dense forward without a window are dealt out on Hopper. Under a causal mask:
+// those of `paired` heads, of all batch elements, in pairs of a long and a short one, then the
+// others' longest first.
 struct Dealing {
   int32_t workers = 0, paired = 0;  // workers: thread blocks
   explicit operator bool() const { return workers != 0; }
 };
 
-// The forward of few queries on the decode kernel: the planner's choice, or what measurements and tests ask for.
+// The forward of few queries on the decode kernel: the planner's choice, or what measurements and
+// tests ask for.
 enum class Decode : int8_t { kWhereFaster, kWherePossible, kWhereNeeded };
 
 struct Problem {
@@ -48,10 +50,10 @@ struct Problem {
   int64_t window_size_left = -1;   // -1: unbounded
   int64_t window_size_right = -1;  // -1: unbounded
   bool deterministic = false;      // backward: the same bits in every run
-  int64_t page_size = 0;           // keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
-  int64_t num_splits = 0;          // how many parts to split the keys into; 0: the planner's choice
-  Tile tile;                       // the only one to run; none: the planner's choice
-  Dealing dealing;                 // where there is one to choose; none: the planner's choice
+  int64_t page_size = 0;   // keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
+  int64_t num_splits = 0;  // how many parts to split the keys into; 0: the planner's choice
+  Tile tile;               // the only one to run; none: the planner's choice
+  Dealing dealing;         // where there is one to choose; none: the planner's choice
   Decode decode = Decode::kWhereFaster;
 };
 

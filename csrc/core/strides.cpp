@@ -46,7 +46,8 @@ void empty_like_strides(int64_t dim, const int64_t* size, const int64_t* stride,
     for (int64_t d = 0; d < dim; ++d) result[d] = stride[d];
     return;
   }
-  // at::infer_dense_strides: dimensions from innermost to outermost by stride; a stride of 0 says nothing.
+  // at::infer_dense_strides: dimensions from innermost to outermost by stride; a stride of 0 says
+  // nothing.
   std::array<int64_t, kMaxDim> order;
   for (int64_t i = 0; i < dim; ++i) order[i] = dim - 1 - i;
   const auto outside = [&](int64_t a, int64_t b) {  // 1: a is outside b, -1: inside, 0: unknown
@@ -72,12 +73,14 @@ void empty_like_strides(int64_t dim, const int64_t* size, const int64_t* stride,
   }
 }
 
-void output_strides(int64_t dim, const int64_t* size, const int64_t* query_stride, int64_t* result) {
+void output_strides(int64_t dim, const int64_t* size, const int64_t* query_stride,
+                    int64_t* result) {
   if (dim > kMaxDim) fail("a tensor has ", dim, " dimensions, at most ", kMaxDim, " are expected");
   std::array<int64_t, kMaxDim> order;  // outermost first
   std::iota(order.begin(), order.begin() + dim, 0);
-  std::stable_sort(order.begin(), order.begin() + dim,
-                   [query_stride](int64_t a, int64_t b) { return query_stride[a] > query_stride[b]; });
+  std::stable_sort(order.begin(), order.begin() + dim, [query_stride](int64_t a, int64_t b) {
+    return query_stride[a] > query_stride[b];
+  });
   int64_t next = 1;
   for (int64_t i = dim - 1; i >= 0; --i) {
     result[order[i]] = next;

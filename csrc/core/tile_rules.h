@@ -1,5 +1,5 @@
-// Problems that another tile than the default was measured to run faster. The rules are data: kernels/tile_rules.csv, which the
-// build turns into kTileRules.
+// Problems that another tile than the default was measured to run faster. The rules are data:
+// kernels/tile_rules.csv, which the build turns into kTileRules.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +24,11 @@ struct TileRule {
   bool beats_stock;  // and the stock kernel, on every problem that was measured
 };
 
-extern const std::vector<TileRule>& kTileRules;  // for good, as all that a call reads while the process exits
+extern const std::vector<TileRule>&
+    kTileRules;  // for good, as all that a call reads while the process exits
 
 // The first rule that holds for a problem which `kernel` runs by default; null: none.
-const TileRule* find_tile_rule(const Problem& problem, const Kernel& kernel, const std::vector<TileRule>& rules);
+const TileRule* find_tile_rule(const Problem& problem, const Kernel& kernel,
+                               const std::vector<TileRule>& rules);
 
 }  // namespace fa4

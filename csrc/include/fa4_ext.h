@@ -1,21 +1,26 @@
-/* fa4_ext's C interface, for programs without Python: FlashAttention-4 kernels behind PyTorch's flash attention ops.
+/* fa4_ext's C interface, for programs without Python: FlashAttention-4 kernels behind PyTorch's
+   flash attention ops.
 
-   Link libfa4_ext.so (CMake: find_package(fa4_ext), fa4_ext::fa4_ext), or dlopen it once PyTorch's libraries are loaded. Loading
-   it defines the op fa4_ext::explain and nothing else; fa4_ext_register() does the rest. Once loaded it stays: dlclose does not
-   unload it, because PyTorch keeps pointers into it. A process has room for one copy of it: any other refuses to register, as
-   fa4_ext_problem() tells.
+   Link libfa4_ext.so (CMake: find_package(fa4_ext), fa4_ext::fa4_ext), or dlopen it once PyTorch's
+   libraries are loaded. Loading it defines the op fa4_ext::explain and nothing else;
+   fa4_ext_register() does the rest. Once loaded it stays: dlclose does not unload it, because
+   PyTorch keeps pointers into it. A process has room for one copy of it: any other refuses to
+   register, as fa4_ext_problem() tells.
 
-   at::scaled_dot_product_attention picks a backend before it calls any of the ops below, and on Hopper and Blackwell PyTorch tries
-   cuDNN first. No function here changes that; `import fa4_ext` does it in Python. A C++ program has the choice of, in torch 2.11
-   and later:
-   - at::_fused_sdp_choice(query, key, value) with CUDA tensors, and then at::globalContext().setSDPPriorityOrder(order) with
-     at::SDPBackend::flash_attention in front. PyTorch's first choice in a process overwrites an order that was set before it.
+   at::scaled_dot_product_attention picks a backend before it calls any of the ops below, and on
+   Hopper and Blackwell PyTorch tries cuDNN first. No function here changes that; `import fa4_ext`
+   does it in Python. A C++ program has the choice of, in torch 2.11 and later:
+   - at::_fused_sdp_choice(query, key, value) with CUDA tensors, and then
+   at::globalContext().setSDPPriorityOrder(order) with at::SDPBackend::flash_attention in front.
+   PyTorch's first choice in a process overwrites an order that was set before it.
    - at::globalContext().setSDPUseCuDNN(false): no attention on cuDNN at all. It works at any time.
-   - TORCH_CUDNN_SDPA_DEPRIORITIZED=1 in the environment before the first choice: PyTorch's order without the preference.
+   - TORCH_CUDNN_SDPA_DEPRIORITIZED=1 in the environment before the first choice: PyTorch's order
+   without the preference.
 
-   Every function may be called from any thread, concurrently with every other one here; none throws. Strings are the library's and
-   are never freed by the caller. A process has one registration and one set of options: `import fa4_ext` in the same process uses
-   the same ones, and its handles do not know of calls made here. */
+   Every function may be called from any thread, concurrently with every other one here; none
+   throws. Strings are the library's and are never freed by the caller. A process has one
+   registration and one set of options: `import fa4_ext` in the same process uses the same ones, and
+   its handles do not know of calls made here. */
 #ifndef FA4_EXT_H
 #define FA4_EXT_H
 
@@ -28,62 +33,73 @@ extern "C" {
 #define FA4_EXT_NOEXCEPT
 #endif
 
-/* Why this library cannot be used in this process, found when it was loaded: PyTorch refused to define fa4_ext::explain, because
-   another copy of the library, or something else by the name fa4_ext, is loaded. "" where it can be used. Valid while the process
-   runs. */
+/* Why this library cannot be used in this process, found when it was loaded: PyTorch refused to
+   define fa4_ext::explain, because another copy of the library, or something else by the name
+   fa4_ext, is loaded. "" where it can be used. Valid while the process runs. */
 FA4_EXT_API const char* fa4_ext_problem(void) FA4_EXT_NOEXCEPT;
 
-/* Overrides _flash_attention_forward, _flash_attention_backward, _scaled_dot_product_flash_attention,
-   _scaled_dot_product_flash_attention_backward and, from torch 2.12 on, _flash_attention_forward_no_dropout_inplace for CUDA
-   tensors in PyTorch's dispatcher, on top of whatever is there, PyTorch's own kernels or another provider's. Calling it again moves
-   the overrides to the top; calls are not counted. What it replaces keeps about 2 KB of memory until fa4_ext_remove(), because a
-   call may be about to run it.
+/* Overrides _flash_attention_forward, _flash_attention_backward,
+   _scaled_dot_product_flash_attention, _scaled_dot_product_flash_attention_backward and, from
+   torch 2.12 on, _flash_attention_forward_no_dropout_inplace for CUDA tensors in PyTorch's
+   dispatcher, on top of whatever is there, PyTorch's own kernels or another provider's. Calling it
+   again moves the overrides to the top; calls are not counted. What it replaces keeps about 2 KB of
+   memory until fa4_ext_remove(), because a call may be about to run it.
 
-   Needs no GPU, initialises no CUDA and loads no kernel: the first call of an op that needs one does. The first override of a
-   kernel in a process makes PyTorch print one warning on stderr, "Overriding a previously registered kernel".
+   Needs no GPU, initialises no CUDA and loads no kernel: the first call of an op that needs one
+   does. The first override of a kernel in a process makes PyTorch print one warning on stderr,
+   "Overriding a previously registered kernel".
 
-   PyTorch's dispatcher writes its tables without a lock that callers take. Registering again while these overrides are on top is
-   safe beside running calls, because old and new do the same. Otherwise, at first or with another provider on top, let no thread be
-   inside one of these ops meanwhile: it could run half of one kernel and half of another, and crash.
+   PyTorch's dispatcher writes its tables without a lock that callers take. Registering again while
+   these overrides are on top is safe beside running calls, because old and new do the same.
+   Otherwise, at first or with another provider on top, let no thread be inside one of these ops
+   meanwhile: it could run half of one kernel and half of another, and crash.
 
-   An op to which PyTorch passes another number of arguments than any version known here throws a std::exception that says so.
+   An op to which PyTorch passes another number of arguments than any version known here throws a
+   std::exception that says so.
 
-   Returns 0, or 1 with fa4_ext_last_error() set; on failure an earlier registration stays in force. */
+   Returns 0, or 1 with fa4_ext_last_error() set; on failure an earlier registration stays in force.
+ */
 FA4_EXT_API int fa4_ext_register(void) FA4_EXT_NOEXCEPT;
 
-/* Takes the overrides out of the dispatcher, whoever registered them and however often: PyTorch is as before. Does nothing when
-   they are not there. Never safe beside running calls: let no thread be inside one of these ops meanwhile. */
+/* Takes the overrides out of the dispatcher, whoever registered them and however often: PyTorch is
+   as before. Does nothing when they are not there. Never safe beside running calls: let no thread
+   be inside one of these ops meanwhile. */
 FA4_EXT_API void fa4_ext_remove(void) FA4_EXT_NOEXCEPT;
 
-/* Sets what the overrides do, from the next call of an op on; registering and removing leave it as it is.
-   strict, 0 at first: not 0: a call that no kernel here runs throws a std::exception, "FA4 <op> unsupported: <reason>". 0:
-     PyTorch's own flash attention kernel runs it.
-   speed_rules, 1 at first: not 0: calls that PyTorch's kernel was measured to run faster count as ones that no kernel here runs. */
+/* Sets what the overrides do, from the next call of an op on; registering and removing leave it as
+   it is. strict, 0 at first: not 0: a call that no kernel here runs throws a std::exception, "FA4
+   <op> unsupported: <reason>". 0: PyTorch's own flash attention kernel runs it. speed_rules, 1 at
+   first: not 0: calls that PyTorch's kernel was measured to run faster count as ones that no kernel
+   here runs. */
 FA4_EXT_API void fa4_ext_configure(int strict, int speed_rules) FA4_EXT_NOEXCEPT;
 
-/* For measurements: from the next call of an op on, only the kernels whose tile has this many rows of queries and of keys run, and
-   other calls count as ones that no kernel here runs. 0, 0: the planner's choice, as at first. */
+/* For measurements: from the next call of an op on, only the kernels whose tile has this many rows
+   of queries and of keys run, and other calls count as ones that no kernel here runs. 0, 0: the
+   planner's choice, as at first. */
 FA4_EXT_API void fa4_ext_force_tile(int queries, int keys) FA4_EXT_NOEXCEPT;
 
-/* For measurements and tests: from the next call of an op on, the tiles of a dense forward without a window on Hopper are dealt out
-   to this many thread blocks; under a causal mask those of `paired` heads, counted over the batch, in pairs of a long and a short
-   one (docs/kernels-sm90.md).
-   A call with fewer heads, or on a device with fewer multiprocessors, counts as one that no kernel here runs. 0, 0: the planner's
-   choice, as at first. */
+/* For measurements and tests: from the next call of an op on, the tiles of a dense forward without
+   a window on Hopper are dealt out to this many thread blocks; under a causal mask those of
+   `paired` heads, counted over the batch, in pairs of a long and a short one
+   (docs/kernels-sm90.md). A call with fewer heads, or on a device with fewer multiprocessors,
+   counts as one that no kernel here runs. 0, 0: the planner's choice, as at first. */
 FA4_EXT_API void fa4_ext_force_dealing(int workers, int paired) FA4_EXT_NOEXCEPT;
 
-/* For measurements and tests: from the next call of an op on, few queries run on the decode kernel wherever it can (1), only where
-   the other one can't (-1), or where it is the faster one (0), as at first. */
+/* For measurements and tests: from the next call of an op on, few queries run on the decode kernel
+   wherever it can (1), only where the other one can't (-1), or where it is the faster one (0), as
+   at first. */
 FA4_EXT_API void fa4_ext_force_decode(int where) FA4_EXT_NOEXCEPT;
 
-/* Why the calling thread's last failing call failed; "" when none did. Valid until the thread's next failing call or its end. */
+/* Why the calling thread's last failing call failed; "" when none did. Valid until the thread's
+ * next failing call or its end. */
 FA4_EXT_API const char* fa4_ext_last_error(void) FA4_EXT_NOEXCEPT;
 
-/* A JSON object: the subset and architectures of the kernels, and the versions that they were compiled with. Valid while the
-   library is loaded. */
+/* A JSON object: the subset and architectures of the kernels, and the versions that they were
+   compiled with. Valid while the library is loaded. */
 FA4_EXT_API const char* fa4_ext_build_info(void) FA4_EXT_NOEXCEPT;
 
-/* A JSON array with an object for every compiled kernel: its name, arch, registers, sizes. Valid while the library is loaded. */
+/* A JSON array with an object for every compiled kernel: its name, arch, registers, sizes. Valid
+ * while the library is loaded. */
 FA4_EXT_API const char* fa4_ext_manifest(void) FA4_EXT_NOEXCEPT;
 
 #ifdef __cplusplus

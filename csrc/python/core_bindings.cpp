@@ -24,8 +24,14 @@ PYBIND11_MODULE(fa4_core, m) {
       .value("WHERE_POSSIBLE", Decode::kWherePossible)
       .value("WHERE_NEEDED", Decode::kWhereNeeded);
   py::enum_<Dtype>(m, "Dtype").value("BF16", Dtype::kBf16).value("FP16", Dtype::kFp16);
-  py::enum_<Layout>(m, "Layout").value("DENSE", Layout::kDense).value("VARLEN", Layout::kVarlen).value("ANY", Layout::kAny);
-  py::enum_<Mask>(m, "Mask").value("FULL", Mask::kFull).value("CAUSAL", Mask::kCausalBottomRight).value("WINDOW", Mask::kWindow);
+  py::enum_<Layout>(m, "Layout")
+      .value("DENSE", Layout::kDense)
+      .value("VARLEN", Layout::kVarlen)
+      .value("ANY", Layout::kAny);
+  py::enum_<Mask>(m, "Mask")
+      .value("FULL", Mask::kFull)
+      .value("CAUSAL", Mask::kCausalBottomRight)
+      .value("WINDOW", Mask::kWindow);
 
   py::class_<Tile>(m, "Tile")
       .def(py::init([](int queries, int keys) { return Tile{queries, keys}; }))
@@ -85,10 +91,14 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("postprocess_dv", &Kernel::postprocess_dv);
 
   py::class_<TileRule>(m, "TileRule")
-      .def(py::init([](Op op, Layout layout, int16_t head_dim, Mask mask, std::pair<int64_t, int64_t> queries,
-                       std::pair<int64_t, int64_t> rows, std::pair<int64_t, int64_t> tiles, Tile tile, bool beats_stock) {
-        const auto range = [](std::pair<int64_t, int64_t> bounds) { return Range{bounds.first, bounds.second}; };
-        return TileRule{op, layout, head_dim, mask, range(queries), range(rows), range(tiles), tile, beats_stock};
+      .def(py::init([](Op op, Layout layout, int16_t head_dim, Mask mask,
+                       std::pair<int64_t, int64_t> queries, std::pair<int64_t, int64_t> rows,
+                       std::pair<int64_t, int64_t> tiles, Tile tile, bool beats_stock) {
+        const auto range = [](std::pair<int64_t, int64_t> bounds) {
+          return Range{bounds.first, bounds.second};
+        };
+        return TileRule{op,          layout,       head_dim, mask,       range(queries),
+                        range(rows), range(tiles), tile,     beats_stock};
       }));
 
   py::class_<Workspace>(m, "Workspace")
@@ -112,7 +122,8 @@ PYBIND11_MODULE(fa4_core, m) {
   py::class_<Plan>(m, "Plan")
       .def_property_readonly("supported", &Plan::supported)
       .def_property_readonly(
-          "kernel", [](const Plan& plan) { return plan.kernel; }, py::return_value_policy::reference)
+          "kernel", [](const Plan& plan) { return plan.kernel; },
+          py::return_value_policy::reference)
       .def_readonly("window_size_left", &Plan::window_size_left)
       .def_readonly("window_size_right", &Plan::window_size_right)
       .def_readonly("splits", &Plan::splits)
@@ -123,7 +134,8 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("stock_is_faster", &Plan::stock_is_faster)
       .def_readonly("reason", &Plan::reason);
 
-  m.def("plan", &plan, py::arg("problem"), py::arg("speed_rules") = true, py::arg("tile_rules") = kTileRules);
+  m.def("plan", &plan, py::arg("problem"), py::arg("speed_rules") = true,
+        py::arg("tile_rules") = kTileRules);
   m.def(
       "kernels",
       [] {
@@ -132,15 +144,19 @@ PYBIND11_MODULE(fa4_core, m) {
         return rows;
       },
       py::return_value_policy::reference);
-  m.def("empty_like_strides", [](const std::vector<int64_t>& size, const std::vector<int64_t>& stride) {
-    std::vector<int64_t> result(size.size());
-    empty_like_strides(static_cast<int64_t>(size.size()), size.data(), stride.data(), result.data());
-    return result;
-  });
-  m.def("output_strides", [](const std::vector<int64_t>& size, const std::vector<int64_t>& query_stride) {
-    std::vector<int64_t> result(size.size());
-    output_strides(static_cast<int64_t>(size.size()), size.data(), query_stride.data(), result.data());
-    return result;
-  });
+  m.def("empty_like_strides",
+        [](const std::vector<int64_t>& size, const std::vector<int64_t>& stride) {
+          std::vector<int64_t> result(size.size());
+          empty_like_strides(static_cast<int64_t>(size.size()), size.data(), stride.data(),
+                             result.data());
+          return result;
+        });
+  m.def("output_strides",
+        [](const std::vector<int64_t>& size, const std::vector<int64_t>& query_stride) {
+          std::vector<int64_t> result(size.size());
+          output_strides(static_cast<int64_t>(size.size()), size.data(), query_stride.data(),
+                         result.data());
+          return result;
+        });
   m.attr("UNBOUNDED") = kUnbounded;
 }

@@ -11,15 +11,20 @@
 constexpr double kTolerance = 1e-2;
 
 inline double relative_error(const at::Tensor& result, const at::Tensor& reference) {
-  return ((result.to(at::kDouble) - reference.to(at::kDouble)).norm() / reference.to(at::kDouble).norm()).item<double>();
+  return ((result.to(at::kDouble) - reference.to(at::kDouble)).norm() /
+          reference.to(at::kDouble).norm())
+      .item<double>();
 }
 
-// Makes at::scaled_dot_product_attention try flash attention first; on Hopper and Blackwell PyTorch prefers cuDNN.
+// Makes at::scaled_dot_product_attention try flash attention first; on Hopper and Blackwell PyTorch
+// prefers cuDNN.
 inline void put_flash_first(const at::Tensor& cuda_tensor) {
-  at::_fused_sdp_choice(cuda_tensor, cuda_tensor, cuda_tensor);  // the first choice in a process overwrites an earlier order
+  at::_fused_sdp_choice(cuda_tensor, cuda_tensor,
+                        cuda_tensor);  // the first choice in a process overwrites an earlier order
   std::vector<int64_t> order;
-  for (const auto backend : {at::SDPBackend::flash_attention, at::SDPBackend::cudnn_attention, at::SDPBackend::efficient_attention,
-                             at::SDPBackend::math, at::SDPBackend::overrideable}) {
+  for (const auto backend :
+       {at::SDPBackend::flash_attention, at::SDPBackend::cudnn_attention,
+        at::SDPBackend::efficient_attention, at::SDPBackend::math, at::SDPBackend::overrideable}) {
     order.push_back(static_cast<int64_t>(backend));
   }
   at::globalContext().setSDPPriorityOrder(order);

@@ -1,4 +1,5 @@
-"""Compiles causal attention ahead of time into a package for aoti.cpp: python export_aoti.py attention.pt2
+"""Compiles causal attention ahead of time into a package for aoti.cpp: python export_aoti.py
+attention.pt2
 
 It needs no fa4_ext. On a GPU it needs the CUDA toolkit that AOTInductor compiles with.
 """
@@ -17,8 +18,11 @@ class Attention(torch.nn.Module):
 
 def main(package: str) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    inputs = tuple(torch.randn(2, 16, 1024, 128, dtype=torch.bfloat16, device=device) for _ in range(3))
-    # Export chooses the backend for good. Left to itself it takes cuDNN on Hopper and Blackwell, which no registration replaces.
+    inputs = tuple(
+        torch.randn(2, 16, 1024, 128, dtype=torch.bfloat16, device=device) for _ in range(3)
+    )
+    # Export chooses the backend for good. Left to itself it takes cuDNN on Hopper and Blackwell,
+    # which no registration replaces.
     with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         program = torch.export.export(Attention(), inputs)
         torch._inductor.aoti_compile_and_package(program, package_path=package)

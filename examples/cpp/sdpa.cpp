@@ -34,12 +34,14 @@ std::string cuda_kernel(const char* op) {
 void show_registration(const char* when) {
   std::printf("%s\n", when);
   for (const char* op : {"aten::_flash_attention_forward", "aten::_flash_attention_backward",
-                         "aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_flash_attention_backward"}) {
+                         "aten::_scaled_dot_product_flash_attention",
+                         "aten::_scaled_dot_product_flash_attention_backward"}) {
     std::printf("  %s  %s\n", op, cuda_kernel(op).c_str());
   }
 }
 
-// Which kernel a causal call runs: fa4_ext::explain, as torch.ops.fa4_ext.explain in Python. `kernel` is empty when none does.
+// Which kernel a causal call runs: fa4_ext::explain, as torch.ops.fa4_ext.explain in Python.
+// `kernel` is empty when none does.
 struct Explanation {
   std::string kernel, reason;
 };
@@ -47,34 +49,44 @@ struct Explanation {
 Explanation explain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool backward) {
   const c10::IValue none;
   c10::Stack stack;  // the arguments in the order of the schema, [batch, seqlen, heads, head_dim]
-  torch::jit::push(stack, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), /*cum_seq_q=*/none, /*cum_seq_k=*/none,
-                   /*max_q=*/q.size(2), /*max_k=*/k.size(2), /*dropout_p=*/0.0, /*is_causal=*/true, /*return_debug_mask=*/false,
-                   /*scale=*/none, /*window_size_left=*/none, /*window_size_right=*/none, /*seqused_k=*/none,
-                   /*alibi_slopes=*/none, /*block_table=*/none, /*num_splits=*/none, /*deterministic=*/false, backward,
+  torch::jit::push(stack, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
+                   /*cum_seq_q=*/none, /*cum_seq_k=*/none,
+                   /*max_q=*/q.size(2), /*max_k=*/k.size(2), /*dropout_p=*/0.0, /*is_causal=*/true,
+                   /*return_debug_mask=*/false,
+                   /*scale=*/none, /*window_size_left=*/none, /*window_size_right=*/none,
+                   /*seqused_k=*/none,
+                   /*alibi_slopes=*/none, /*block_table=*/none, /*num_splits=*/none,
+                   /*deterministic=*/false, backward,
                    /*speed_rules=*/false, /*capability=*/int64_t{0}, /*sm_count=*/int64_t{0});
   c10::Dispatcher::singleton().findSchemaOrThrow("fa4_ext::explain", "").callBoxed(stack);
   return {stack.at(1).toStringRef(), stack.at(2).toStringRef()};  // at(0): whether there is one
 }
 
-at::Tensor leaf(const at::Tensor& tensor, at::ScalarType dtype) { return tensor.detach().to(dtype).requires_grad_(); }
+at::Tensor leaf(const at::Tensor& tensor, at::ScalarType dtype) {
+  return tensor.detach().to(dtype).requires_grad_();
+}
 
-Result attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& grad) {
+Result attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                 const at::Tensor& grad) {
   const auto x = leaf(q, at::kBFloat16), y = leaf(k, at::kBFloat16), z = leaf(v, at::kBFloat16);
   const auto out = at::scaled_dot_product_attention(x, y, z, {}, 0.0, /*is_causal=*/true);
   out.backward(grad);
   return {out.detach(), x.grad(), y.grad(), z.grad()};
 }
 
-Result reference(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& grad) {
+Result reference(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                 const at::Tensor& grad) {
   const auto x = leaf(q, at::kFloat), y = leaf(k, at::kFloat), z = leaf(v, at::kFloat);
   const auto hidden = at::ones({q.size(2), k.size(2)}, q.options().dtype(at::kBool)).triu(1);
-  const auto scores = at::matmul(x, y.transpose(-1, -2)) / std::sqrt(static_cast<double>(q.size(3)));
+  const auto scores =
+      at::matmul(x, y.transpose(-1, -2)) / std::sqrt(static_cast<double>(q.size(3)));
   const auto out = at::matmul(scores.masked_fill(hidden, -INFINITY).softmax(-1), z);
   out.backward(grad.to(at::kFloat));
   return {out.detach(), x.grad(), y.grad(), z.grad()};
 }
 
-// A call with dropout, which no kernel of fa4_ext runs, raises under strict: so these calls get to fa4_ext, not to another backend.
+// A call with dropout, which no kernel of fa4_ext runs, raises under strict: so these calls get to
+// fa4_ext, not to another backend.
 void check_that_calls_arrive(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
   try {
     at::scaled_dot_product_attention(q, k, v, {}, /*dropout_p=*/0.5, /*is_causal=*/true);
@@ -82,12 +94,16 @@ void check_that_calls_arrive(const at::Tensor& q, const at::Tensor& k, const at:
     if (std::strstr(error.what(), "unsupported: dropout_p must be 0")) return;
     throw;
   }
-  throw std::runtime_error("a call with dropout ran: at::scaled_dot_product_attention did not get to fa4_ext");
+  throw std::runtime_error(
+      "a call with dropout ran: at::scaled_dot_product_attention did not get to fa4_ext");
 }
 
 bool run_attention() {
   at::manual_seed(0);
-  const auto random = [] { return at::randn({kBatch, kHeads, kSeqlen, kHeadDim}, at::device(at::kCUDA).dtype(at::kBFloat16)); };
+  const auto random = [] {
+    return at::randn({kBatch, kHeads, kSeqlen, kHeadDim},
+                     at::device(at::kCUDA).dtype(at::kBFloat16));
+  };
   const auto q = random(), k = random(), v = random(), grad = random();
   const Explanation forward = explain(q, k, v, false), backward = explain(q, k, v, true);
   if (forward.kernel.empty() || backward.kernel.empty()) {
@@ -101,9 +117,11 @@ bool run_attention() {
   check_that_calls_arrive(q, k, v);
   const Result result = attention(q, k, v, grad), expected = reference(q, k, v, grad);
 
-  std::printf("Causal attention, bf16, B%ld H%ld S%ld D%ld: relative error against fp32 math\n", kBatch, kHeads, kSeqlen, kHeadDim);
+  std::printf("Causal attention, bf16, B%ld H%ld S%ld D%ld: relative error against fp32 math\n",
+              kBatch, kHeads, kSeqlen, kHeadDim);
   bool right = true;
-  const auto report = [&right](const char* name, const at::Tensor& tensor, const at::Tensor& reference, const Explanation& ran) {
+  const auto report = [&right](const char* name, const at::Tensor& tensor,
+                               const at::Tensor& reference, const Explanation& ran) {
     const double error = relative_error(tensor, reference);
     right = right && error < kTolerance;  // false for NaN
     std::printf("  %-3s  %.1e  %s\n", name, error, ran.kernel.c_str());

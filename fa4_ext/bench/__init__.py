@@ -1,1 +1,2 @@
-"""The measurements of `python -m fa4_ext bench`. Nothing else of the package imports this folder."""
+"""The measurements of `python -m fa4_ext bench`. Nothing else of the package imports this
+folder."""

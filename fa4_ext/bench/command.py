@@ -49,9 +49,21 @@ def run(arguments) -> int:
 
 def check_shows_alone(arguments) -> None:
     """--from measures nothing."""
-    defaults = {"grid": "paper", "op": "both", "dtype": "bf16", "contenders": None, "rounds": None, "quick": False, "host": False}
-    if changed := [f"--{name}" for name, default in defaults.items() if getattr(arguments, name) != default]:
-        raise ValueError(f"argument --from: measures nothing, so {', '.join(changed)} would have no effect")
+    defaults = {
+        "grid": "paper",
+        "op": "both",
+        "dtype": "bf16",
+        "contenders": None,
+        "rounds": None,
+        "quick": False,
+        "host": False,
+    }
+    if changed := [
+        f"--{name}" for name, default in defaults.items() if getattr(arguments, name) != default
+    ]:
+        raise ValueError(
+            f"argument --from: measures nothing, so {', '.join(changed)} would have no effect"
+        )
 
 
 def check_outputs(paths: list[str]) -> None:
@@ -69,9 +81,13 @@ def grid_of(name: str) -> Grid:
 
 
 def directions_of(grid: Grid, arguments) -> tuple[str, ...]:
-    wanted = tuple(direction for direction in grid.directions if arguments.op in ("both", direction))
+    wanted = tuple(
+        direction for direction in grid.directions if arguments.op in ("both", direction)
+    )
     if not wanted:
-        raise ValueError(f"argument --op: grid {arguments.grid} has the {' and '.join(grid.directions)} alone")
+        raise ValueError(
+            f"argument --op: grid {arguments.grid} has the {' and '.join(grid.directions)} alone"
+        )
     return wanted
 
 
@@ -87,5 +103,7 @@ def measure(grid: Grid, directions: tuple[str, ...], arguments) -> dict:
             "throughput": throughput.measure(chosen, grid.part(quick), directions, dtype, rounds),
         }
         if arguments.host:
-            result["host"] = host.measure(chosen, dtype, host.QUICK_BATCHES if quick else host.BATCHES)
+            result["host"] = host.measure(
+                chosen, dtype, host.QUICK_BATCHES if quick else host.BATCHES
+            )
     return result

@@ -20,8 +20,8 @@ from fa4_ext.bench.shapes import Shape
 
 @dataclass(frozen=True)
 class Contender:
-    """`dense(q, k, v, causal)` takes and returns [batch, heads, seqlen, head_dim]; `varlen(q, k, v, cu_seqlens, longest, causal)`,
-    None where it has none, [tokens, heads, head_dim]."""
+    """`dense(q, k, v, causal)` takes and returns [batch, heads, seqlen, head_dim]; `varlen(q, k, v,
+    cu_seqlens, longest, causal)`, None where it has none, [tokens, heads, head_dim]."""
 
     name: str
     label: str
@@ -35,16 +35,24 @@ class Contender:
     def has(self, shape: Shape, dtype: str, direction: str) -> bool:
         """Whether it is asked to run this."""
         layout = self.varlen if shape.lengths else self.dense
-        return layout is not None and dtype in self.dtypes and (self.has_backward or direction == "forward")
+        return (
+            layout is not None
+            and dtype in self.dtypes
+            and (self.has_backward or direction == "forward")
+        )
 
 
 def _sdpa(q, k, v, causal):
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+    return F.scaled_dot_product_attention(
+        q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+    )
 
 
 def _aten_varlen(q, k, v, cu_seqlens, longest, causal):
     """What torch.nn.attention.varlen calls; its own signature differs from torch to torch."""
-    return torch.ops.aten._flash_attention_forward(q, k, v, cu_seqlens, cu_seqlens, longest, longest, 0.0, causal, False)[0]
+    return torch.ops.aten._flash_attention_forward(
+        q, k, v, cu_seqlens, cu_seqlens, longest, longest, 0.0, causal, False
+    )[0]
 
 
 def _sequence_first(function):
@@ -58,7 +66,8 @@ def _sequence_first(function):
 
 
 def ours_enabled() -> AbstractContextManager:
-    """Our kernels or an error: a number that is stock's, by a speed rule or otherwise, must not stand under our name."""
+    """Our kernels or an error: a number that is stock's, by a speed rule or otherwise, must not
+    stand under our name."""
     stack = ExitStack()
     stack.enter_context(fa4_ext.register(fallback="error", speed_rules=False))
     stack.enter_context(sdpa_kernel(SDPBackend.FLASH_ATTENTION))
@@ -71,7 +80,9 @@ def _ours() -> Contender:
 
 def _stock() -> Contender:
     enabled = functools.partial(sdpa_kernel, SDPBackend.FLASH_ATTENTION)
-    return Contender("stock", "PyTorch flash (FA2)", str(torch.__version__), _sdpa, _aten_varlen, enabled)
+    return Contender(
+        "stock", "PyTorch flash (FA2)", str(torch.__version__), _sdpa, _aten_varlen, enabled
+    )
 
 
 def cudnn_version() -> str | None:
@@ -84,7 +95,8 @@ def _cudnn() -> Contender:
     if name is None:
         raise ImportError("this build of torch has no cuDNN")
     return Contender(
-        "cudnn", f"cuDNN {name}", name, _sdpa, None, functools.partial(sdpa_kernel, SDPBackend.CUDNN_ATTENTION)
+        "cudnn", f"cuDNN {name}", name, _sdpa, None,
+        functools.partial(sdpa_kernel, SDPBackend.CUDNN_ATTENTION)
     )  # fmt: skip
 
 
@@ -96,22 +108,40 @@ def _version(package: str) -> str:
 
 
 def _fa4() -> Contender:
-    # With the logsumexp, which the aten ops return and a training step needs: without it a call does less.
+    # With the logsumexp, which the aten ops return and a training step needs: without it a call
+    # does less.
     interface = import_module("flash_attn.cute.interface")
     dense = functools.partial(interface.flash_attn_func, return_lse=True)
 
     def varlen(q, k, v, cu_seqlens, longest, causal):
-        lengths = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens, "max_seqlen_q": longest, "max_seqlen_k": longest}
-        return interface.flash_attn_varlen_func(q, k, v, **lengths, causal=causal, return_lse=True)[0]
+        lengths = {
+            "cu_seqlens_q": cu_seqlens,
+            "cu_seqlens_k": cu_seqlens,
+            "max_seqlen_q": longest,
+            "max_seqlen_k": longest,
+        }
+        return interface.flash_attn_varlen_func(q, k, v, **lengths, causal=causal, return_lse=True)[
+            0
+        ]
 
-    return Contender("fa4", "flash-attn-4 (JIT)", _version("flash-attn-4"), _sequence_first(dense), varlen)
+    return Contender(
+        "fa4", "flash-attn-4 (JIT)", _version("flash-attn-4"), _sequence_first(dense), varlen
+    )
 
 
 def _fa3() -> Contender:
     """A build of FlashAttention-3 that has the forward in bf16 alone."""
     module = import_module("fa3_fwd_interface")
     dense = _sequence_first(module.flash_attn_func)
-    return Contender("fa3", "FlashAttention-3", _version("fa3-fwd"), dense, None, has_backward=False, dtypes=("bf16",))
+    return Contender(
+        "fa3",
+        "FlashAttention-3",
+        _version("fa3-fwd"),
+        dense,
+        None,
+        has_backward=False,
+        dtypes=("bf16",),
+    )
 
 
 KNOWN = {"ours": _ours, "stock": _stock, "cudnn": _cudnn, "fa4": _fa4, "fa3": _fa3}
@@ -129,7 +159,8 @@ def contenders(names: list[str] | None = None) -> list[Contender]:
             raise ValueError(f"argument --contenders: {name!r} is none of {', '.join(KNOWN)}")
         try:
             found.append(KNOWN[name]())
-        except Exception as error:  # not installed, or whatever else a package raises where it does not load
+        # not installed, or whatever else a package raises where it does not load
+        except Exception as error:
             if names:
                 raise ValueError(f"argument --contenders: {name} can't be had: {error}") from error
             print(f"{name} is left out: {error}", file=sys.stderr)

@@ -9,29 +9,41 @@ import torch
 from fa4_ext.bench.shapes import Shape
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Norm of the error over the norm of the truth. bf16 attention is at 2 to 6 in a thousand, fp16 at an eighth of it; a wrong mask or
-# scale at 1 in 10.
+# Norm of the error over the norm of the truth. bf16 attention is at 2 to 6 in a thousand, fp16 at
+# an eighth of it; a wrong mask or scale at 1 in 10.
 MAX_RELATIVE_ERROR = {"bf16": 1.5e-2, "fp16": 1.5e-2 / 8}
 ROWS = 2048  # of queries at a time: the scores of 32k keys take 256 MiB
-# What is compared: the first sequence with the first head of keys and values and the query heads that share it, and the last ones.
-# What is off by a row, a head or a sequence is seen in one of them.
+# What is compared: the first sequence with the first head of keys and values and the query heads
+# that share it, and the last ones. What is off by a row, a head or a sequence is seen in one of
+# them.
 CORNERS = (0, -1)
 
 
 def make_inputs(shape: Shape, dtype: str) -> list[torch.Tensor]:
-    """q, k, v, dO. Dense: [batch, heads, seqlen, head_dim] views of [batch, seqlen, heads, head_dim] memory, as models have them;
-    varlen: [tokens, heads, head_dim]."""
-    sizes = [(shape.seqlen_q, shape.heads), (shape.seqlen_k, shape.heads_kv), (shape.seqlen_k, shape.heads_kv)]
+    """q, k, v, dO. Dense: [batch, heads, seqlen, head_dim] views of [batch, seqlen, heads,
+    head_dim] memory, as models have them; varlen: [tokens, heads, head_dim]."""
+    sizes = [
+        (shape.seqlen_q, shape.heads),
+        (shape.seqlen_k, shape.heads_kv),
+        (shape.seqlen_k, shape.heads_kv),
+    ]
     sizes.append(sizes[0])
     options = {"dtype": DTYPES[dtype], "device": "cuda"}
     if shape.lengths:
         return [torch.randn(shape.total_q, heads, shape.head_dim, **options) for _, heads in sizes]
-    return [torch.randn(shape.batch, rows, heads, shape.head_dim, **options).transpose(1, 2) for rows, heads in sizes]
+    return [
+        torch.randn(shape.batch, rows, heads, shape.head_dim, **options).transpose(1, 2)
+        for rows, heads in sizes
+    ]
 
 
 def make_cu_seqlens(shape: Shape) -> torch.Tensor | None:
     """int32 [sequences + 1] of a varlen problem."""
-    return torch.tensor([0, *accumulate(shape.lengths)], dtype=torch.int32, device="cuda") if shape.lengths else None
+    return (
+        torch.tensor([0, *accumulate(shape.lengths)], dtype=torch.int32, device="cuda")
+        if shape.lengths
+        else None
+    )
 
 
 def corner_of(tensor: torch.Tensor, shape: Shape, corner: int) -> torch.Tensor:
@@ -45,17 +57,27 @@ def corner_of(tensor: torch.Tensor, shape: Shape, corner: int) -> torch.Tensor:
 
 
 def attention(q, k, v, do, causal: bool) -> tuple[torch.Tensor, ...]:
-    """out, dq, dk, dv in fp32 of q and do [heads, rows, head_dim] on k and v [1, rows, head_dim], written out."""
+    """out, dq, dk, dv in fp32 of q and do [heads, rows, head_dim] on k and v [1, rows, head_dim],
+    written out."""
     q, k, v, do = (t.float() for t in (q, k[0], v[0], do))
     scale = q.shape[-1] ** -0.5
-    columns = torch.arange(k.shape[0], device=q.device) - (k.shape[0] - q.shape[1])  # the query row on whose diagonal a key lies
-    out, dq, dk, dv = torch.empty_like(q), torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    # the query row on whose diagonal a key lies
+    columns = torch.arange(k.shape[0], device=q.device) - (k.shape[0] - q.shape[1])
+    out, dq, dk, dv = (
+        torch.empty_like(q),
+        torch.empty_like(q),
+        torch.zeros_like(k),
+        torch.zeros_like(v),
+    )
     for head in range(q.shape[0]):
         for begin in range(0, q.shape[1], ROWS):
             rows = slice(begin, min(begin + ROWS, q.shape[1]))
             scores = q[head, rows] @ k.T * scale
             if causal:
-                scores.masked_fill_(columns[None] > torch.arange(rows.start, rows.stop, device=q.device)[:, None], float("-inf"))
+                scores.masked_fill_(
+                    columns[None] > torch.arange(rows.start, rows.stop, device=q.device)[:, None],
+                    float("-inf"),
+                )
             p = scores.softmax(-1)
             out[head, rows] = p @ v
             dp = do[head, rows] @ v.T
@@ -68,11 +90,17 @@ def attention(q, k, v, do, causal: bool) -> tuple[torch.Tensor, ...]:
 
 def truth(shape: Shape, inputs: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
     """out, dq, dk, dv of each of CORNERS."""
-    return [attention(*(corner_of(t, shape, corner) for t in inputs), shape.causal) for corner in CORNERS]
+    return [
+        attention(*(corner_of(t, shape, corner) for t in inputs), shape.causal)
+        for corner in CORNERS
+    ]
 
 
-def worst_error(shape: Shape, outputs: tuple[torch.Tensor, ...], truths: list[tuple[torch.Tensor, ...]]) -> float:
-    """Of the outputs, as many as each corner has truths: the largest relative error. Not a number where an output is none."""
+def worst_error(
+    shape: Shape, outputs: tuple[torch.Tensor, ...], truths: list[tuple[torch.Tensor, ...]]
+) -> float:
+    """Of the outputs, as many as each corner has truths: the largest relative error. Not a number
+    where an output is none."""
     errors = [
         (corner_of(output, shape, corner).float() - truth).norm() / truth.norm()
         for corner, of_corner in zip(CORNERS, truths, strict=True)
@@ -81,7 +109,12 @@ def worst_error(shape: Shape, outputs: tuple[torch.Tensor, ...], truths: list[tu
     return torch.stack(errors).max().item()  # max() keeps a NaN
 
 
-def check(shape: Shape, dtype: str, outputs: tuple[torch.Tensor, ...], truths: list[tuple[torch.Tensor, ...]]) -> float:
+def check(
+    shape: Shape,
+    dtype: str,
+    outputs: tuple[torch.Tensor, ...],
+    truths: list[tuple[torch.Tensor, ...]],
+) -> float:
     """The error.
 
     Raises:
@@ -89,5 +122,8 @@ def check(shape: Shape, dtype: str, outputs: tuple[torch.Tensor, ...], truths: l
     """
     error = worst_error(shape, outputs, truths)
     if not error <= MAX_RELATIVE_ERROR[dtype]:
-        raise RuntimeError(f"wrong: relative error {error:.2e} against fp32, at most {MAX_RELATIVE_ERROR[dtype]:.1e} is allowed")
+        raise RuntimeError(
+            f"wrong: relative error {error:.2e} against fp32, at most "
+            f"{MAX_RELATIVE_ERROR[dtype]:.1e} is allowed"
+        )
     return error

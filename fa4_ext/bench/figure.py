@@ -10,18 +10,33 @@ from fa4_ext.bench.shapes import DIRECTIONS
 
 FORMATS = (".png", ".svg", ".pdf")
 # The same hue for a contender in every figure; ours is the strong one.
-COLOURS = {"ours": "#c0392b", "stock": "#b8bec6", "cudnn": "#76a95b", "fa4": "#5b8fd0", "fa3": "#9b7fc1"}
+COLOURS = {
+    "ours": "#c0392b",
+    "stock": "#b8bec6",
+    "cudnn": "#76a95b",
+    "fa4": "#5b8fd0",
+    "fa3": "#9b7fc1",
+}
 BARS = 0.82  # of the room between two groups
-CEILING = {"color": "#444444", "linestyle": ":", "linewidth": 1.2, "label": "matrix product, 8192^3"}
+CEILING = {
+    "color": "#444444",
+    "linestyle": ":",
+    "linewidth": 1.2,
+    "label": "matrix product, 8192^3",
+}
 
 
 def check(paths: list[str]) -> None:
-    """Raises ValueError where the figure could not be written: before, not after, minutes of measuring."""
+    """Raises ValueError where the figure could not be written: before, not after, minutes of
+    measuring."""
     for path in paths:
         if Path(path).suffix not in FORMATS:
             raise ValueError(f"argument --figure: {path} must end in {', '.join(FORMATS)}")
     if paths and find_spec("matplotlib") is None:
-        raise ValueError("argument --figure: matplotlib is not installed; it is with: python -m pip install matplotlib")
+        raise ValueError(
+            "argument --figure: matplotlib is not installed; it is with: python -m pip install "
+            "matplotlib"
+        )
 
 
 def draw(result: dict, paths: list[str]) -> None:
@@ -59,7 +74,14 @@ def _bars(axis, result: dict, panel: list[dict], unit: str, bar) -> None:
     width = BARS / len(labels)
     for index, (name, label) in enumerate(labels.items()):
         places = [place + (index - (len(labels) - 1) / 2) * width for place in range(len(panel))]
-        bar(places, [_value(row, name, unit) for row in panel], width, label=label, color=COLOURS[name], zorder=2)
+        bar(
+            places,
+            [_value(row, name, unit) for row in panel],
+            width,
+            label=label,
+            color=COLOURS[name],
+            zorder=2,
+        )
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -73,14 +95,23 @@ def _by_length(pyplot, result: dict):
     rows, unit, directions = result["throughput"], GRIDS[result["grid"]].unit, _directions(result)
     columns = sorted({(row["head_dim"], row["causal"]) for row in rows})
     size = (4.2 * len(columns), 3.5 * len(directions))
-    figure, axes = pyplot.subplots(len(directions), len(columns), figsize=size, sharey="row", squeeze=False)
+    figure, axes = pyplot.subplots(
+        len(directions), len(columns), figsize=size, sharey="row", squeeze=False
+    )
     for line, direction in zip(axes, directions, strict=True):
         for axis, (head_dim, causal) in zip(line, columns, strict=True):
-            panel = [row for row in rows if (row["head_dim"], row["causal"], row["direction"]) == (head_dim, causal, direction)]
+            panel = [
+                row
+                for row in rows
+                if (row["head_dim"], row["causal"], row["direction"])
+                == (head_dim, causal, direction)
+            ]
             panel.sort(key=lambda row: row["seqlen_q"])
             _bars(axis, result, panel, unit, axis.bar)
             axis.axhline(result["header"]["matmul_tflops"], **CEILING)
-            axis.set_title(f"{direction}, head dim {head_dim}, {'causal' if causal else 'full'}", fontsize=11)
+            axis.set_title(
+                f"{direction}, head dim {head_dim}, {'causal' if causal else 'full'}", fontsize=11
+            )
             axis.set_xticks(range(len(panel)), [_length(row["seqlen_q"]) for row in panel])
             axis.grid(axis="y", color="#e6e6e6", zorder=0)
         line[0].set_ylabel(unit)
@@ -91,7 +122,8 @@ def _by_length(pyplot, result: dict):
     shared = f", {ratio} query heads on a head of keys and values" if ratio > 1 else ""
     conditions = f"{_conditions(result)}, 16k tokens, hidden size {HIDDEN_SIZE}{shared}"
     figure.text(0.5, 0.005, conditions, ha="center", color="#666666")
-    figure.tight_layout(rect=(0, 0.18 / size[1], 1, 1 - 0.35 / size[1]))  # inches, for the conditions and the legend
+    # inches, for the conditions and the legend
+    figure.tight_layout(rect=(0, 0.18 / size[1], 1, 1 - 0.35 / size[1]))
     return figure
 
 
@@ -102,9 +134,14 @@ def _length(tokens: int) -> str:
 def _by_name(pyplot, result: dict):
     """Horizontal bars by row, the first on top; a panel per direction."""
     unit, directions = GRIDS[result["grid"]].unit, _directions(result)
-    panels = [[row for row in result["throughput"] if row["direction"] == direction] for direction in directions]
+    panels = [
+        [row for row in result["throughput"] if row["direction"] == direction]
+        for direction in directions
+    ]
     size = (6.5 * len(panels), 1.2 + 0.16 * (len(result["contenders"]) + 1) * max(map(len, panels)))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, direction, panel in zip(axes[0], directions, panels, strict=True):
         _bars(axis, result, panel, unit, axis.barh)
         axis.grid(axis="x", color="#e6e6e6", zorder=0)
@@ -115,7 +152,9 @@ def _by_name(pyplot, result: dict):
             axis.axvline(result["header"]["matmul_tflops"], **CEILING)
             axis.set_title(f"{direction}, {unit}", fontsize=11)
     first = axes[0][0]  # the panels share its axis
-    first.set_yticks(range(len(panels[0])), [row["name"].removesuffix(f" {directions[0]}") for row in panels[0]])
+    first.set_yticks(
+        range(len(panels[0])), [row["name"].removesuffix(f" {directions[0]}") for row in panels[0]]
+    )
     first.set_ylim(len(panels[0]) - 0.4, -0.6)
     _legend(figure, first, "outside upper center")
     figure.supxlabel(_conditions(result), color="#666666", fontsize=10)

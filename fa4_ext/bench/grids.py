@@ -13,7 +13,8 @@ TOKENS = 16384  # of a batch, as in the FlashAttention-3 paper
 HIDDEN_SIZE = 2048
 HEAD_DIMS = (64, 128)  # the paper's, of 16-bit types
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
-QUICK_STEP = 5  # --quick takes each fifth problem: of the paper's grid five lengths, both masks and both head dims
+# --quick takes each fifth problem: of the paper's grid five lengths, both masks and both head dims
+QUICK_STEP = 5
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,14 @@ class Grid:
         return self.shapes[::QUICK_STEP] if quick else self.shapes
 
 
-def _by_length(head_dims: tuple[int, ...], seqlens: tuple[int, ...], ratio: int = 1) -> tuple[Shape, ...]:
+def _by_length(
+    head_dims: tuple[int, ...], seqlens: tuple[int, ...], ratio: int = 1
+) -> tuple[Shape, ...]:
     """`ratio`: query heads that share a key/value head."""
     return tuple(
         square(
-            TOKENS // seqlen, HIDDEN_SIZE // head_dim, seqlen, head_dim, causal, heads_kv=HIDDEN_SIZE // head_dim // ratio,
+            TOKENS // seqlen, HIDDEN_SIZE // head_dim, seqlen, head_dim, causal,
+            heads_kv=HIDDEN_SIZE // head_dim // ratio,
             name=f"hd{head_dim} s{seqlen} {'causal' if causal else 'full'}",
         )
         for head_dim, causal, seqlen in product(head_dims, (False, True), seqlens)
@@ -53,7 +57,15 @@ def _llama() -> tuple[Shape, ...]:
         ("llama-3.2-3b", 4, 24, 8, 4096, 128),
     )
     return tuple(
-        square(batch, heads, seqlen, head_dim, True, heads_kv=heads_kv, name=f"{model} b{batch} s{seqlen}")
+        square(
+            batch,
+            heads,
+            seqlen,
+            head_dim,
+            True,
+            heads_kv=heads_kv,
+            name=f"{model} b{batch} s{seqlen}",
+        )
         for model, batch, heads, heads_kv, seqlen, head_dim in calls
     )
 
@@ -78,9 +90,12 @@ def _vit() -> tuple[Shape, ...]:
 def _decode() -> tuple[Shape, ...]:
     """The next tokens of Llama-3-8B after keys and values that are there."""
     calls = (  # batch, new tokens, keys
-        (1, 1, 4096), (1, 1, 65536), (8, 1, 8192), (64, 1, 2048), (128, 1, 8192), (1, 16, 65536), (8, 16, 8192), (8, 128, 8192),
+        (1, 1, 4096), (1, 1, 65536), (8, 1, 8192), (64, 1, 2048), (128, 1, 8192), (1, 16, 65536),
+        (8, 16, 8192), (8, 128, 8192),
     )  # fmt: skip
-    return tuple(Shape(batch, 32, 8, q, k, 128, False, name=f"b{batch} q{q} k{k}") for batch, q, k in calls)
+    return tuple(
+        Shape(batch, 32, 8, q, k, 128, False, name=f"b{batch} q{q} k{k}") for batch, q, k in calls
+    )
 
 
 def _varlen() -> tuple[Shape, ...]:
@@ -94,14 +109,31 @@ def _varlen() -> tuple[Shape, ...]:
         "one long 14k": (14336, *(128,) * 16),
     }
     return tuple(
-        packed(heads, heads_kv, 128, causal, lengths, name=f"{name} h{heads}/{heads_kv} {'causal' if causal else 'full'}")
-        for (name, lengths), (heads, heads_kv), causal in product(batches.items(), ((16, 16), (32, 8)), (True, False))
+        packed(
+            heads,
+            heads_kv,
+            128,
+            causal,
+            lengths,
+            name=f"{name} h{heads}/{heads_kv} {'causal' if causal else 'full'}",
+        )
+        for (name, lengths), (heads, heads_kv), causal in product(
+            batches.items(), ((16, 16), (32, 8)), (True, False)
+        )
     )
 
 
 def _gqa() -> tuple[Shape, ...]:
     return tuple(
-        square(4, 32, 4096, head_dim, causal, heads_kv=kv, name=f"h32/{kv} hd{head_dim} {'causal' if causal else 'full'}")
+        square(
+            4,
+            32,
+            4096,
+            head_dim,
+            causal,
+            heads_kv=kv,
+            name=f"h32/{kv} hd{head_dim} {'causal' if causal else 'full'}",
+        )
         for head_dim, causal, kv in product((64, 128), (True, False), (32, 8, 4, 1))
     )
 
@@ -113,12 +145,20 @@ GRIDS = {
         by_length=True,
     ),
     "paper-gqa": Grid(
-        "the same with eight query heads on a head of keys and values", _by_length(HEAD_DIMS, LENGTHS, ratio=8), by_length=True
+        "the same with eight query heads on a head of keys and values",
+        _by_length(HEAD_DIMS, LENGTHS, ratio=8),
+        by_length=True,
     ),
-    "dims": Grid("the paper's with head dims 96, 192 and 256", _by_length((96, 192, 256), (1024, 4096, 16384)), by_length=True),
+    "dims": Grid(
+        "the paper's with head dims 96, 192 and 256",
+        _by_length((96, 192, 256), (1024, 4096, 16384)),
+        by_length=True,
+    ),
     "llama": Grid("training steps and prompts of Llama models, causal, grouped heads", _llama()),
     "vit": Grid("images: vision transformers and diffusion", _vit()),
-    "decode": Grid("few queries against many keys, forward only", _decode(), MICROSECONDS, ("forward",)),
+    "decode": Grid(
+        "few queries against many keys, forward only", _decode(), MICROSECONDS, ("forward",)
+    ),
     "varlen": Grid("16k tokens of packed sequences, head dim 128", _varlen()),
     "gqa": Grid("32 query heads on 32, 8, 4 and 1 heads of keys and values, length 4096", _gqa()),
 }

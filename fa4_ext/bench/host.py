@@ -1,5 +1,5 @@
-"""Host time of a call, how long Python and C++ take to enqueue it while the device is idle or behind, and how many nodes it is in a
-CUDA graph."""
+"""Host time of a call, how long Python and C++ take to enqueue it while the device is idle or
+behind, and how many nodes it is in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ SHAPES = (
     square(8, 16, 512, 128, False, name="B8 H16 S512 D128"),
 )
 DIRECTIONS = ("forward", "forward+backward")
-CALLS = 50  # a batch: the launches of no contender fill the queue, in which the host would wait for the device
+# a batch: the launches of no contender fill the queue, in which the host would wait for the device
+CALLS = 50
 BATCHES, QUICK_BATCHES = 40, 10
 
 
@@ -55,14 +56,19 @@ def _graph_nodes(work: Callable[[], object]) -> int:
     finally:
         graph.capture_end()
     count = ctypes.c_size_t()
-    failed = ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(count))
+    failed = ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(
+        ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(count)
+    )
     if failed:
         raise RuntimeError(f"cuGraphGetNodes failed with error {failed}")
     return count.value
 
 
-def _alternating(works: dict[str, tuple[Contender, Callable]], batches: int, name: str) -> dict[str, float]:
-    """Median microseconds a call. Who begins moves on from batch to batch; who fails is left out."""
+def _alternating(
+    works: dict[str, tuple[Contender, Callable]], batches: int, name: str
+) -> dict[str, float]:
+    """Median microseconds a call. Who begins moves on from batch to batch; who fails is left
+    out."""
     times: dict[str, list[float]] = {}
     for batch in range(batches):
         order = list(works)
@@ -101,7 +107,16 @@ def measure(contenders: list[Contender], dtype: str, batches: int) -> list[dict]
             progress.started(name)
             needed = "backward" if "backward" in direction else "forward"
             able = [contender for contender in contenders if contender.has(shape, dtype, needed)]
-            works = {contender.name: (contender, _work(contender, shape, direction, dtype)) for contender in able}
-            rows.append({"name": name, "us": _alternating(works, batches, name), "graph_nodes": _nodes(works, name)})
+            works = {
+                contender.name: (contender, _work(contender, shape, direction, dtype))
+                for contender in able
+            }
+            rows.append(
+                {
+                    "name": name,
+                    "us": _alternating(works, batches, name),
+                    "graph_nodes": _nodes(works, name),
+                }
+            )
             progress.finished()
     return rows

@@ -1,7 +1,7 @@
 """Result files: JSON, which every other output can be made of again, and CSV.
 
-A result is a dict: header, what the numbers depend on; grid, its name; contenders, {name: label}; throughput, rows of
-throughput.measure; and, where asked for, host, rows of host.measure.
+A result is a dict: header, what the numbers depend on; grid, its name; contenders, {name: label};
+throughput, rows of throughput.measure; and, where asked for, host, rows of host.measure.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from fa4_ext.bench.grids import GRIDS
 
 COLUMNS = (
-    "grid", "name", "direction", "layout", "batch", "heads", "heads_kv", "seqlen_q", "seqlen_k", "head_dim", "causal", "dtype",
+    "grid", "name", "direction", "layout", "batch", "heads", "heads_kv", "seqlen_q", "seqlen_k",
+    "head_dim", "causal", "dtype",
     "contender", "ms", "spread", "tflops", "relative_error", "error",
 )  # fmt: skip
 
@@ -29,11 +30,21 @@ def load(path: str, option: str) -> dict:
             result = json.load(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"argument {option}: {path} could not be read: {error}") from error
-    missing = [key for key in ("header", "grid", "contenders", "throughput") if not isinstance(result, dict) or key not in result]
+    missing = [
+        key
+        for key in ("header", "grid", "contenders", "throughput")
+        if not isinstance(result, dict) or key not in result
+    ]
     if missing:
-        raise ValueError(f"argument {option}: {path} is no result of this command: it has no {', '.join(missing)}")
+        raise ValueError(
+            f"argument {option}: {path} is no result of this command: it has no "
+            f"{', '.join(missing)}"
+        )
     if result["grid"] not in GRIDS:
-        raise ValueError(f"argument {option}: {path} is of grid {result['grid']!r}, which is none of {', '.join(GRIDS)}")
+        raise ValueError(
+            f"argument {option}: {path} is of grid {result['grid']!r}, which is none of "
+            f"{', '.join(GRIDS)}"
+        )
     return result
 
 
@@ -47,7 +58,15 @@ def lines(result: dict) -> Iterator[dict]:
     """A line for each row and contender."""
     for row in result["throughput"]:
         for contender, measured in row["results"].items():
-            yield row | {"grid": result["grid"], "dtype": result["header"]["dtype"], "contender": contender} | measured
+            yield (
+                row
+                | {
+                    "grid": result["grid"],
+                    "dtype": result["header"]["dtype"],
+                    "contender": contender,
+                }
+                | measured
+            )
 
 
 def write_csv(result: dict, path: str) -> None:

@@ -1,4 +1,5 @@
-"""The process of a measurement: PyTorch as it is without us, on one side stream, and what its numbers depend on."""
+"""The process of a measurement: PyTorch as it is without us, on one side stream, and what its
+numbers depend on."""
 
 from __future__ import annotations
 
@@ -30,9 +31,14 @@ def session() -> Iterator[None]:
 
 def matmul_ceiling(rounds: int, dtype: str) -> float:
     """TFLOP/s of a matrix product: what the device gives to a dense kernel in this process."""
-    a, b = (torch.randn(CEILING_SIZE, CEILING_SIZE, dtype=DTYPES[dtype], device="cuda") for _ in range(2))
+    a, b = (
+        torch.randn(CEILING_SIZE, CEILING_SIZE, dtype=DTYPES[dtype], device="cuda")
+        for _ in range(2)
+    )
     prepared = prepare(lambda i: a @ b, 1, torch.no_grad, 20.0)
-    return 2 * CEILING_SIZE**3 / summary(in_turns({"matmul": prepared}, rounds)["matmul"])["ms"] / 1e9
+    return (
+        2 * CEILING_SIZE**3 / summary(in_turns({"matmul": prepared}, rounds)["matmul"])["ms"] / 1e9
+    )
 
 
 def _device_state() -> dict[str, str]:
@@ -47,7 +53,8 @@ def _device_state() -> dict[str, str]:
 
 
 def header(rounds: int, dtype: str, contenders: list[Contender]) -> dict:
-    """What the numbers depend on. The clocks are read after the matrix products, when the device is warm."""
+    """What the numbers depend on. The clocks are read after the matrix products, when the device is
+    warm."""
     ceiling = matmul_ceiling(rounds, dtype)
     return {
         "device": torch.cuda.get_device_name(),

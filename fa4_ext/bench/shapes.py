@@ -9,7 +9,8 @@ DIRECTIONS = ("forward", "backward")
 
 @dataclass(frozen=True)
 class Shape:
-    """One call of attention. Of packed sequences (varlen) `seqlen_q` and `seqlen_k` are the mean length."""
+    """One call of attention. Of packed sequences (varlen) `seqlen_q` and `seqlen_k` are the mean
+    length."""
 
     batch: int
     heads: int
@@ -43,21 +44,40 @@ class Shape:
         return 2 * self.head_dim * (self.total_q * self.heads + 2 * self.total_k * self.heads_kv)
 
     def flops(self, direction: str) -> float:
-        """4 D for every query head and pair of query and key that the mask leaves, half of a square with a causal one; the backward
-        counts 2.5 times the forward."""
-        sizes = [(length, length) for length in self.lengths] or [(self.seqlen_q, self.seqlen_k)] * self.batch
+        """4 D for every query head and pair of query and key that the mask leaves, half of a square
+        with a causal one; the backward counts 2.5 times the forward."""
+        sizes = [(length, length) for length in self.lengths] or [
+            (self.seqlen_q, self.seqlen_k)
+        ] * self.batch
         pairs = sum(q * (k - q / 2 if self.causal else k) for q, k in sizes)
         return 4 * self.heads * self.head_dim * pairs * (2.5 if direction == "backward" else 1)
 
 
-def square(batch: int, heads: int, seqlen: int, head_dim: int, causal: bool, *, heads_kv: int = 0, name: str = "") -> Shape:
+def square(
+    batch: int,
+    heads: int,
+    seqlen: int,
+    head_dim: int,
+    causal: bool,
+    *,
+    heads_kv: int = 0,
+    name: str = "",
+) -> Shape:
     """Self-attention; `heads_kv` 0: as many as the query's."""
     return Shape(batch, heads, heads_kv or heads, seqlen, seqlen, head_dim, causal, name=name)
 
 
 def packed(
-    heads: int, heads_kv: int, head_dim: int, causal: bool, lengths: tuple[int, ...], *, mean: int = 0, name: str = ""
+    heads: int,
+    heads_kv: int,
+    head_dim: int,
+    causal: bool,
+    lengths: tuple[int, ...],
+    *,
+    mean: int = 0,
+    name: str = "",
 ) -> Shape:
-    """Self-attention of sequences back to back; `mean`: that the lengths were drawn around, by default their own."""
+    """Self-attention of sequences back to back; `mean`: that the lengths were drawn around, by
+    default their own."""
     mean = mean or sum(lengths) // len(lengths)
     return Shape(len(lengths), heads, heads_kv, mean, mean, head_dim, causal, lengths, name)

@@ -22,27 +22,48 @@ def header(facts: dict) -> list[str]:
     build = facts["build"]
     rows = [
         ("device", f"{facts['device']}, driver {facts.get('driver_version', 'unknown')}"),
-        ("clocks", f"SM {facts.get('clocks.sm', 'unknown')} of {facts.get('clocks.max.sm', 'unknown')}, memory "
-                   f"{facts.get('clocks.mem', 'unknown')}, power limit {facts.get('power.limit', 'unknown')}"),
+        ("clocks",
+        f"SM {facts.get('clocks.sm', 'unknown')} of {facts.get('clocks.max.sm', 'unknown')}, "
+        "memory "
+                   f"{facts.get('clocks.mem', 'unknown')}, power limit "
+                   f"{facts.get('power.limit', 'unknown')}"),
         ("torch", f"{facts['torch']}, CUDA {facts['cuda']}, cuDNN {facts['cudnn']}"),
-        ("fa4_ext", f"version {build.get('version', 'unknown')}, commit {build.get('commit', 'unknown')}"),
+        ("fa4_ext", f"version {build.get('version', 'unknown')}, commit "
+            f"{build.get('commit', 'unknown')}"),
     ]  # fmt: skip
     if "versions" in facts:
-        rows.append(("contenders", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())))
+        rows.append(
+            (
+                "contenders",
+                ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+            )
+        )
     rows += [
-        ("ceiling", f"{facts['matmul_tflops']} TFLOP/s, an 8192^3 {facts['dtype']} matrix product in this process"),
-        ("rounds", f"{facts['rounds']}, contenders in random order in each; inputs rotate, so that none is found in L2"),
+        (
+            "ceiling",
+            f"{facts['matmul_tflops']} TFLOP/s, an 8192^3 {facts['dtype']} matrix product in this "
+            "process",
+        ),
+        (
+            "rounds",
+            f"{facts['rounds']}, contenders in random order in each; inputs rotate, so that none "
+            "is found in L2",
+        ),
         ("date", facts["date"]),
     ]
     return labelled(rows)
 
 
 def columns(title: str, names: list[str], rows: list[tuple[str, list[str]]]) -> list[str]:
-    """The title above the first column, the names above the others, which are as wide as their widest cell."""
+    """The title above the first column, the names above the others, which are as wide as their
+    widest cell."""
     first = max(map(len, [title, *(name for name, _ in rows)]))
-    widths = [max([len(name), *(len(cells[i]) for _, cells in rows)]) for i, name in enumerate(names)]
+    widths = [
+        max([len(name), *(len(cells[i]) for _, cells in rows)]) for i, name in enumerate(names)
+    ]
     return [
-        f"{name:{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        f"{name:{first}}"
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         for name, cells in [(title, names), *rows]
     ]
 
@@ -58,7 +79,10 @@ def _cell(measured: dict | None, unit: str) -> str:
 
 def throughput(result: dict) -> list[str]:
     names, unit = list(result["contenders"]), GRIDS[result["grid"]].unit
-    rows = [(row["name"], [_cell(row["results"].get(name), unit) for name in names]) for row in result["throughput"]]
+    rows = [
+        (row["name"], [_cell(row["results"].get(name), unit) for name in names])
+        for row in result["throughput"]
+    ]
     return columns(f"{unit} (spread of the rounds)", names, rows)
 
 
@@ -66,24 +90,37 @@ def summary(result: dict) -> list[str]:
     """Our speed over every other contender's; and who failed at what, a line for each reason."""
     found = []
     for name in result["contenders"]:
-        speeds = {row["name"]: row["speed_of_ours"][name] for row in result["throughput"] if name in row["speed_of_ours"]}
+        speeds = {
+            row["name"]: row["speed_of_ours"][name]
+            for row in result["throughput"]
+            if name in row["speed_of_ours"]
+        }
         if speeds:
             mean, worst = statistics.geometric_mean(speeds.values()), min(speeds, key=speeds.get)
-            found.append(f"ours over {name}: {mean:.3f} in geometric mean, {speeds[worst]:.3f} at worst ({worst})")
+            found.append(
+                f"ours over {name}: {mean:.3f} in geometric mean, {speeds[worst]:.3f} at worst "
+                f"({worst})"
+            )
     failures: dict[tuple[str, str], list[str]] = {}
     for row in result["throughput"]:
         for who, measured in row["results"].items():
             if "error" in measured:
                 failures.setdefault((who, measured["error"]), []).append(row["name"])
     for (who, error), rows in failures.items():
-        found.append(f"{who} failed at {len(rows)} of {len(result['throughput'])} rows, first {rows[0]}: {error}")
+        found.append(
+            f"{who} failed at {len(rows)} of {len(result['throughput'])} rows, first {rows[0]}: "
+            f"{error}"
+        )
     return found
 
 
 def host(result: dict, key: str, title: str, form: str) -> list[str]:
     names = list(result["contenders"])
     rows = [
-        (row["name"], [format(row[key][name], form) if name in row[key] else NONE for name in names])
+        (
+            row["name"],
+            [format(row[key][name], form) if name in row[key] else NONE for name in names],
+        )
         for row in result["host"]
         if key in row
     ]

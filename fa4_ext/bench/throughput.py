@@ -1,4 +1,5 @@
-"""Device time of every contender over a list of problems; each is checked against fp32 before it is timed."""
+"""Device time of every contender over a list of problems; each is checked against fp32 before it is
+timed."""
 
 from __future__ import annotations
 
@@ -26,8 +27,11 @@ def attention_of(contender: Contender, shape: Shape) -> Callable[..., torch.Tens
     return lambda q, k, v: contender.varlen(q, k, v, cu_seqlens, shape.longest, shape.causal)
 
 
-def _calls(contender: Contender, shape: Shape, direction: str, sets: list) -> Callable[[int], tuple[torch.Tensor, ...]]:
-    """The work on the i-th set of inputs. The backward alone is timed, on the graph that one forward has left."""
+def _calls(
+    contender: Contender, shape: Shape, direction: str, sets: list
+) -> Callable[[int], tuple[torch.Tensor, ...]]:
+    """The work on the i-th set of inputs. The backward alone is timed, on the graph that one
+    forward has left."""
     attention = attention_of(contender, shape)
     if direction == "forward":
 
@@ -49,15 +53,29 @@ def _calls(contender: Contender, shape: Shape, direction: str, sets: list) -> Ca
     return backward
 
 
-def _prepare(contender: Contender, shape: Shape, direction: str, dtype: str, sets: list, truths) -> tuple[Prepared, float]:
+def _prepare(
+    contender: Contender, shape: Shape, direction: str, dtype: str, sets: list, truths
+) -> tuple[Prepared, float]:
     """Ready to be timed, and right; with the error."""
-    prepared = prepare(_calls(contender, shape, direction, sets), len(sets), contender.enabled, TARGET_MS)
+    prepared = prepare(
+        _calls(contender, shape, direction, sets), len(sets), contender.enabled, TARGET_MS
+    )
     expected = truths((prepared.calls - 1) % len(sets) if prepared.captured else 0)
     kept = slice(0, 1) if direction == "forward" else slice(1, 4)
-    return prepared, check(shape, dtype, prepared.outputs, [of_corner[kept] for of_corner in expected])
+    return prepared, check(
+        shape, dtype, prepared.outputs, [of_corner[kept] for of_corner in expected]
+    )
 
 
-def _row(contenders: list[Contender], shape: Shape, direction: str, dtype: str, sets: list, truths, rounds: int) -> dict:
+def _row(
+    contenders: list[Contender],
+    shape: Shape,
+    direction: str,
+    dtype: str,
+    sets: list,
+    truths,
+    rounds: int,
+) -> dict:
     ready: dict[str, tuple[Prepared, float]] = {}
     results: dict[str, dict] = {}
     name = f"{shape.name} {direction}"
@@ -72,14 +90,31 @@ def _row(contenders: list[Contender], shape: Shape, direction: str, dtype: str, 
     measured = in_turns({who: prepared for who, (prepared, _) in ready.items()}, rounds)
     for who, times in measured.items():
         prepared, relative_error = ready[who]
-        results[who] = summary(times) | {"captured": prepared.captured, "relative_error": relative_error}
+        results[who] = summary(times) | {
+            "captured": prepared.captured,
+            "relative_error": relative_error,
+        }
         results[who]["tflops"] = shape.flops(direction) / results[who]["ms"] / 1e9
-    fields = {key: value for key, value in vars(shape).items() if key != "lengths"} | {"layout": shape.layout}
-    return fields | {"name": name, "direction": direction, "results": results, "speed_of_ours": speed_of_ours(measured)}
+    fields = {key: value for key, value in vars(shape).items() if key != "lengths"} | {
+        "layout": shape.layout
+    }
+    return fields | {
+        "name": name,
+        "direction": direction,
+        "results": results,
+        "speed_of_ours": speed_of_ours(measured),
+    }
 
 
-def measure(contenders: list[Contender], shapes: Sequence[Shape], directions: Sequence[str], dtype: str, rounds: int) -> list[dict]:
-    """A row for each shape and direction: the shape, and of each contender median ms, spread, TFLOP/s and error, or why not."""
+def measure(
+    contenders: list[Contender],
+    shapes: Sequence[Shape],
+    directions: Sequence[str],
+    dtype: str,
+    rounds: int,
+) -> list[dict]:
+    """A row for each shape and direction: the shape, and of each contender median ms, spread,
+    TFLOP/s and error, or why not."""
     rows = []
     progress = Progress(len(shapes) * len(directions), what="problems")
     for shape in shapes:
@@ -93,7 +128,11 @@ def measure(contenders: list[Contender], shapes: Sequence[Shape], directions: Se
 
 
 def speed_of_ours(measured: dict[str, list[float]]) -> dict[str, float]:
-    """Our speed over each other contender's: the median over the rounds, in each of which both met the same clocks."""
+    """Our speed over each other contender's: the median over the rounds, in each of which both met
+    the same clocks."""
     ours = measured.get("ours", [])
     others = {name: times for name, times in measured.items() if name != "ours" and ours}
-    return {name: statistics.median(b / a for a, b in zip(ours, times, strict=True)) for name, times in others.items()}
+    return {
+        name: statistics.median(b / a for a, b in zip(ours, times, strict=True))
+        for name, times in others.items()
+    }

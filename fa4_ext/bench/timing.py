@@ -1,4 +1,5 @@
-"""Device time: CUDA events around replays of a CUDA graph, contenders in turns. Everything here runs on one side stream."""
+"""Device time: CUDA events around replays of a CUDA graph, contenders in turns. Everything here
+runs on one side stream."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from typing import Any
 
 import torch
 
-# More than any L2 of these devices: inputs rotate among sets of at least this size together, so that none is found there. Flushing
-# instead would put a kernel between two calls, and into the time or into a graph of its own.
+# More than any L2 of these devices: inputs rotate among sets of at least this size together, so
+# that none is found there. Flushing instead would put a kernel between two calls, and into the time
+# or into a graph of its own.
 L2_BYTES = 128 << 20
 MAX_CALLS = 64
 PAUSE_S = 0.02  # between contenders: power, and with it the clock, evens out in milliseconds
@@ -24,7 +26,8 @@ PAUSE_S = 0.02  # between contenders: power, and with it the clock, evens out in
 
 @functools.cache
 def stream() -> torch.cuda.Stream:
-    """The side stream of all work: graphs can't be captured on the default one, and a backward runs where its forward ran."""
+    """The side stream of all work: graphs can't be captured on the default one, and a backward runs
+    where its forward ran."""
     return torch.cuda.Stream()
 
 
@@ -61,12 +64,24 @@ def sets_for(set_bytes: int) -> int:
     return max(1, min(32, math.ceil(L2_BYTES / max(1, set_bytes))))
 
 
-def prepare(call: Callable[[int], Any], sets: int, enabled: Callable[[], AbstractContextManager], target_ms: float) -> Prepared:
-    """`call(i)` runs the problem on the i-th set of inputs. Captured where possible, otherwise a loop behind a sleeping kernel."""
+def prepare(
+    call: Callable[[int], Any],
+    sets: int,
+    enabled: Callable[[], AbstractContextManager],
+    target_ms: float,
+) -> Prepared:
+    """`call(i)` runs the problem on the i-th set of inputs. Captured where possible, otherwise a
+    loop behind a sleeping kernel."""
     with enabled():
         for i in range(2):
             call(i % sets)
-        calls = max(sets, min(MAX_CALLS, math.ceil(target_ms / _event_ms(lambda: [call(i % sets) for i in range(3)]) * 3)))
+        calls = max(
+            sets,
+            min(
+                MAX_CALLS,
+                math.ceil(target_ms / _event_ms(lambda: [call(i % sets) for i in range(3)]) * 3),
+            ),
+        )
         try:
             return _capture(call, sets, calls)
         except Exception as error:  # of any kind: other packages raise their own
@@ -117,9 +132,11 @@ def _event_ms(work: Callable[[], Any], sleep_cycles: int = 0) -> float:
     return start.elapsed_time(stop)
 
 
-def in_turns(prepared: dict[str, Prepared], rounds: int, pause_s: float = PAUSE_S) -> dict[str, list[float]]:
-    """Milliseconds a call of every contender in every round. The order is drawn anew for each round: who comes after a hungry one
-    meets lower clocks."""
+def in_turns(
+    prepared: dict[str, Prepared], rounds: int, pause_s: float = PAUSE_S
+) -> dict[str, list[float]]:
+    """Milliseconds a call of every contender in every round. The order is drawn anew for each
+    round: who comes after a hungry one meets lower clocks."""
     order = random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in prepared}
     for _ in range(rounds):
@@ -130,6 +147,7 @@ def in_turns(prepared: dict[str, Prepared], rounds: int, pause_s: float = PAUSE_
 
 
 def summary(times: list[float]) -> dict[str, float]:
-    """Median milliseconds, and the distance from the fastest to the slowest round as a fraction of it."""
+    """Median milliseconds, and the distance from the fastest to the slowest round as a fraction of
+    it."""
     median = statistics.median(times)
     return {"ms": median, "spread": (max(times) - min(times)) / median}

@@ -1,7 +1,8 @@
 """After a backward of PyTorch's own over packed sequences: zeros where it writes no gradient.
 
-That kernel leaves alone the rows that belong to no sequence, and dK and dV of a sequence without queries. Ours writes both, and a
-speed rule may only choose between kernels whose results are the same.
+That kernel leaves alone the rows that belong to no sequence, and dK and dV of a sequence without
+queries. Ours writes both, and a speed rule may only choose between kernels whose results are the
+same.
 """
 
 import cuda.bindings.driver as cuda
@@ -19,15 +20,22 @@ THREADS = 256  # a row of 16 heads of 128 elements is one vector of 16 bytes for
 class Clear:
     @cute.jit
     def __call__(
-        self, dq: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, cu_seqlens_q: cute.Tensor, cu_seqlens_k: cute.Tensor,
+        self, dq: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, cu_seqlens_q: cute.Tensor,
+        cu_seqlens_k: cute.Tensor,
         workers: Int32, stream: cuda.CUstream,
     ):  # fmt: skip
-        offsets_q, offsets_k = packed.Offsets(cu_seqlens_q, dq.shape[0]), packed.Offsets(cu_seqlens_k, dk.shape[0])
-        self.kernel(dq, dk, dv, offsets_q, offsets_k).launch(grid=[workers, 1, 1], block=[THREADS, 1, 1], stream=stream)
+        offsets_q, offsets_k = (
+            packed.Offsets(cu_seqlens_q, dq.shape[0]),
+            packed.Offsets(cu_seqlens_k, dk.shape[0]),
+        )
+        self.kernel(dq, dk, dv, offsets_q, offsets_k).launch(
+            grid=[workers, 1, 1], block=[THREADS, 1, 1], stream=stream
+        )
 
     @cute.kernel
     def kernel(
-        self, dq: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, offsets_q: packed.Offsets, offsets_k: packed.Offsets
+        self, dq: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, offsets_q: packed.Offsets,
+        offsets_k: packed.Offsets
     ):  # fmt: skip
         packed.clear_outside(dq, offsets_q)
         packed.clear_outside(dk, offsets_k)
@@ -46,7 +54,8 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def clear_entry(
-        dq: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, cu_seqlens_q: cute.Tensor, cu_seqlens_k: cute.Tensor,
+        dq: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, cu_seqlens_q: cute.Tensor,
+        cu_seqlens_k: cute.Tensor,
         workers: Int32, stream: cuda.CUstream,
     ):  # fmt: skip
         clear(dq, dk, dv, cu_seqlens_q, cu_seqlens_k, workers, stream)

@@ -1,9 +1,11 @@
-"""Packed sequences as every kernel reads them: no row of another sequence, and no row outside of the tensor.
+"""Packed sequences as every kernel reads them: no row of another sequence, and no row outside of
+the tensor.
 
-Two things need care. A sequence's last tile goes on into the next sequence, or into rows that belong to none. Their probabilities
-are zero, but zero times a NaN there is NaN; so TMA sees a sequence's rows as the last ones before a bound, and fills with zeros
-what lies beyond it. And cu_seqlens and seqused_k come from the caller, in device memory, and may hold anything; so every value that
-is read from them is clamped to the rows that the tensor has.
+Two things need care. A sequence's last tile goes on into the next sequence, or into rows that
+belong to none. Their probabilities are zero, but zero times a NaN there is NaN; so TMA sees a
+sequence's rows as the last ones before a bound, and fills with zeros what lies beyond it. And
+cu_seqlens and seqused_k come from the caller, in device memory, and may hold anything; so every
+value that is read from them is clamped to the rows that the tensor has.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -24,7 +26,8 @@ def clamp(value: Int32, most: Int32) -> Int32:
 
 @dataclass
 class Offsets(ParamsBase):
-    """cu_seqlens, which upstream's code indexes like a tensor. No value lies outside of the rows that there are."""
+    """cu_seqlens, which upstream's code indexes like a tensor. No value lies outside of the rows
+    that there are."""
 
     values: cute.Tensor  # int32 [batch + 1]
     total: Int32  # rows of the packed tensor
@@ -54,7 +57,8 @@ for kind in (Offsets, KeyLengths):  # upstream's kernels take tensors alone
 
 @cute.jit
 def keys_in_use(lengths: KeyLengths, index: Int32, rows: Int32) -> Int32:
-    """The number of keys that a sequence's queries see. The sequence has `rows`, of which seqused_k may leave some out."""
+    """The number of keys that a sequence's queries see. The sequence has `rows`, of which seqused_k
+    may leave some out."""
     result = cutlass.max(rows, 0)
     if cute.size(lengths.values, mode=[0]) > 1:
         result = clamp(lengths.values[1, index], result)
@@ -62,9 +66,11 @@ def keys_in_use(lengths: KeyLengths, index: Int32, rows: Int32) -> Int32:
 
 
 def sequences(packed: cute.Tensor) -> cute.Tensor:
-    """[total, heads, head_dim] as [(2^30, row after a sequence's last), 2^30, heads, head_dim], the sequence's rows being the last.
+    """[total, heads, head_dim] as [(2^30, row after a sequence's last), 2^30, heads, head_dim], the
+    sequence's rows being the last.
 
-    A view with one mode less would begin far below the tensor, and TMA faults there when a load lies out of bounds altogether.
+    A view with one mode less would begin far below the tensor, and TMA faults there when a load
+    lies out of bounds altogether.
     """
     view = copy_utils.create_ragged_tensor_for_tma(packed, ragged_dim=0)
     rows, heads, head_dim, *after = zip(view.shape, view.stride, strict=True)
@@ -73,15 +79,19 @@ def sequences(packed: cute.Tensor) -> cute.Tensor:
 
 
 def rows_of(tensor: cute.Tensor, row_mode: int, end: Int32, count: Int32) -> cute.Tensor:
-    """The `count` rows before `end` of a tensor of `sequences`, whose last mode is the row after."""
+    """The `count` rows before `end` of a tensor of `sequences`, whose last mode is the row
+    after."""
     bound = cute.size(tensor, mode=[row_mode])
     rows = tensor[(None,) * (cute.rank(tensor) - 1) + ((bound, end),)]
-    return cute.domain_offset((0,) * row_mode + (bound - count,) + (0,) * (cute.rank(rows) - 1 - row_mode), rows)
+    return cute.domain_offset(
+        (0,) * row_mode + (bound - count,) + (0,) * (cute.rank(rows) - 1 - row_mode), rows
+    )
 
 
 @cute.jit
 def clear_rows(tensor: cute.Tensor, first: Int32, last: Int32, place: Int32, places: Int32):
-    """Zeros in the rows [first, last) of a tensor [total, heads, head_dim], by all threads of the thread block.
+    """Zeros in the rows [first, last) of a tensor [total, heads, head_dim], by all threads of the
+    thread block.
 
     Of several thread blocks that share the rows, it is the one at `place` of `places`.
     """
@@ -92,23 +102,31 @@ def clear_rows(tensor: cute.Tensor, first: Int32, last: Int32, place: Int32, pla
     vectors = tensor.shape[2] // TMA_ALIGN
     for row in cutlass.range(first + place, last, places, unroll=1):
         for i in cutlass.range(thread, tensor.shape[1] * vectors, threads, unroll=1):
-            pointer = tensor.iterator + cute.crd2idx((row, i // vectors, i % vectors * TMA_ALIGN), tensor.layout)
-            cute.autovec_copy(zeros, cute.make_tensor(pointer.align(16), cute.make_layout(TMA_ALIGN)))
+            pointer = tensor.iterator + cute.crd2idx(
+                (row, i // vectors, i % vectors * TMA_ALIGN), tensor.layout
+            )
+            cute.autovec_copy(
+                zeros, cute.make_tensor(pointer.align(16), cute.make_layout(TMA_ALIGN))
+            )
 
 
 @cute.jit
 def clear_outside(tensor: cute.Tensor, offsets: Offsets):
-    """Zeros before the first sequence and behind the last one, by all thread blocks of the grid. A tensor may have no rows."""
+    """Zeros before the first sequence and behind the last one, by all thread blocks of the grid. A
+    tensor may have no rows."""
     if offsets.total > 0:
         block, _, _ = cute.arch.block_idx()
         blocks, _, _ = cute.arch.grid_dim()
         first = offsets[0]
         clear_rows(tensor, Int32(0), first, block, blocks)
-        clear_rows(tensor, cutlass.max(offsets[offsets.shape[0] - 1], first), offsets.total, block, blocks)
+        clear_rows(
+            tensor, cutlass.max(offsets[offsets.shape[0] - 1], first), offsets.total, block, blocks
+        )
 
 
 def assume_tensor_aligned(tensor: cute.Tensor | None) -> cute.Tensor | None:
-    """In place of upstream's, which takes no mode of modes: every stride but the last is a multiple of 16 bytes."""
+    """In place of upstream's, which takes no mode of modes: every stride but the last is a multiple
+    of 16 bytes."""
     if tensor is None:
         return None
     elements = 128 // tensor.element_type.width
@@ -119,7 +137,9 @@ def assume_tensor_aligned(tensor: cute.Tensor | None) -> cute.Tensor | None:
         return stride if isinstance(stride, int) else cute.assume(stride, divby=elements)
 
     *strides, last = tensor.stride
-    return cute.make_tensor(tensor.iterator, cute.make_layout(tensor.shape, stride=(*map(aligned, strides), last)))
+    return cute.make_tensor(
+        tensor.iterator, cute.make_layout(tensor.shape, stride=(*map(aligned, strides), last))
+    )
 
 
 @dataclass
@@ -132,10 +152,15 @@ class Decoder(VarlenDecoder):
 
 
 class Scheduler(SingleTileVarlenScheduler):
-    """Upstream's, whose sequences are given as `Offsets`. These know the rows, where the tensor at hand is one of `sequences`."""
+    """Upstream's, whose sequences are given as `Offsets`. These know the rows, where the tensor at
+    hand is one of `sequences`."""
 
     @staticmethod
     def to_underlying_arguments(args, **options):
-        params = SingleTileVarlenScheduler.to_underlying_arguments(replace(args, total_q=args.mCuSeqlensQ.total), **options)
-        decoder = Decoder(**{field.name: getattr(params.decoder, field.name) for field in fields(params.decoder)})
+        params = SingleTileVarlenScheduler.to_underlying_arguments(
+            replace(args, total_q=args.mCuSeqlensQ.total), **options
+        )
+        decoder = Decoder(
+            **{field.name: getattr(params.decoder, field.name) for field in fields(params.decoder)}
+        )
         return replace(params, decoder=decoder)

@@ -1,7 +1,9 @@
-"""After the backward: an fp32 accumulator, in the order its writer stored it, to dQ, dK or dV. One class for both architectures.
+"""After the backward: an fp32 accumulator, in the order its writer stored it, to dQ, dK or dV. One
+class for both architectures.
 
-Rows of packed tensors that belong to no sequence get gradients of zero here, since a backward always ends with this kernel: a
-packed buffer of a fixed size goes on behind its last sequence, and the layer before attention sums over all rows.
+Rows of packed tensors that belong to no sequence get gradients of zero here, since a backward
+always ends with this kernel: a packed buffer of a fixed size goes on behind its last sequence, and
+the layer before attention sums over all rows.
 """
 
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ from kernels.matrix import Kernel, Layout
 
 @dataclass
 class Gradients(ParamsBase):
-    """Gradients whose rows outside of the sequences are to be zero. dK and dV have no rows where another kernel clears them."""
+    """Gradients whose rows outside of the sequences are to be zero. dK and dV have no rows where
+    another kernel clears them."""
 
     own: cute.Tensor  # [total, heads, head_dim], like the others; what this kernel writes
     offsets: packed.Offsets
@@ -31,7 +34,8 @@ class Gradients(ParamsBase):
 
 
 class ClearingScheduler(packed.Scheduler):
-    """Upstream's kernel makes its scheduler before all else, on every thread: the place to clear what no tile covers."""
+    """Upstream's kernel makes its scheduler before all else, on every thread: the place to clear
+    what no tile covers."""
 
     gradients: Gradients  # of the kernel that is being traced
 
@@ -65,7 +69,8 @@ def instantiate(kernel: Kernel) -> FlashAttentionBackwardPostprocess:
     if kernel.block_m == 64:  # dK's and dV's of D 256
         order = AccumTileOrder.ROW_MAJOR
     return FlashAttentionBackwardPostprocess(
-        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.arch, kernel.block_m, kernel.threads, kernel.atom_layout_m,
+        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.arch, kernel.block_m, kernel.threads,
+        kernel.atom_layout_m,
         kernel.swap_ab, use_2cta_instrs=kernel.two_cta, cluster_size=kernel.cluster,
         accum_order=order if kernel.arch == 100 else None,
     )  # fmt: skip
@@ -77,11 +82,14 @@ def entry(kernel: Kernel):
     @cute.jit
     def postprocess_entry(
         accum: cute.Tensor, gradient: cute.Tensor, scale: Float32, cu_seqlens: cute.Tensor | None,
-        dk: cute.Tensor | None, dv: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None, stream: cuda.CUstream,
+        dk: cute.Tensor | None, dv: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None,
+        stream: cuda.CUstream,
     ):  # fmt: skip
         if const_expr(kernel.layout is Layout.VARLEN):
             cu_seqlens = packed.Offsets(cu_seqlens, gradient.shape[0])
-            ClearingScheduler.gradients = Gradients(gradient, cu_seqlens, dk, dv, packed.Offsets(cu_seqlens_k, dk.shape[0]))
+            ClearingScheduler.gradients = Gradients(
+                gradient, cu_seqlens, dk, dv, packed.Offsets(cu_seqlens_k, dk.shape[0])
+            )
         postprocess(accum, gradient, scale, cu_seqlens, None, None, stream=stream)
 
     return postprocess_entry, arg.postprocess(kernel)

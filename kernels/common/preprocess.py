@@ -1,4 +1,5 @@
-"""Before the backward: delta = rowsum(dO * O), lse in base 2, and the dQ accumulator cleared. One class for both architectures."""
+"""Before the backward: delta = rowsum(dO * O), lse in base 2, and the dQ accumulator cleared. One
+class for both architectures."""
 
 import cuda.bindings.driver as cuda
 import cutlass.cute as cute
@@ -28,11 +29,26 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def preprocess_entry(
-        o: cute.Tensor, dout: cute.Tensor, delta: cute.Tensor, lse: cute.Tensor, lse_log2: cute.Tensor, dq_accum: cute.Tensor,
+        o: cute.Tensor, dout: cute.Tensor, delta: cute.Tensor, lse: cute.Tensor,
+        lse_log2: cute.Tensor, dq_accum: cute.Tensor,
         cu_seqlens_q: cute.Tensor | None, stream: cuda.CUstream,
     ):  # fmt: skip
         if const_expr(kernel.layout is Layout.VARLEN):
             cu_seqlens_q = packed.Offsets(cu_seqlens_q, o.shape[0])
-        preprocess(o, dout, delta, lse, lse_log2, dq_accum, cu_seqlens_q, None, None, None, None, Float32(1.0), stream=stream)
+        preprocess(
+            o,
+            dout,
+            delta,
+            lse,
+            lse_log2,
+            dq_accum,
+            cu_seqlens_q,
+            None,
+            None,
+            None,
+            None,
+            Float32(1.0),
+            stream=stream,
+        )
 
     return preprocess_entry, arg.preprocess(kernel)

@@ -1,4 +1,5 @@
-"""SM100 backward: dK, dV and the fp32 accumulator of dQ. flash-attn-4's kernel class behind a flat entry."""
+"""SM100 backward: dK, dV and the fp32 accumulator of dQ. flash-attn-4's kernel class behind a flat
+entry."""
 
 import inspect
 from contextlib import contextmanager
@@ -24,7 +25,8 @@ upstream.SingleTileVarlenScheduler = packed.Scheduler
 
 
 def select(tensor: cute.Tensor, mode: list[int]) -> cute.Tensor:
-    """In place of upstream's, which would drop the last mode of packed rows: the one that says where a sequence ends."""
+    """In place of upstream's, which would drop the last mode of packed rows: the one that says
+    where a sequence ends."""
     return layout_utils.select(tensor, [*mode, *range(len(mode), cute.rank(tensor))])
 
 
@@ -32,16 +34,24 @@ upstream.layout_utils = SimpleNamespace(**vars(layout_utils) | {"select": select
 
 
 class Rows:
-    """A tensor of packed rows for code that offsets it by a sequence's first row, right after asking where the sequence is.
+    """A tensor of packed rows for code that offsets it by a sequence's first row, right after
+    asking where the sequence is.
 
     That code sees the rows of the sequence alone, from row 0 on.
     """
 
     def __init__(self, tensor: cute.Tensor, row_mode: int, of_keys: bool):
-        self.tensor, self.row_mode, self.of_keys, self.shape = tensor, row_mode, of_keys, tensor.shape
+        self.tensor, self.row_mode, self.of_keys, self.shape = (
+            tensor,
+            row_mode,
+            of_keys,
+            tensor.shape,
+        )
 
     def tell(self, info: SeqlenInfoQK) -> None:
-        first, count = (info.offset_k, info.seqlen_k) if self.of_keys else (info.offset_q, info.seqlen_q)
+        first, count = (
+            (info.offset_k, info.seqlen_k) if self.of_keys else (info.offset_q, info.seqlen_q)
+        )
         self.rows = packed.rows_of(self.tensor, self.row_mode, first + count, count)
 
     @property
@@ -62,7 +72,11 @@ class Loads(SeqlenInfoQK):
 
     def offset_batch_Q(self, tensor, batch_idx, dim, padded=False, **options):
         # lse and delta, in the workspace, are padded
-        return super().offset_batch_Q(tensor, batch_idx, dim, padded=True, **options) if padded else tensor
+        return (
+            super().offset_batch_Q(tensor, batch_idx, dim, padded=True, **options)
+            if padded
+            else tensor
+        )
 
     def offset_batch_K(self, tensor, batch_idx, dim, **_):
         return tensor
@@ -75,13 +89,17 @@ def telling(tensors: list[Rows], create: partial):
         info = create(batch_idx)
         for tensor in tensors:
             tensor.tell(info)
-        return Loads(**{field.name: getattr(info, field.name) for field in fields(info)} | {"offset_q": 0, "offset_k": 0})
+        return Loads(
+            **{field.name: getattr(info, field.name) for field in fields(info)}
+            | {"offset_q": 0, "offset_k": 0}
+        )
 
     return create_and_tell
 
 
 def _num_heads(schedule) -> Int32:
-    """Query heads, as the parameters of the scheduler in use carry them: the compute warps get no query tensor."""
+    """Query heads, as the parameters of the scheduler in use carry them: the compute warps get no
+    query tensor."""
     if isinstance(schedule, SingleTileVarlenScheduler.Params):
         return schedule.decoder.num_head
     if isinstance(schedule, SingleTileLPTBwdScheduler.Params):
@@ -92,7 +110,8 @@ def _num_heads(schedule) -> Int32:
 class Backward(FlashAttentionBackwardSm100):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.check_hdim_oob = self.check_hdim_v_oob = True  # head_dim may be any multiple of 8 below the bucket
+        # head_dim may be any multiple of 8 below the bucket
+        self.check_hdim_oob = self.check_hdim_v_oob = True
 
     @contextmanager
     def run_time_ratio(self, num_heads, num_heads_kv):
@@ -107,7 +126,9 @@ class Backward(FlashAttentionBackwardSm100):
         if self.is_varlen_k:
             modes = {"mQ": 0, "mQt": 1, "mdO": 1, "mdOt": 0, "mK": 0, "mKt": 1, "mV": 0}
             rows = {
-                name: Rows(given[name], mode, "K" in name or "V" in name) for name, mode in modes.items() if given[name] is not None
+                name: Rows(given[name], mode, "K" in name or "V" in name)
+                for name, mode in modes.items()
+                if given[name] is not None
             }
             given |= rows | {"SeqlenInfoCls": telling(list(rows.values()), given["SeqlenInfoCls"])}
         with self.run_time_ratio(given["mQ"].shape[2], given["mK"].shape[2]):
@@ -123,9 +144,11 @@ class Backward(FlashAttentionBackwardSm100):
 
 def instantiate(kernel: Kernel) -> Backward:
     return Backward(
-        kernel.head_dim, kernel.head_dim_v, is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW,
+        kernel.head_dim, kernel.head_dim_v, is_causal=kernel.mask is Mask.CAUSAL,
+        is_local=kernel.mask is Mask.WINDOW,
         qhead_per_kvhead=2 if kernel.grouped else 1, tile_m=kernel.block_m, tile_n=kernel.block_n,
-        cluster_size=2 if kernel.two_cta else 1, use_2cta_instrs=kernel.two_cta, deterministic=kernel.deterministic,
+        cluster_size=2 if kernel.two_cta else 1, use_2cta_instrs=kernel.two_cta,
+        deterministic=kernel.deterministic,
         spt=kernel.deterministic and kernel.mask is not Mask.FULL,
     )  # fmt: skip
 
@@ -135,19 +158,31 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def backward_entry(
-        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, dout: cute.Tensor, lse_log2: cute.Tensor, delta: cute.Tensor,
+        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, dout: cute.Tensor, lse_log2: cute.Tensor,
+        delta: cute.Tensor,
         dq_accum: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, scale: Float32,
-        cu_seqlens_q: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None, window_size_left: Int32, window_size_right: Int32,
-        dq_semaphore: cute.Tensor | None, dk_semaphore: cute.Tensor | None, dv_semaphore: cute.Tensor | None, stream: cuda.CUstream,
+        cu_seqlens_q: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None, window_size_left: Int32,
+        window_size_right: Int32,
+        dq_semaphore: cute.Tensor | None, dk_semaphore: cute.Tensor | None,
+        dv_semaphore: cute.Tensor | None, stream: cuda.CUstream,
     ):  # fmt: skip
-        window = (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
+        window = (
+            (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
+        )
         if const_expr(kernel.layout is Layout.VARLEN):
-            cu_seqlens_q, cu_seqlens_k = packed.Offsets(cu_seqlens_q, q.shape[0]), packed.Offsets(cu_seqlens_k, k.shape[0])
-            q, k, v, dout = (layout_utils.select(packed.sequences(tensor), [1, 2, 3, 0]) for tensor in (q, k, v, dout))
+            cu_seqlens_q, cu_seqlens_k = (
+                packed.Offsets(cu_seqlens_q, q.shape[0]),
+                packed.Offsets(cu_seqlens_k, k.shape[0]),
+            )
+            q, k, v, dout = (
+                layout_utils.select(packed.sequences(tensor), [1, 2, 3, 0])
+                for tensor in (q, k, v, dout)
+            )
         backward(
             q, k, v, dout, lse_log2, delta, dq_accum, dk, dv, scale, cu_seqlens_q, cu_seqlens_k,
             window_size_left=window[0], window_size_right=window[1],
-            mdQ_semaphore=dq_semaphore, mdK_semaphore=dk_semaphore, mdV_semaphore=dv_semaphore, stream=stream,
+            mdQ_semaphore=dq_semaphore, mdK_semaphore=dk_semaphore, mdV_semaphore=dv_semaphore,
+            stream=stream,
         )  # fmt: skip
 
     return backward_entry, arg.backward(kernel)

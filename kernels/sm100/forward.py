@@ -21,7 +21,8 @@ BLOCK_M = 128  # rows of one query tile; a kernel of 256 rows keeps two in fligh
 
 
 class PersistentTileScheduler(StaticPersistentTileScheduler):
-    """Upstream's asks the machine that compiles for its number of multiprocessors; this one is told at run time."""
+    """Upstream's asks the machine that compiles for its number of multiprocessors; this one is told
+    at run time."""
 
     sm_count: Int32
 
@@ -34,7 +35,8 @@ class PersistentTileScheduler(StaticPersistentTileScheduler):
 class Forward(FlashAttentionForwardSm100):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.check_hdim_oob = self.check_hdim_v_oob = True  # head_dim may be any multiple of 8 below the bucket
+        # head_dim may be any multiple of 8 below the bucket
+        self.check_hdim_oob = self.check_hdim_v_oob = True
         if self.TileScheduler is StaticPersistentTileScheduler:
             self.TileScheduler = PersistentTileScheduler
 
@@ -47,7 +49,15 @@ class Forward(FlashAttentionForwardSm100):
 class VarlenForward(Forward):
     def load(self, thr_mma_qk, thr_mma_pv, mQ, mK, mV, *args, **kwargs):
         mK, mV = keys_in_use.Sequences(mK, row_mode=0), keys_in_use.Sequences(mV, row_mode=1)
-        super().load(thr_mma_qk, thr_mma_pv, mQ, mK, mV, *keys_in_use.with_keys_in_use(args, mK, mV), **kwargs)
+        super().load(
+            thr_mma_qk,
+            thr_mma_pv,
+            mQ,
+            mK,
+            mV,
+            *keys_in_use.with_keys_in_use(args, mK, mV),
+            **kwargs,
+        )
 
     def mma(self, *args, **kwargs):
         super().mma(*keys_in_use.with_keys_in_use(args), **kwargs)
@@ -71,11 +81,14 @@ def instantiate(kernel: Kernel) -> Forward:
     kind = VarlenForward if kernel.layout is Layout.VARLEN else Forward
     return kind(
         kernel.head_dim, kernel.head_dim_v, qhead_per_kvhead=1,
-        is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, is_split_kv=False, pack_gqa=False,
+        is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW,
+        is_split_kv=False, pack_gqa=False,
         m_block_size=BLOCK_M, n_block_size=kernel.block_n, q_stage=q_stage,
-        # A static persistent grid pays where tiles are alike: no mask on a dense batch, or one query tile a sequence.
+        # A static persistent grid pays where tiles are alike: no mask on a dense batch, or one
+        # query tile a sequence.
         is_static_persistent=single_tile or (kernel.mask is Mask.FULL and kernel.layout is Layout.DENSE),
-        is_varlen_q=kernel.layout is Layout.VARLEN, use_2cta_instrs=kernel.two_cta, use_clc_scheduler=False,
+        is_varlen_q=kernel.layout is Layout.VARLEN, use_2cta_instrs=kernel.two_cta,
+        use_clc_scheduler=False,
         use_s_ping_pong=q_stage == 1 and kernel.head_dim == kernel.head_dim_v,
     )  # fmt: skip
 
@@ -85,17 +98,25 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def forward_entry(
-        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, scale: Float32,
+        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
+        scale: Float32,
         cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None,
-        window_size_left: Int32, window_size_right: Int32, max_seqlen_q: Int32, sm_count: Int32, stream: cuda.CUstream,
+        window_size_left: Int32, window_size_right: Int32, max_seqlen_q: Int32, sm_count: Int32,
+        stream: cuda.CUstream,
     ):  # fmt: skip
-        window = (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
+        window = (
+            (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
+        )
         PersistentTileScheduler.sm_count = sm_count
         if const_expr(kernel.layout is Layout.VARLEN):
-            cu_seqlens_q, key_lengths = packed.Offsets(cu_seqlens_q, q.shape[0]), packed.KeyLengths(key_lengths, k.shape[0])
+            cu_seqlens_q, key_lengths = (
+                packed.Offsets(cu_seqlens_q, q.shape[0]),
+                packed.KeyLengths(key_lengths, k.shape[0]),
+            )
             k, v = packed.sequences(k), packed.sequences(v)
         forward(
-            q, k, v, o, lse, scale, cu_seqlens_q, mSeqUsedK=key_lengths, window_size_left=window[0], window_size_right=window[1],
+            q, k, v, o, lse, scale, cu_seqlens_q, mSeqUsedK=key_lengths, window_size_left=window[0],
+            window_size_right=window[1],
             max_seqlen_q=max_seqlen_q, stream=stream,
         )  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Upstream's forward told which keys are in use, sequence by sequence, and given packed keys and values as `packed.sequences`."""
+"""Upstream's forward told which keys are in use, sequence by sequence, and given packed keys and
+values as `packed.sequences`."""
 
 from dataclasses import dataclass, fields
 from functools import partial
@@ -19,7 +20,8 @@ class SeqlenInfo(SeqlenInfoQK):
 
 
 def create(batch_idx: Int32, mSeqUsedK: KeyLengths, **given) -> SeqlenInfo:
-    """Upstream has a place for seqused_k, which `mSeqUsedK` takes with all else that is known of the keys."""
+    """Upstream has a place for seqused_k, which `mSeqUsedK` takes with all else that is known of
+    the keys."""
     info = SeqlenInfoQK.create(batch_idx, **given)
     found = {field.name: getattr(info, field.name) for field in fields(info)}
     begin = mSeqUsedK.offset(batch_idx)
@@ -28,7 +30,8 @@ def create(batch_idx: Int32, mSeqUsedK: KeyLengths, **given) -> SeqlenInfo:
 
 
 class Sequences:
-    """A tensor of `packed.sequences` for code that indexes it by head and sequence, right after asking where the sequence is."""
+    """A tensor of `packed.sequences` for code that indexes it by head and sequence, right after
+    asking where the sequence is."""
 
     def __init__(self, tensor: cute.Tensor, row_mode: int):
         self.tensor, self.row_mode, self.shape = tensor, row_mode, tensor.shape
@@ -36,11 +39,14 @@ class Sequences:
     def __getitem__(self, index):
         *rest, _ = index
         info = self.info
-        return packed.rows_of(self.tensor, self.row_mode, info.offset_k + info.seqlen_k, info.seqlen_k)[tuple(rest)]
+        return packed.rows_of(
+            self.tensor, self.row_mode, info.offset_k + info.seqlen_k, info.seqlen_k
+        )[tuple(rest)]
 
 
 def with_keys_in_use(arguments, *tensors: Sequences):
-    """A method's arguments, with what makes upstream's sequence lengths replaced by what makes ours, and tells the tensors."""
+    """A method's arguments, with what makes upstream's sequence lengths replaced by what makes
+    ours, and tells the tensors."""
 
     def replaced(argument):
         if not (isinstance(argument, partial) and argument.func is SeqlenInfoQK.create):
@@ -60,5 +66,6 @@ def with_keys_in_use(arguments, *tensors: Sequences):
 
 
 def block_to_load(block: Int32) -> Int32:
-    """A tile of queries that sees no keys loads the block before the first all the same, which TMA's view does not bound."""
+    """A tile of queries that sees no keys loads the block before the first all the same, which
+    TMA's view does not bound."""
     return cutlass.max(block, 0)

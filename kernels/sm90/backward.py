@@ -1,4 +1,5 @@
-"""SM90 backward: dK, dV and the fp32 accumulator of dQ. flash-attn-4's kernel class behind a flat entry."""
+"""SM90 backward: dK, dV and the fp32 accumulator of dQ. flash-attn-4's kernel class behind a flat
+entry."""
 
 from dataclasses import dataclass, fields
 from functools import partial
@@ -21,7 +22,8 @@ upstream.SingleTileVarlenScheduler = packed.Scheduler
 
 @dataclass(frozen=True)
 class Loads(SeqlenInfoQK):
-    """Where a sequence is that the backward loads: its rows of Q and dO, and of K and V, are tensors of `packed.sequences`."""
+    """Where a sequence is that the backward loads: its rows of Q and dO, and of K and V, are
+    tensors of `packed.sequences`."""
 
     def offset_batch_Q(self, tensor, batch_idx, dim, padded=False, **options):
         if padded:  # lse and delta, in the workspace
@@ -39,11 +41,15 @@ class Loads(SeqlenInfoQK):
 
 class Backward(FlashAttentionBackwardSm90):
     def __init__(self, dtype, head_dim, head_dim_v, qhead_per_kvhead, **options):
-        # Upstream refuses grouped heads with unequal head dims: their dK goes out by way of V's and K's shared memory, which then
-        # are too small for it. What comes next is dO's, which nobody reads by then: a block works on a single tile of keys.
+        # Upstream refuses grouped heads with unequal head dims: their dK goes out by way of V's and
+        # K's shared memory, which then are too small for it. What comes next is dO's, which nobody
+        # reads by then: a block works on a single tile of keys.
         super().__init__(dtype, head_dim, head_dim_v, 1, **options)
         self.qhead_per_kvhead = qhead_per_kvhead
-        rows_k, rows_q = self.tile_n * self.dtype.width, self.tile_m * self.dO_stage * self.dtype.width
+        rows_k, rows_q = (
+            self.tile_n * self.dtype.width,
+            self.tile_m * self.dO_stage * self.dtype.width,
+        )
         room = rows_k * (self.tile_hdim + self.tile_hdimv) + rows_q * self.tile_hdimv
         assert qhead_per_kvhead == 1 or self.tile_n * self.tile_hdim * Float32.width <= room
 
@@ -56,7 +62,12 @@ class Backward(FlashAttentionBackwardSm90):
 
     def load(self, *args):
         if self.varlen_k:
-            args = [partial(Loads.create, **x.keywords) if getattr(x, "func", None) is SeqlenInfoQK.create else x for x in args]
+            args = [
+                partial(Loads.create, **x.keywords)
+                if getattr(x, "func", None) is SeqlenInfoQK.create
+                else x
+                for x in args
+            ]
         super().load(*args)
 
     def epilogue_dKV(self, *args):
@@ -67,14 +78,17 @@ class Backward(FlashAttentionBackwardSm90):
 
 
 def instantiate(kernel: Kernel) -> Backward:
-    large = kernel.head_dim > 128  # shared memory holds two tiles of Q and, of the rest, two of a small dO at most
+    # shared memory holds two tiles of Q and, of the rest, two of a small dO at most
+    large = kernel.head_dim > 128
     return Backward(
         arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim_v, 2 if kernel.grouped else 1,
-        is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW, deterministic=kernel.deterministic,
+        is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW,
+        deterministic=kernel.deterministic,
         tile_m=kernel.block_m, tile_n=kernel.block_n,
         Q_stage=2, dO_stage=1 if kernel.head_dim_v > 128 else 2, PdS_stage=1 if large else 2,
         SdP_swapAB=not large, dKV_swapAB=kernel.swap_ab_dkv, dQ_swapAB=kernel.swap_ab,
-        AtomLayoutMSdP=1, AtomLayoutNdKV=kernel.atom_layout_dkv, AtomLayoutMdQ=kernel.atom_layout_m, num_threads=384,
+        AtomLayoutMSdP=1, AtomLayoutNdKV=kernel.atom_layout_dkv, AtomLayoutMdQ=kernel.atom_layout_m,
+        num_threads=384,
         V_in_regs=False, dQ_single_wg=kernel.dq_warpgroups == 1,
     )  # fmt: skip
 
@@ -84,19 +98,28 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def backward_entry(
-        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, dout: cute.Tensor, lse_log2: cute.Tensor, delta: cute.Tensor,
+        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, dout: cute.Tensor, lse_log2: cute.Tensor,
+        delta: cute.Tensor,
         dq_accum: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, scale: Float32,
-        cu_seqlens_q: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None, window_size_left: Int32, window_size_right: Int32,
-        dq_semaphore: cute.Tensor | None, dk_semaphore: cute.Tensor | None, dv_semaphore: cute.Tensor | None, stream: cuda.CUstream,
+        cu_seqlens_q: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None, window_size_left: Int32,
+        window_size_right: Int32,
+        dq_semaphore: cute.Tensor | None, dk_semaphore: cute.Tensor | None,
+        dv_semaphore: cute.Tensor | None, stream: cuda.CUstream,
     ):  # fmt: skip
-        window = (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
+        window = (
+            (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
+        )
         if const_expr(kernel.layout is Layout.VARLEN):
-            cu_seqlens_q, cu_seqlens_k = packed.Offsets(cu_seqlens_q, q.shape[0]), packed.Offsets(cu_seqlens_k, k.shape[0])
+            cu_seqlens_q, cu_seqlens_k = (
+                packed.Offsets(cu_seqlens_q, q.shape[0]),
+                packed.Offsets(cu_seqlens_k, k.shape[0]),
+            )
             q, k, v, dout = (packed.sequences(tensor) for tensor in (q, k, v, dout))
         backward(
             q, k, v, dout, lse_log2, delta, dq_accum, dk, dv, scale, cu_seqlens_q, cu_seqlens_k,
             window_size_left=window[0], window_size_right=window[1],
-            mdQ_semaphore=dq_semaphore, mdK_semaphore=dk_semaphore, mdV_semaphore=dv_semaphore, stream=stream,
+            mdQ_semaphore=dq_semaphore, mdK_semaphore=dk_semaphore, mdV_semaphore=dv_semaphore,
+            stream=stream,
         )  # fmt: skip
 
     return backward_entry, arg.backward(kernel)

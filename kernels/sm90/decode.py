@@ -1,12 +1,14 @@
 """SM90 forward of few queries, as in decoding: a kernel of our own.
 
-A step of decoding reads all keys and values for a handful of query rows, so its time is that of reading them. Two things follow.
-The query heads that share a key/value head are rows of one tile, which reads the keys once for all of them. And the keys of one
-head are split over the thread blocks of a cluster, so that a small batch still keeps many multiprocessors loading; the blocks leave
-their normalised outputs and logsumexps in shared memory and combine them across the cluster, in a fixed order, with no workspace
-and no second kernel.
+A step of decoding reads all keys and values for a handful of query rows, so its time is that of
+reading them. Two things follow. The query heads that share a key/value head are rows of one tile,
+which reads the keys once for all of them. And the keys of one head are split over the thread blocks
+of a cluster, so that a small batch still keeps many multiprocessors loading; the blocks leave their
+normalised outputs and logsumexps in shared memory and combine them across the cluster, in a fixed
+order, with no workspace and no second kernel.
 
-Mask, lengths, paging, ratio of heads and number of splits are run-time values: one object a dtype and bucket.
+Mask, lengths, paging, ratio of heads and number of splits are run-time values: one object a dtype
+and bucket.
 """
 
 import math
@@ -35,15 +37,18 @@ THREADS = CONSUMERS + 32  # and a warp that loads
 VECTOR = 8  # elements of 2 bytes in 16 bytes
 MAX_SPLITS = 16  # thread blocks in a cluster, at most, on Hopper
 OUTPUT_VECTOR = 4  # fp32 elements in 16 bytes
-PAD = 8  # fp32 elements a row of partial outputs, which keep the rows of a quad's stores in different banks
+# fp32 elements a row of partial outputs, which keep the rows of a quad's stores in different banks
+PAD = 8
 LOG2_E = math.log2(math.e)
 
 
 class Tile(NamedTuple):
-    """What a thread block works on. Rows are pairs of query and head, the heads of a group next to each other."""
+    """What a thread block works on. Rows are pairs of query and head, the heads of a group next to
+    each other."""
 
     batch: Int32
-    entry: Int32  # of the batch in q, k, v and o: 0 when varlen, whose tensors are one row of sequences
+    # of the batch in q, k, v and o: 0 when varlen, whose tensors are one row of sequences
+    entry: Int32
     head_kv: Int32
     ratio: Int32  # query heads a key/value head
     first_row: Int32
@@ -68,7 +73,8 @@ class Sight(NamedTuple):
 
 @cute.jit
 def sequence(batch: Int32, cu_seqlens: cute.Tensor, rows: Int32):
-    """A sequence's first row and length, of `rows` in all. `cu_seqlens` of a dense tensor has no elements."""
+    """A sequence's first row and length, of `rows` in all. `cu_seqlens` of a dense tensor has no
+    elements."""
     offset, length = Int32(0), rows
     if cute.size(cu_seqlens) > 0:
         offsets = packed.Offsets(cu_seqlens, rows)
@@ -87,9 +93,12 @@ class Decode:
 
     @cute.jit
     def __call__(
-        self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, scale: Float32,
-        cu_seqlens_q: cute.Tensor, cu_seqlens_k: cute.Tensor, seqused_k: cute.Tensor, block_table: cute.Tensor,
-        window_size_left: Int32, window_size_right: Int32, max_seqlen_q: Int32, splits: Int32, stream: cuda.CUstream,
+        self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
+        scale: Float32,
+        cu_seqlens_q: cute.Tensor, cu_seqlens_k: cute.Tensor, seqused_k: cute.Tensor,
+        block_table: cute.Tensor,
+        window_size_left: Int32, window_size_right: Int32, max_seqlen_q: Int32, splits: Int32,
+        stream: cuda.CUstream,
     ):  # fmt: skip
         q, k, v, o = (assume_tensor_aligned(tensor) for tensor in (q, k, v, o))
         by_head = [1, 3, 2, 0]  # [seqlen, head_dim, heads, batch or pages]
@@ -97,8 +106,12 @@ class Decode:
         sk_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim, self.stages)
         sv_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim_v, self.stages)
         load = cpasync.CopyBulkTensorTileG2SOp()
-        load_k, tma_k = staging.tma(load, layout_utils.select(k, by_head), sk_layout, self.tile_n, self.head_dim)
-        load_v, tma_v = staging.tma(load, layout_utils.select(v, by_head), sv_layout, self.tile_n, self.head_dim_v)
+        load_k, tma_k = staging.tma(
+            load, layout_utils.select(k, by_head), sk_layout, self.tile_n, self.head_dim
+        )
+        load_v, tma_v = staging.tma(
+            load, layout_utils.select(v, by_head), sv_layout, self.tile_n, self.head_dim_v
+        )
         mma_qk = sm90_utils.make_tiled_mma(self.dtype, "K", "K", self.tile_n)
         mma_pv = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim_v, source="RS")
         batch = cute.size(q, mode=[0])
@@ -107,10 +120,13 @@ class Decode:
         heads_kv = cute.size(k, mode=[2])
         tiles = cute.ceil_div(max_seqlen_q * (cute.size(q, mode=[2]) // heads_kv), self.tile_m)
         self.kernel(
-            q, o, lse, load_k, tma_k, load_v, tma_v, scale * LOG2_E, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table,
-            window_size_left, window_size_right, tiles, sq_layout, sk_layout, sv_layout, mma_qk, mma_pv,
+            q, o, lse, load_k, tma_k, load_v, tma_v, scale * LOG2_E, cu_seqlens_q, cu_seqlens_k,
+            seqused_k, block_table,
+            window_size_left, window_size_right, tiles, sq_layout, sk_layout, sv_layout, mma_qk,
+            mma_pv,
         ).launch(
-            grid=[splits, heads_kv * tiles, batch], block=[THREADS, 1, 1], cluster=[splits, 1, 1], stream=stream,
+            grid=[splits, heads_kv * tiles, batch], block=[THREADS, 1, 1], cluster=[splits, 1, 1],
+            stream=stream,
             min_blocks_per_mp=self.blocks_per_sm, preferred_smem_carveout=100,
         )  # fmt: skip
 
@@ -128,10 +144,13 @@ class Decode:
     @cute.kernel
     def kernel(
         self, q: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
-        load_k: cute.CopyAtom, tma_k: cute.Tensor, load_v: cute.CopyAtom, tma_v: cute.Tensor, scale_log2: Float32,
-        cu_seqlens_q: cute.Tensor, cu_seqlens_k: cute.Tensor, seqused_k: cute.Tensor, block_table: cute.Tensor,
+        load_k: cute.CopyAtom, tma_k: cute.Tensor, load_v: cute.CopyAtom, tma_v: cute.Tensor,
+        scale_log2: Float32,
+        cu_seqlens_q: cute.Tensor, cu_seqlens_k: cute.Tensor, seqused_k: cute.Tensor,
+        block_table: cute.Tensor,
         window_size_left: Int32, window_size_right: Int32, tiles: Int32,
-        sq_layout: cute.ComposedLayout, sk_layout: cute.ComposedLayout, sv_layout: cute.ComposedLayout,
+        sq_layout: cute.ComposedLayout, sk_layout: cute.ComposedLayout,
+        sv_layout: cute.ComposedLayout,
         mma_qk: cute.TiledMma, mma_pv: cute.TiledMma,
     ):  # fmt: skip
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
@@ -139,27 +158,51 @@ class Decode:
             cpasync.prefetch_descriptor(load_k)
             cpasync.prefetch_descriptor(load_v)
         storage = SmemAllocator().allocate(self.shared_storage(sq_layout, sk_layout, sv_layout))
-        pipeline_k = staging.tma_pipeline(self.dtype, storage.barriers_k, sk_layout, self.stages, CONSUMER_WARPS)
-        pipeline_v = staging.tma_pipeline(self.dtype, storage.barriers_v, sv_layout, self.stages, CONSUMER_WARPS)
+        pipeline_k = staging.tma_pipeline(
+            self.dtype, storage.barriers_k, sk_layout, self.stages, CONSUMER_WARPS
+        )
+        pipeline_v = staging.tma_pipeline(
+            self.dtype, storage.barriers_v, sv_layout, self.stages, CONSUMER_WARPS
+        )
         pipeline.pipeline_init_arrive()
         sq = storage.q.get_tensor(sq_layout.outer, swizzle=sq_layout.inner)
         sk = storage.k.get_tensor(sk_layout.outer, swizzle=sk_layout.inner)
         sv = storage.v.get_tensor(sv_layout.outer, swizzle=sv_layout.inner)
         # When all keys have been read, the results take the place of Q and K.
-        output_layout = cute.make_layout((self.tile_m, self.head_dim_v), stride=(self.head_dim_v + PAD, 1))
+        output_layout = cute.make_layout(
+            (self.tile_m, self.head_dim_v), stride=(self.head_dim_v + PAD, 1)
+        )
         weights_layout = cute.make_layout((1 + MAX_SPLITS, self.tile_m), stride=(self.tile_m, 1))
         assert 4 * cute.cosize(output_layout) <= 2 * cute.cosize(sk_layout)
         assert 4 * cute.cosize(weights_layout) <= 2 * cute.cosize(sq_layout)
-        output = cute.make_tensor(cute.recast_ptr(storage.k.data_ptr(), dtype=Float32), output_layout)
-        weights = cute.make_tensor(cute.recast_ptr(storage.q.data_ptr(), dtype=Float32), weights_layout)
-        row_lse, weights = weights[0, None], cute.domain_offset((1, 0), weights)  # this block's, and then all blocks'
-        tile = self.tile(q, tma_k, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table, window_size_left, window_size_right, tiles)
+        output = cute.make_tensor(
+            cute.recast_ptr(storage.k.data_ptr(), dtype=Float32), output_layout
+        )
+        weights = cute.make_tensor(
+            cute.recast_ptr(storage.q.data_ptr(), dtype=Float32), weights_layout
+        )
+        # this block's, and then all blocks'
+        row_lse, weights = weights[0, None], cute.domain_offset((1, 0), weights)
+        tile = self.tile(
+            q,
+            tma_k,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            seqused_k,
+            block_table,
+            window_size_left,
+            window_size_right,
+            tiles,
+        )
         pipeline.pipeline_init_wait()
         if warp == CONSUMER_WARPS:
-            self.load(tile, load_k, tma_k, sk, pipeline_k, load_v, tma_v, sv, pipeline_v, block_table)
+            self.load(
+                tile, load_k, tma_k, sk, pipeline_k, load_v, tma_v, sv, pipeline_v, block_table
+            )
         else:
             self.attend(
-                tile, q, sq, sk, sv, pipeline_k, pipeline_v, mma_qk, mma_pv, scale_log2, window_size_left, window_size_right,
+                tile, q, sq, sk, sv, pipeline_k, pipeline_v, mma_qk, mma_pv, scale_log2,
+                window_size_left, window_size_right,
                 output, row_lse,
             )  # fmt: skip
         cute.arch.cluster_arrive()
@@ -171,7 +214,16 @@ class Decode:
 
     @cute.jit
     def tile(
-        self, q, tma_k, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table, window_size_left, window_size_right, tiles
+        self,
+        q,
+        tma_k,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        seqused_k,
+        block_table,
+        window_size_left,
+        window_size_right,
+        tiles,
     ) -> Tile:
         _, y, batch = cute.arch.block_idx()
         split, _, _ = cute.arch.block_in_cluster_idx()
@@ -180,7 +232,8 @@ class Decode:
         ratio = cute.size(q, mode=[2]) // cute.size(tma_k, mode=[2])
         offset_q, seqlen_q = sequence(batch, cu_seqlens_q, cute.size(q, mode=[1]))
         offset_k, seqlen_k = Int32(0), cute.size(tma_k, mode=[0])
-        if cute.size(block_table, mode=[0]) > 0:  # where cu_seqlens_k says how many keys there are, not where
+        # where cu_seqlens_k says how many keys there are, not where
+        if cute.size(block_table, mode=[0]) > 0:
             seqlen_k *= cute.size(block_table, mode=[1])
             if cute.size(cu_seqlens_k) > 0:
                 seqlen_k = packed.clamp(cu_seqlens_k[batch + 1] - cu_seqlens_k[batch], seqlen_k)
@@ -194,7 +247,9 @@ class Decode:
         if cute.size(cu_seqlens_q) > 0:
             entry = Int32(0)
         shift = seqlen_k - seqlen_q
-        last_key = cutlass.min((first_row + rows - 1) // ratio + shift + window_size_right, seqlen_k - 1)
+        last_key = cutlass.min(
+            (first_row + rows - 1) // ratio + shift + window_size_right, seqlen_k - 1
+        )
         first_key = cutlass.max(first_row // ratio + shift - window_size_left, 0)
         first = first_key // self.tile_n
         blocks = cutlass.max((last_key + self.tile_n) // self.tile_n - first, 0)
@@ -203,7 +258,20 @@ class Decode:
         share = cute.ceil_div(blocks, splits)
         begin = first + cutlass.min(split * share, blocks)
         end = first + cutlass.min((split + 1) * share, blocks)
-        return Tile(batch, entry, head_kv, ratio, first_row, rows, offset_q, offset_k, seqlen_k, shift, begin, end)
+        return Tile(
+            batch,
+            entry,
+            head_kv,
+            ratio,
+            first_row,
+            rows,
+            offset_q,
+            offset_k,
+            seqlen_k,
+            shift,
+            begin,
+            end,
+        )
 
     @cute.jit
     def load(self, tile, load_k, tma_k, sk, pipeline_k, load_v, tma_v, sv, pipeline_v, block_table):
@@ -220,7 +288,9 @@ class Decode:
             state.advance()
 
     @cute.jit
-    def load_block(self, tile, load, source, stages, pipeline, state, row, page, columns: cutlass.Constexpr):
+    def load_block(
+        self, tile, load, source, stages, pipeline, state, row, page, columns: cutlass.Constexpr
+    ):
         head = cute.domain_offset((row, 0), source[None, None, tile.head_kv, page])
         block = cute.local_tile(head, (self.tile_n, columns), (0, 0))
         copy, _, _ = copy_utils.tma_get_copy_fn(
@@ -232,7 +302,8 @@ class Decode:
 
     @cute.jit
     def load_q(self, tile, q, sq, thr_copy):
-        """Gathers the rows of a tile; columns beyond head_dim become zero, rows beyond the tile's are not written."""
+        """Gathers the rows of a tile; columns beyond head_dim become zero, rows beyond the tile's
+        are not written."""
         to_shared = thr_copy.partition_D(sq)
         where = thr_copy.partition_S(cute.make_identity_tensor((self.tile_m, self.head_dim)))
         for i in cutlass.range_constexpr(cute.size(to_shared, mode=[1])):
@@ -244,8 +315,12 @@ class Decode:
                     vector = cute.make_rmem_tensor_like(to_shared[None, i, j])
                     vector.fill(0.0)
                     if column < cute.size(q, mode=[3]):
-                        source = utils.elem_pointer(q, (tile.entry, tile.offset_q + query, head, column)).toint()
-                        pointer = cute.make_ptr(self.dtype, source, cute.AddressSpace.gmem, assumed_align=16)
+                        source = utils.elem_pointer(
+                            q, (tile.entry, tile.offset_q + query, head, column)
+                        ).toint()
+                        pointer = cute.make_ptr(
+                            self.dtype, source, cute.AddressSpace.gmem, assumed_align=16
+                        )
                         cute.autovec_copy(
                             cute.make_tensor(pointer, cute.make_layout(VECTOR)),
                             cute.make_tensor(vector.iterator, cute.make_layout(VECTOR)),
@@ -254,10 +329,12 @@ class Decode:
 
     @cute.jit
     def attend(
-        self, tile, q, sq, sk, sv, pipeline_k, pipeline_v, mma_qk, mma_pv, scale_log2, window_size_left, window_size_right,
+        self, tile, q, sq, sk, sv, pipeline_k, pipeline_v, mma_qk, mma_pv, scale_log2,
+        window_size_left, window_size_right,
         output, row_lse,
     ):  # fmt: skip
-        """Attention of the tile's rows to the thread block's share of the keys, into `output` and `row_lse`."""
+        """Attention of the tile's rows to the thread block's share of the keys, into `output` and
+        `row_lse`."""
         tidx, _, _ = cute.arch.thread_idx()
         thr_copy = self.vector_copy(self.head_dim).get_slice(tidx)
         self.load_q(tile, q, sq, thr_copy)
@@ -265,9 +342,14 @@ class Decode:
         self.sync_consumers()
 
         warpgroup_qk, warpgroup_pv = mma_qk.get_slice(0), mma_pv.get_slice(0)
-        _, frag_q, frag_k = sm90_utils.partition_fragment_ABC(warpgroup_qk, (self.tile_m, self.tile_n, self.head_dim), sq, sk)
+        _, frag_q, frag_k = sm90_utils.partition_fragment_ABC(
+            warpgroup_qk, (self.tile_m, self.tile_n, self.head_dim), sq, sk
+        )
         acc_o, frag_p, frag_v = sm90_utils.partition_fragment_ABC(
-            warpgroup_pv, (self.tile_m, self.head_dim_v, self.tile_n), None, layout_utils.transpose_view(sv)
+            warpgroup_pv,
+            (self.tile_m, self.head_dim_v, self.tile_n),
+            None,
+            layout_utils.transpose_view(sv),
         )
         acc_o.fill(0.0)
         sight = self.sight(tile, mma_qk.get_slice(tidx), window_size_left, window_size_right)
@@ -303,14 +385,18 @@ class Decode:
         if tile.begin < tile.end:
             pipeline_v.consumer_wait(state, pipeline_v.consumer_try_wait(state))
             if tile.end * self.tile_n > tile.seqlen_k:
-                self.clear_rows(sv[None, None, state.index], tile.seqlen_k - (tile.end - 1) * self.tile_n, tidx)
+                self.clear_rows(
+                    sv[None, None, state.index], tile.seqlen_k - (tile.end - 1) * self.tile_n, tidx
+                )
             pv(B_idx=state.index, wg_wait=0)
 
         softmax.rescale_O(acc_o, softmax.finalize())
         self.sync_consumers()  # no warp reads keys or values any more
         outputs = layout_utils.reshape_acc_to_mn(acc_o)
         where_o = layout_utils.reshape_acc_to_mn(
-            mma_pv.get_slice(tidx).partition_C(cute.make_identity_tensor((self.tile_m, self.head_dim_v)))
+            mma_pv.get_slice(tidx).partition_C(
+                cute.make_identity_tensor((self.tile_m, self.head_dim_v))
+            )
         )
         for r in cutlass.range_constexpr(cute.size(outputs, mode=[0])):
             row = where_o[r, 0][0]
@@ -322,14 +408,18 @@ class Decode:
 
     @cute.jit
     def sight(self, tile, thr_mma, window_size_left, window_size_right) -> Sight:
-        where = layout_utils.reshape_acc_to_mn(thr_mma.partition_C(cute.make_identity_tensor((self.tile_m, self.tile_n))))
+        where = layout_utils.reshape_acc_to_mn(
+            thr_mma.partition_C(cute.make_identity_tensor((self.tile_m, self.tile_n)))
+        )
         first, end = (cute.make_rmem_tensor(cute.size(where, mode=[0]), Int32) for _ in range(2))
         for r in cutlass.range_constexpr(cute.size(where, mode=[0])):
             diagonal = (tile.first_row + where[r, 0][0]) // tile.ratio + tile.shift
             first[r] = diagonal - window_size_left
             end[r] = cutlass.min(diagonal + window_size_right + 1, tile.seqlen_k)
         all_first = (tile.first_row + tile.rows - 1) // tile.ratio + tile.shift - window_size_left
-        all_end = cutlass.min(tile.first_row // tile.ratio + tile.shift + window_size_right + 1, tile.seqlen_k)
+        all_end = cutlass.min(
+            tile.first_row // tile.ratio + tile.shift + window_size_right + 1, tile.seqlen_k
+        )
         return Sight(where, first, end, all_first, all_end)
 
     @cute.jit
@@ -343,7 +433,9 @@ class Decode:
                     scores[r, c] = scores[r, c] if seen else -Float32.inf
 
     def vector_copy(self, columns: int) -> cute.TiledCopy:
-        return copy_utils.tiled_copy_2d(self.dtype, math.gcd(columns // VECTOR, VECTOR), CONSUMERS, VECTOR)
+        return copy_utils.tiled_copy_2d(
+            self.dtype, math.gcd(columns // VECTOR, VECTOR), CONSUMERS, VECTOR
+        )
 
     def sync_consumers(self):
         cute.arch.barrier(barrier_id=1, number_of_threads=CONSUMERS)
@@ -370,7 +462,9 @@ class Decode:
         splits, _, _ = cute.arch.block_in_cluster_dim()
         # Every load from another thread block waits for long, so they are made at once.
         for i in cutlass.range(tidx, splits * tile.rows, CONSUMERS):
-            weights[i // tile.rows, i % tile.rows] = self.remote(row_lse, i % tile.rows, i // tile.rows)[0]
+            weights[i // tile.rows, i % tile.rows] = self.remote(
+                row_lse, i % tile.rows, i // tile.rows
+            )[0]
         self.sync_consumers()
         if tidx < tile.rows:
             largest = -Float32.inf
@@ -388,7 +482,9 @@ class Decode:
                 weights[s, tidx] = weights[s, tidx] * inverse
             if split == 0:
                 query, head = self.query_and_head(tile, tidx)
-                lse[tile.entry, head, tile.offset_q + query] = largest + cute.math.log(total) if total > 0.0 else -Float32.inf
+                lse[tile.entry, head, tile.offset_q + query] = (
+                    largest + cute.math.log(total) if total > 0.0 else -Float32.inf
+                )
         self.sync_consumers()
         vectors = cute.size(o, mode=[3]) // OUTPUT_VECTOR
         for i in cutlass.range(split * CONSUMERS + tidx, tile.rows * vectors, splits * CONSUMERS):
@@ -397,12 +493,19 @@ class Decode:
             total = cute.make_rmem_tensor(OUTPUT_VECTOR, Float32)
             total.fill(0.0)
             for s in cutlass.range(splits, unroll=4):
-                total.store(total.load() + self.remote(output, (row, column), s, OUTPUT_VECTOR).load() * weights[s, row])
+                total.store(
+                    total.load()
+                    + self.remote(output, (row, column), s, OUTPUT_VECTOR).load() * weights[s, row]
+                )
             result = cute.make_rmem_tensor(OUTPUT_VECTOR, self.dtype)
             result.store(total.load().to(self.dtype))
             query, head = self.query_and_head(tile, row)
-            target = utils.elem_pointer(o, (tile.entry, tile.offset_q + query, head, column)).toint()
-            pointer = cute.make_ptr(self.dtype, target, cute.AddressSpace.gmem, assumed_align=2 * OUTPUT_VECTOR)
+            target = utils.elem_pointer(
+                o, (tile.entry, tile.offset_q + query, head, column)
+            ).toint()
+            pointer = cute.make_ptr(
+                self.dtype, target, cute.AddressSpace.gmem, assumed_align=2 * OUTPUT_VECTOR
+            )
             cute.autovec_copy(result, cute.make_tensor(pointer, cute.make_layout(OUTPUT_VECTOR)))
 
     @cute.jit
@@ -424,9 +527,12 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def decode_entry(
-        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, scale: Float32,
-        cu_seqlens_q: cute.Tensor, cu_seqlens_k: cute.Tensor, seqused_k: cute.Tensor, block_table: cute.Tensor,
-        window_size_left: Int32, window_size_right: Int32, max_seqlen_q: Int32, splits: Int32, stream: cuda.CUstream,
+        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
+        scale: Float32,
+        cu_seqlens_q: cute.Tensor, cu_seqlens_k: cute.Tensor, seqused_k: cute.Tensor,
+        block_table: cute.Tensor,
+        window_size_left: Int32, window_size_right: Int32, max_seqlen_q: Int32, splits: Int32,
+        stream: cuda.CUstream,
     ):  # fmt: skip
         decode(
             q, k, v, o, lse, scale, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table,

@@ -1,11 +1,13 @@
 """SM90 forward of many queries: a persistent kernel of our own.
 
-A thread block stays on its multiprocessor and works on one tile of queries after the other, in the order of schedule.py. Its
-warpgroups don't wait for a tile to begin: the first scores of the next tile are issued together with the last product of this one,
-so that the tensor cores have work during the next tile's first softmax and this tile's last rescale and store.
-docs/kernels-sm90.md has the pipeline, the barriers and what was tried.
+A thread block stays on its multiprocessor and works on one tile of queries after the other, in the
+order of schedule.py. Its warpgroups don't wait for a tile to begin: the first scores of the next
+tile are issued together with the last product of this one, so that the tensor cores have work
+during the next tile's first softmax and this tile's last rescale and store. docs/kernels-sm90.md
+has the pipeline, the barriers and what was tried.
 
-Ratio of heads, lengths, strides and window bounds are run-time values: one object a dtype, bucket, layout and kind of mask.
+Ratio of heads, lengths, strides and window bounds are run-time values: one object a dtype, bucket,
+layout and kind of mask.
 """
 
 import math
@@ -32,11 +34,13 @@ from kernels.sm90.softmax import Softmax, exponentials, rescale
 
 WARPGROUP = 128  # threads
 ROWS = 64  # of a warpgroup: WGMMA's M
-# Registers of a consuming and of a loading thread, by the number of consuming warpgroups, as setmaxnreg, in steps of 8, can divide
-# a multiprocessor's 65,536. To find varlen tiles takes more than 24.
+# Registers of a consuming and of a loading thread, by the number of consuming warpgroups, as
+# setmaxnreg, in steps of 8, can divide a multiprocessor's 65,536. To find varlen tiles takes more
+# than 24.
 REGISTERS = {1: (240, 56), 2: (240, 24), 3: (160, 32)}
 VARLEN_REGISTERS = REGISTERS | {2: (232, 40)}
-FIRST_TURN = 1  # of the named barriers, one a warpgroup: its turn to issue products. 0 is the thread block's
+# of the named barriers, one a warpgroup: its turn to issue products. 0 is the thread block's
+FIRST_TURN = 1
 LOG2_E = math.log2(math.e)
 
 
@@ -76,12 +80,15 @@ class Forward:
         self.tile_m, self.tile_n = kernel.block_m, kernel.block_n
         self.head_dim, self.head_dim_v = kernel.head_dim, kernel.head_dim_v
         if self.tile_m % ROWS or self.tile_m // ROWS not in REGISTERS:
-            raise ValueError(f"block_m of {kernel.name} must be one to three times {ROWS}, is {self.tile_m}")
+            raise ValueError(
+                f"block_m of {kernel.name} must be one to three times {ROWS}, is {self.tile_m}"
+            )
         self.warpgroups = self.tile_m // ROWS
         self.consumers = WARPGROUP * self.warpgroups
         self.stages = kernel.stages
         self.q_stages = kernel.q_stages * self.warpgroups  # each of a warpgroup's rows
-        self.ahead = kernel.q_stages > 1  # the next tile's queries are loaded before this tile's last scores
+        # the next tile's queries are loaded before this tile's last scores
+        self.ahead = kernel.q_stages > 1
         self.turns = kernel.turns and self.warpgroups > 1
         self.window, self.varlen = kernel.mask is Mask.WINDOW, kernel.layout is Layout.VARLEN
         self.skips = self.warpgroups > 1
@@ -90,14 +97,19 @@ class Forward:
 
     @cute.jit
     def __call__(
-        self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, scale: Float32,
-        cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None, window_size_left: Int32, window_size_right: Int32,
+        self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
+        scale: Float32,
+        cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None, window_size_left: Int32,
+        window_size_right: Int32,
         workers: Int32, paired: Int32, counter: cute.Tensor | None, stream: cuda.CUstream,
     ):  # fmt: skip
         *leading, heads, _ = q.shape
         heads_kv = k.shape[-2]
         if const_expr(self.varlen):
-            lengths = packed.Offsets(cu_seqlens_q, q.shape[0]), packed.KeyLengths(key_lengths, k.shape[0])
+            lengths = (
+                packed.Offsets(cu_seqlens_q, q.shape[0]),
+                packed.KeyLengths(key_lengths, k.shape[0]),
+            )
             order = schedule.Varlen(*lengths, heads, heads_kv, counter)
             q, k, v = (packed.sequences(tensor) for tensor in (q, k, v))
         else:
@@ -122,9 +134,11 @@ class Forward:
         mma_pv = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim_v, source="RS")
         self.kernel(
             atom_q, tma_q, atom_k, tma_k, atom_v, tma_v, atom_o, o, lse, scale * LOG2_E,
-            Window(window_size_left, window_size_right), order, sq_layout, sk_layout, sv_layout, so_layout, mma_qk, mma_pv,
+            Window(window_size_left, window_size_right), order, sq_layout, sk_layout, sv_layout,
+            so_layout, mma_qk, mma_pv,
         ).launch(
-            grid=[workers, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream, min_blocks_per_mp=1
+            grid=[workers, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream,
+            min_blocks_per_mp=1
         )  # fmt: skip
 
     def by_head(self, tensor: cute.Tensor) -> cute.Tensor:
@@ -149,42 +163,79 @@ class Forward:
     @cute.kernel
     def kernel(
         self, atom_q: cute.CopyAtom, tma_q: cute.Tensor, atom_k: cute.CopyAtom, tma_k: cute.Tensor,
-        atom_v: cute.CopyAtom, tma_v: cute.Tensor, atom_o: cute.CopyAtom | None, o: cute.Tensor, lse: cute.Tensor,
+        atom_v: cute.CopyAtom, tma_v: cute.Tensor, atom_o: cute.CopyAtom | None, o: cute.Tensor,
+        lse: cute.Tensor,
         scale_log2: Float32, window: Window, order: schedule.Dense | schedule.Varlen,
-        sq_layout: cute.ComposedLayout, sk_layout: cute.ComposedLayout, sv_layout: cute.ComposedLayout,
+        sq_layout: cute.ComposedLayout, sk_layout: cute.ComposedLayout,
+        sv_layout: cute.ComposedLayout,
         so_layout: cute.ComposedLayout | None, mma_qk: cute.TiledMma, mma_pv: cute.TiledMma,
     ):  # fmt: skip
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         if warp == 0:
             for atom in (atom_q, atom_k, atom_v, *((atom_o,) if self.output.by_tma else ())):
                 cpasync.prefetch_descriptor(atom)
-        storage = SmemAllocator().allocate(self.shared_storage(sq_layout, sk_layout, sv_layout, so_layout))
+        storage = SmemAllocator().allocate(
+            self.shared_storage(sq_layout, sk_layout, sv_layout, so_layout)
+        )
         warps = self.consumers // 32
-        pipeline_q = staging.tma_pipeline(self.dtype, storage.barriers_q, sq_layout, self.q_stages, WARPGROUP // 32)
-        pipeline_k = staging.tma_pipeline(self.dtype, storage.barriers_k, sk_layout, self.stages, warps)
-        pipeline_v = staging.tma_pipeline(self.dtype, storage.barriers_v, sv_layout, self.stages, warps)
+        pipeline_q = staging.tma_pipeline(
+            self.dtype, storage.barriers_q, sq_layout, self.q_stages, WARPGROUP // 32
+        )
+        pipeline_k = staging.tma_pipeline(
+            self.dtype, storage.barriers_k, sk_layout, self.stages, warps
+        )
+        pipeline_v = staging.tma_pipeline(
+            self.dtype, storage.barriers_v, sv_layout, self.stages, warps
+        )
         ring, words = self.schedule.ring(storage.barriers_tiles, storage.tiles, readers=warps + 1)
         pipeline.pipeline_init_arrive()
         sq = storage.q.get_tensor(sq_layout.outer, swizzle=sq_layout.inner)
         sk = storage.k.get_tensor(sk_layout.outer, swizzle=sk_layout.inner)
         sv = storage.v.get_tensor(sv_layout.outer, swizzle=sv_layout.inner)
-        so = storage.o.get_tensor(so_layout.outer, swizzle=so_layout.inner) if self.output.by_tma else None
+        so = (
+            storage.o.get_tensor(so_layout.outer, swizzle=so_layout.inner)
+            if self.output.by_tma
+            else None
+        )
         pipeline.pipeline_init_wait()
-        consumer_registers, producer_registers = (VARLEN_REGISTERS if self.varlen else REGISTERS)[self.warpgroups]
+        consumer_registers, producer_registers = (VARLEN_REGISTERS if self.varlen else REGISTERS)[
+            self.warpgroups
+        ]
         if warp < WARPGROUP // 32:
             cute.arch.setmaxregister_decrease(producer_registers)
             if warp == 0:
-                q, k, v = Loads(atom_q, tma_q, sq), Loads(atom_k, tma_k, sk), Loads(atom_v, tma_v, sv)
+                q, k, v = (
+                    Loads(atom_q, tma_q, sq),
+                    Loads(atom_k, tma_k, sk),
+                    Loads(atom_v, tma_v, sv),
+                )
                 self.load(order, ring, words, q, pipeline_q, k, pipeline_k, v, pipeline_v)
             if warp == 1:
                 self.schedule.run(order, window, ring, words)
         else:
             cute.arch.setmaxregister_increase(consumer_registers)
             to = Destination(o, lse, atom_o, so)
-            self.attend(order, window, ring, words, sq, pipeline_q, sk, pipeline_k, sv, pipeline_v, mma_qk, mma_pv, scale_log2, to)
+            self.attend(
+                order,
+                window,
+                ring,
+                words,
+                sq,
+                pipeline_q,
+                sk,
+                pipeline_k,
+                sv,
+                pipeline_v,
+                mma_qk,
+                mma_pv,
+                scale_log2,
+                to,
+            )
 
     @cute.jit
-    def load(self, order, ring, words, q: Loads, pipeline_q, k: Loads, pipeline_k, v: Loads, pipeline_v):
+    def load(
+        self, order, ring, words, q: Loads, pipeline_q, k: Loads, pipeline_k, v: Loads, pipeline_v
+    ):
         """Queries, keys and values of all tiles, in the order in which the consumers take them."""
         producer = pipeline.PipelineUserType.Producer
         state_q = pipeline.make_pipeline_state(producer, self.q_stages)
@@ -196,7 +247,9 @@ class Forward:
         while tile.end > 0:
             self.load_block(k, pipeline_k, tile, tile.begin, state_k)
             state_k.advance()
-            queries = staging.rows_of(q.source, tile.head, tile.batch, tile.rows, tile.end_q, self.varlen)
+            queries = staging.rows_of(
+                q.source, tile.head, tile.batch, tile.rows, tile.end_q, self.varlen
+            )
             for i in cutlass.range_constexpr(self.warpgroups):
                 self.load_rows(q, pipeline_q, queries, tile.row + i * ROWS, state_q)
                 state_q.advance()
@@ -215,35 +268,48 @@ class Forward:
         pipeline_v.producer_tail(state_v)
 
     def load_block(self, loads: Loads, pipeline, tile: Tile, block: Int32, state):
-        source = staging.rows_of(loads.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen)
+        source = staging.rows_of(
+            loads.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen
+        )
         self.load_rows(loads, pipeline, source, block * self.tile_n, state)
 
     def load_rows(self, loads: Loads, pipeline, source: cute.Tensor, row: Int32, state):
         """As many as a stage holds, from `row` on."""
         pipeline.producer_acquire(state)
         stage, barrier = loads.stages[None, None, state.index], pipeline.producer_get_barrier(state)
-        source = cute.local_tile(cute.domain_offset((row, 0), source), cute.product_each(stage.shape), (0, 0))
-        copy, _, _ = copy_utils.tma_get_copy_fn(loads.atom, 0, cute.make_layout(1), source, stage, single_stage=True)
+        source = cute.local_tile(
+            cute.domain_offset((row, 0), source), cute.product_each(stage.shape), (0, 0)
+        )
+        copy, _, _ = copy_utils.tma_get_copy_fn(
+            loads.atom, 0, cute.make_layout(1), source, stage, single_stage=True
+        )
         copy(tma_bar_ptr=barrier)
         pipeline.producer_commit(state)
 
     @cute.jit
     def attend(
-        self, order, window: Window, ring, words, sq, pipeline_q, sk, pipeline_k, sv, pipeline_v, mma_qk, mma_pv, scale_log2,
+        self, order, window: Window, ring, words, sq, pipeline_q, sk, pipeline_k, sv, pipeline_v,
+        mma_qk, mma_pv, scale_log2,
         to: Destination,
     ):  # fmt: skip
         """Attention of one warpgroup's rows of all tiles."""
         thread, _, _ = cute.arch.thread_idx()
         group = cute.arch.make_warp_uniform(thread // WARPGROUP) - 1
         thread = thread % WARPGROUP
-        _, frag_q, frag_k = sm90_utils.partition_fragment_ABC(mma_qk.get_slice(0), (ROWS, self.tile_n, self.head_dim), sq, sk)
+        _, frag_q, frag_k = sm90_utils.partition_fragment_ABC(
+            mma_qk.get_slice(0), (ROWS, self.tile_n, self.head_dim), sq, sk
+        )
         acc_o, frag_p, frag_v = sm90_utils.partition_fragment_ABC(
-            mma_pv.get_slice(0), (ROWS, self.head_dim_v, self.tile_n), None, layout_utils.transpose_view(sv)
+            mma_pv.get_slice(0),
+            (ROWS, self.head_dim_v, self.tile_n),
+            None,
+            layout_utils.transpose_view(sv),
         )
         scores = cute.make_rmem_tensor(mma_qk.partition_shape_C((ROWS, self.tile_n)), Float32)
         operands = Operands(mma_qk, mma_pv, frag_q, frag_k, frag_v, frag_p, scores, acc_o)
         acc_o.fill(0.0)
-        softmax, ended = Softmax.create(scale_log2), Softmax.create(scale_log2)  # of the tile, and of the one that ends
+        # of the tile, and of the one that ends
+        softmax, ended = Softmax.create(scale_log2), Softmax.create(scale_log2)
         softmax.begin()
         consumer = pipeline.PipelineUserType.Consumer
         state_q = PipelineStateSimple(self.q_stages, group)
@@ -279,7 +345,16 @@ class Forward:
             for i in cutlass.range_constexpr(len(spans)):
                 span = spans[i]
                 for block in cutlass.range(span.begin, span.end, unroll=1):
-                    self.issue(operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate)
+                    self.issue(
+                        operands,
+                        group,
+                        state_q,
+                        pipeline_k,
+                        state_k,
+                        pipeline_v,
+                        state_v,
+                        accumulate,
+                    )
                     self.await_scores(pipeline_k, state_k)
                     state_k.advance()
                     if block + 1 == end:
@@ -311,19 +386,39 @@ class Forward:
                 if const_expr(self.ahead):
                     pipeline_q.consumer_wait(state_q)
                     if self.masks.sees_all(sight, upcoming.begin):
-                        self.issue(operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate)
+                        self.issue(
+                            operands,
+                            group,
+                            state_q,
+                            pipeline_k,
+                            state_k,
+                            pipeline_v,
+                            state_v,
+                            accumulate,
+                        )
                         self.await_scores(pipeline_k, state_k)
                         exponentials(scores, softmax)
                         warpgroup.wait_group(0)
                     else:
-                        self.issue(operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate)
+                        self.issue(
+                            operands,
+                            group,
+                            state_q,
+                            pipeline_k,
+                            state_k,
+                            pipeline_v,
+                            state_v,
+                            accumulate,
+                        )
                         self.await_scores(pipeline_k, state_k)
                         self.masks.mask(scores, upcoming.begin, sight, self.window)
                         exponentials(scores, softmax)
                         warpgroup.wait_group(0)
                     pipeline_v.consumer_release(state_v)
                     self.output.store(tile, group, thread, acc_o, ended, to, mma_pv)
-                else:  # the queries come while the last product is computed, and the store runs beside the scores
+                # the queries come while the last product is computed, and the store runs beside the
+                # scores
+                else:
                     self.issue_last(operands, group, pipeline_v, state_v, accumulate)
                     pipeline_q.consumer_wait(state_q)
                     pipeline_k.consumer_wait(state_k)
@@ -354,23 +449,29 @@ class Forward:
         self.output.finish()
 
     def spans(self, tile: Tile, sight, end) -> list[Span]:
-        """The blocks after the first: those of a window's left edge, those that all rows see, those of the right edge. A branch
-        between the issue of a product and the wait for it would make the compiler wait at the branch, so each has its own loop."""
+        """The blocks after the first: those of a window's left edge, those that all rows see, those
+        of the right edge. A branch between the issue of a product and the wait for it would make
+        the compiler wait at the branch, so each has its own loop."""
         first = tile.begin + 1
         left_end = first
         if self.window:
-            left_end = cutlass.max(first, cutlass.min(cute.ceil_div(sight.all_first, self.tile_n), end))
+            left_end = cutlass.max(
+                first, cutlass.min(cute.ceil_div(sight.all_first, self.tile_n), end)
+            )
         free_end = cutlass.max(left_end, cutlass.min(sight.all_end // self.tile_n, end))
         spans = [Span(first, left_end, left=True)] if self.window else []
         return [*spans, Span(left_end, free_end, edge=False), Span(free_end, end)]
 
     @cute.jit
     def end(self, tile: Tile, sight) -> Int32:
-        """Of the blocks that the warpgroup works on: those that any of its rows sees, and at least one. It keeps its last stage of
-        values until the next tile: if it left out as many blocks as there are stages, the next tile's keys could not be loaded."""
+        """Of the blocks that the warpgroup works on: those that any of its rows sees, and at least
+        one. It keeps its last stage of values until the next tile: if it left out as many blocks as
+        there are stages, the next tile's keys could not be loaded."""
         if const_expr(not self.skips):
             return tile.end
-        end = cutlass.max(cute.ceil_div(sight.any_end, self.tile_n), tile.begin + 1, tile.end - self.stages + 1)
+        end = cutlass.max(
+            cute.ceil_div(sight.any_end, self.tile_n), tile.begin + 1, tile.end - self.stages + 1
+        )
         return cutlass.min(end, tile.end)
 
     def skip(self, pipeline, state):
@@ -410,11 +511,14 @@ class Forward:
 
     @cute.jit
     def issue_output(self, x: Operands, index_v, accumulate):
-        sm90_utils.gemm(x.mma_pv, x.o, x.p, x.v[None, None, None, index_v], zero_init=not accumulate, wg_wait=-1)
+        sm90_utils.gemm(
+            x.mma_pv, x.o, x.p, x.v[None, None, None, index_v], zero_init=not accumulate, wg_wait=-1
+        )
 
     def converge(self, group):
-        """Tiles come from memory, so for all that the compiler knows threads differ in them. It keeps addresses and loops lane by
-        lane, with 180 moves into uniform registers in place of 19, unless a barrier says otherwise, as that of the turns does."""
+        """Tiles come from memory, so for all that the compiler knows threads differ in them. It
+        keeps addresses and loops lane by lane, with 180 moves into uniform registers in place of
+        19, unless a barrier says otherwise, as that of the turns does."""
         if const_expr(not self.turns):
             cute.arch.barrier(barrier_id=FIRST_TURN + group, number_of_threads=WARPGROUP)
 
@@ -435,12 +539,27 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def forward_entry(
-        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, scale: Float32,
-        cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None, window_size_left: Int32, window_size_right: Int32,
+        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
+        scale: Float32,
+        cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None, window_size_left: Int32,
+        window_size_right: Int32,
         workers: Int32, paired: Int32, counter: cute.Tensor | None, stream: cuda.CUstream,
     ):  # fmt: skip
         forward(
-            q, k, v, o, lse, scale, cu_seqlens_q, key_lengths, window_size_left, window_size_right, workers, paired, counter, stream
+            q,
+            k,
+            v,
+            o,
+            lse,
+            scale,
+            cu_seqlens_q,
+            key_lengths,
+            window_size_left,
+            window_size_right,
+            workers,
+            paired,
+            counter,
+            stream,
         )
 
     return forward_entry, arg.forward_sm90(kernel)

@@ -32,17 +32,32 @@ class Masks:
 
     @cute.jit
     def sight(self, tile: Tile, window: Window, group, thread, mma_qk) -> Sight:
-        where = mma_qk.get_slice(thread).partition_C(cute.make_identity_tensor((self.rows, self.tile_n)))
+        where = mma_qk.get_slice(thread).partition_C(
+            cute.make_identity_tensor((self.rows, self.tile_n))
+        )
         where = layout_utils.reshape_acc_to_mn(where)
         diagonal = tile.row + group * self.rows + tile.keys - tile.rows
         first, end = [], []
         for r in cutlass.range_constexpr(2):
             row, column = diagonal + where[r, 0][0], where[0, 0][1]
             first.append(row - window.left - column)
-            end.append((cutlass.min(row + window.right + 1, tile.keys) if self.bounded else tile.keys) - column)
-        all_first = cutlass.max(diagonal + self.rows - 1 - window.left, 0) if self.window else Int32(0)
-        all_end = cutlass.max(cutlass.min(diagonal + window.right + 1, tile.keys), 0) if self.bounded else tile.keys
-        any_end = cutlass.max(cutlass.min(diagonal + self.rows + window.right, tile.keys), 0) if self.bounded else tile.keys
+            end.append(
+                (cutlass.min(row + window.right + 1, tile.keys) if self.bounded else tile.keys)
+                - column
+            )
+        all_first = (
+            cutlass.max(diagonal + self.rows - 1 - window.left, 0) if self.window else Int32(0)
+        )
+        all_end = (
+            cutlass.max(cutlass.min(diagonal + window.right + 1, tile.keys), 0)
+            if self.bounded
+            else tile.keys
+        )
+        any_end = (
+            cutlass.max(cutlass.min(diagonal + self.rows + window.right, tile.keys), 0)
+            if self.bounded
+            else tile.keys
+        )
         any_end = any_end if tile.row + group * self.rows < tile.rows else 0
         return Sight(tuple(first), tuple(end), all_first, all_end, any_end)
 
@@ -53,7 +68,8 @@ class Masks:
 
     @cute.jit
     def mask(self, scores, block, sight: Sight, left: cutlass.Constexpr):
-        """The bits of a word say which of some columns are seen: half of the instructions that a comparison a score takes.
+        """The bits of a word say which of some columns are seen: half of the instructions that a
+        comparison a score takes.
 
         `left`: whether keys may lie before a row's first.
         """

@@ -1,4 +1,5 @@
-"""What a warpgroup leaves of a tile: normalised O and logsumexp. Every warp stores its own rows, so that none waits for another."""
+"""What a warpgroup leaves of a tile: normalised O and logsumexp. Every warp stores its own rows, so
+that none waits for another."""
 
 import math
 import operator
@@ -20,7 +21,9 @@ LN_2 = math.log(2)
 
 
 class Destination(NamedTuple):
-    o: cute.Tensor  # [seqlen, head_dim, heads, batch]; from registers into packed sequences [total, head_dim, heads]
+    # [seqlen, head_dim, heads, batch]; from registers into packed sequences [total, head_dim,
+    # heads]
+    o: cute.Tensor
     lse: cute.Tensor  # [batch, heads, seqlen], varlen [heads, total]
     atom: cute.CopyAtom | None  # by TMA
     stages: cute.Tensor | None  # in shared memory, of a warpgroup each
@@ -28,18 +31,25 @@ class Destination(NamedTuple):
 
 class Output:
     def __init__(self, kernel: Kernel, dtype, rows: int, by_tma: bool):
-        """`rows`: of a warpgroup. By TMA where shared memory has room for O, which is 2% faster; else from registers."""
+        """`rows`: of a warpgroup. By TMA where shared memory has room for O, which is 2% faster;
+        else from registers."""
         self.dtype, self.rows, self.warp_rows, self.by_tma = dtype, rows, rows // 4, by_tma
         self.head_dim_v, self.warpgroups = kernel.head_dim_v, kernel.block_m // rows
         self.varlen = kernel.layout is Layout.VARLEN
         self.store_columns = math.gcd(self.head_dim_v, 64)  # of a swizzled row in shared memory
 
     def stages_layout(self):
-        return staging.smem_layout(self.dtype, self.rows, self.head_dim_v, self.warpgroups) if self.by_tma else None
+        return (
+            staging.smem_layout(self.dtype, self.rows, self.head_dim_v, self.warpgroups)
+            if self.by_tma
+            else None
+        )
 
     def tma(self, o: cute.Tensor):
         layout = staging.smem_layout(self.dtype, self.warp_rows, self.store_columns, 1)
-        return staging.tma(cpasync.CopyBulkTensorTileS2GOp(), o, layout, self.warp_rows, self.store_columns)
+        return staging.tma(
+            cpasync.CopyBulkTensorTileS2GOp(), o, layout, self.warp_rows, self.store_columns
+        )
 
     @cute.jit
     def store(self, tile: Tile, group, thread, acc_o, softmax: Softmax, to: Destination, mma_pv):
@@ -49,7 +59,9 @@ class Output:
         for r in cutlass.range_constexpr(2):
             sums[r] = utils.warp_reduce(softmax.total[r], operator.add, width=4)
             none = sums[r] == 0.0 or sums[r] != sums[r]
-            outputs[r, None].store(outputs[r, None].load() * cute.arch.rcp_approx(Float32(1.0) if none else sums[r]))
+            outputs[r, None].store(
+                outputs[r, None].load() * cute.arch.rcp_approx(Float32(1.0) if none else sums[r])
+            )
         result = cute.make_rmem_tensor_like(acc_o, self.dtype)
         utils.cvt_f16(acc_o, result)
         warp = cute.arch.make_warp_uniform(thread // 32)
@@ -63,7 +75,10 @@ class Output:
             query = row + lane // 4 + 8 * r
             if lane % 4 == 0 and query < tile.rows:
                 none = sums[r] == 0.0 or sums[r] != sums[r]
-                value = (softmax.reference[r] * softmax.scale_log2 + cute.math.log2(sums[r], fastmath=True)) * LN_2
+                value = (
+                    softmax.reference[r] * softmax.scale_log2
+                    + cute.math.log2(sums[r], fastmath=True)
+                ) * LN_2
                 value = -Float32.inf if none else value
                 if const_expr(self.varlen):
                     to.lse[tile.head, tile.end_q - tile.rows + query] = value
@@ -75,17 +90,29 @@ class Output:
         cute.arch.cp_async_bulk_wait_group(0, read=True)  # the tile before has left shared memory
         cute.arch.sync_warp()
         stage = to.stages[None, None, group]
-        copy = cute.make_tiled_copy_C(copy_utils.get_smem_store_atom(self.dtype), mma_pv).get_slice(thread)
+        copy = cute.make_tiled_copy_C(copy_utils.get_smem_store_atom(self.dtype), mma_pv).get_slice(
+            thread
+        )
         cute.copy(copy, copy.retile(result), copy.partition_D(stage))
         cute.arch.fence_view_async_shared()
         cute.arch.sync_warp()
         if row < tile.rows:
-            source = staging.rows_of(to.o, tile.head, tile.batch, tile.rows, tile.end_q, self.varlen)
+            source = staging.rows_of(
+                to.o, tile.head, tile.batch, tile.rows, tile.end_q, self.varlen
+            )
             target = cute.domain_offset((row, 0), source)
-            shape, warp = (self.warp_rows, self.store_columns), cute.arch.make_warp_uniform(thread // 32)
+            shape, warp = (
+                (self.warp_rows, self.store_columns),
+                cute.arch.make_warp_uniform(thread // 32),
+            )
             for i in cutlass.range_constexpr(self.head_dim_v // self.store_columns):
-                source, part = cute.local_tile(stage, shape, (warp, i)), cute.local_tile(target, shape, (0, i))
-                write, _, _ = copy_utils.tma_get_copy_fn(to.atom, 0, cute.make_layout(1), source, part, single_stage=True)
+                source, part = (
+                    cute.local_tile(stage, shape, (warp, i)),
+                    cute.local_tile(target, shape, (0, i)),
+                )
+                write, _, _ = copy_utils.tma_get_copy_fn(
+                    to.atom, 0, cute.make_layout(1), source, part, single_stage=True
+                )
                 write()
         cute.arch.cp_async_bulk_commit_group()
 
@@ -96,7 +123,8 @@ class Output:
 
     @cute.jit
     def write_from_registers(self, tile: Tile, row, result, to: Destination):
-        """A thread holds two columns of every eight; the four lanes of a row exchange them until each has all of one eight."""
+        """A thread holds two columns of every eight; the four lanes of a row exchange them until
+        each has all of one eight."""
         lane = cute.arch.lane_idx()
         part = lane % 4
         odd, high = part % 2 == 1, part >= 2
@@ -108,7 +136,9 @@ class Output:
         for r in cutlass.range_constexpr(2):
             query = row + lane // 4 + 8 * r
             for i in cutlass.range_constexpr(0, self.head_dim_v // 8, 4):
-                (a, b), (c, d) = (self.exchange(words[r, j], words[r, j + 1], odd, 1) for j in (i, i + 2))
+                (a, b), (c, d) = (
+                    self.exchange(words[r, j], words[r, j + 1], odd, 1) for j in (i, i + 2)
+                )
                 (a, c), (b, d) = self.exchange(a, c, high, 2), self.exchange(b, d, high, 2)
                 column = 8 * (i + part)
                 if query < tile.rows and column < cute.size(target, mode=[1]):

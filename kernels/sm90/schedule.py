@@ -1,8 +1,10 @@
-"""How the persistent forward's warps learn what their thread block works on: one warp finds the tiles and leaves them in a ring in
-shared memory, so that the others spend neither time nor registers on it.
+"""How the persistent forward's warps learn what their thread block works on: one warp finds the
+tiles and leaves them in a ring in shared memory, so that the others spend neither time nor
+registers on it.
 
-kernels/sm90/tiles.py has the order. A dense tensor's tiles are known beforehand and dealt out. Of packed sequences a thread block
-takes the next tile in line when it has room for one, by a counter in memory: their costs differ too much to be dealt out.
+kernels/sm90/tiles.py has the order. A dense tensor's tiles are known beforehand and dealt out. Of
+packed sequences a thread block takes the next tile in line when it has room for one, by a counter
+in memory: their costs differ too much to be dealt out.
 """
 
 import math
@@ -22,8 +24,9 @@ from kernels.sm90 import tiles
 WARP = 32
 WORDS = 4  # int32 that are read together
 RING = 4  # tiles: short ones are found ahead, so that the loads of several are on their way
-# Blocks of keys of a tile that is worth waiting for: the next one is taken when it is begun, as another thread block may be free
-# earlier. 1.03 to 1.10 times as fast as taking tiles of up to 4 blocks ahead.
+# Blocks of keys of a tile that is worth waiting for: the next one is taken when it is begun, as
+# another thread block may be free earlier. 1.03 to 1.10 times as fast as taking tiles of up to 4
+# blocks ahead.
 LONG = 2
 
 
@@ -75,7 +78,8 @@ class Varlen(NamedTuple):
     key_lengths: KeyLengths
     heads: Int32
     heads_kv: Int32
-    counter: cute.Tensor  # one int32, zero before the launch: tiles taken beyond each thread block's first
+    # one int32, zero before the launch: tiles taken beyond each thread block's first
+    counter: cute.Tensor
 
 
 @cute.jit
@@ -99,8 +103,20 @@ class Schedule:
     def dense(self, rows, keys, heads, heads_kv, batch, paired) -> Dense:
         every_head = heads * batch
         blocks = cute.ceil_div(rows, self.tile_m)
-        numbers = (blocks, tiles.units(blocks), cutlass.max(every_head - paired, 1), heads, heads // heads_kv)
-        return Dense(rows, keys, paired, tiles.end(every_head, paired, blocks), Divisors(*map(cute.FastDivmodDivisorV2, numbers)))
+        numbers = (
+            blocks,
+            tiles.units(blocks),
+            cutlass.max(every_head - paired, 1),
+            heads,
+            heads // heads_kv,
+        )
+        return Dense(
+            rows,
+            keys,
+            paired,
+            tiles.end(every_head, paired, blocks),
+            Divisors(*map(cute.FastDivmodDivisorV2, numbers)),
+        )
 
     def ring_barriers(self):
         return cute.struct.MemRange[cutlass.Int64, RING * 2]
@@ -115,7 +131,8 @@ class Schedule:
             return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
 
         ring = PipelineAsync.create(
-            barrier_storage=barriers.data_ptr(), num_stages=RING, producer_group=group(1), consumer_group=group(readers),
+            barrier_storage=barriers.data_ptr(), num_stages=RING, producer_group=group(1),
+            consumer_group=group(readers),
             elect_one_commit=True, elect_one_release=True, defer_sync=True,
         )  # fmt: skip
         return ring, words.get_tensor(cute.make_layout((self.words, RING)))
@@ -166,25 +183,42 @@ class Schedule:
         blocks, units, rest, heads, ratio = order.divisors
         while cursor < order.end:
             if const_expr(self.causal):
-                entry, block = tiles.causal(cursor, flip, order.paired, blocks.divisor, units, rest, choose)
+                entry, block = tiles.causal(
+                    cursor, flip, order.paired, blocks.divisor, units, rest, choose
+                )
             else:
                 entry, block = tiles.full(cursor, blocks)
             batch, head = divmod(entry, heads)
             head_kv, _ = divmod(head, ratio)
             row = block * self.tile_m
             begin, end = self.blocks_of_keys(row, order.rows, order.keys, window)
-            tile = Tile(row, head, head_kv, begin, end, batch, order.rows, order.keys, order.rows, order.keys)
+            tile = Tile(
+                row,
+                head,
+                head_kv,
+                begin,
+                end,
+                batch,
+                order.rows,
+                order.keys,
+                order.rows,
+                order.keys,
+            )
             self.write(tile, ring, words, state)
             state.advance()
-            cursor, flip = tiles.following(cursor, flip, worker, workers, order.paired, blocks.divisor, units, choose)
+            cursor, flip = tiles.following(
+                cursor, flip, worker, workers, order.paired, blocks.divisor, units, choose
+            )
         self.write(self.no_tile(), ring, words, state)
 
     @cute.jit
     def run_varlen(self, order: Varlen, window: Window, worker, workers, ring, words, state):
         lane = cute.arch.lane_idx()
         batch, ratio = order.offsets_q.shape[0] - 1, order.heads // order.heads_kv
-        number, before = worker, Int32(0)  # of the tile to work on; of the tiles of earlier groups and levels
-        begin_q, begin_k = order.offsets_q[0], order.key_lengths.offset(0)  # of the group's first sequence
+        # of the tile to work on; of the tiles of earlier groups and levels
+        number, before = worker, Int32(0)
+        # of the group's first sequence
+        begin_q, begin_k = order.offsets_q[0], order.key_lengths.offset(0)
         for group in cutlass.range(0, batch, WARP, unroll=1):
             sequence, begin_q, begin_k = self.sequence(order, begin_q, begin_k, group + lane, batch)
             blocks = cute.ceil_div(sequence.rows, self.tile_m)
@@ -199,11 +233,23 @@ class Schedule:
                 lane_of = self.lane_of(through, place)
                 place -= cute.arch.shuffle_sync(through - blocks * ratio, lane_of)
                 block = cute.arch.shuffle_sync(blocks, lane_of) - 1 - place // ratio
-                number = self.put(order, window, block, head_kv * ratio + place % ratio, sequence, lane_of, ring, words, state)
+                number = self.put(
+                    order,
+                    window,
+                    block,
+                    head_kv * ratio + place % ratio,
+                    sequence,
+                    lane_of,
+                    ring,
+                    words,
+                    state,
+                )
                 state.advance()
             before = end
             # The last heads level by level.
-            low, high, each = tiles.levels(blocks, sequence.rows, sequence.keys, self.tile_m, self.causal, choose)
+            low, high, each = tiles.levels(
+                blocks, sequence.rows, sequence.keys, self.tile_m, self.causal, choose
+            )
             level = tiles.next_level(tiles.HIGHEST, low, high, largest, choose)
             while level >= 0:
                 at_level = tiles.at_level(level, low, high, each, choose)
@@ -215,7 +261,17 @@ class Schedule:
                     lane_of = self.lane_of(through, place)
                     block = level - low if self.causal else place - (through - at_level)
                     block = cute.arch.shuffle_sync(block, lane_of)
-                    number = self.put(order, window, block, first_heads * ratio + head, sequence, lane_of, ring, words, state)
+                    number = self.put(
+                        order,
+                        window,
+                        block,
+                        first_heads * ratio + head,
+                        sequence,
+                        lane_of,
+                        ring,
+                        words,
+                        state,
+                    )
                     state.advance()
                 before = end
                 level = tiles.next_level(level, low, high, largest, choose)
@@ -229,14 +285,17 @@ class Schedule:
     def sequence(self, order: Varlen, begin_q: Int32, begin_k: Int32, index: Int32, batch: Int32):
         """The sequences of a group, each in its lane, and where the next group begins.
 
-        Where cu_seqlens decreases, a sequence begins where the longest one before it ended. So no two have rows in common, and all
-        of them together have as many tiles as the planner counted.
+        Where cu_seqlens decreases, a sequence begins where the longest one before it ended. So no
+        two have rows in common, and all of them together have as many tiles as the planner counted.
         """
         end_q, end_k = Int32(0), Int32(0)
         if index < batch:
             end_q = order.offsets_q[index + 1]
             end_k = order.key_lengths.offset(index + 1)
-        (first_q, end_q), (first_k, end_k) = self.bounds(begin_q, end_q), self.bounds(begin_k, end_k)
+        (first_q, end_q), (first_k, end_k) = (
+            self.bounds(begin_q, end_q),
+            self.bounds(begin_k, end_k),
+        )
         keys = Int32(0)
         if index < batch:
             keys = packed.keys_in_use(order.key_lengths, index, end_k - first_k)
@@ -246,7 +305,8 @@ class Schedule:
 
     @cute.jit
     def bounds(self, begin: Int32, end: Int32):
-        """Where each lane's sequence begins and ends, of the ends as they are given. The first lane's begins at `begin`."""
+        """Where each lane's sequence begins and ends, of the ends as they are given. The first
+        lane's begins at `begin`."""
         end = cutlass.max(end, begin)
         for i in cutlass.range_constexpr(int(math.log2(WARP))):
             end = cutlass.max(end, cute.arch.shuffle_sync_up(end, offset=1 << i, mask_and_clamp=0))
@@ -254,13 +314,29 @@ class Schedule:
         return choose(cute.arch.lane_idx() == 0, begin, first), end
 
     @cute.jit
-    def put(self, order: Varlen, window: Window, block, head, sequences: Sequence, lane_of, ring, words, state) -> Int32:
+    def put(
+        self,
+        order: Varlen,
+        window: Window,
+        block,
+        head,
+        sequences: Sequence,
+        lane_of,
+        ring,
+        words,
+        state,
+    ) -> Int32:
         """A tile into the ring; the number of the next one."""
         of = Sequence(*(cute.arch.shuffle_sync(value, lane_of) for value in sequences))
         row = block * self.tile_m
         begin, end = self.blocks_of_keys(row, of.rows, of.keys, window)
         head_kv = head // (order.heads // order.heads_kv)
-        self.write(Tile(row, head, head_kv, begin, end, Int32(0), of.rows, of.keys, of.end_q, of.end_k), ring, words, state)
+        self.write(
+            Tile(row, head, head_kv, begin, end, Int32(0), of.rows, of.keys, of.end_q, of.end_k),
+            ring,
+            words,
+            state,
+        )
         if end - begin >= LONG:
             self.await_reading(ring, state)
         taken = Int32(0)
@@ -281,4 +357,5 @@ class Schedule:
                 end_key = cutlass.min(last + shift + window.right + 1, keys)
             begin = choose(end_key > first_key, first_key // self.tile_n, 0)
             end = choose(end_key > first_key, cute.ceil_div(end_key, self.tile_n), 0)
-        return begin, cutlass.max(end, 1)  # no row sees a key: a block in which everything is masked
+        # no row sees a key: a block in which everything is masked
+        return begin, cutlass.max(end, 1)

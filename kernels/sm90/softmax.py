@@ -8,8 +8,9 @@ from cutlass import Boolean, Float32
 from flash_attn.cute import utils
 from quack import layout_utils
 
-# A row's reference, which is subtracted before exp2, stays until a score exceeds it by 8, in powers of 2: weights up to 256 lose
-# nothing in either dtype, and most blocks need no rescale of O, which costs as much as the sum of the weights.
+# A row's reference, which is subtracted before exp2, stays until a score exceeds it by 8, in powers
+# of 2: weights up to 256 lose nothing in either dtype, and most blocks need no rescale of O, which
+# costs as much as the sum of the weights.
 LAZY = 8.0
 
 
@@ -46,8 +47,14 @@ def exponentials(scores, softmax: Softmax) -> Boolean:
         weights = cute.math.exp2(row * scale - base * scale, fastmath=True)
         softmax.total[r] = utils.fadd_reduce(weights, softmax.total[r] * softmax.rescale[r])
         scores[r, None].store(weights)
-    # A total is never negative: to ask ties the vote to the last exponential. Without it D 64 was 2% slower.
-    unlike = softmax.rescale[0] != 1.0 or softmax.rescale[1] != 1.0 or softmax.total[0] < 0.0 or softmax.total[1] < 0.0
+    # A total is never negative: to ask ties the vote to the last exponential. Without it D 64 was
+    # 2% slower.
+    unlike = (
+        softmax.rescale[0] != 1.0
+        or softmax.rescale[1] != 1.0
+        or softmax.total[0] < 0.0
+        or softmax.total[1] < 0.0
+    )
     return cute.arch.vote_any_sync(unlike)
 
 

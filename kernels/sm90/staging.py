@@ -1,4 +1,5 @@
-"""Shared memory that TMA fills, and the barriers that say when: what the kernels of our own have in common."""
+"""Shared memory that TMA fills, and the barriers that say when: what the kernels of our own have in
+common."""
 
 import cutlass.cute as cute
 from cutlass import pipeline
@@ -13,7 +14,8 @@ def smem_layout(dtype, rows: int, columns: int, stages: int | None):
 
 
 def elements(dtype, layout: cute.ComposedLayout | None):
-    """Of a layout, aligned as its swizzle wants it: a field of a cute.struct. No elements of no layout."""
+    """Of a layout, aligned as its swizzle wants it: a field of a cute.struct. No elements of no
+    layout."""
     if layout is None:
         return cute.struct.MemRange[dtype, 0]
     return cute.struct.Align[cute.struct.MemRange[dtype, cute.cosize(layout)], 1024]
@@ -25,18 +27,23 @@ def tma_pipeline(dtype, barriers, layout: cute.ComposedLayout, stages: int, cons
 
     size = cute.size_in_bytes(dtype, cute.select(layout, mode=[0, 1]))
     return PipelineTmaAsync.create(
-        barrier_storage=barriers.data_ptr(), num_stages=stages, producer_group=group(1), consumer_group=group(consumer_warps),
+        barrier_storage=barriers.data_ptr(), num_stages=stages, producer_group=group(1),
+        consumer_group=group(consumer_warps),
         tx_count=size, defer_sync=True,
     )  # fmt: skip
 
 
 def tma(op, tensor: cute.Tensor, layout: cute.ComposedLayout, rows: int, columns: int):
-    """The atom and the tensor as it takes coordinates: of [rows, columns] at a time, as a stage of the layout holds them."""
-    return cpasync.make_tiled_tma_atom(op, tensor, cute.select(layout, mode=[0, 1]), (rows, columns), 1)
+    """The atom and the tensor as it takes coordinates: of [rows, columns] at a time, as a stage of
+    the layout holds them."""
+    return cpasync.make_tiled_tma_atom(
+        op, tensor, cute.select(layout, mode=[0, 1]), (rows, columns), 1
+    )
 
 
 def rows_of(tensor: cute.Tensor, head, batch, rows, end, varlen: bool) -> cute.Tensor:
-    """The rows of one head and sequence, [seqlen, head_dim]: of `packed.sequences`, the last ones before `end`."""
+    """The rows of one head and sequence, [seqlen, head_dim]: of `packed.sequences`, the last ones
+    before `end`."""
     if not varlen:
         return tensor[None, None, head, batch]
     bound = cute.size(tensor, mode=[0])

@@ -1,23 +1,26 @@
 """Which tiles a thread block of the persistent forward works on, and in what order.
 
-Integer arithmetic for the kernel and for tests without a GPU: `choose(condition, a, b)` is the caller's conditional, and divisors
-are what `divmod` takes. "Heads" are those of all batch elements. A worker, which is a thread block, is at (cursor, flip).
+Integer arithmetic for the kernel and for tests without a GPU: `choose(condition, a, b)` is the
+caller's conditional, and divisors are what `divmod` takes. "Heads" are those of all batch elements.
+A worker, which is a thread block, is at (cursor, flip).
 
-Without a causal mask all tiles cost the same. They stand in a line head by head, so that neighbours read the same keys, and are
-dealt out to the workers in turns.
+Without a causal mask all tiles cost the same. They stand in a line head by head, so that neighbours
+read the same keys, and are dealt out to the workers in turns.
 
-Under a causal mask the last block of queries is the longest. The first heads, `paired` of them, are dealt out in units of the same
-cost, a long block and a short one of one head; few heads are in work at a time, so their keys stay in L2. The other heads' blocks
-follow longest first, dealt out to and fro, which leaves all workers with equal loads. csrc/core/persistent.cpp chooses `paired`.
+Under a causal mask the last block of queries is the longest. The first heads, `paired` of them, are
+dealt out in units of the same cost, a long block and a short one of one head; few heads are in work
+at a time, so their keys stay in L2. The other heads' blocks follow longest first, dealt out to and
+fro, which leaves all workers with equal loads. csrc/core/persistent.cpp chooses `paired`.
 
-Packed sequences come in groups of as many as a warp has lanes, a lane for each. Most heads of a group follow head by head and in
-it sequence by sequence, so that few keys are read at a time and stay in L2. The last heads' tiles follow longest first, level by
-level: a level is a number of blocks of keys, about.
+Packed sequences come in groups of as many as a warp has lanes, a lane for each. Most heads of a
+group follow head by head and in it sequence by sequence, so that few keys are read at a time and
+stay in L2. The last heads' tiles follow longest first, level by level: a level is a number of
+blocks of keys, about.
 """
 
 HIGHEST = 1 << 30  # above all levels
-# Tiles a worker, of the heads that follow longest first. Computed for random lengths: 4 leave up to 15% of the workers' time idle,
-# 6 up to 3%; more heads at a time were measured to miss L2.
+# Tiles a worker, of the heads that follow longest first. Computed for random lengths: 4 leave up to
+# 15% of the workers' time idle, 6 up to 3%; more heads at a time were measured to miss L2.
 LAST_ROUNDS = 6
 
 
@@ -36,7 +39,8 @@ def following(cursor, flip, worker, workers, paired, blocks, units_divisor, choo
     _, unit = divmod(cursor, units_divisor)
     second = choose(flip == 0, choose(blocks % 2 == 0, 1, choose(unit == 0, 0, 1)), 0)
     other = choose(flip == 0, 2 * (workers - 1 - worker) + 1, 2 * worker + 1)
-    # In these rounds the first worker comes first. The last of them ends the pairs: who had one less begins with a longest block.
+    # In these rounds the first worker comes first. The last of them ends the pairs: who had one
+    # less begins with a longest block.
     forth = cursor - worker < limit
     step = choose(forth, choose(cursor < limit, choose(second == 1, 0, workers), workers), other)
     return cursor + step, choose(forth, choose(cursor < limit, second, 0), 1 - flip)
@@ -54,7 +58,9 @@ def causal(cursor, flip, paired, blocks, units_divisor, rest_divisor, choose):
     odd = blocks % 2
     block = choose(flip == 0, blocks - 1 - unit, unit - odd)
     row, other = divmod(choose(cursor < limit, 0, cursor - limit), rest_divisor)
-    return choose(cursor < limit, head, paired + other), choose(cursor < limit, block, blocks - 1 - row)
+    return choose(cursor < limit, head, paired + other), choose(
+        cursor < limit, block, blocks - 1 - row
+    )
 
 
 def full(cursor, blocks_divisor):
@@ -63,9 +69,11 @@ def full(cursor, blocks_divisor):
 
 
 def levels(blocks, rows, keys, tile_m, causal, choose):
-    """Of a sequence with this many blocks of queries: its lowest level, its highest, and its tiles at each.
+    """Of a sequence with this many blocks of queries: its lowest level, its highest, and its tiles
+    at each.
 
-    Under a causal mask one tile at each of them, the last block of queries at the highest; without one all tiles at one level.
+    Under a causal mask one tile at each of them, the last block of queries at the highest; without
+    one all tiles at one level.
     """
     if causal:
         low = choose(keys > rows, keys - rows, 0) // tile_m
@@ -84,7 +92,8 @@ def at_level(level, low, high, each, choose):
 
 
 def last_heads(heads_kv, tiles_a_head, workers, choose):
-    """How many key/value heads' tiles of a group follow longest first; `tiles_a_head`: a key/value head's."""
+    """How many key/value heads' tiles of a group follow longest first; `tiles_a_head`: a key/value
+    head's."""
     tiles_a_head = choose(tiles_a_head > 0, tiles_a_head, 1)
     heads = (LAST_ROUNDS * workers + tiles_a_head - 1) // tiles_a_head
     return choose(heads < heads_kv, heads, heads_kv)

@@ -12,17 +12,38 @@ SOURCE = FOLDER / "device.c"
 
 def compiled(directory: Path) -> Path:
     path = directory / "libcuda.so.1"
-    include = next(Path(folder) / "nvidia/cu13/include" for folder in sys.path if (Path(folder) / "nvidia/cu13/include").is_dir())
-    subprocess.run(["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-I", include, SOURCE, "-o", path], check=True)
+    include = next(
+        Path(folder) / "nvidia/cu13/include"
+        for folder in sys.path
+        if (Path(folder) / "nvidia/cu13/include").is_dir()
+    )
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-I", include, SOURCE, "-o", path],
+        check=True,
+    )
     return path
 
 
-def printed(driver: Path, script: Path, *arguments, imported: tuple[Path, ...], asked: str = "", timeout: int) -> list:
-    """The JSON in each line that the script prints behind the driver; `imported`: folders for PYTHONPATH."""
+def printed(
+    driver: Path,
+    script: Path,
+    *arguments,
+    imported: tuple[Path, ...],
+    asked: str = "",
+    timeout: int,
+) -> list:
+    """The JSON in each line that the script prints behind the driver; `imported`: folders for
+    PYTHONPATH."""
     folders = os.pathsep.join(map(str, imported))
-    environment = os.environ | {"LD_PRELOAD": str(driver), "FA4_EXT_AUTOREGISTER": "0", "PYTHONPATH": folders}
+    environment = os.environ | {
+        "LD_PRELOAD": str(driver),
+        "FA4_EXT_AUTOREGISTER": "0",
+        "PYTHONPATH": folders,
+    }
     command = [sys.executable, script, *map(str, arguments)]
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, env=environment, timeout=timeout)
+    done = subprocess.run(
+        command, input=asked, capture_output=True, text=True, env=environment, timeout=timeout
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

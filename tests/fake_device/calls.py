@@ -1,4 +1,5 @@
-"""Calls the overrides with tensors of the CPU, behind device.c, and prints what came back and what was launched, a JSON a call."""
+"""Calls the overrides with tensors of the CPU, behind device.c, and prints what came back and what
+was launched, a JSON a call."""
 
 import ctypes
 import json
@@ -15,7 +16,8 @@ aten = torch.ops.aten
 
 def described(tensor: torch.Tensor) -> dict:
     return {
-        "shape": tensor.shape, "stride": tensor.stride(), "dtype": str(tensor.dtype), "begin": tensor.data_ptr(),
+        "shape": tensor.shape, "stride": tensor.stride(), "dtype": str(tensor.dtype),
+        "begin": tensor.data_ptr(),
         "end": tensor.data_ptr() + tensor.nbytes, "memory": tensor.untyped_storage().data_ptr(),
         "memory_bytes": tensor.untyped_storage().nbytes(),
     }  # fmt: skip
@@ -25,19 +27,30 @@ def call(op, *arguments, **options) -> tuple:
     """The results; prints them with the launches."""
     ctypes.c_int.in_dll(device, "launches").value = 0
     ctypes.c_int.in_dll(device, "allocations").value = 0
-    ctypes.c_int64.in_dll(device, "cleared_bytes").value = ctypes.c_int64.in_dll(device, "cleared_at").value = 0
+    ctypes.c_int64.in_dll(device, "cleared_bytes").value = ctypes.c_int64.in_dll(
+        device, "cleared_at"
+    ).value = 0
     results = op.redispatch(CUDA, *arguments, **options)
     count = ctypes.c_int.in_dll(device, "launches").value
     names = (ctypes.c_char_p * 1024).in_dll(device, "launched")[:count]
-    tensors = [described(t) for t in (results if isinstance(results, tuple) else (results,)) if isinstance(t, torch.Tensor)]
+    tensors = [
+        described(t)
+        for t in (results if isinstance(results, tuple) else (results,))
+        if isinstance(t, torch.Tensor)
+    ]
     found = {"tensors": tensors, "launches": [name.decode() for name in names]}
-    found |= {name: ctypes.c_int64.in_dll(device, name).value for name in ("cleared_bytes", "cleared_at")}
+    found |= {
+        name: ctypes.c_int64.in_dll(device, name).value for name in ("cleared_bytes", "cleared_at")
+    }
     print(json.dumps(found | {"allocations": ctypes.c_int.in_dll(device, "allocations").value}))
     return results
 
 
 def dense(heads: int, heads_kv: int, rows: int) -> list[torch.Tensor]:
-    return [torch.randn(2, rows, h, 128, dtype=torch.bfloat16).transpose(1, 2) for h in (heads, heads_kv, heads_kv)]
+    return [
+        torch.randn(2, rows, h, 128, dtype=torch.bfloat16).transpose(1, 2)
+        for h in (heads, heads_kv, heads_kv)
+    ]
 
 
 def sdpa(heads: int, heads_kv: int, rows: int = 129) -> None:
@@ -56,26 +69,62 @@ def varlen(heads: int, heads_kv: int) -> None:
     cu_seqlens = torch.tensor([0, 100, 229], dtype=torch.int32)
     q, k, v = (torch.randn(229, h, 128, dtype=torch.bfloat16) for h in (heads, heads_kv, heads_kv))
     lengths = (cu_seqlens, cu_seqlens, 129, 129, 0.0, True)
-    out, lse, rng_state, unused, _ = call(aten._flash_attention_forward.default, q, k, v, *lengths, False)
-    call(aten._flash_attention_backward.default, torch.randn_like(out), q, k, v, out, lse, *lengths, rng_state, unused)
+    out, lse, rng_state, unused, _ = call(
+        aten._flash_attention_forward.default, q, k, v, *lengths, False
+    )
+    call(
+        aten._flash_attention_backward.default,
+        torch.randn_like(out),
+        q,
+        k,
+        v,
+        out,
+        lse,
+        *lengths,
+        rng_state,
+        unused,
+    )
 
 
 def paged(heads: int, heads_kv: int) -> None:
     q = torch.randn(2, heads, 128, dtype=torch.bfloat16)
     cache = torch.randn(3, 64, heads_kv, 128, dtype=torch.bfloat16)
     cu_seqlens = torch.tensor([0, 1, 2], dtype=torch.int32)
-    table, used = torch.tensor([[2, 0], [1, -1]], dtype=torch.int32), torch.tensor([100, 20], dtype=torch.int32)
+    table, used = (
+        torch.tensor([[2, 0], [1, -1]], dtype=torch.int32),
+        torch.tensor([100, 20], dtype=torch.int32),
+    )
     arguments = q, cache, cache, cu_seqlens, None, 1, 128, 0.0, False, False
     options = {"block_table": table, "seqused_k": used}
     call(aten._flash_attention_forward.default, *arguments, **options)
-    call(aten._flash_attention_forward_no_dropout_inplace.default, torch.empty_like(q), *arguments, **options)
+    call(
+        aten._flash_attention_forward_no_dropout_inplace.default,
+        torch.empty_like(q),
+        *arguments,
+        **options,
+    )
 
 
 def inplace(heads: int, heads_kv: int) -> None:
     q, k, v = (t.transpose(1, 2) for t in dense(heads, heads_kv, 129))
     out = torch.empty_like(q)
-    call(aten._flash_attention_forward_no_dropout_inplace.default, out, q, k, v, None, None, 129, 129, 0.0, True, False)
+    call(
+        aten._flash_attention_forward_no_dropout_inplace.default,
+        out,
+        q,
+        k,
+        v,
+        None,
+        None,
+        129,
+        129,
+        0.0,
+        True,
+        False,
+    )
 
 
 with fa4_ext.register(fallback="error", speed_rules=False):
-    {"sdpa": sdpa, "varlen": varlen, "paged": paged, "inplace": inplace}[sys.argv[1]](*map(int, sys.argv[2:]))
+    {"sdpa": sdpa, "varlen": varlen, "paged": paged, "inplace": inplace}[sys.argv[1]](
+        *map(int, sys.argv[2:])
+    )

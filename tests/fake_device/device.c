@@ -1,5 +1,6 @@
-// A CUDA driver without a device, to be preloaded: launches are noted and do nothing unless someone else does it, memory is the
-// host's. Before it also come the few functions of torch's C interface that would say that a tensor is the CPU's.
+// A CUDA driver without a device, to be preloaded: launches are noted and do nothing unless someone
+// else does it, memory is the host's. Before it also come the few functions of torch's C interface
+// that would say that a tensor is the CPU's.
 #include <cuda.h>
 #include <dlfcn.h>
 #include <stdint.h>
@@ -20,13 +21,14 @@ int driver_version = 13000, version_questions = 0;
 int launch_result = 0, function_result = 0,
     load_result = 0;  // what cuLaunchKernelEx, cuKernelGetFunction and cuLibraryLoadData say
 int64_t free_memory = (int64_t)1 << 36;
-// How many of the next ones fail in torch's C interface; impossible ones fail in C++ as well, because they are of the device type
-// that is next: CUDA's, which a CPU build of torch has no allocations for.
+// How many of the next ones fail in torch's C interface; impossible ones fail in C++ as well,
+// because they are of the device type that is next: CUDA's, which a CPU build of torch has no
+// allocations for.
 int failing_allocations = 0, impossible_allocations = 0, failing_copies = 0;
 static int next_device_type = 0;
 // Asked to do a launch, 0: done; told of a tensor that was allocated. Null: nobody.
-int (*on_launch)(const void* code, void** arguments, const unsigned* grid, unsigned threads, unsigned cluster,
-                 unsigned shared) = NULL;
+int (*on_launch)(const void* code, void** arguments, const unsigned* grid, unsigned threads,
+                 unsigned cluster, unsigned shared) = NULL;
 void (*on_allocation)(void* data, int64_t bytes) = NULL;
 
 static int attribute(CUdevice_attribute which) {  // an H200's
@@ -44,28 +46,38 @@ static int attribute(CUdevice_attribute which) {  // an H200's
   }
 }
 
-CUresult cuDriverGetVersion(int* version) { return ++version_questions, *version = driver_version, CUDA_SUCCESS; }
+CUresult cuDriverGetVersion(int* version) {
+  return ++version_questions, *version = driver_version, CUDA_SUCCESS;
+}
 CUresult cuGetErrorName(CUresult error, const char** text) {
   return *text = error == CUDA_ERROR_UNKNOWN ? "CUDA_ERROR_UNKNOWN" : "error", CUDA_SUCCESS;
 }
-CUresult cuGetErrorString(CUresult error, const char** text) { return *text = "error", CUDA_SUCCESS; }
+CUresult cuGetErrorString(CUresult error, const char** text) {
+  return *text = "error", CUDA_SUCCESS;
+}
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute which, CUdevice device) {
   return *value = attribute(which), CUDA_SUCCESS;
 }
-CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) { return *context = NULL, CUDA_SUCCESS; }
+CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
+  return *context = NULL, CUDA_SUCCESS;
+}
 CUresult cuCtxGetDevice(CUdevice* device) { return *device = 0, CUDA_SUCCESS; }
-CUresult cuStreamGetCtx(CUstream stream, CUcontext* context) { return *context = NULL, CUDA_SUCCESS; }
+CUresult cuStreamGetCtx(CUstream stream, CUcontext* context) {
+  return *context = NULL, CUDA_SUCCESS;
+}
 CUresult cuCtxGetDevResource(CUcontext context, CUdevResource* resource, CUdevResourceType type) {
   return resource->sm.smCount = multiprocessors, CUDA_SUCCESS;
 }
-CUresult cuOccupancyMaxActiveClusters(int* clusters, CUfunction function, const CUlaunchConfig* config) {
+CUresult cuOccupancyMaxActiveClusters(int* clusters, CUfunction function,
+                                      const CUlaunchConfig* config) {
   return *clusters = 1, CUDA_SUCCESS;
 }
 CUresult cuCtxSetCurrent(CUcontext context) { return CUDA_SUCCESS; }
 CUresult cuCtxPushCurrent(CUcontext context) { return CUDA_SUCCESS; }
 CUresult cuCtxPopCurrent(CUcontext* context) { return *context = NULL, CUDA_SUCCESS; }
-CUresult cuLibraryLoadData(CUlibrary* library, const void* code, CUjit_option* options, void** values, unsigned count,
-                           CUlibraryOption* library_options, void** library_values, unsigned library_count) {
+CUresult cuLibraryLoadData(CUlibrary* library, const void* code, CUjit_option* options,
+                           void** values, unsigned count, CUlibraryOption* library_options,
+                           void** library_values, unsigned library_count) {
   if (!load_result) *library = (CUlibrary)code;
   return load_result;
 }
@@ -74,12 +86,19 @@ CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* nam
   found->name = strdup(name), found->code = library;
   return *kernel = (CUkernel)found, CUDA_SUCCESS;
 }
-CUresult cuKernelGetAttribute(int* value, CUfunction_attribute which, CUkernel kernel, CUdevice device) {
+CUresult cuKernelGetAttribute(int* value, CUfunction_attribute which, CUkernel kernel,
+                              CUdevice device) {
   return *value = 0, CUDA_SUCCESS;
 }
-CUresult cuKernelGetFunction(CUfunction* function, CUkernel kernel) { return *function = (CUfunction)kernel, function_result; }
-CUresult cuKernelSetAttribute(CUfunction_attribute which, int value, CUkernel kernel, CUdevice device) { return CUDA_SUCCESS; }
-CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** arguments, void** extra) {
+CUresult cuKernelGetFunction(CUfunction* function, CUkernel kernel) {
+  return *function = (CUfunction)kernel, function_result;
+}
+CUresult cuKernelSetAttribute(CUfunction_attribute which, int value, CUkernel kernel,
+                              CUdevice device) {
+  return CUDA_SUCCESS;
+}
+CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** arguments,
+                          void** extra) {
   if (launch_result) return launch_result;
   const struct kernel* kernel = (const struct kernel*)function;
   launched[launches++ % 1024] = kernel->name;
@@ -87,10 +106,12 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, voi
   unsigned cluster = 1;
   for (unsigned i = 0; i < config->numAttrs; ++i) {
     const CUlaunchAttribute* given = &config->attrs[i];
-    if (given->id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) cluster = given->value.clusterDim.x * given->value.clusterDim.y;
+    if (given->id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
+      cluster = given->value.clusterDim.x * given->value.clusterDim.y;
   }
   const unsigned grid[] = {config->gridDimX, config->gridDimY, config->gridDimZ};
-  const int failed = on_launch(kernel->code, arguments, grid, config->blockDimX, cluster, config->sharedMemBytes);
+  const int failed =
+      on_launch(kernel->code, arguments, grid, config->blockDimX, cluster, config->sharedMemBytes);
   return failed ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS;
 }
 CUresult cuMemsetD32Async(CUdeviceptr begin, unsigned value, size_t count, CUstream stream) {
@@ -98,21 +119,29 @@ CUresult cuMemsetD32Async(CUdeviceptr begin, unsigned value, size_t count, CUstr
   memset((void*)begin, 0, 4 * count);
   return CUDA_SUCCESS;
 }
-CUresult cuMemGetInfo(size_t* free, size_t* total) { return *free = free_memory, *total = (size_t)1 << 37, CUDA_SUCCESS; }
+CUresult cuMemGetInfo(size_t* free, size_t* total) {
+  return *free = free_memory, *total = (size_t)1 << 37, CUDA_SUCCESS;
+}
 
-int32_t aoti_torch_device_type_cuda(void) {  // the CPU's, 0, unless an impossible allocation comes next
+int32_t aoti_torch_device_type_cuda(
+    void) {  // the CPU's, 0, unless an impossible allocation comes next
   const int type = next_device_type;
   return next_device_type = 0, type;
 }
 int32_t aoti_torch_get_device_index(void* tensor, int32_t* index) { return *index = 0; }
-int32_t aoti_torch_get_current_cuda_stream(int32_t device, void** stream) { return *stream = NULL, 0; }
+int32_t aoti_torch_get_current_cuda_stream(int32_t device, void** stream) {
+  return *stream = NULL, 0;
+}
 
-static void* torch_function(const char* name) { return dlsym(dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD), name); }
+static void* torch_function(const char* name) {
+  return dlsym(dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD), name);
+}
 
 int32_t aoti_torch_get_data_ptr(void* tensor, void** data);
 int32_t aoti_torch_get_storage_size(void* tensor, int64_t* bytes);
-int32_t aoti_torch_empty_strided(int64_t dim, const int64_t* size, const int64_t* stride, int32_t dtype, int32_t device_type,
-                                 int32_t device_index, void** tensor) {
+int32_t aoti_torch_empty_strided(int64_t dim, const int64_t* size, const int64_t* stride,
+                                 int32_t dtype, int32_t device_type, int32_t device_index,
+                                 void** tensor) {
   if (failing_allocations > 0) return --failing_allocations, 1;
   if (impossible_allocations > 0) return --impossible_allocations, next_device_type = 1;
   const __typeof__(&aoti_torch_empty_strided) torch = torch_function("aoti_torch_empty_strided");
@@ -120,7 +149,8 @@ int32_t aoti_torch_empty_strided(int64_t dim, const int64_t* size, const int64_t
   allocations += !failed;
   if (failed || !on_allocation) return failed;
   const __typeof__(&aoti_torch_get_data_ptr) get_data = torch_function("aoti_torch_get_data_ptr");
-  const __typeof__(&aoti_torch_get_storage_size) get_size = torch_function("aoti_torch_get_storage_size");
+  const __typeof__(&aoti_torch_get_storage_size) get_size =
+      torch_function("aoti_torch_get_storage_size");
   void* data = NULL;
   int64_t bytes = 0;
   if (get_data(*tensor, &data) || get_size(*tensor, &bytes)) return 1;

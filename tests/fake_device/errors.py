@@ -1,4 +1,5 @@
-"""Calls the overrides with tensors of the CPU, behind device.c, where something fails; prints what they raise, a JSON a step."""
+"""Calls the overrides with tensors of the CPU, behind device.c, where something fails; prints what
+they raise, a JSON a step."""
 
 import ctypes
 import io
@@ -20,7 +21,9 @@ MIB = 2**20
 def fake(**values: int) -> None:
     """Sets what the driver does from now on."""
     for name, value in values.items():
-        (ctypes.c_int64 if name == "free_memory" else ctypes.c_int).in_dll(device, name).value = value
+        (ctypes.c_int64 if name == "free_memory" else ctypes.c_int).in_dll(
+            device, name
+        ).value = value
 
 
 def outcome(call: Callable) -> None:
@@ -28,10 +31,20 @@ def outcome(call: Callable) -> None:
     try:
         results = call()
     except Exception as error:
-        found = {"type": type(error).__name__, "text": str(error), "out_of_memory": isinstance(error, torch.OutOfMemoryError)}
+        found = {
+            "type": type(error).__name__,
+            "text": str(error),
+            "out_of_memory": isinstance(error, torch.OutOfMemoryError),
+        }
     else:
         results = results if isinstance(results, tuple) else (results,)
-        found = {"results": [[list(t.shape), list(t.stride()), str(t.dtype)] for t in results if isinstance(t, torch.Tensor)]}
+        found = {
+            "results": [
+                [list(t.shape), list(t.stride()), str(t.dtype)]
+                for t in results
+                if isinstance(t, torch.Tensor)
+            ]
+        }
     print(json.dumps(found))
 
 
@@ -54,11 +67,14 @@ def misaligned() -> torch.Tensor:
 
 
 def inplace(out: torch.Tensor):
-    return aten._flash_attention_forward_no_dropout_inplace.default.redispatch(CUDA, out, q, k, v, *LENGTHS, False)
+    return aten._flash_attention_forward_no_dropout_inplace.default.redispatch(
+        CUDA, out, q, k, v, *LENGTHS, False
+    )
 
 
 def allocation() -> None:
-    """torch's C function fails: first its C++ function does what it would have done, then it raises."""
+    """torch's C function fails: first its C++ function does what it would have done, then it
+    raises."""
     outcome(forward)
     for failing in (1, 5):
         fake(failing_allocations=failing)
@@ -81,7 +97,8 @@ def copy() -> None:
 
 
 def module() -> None:
-    """A kernel's code cannot be loaded. Arguments: what fails, with which result, and how much memory is free, in MiB."""
+    """A kernel's code cannot be loaded. Arguments: what fails, with which result, and how much
+    memory is free, in MiB."""
     failing, value, free = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     fake(free_memory=free * MIB, **{failing: value})
     outcome(forward)
@@ -95,7 +112,11 @@ def results() -> None:
     """The results of the op as programs handle them that rely on its schema."""
     library = torch.library.Library("aten", "IMPL")
     for op in (aten._flash_attention_forward.default, aten._flash_attention_backward.default):
-        library.impl(op.name().removeprefix("aten::"), lambda *given, _op=op: _op.redispatch(CUDA, *given), "CPU")
+        library.impl(
+            op.name().removeprefix("aten::"),
+            lambda *given, _op=op: _op.redispatch(CUDA, *given),
+            "CPU",
+        )
 
     @torch.library.custom_op("fake_device::attention", mutates_args=())
     def attention(
@@ -107,8 +128,14 @@ def results() -> None:
     with SchemaCheckMode():
         found = aten._flash_attention_forward(q, k, v, *LENGTHS, False)
         out, lse, rng_state, unused, _ = found
-        gradients = aten._flash_attention_backward(torch.randn_like(out), q, k, v, out, lse, *LENGTHS, rng_state, unused)
-    print(json.dumps({"storages": [t.untyped_storage()._cdata for t in (q, k, v, *found, *gradients)]}))
+        gradients = aten._flash_attention_backward(
+            torch.randn_like(out), q, k, v, out, lse, *LENGTHS, rng_state, unused
+        )
+    print(
+        json.dumps(
+            {"storages": [t.untyped_storage()._cdata for t in (q, k, v, *found, *gradients)]}
+        )
+    )
     file = io.BytesIO()
     torch.save(found, file)
     file.seek(0)
@@ -126,4 +153,10 @@ def driver() -> None:
 
 
 with fa4_ext.register(fallback="error", speed_rules=False):
-    {"allocation": allocation, "copy": copy, "driver": driver, "module": module, "results": results}[sys.argv[1]]()
+    {
+        "allocation": allocation,
+        "copy": copy,
+        "driver": driver,
+        "module": module,
+        "results": results,
+    }[sys.argv[1]]()

@@ -1,4 +1,5 @@
-"""The ways into the kernels: the low-level aten ops, the SDPA aten ops, and F.scaled_dot_product_attention with autograd."""
+"""The ways into the kernels: the low-level aten ops, the SDPA aten ops, and
+F.scaled_dot_product_attention with autograd."""
 
 from __future__ import annotations
 
@@ -26,22 +27,39 @@ def deterministic(enabled: bool = True):
         torch.use_deterministic_algorithms(False)
 
 
-def flash_forward(problem: Problem, x: Inputs, *, dropout_p: float = 0.0, return_debug_mask: bool = False, **options):
-    """`_flash_attention_forward` -> (out, lse, rng_state, unused, debug_mask). Absent window bounds are None."""
+def flash_forward(
+    problem: Problem,
+    x: Inputs,
+    *,
+    dropout_p: float = 0.0,
+    return_debug_mask: bool = False,
+    **options,
+):
+    """`_flash_attention_forward` -> (out, lse, rng_state, unused, debug_mask). Absent window bounds
+    are None."""
     left, right = (None if bound < 0 else bound for bound in problem.window)
-    options = {"scale": problem.scale, "window_size_left": left, "window_size_right": right} | options
+    options = {
+        "scale": problem.scale,
+        "window_size_left": left,
+        "window_size_right": right,
+    } | options
     return aten._flash_attention_forward(
         x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k,
         dropout_p, problem.is_causal, return_debug_mask, **options,
     )  # fmt: skip
 
 
-def explained(problem: Problem, x: Inputs, *, backward: bool = False, speed_rules: bool = False) -> tuple[bool, str, str]:
-    """Whether one of our kernels runs the forward or the backward, that kernel's name, and why not."""
+def explained(
+    problem: Problem, x: Inputs, *, backward: bool = False, speed_rules: bool = False
+) -> tuple[bool, str, str]:
+    """Whether one of our kernels runs the forward or the backward, that kernel's name, and why
+    not."""
     left, right = problem.window
     return torch.ops.fa4_ext.explain(
-        x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k, 0.0, problem.is_causal, False, problem.scale,
-        left, right, None, None, None, None, deterministic=False, backward=backward, speed_rules=speed_rules, capability=0,
+        x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k, 0.0,
+        problem.is_causal, False, problem.scale,
+        left, right, None, None, None, None, deterministic=False, backward=backward,
+        speed_rules=speed_rules, capability=0,
         sm_count=0,
     )[:3]  # fmt: skip
 
@@ -55,21 +73,31 @@ def planned(problem: Problem, x: Inputs) -> str:
 def flash_forward_into(out: torch.Tensor, problem: Problem, x: Inputs, **options) -> torch.Tensor:
     """`_flash_attention_forward_no_dropout_inplace`, of torch 2.12 and later -> lse."""
     left, right = (None if bound < 0 else bound for bound in problem.window)
-    options = {"scale": problem.scale, "window_size_left": left, "window_size_right": right} | options
+    options = {
+        "scale": problem.scale,
+        "window_size_left": left,
+        "window_size_right": right,
+    } | options
     return aten._flash_attention_forward_no_dropout_inplace(
         out, x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k,
         0.0, problem.is_causal, False, **options,
     )  # fmt: skip
 
 
-def paged(problem: Problem, x: Inputs, page_size: int, spare: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Caches of keys and values, [pages, page_size, heads_kv, head_dim], with NaN where none is, and the block_table: pages in a
-    random order, rows of the table beyond a sequence's pages pointing nowhere."""
+def paged(
+    problem: Problem, x: Inputs, page_size: int, spare: int = 3
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Caches of keys and values, [pages, page_size, heads_kv, head_dim], with NaN where none is,
+    and the block_table: pages in a random order, rows of the table beyond a sequence's pages
+    pointing nowhere."""
     counts = [-(-length // page_size) for length in problem.seqlens_k]
     order = torch.randperm(sum(counts) + spare).tolist()
     table = torch.full((problem.batch, max(counts) + 1), -1, dtype=torch.int32)
     packed_tensors = x.k, x.v
-    caches = [x.q.new_full((len(order), page_size, *packed.shape[1:]), float("nan")) for packed in packed_tensors]
+    caches = [
+        x.q.new_full((len(order), page_size, *packed.shape[1:]), float("nan"))
+        for packed in packed_tensors
+    ]
     row = 0
     for sequence, (length, count) in enumerate(zip(problem.seqlens_k, counts, strict=True)):
         for page in range(count):
@@ -81,8 +109,11 @@ def paged(problem: Problem, x: Inputs, page_size: int, spare: int = 3) -> tuple[
     return *caches, table.to(x.q.device)
 
 
-def flash_forward_paged(problem: Problem, x: Inputs, page_size: int, *, by: str = "seqused_k", **options) -> Result:
-    """`flash_forward` of keys and values in pages, whose lengths `by` gives, seqused_k or cum_seq_k."""
+def flash_forward_paged(
+    problem: Problem, x: Inputs, page_size: int, *, by: str = "seqused_k", **options
+) -> Result:
+    """`flash_forward` of keys and values in pages, whose lengths `by` gives, seqused_k or
+    cum_seq_k."""
     k, v, table = paged(problem, x, page_size)
     lengths = torch.tensor(problem.seqlens_k, dtype=torch.int32, device=x.q.device)
     known = {"seqused_k": lengths} if by == "seqused_k" else {}
@@ -94,7 +125,11 @@ def flash_backward(problem: Problem, x: Inputs, forward, *, dropout_p: float = 0
     """`_flash_attention_backward` on the outputs of `flash_forward` -> (dq, dk, dv)."""
     out, lse, rng_state, unused, _ = forward
     left, right = (None if bound < 0 else bound for bound in problem.window)
-    options = {"scale": problem.scale, "window_size_left": left, "window_size_right": right} | options
+    options = {
+        "scale": problem.scale,
+        "window_size_left": left,
+        "window_size_right": right,
+    } | options
     return aten._flash_attention_backward(
         x.do, x.q, x.k, x.v, out, lse, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k,
         dropout_p, problem.is_causal, rng_state, unused, **options,
@@ -102,28 +137,52 @@ def flash_backward(problem: Problem, x: Inputs, forward, *, dropout_p: float = 0
 
 
 def sdpa_forward(problem: Problem, x: Inputs):
-    """`_scaled_dot_product_flash_attention`, its nine outputs. Tensors go in as [batch, heads, seqlen, head_dim] views."""
+    """`_scaled_dot_product_flash_attention`, its nine outputs. Tensors go in as [batch, heads,
+    seqlen, head_dim] views."""
     q, k, v = (t.transpose(1, 2) for t in (x.q, x.k, x.v))
-    return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, problem.is_causal, False, scale=problem.scale)
+    return aten._scaled_dot_product_flash_attention(
+        q, k, v, 0.0, problem.is_causal, False, scale=problem.scale
+    )
 
 
 def sdpa_backward(problem: Problem, x: Inputs, forward):
-    """`_scaled_dot_product_flash_attention_backward` -> (dq, dk, dv), [batch, heads, seqlen, head_dim]."""
+    """`_scaled_dot_product_flash_attention_backward` -> (dq, dk, dv), [batch, heads, seqlen,
+    head_dim]."""
     out, lse, cum_seq_q, cum_seq_k, max_q, max_k, rng_state, unused, _ = forward
     do, q, k, v = (t.transpose(1, 2) for t in (x.do, x.q, x.k, x.v))
     return aten._scaled_dot_product_flash_attention_backward(
-        do, q, k, v, out, lse, cum_seq_q, cum_seq_k, max_q, max_k, 0.0, problem.is_causal, rng_state, unused, scale=problem.scale
+        do,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        cum_seq_q,
+        cum_seq_k,
+        max_q,
+        max_k,
+        0.0,
+        problem.is_causal,
+        rng_state,
+        unused,
+        scale=problem.scale,
     )
 
 
 def run_flash(problem: Problem, x: Inputs, *, backward: bool, **options) -> Result:
     """`options`: of both ops, in place of what the problem says."""
-    return _run(partial(flash_forward, **options), partial(flash_backward, **options), problem, x, backward)
+    return _run(
+        partial(flash_forward, **options), partial(flash_backward, **options), problem, x, backward
+    )
 
 
 def run_sdpa_op(problem: Problem, x: Inputs, *, backward: bool) -> Result:
     result = _run(sdpa_forward, sdpa_backward, problem, x, backward)
-    heads_first = {name: tensor for name in ("out", "dq", "dk", "dv") if (tensor := getattr(result, name)) is not None}
+    heads_first = {
+        name: tensor
+        for name in ("out", "dq", "dk", "dv")
+        if (tensor := getattr(result, name)) is not None
+    }
     return replace(result, **{name: tensor.transpose(1, 2) for name, tensor in heads_first.items()})
 
 
@@ -137,11 +196,22 @@ def _run(forward_op, backward_op, problem: Problem, x: Inputs, backward: bool) -
     return Result(*forward[:2], *gradients)
 
 
-def run_autograd(problem: Problem, x: Inputs, *, backward: bool, backend: SDPBackend | None = SDPBackend.FLASH_ATTENTION) -> Result:
-    """F.scaled_dot_product_attention and autograd; `backend` None is the plain call. The result has no lse."""
+def run_autograd(
+    problem: Problem,
+    x: Inputs,
+    *,
+    backward: bool,
+    backend: SDPBackend | None = SDPBackend.FLASH_ATTENTION,
+) -> Result:
+    """F.scaled_dot_product_attention and autograd; `backend` None is the plain call. The result has
+    no lse."""
     q, k, v = (t.detach().transpose(1, 2).requires_grad_(backward) for t in (x.q, x.k, x.v))
     poison(x)
-    options = dict(is_causal=problem.is_causal, scale=problem.scale, enable_gqa=problem.heads != problem.heads_kv)
+    options = dict(
+        is_causal=problem.is_causal,
+        scale=problem.scale,
+        enable_gqa=problem.heads != problem.heads_kv,
+    )
     if backend is None:
         out = F.scaled_dot_product_attention(q, k, v, **options)
     else:

@@ -1,4 +1,5 @@
-"""What a test asks of attention: the problem, its random inputs, and the lists that the tests are parametrised over."""
+"""What a test asks of attention: the problem, its random inputs, and the lists that the tests are
+parametrised over."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ BLACKWELL = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] 
 HEAD_DIMS = (64, 128, 256) if BLACKWELL else (64, 96, 128, 192, 256)
 # Query's and value's: the bucket for unequal ones, below it, and in the buckets of equal ones.
 UNEQUAL_HEAD_DIMS = (
-    (192, 128), (160, 128), (136, 96), (192, 8), (128, 64), (40, 120), (192, 136), (128, 192), (256, 64), (8, 248),
+    (192, 128), (160, 128), (136, 96), (192, 8), (128, 64), (40, 120), (192, 136), (128, 192),
+    (256, 64), (8, 248),
 )  # fmt: skip
 MASKS = {
     "full": {},
@@ -27,7 +29,8 @@ NASTY_LENGTHS = (1, 2, 3, 63, 65, 127, 129, 239, 799, 1023, 4224)
 
 @dataclass(frozen=True)
 class Problem:
-    """One attention call. `seqlens_q` and `seqlens_k` hold a length for every batch entry; a dense problem's are all equal."""
+    """One attention call. `seqlens_q` and `seqlens_k` hold a length for every batch entry; a dense
+    problem's are all equal."""
 
     dtype: torch.dtype = torch.bfloat16
     head_dim: int = 128
@@ -56,7 +59,8 @@ class Problem:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Window bounds with the causal mask written as one; -1: unbounded. A bound of max_k or more is none, as in stock."""
+        """Window bounds with the causal mask written as one; -1: unbounded. A bound of max_k or
+        more is none, as in stock."""
         left, right = (-1 if bound >= self.max_k else bound for bound in self.window)
         return (left, 0) if self.is_causal else (left, right)
 
@@ -65,10 +69,17 @@ class Problem:
         return len(self.seqlens_q)
 
     def shape(self, side: str) -> tuple[int, ...]:
-        """[batch, seqlen, heads, head_dim], or [total, heads, head_dim] when varlen; `side` is "q", "k", "v" or "o"."""
-        seqlens, heads = (self.seqlens_q, self.heads) if side in "qo" else (self.seqlens_k, self.heads_kv)
+        """[batch, seqlen, heads, head_dim], or [total, heads, head_dim] when varlen; `side` is "q",
+        "k", "v" or "o"."""
+        seqlens, heads = (
+            (self.seqlens_q, self.heads) if side in "qo" else (self.seqlens_k, self.heads_kv)
+        )
         rows = (sum(seqlens),) if self.varlen else (self.batch, seqlens[0])
-        return (*rows, heads, self.head_dim if side in "qk" or self.head_dim_v is None else self.head_dim_v)
+        return (
+            *rows,
+            heads,
+            self.head_dim if side in "qk" or self.head_dim_v is None else self.head_dim_v,
+        )
 
 
 def dense(seqlen_q: int, seqlen_k: int, *, batch: int = 2, **fields) -> Problem:
@@ -76,12 +87,15 @@ def dense(seqlen_q: int, seqlen_k: int, *, batch: int = 2, **fields) -> Problem:
 
 
 def varlen(seqlens_q, seqlens_k=None, **fields) -> Problem:
-    return Problem(seqlens_q=tuple(seqlens_q), seqlens_k=tuple(seqlens_k or seqlens_q), varlen=True, **fields)
+    return Problem(
+        seqlens_q=tuple(seqlens_q), seqlens_k=tuple(seqlens_k or seqlens_q), varlen=True, **fields
+    )
 
 
 @dataclass
 class Inputs:
-    """Tensors of a call in the layout of `_flash_attention_forward`; `do` is the gradient of the output."""
+    """Tensors of a call in the layout of `_flash_attention_forward`; `do` is the gradient of the
+    output."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -107,9 +121,20 @@ def make_inputs(problem: Problem) -> Inputs:
 
 
 def poison(inputs: Inputs) -> None:
-    """Fill the allocator's free blocks of the sizes that a call asks for with 0xFF: a NaN in every float dtype, -1 in a counter."""
+    """Fill the allocator's free blocks of the sizes that a call asks for with 0xFF: a NaN in every
+    float dtype, -1 in a counter."""
     rows = inputs.q.nbytes // inputs.q.shape[-1]
-    sizes = {factor * tensor.nbytes for tensor in vars(inputs).values() if tensor is not None for factor in (1, 2, 4)}
+    sizes = {
+        factor * tensor.nbytes
+        for tensor in vars(inputs).values()
+        if tensor is not None
+        for factor in (1, 2, 4)
+    }
     sizes |= {512, rows, 2 * rows}
-    blocks = [torch.full((size,), 255, dtype=torch.uint8, device=DEVICE) for size in sizes for _ in range(3) if size]
+    blocks = [
+        torch.full((size,), 255, dtype=torch.uint8, device=DEVICE)
+        for size in sizes
+        for _ in range(3)
+        if size
+    ]
     del blocks

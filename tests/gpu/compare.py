@@ -1,4 +1,5 @@
-"""The comparison rule of FlashAttention's own tests: at most twice the error of same-precision math, plus two roundings."""
+"""The comparison rule of FlashAttention's own tests: at most twice the error of same-precision
+math, plus two roundings."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import torch
 from cases import Inputs, Problem
 from reference import Result, compute
 
-# Where the exact gradient is 0 (a row that sees one key) dP - delta leaves the noise of two fp32 sums, plain math none.
+# Where the exact gradient is 0 (a row that sees one key) dP - delta leaves the noise of two fp32
+# sums, plain math none.
 GRADIENT_FLOOR = 1e-4
 LSE_TOLERANCE = 5e-4
 
@@ -21,14 +23,19 @@ def _assert_same_class(name: str, classify, ours: torch.Tensor, truth: torch.Ten
     if wrong.any():
         index = _where(int(wrong.flatten().int().argmax()), wrong.shape)
         raise AssertionError(
-            f"{name}: {classify.__name__} differs at {int(wrong.sum())} of {wrong.numel()} places, first {index}: "
+            f"{name}: {classify.__name__} differs at {int(wrong.sum())} of {wrong.numel()} places, "
+            f"first {index}: "
             f"ours {ours[index].item()}, fp32 reference {truth[index].item()}"
         )
 
 
-def assert_close(name: str, ours: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, floor: float = 0.0) -> None:
+def assert_close(
+    name: str, ours: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, floor: float = 0.0
+) -> None:
     """`plain` is same-precision math, `truth` fp32 math on the same inputs."""
-    assert ours.shape == truth.shape, f"{name}: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}"
+    assert ours.shape == truth.shape, (
+        f"{name}: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}"
+    )
     if not truth.numel():
         return
     for classify in (torch.isnan, torch.isinf):
@@ -44,15 +51,20 @@ def assert_close(name: str, ours: torch.Tensor, plain: torch.Tensor, truth: torc
         raise AssertionError(
             f"{name}: error {worst:.3e} > {allowed:.3e} = "
             f"2 * {plain_error:.3e} (plain math) + 2 * {rounding:.3e} (rounding) + {floor:.0e}; "
-            f"worst at {index} of {tuple(ours.shape)}: ours {ours[index].item():.6f}, same-precision {plain[index].item():.6f}, "
-            f"fp32 {truth[index].item():.6f}; {int((error > allowed).sum())} of {error.numel()} beyond"
+            f"worst at {index} of {tuple(ours.shape)}: ours {ours[index].item():.6f}, "
+            f"same-precision {plain[index].item():.6f}, "
+            f"fp32 {truth[index].item():.6f}; {int((error > allowed).sum())} of {error.numel()} "
+            "beyond"
         )
 
 
 def assert_lse(ours: torch.Tensor, truth: torch.Tensor) -> None:
-    """fp32, natural logarithm, -inf for a row that sees no key (the FA3/FA4 convention; FA2 writes +inf)."""
+    """fp32, natural logarithm, -inf for a row that sees no key (the FA3/FA4 convention; FA2 writes
+    +inf)."""
     assert ours.dtype == torch.float32, f"lse: {ours.dtype}"
-    assert ours.shape == truth.shape, f"lse: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}"
+    assert ours.shape == truth.shape, (
+        f"lse: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}"
+    )
     for classify in (torch.isnan, torch.isposinf, torch.isneginf):
         _assert_same_class("lse", classify, ours, truth)
     finite = torch.isfinite(truth)
@@ -66,7 +78,9 @@ def assert_lse(ours: torch.Tensor, truth: torch.Tensor) -> None:
         )
 
 
-def assert_matches_reference(problem: Problem, inputs: Inputs, ours: Result, *, check_lse: bool = True) -> None:
+def assert_matches_reference(
+    problem: Problem, inputs: Inputs, ours: Result, *, check_lse: bool = True
+) -> None:
     """Every output that `ours` holds against fp32."""
     backward = ours.dq is not None
     truth = compute(problem, inputs, torch.float32, backward=backward)
@@ -76,4 +90,10 @@ def assert_matches_reference(problem: Problem, inputs: Inputs, ours: Result, *, 
         assert_lse(ours.lse, truth.lse)
     if backward:
         for name in ("dq", "dk", "dv"):
-            assert_close(name, getattr(ours, name), getattr(plain, name), getattr(truth, name), GRADIENT_FLOOR)
+            assert_close(
+                name,
+                getattr(ours, name),
+                getattr(plain, name),
+                getattr(truth, name),
+                GRADIENT_FLOOR,
+            )

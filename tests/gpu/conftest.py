@@ -1,4 +1,5 @@
-"""Fixtures of the GPU suite. It runs against whatever `fa4_ext` is installed and imports nothing else of the repository."""
+"""Fixtures of the GPU suite. It runs against whatever `fa4_ext` is installed and imports nothing
+else of the repository."""
 
 from __future__ import annotations
 
@@ -19,12 +20,16 @@ def _missing() -> str | None:
         return "no CUDA device"
     capability = torch.cuda.get_device_capability()
     if capability[0] not in (9, 10):
-        return f"compute capability {capability[0]}.{capability[1]}: the kernels are for 9.0 and 10.x"
+        return (
+            f"compute capability {capability[0]}.{capability[1]}: the kernels are for 9.0 and 10.x"
+        )
     return None
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: needs a Hopper or Blackwell GPU and an installed fa4_ext")
+    config.addinivalue_line(
+        "markers", "gpu: needs a Hopper or Blackwell GPU and an installed fa4_ext"
+    )
 
 
 def pytest_collection_modifyitems(items):
@@ -43,7 +48,8 @@ def pytest_report_header():
 
     device = torch.cuda.get_device_properties(0)
     return [
-        f"device: {device.name}, {device.major}.{device.minor}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}",
+        f"device: {device.name}, {device.major}.{device.minor}, torch {torch.__version__}, cuDNN "
+        f"{torch.backends.cudnn.version()}",
         f"fa4_ext: {fa4_ext.__file__}, {fa4_ext.build_info()}",
     ]
 
@@ -59,7 +65,8 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def plain_settings():
-    """The settings that change results are off before a test and after it, and only what a test registers is registered."""
+    """The settings that change results are off before a test and after it, and only what a test
+    registers is registered."""
     import fa4_ext
 
     if fa4_ext.default_handle:
@@ -72,7 +79,8 @@ def plain_settings():
 
 @pytest.fixture
 def strict():
-    """Our kernels or an error: a silent fallback to stock can't pass a test, however short its problem is."""
+    """Our kernels or an error: a silent fallback to stock can't pass a test, however short its
+    problem is."""
     import fa4_ext
 
     with fa4_ext.register(fallback="error", speed_rules=False) as handle:

@@ -25,14 +25,31 @@ def tool(name: str) -> str | None:
 def run(*command: str | Path, timeout: float = 600, **variables: str) -> str:
     """A command's output, or an AssertionError with it."""
     arguments = [str(part) for part in command]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout, env={**os.environ, **variables})
-    assert done.returncode == 0, f"{arguments} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, timeout=timeout, env={**os.environ, **variables}
+    )
+    assert done.returncode == 0, (
+        f"{arguments} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    )
     return done.stdout
 
 
-def configure(source: Path, build: Path, *options: str, prefix: str = fa4_ext.cmake_prefix_path) -> str:
+def configure(
+    source: Path, build: Path, *options: str, prefix: str = fa4_ext.cmake_prefix_path
+) -> str:
     make = f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"
-    return run(tool("cmake"), "-S", source, "-B", build, "-G", "Ninja", make, f"-DCMAKE_PREFIX_PATH={prefix}", *options)
+    return run(
+        tool("cmake"),
+        "-S",
+        source,
+        "-B",
+        build,
+        "-G",
+        "Ninja",
+        make,
+        f"-DCMAKE_PREFIX_PATH={prefix}",
+        *options,
+    )
 
 
 def build_programs(folder: Path) -> Path:

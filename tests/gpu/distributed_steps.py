@@ -13,11 +13,24 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.experimental import context_parallel
-from torch.distributed.tensor.experimental._attention import _cp_options, context_parallel_unshard, set_rotate_method
+from torch.distributed.tensor.experimental._attention import (
+    _cp_options,
+    context_parallel_unshard,
+    set_rotate_method,
+)
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
-from training import COMPUTE_DTYPE, LEARNING_RATE, Block, Step, assert_step, backward, reference, snapshot
+from training import (
+    COMPUTE_DTYPE,
+    LEARNING_RATE,
+    Block,
+    Step,
+    assert_step,
+    backward,
+    reference,
+    snapshot,
+)
 
 SEQ_DIM = 2  # of [batch, heads, seqlen, head_dim]
 
@@ -42,7 +55,8 @@ def assert_runs_ours(work) -> None:
 
 def train(model, block, x: torch.Tensor, *, autocast: bool) -> Step:
     """One step of `model` with SGD. `block` is what it wraps, whose parameters have plain names."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, foreach=False)  # DTensors beside tensors, one by one
+    # DTensors beside tensors, one by one
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, foreach=False)
 
     def work():
         optimizer.zero_grad()
@@ -76,7 +90,8 @@ def fully_sharded() -> None:
 
 
 def tensor_parallel(attention_on: str) -> None:
-    """attention_on: "tensors", a rank's own heads; "dtensors", heads sharded over the mesh, so that DTensor dispatches our op."""
+    """attention_on: "tensors", a rank's own heads; "dtensors", heads sharded over the mesh, so that
+    DTensor dispatches our op."""
     block, x = block_and_batch()
     truth = reference(block, x, in_bf16=None)
     plain = reference(block, x, in_bf16=False)
@@ -89,7 +104,8 @@ def tensor_parallel(attention_on: str) -> None:
 
 
 def ring_attention(is_causal: bool, load_balance: bool, rotate_method: str) -> None:
-    """torch's context parallelism: each rank has a part of the sequence, keys and values go round, results are merged by lse."""
+    """torch's context parallelism: each rank has a part of the sequence, keys and values go round,
+    results are merged by lse."""
     problem = dense(1024, 1024, heads=4, heads_kv=4, is_causal=is_causal)
     inputs = make_inputs(problem)
     for tensor in (inputs.q, inputs.k, inputs.v, inputs.do):
@@ -98,7 +114,10 @@ def ring_attention(is_causal: bool, load_balance: bool, rotate_method: str) -> N
     set_rotate_method(rotate_method)
     parts = [t.transpose(1, 2).contiguous() for t in (inputs.q, inputs.k, inputs.v, inputs.do)]
     seq_dims = [SEQ_DIM] * 4
-    with context_parallel(mesh(), buffers=parts, buffer_seq_dims=seq_dims), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+    with (
+        context_parallel(mesh(), buffers=parts, buffer_seq_dims=seq_dims),
+        sdpa_kernel(SDPBackend.FLASH_ATTENTION),
+    ):
         *qkv, do = (part.clone() for part in parts)
         assert do.shape[SEQ_DIM] == problem.seqlens_q[0] // dist.get_world_size()
         for tensor in qkv:

@@ -13,7 +13,9 @@ import fa4_ext
 
 def environment(**variables: str) -> dict[str, str]:
     """In which a process finds the fa4_ext that this one has imported, installed or not."""
-    path = os.pathsep.join([str(Path(fa4_ext.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(
+        [str(Path(fa4_ext.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     return {**os.environ, "PYTHONPATH": path, **variables}
 
 
@@ -21,7 +23,8 @@ def run_script(code: str, *, timeout: float = 120, **variables: str) -> str:
     """Runs `code` in a fresh interpreter; its output, or an AssertionError with it."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True, text=True, timeout=timeout, env=environment(**variables), cwd=os.path.dirname(__file__),
+        capture_output=True, text=True, timeout=timeout, env=environment(**variables),
+        cwd=os.path.dirname(__file__),
     )  # fmt: skip
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout

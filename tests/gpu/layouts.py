@@ -1,4 +1,5 @@
-"""Tensors of the same values laid out in memory as users lay them out. A layout is a function from a tensor to such a one."""
+"""Tensors of the same values laid out in memory as users lay them out. A layout is a function from
+a tensor to such a one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Memory that runs out, and how programs tell from an exception that it did and make their batches smaller."""
+"""Memory that runs out, and how programs tell from an exception that it did and make their batches
+smaller."""
 
 from __future__ import annotations
 
@@ -10,20 +11,31 @@ import torch
 
 
 def accelerate_would_shrink(error: BaseException) -> bool:
-    """What accelerate.utils.memory.should_reduce_batch_size asks for where a GPU's memory is out: words with their full stop."""
-    return isinstance(error, RuntimeError) and len(error.args) == 1 and " out of memory." in error.args[0]
+    """What accelerate.utils.memory.should_reduce_batch_size asks for where a GPU's memory is out:
+    words with their full stop."""
+    return (
+        isinstance(error, RuntimeError)
+        and len(error.args) == 1
+        and " out of memory." in error.args[0]
+    )
 
 
 def lightning_would_shrink(error: BaseException) -> bool:
     """What lightning.pytorch.utilities.memory.is_oom_error asks for there."""
     words = "CUDA", "out of memory"
-    return isinstance(error, RuntimeError) and len(error.args) == 1 and all(word in error.args[0] for word in words)
+    return (
+        isinstance(error, RuntimeError)
+        and len(error.args) == 1
+        and all(word in error.args[0] for word in words)
+    )
 
 
 WOULD_SHRINK = {"accelerate": accelerate_would_shrink, "lightning": lightning_would_shrink}
 
 
-def largest_batch(attempt: Callable[[int], object], batch: int, would_shrink: Callable[[BaseException], bool]) -> int:
+def largest_batch(
+    attempt: Callable[[int], object], batch: int, would_shrink: Callable[[BaseException], bool]
+) -> int:
     """The first of `batch`, its half, and so on that fits, as these programs look for it."""
     while batch:
         try:
@@ -39,7 +51,8 @@ def largest_batch(attempt: Callable[[int], object], batch: int, would_shrink: Ca
 
 @contextmanager
 def little_memory(spare: int = 2**24):
-    """Lets this process have no more of the GPU's memory than `spare` bytes beyond what is in use."""
+    """Lets this process have no more of the GPU's memory than `spare` bytes beyond what is in
+    use."""
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()

@@ -12,18 +12,26 @@ NAN = float("nan")
 def amid(x: Inputs, before: int, after: int, filler: float = NAN) -> Inputs:
     """The same sequences with rows of `filler` before the first one and behind the last one."""
     tensors = {
-        name: torch.cat([t.new_full((rows, *t.shape[1:]), filler) if rows else t for rows in (before, 0, after)])
+        name: torch.cat(
+            [t.new_full((rows, *t.shape[1:]), filler) if rows else t for rows in (before, 0, after)]
+        )
         for name in ("q", "k", "v", "do")
         if (t := getattr(x, name)) is not None
     }
-    return Inputs(**tensors, cu_seqlens_q=x.cu_seqlens_q + before, cu_seqlens_k=x.cu_seqlens_k + before)
+    return Inputs(
+        **tensors, cu_seqlens_q=x.cu_seqlens_q + before, cu_seqlens_k=x.cu_seqlens_k + before
+    )
 
 
 def cut(result: Result, before: int, queries: int, keys: int) -> Result:
     """The rows of sequences alone, of which there are so many behind the first `before`."""
     queries, keys = slice(before, before + queries), slice(before, before + keys)
     forward = result.out[queries], result.lse[:, queries]
-    return Result(*forward) if result.dq is None else Result(*forward, result.dq[queries], result.dk[keys], result.dv[keys])
+    return (
+        Result(*forward)
+        if result.dq is None
+        else Result(*forward, result.dq[queries], result.dk[keys], result.dv[keys])
+    )
 
 
 def assert_zero_outside(result: Result, before: int, queries: int, keys: int) -> None:

@@ -8,7 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def kernels_of(work) -> list[str]:
-    """Names of the CUDA kernels that `work()` runs, in order; lazy initialisation has happened in a run before."""
+    """Names of the CUDA kernels that `work()` runs, in order; lazy initialisation has happened in a
+    run before."""
     work()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -19,8 +20,14 @@ def kernels_of(work) -> list[str]:
 
 
 def provider(kernel: str) -> str:
-    """Whose kernel has this name. CuTe DSL's names hold "kernel_cutlass" and the module path, which says flash too."""
-    for owner, mark in (("ours", "kernel_cutlass"), ("stock", "flash_"), ("cudnn", "cudnn"), ("efficient", "fmha_")):
+    """Whose kernel has this name. CuTe DSL's names hold "kernel_cutlass" and the module path, which
+    says flash too."""
+    for owner, mark in (
+        ("ours", "kernel_cutlass"),
+        ("stock", "flash_"),
+        ("cudnn", "cudnn"),
+        ("efficient", "fmha_"),
+    ):
         if mark in kernel:
             return owner
     return "other"

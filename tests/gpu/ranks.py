@@ -19,8 +19,11 @@ COLLECTIVE_LIMIT = 60
 PROCESS_LIMIT = 150
 
 
-def _rank(rank: int, world: int, meeting_point: str, seed: int, work: Callable, arguments: tuple) -> None:
-    faulthandler.dump_traceback_later(PROCESS_LIMIT, exit=True)  # says where a rank hangs, and ends it
+def _rank(
+    rank: int, world: int, meeting_point: str, seed: int, work: Callable, arguments: tuple
+) -> None:
+    # says where a rank hangs, and ends it
+    faulthandler.dump_traceback_later(PROCESS_LIMIT, exit=True)
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     torch.manual_seed(seed)
@@ -34,10 +37,14 @@ def _rank(rank: int, world: int, meeting_point: str, seed: int, work: Callable, 
 
 
 def run_ranks(work: Callable, *arguments, seed: int, world: int = 2) -> None:
-    """`work(*arguments)` in `world` processes that form the default process group, ours registered without a fallback.
+    """`work(*arguments)` in `world` processes that form the default process group, ours registered
+    without a fallback.
 
-    work: a module's function. Every rank has the same random state, its own GPU as the current device. Raises
-    torch.multiprocessing.ProcessRaisedException with the traceback of the rank that failed first; the others are ended.
+    work: a module's function. Every rank has the same random state, its own GPU as the current
+    device. Raises torch.multiprocessing.ProcessRaisedException with the traceback of the rank that
+    failed first; the others are ended.
     """
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (world, str(Path(folder) / "meeting"), seed, work, arguments), nprocs=world)
+        torch.multiprocessing.spawn(
+            _rank, (world, str(Path(folder) / "meeting"), seed, work, arguments), nprocs=world
+        )

@@ -1,4 +1,5 @@
-"""Attention written out: in fp32, the truth; in the inputs' own dtype, the error that PyTorch's plain math makes."""
+"""Attention written out: in fp32, the truth; in the inputs' own dtype, the error that PyTorch's
+plain math makes."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from cases import Inputs, Problem
 class Result:
     """Outputs of a forward and of its backward, in the layout of `_flash_attention_forward`.
 
-    lse: fp32 natural logarithm, [batch, heads, seqlen_q], or [heads, total_q] when varlen; -inf for a row that sees no key.
+    lse: fp32 natural logarithm, [batch, heads, seqlen_q], or [heads, total_q] when varlen; -inf for
+    a row that sees no key.
     """
 
     out: torch.Tensor
@@ -23,9 +25,12 @@ class Result:
 
 
 def hidden(seqlens_q, seqlens_k, bounds: tuple[int, int], device) -> torch.Tensor:
-    """Bool [batch, 1, longest q, longest k]: what the mask hides, or is beyond a sequence's end. Its last query and last key
-    are aligned (bottom-right)."""
-    rows, keys = (torch.tensor(seqlens, device=device)[:, None, None, None] for seqlens in (seqlens_q, seqlens_k))
+    """Bool [batch, 1, longest q, longest k]: what the mask hides, or is beyond a sequence's end.
+    Its last query and last key are aligned (bottom-right)."""
+    rows, keys = (
+        torch.tensor(seqlens, device=device)[:, None, None, None]
+        for seqlens in (seqlens_q, seqlens_k)
+    )
     row = torch.arange(max(seqlens_q), device=device)[:, None]
     key = torch.arange(max(seqlens_k), device=device)[None, :]
     diagonal = row + (keys - rows)
@@ -39,7 +44,8 @@ def hidden(seqlens_q, seqlens_k, bounds: tuple[int, int], device) -> torch.Tenso
 
 
 def attention(q, k, v, softmax_scale: float, mask: torch.Tensor):
-    """Math attention in the dtype of its inputs, [batch, seqlen, heads, head_dim] -> out, lse [batch, heads, seqlen_q]."""
+    """Math attention in the dtype of its inputs, [batch, seqlen, heads, head_dim] -> out, lse
+    [batch, heads, seqlen_q]."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     group = q.shape[1] // k.shape[1]
     k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
@@ -50,11 +56,14 @@ def attention(q, k, v, softmax_scale: float, mask: torch.Tensor):
 
 
 class Padding:
-    """Between [total, heads, head_dim], sequences back to back, and [batch, longest, heads, head_dim]. Gradients pass through."""
+    """Between [total, heads, head_dim], sequences back to back, and [batch, longest, heads,
+    head_dim]. Gradients pass through."""
 
     def __init__(self, seqlens, device):
         self.shape = len(seqlens), max(seqlens)
-        rows = [torch.arange(length) + index * self.shape[1] for index, length in enumerate(seqlens)]
+        rows = [
+            torch.arange(length) + index * self.shape[1] for index, length in enumerate(seqlens)
+        ]
         self.rows = torch.cat(rows).to(device)
 
     def pad(self, packed: torch.Tensor) -> torch.Tensor:
@@ -68,7 +77,9 @@ class Padding:
 
 def compute(problem: Problem, inputs: Inputs, dtype: torch.dtype, *, backward: bool) -> Result:
     """Forward and, if asked, backward of the whole problem with math in `dtype`."""
-    q, k, v = (t.detach().to(dtype).requires_grad_(backward) for t in (inputs.q, inputs.k, inputs.v))
+    q, k, v = (
+        t.detach().to(dtype).requires_grad_(backward) for t in (inputs.q, inputs.k, inputs.v)
+    )
     device = q.device
     if problem.varlen:
         queries, keys = Padding(problem.seqlens_q, device), Padding(problem.seqlens_k, device)

@@ -1,8 +1,10 @@
-"""A few small calls for compute-sanitizer to watch: sanitize.py forward|backward|fuzz memcheck|racecheck
+"""A few small calls for compute-sanitizer to watch: sanitize.py forward|backward|fuzz
+memcheck|racecheck
 
-racecheck reports the backward where one buffer of delta is refilled, varlen and head dim 256: the bulk copy, against the reads
-before it. Its machine code waits on the full barrier, reads, meets all consumers at a named barrier, arrives on the empty barrier,
-and the producer waits on that before it copies; the tool does not follow the last step there. So these are memcheck's alone.
+racecheck reports the backward where one buffer of delta is refilled, varlen and head dim 256: the
+bulk copy, against the reads before it. Its machine code waits on the full barrier, reads, meets all
+consumers at a named barrier, arrives on the empty barrier, and the producer waits on that before it
+copies; the tool does not follow the last step there. So these are memcheck's alone.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ FORWARD_ALONE = [
     dense(577, 129, batch=1, heads=2, heads_kv=2, head_dim=72, window=(30, 10)),
     dense(300, 129, batch=1, heads=2, heads_kv=1, head_dim=max(HEAD_DIMS), is_causal=True),
     varlen((1, 65, 0, 300), (70, 0, 3, 130), heads=2, heads_kv=1, head_dim=128, is_causal=True),
-    dense(3, 200, batch=70, heads=4, heads_kv=2, head_dim=64, window=(30, 10)),  # decoded without splits
+    # decoded without splits
+    dense(3, 200, batch=70, heads=4, heads_kv=2, head_dim=64, window=(30, 10)),
 ]
 # Random calls that our kernels run, small enough for a tool that slows them down a hundred times.
 FUZZ_SEED, FUZZ_COUNT, FUZZ_ROWS = 1, 40, 400
@@ -45,11 +48,26 @@ FUZZ_SEED, FUZZ_COUNT, FUZZ_ROWS = 1, 40, 400
 
 def fuzz() -> None:
     ops = TorchOps()
-    small = (case for case in cases(FUZZ_SEED, 2000) if sum(case.problem.seqlens_q + case.problem.seqlens_k) <= FUZZ_ROWS)
-    ours = (case for case in small if runs_on_ours(case, max(HEAD_DIMS)) and not case.fault and case.op != "inplace")
+    small = (
+        case
+        for case in cases(FUZZ_SEED, 2000)
+        if sum(case.problem.seqlens_q + case.problem.seqlens_k) <= FUZZ_ROWS
+    )
+    ours = (
+        case
+        for case in small
+        if runs_on_ours(case, max(HEAD_DIMS)) and not case.fault and case.op != "inplace"
+    )
     for case in islice(ours, FUZZ_COUNT):
         inputs = tensors.make_inputs(case, DEVICE)
-        outcome = run(case, inputs, tensors.forward_arguments(case, inputs), ops, lambda: None, backward=case.backward)
+        outcome = run(
+            case,
+            inputs,
+            tensors.forward_arguments(case, inputs),
+            ops,
+            lambda: None,
+            backward=case.backward,
+        )
         if outcome.error:
             raise RuntimeError(f"the {outcome.stage} of {case!r}") from outcome.error
 

@@ -1,4 +1,5 @@
-"""fp32 tensors under autocast: attention runs in the lower precision on our kernels, gradients come back in fp32."""
+"""fp32 tensors under autocast: attention runs in the lower precision on our kernels, gradients come
+back in fp32."""
 
 from __future__ import annotations
 

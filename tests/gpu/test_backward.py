@@ -1,4 +1,5 @@
-"""The backward against fp32: every row of the matrix with and without determinism, every head dim, nasty lengths, both ways in."""
+"""The backward against fp32: every row of the matrix with and without determinism, every head dim,
+nasty lengths, both ways in."""
 
 from __future__ import annotations
 
@@ -7,13 +8,26 @@ from itertools import product
 import pytest
 import torch
 from calls import deterministic, flash_backward, flash_forward, run_autograd, run_flash, run_sdpa_op
-from cases import DTYPES, HEAD_DIMS, HEADS, MASKS, NASTY_LENGTHS, Problem, dense, make_inputs, poison, varlen
+from cases import (
+    DTYPES,
+    HEAD_DIMS,
+    HEADS,
+    MASKS,
+    NASTY_LENGTHS,
+    Problem,
+    dense,
+    make_inputs,
+    poison,
+    varlen,
+)
 from compare import assert_matches_reference
 from test_forward import ODD_HEAD_DIMS, PAIRS, WINDOWS
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-MATRIX = list(product(DTYPES, HEAD_DIMS, MASKS, ("dense", "varlen"), HEADS, ("atomic", "deterministic")))
+MATRIX = list(
+    product(DTYPES, HEAD_DIMS, MASKS, ("dense", "varlen"), HEADS, ("atomic", "deterministic"))
+)
 
 
 def check(problem: Problem, run=run_flash, *, in_order: bool = False, **options) -> None:
@@ -25,11 +39,23 @@ def check(problem: Problem, run=run_flash, *, in_order: bool = False, **options)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "head_dim", "mask", "layout", "heads", "order"), MATRIX, ids=["-".join(map(str, row)) for row in MATRIX]
+    ("dtype", "head_dim", "mask", "layout", "heads", "order"),
+    MATRIX,
+    ids=["-".join(map(str, row)) for row in MATRIX],
 )
 def test_matrix(dtype, head_dim, mask, layout, heads, order):
-    fields = dict(dtype=DTYPES[dtype], head_dim=head_dim, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], **MASKS[mask])
-    problem = dense(239, 461, **fields) if layout == "dense" else varlen((129, 1, 330, 64), (129, 77, 200, 500), **fields)
+    fields = dict(
+        dtype=DTYPES[dtype],
+        head_dim=head_dim,
+        heads=HEADS[heads][0],
+        heads_kv=HEADS[heads][1],
+        **MASKS[mask],
+    )
+    problem = (
+        dense(239, 461, **fields)
+        if layout == "dense"
+        else varlen((129, 1, 330, 64), (129, 77, 200, 500), **fields)
+    )
     check(problem, in_order=order == "deterministic")
 
 
@@ -39,7 +65,16 @@ def test_matrix(dtype, head_dim, mask, layout, heads, order):
 def test_lengths(seqlen_q, seqlen_k, mask, head_dim):
     dtype = torch.float16 if (seqlen_q + seqlen_k + head_dim) % 4 else torch.bfloat16
     batch = 1 if max(seqlen_q, seqlen_k) > 2000 else 3
-    problem = dense(seqlen_q, seqlen_k, batch=batch, heads=2, heads_kv=2, head_dim=head_dim, dtype=dtype, **MASKS[mask])
+    problem = dense(
+        seqlen_q,
+        seqlen_k,
+        batch=batch,
+        heads=2,
+        heads_kv=2,
+        head_dim=head_dim,
+        dtype=dtype,
+        **MASKS[mask],
+    )
     check(problem, in_order=bool(seqlen_q % 2))
 
 
@@ -56,7 +91,9 @@ def test_varlen_lengths(lengths, mask, head_dim, order):
         "single": ((4224,), (1023,)),
     }[lengths]
     heads_kv = 2 if lengths == "equal" else 1
-    problem = varlen(seqlens_q, seqlens_k, heads=2, heads_kv=heads_kv, head_dim=head_dim, **MASKS[mask])
+    problem = varlen(
+        seqlens_q, seqlens_k, heads=2, heads_kv=heads_kv, head_dim=head_dim, **MASKS[mask]
+    )
     check(problem, in_order=order == "deterministic")
 
 
@@ -66,16 +103,31 @@ def test_varlen_lengths(lengths, mask, head_dim, order):
 @pytest.mark.parametrize("head_dim", ODD_HEAD_DIMS)
 def test_head_dims(head_dim, heads, mask, layout):
     dtype = torch.bfloat16 if head_dim % 16 else torch.float16
-    fields = dict(head_dim=head_dim, dtype=dtype, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], **MASKS[mask])
-    check(dense(129, 203, **fields) if layout == "dense" else varlen((129, 3, 70), (140, 65, 70), **fields))
+    fields = dict(
+        head_dim=head_dim,
+        dtype=dtype,
+        heads=HEADS[heads][0],
+        heads_kv=HEADS[heads][1],
+        **MASKS[mask],
+    )
+    check(
+        dense(129, 203, **fields)
+        if layout == "dense"
+        else varlen((129, 3, 70), (140, 65, 70), **fields)
+    )
 
 
 @pytest.mark.parametrize("order", ("atomic", "deterministic"))
 @pytest.mark.parametrize("layout", ("dense", "varlen"))
-@pytest.mark.parametrize(("heads", "heads_kv"), [(r * 2, 2) for r in range(1, 9)] + [(7, 1), (16, 1), (32, 1), (1, 1), (5, 5)])
+@pytest.mark.parametrize(
+    ("heads", "heads_kv"),
+    [(r * 2, 2) for r in range(1, 9)] + [(7, 1), (16, 1), (32, 1), (1, 1), (5, 5)],
+)
 def test_head_ratios(heads, heads_kv, layout, order):
     fields = dict(heads=heads, heads_kv=heads_kv, head_dim=64, is_causal=True)
-    problem = dense(131, 131, **fields) if layout == "dense" else varlen((67, 131), (67, 190), **fields)
+    problem = (
+        dense(131, 131, **fields) if layout == "dense" else varlen((67, 131), (67, 190), **fields)
+    )
     check(problem, in_order=order == "deterministic")
 
 
@@ -83,7 +135,9 @@ def test_head_ratios(heads, heads_kv, layout, order):
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_windows(window, seqlens):
     check(dense(*seqlens, heads=2, heads_kv=2, head_dim=64, window=window))
-    check(varlen((seqlens[0], 65), (seqlens[1], 65), heads=2, heads_kv=1, head_dim=128, window=window))
+    check(
+        varlen((seqlens[0], 65), (seqlens[1], 65), heads=2, heads_kv=1, head_dim=128, window=window)
+    )
 
 
 @pytest.mark.parametrize("scale", (0.01, 0.3, 1.0))
@@ -99,7 +153,9 @@ def test_scale(scale, mask):
 def test_scaled_dot_product_attention(run, head_dim, heads, mask):
     head_dim = 24 if run is run_sdpa_op and head_dim == 20 else head_dim
     seqlens = (301, 301) if mask == "causal" or run is run_autograd else (301, 129)
-    problem = dense(*seqlens, head_dim=head_dim, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], **MASKS[mask])
+    problem = dense(
+        *seqlens, head_dim=head_dim, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], **MASKS[mask]
+    )
     check(problem, run, check_lse=run is run_sdpa_op)
 
 
@@ -108,9 +164,20 @@ def test_scaled_dot_product_attention(run, head_dim, heads, mask):
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(("head_dim", "head_dim_v"), [*((d, d) for d in HEAD_DIMS), (192, 128)])
 def test_deterministic_is_bitwise(head_dim, head_dim_v, mask, heads, layout):
-    """The same bits in five runs, other work on the device between them; the accumulators start from poisoned memory each time."""
-    fields = dict(head_dim=head_dim, head_dim_v=head_dim_v, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], **MASKS[mask])
-    problem = dense(1023, 1023, **fields) if layout == "dense" else varlen((799, 65, 1023), (1023, 65, 799), **fields)
+    """The same bits in five runs, other work on the device between them; the accumulators start
+    from poisoned memory each time."""
+    fields = dict(
+        head_dim=head_dim,
+        head_dim_v=head_dim_v,
+        heads=HEADS[heads][0],
+        heads_kv=HEADS[heads][1],
+        **MASKS[mask],
+    )
+    problem = (
+        dense(1023, 1023, **fields)
+        if layout == "dense"
+        else varlen((799, 65, 1023), (1023, 65, 799), **fields)
+    )
     inputs = make_inputs(problem)
     with deterministic():
         forward = flash_forward(problem, inputs)
@@ -119,10 +186,17 @@ def test_deterministic_is_bitwise(head_dim, head_dim_v, mask, heads, layout):
             poison(inputs)
             again = flash_backward(problem, inputs, forward)
             for name, a, b in zip(("dq", "dk", "dv"), first, again, strict=True):
-                assert torch.equal(a, b), f"{name} of run {run + 2} differs from run 1 at {int((a != b).sum())} of {a.numel()}"
+                assert torch.equal(a, b), (
+                    f"{name} of run {run + 2} differs from run 1 at {int((a != b).sum())} of "
+                    f"{a.numel()}"
+                )
 
 
-@pytest.mark.parametrize(("tokens", "batch", "runs"), [(1023, 2, 4), (1500, 30, 20)], ids=["a_tile_a_block", "many_tiles_a_block"])
+@pytest.mark.parametrize(
+    ("tokens", "batch", "runs"),
+    [(1023, 2, 4), (1500, 30, 20)],
+    ids=["a_tile_a_block", "many_tiles_a_block"],
+)
 def test_forward_is_bitwise(tokens, batch, runs):
     problem = dense(tokens, tokens, batch=batch, is_causal=True)
     inputs = make_inputs(problem)

@@ -36,21 +36,40 @@ def test_a_tiny_grid_end_to_end(tmp_path, dtype):
     text = run_script(TINY.format(dtype=dtype, path=tmp_path / "out.json"))
     result = json.loads((tmp_path / "out.json").read_text())
     assert "ours over stock: " in text and "CUDA graph nodes of a call" in text, text
-    assert result["header"]["matmul_tflops"] > 0 and set(result["header"]["versions"]) == {"ours", "stock", "cudnn"}
-    names = [f"{shape} {direction}" for shape in ("dense", "grouped", "varlen", "decode") for direction in DIRECTIONS]
+    assert result["header"]["matmul_tflops"] > 0 and set(result["header"]["versions"]) == {
+        "ours",
+        "stock",
+        "cudnn",
+    }
+    names = [
+        f"{shape} {direction}"
+        for shape in ("dense", "grouped", "varlen", "decode")
+        for direction in DIRECTIONS
+    ]
     assert [row["name"] for row in result["throughput"]] == names
     for row in result["throughput"]:
         for who in ("ours", "stock"):
             measured = row["results"][who]
             assert "error" not in measured, f"{who}, {row['name']}: {measured['error']}"
-            assert measured["ms"] > 0 and measured["tflops"] > 0 and measured["captured"], f"{who}, {row['name']}: {measured}"
-            assert 0 < measured["relative_error"] <= MAX_RELATIVE_ERROR[dtype], f"{who}, {row['name']}: {measured}"
+            assert measured["ms"] > 0 and measured["tflops"] > 0 and measured["captured"], (
+                f"{who}, {row['name']}: {measured}"
+            )
+            assert 0 < measured["relative_error"] <= MAX_RELATIVE_ERROR[dtype], (
+                f"{who}, {row['name']}: {measured}"
+            )
         assert row["speed_of_ours"]["stock"] > 0
-        assert ("cudnn" in row["results"]) == (row["layout"] == "dense"), f"{row['name']}: {sorted(row['results'])}"
-    assert [row["name"].split(" ", 4)[4] for row in result["host"]] == ["forward", "forward+backward"] * 2
+        assert ("cudnn" in row["results"]) == (row["layout"] == "dense"), (
+            f"{row['name']}: {sorted(row['results'])}"
+        )
+    assert [row["name"].split(" ", 4)[4] for row in result["host"]] == [
+        "forward",
+        "forward+backward",
+    ] * 2
     for row in result["host"]:
         nodes = row["graph_nodes"]["ours"]
-        assert row["us"]["ours"] > 0 and (nodes > 1 if "backward" in row["name"] else nodes == 1), row
+        assert row["us"]["ours"] > 0 and (nodes > 1 if "backward" in row["name"] else nodes == 1), (
+            row
+        )
 
 
 def test_a_wrong_contender_is_reported_and_the_others_are_timed(capsys):

@@ -1,4 +1,5 @@
-"""Forward and backward of one call on different kernels, ours and PyTorch's: each pair computes the derivative of one function."""
+"""Forward and backward of one call on different kernels, ours and PyTorch's: each pair computes the
+derivative of one function."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ import fa4_ext
 
 PAIRS = {"ours-ours": (1, 1), "ours-stock": (1, 0), "stock-ours": (0, 1), "stock-stock": (0, 0)}
 FIELDS = dict(heads=4, heads_kv=2, head_dim=64)
-# What the two could read differently. Lengths as short as these have rows that see no key, and sequences beside longer ones.
+# What the two could read differently. Lengths as short as these have rows that see no key, and
+# sequences beside longer ones.
 CASES = {
     "full": dense(129, 77, **FIELDS),
     "causal": dense(129, 129, **FIELDS, is_causal=True),
@@ -31,12 +33,16 @@ CASES = {
     "scale": dense(129, 77, **FIELDS, scale=0.3),
     "one_query": dense(1, 77, **FIELDS, is_causal=True),
     "sequences": varlen((129, 7, 64), (77, 129, 64), **FIELDS),
-    "causal_sequences_with_rows_without_keys": varlen((129, 7, 64), (77, 129, 3), **FIELDS, is_causal=True),
+    "causal_sequences_with_rows_without_keys": varlen(
+        (129, 7, 64), (77, 129, 3), **FIELDS, is_causal=True
+    ),
     "sequences_without_keys": varlen((129, 7, 64), (77, 0, 64), **FIELDS),
     "sequences_without_rows": varlen((129, 0, 64), (77, 0, 64), **FIELDS, is_causal=True),
     "sequences_with_both_bounds": varlen((129, 7, 64), (77, 129, 3), **FIELDS, window=(7, 13)),
     "sequences_with_a_left_bound": varlen((129, 7, 64), (129, 9, 64), **FIELDS, window=(7, -1)),
-    "sequences_shorter_than_max_k": varlen((64, 7), (60, 7), **FIELDS, window=(7, 65), slack=(9, 9)),
+    "sequences_shorter_than_max_k": varlen(
+        (64, 7), (60, 7), **FIELDS, window=(7, 65), slack=(9, 9)
+    ),
 }
 
 
@@ -58,19 +64,22 @@ def run(problem: Problem, x: Inputs, forward_ours: int, backward_ours: int) -> R
 def test_pair(case, pair):
     problem = CASES[case]
     x = make_inputs(problem)
-    # PyTorch's kernels write plus infinity as the logsumexp of a row without keys, ours minus infinity; a backward takes both.
+    # PyTorch's kernels write plus infinity as the logsumexp of a row without keys, ours minus
+    # infinity; a backward takes both.
     assert_matches_reference(problem, x, run(problem, x, *PAIRS[pair]), check_lse=False)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_rows_of_nan(pair):
-    """A query of NaN spoils its own gradient and those of its sequence's keys, of those that it sees in any case."""
+    """A query of NaN spoils its own gradient and those of its sequence's keys, of those that it
+    sees in any case."""
     problem = varlen((129, 64), **FIELDS, is_causal=True)
     x = make_inputs(problem)
     x.q[3] = float("nan")
     result = run(problem, x, *PAIRS[pair])
     out, dq, dk, dv = (
-        set(t.isnan().flatten(1).any(1).nonzero().flatten().tolist()) for t in (result.out, result.dq, result.dk, result.dv)
+        set(t.isnan().flatten(1).any(1).nonzero().flatten().tolist())
+        for t in (result.out, result.dq, result.dk, result.dv)
     )
     assert out == dq == {3}, (out, dq)
     for spoiled in (dk, dv):
@@ -81,11 +90,20 @@ def test_rows_of_nan(pair):
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=str)
 @pytest.mark.parametrize("head_dim", (64, 128))
 def test_a_left_bound_alone_as_users_call_it(head_dim, heads, unbounded):
-    """PyTorch's kernel takes max_k for the right bound, so no speed rule may leave it one half of the call.
+    """PyTorch's kernel takes max_k for the right bound, so no speed rule may leave it one half of
+    the call.
 
-    Sequences as short and as many as make a speed rule hold; their first queries see keys by the definition of the window alone.
+    Sequences as short and as many as make a speed rule hold; their first queries see keys by the
+    definition of the window alone.
     """
-    problem = varlen((100, 90, 3) * 100, (10, 20, 3) * 100, heads=heads[0], heads_kv=heads[1], head_dim=head_dim, window=(5, -1))
+    problem = varlen(
+        (100, 90, 3) * 100,
+        (10, 20, 3) * 100,
+        heads=heads[0],
+        heads_kv=heads[1],
+        head_dim=head_dim,
+        window=(5, -1),
+    )
     x = make_inputs(problem)
     with fa4_ext.register():
         result = run_flash(problem, x, backward=True, window_size_right=unbounded)
@@ -111,7 +129,8 @@ def test_a_dense_left_bound_alone_as_users_call_it():
 
 
 def test_keys_in_use():
-    """PyTorch's backward has no seqused_k: with all keys in use, which says nothing, every pair agrees."""
+    """PyTorch's backward has no seqused_k: with all keys in use, which says nothing, every pair
+    agrees."""
     problem = varlen((129, 7, 64), (77, 129, 64), **FIELDS)
     x = make_inputs(problem)
     used = torch.tensor(problem.seqlens_k, dtype=torch.int32, device=x.q.device)

@@ -1,4 +1,5 @@
-"""torch.compile and torch.export over our kernels. Inductor asserts the sizes and strides of what ops return."""
+"""torch.compile and torch.export over our kernels. Inductor asserts the sizes and strides of what
+ops return."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ pytestmark = pytest.mark.usefixtures("strict")
 @pytest.fixture(params=("aot_eager", "inductor"))
 def backend(request) -> str:
     """A compiler, with nothing compiled before."""
-    if request.param == "inductor" and not ((shutil.which("cc") or shutil.which("gcc")) and has_triton()):
+    if request.param == "inductor" and not (
+        (shutil.which("cc") or shutil.which("gcc")) and has_triton()
+    ):
         pytest.skip("inductor needs Triton and a C compiler")
     torch._dynamo.reset()
     return request.param
@@ -61,8 +64,14 @@ def test_compiled_output_has_the_layout_of_the_eager_one(backend, heads):
         q, k, v = (layout(t) for t in heads_first(inputs, requires_grad=False))
         expected = F.scaled_dot_product_attention(q, k, v, enable_gqa=heads != "mha")
         out = compiled(q, k, v, enable_gqa=heads != "mha")
-        assert (out.shape, out.stride(), out.dtype) == (expected.shape, expected.stride(), expected.dtype)
-        assert torch.equal(out, expected), f"{int((out != expected).sum())} of {out.numel()} elements differ"
+        assert (out.shape, out.stride(), out.dtype) == (
+            expected.shape,
+            expected.stride(),
+            expected.dtype,
+        )
+        assert torch.equal(out, expected), (
+            f"{int((out != expected).sum())} of {out.numel()} elements differ"
+        )
 
 
 def test_compiled_lower_right_bias(backend):
@@ -78,9 +87,13 @@ def test_compiled_varlen_attn(backend):
     problem = varlen((300, 65, 129), window=(64, 0))
     inputs = make_inputs(problem)
     q, k, v = (t.requires_grad_() for t in (inputs.q, inputs.k, inputs.v))
-    out = compiled(q, k, v, inputs.cu_seqlens_q, inputs.cu_seqlens_k, 300, 300, window_size=problem.window)
+    out = compiled(
+        q, k, v, inputs.cu_seqlens_q, inputs.cu_seqlens_k, 300, 300, window_size=problem.window
+    )
     gradients = torch.autograd.grad(out, (q, k, v), inputs.do)
-    assert_matches_reference(problem, inputs, Result(out.detach(), None, *gradients), check_lse=False)
+    assert_matches_reference(
+        problem, inputs, Result(out.detach(), None, *gradients), check_lse=False
+    )
 
 
 class Attention(nn.Module):
@@ -90,7 +103,8 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("decomposed", (False, True), ids=("exported", "decomposed"))
 def test_exported_program_runs_ours(decomposed):
-    """With a symbolic sequence length; once as F.scaled_dot_product_attention, once as the aten op that export chooses for it."""
+    """With a symbolic sequence length; once as F.scaled_dot_product_attention, once as the aten op
+    that export chooses for it."""
     inputs = make_inputs(dense(300, 300, is_causal=True))
     seqlen = torch.export.Dim("seqlen", min=16, max=4096)
     tensors = tuple(heads_first(inputs, requires_grad=False))
@@ -105,5 +119,8 @@ def test_exported_program_runs_ours(decomposed):
         inputs = make_inputs(problem)
         tensors = tuple(heads_first(inputs, requires_grad=False))
         assert "ours" in providers_of(lambda tensors=tensors: module(*tensors))
-        truth, plain = (compute(problem, inputs, dtype, backward=False) for dtype in (torch.float32, problem.dtype))
+        truth, plain = (
+            compute(problem, inputs, dtype, backward=False)
+            for dtype in (torch.float32, problem.dtype)
+        )
         assert_close("out", module(*tensors).transpose(1, 2), plain.out, truth.out)

@@ -1,6 +1,8 @@
-"""CUDA contexts and streams that have a part of the device: results are right there, on the part's multiprocessors.
+"""CUDA contexts and streams that have a part of the device: results are right there, on the part's
+multiprocessors.
 
-The scripts make green contexts by the driver's own functions, and by PyTorch's class where it has one.
+The scripts make green contexts by the driver's own functions, and by PyTorch's class where it has
+one.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ PREAMBLE = """
             compare(problem, x, result)
 
     def compare(problem, x, result):
-        # On the CPU: cuBLAS, whose handle is the primary context's, was seen to compute NaN in a part of the device.
+        # On the CPU: cuBLAS, whose handle is the primary context's, was seen to compute NaN in a
+        # part of the device.
         x, result = (replace(t, **{name: v.cpu() for name, v in vars(t).items() if v is not None}) for t in (x, result))
         assert_matches_reference(problem, x, result)
 
@@ -147,7 +150,9 @@ def test_green_context(script):
     run_script(dedent(PREAMBLE) + dedent(SCRIPTS[script]), timeout=300)
 
 
-@pytest.mark.skipif(shutil.which("nvidia-cuda-mps-control") is None, reason="needs nvidia-cuda-mps-control")
+@pytest.mark.skipif(
+    shutil.which("nvidia-cuda-mps-control") is None, reason="needs nvidia-cuda-mps-control"
+)
 @pytest.mark.parametrize("share", (10, 30, 75))
 def test_a_share_of_the_device_under_mps(share, tmp_path):
     """The share, in percent, is what the driver says that the device has."""
@@ -162,4 +167,6 @@ def test_a_share_of_the_device_under_mps(share, tmp_path):
             CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=str(share),
         )  # fmt: skip
     finally:
-        subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, env=environment, check=False)
+        subprocess.run(
+            ["nvidia-cuda-mps-control"], input="quit\n", text=True, env=environment, check=False
+        )

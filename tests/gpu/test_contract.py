@@ -1,11 +1,20 @@
-"""What PyTorch and its users rely on around the numbers: who runs which call, what comes back, what stays as it was."""
+"""What PyTorch and its users rely on around the numbers: who runs which call, what comes back, what
+stays as it was."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
-from calls import aten, deterministic, flash_backward, flash_forward, flash_forward_into, run_autograd, sdpa_forward
+from calls import (
+    aten,
+    deterministic,
+    flash_backward,
+    flash_forward,
+    flash_forward_into,
+    run_autograd,
+    sdpa_forward,
+)
 from cases import DEVICE, HEADS, Inputs, dense, make_inputs, varlen
 from compare import assert_matches_reference
 from fresh_process import run_script
@@ -16,7 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fa4_ext
 
-LONG = dict(batch=2, heads=8, heads_kv=8, is_causal=True)  # long enough that no speed rule sends it to stock
+# long enough that no speed rule sends it to stock
+LONG = dict(batch=2, heads=8, heads_kv=8, is_causal=True)
 
 
 def bhsd(inputs: Inputs):
@@ -49,7 +59,9 @@ class TestOutputs:
 
     def test_scaled_dot_product_flash_attention(self):
         inputs = make_inputs(problem := dense(129, 203))
-        out, lse, cum_seq_q, cum_seq_k, max_q, max_k, rng_state, unused, debug_mask = sdpa_forward(problem, inputs)
+        out, lse, cum_seq_q, cum_seq_k, max_q, max_k, rng_state, unused, debug_mask = sdpa_forward(
+            problem, inputs
+        )
         assert out.shape == (2, 4, 129, 128) and lse.shape == (2, 4, 129)
         assert cum_seq_q is None and cum_seq_k is None and (max_q, max_k) == (129, 203)
         assert rng_state.shape == (2,) and unused.shape == () and debug_mask.shape == (0,)
@@ -61,9 +73,14 @@ class TestOutputs:
         forward = flash_forward(problem, inputs)
         results = sum(t.nbytes for t in forward)
         assert results <= requested_bytes(lambda: flash_forward(problem, inputs)) <= results + 64
-        workspace = fa4_ext.explain(*bhsd(inputs), is_causal=True, enable_gqa=True, backward=True).workspace_bytes
+        workspace = fa4_ext.explain(
+            *bhsd(inputs), is_causal=True, enable_gqa=True, backward=True
+        ).workspace_bytes
         gradients = sum(t.nbytes for t in (inputs.q, inputs.k, inputs.v))
-        assert requested_bytes(lambda: flash_backward(problem, inputs, forward)) == gradients + workspace
+        assert (
+            requested_bytes(lambda: flash_backward(problem, inputs, forward))
+            == gradients + workspace
+        )
 
     def test_no_other_kernels_run(self):
         """A forward is one launch; a backward ours alone, with at most memsets around them."""
@@ -86,7 +103,10 @@ def _calls_and_their_tensors():
         "dense": (given, forward),
         "backward": ([*given, *forward], flash_backward(problem, inputs, forward)),
         "varlen": (packed_given, packed_forward),
-        "varlen_backward": ([*packed_given, *packed_forward], flash_backward(packed_problem, packed, packed_forward)),
+        "varlen_backward": (
+            [*packed_given, *packed_forward],
+            flash_backward(packed_problem, packed, packed_forward),
+        ),
         "sdpa": (given, [t for t in sdpa_forward(problem, inputs) if isinstance(t, torch.Tensor)]),
     }
     if hasattr(aten, "_flash_attention_forward_no_dropout_inplace"):
@@ -100,14 +120,21 @@ def wrapped_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """As xformers wraps the op: all of its results that are not of a debug mask."""
-    return aten._flash_attention_forward(q, k, v, None, None, q.shape[1], k.shape[1], 0.0, True, False)[:4]
+    return aten._flash_attention_forward(
+        q, k, v, None, None, q.shape[1], k.shape[1], 0.0, True, False
+    )[:4]
 
 
 @wrapped_attention.register_fake
 def _(q, k, v):
     batch, seqlen, heads, _ = q.shape
     state, unused = (q.new_empty(shape, dtype=torch.uint64) for shape in ((2,), ()))
-    return torch.empty_like(q), q.new_empty((batch, heads, seqlen), dtype=torch.float32), state, unused
+    return (
+        torch.empty_like(q),
+        q.new_empty((batch, heads, seqlen), dtype=torch.float32),
+        state,
+        unused,
+    )
 
 
 @pytest.mark.usefixtures("strict")
@@ -121,12 +148,17 @@ class TestMemoryOfResults:
             assert len({storage._cdata for storage in storages}) == len(storages), name
             assert len(set(addresses)) == len(addresses), name
             # Dense ones: a storage holds its tensor and nothing beside it.
-            assert all(t.untyped_storage().nbytes() == t.nbytes for t in results), (name, [t.untyped_storage() for t in results])
+            assert all(t.untyped_storage().nbytes() == t.nbytes for t in results), (
+                name,
+                [t.untyped_storage() for t in results],
+            )
 
     @pytest.mark.parametrize("compiled", (False, True), ids=("eager", "compiled"))
     def test_a_custom_op_around_the_op(self, compiled):
         inputs = make_inputs(problem := dense(129, 129, is_causal=True))
-        attention = torch.compile(wrapped_attention, fullgraph=True) if compiled else wrapped_attention
+        attention = (
+            torch.compile(wrapped_attention, fullgraph=True) if compiled else wrapped_attention
+        )
         out, lse, *_ = attention(inputs.q, inputs.k, inputs.v)
         assert_matches_reference(problem, inputs, Result(out, lse))
 
@@ -134,7 +166,11 @@ class TestMemoryOfResults:
         for name, (_, results) in _calls_and_their_tensors().items():
             torch.save(tuple(results), tmp_path / name)
             for saved, result in zip(torch.load(tmp_path / name), results, strict=True):
-                assert (saved.shape, saved.dtype, saved.device) == (result.shape, result.dtype, result.device), name
+                assert (saved.shape, saved.dtype, saved.device) == (
+                    result.shape,
+                    result.dtype,
+                    result.device,
+                ), name
             assert (tmp_path / name).stat().st_size < sum(t.nbytes for t in results) + 2**16, name
 
     def test_torchs_check_of_schemas(self):
@@ -147,15 +183,26 @@ class TestMemoryOfResults:
 class TestWhoRuns:
     def test_plain_call(self, lenient):
         q, k, v = bhsd(make_inputs(dense(1024, 1024, **LONG)))
-        assert providers_of(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)) == {"ours"}
+        assert providers_of(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)) == {
+            "ours"
+        }
         lenient.remove()
-        assert "ours" not in providers_of(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        assert "ours" not in providers_of(
+            lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        )
 
     def test_plain_call_and_its_backward(self, lenient):
         problem = dense(1024, 1024, **LONG)
         inputs = make_inputs(problem)
-        owners = [provider(name) for name in kernels_of(lambda: run_autograd(problem, inputs, backward=True, backend=None))]
-        assert owners.count("ours") >= 2 and not {"stock", "cudnn", "efficient"} & set(owners), owners
+        owners = [
+            provider(name)
+            for name in kernels_of(
+                lambda: run_autograd(problem, inputs, backward=True, backend=None)
+            )
+        ]
+        assert owners.count("ours") >= 2 and not {"stock", "cudnn", "efficient"} & set(owners), (
+            owners
+        )
 
     def test_without_preference_the_order_stays(self):
         q, k, v = bhsd(make_inputs(dense(1024, 1024, **LONG)))
@@ -174,7 +221,9 @@ class TestWhoRuns:
         assert torch._C._get_sdp_priority_order() == order
 
     @pytest.mark.parametrize(
-        "backend", (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH, SDPBackend.CUDNN_ATTENTION), ids=lambda b: b.name
+        "backend",
+        (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH, SDPBackend.CUDNN_ATTENTION),
+        ids=lambda b: b.name,
     )
     def test_users_choice_of_backend(self, backend, lenient):
         q, k, v = bhsd(make_inputs(dense(1024, 1024, **LONG)))
@@ -190,11 +239,17 @@ class TestWhoRuns:
     @pytest.mark.parametrize("mask", ("full", "causal"))
     @pytest.mark.parametrize("heads", HEADS)
     def test_explain_agrees(self, heads, mask, strict):
-        problem = dense(1024, 1024, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], is_causal=mask == "causal")
+        problem = dense(
+            1024, 1024, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], is_causal=mask == "causal"
+        )
         q, k, v = bhsd(make_inputs(problem))
         for backward in (False, True):
-            told = fa4_ext.explain(q, k, v, is_causal=problem.is_causal, enable_gqa=heads != "mha", backward=backward)
-            assert told.supported and told.kernel in {kernel.name for kernel in fa4_ext.kernels()}, told.reason
+            told = fa4_ext.explain(
+                q, k, v, is_causal=problem.is_causal, enable_gqa=heads != "mha", backward=backward
+            )
+            assert told.supported and told.kernel in {
+                kernel.name for kernel in fa4_ext.kernels()
+            }, told.reason
         told = fa4_ext.explain(q, k, v, dropout_p=0.1, enable_gqa=heads != "mha")
         assert not told.supported and "dropout" in told.reason
 
@@ -211,7 +266,9 @@ def _attention(**options):
 
 def _flash_op(**options):
     def call(q, k, v):
-        return flash_forward(dense(256, 256), Inputs(*(t.transpose(1, 2) for t in (q, k, v)), do=None), **options)
+        return flash_forward(
+            dense(256, 256), Inputs(*(t.transpose(1, 2) for t in (q, k, v)), do=None), **options
+        )
 
     return call
 
@@ -225,8 +282,14 @@ LEFT_TO_STOCK = {
     "dropout_op": (_flash_op(dropout_p=0.3), dict()),
     "debug_mask": (_flash_op(dropout_p=0.3, return_debug_mask=True), dict()),
     "fp32": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v), dict(dtype=torch.float32)),
-    "cpu": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), dict(device="cpu")),
-    "attn_mask": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=q.new_zeros(256, 256)), dict()),
+    "cpu": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        dict(device="cpu"),
+    ),
+    "attn_mask": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=q.new_zeros(256, 256)),
+        dict(),
+    ),
 }
 
 
@@ -241,12 +304,18 @@ def test_left_to_stock(case):
         torch.manual_seed(7)
         result = call(*inputs)
         state = torch.cuda.get_rng_state()
-        return [t for t in (result if isinstance(result, tuple) else (result,)) if t.numel() and t.dtype != torch.uint64], state
+        return [
+            t
+            for t in (result if isinstance(result, tuple) else (result,))
+            if t.numel() and t.dtype != torch.uint64
+        ], state
 
     without, state_without = run()
     with fa4_ext.register():
         ours, state_ours = run()
-    assert len(ours) == len(without) and all(torch.equal(a, b) for a, b in zip(ours, without, strict=True))
+    assert len(ours) == len(without) and all(
+        torch.equal(a, b) for a, b in zip(ours, without, strict=True)
+    )
     assert torch.equal(state_ours, state_without)
 
 
@@ -279,7 +348,8 @@ def test_warn_only_warns_once_as_stock_does():
 
 
 def test_dropout_trains_through_stock():
-    """Forward and backward of a call with dropout agree on the random state that is saved between them."""
+    """Forward and backward of a call with dropout agree on the random state that is saved between
+    them."""
     problem = dense(256, 256)
     inputs = make_inputs(problem)
 
@@ -296,20 +366,35 @@ def test_dropout_trains_through_stock():
         assert "stock" in owners and "ours" not in owners
         ours = run()
     for name, a, b in zip(("dq", "dk", "dv"), ours, without, strict=True):
-        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")  # dq is summed with atomics
+        # dq is summed with atomics
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
 
 
 REFUSED = {
     "dropout": (_attention(dropout_p=0.3), dict(), "dropout_p must be 0"),
     "debug_mask": (_flash_op(dropout_p=0.0, return_debug_mask=True), dict(), "return_debug_mask"),
-    "alibi": (lambda q, k, v: _flash_op(alibi_slopes=torch.ones(4, device=DEVICE))(q, k, v), dict(), "alibi_slopes"),
+    "alibi": (
+        lambda q, k, v: _flash_op(alibi_slopes=torch.ones(4, device=DEVICE))(q, k, v),
+        dict(),
+        "alibi_slopes",
+    ),
     "seqused_k": (
-        lambda q, k, v: _flash_op(seqused_k=torch.ones(2, dtype=torch.int32, device=DEVICE))(q, k, v),
+        lambda q, k, v: _flash_op(seqused_k=torch.ones(2, dtype=torch.int32, device=DEVICE))(
+            q, k, v
+        ),
         dict(),
         "seqused_k",
     ),
-    "scale_of_0": (_flash_op(scale=0.0), dict(), "scale must be a positive normal number of float32, is 0"),
-    "negative_scale": (_attention(scale=-0.1), dict(), "scale must be a positive normal number of float32, is -0.1"),
+    "scale_of_0": (
+        _flash_op(scale=0.0),
+        dict(),
+        "scale must be a positive normal number of float32, is 0",
+    ),
+    "negative_scale": (
+        _attention(scale=-0.1),
+        dict(),
+        "scale must be a positive normal number of float32, is -0.1",
+    ),
     "head_dim_264": (_flash_op(), dict(head_dim=264), "head_dim must be at most"),
     "fp32": (_flash_op(), dict(dtype=torch.float32), "dtype must be float16 or bfloat16"),
     "head_dim_20": (_flash_op(), dict(head_dim=20), "(head_dim|TMA)"),
@@ -330,8 +415,11 @@ def test_strict_refuses_with_the_reason(case):
 @pytest.mark.parametrize("heads", ("mha", "gqa"))
 @pytest.mark.parametrize("first", ("ours", "stock"))
 def test_forward_and_backward_by_different_providers(first, heads, mask):
-    """Causal with more queries than keys has rows without keys, whose lse is -inf in ours and +inf in stock's."""
-    problem = dense(301, 203, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], is_causal=mask == "causal")
+    """Causal with more queries than keys has rows without keys, whose lse is -inf in ours and +inf
+    in stock's."""
+    problem = dense(
+        301, 203, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], is_causal=mask == "causal"
+    )
     inputs = make_inputs(problem)
 
     def registered(ours: bool, work):
@@ -342,7 +430,9 @@ def test_forward_and_backward_by_different_providers(first, heads, mask):
 
     forward = registered(first == "ours", lambda: flash_forward(problem, inputs))
     gradients = registered(first == "stock", lambda: flash_backward(problem, inputs, forward))
-    assert_matches_reference(problem, inputs, Result(*forward[:2], *gradients), check_lse=first == "ours")
+    assert_matches_reference(
+        problem, inputs, Result(*forward[:2], *gradients), check_lse=first == "ours"
+    )
 
 
 @pytest.mark.parametrize("first", ("ours", "stock"))

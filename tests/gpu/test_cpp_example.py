@@ -1,4 +1,5 @@
-"""The C++ programs of examples/cpp on a GPU. They check their results themselves, against fp32 math and against eager."""
+"""The C++ programs of examples/cpp on a GPU. They check their results themselves, against fp32 math
+and against eager."""
 
 from __future__ import annotations
 
@@ -18,8 +19,15 @@ def test_sdpa_runs_on_our_kernels(programs):
     output = run(programs / "sdpa")
     assert "Attention ran on fa4_ext's kernels" in output
     arch = {9: "sm90", 10: "sm100"}[torch.cuda.get_device_capability()[0]]
-    ran = [line.split()[-1] for line in output.splitlines() if line.split()[0] in ("out", "dq", "dk", "dv")]
-    assert [kernel.split("_bf16_d128_")[0] for kernel in ran] == [f"{arch}_forward", *[f"{arch}_backward"] * 3]
+    ran = [
+        line.split()[-1]
+        for line in output.splitlines()
+        if line.split()[0] in ("out", "dq", "dk", "dv")
+    ]
+    assert [kernel.split("_bf16_d128_")[0] for kernel in ran] == [
+        f"{arch}_forward",
+        *[f"{arch}_backward"] * 3,
+    ]
 
 
 def test_aoti_package_runs_on_our_kernels(programs, tmp_path):

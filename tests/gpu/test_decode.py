@@ -1,4 +1,5 @@
-"""Few queries against many keys, as in decoding, against fp32: the kernel that packs heads into a tile and splits the keys."""
+"""Few queries against many keys, as in decoding, against fp32: the kernel that packs heads into a
+tile and splits the keys."""
 
 from __future__ import annotations
 
@@ -7,14 +8,27 @@ from itertools import product
 import pytest
 import torch
 from calls import flash_forward, planned, run_flash
-from cases import BLACKWELL, DTYPES, HEAD_DIMS, MASKS, UNEQUAL_HEAD_DIMS, Problem, dense, make_inputs, varlen
+from cases import (
+    BLACKWELL,
+    DTYPES,
+    HEAD_DIMS,
+    MASKS,
+    UNEQUAL_HEAD_DIMS,
+    Problem,
+    dense,
+    make_inputs,
+    varlen,
+)
 from compare import assert_matches_reference
 from profiling import kernels_of
 from reference import compute
 
 from fa4_ext import _library
 
-pytestmark = [pytest.mark.usefixtures("strict"), pytest.mark.skipif(BLACKWELL, reason="the decode kernel is for Hopper")]
+pytestmark = [
+    pytest.mark.usefixtures("strict"),
+    pytest.mark.skipif(BLACKWELL, reason="the decode kernel is for Hopper"),
+]
 
 ROWS = 64  # of a tile: queries times the heads that share a key/value head
 
@@ -38,15 +52,27 @@ def check(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "head_dim", "mask", "heads", "queries"), list(product(DTYPES, HEAD_DIMS, MASKS, HEADS, (1, 4))), ids=str
+    ("dtype", "head_dim", "mask", "heads", "queries"),
+    list(product(DTYPES, HEAD_DIMS, MASKS, HEADS, (1, 4))),
+    ids=str,
 )
 def test_matrix(dtype, head_dim, mask, heads, queries):
-    fields = dict(dtype=DTYPES[dtype], head_dim=head_dim, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], **MASKS[mask])
+    fields = dict(
+        dtype=DTYPES[dtype],
+        head_dim=head_dim,
+        heads=HEADS[heads][0],
+        heads_kv=HEADS[heads][1],
+        **MASKS[mask],
+    )
     check(dense(queries, 461, **fields))
     check(varlen((queries, 1, 0, queries), (129, 900, 64, 3), **fields))
 
 
-@pytest.mark.parametrize("head_dims", [(8, 8), (40, 40), (72, 72), (120, 120), (136, 136), (232, 232), *UNEQUAL_HEAD_DIMS], ids=str)
+@pytest.mark.parametrize(
+    "head_dims",
+    [(8, 8), (40, 40), (72, 72), (120, 120), (136, 136), (232, 232), *UNEQUAL_HEAD_DIMS],
+    ids=str,
+)
 def test_head_dims(head_dims):
     fields = dict(head_dim=head_dims[0], head_dim_v=head_dims[1], heads=8, heads_kv=2)
     check(dense(3, 203, is_causal=True, **fields))
@@ -63,7 +89,8 @@ def test_lengths(mask, queries, seqlen_k):
 
 @pytest.mark.parametrize("heads_kv", (1, 2, 3, 5, 8, 13, 33, 50, 66, 100, 131, 132, 140, 300))
 def test_every_number_of_splits(heads_kv):
-    """The keys of a head are split by how many multiprocessors the heads leave idle: 16 ways for the first, not for the last."""
+    """The keys of a head are split by how many multiprocessors the heads leave idle: 16 ways for
+    the first, not for the last."""
     check(dense(1, 2100, batch=1, heads=heads_kv, heads_kv=heads_kv, head_dim=64))
 
 
@@ -74,19 +101,27 @@ def test_head_ratios(ratio):
     check(varlen((queries, 1), (300, 2000), heads=ratio, heads_kv=1))
 
 
-@pytest.mark.parametrize(("queries", "ratio"), [(65, 1), (100, 3), (64, 7), (200, 2), (512, 1), (32, 16), (500, 5)])
+@pytest.mark.parametrize(
+    ("queries", "ratio"), [(65, 1), (100, 3), (64, 7), (200, 2), (512, 1), (32, 16), (500, 5)]
+)
 def test_more_rows_than_a_tile(queries, ratio):
     """A tile's last query may be another than the next one's first."""
     for problem in (
         dense(queries, 777, heads=2 * ratio, heads_kv=2, is_causal=True),
-        varlen((queries, 1, queries // 2), (300, 2000, 65), heads=ratio, heads_kv=1, window=(100, 30)),
+        varlen(
+            (queries, 1, queries // 2), (300, 2000, 65), heads=ratio, heads_kv=1, window=(100, 30)
+        ),
     ):
         inputs = make_inputs(problem)
         assert planned(problem, inputs) == "decode"
         assert_matches_reference(problem, inputs, run_flash(problem, inputs, backward=False))
 
 
-@pytest.mark.parametrize("window", [(0, 0), (1, 0), (0, 1), (5, -1), (-1, 5), (64, 64), (127, 0), (1000, 3), (5000, 5000)], ids=str)
+@pytest.mark.parametrize(
+    "window",
+    [(0, 0), (1, 0), (0, 1), (5, -1), (-1, 5), (64, 64), (127, 0), (1000, 3), (5000, 5000)],
+    ids=str,
+)
 @pytest.mark.parametrize("seqlens", [(4, 2000), (9, 130), (33, 17)], ids=str)
 def test_windows(seqlens, window):
     check(dense(*seqlens, heads=2, heads_kv=2, window=window))
@@ -97,7 +132,11 @@ def test_as_many_sequences_as_a_grid_holds():
     problem = varlen((1,) * 65_535, (2,) * 65_535, heads=1, heads_kv=1, head_dim=8)
     inputs = make_inputs(problem)
     out, lse = flash_forward(problem, inputs)[:2]
-    q, k, v = inputs.q.float(), inputs.k.float().unflatten(0, (-1, 2)), inputs.v.float().unflatten(0, (-1, 2))
+    q, k, v = (
+        inputs.q.float(),
+        inputs.k.float().unflatten(0, (-1, 2)),
+        inputs.v.float().unflatten(0, (-1, 2)),
+    )
     scores = (q[:, None] * k).sum(-1).squeeze(-1) * problem.softmax_scale
     torch.testing.assert_close(lse[0], scores.logsumexp(-1), atol=5e-4, rtol=0)
     truth = (scores.softmax(-1)[..., None, None] * v).sum(1)
@@ -109,14 +148,19 @@ def test_strides(heads_kv):
     """A cache whose rows have room, heads first, and batch entries of no stride."""
     problem = dense(2, 300, heads=2 * heads_kv, heads_kv=heads_kv, head_dim=64, batch=2)
     inputs = make_inputs(problem)
-    inputs.k = torch.randn(2, heads_kv, 512, 64, dtype=problem.dtype, device=inputs.k.device).transpose(1, 2)[:, :300]
-    inputs.v = torch.randn(1, 300, heads_kv, 128, dtype=problem.dtype, device=inputs.v.device)[..., :64].expand(2, -1, -1, -1)
+    inputs.k = torch.randn(
+        2, heads_kv, 512, 64, dtype=problem.dtype, device=inputs.k.device
+    ).transpose(1, 2)[:, :300]
+    inputs.v = torch.randn(1, 300, heads_kv, 128, dtype=problem.dtype, device=inputs.v.device)[
+        ..., :64
+    ].expand(2, -1, -1, -1)
     inputs.q = inputs.q.transpose(1, 2).contiguous().transpose(1, 2)
     assert_matches_reference(problem, inputs, run_flash(problem, inputs, backward=False))
 
 
 def test_nan_of_a_neighbouring_sequence_stays_there():
-    """The last block of a sequence's keys reaches into the next sequence, whose values may be anything."""
+    """The last block of a sequence's keys reaches into the next sequence, whose values may be
+    anything."""
     problem = varlen((1, 1, 1), (70, 65, 130), heads=4, heads_kv=1)
     inputs = make_inputs(problem)
     clean = make_inputs(problem)

@@ -1,4 +1,5 @@
-"""PyTorch's ways to spread a model over GPUs, on two of them, against one device; attention runs on our kernels or fails."""
+"""PyTorch's ways to spread a model over GPUs, on two of them, against one device; attention runs on
+our kernels or fails."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two
 
 
 def test_data_parallel(seed):
-    """DistributedDataParallel under autocast: gradients and updated parameters are those of the whole batch."""
+    """DistributedDataParallel under autocast: gradients and updated parameters are those of the
+    whole batch."""
     run_ranks(distributed_steps.data_parallel, seed=seed)
 
 
@@ -28,7 +30,9 @@ def test_tensor_parallel(attention_on, seed):
 
 @pytest.mark.parametrize("rotate_method", ("allgather", "alltoall"))
 @pytest.mark.parametrize(
-    ("is_causal", "load_balance"), [(False, False), (True, False), (True, True)], ids=["full", "causal", "causal_balanced"]
+    ("is_causal", "load_balance"),
+    [(False, False), (True, False), (True, True)],
+    ids=["full", "causal", "causal_balanced"],
 )
 def test_context_parallel(is_causal, load_balance, rotate_method, seed):
     """Ring attention, forward and backward: results are merged by our log-sum-exp."""

@@ -13,17 +13,24 @@ from fresh_process import environment
 def doctor(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fa4_ext", "doctor", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment(**variables), cwd=Path(__file__).parent
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(**variables),
+        cwd=Path(__file__).parent,
     )
 
 
 def test_nothing_is_wrong_and_the_kernel_check_ran():
     done = doctor()
     assert done.returncode == 0, done.stdout + done.stderr
-    statuses = {line.split()[1]: line.split()[0] for line in done.stdout.partition("\n\n")[0].splitlines()}
-    assert {name: statuses[name] for name in ("library", "driver", "registration", "order", "kernel")} == dict.fromkeys(
-        ("library", "driver", "registration", "order", "kernel"), "ok"
-    )
+    statuses = {
+        line.split()[1]: line.split()[0] for line in done.stdout.partition("\n\n")[0].splitlines()
+    }
+    assert {
+        name: statuses[name] for name in ("library", "driver", "registration", "order", "kernel")
+    } == dict.fromkeys(("library", "driver", "registration", "order", "kernel"), "ok")
     assert "relative errors against fp32" in done.stdout and "MiB of device memory" in done.stdout
 
 
@@ -43,7 +50,9 @@ def test_no_gpu_touches_none():
     done = doctor("--no-gpu", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
-    assert report["kernel"] is None and not [check for check in report["checks"] if check["name"].startswith("GPU")]
+    assert report["kernel"] is None and not [
+        check for check in report["checks"] if check["name"].startswith("GPU")
+    ]
 
 
 def test_hidden_gpus_are_wrong():

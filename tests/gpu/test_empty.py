@@ -1,4 +1,5 @@
-"""Calls without queries, without keys, without a batch: no kernel is launched, and the answer is an empty tensor or zeros."""
+"""Calls without queries, without keys, without a batch: no kernel is launched, and the answer is an
+empty tensor or zeros."""
 
 from __future__ import annotations
 
@@ -30,29 +31,42 @@ PACKED = {
 
 def dense_inputs(case: str) -> tuple[Problem, Inputs]:
     batch, rows, keys, heads, heads_kv = DENSE[case]
-    q, do = (torch.randn(batch, rows, heads, 64, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-    k, v = (torch.randn(batch, keys, heads_kv, 64, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    q, do = (
+        torch.randn(batch, rows, heads, 64, dtype=torch.bfloat16, device="cuda") for _ in range(2)
+    )
+    k, v = (
+        torch.randn(batch, keys, heads_kv, 64, dtype=torch.bfloat16, device="cuda")
+        for _ in range(2)
+    )
     return Problem(seqlens_q=(rows,), seqlens_k=(keys,), is_causal=True), Inputs(q, k, v, do)
 
 
 def packed_inputs(case: str) -> tuple[Problem, Inputs]:
     queries, keys = PACKED[case]
-    q, do = (torch.randn(sum(queries), 4, 64, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    q, do = (
+        torch.randn(sum(queries), 4, 64, dtype=torch.bfloat16, device="cuda") for _ in range(2)
+    )
     k, v = (torch.randn(sum(keys), 2, 64, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     problem = Problem(seqlens_q=queries or (0,), seqlens_k=keys or (0,), varlen=True)
     return problem, Inputs(q, k, v, do, cumulative(queries), cumulative(keys))
 
 
 def check(x: Inputs, out, lse, gradients) -> None:
-    assert out.shape == x.q.shape and not out.any(), f"out: {out.shape}, {int((out != 0).sum())} elements are not 0"
-    assert lse.isneginf().all(), f"lse: {int((~lse.isneginf()).sum())} of {lse.numel()} elements are not -inf"
+    assert out.shape == x.q.shape and not out.any(), (
+        f"out: {out.shape}, {int((out != 0).sum())} elements are not 0"
+    )
+    assert lse.isneginf().all(), (
+        f"lse: {int((~lse.isneginf()).sum())} of {lse.numel()} elements are not -inf"
+    )
     for name, gradient, tensor in zip(("dq", "dk", "dv"), gradients, (x.q, x.k, x.v), strict=True):
         assert gradient.shape == tensor.shape, f"{name}: {gradient.shape}, expected {tensor.shape}"
         assert not gradient.any(), f"{name}: {int((gradient != 0).sum())} elements are not 0"
 
 
 @pytest.mark.parametrize("speed_rules", (False, True))
-@pytest.mark.parametrize(("layout", "case"), [("dense", case) for case in DENSE] + [("packed", case) for case in PACKED])
+@pytest.mark.parametrize(
+    ("layout", "case"), [("dense", case) for case in DENSE] + [("packed", case) for case in PACKED]
+)
 def test_low_level_op(layout, case, speed_rules):
     problem, x = (dense_inputs if layout == "dense" else packed_inputs)(case)
     with fa4_ext.register(fallback="error", speed_rules=speed_rules):

@@ -1,4 +1,5 @@
-"""The forward against fp32: every row of the matrix, every bucketed head dim, and the lengths that break kernels."""
+"""The forward against fp32: every row of the matrix, every bucketed head dim, and the lengths that
+break kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +9,17 @@ from itertools import product
 import pytest
 import torch
 from calls import flash_forward, planned, run_autograd, run_flash, run_sdpa_op
-from cases import DTYPES, HEAD_DIMS, HEADS, MASKS, NASTY_LENGTHS, Problem, dense, make_inputs, varlen
+from cases import (
+    DTYPES,
+    HEAD_DIMS,
+    HEADS,
+    MASKS,
+    NASTY_LENGTHS,
+    Problem,
+    dense,
+    make_inputs,
+    varlen,
+)
 from compare import assert_lse, assert_matches_reference
 from reference import compute
 
@@ -18,7 +29,8 @@ pytestmark = pytest.mark.usefixtures("strict")
 
 MATRIX = list(product(DTYPES, HEAD_DIMS, MASKS, ("dense", "varlen"), HEADS))
 PAIRS = [(s, s) for s in NASTY_LENGTHS] + [
-    (1, 239), (239, 1), (2, 3), (3, 2), (1, 4224), (4224, 1), (63, 65), (65, 63), (64, 64), (127, 129), (129, 127), (128, 128),
+    (1, 239), (239, 1), (2, 3), (3, 2), (1, 4224), (4224, 1), (63, 65), (65, 63), (64, 64),
+    (127, 129), (129, 127), (128, 128),
     (192, 384), (239, 799), (799, 239), (127, 4224), (4224, 127), (1023, 799),
 ]  # fmt: skip
 ODD_HEAD_DIMS = (8, 16, 24, 40, 72, 80, 104, 120, 136, 160, 200, 232)
@@ -37,10 +49,24 @@ def check(problem: Problem, run=run_flash, *, decoded: bool = True, **options) -
     assert_matches_reference(problem, inputs, result, **options)
 
 
-@pytest.mark.parametrize(("dtype", "head_dim", "mask", "layout", "heads"), MATRIX, ids=["-".join(map(str, row)) for row in MATRIX])
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "mask", "layout", "heads"),
+    MATRIX,
+    ids=["-".join(map(str, row)) for row in MATRIX],
+)
 def test_matrix(dtype, head_dim, mask, layout, heads):
-    fields = dict(dtype=DTYPES[dtype], head_dim=head_dim, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], **MASKS[mask])
-    problem = dense(577, 461, **fields) if layout == "dense" else varlen((129, 1, 577, 64), (129, 77, 200, 500), **fields)
+    fields = dict(
+        dtype=DTYPES[dtype],
+        head_dim=head_dim,
+        heads=HEADS[heads][0],
+        heads_kv=HEADS[heads][1],
+        **MASKS[mask],
+    )
+    problem = (
+        dense(577, 461, **fields)
+        if layout == "dense"
+        else varlen((129, 1, 577, 64), (129, 77, 200, 500), **fields)
+    )
     check(problem, decoded=False)
 
 
@@ -50,7 +76,16 @@ def test_matrix(dtype, head_dim, mask, layout, heads):
 def test_lengths(seqlen_q, seqlen_k, mask, head_dim):
     dtype = torch.bfloat16 if (seqlen_q + seqlen_k + head_dim) % 4 else torch.float16
     batch = 1 if max(seqlen_q, seqlen_k) > 2000 else 3
-    problem = dense(seqlen_q, seqlen_k, batch=batch, heads=2, heads_kv=2, head_dim=head_dim, dtype=dtype, **MASKS[mask])
+    problem = dense(
+        seqlen_q,
+        seqlen_k,
+        batch=batch,
+        heads=2,
+        heads_kv=2,
+        head_dim=head_dim,
+        dtype=dtype,
+        **MASKS[mask],
+    )
     check(problem, decoded=False)
 
 
@@ -66,7 +101,10 @@ def test_varlen_lengths(lengths, mask, head_dim):
         "single": ((4224,), (1023,)),
         "all_empty_keys": ((65, 129), (0, 3)),
     }[lengths]
-    check(varlen(seqlens_q, seqlens_k, heads=40, heads_kv=20, head_dim=head_dim, **MASKS[mask]), decoded=False)
+    check(
+        varlen(seqlens_q, seqlens_k, heads=40, heads_kv=20, head_dim=head_dim, **MASKS[mask]),
+        decoded=False,
+    )
 
 
 @pytest.mark.parametrize("layout", ("dense", "varlen"))
@@ -75,24 +113,50 @@ def test_varlen_lengths(lengths, mask, head_dim):
 def test_head_dims(head_dim, mask, layout):
     dtype = torch.float16 if head_dim % 16 else torch.bfloat16
     fields = dict(head_dim=head_dim, dtype=dtype, heads=72, heads_kv=36, **MASKS[mask])
-    check(dense(129, 203, **fields) if layout == "dense" else varlen((129, 3, 70), (140, 65, 70), **fields), decoded=False)
+    check(
+        dense(129, 203, **fields)
+        if layout == "dense"
+        else varlen((129, 3, 70), (140, 65, 70), **fields),
+        decoded=False,
+    )
 
 
 @pytest.mark.parametrize("layout", ("dense", "varlen"))
-@pytest.mark.parametrize(("heads", "heads_kv"), [(r * 2, 2) for r in range(1, 9)] + [(7, 1), (16, 1), (32, 1), (1, 1), (5, 5)])
+@pytest.mark.parametrize(
+    ("heads", "heads_kv"),
+    [(r * 2, 2) for r in range(1, 9)] + [(7, 1), (16, 1), (32, 1), (1, 1), (5, 5)],
+)
 def test_head_ratios(heads, heads_kv, layout):
     fields = dict(heads=heads, heads_kv=heads_kv, head_dim=64, is_causal=True)
-    check(dense(131, 131, **fields) if layout == "dense" else varlen((67, 131), (67, 190), **fields))
+    check(
+        dense(131, 131, **fields) if layout == "dense" else varlen((67, 131), (67, 190), **fields)
+    )
 
 
-WINDOWS = [(0, 0), (1, 0), (0, 1), (5, -1), (-1, 5), (64, 64), (127, 0), (128, 128), (1000, 3), (5000, 5000)]
+WINDOWS = [
+    (0, 0),
+    (1, 0),
+    (0, 1),
+    (5, -1),
+    (-1, 5),
+    (64, 64),
+    (127, 0),
+    (128, 128),
+    (1000, 3),
+    (5000, 5000),
+]
 
 
 @pytest.mark.parametrize("seqlens", [(239, 239), (130, 799), (799, 130)], ids=str)
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_windows(window, seqlens):
     check(dense(*seqlens, heads=40, heads_kv=40, head_dim=64, window=window), decoded=False)
-    check(varlen((seqlens[0], 65), (seqlens[1], 65), heads=40, heads_kv=40, head_dim=128, window=window), decoded=False)
+    check(
+        varlen(
+            (seqlens[0], 65), (seqlens[1], 65), heads=40, heads_kv=40, head_dim=128, window=window
+        ),
+        decoded=False,
+    )
 
 
 @pytest.mark.parametrize("window", [(17, -1), (17, 0), (17, 9), (-1, 9)], ids=str)
@@ -102,10 +166,13 @@ def test_causal_narrows_the_window(window):
 
 
 def test_a_bound_of_the_whole_length_is_none():
-    """Stock's rule, which matters with more queries than keys: a right bound of at least seqlen_k masks nothing."""
+    """Stock's rule, which matters with more queries than keys: a right bound of at least seqlen_k
+    masks nothing."""
     problem = dense(799, 130, heads=2, heads_kv=2)
     inputs = make_inputs(problem)
-    assert torch.equal(flash_forward(problem, inputs)[0], flash_forward(problem, inputs, window_size_right=130)[0])
+    assert torch.equal(
+        flash_forward(problem, inputs)[0], flash_forward(problem, inputs, window_size_right=130)[0]
+    )
 
 
 @pytest.mark.parametrize("scale", (0.01, 0.3, 1.0, 2.5))
@@ -123,10 +190,13 @@ def test_minus_one_is_no_window():
 
 
 def test_dense_lengths_come_from_shapes():
-    """Context parallel passes the max_q and max_k of the unsplit tensors: they are not the lengths."""
+    """Context parallel passes the max_q and max_k of the unsplit tensors: they are not the
+    lengths."""
     problem = dense(129, 203, is_causal=True)
     inputs = make_inputs(problem)
-    wrong = torch.ops.aten._flash_attention_forward(inputs.q, inputs.k, inputs.v, None, None, 999, 7, 0.0, True, False)
+    wrong = torch.ops.aten._flash_attention_forward(
+        inputs.q, inputs.k, inputs.v, None, None, 999, 7, 0.0, True, False
+    )
     right = flash_forward(problem, inputs)
     assert torch.equal(wrong[0], right[0]) and torch.equal(wrong[1], right[1])
 
@@ -135,7 +205,9 @@ def test_large_values():
     """The online softmax rescales: rows whose maximum grows by hundreds from tile to tile."""
     problem = dense(239, 799, heads=2, heads_kv=2)
     inputs = make_inputs(problem)
-    inputs.k.mul_(torch.linspace(0.1, 30, 799, device=inputs.k.device, dtype=problem.dtype)[:, None, None])
+    inputs.k.mul_(
+        torch.linspace(0.1, 30, 799, device=inputs.k.device, dtype=problem.dtype)[:, None, None]
+    )
     assert_matches_reference(problem, inputs, run_flash(problem, inputs, backward=False))
 
 
@@ -158,7 +230,9 @@ def test_scaled_dot_product_attention(run, head_dim, heads, mask):
     """F.sdpa pads head dim 20 to 24 before it calls the op, which itself is never asked for 20."""
     head_dim = 24 if run is run_sdpa_op and head_dim == 20 else head_dim
     seqlens = (301, 301) if mask == "causal" or run is run_autograd else (301, 129)
-    problem = dense(*seqlens, head_dim=head_dim, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], **MASKS[mask])
+    problem = dense(
+        *seqlens, head_dim=head_dim, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], **MASKS[mask]
+    )
     check(problem, run, check_lse=run is run_sdpa_op)
 
 

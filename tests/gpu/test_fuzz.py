@@ -1,4 +1,5 @@
-"""A short run of tests/gpu/fuzz: random calls against fp32 or against PyTorch's own kernel. FA4_FUZZ_COUNT: how many."""
+"""A short run of tests/gpu/fuzz: random calls against fp32 or against PyTorch's own kernel.
+FA4_FUZZ_COUNT: how many."""
 
 from __future__ import annotations
 

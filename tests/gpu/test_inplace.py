@@ -1,4 +1,5 @@
-"""`_flash_attention_forward_no_dropout_inplace`, which `varlen_attn_out` calls: the result goes into a tensor of the caller's."""
+"""`_flash_attention_forward_no_dropout_inplace`, which `varlen_attn_out` calls: the result goes
+into a tensor of the caller's."""
 
 from __future__ import annotations
 
@@ -23,17 +24,23 @@ def contiguous(like: torch.Tensor) -> torch.Tensor:
 
 def wider_rows(like: torch.Tensor) -> torch.Tensor:
     """Part of a larger tensor whose strides TMA can take."""
-    return torch.full((*like.shape[:-1], like.shape[-1] + 8), NAN, dtype=like.dtype, device=DEVICE)[..., :-8]
+    return torch.full((*like.shape[:-1], like.shape[-1] + 8), NAN, dtype=like.dtype, device=DEVICE)[
+        ..., :-8
+    ]
 
 
 def unaligned(like: torch.Tensor) -> torch.Tensor:
     """Strides that TMA cannot take: written by way of a copy."""
-    return torch.full((*like.shape[:-1], like.shape[-1] + 3), NAN, dtype=like.dtype, device=DEVICE)[..., :-3]
+    return torch.full((*like.shape[:-1], like.shape[-1] + 3), NAN, dtype=like.dtype, device=DEVICE)[
+        ..., :-3
+    ]
 
 
 def transposed(like: torch.Tensor) -> torch.Tensor:
     """The last dimension is not the contiguous one: by way of a copy too."""
-    return torch.full((*like.shape[:-2], like.shape[-1], like.shape[-2]), NAN, dtype=like.dtype, device=DEVICE).transpose(-1, -2)
+    return torch.full(
+        (*like.shape[:-2], like.shape[-1], like.shape[-2]), NAN, dtype=like.dtype, device=DEVICE
+    ).transpose(-1, -2)
 
 
 @pytest.mark.usefixtures("strict")
@@ -41,7 +48,11 @@ def transposed(like: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("layout", ["dense", "varlen"])
 def test_result_is_written_where_the_caller_says(layout, mask, make_out):
-    problem = dense(203, 239, **MASKS[mask]) if layout == "dense" else varlen((67, 1, 130, 0, 254), **MASKS[mask])
+    problem = (
+        dense(203, 239, **MASKS[mask])
+        if layout == "dense"
+        else varlen((67, 1, 130, 0, 254), **MASKS[mask])
+    )
     inputs = make_inputs(problem)
     out = make_out(inputs.q)
     address, strides = out.data_ptr(), out.stride()
@@ -72,7 +83,10 @@ def test_bits_are_those_of_the_op_that_allocates():
 @pytest.mark.usefixtures("strict")
 def test_out_that_repeats_its_elements_is_refused_as_pytorch_does():
     inputs = make_inputs(problem := dense(64, 64))
-    with pytest.raises(RuntimeError, match=r"more than one element of the written-to tensor|copying into out failed"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"more than one element of the written-to tensor|copying into out failed",
+    ):
         flash_forward_into(inputs.q[:1].expand_as(inputs.q), problem, inputs)
 
 
@@ -80,7 +94,9 @@ def test_out_that_repeats_its_elements_is_refused_as_pytorch_does():
 @pytest.mark.parametrize("wrong", [lambda t: t[:1], lambda t: t.float(), lambda t: t.half()])
 def test_out_of_another_kind_than_query_is_not_ours(wrong):
     inputs = make_inputs(problem := dense(64, 64))
-    with pytest.raises(RuntimeError, match="unsupported: out must have query's shape, with value's head_dim"):
+    with pytest.raises(
+        RuntimeError, match="unsupported: out must have query's shape, with value's head_dim"
+    ):
         flash_forward_into(wrong(contiguous(inputs.q)), problem, inputs)
 
 
@@ -89,7 +105,9 @@ def test_call_that_is_not_ours_is_written_by_the_stock_kernel(lenient):
     inputs = make_inputs(problem)
     out = contiguous(inputs.q)
     slopes = torch.linspace(0.1, 0.4, problem.heads, device=DEVICE)
-    assert "ours" not in providers_of(lambda: flash_forward_into(out, problem, inputs, alibi_slopes=slopes))
+    assert "ours" not in providers_of(
+        lambda: flash_forward_into(out, problem, inputs, alibi_slopes=slopes)
+    )
     expected = flash_forward(problem, inputs, alibi_slopes=slopes)
     assert torch.equal(out, expected[0])
 
@@ -100,6 +118,17 @@ def test_varlen_attn_out_runs_ours(strict):
     problem = replace(varlen((67, 130, 254)), window=(-1, 0), is_causal=True)
     inputs = make_inputs(problem)
     out = contiguous(inputs.q)
-    arguments = (out, inputs.q, inputs.k, inputs.v, inputs.cu_seqlens_q, inputs.cu_seqlens_k, 254, 254)
+    arguments = (
+        out,
+        inputs.q,
+        inputs.k,
+        inputs.v,
+        inputs.cu_seqlens_q,
+        inputs.cu_seqlens_k,
+        254,
+        254,
+    )
     assert providers_of(lambda: varlen_attn_out(*arguments, window_size=(-1, 0))) == {"ours"}
-    assert_matches_reference(replace(problem, window=(-1, -1)), inputs, Result(out, None), check_lse=False)
+    assert_matches_reference(
+        replace(problem, window=(-1, -1)), inputs, Result(out, None), check_lse=False
+    )

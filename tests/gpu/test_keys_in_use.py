@@ -1,4 +1,5 @@
-"""Varlen keys of which only the first are in use (seqused_k), and that no sequence reads another's rows or unused ones."""
+"""Varlen keys of which only the first are in use (seqused_k), and that no sequence reads another's
+rows or unused ones."""
 
 from __future__ import annotations
 
@@ -8,7 +9,18 @@ from itertools import product
 import pytest
 import torch
 from calls import TORCH_2_12, flash_forward, flash_forward_into
-from cases import DEVICE, DTYPES, HEAD_DIMS, HEADS, MASKS, Inputs, Problem, make_inputs, poison, varlen
+from cases import (
+    DEVICE,
+    DTYPES,
+    HEAD_DIMS,
+    HEADS,
+    MASKS,
+    Inputs,
+    Problem,
+    make_inputs,
+    poison,
+    varlen,
+)
 from compare import assert_matches_reference
 from fresh_process import run_script
 from profiling import providers_of
@@ -46,20 +58,62 @@ def check(problem: Problem, used, **options) -> None:
 
 @pytest.mark.usefixtures("strict")
 class TestUnusedKeys:
-    @pytest.mark.parametrize(("dtype", "head_dim", "mask", "heads"), MATRIX, ids=["-".join(map(str, row)) for row in MATRIX])
+    @pytest.mark.parametrize(
+        ("dtype", "head_dim", "mask", "heads"),
+        MATRIX,
+        ids=["-".join(map(str, row)) for row in MATRIX],
+    )
     def test_matrix(self, dtype, head_dim, mask, heads):
-        fields = dict(dtype=DTYPES[dtype], head_dim=head_dim, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], **MASKS[mask])
+        fields = dict(
+            dtype=DTYPES[dtype],
+            head_dim=head_dim,
+            heads=HEADS[heads][0],
+            heads_kv=HEADS[heads][1],
+            **MASKS[mask],
+        )
         check(varlen(QUERIES, CAPACITY, **fields), USED)
 
     @pytest.mark.parametrize("mask", MASKS)
     @pytest.mark.parametrize("head_dims", [(192, 128), (40, 120), (96, 72)], ids=str)
     def test_head_dims(self, head_dims, mask):
-        check(varlen(QUERIES, CAPACITY, head_dim=head_dims[0], head_dim_v=head_dims[1], **MASKS[mask]), USED)
+        check(
+            varlen(
+                QUERIES, CAPACITY, head_dim=head_dims[0], head_dim_v=head_dims[1], **MASKS[mask]
+            ),
+            USED,
+        )
 
     @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-    @pytest.mark.parametrize("length", (0, 1, 79, 80, 81, 95, 96, 97, 111, 112, 127, 128, 129, 143, 145, 255, 256, 257, 1000, 1024))
+    @pytest.mark.parametrize(
+        "length",
+        (
+            0,
+            1,
+            79,
+            80,
+            81,
+            95,
+            96,
+            97,
+            111,
+            112,
+            127,
+            128,
+            129,
+            143,
+            145,
+            255,
+            256,
+            257,
+            1000,
+            1024,
+        ),
+    )
     def test_decode_at_every_edge_of_a_tile(self, length, head_dim):
-        check(varlen((1,) * 4, (1024,) * 4, heads=8, heads_kv=2, head_dim=head_dim, is_causal=True), (length, 1024, 7, length))
+        check(
+            varlen((1,) * 4, (1024,) * 4, heads=8, heads_kv=2, head_dim=head_dim, is_causal=True),
+            (length, 1024, 7, length),
+        )
 
     @pytest.mark.parametrize("junk", (float("inf"), -float("inf"), 3e4), ids=str)
     def test_junk(self, junk):
@@ -68,7 +122,9 @@ class TestUnusedKeys:
     def test_all_in_use_is_none_given(self):
         problem = varlen(QUERIES, CAPACITY, is_causal=True)
         inputs = make_inputs(problem)
-        given, none = (flash_forward(problem, inputs, seqused_k=used)[:2] for used in (used_of(CAPACITY), None))
+        given, none = (
+            flash_forward(problem, inputs, seqused_k=used)[:2] for used in (used_of(CAPACITY), None)
+        )
         assert torch.equal(given[0], none[0]) and torch.equal(given[1], none[1])
 
     def test_lengths_are_read_when_the_kernel_runs(self):
@@ -84,10 +140,19 @@ class TestUnusedKeys:
             used.copy_(used_of(lengths))
             graph.replay()
             keys, values = (
-                torch.cat([part[:length] for part, length in zip(t.split(problem.seqlens_k), lengths, strict=True)])
+                torch.cat(
+                    [
+                        part[:length]
+                        for part, length in zip(t.split(problem.seqlens_k), lengths, strict=True)
+                    ]
+                )
                 for t in (inputs.k, inputs.v)
             )
-            assert_matches_reference(replace(problem, seqlens_k=lengths), replace(inputs, k=keys, v=values), Result(out, lse))
+            assert_matches_reference(
+                replace(problem, seqlens_k=lengths),
+                replace(inputs, k=keys, v=values),
+                Result(out, lse),
+            )
 
     @pytest.mark.skipif(not TORCH_2_12, reason="torch 2.12 has the op")
     def test_in_place(self):
@@ -110,12 +175,15 @@ class TestUnusedKeys:
     )
     def test_what_is_not_ours(self, used, reason):
         problem = varlen(QUERIES, CAPACITY)
-        with pytest.raises(RuntimeError, match=f"FA4 _flash_attention_forward unsupported: {reason}"):
+        with pytest.raises(
+            RuntimeError, match=f"FA4 _flash_attention_forward unsupported: {reason}"
+        ):
             flash_forward(problem, make_inputs(problem), seqused_k=used())
 
 
 def test_as_stock():
-    """Finite rows beyond the ones in use, so that the comparison does not depend on how stock reads them."""
+    """Finite rows beyond the ones in use, so that the comparison does not depend on how stock reads
+    them."""
     import fa4_ext
 
     problem = varlen((64, 577, 7), (512, 700, 129), is_causal=True)
@@ -133,8 +201,16 @@ def test_as_stock():
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_sequence_of_nans_stays_by_itself(mask, head_dim):
-    """Lengths that are no multiples of a tile: the last tile of the sequence before it ends in its rows."""
-    problem = varlen((129, 64, 65, 577), (129, 64, 65, 577), head_dim=head_dim, heads=2, heads_kv=1, **MASKS[mask])
+    """Lengths that are no multiples of a tile: the last tile of the sequence before it ends in its
+    rows."""
+    problem = varlen(
+        (129, 64, 65, 577),
+        (129, 64, 65, 577),
+        head_dim=head_dim,
+        heads=2,
+        heads_kv=1,
+        **MASKS[mask],
+    )
     inputs = make_inputs(problem)
     clean, clean_lse = flash_forward(problem, inputs)[:2]
     spoiled = replace(inputs, k=inputs.k.clone(), v=inputs.v.clone())
@@ -145,7 +221,9 @@ def test_a_sequence_of_nans_stays_by_itself(mask, head_dim):
     others = torch.ones(out.shape[0], dtype=torch.bool, device=DEVICE)
     others[rows] = False
     wrong = (out[others] != clean[others]).sum()
-    assert torch.equal(out[others], clean[others]), f"{int(wrong)} elements of other sequences changed"
+    assert torch.equal(out[others], clean[others]), (
+        f"{int(wrong)} elements of other sequences changed"
+    )
     assert torch.equal(lse[:, others], clean_lse[:, others])
 
 

@@ -69,7 +69,11 @@ class TestAddressable:
         q, k, v = packed.unbind(2)
         check(problem, Inputs(q, k, v, torch.randn_like(q)))
 
-    @pytest.mark.parametrize("dims", [(HEADS,), (BATCH,), (BATCH, HEADS), (SEQLEN,)], ids=["heads", "batch", "batch_heads", "rows"])
+    @pytest.mark.parametrize(
+        "dims",
+        [(HEADS,), (BATCH,), (BATCH, HEADS), (SEQLEN,)],
+        ids=["heads", "batch", "batch_heads", "rows"],
+    )
     def test_expanded_keys_and_values(self, dims):
         problem = dense(129, 203, batch=3)
         inputs = make_inputs(problem)
@@ -85,7 +89,11 @@ class TestAddressable:
     @pytest.mark.parametrize("dim", (BATCH, SEQLEN, HEADS), ids=("batch", "rows", "heads"))
     def test_stride_of_a_size_1_dim_means_nothing(self, dim, stride):
         sizes = {"batch": 2, "seqlen_q": 129, "seqlen_k": 129, "heads": 2, "heads_kv": 2}
-        for name in {BATCH: ("batch",), SEQLEN: ("seqlen_q", "seqlen_k"), HEADS: ("heads", "heads_kv")}[dim]:
+        for name in {
+            BATCH: ("batch",),
+            SEQLEN: ("seqlen_q", "seqlen_k"),
+            HEADS: ("heads", "heads_kv"),
+        }[dim]:
             sizes[name] = 1
         problem = dense(**sizes)
         inputs = make_inputs(problem)
@@ -103,7 +111,9 @@ class TestAddressable:
         inputs = make_inputs(problem)
         if layout == "packed":
             problem = replace(problem, seqlens_k=problem.seqlens_q)
-            packed = torch.randn(sum(problem.seqlens_q), 3, 4, 128, dtype=problem.dtype, device=DEVICE)
+            packed = torch.randn(
+                sum(problem.seqlens_q), 3, 4, 128, dtype=problem.dtype, device=DEVICE
+            )
             q, k, v = packed.unbind(1)
             inputs = replace(inputs, q=q, k=k, v=v, cu_seqlens_k=inputs.cu_seqlens_q)
         else:
@@ -112,17 +122,24 @@ class TestAddressable:
                 "slice_of_rows": cut_from(0, 5, 7),
                 "slice_of_dim": cut_from(2, 8, 16),
             }[layout]
-            inputs = replace(inputs, **{name: change(getattr(inputs, name)) for name in ("q", "k", "v", "do")})
+            inputs = replace(
+                inputs, **{name: change(getattr(inputs, name)) for name in ("q", "k", "v", "do")}
+            )
         check(problem, inputs)
 
-    @pytest.mark.parametrize("grad", ("scalar", "row", "bhsd", "slice", "offset_2_bytes", "dim_last_strided"))
+    @pytest.mark.parametrize(
+        "grad", ("scalar", "row", "bhsd", "slice", "offset_2_bytes", "dim_last_strided")
+    )
     def test_any_grad_out(self, grad):
-        """`out.sum().backward()` sends a scalar expanded to out's shape; other graphs send other things."""
+        """`out.sum().backward()` sends a scalar expanded to out's shape; other graphs send other
+        things."""
         problem = dense(129, 203, is_causal=True)
         inputs = make_inputs(problem)
         do = {
             "scalar": lambda t: torch.ones((), dtype=t.dtype, device=t.device).expand(t.shape),
-            "row": lambda t: torch.randn(problem.head_dim, dtype=t.dtype, device=t.device).expand(t.shape),
+            "row": lambda t: torch.randn(problem.head_dim, dtype=t.dtype, device=t.device).expand(
+                t.shape
+            ),
             "bhsd": LAYOUTS["bhsd"],
             "slice": LAYOUTS["slice_of_dim"],
             "offset_2_bytes": UNALIGNED["offset_2_bytes"],
@@ -131,7 +148,8 @@ class TestAddressable:
         check(problem, replace(inputs, do=do))
 
     def test_chunks_of_out_and_grad_out(self):
-        """Context parallel hands the backward views of half the rows of q, out and grad_out, and the lse that belongs to them."""
+        """Context parallel hands the backward views of half the rows of q, out and grad_out, and
+        the lse that belongs to them."""
         whole, half = dense(258, 203), dense(129, 203)
         inputs = make_inputs(whole)
         out, lse, *rest = flash_forward(whole, inputs)
@@ -160,12 +178,17 @@ def test_what_tma_cannot_address(layout, which):
 
 
 def test_inputs_that_overlap_themselves_are_left_to_stock():
-    """PyTorch promises results in the order of the input's strides, which puts such a one's last dimension further out."""
+    """PyTorch promises results in the order of the input's strides, which puts such a one's last
+    dimension further out."""
     import fa4_ext
 
-    q = torch.randn(1, 4, 95, dtype=torch.bfloat16, device=DEVICE).unfold(-1, 64, 1)  # [batch, seqlen, heads, head_dim]
+    # [batch, seqlen, heads, head_dim]
+    q = torch.randn(1, 4, 95, dtype=torch.bfloat16, device=DEVICE).unfold(-1, 64, 1)
     call = torch.ops.aten._flash_attention_forward
-    with fa4_ext.register(fallback="error", speed_rules=False), pytest.raises(RuntimeError, match="must not overlap themselves"):
+    with (
+        fa4_ext.register(fallback="error", speed_rules=False),
+        pytest.raises(RuntimeError, match="must not overlap themselves"),
+    ):
         call(q, q, q, None, None, 4, 4, 0.0, False, False)
 
 
@@ -183,7 +206,10 @@ META_LAYOUTS = LAYOUTS | {"expanded_heads": expanded(HEADS), "expanded_batch": e
 @pytest.mark.parametrize("layout", META_LAYOUTS)
 def test_outputs_are_what_meta_promises(layout, op):
     """Sizes, strides and dtypes of every output: inductor asserts them."""
-    forward_op, backward_op = {"flash": (flash_forward, flash_backward), "sdpa": (sdpa_forward, sdpa_backward)}[op]
+    forward_op, backward_op = {
+        "flash": (flash_forward, flash_backward),
+        "sdpa": (sdpa_forward, sdpa_backward),
+    }[op]
     problem = dense(129, 203, batch=3, heads=4, heads_kv=2)
     inputs = make_inputs(problem)
     inputs = Inputs(*(META_LAYOUTS[layout](t) for t in (inputs.q, inputs.k, inputs.v, inputs.do)))
@@ -204,7 +230,12 @@ def test_varlen_outputs_are_what_meta_promises():
     forward = flash_forward(problem, inputs)
     backward = flash_backward(problem, inputs, forward)
     with FakeTensorMode() as mode:
-        fake = Inputs(*(mode.from_tensor(getattr(inputs, name)) for name in ("q", "k", "v", "do", "cu_seqlens_q", "cu_seqlens_k")))
+        fake = Inputs(
+            *(
+                mode.from_tensor(getattr(inputs, name))
+                for name in ("q", "k", "v", "do", "cu_seqlens_q", "cu_seqlens_k")
+            )
+        )
         fake_forward = flash_forward(problem, fake)
         fake_backward = flash_backward(problem, fake, fake_forward)
     assert [_description(t) for t in backward] == [_description(t) for t in fake_backward]

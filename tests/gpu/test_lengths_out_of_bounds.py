@@ -1,4 +1,5 @@
-"""cu_seqlens and seqused_k that no tensor has the rows for: no fault, no long wait, and the next call is right.
+"""cu_seqlens and seqused_k that no tensor has the rows for: no fault, no long wait, and the next
+call is right.
 
 Each in a process of its own, since a wrong address would end the CUDA context.
 """
@@ -119,11 +120,17 @@ PAGES = """
 @pytest.mark.parametrize("head_dim", (64, 128, 256))
 @pytest.mark.parametrize("script", ("OFFSETS", "USED"))
 def test_packed(script, head_dim, heads_kv):
-    code = (PREAMBLE + globals()[script]).replace("HEAD_DIM", str(head_dim)).replace("HEADS_KV", str(heads_kv))
+    code = (
+        (PREAMBLE + globals()[script])
+        .replace("HEAD_DIM", str(head_dim))
+        .replace("HEADS_KV", str(heads_kv))
+    )
     run_script(code, timeout=300)
 
 
 @pytest.mark.skipif(not TORCH_2_12, reason="torch has block_table since 2.12")
 @pytest.mark.parametrize("head_dim", (64, 128))
 def test_pages(head_dim):
-    run_script((PREAMBLE + PAGES).replace("HEAD_DIM", str(head_dim)).replace("HEADS_KV", "2"), timeout=300)
+    run_script(
+        (PREAMBLE + PAGES).replace("HEAD_DIM", str(head_dim)).replace("HEADS_KV", "2"), timeout=300
+    )

@@ -22,7 +22,17 @@ def check(problem: Problem) -> None:
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("batch", (65_535, 65_536, 70_001))
 def test_batch(batch, heads):
-    check(dense(16, 16, batch=batch, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], head_dim=64, is_causal=True))
+    check(
+        dense(
+            16,
+            16,
+            batch=batch,
+            heads=HEADS[heads][0],
+            heads_kv=HEADS[heads][1],
+            head_dim=64,
+            is_causal=True,
+        )
+    )
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -38,7 +48,15 @@ def test_batch_deterministic():
 
 @pytest.mark.parametrize("heads", ("mha", "gqa"))
 def test_sequences(heads):
-    check(varlen((16,) * 80_000, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], head_dim=64, is_causal=True))
+    check(
+        varlen(
+            (16,) * 80_000,
+            heads=HEADS[heads][0],
+            heads_kv=HEADS[heads][1],
+            head_dim=64,
+            is_causal=True,
+        )
+    )
 
 
 @pytest.mark.parametrize("heads", ("mha", "gqa"))
@@ -56,10 +74,14 @@ def test_heads_and_batch_that_lie_apart():
     """A slice of a launch begins where the strides say."""
     problem = dense(5, 5, batch=65_540, heads=2, heads_kv=2, head_dim=64)
     x = make_inputs(problem)
-    spread = {name: torch.empty(2, *getattr(x, name).shape[:1], 5, 2, 64, dtype=problem.dtype, device="cuda")[1] for name in vars(x)
+    spread = {name: torch.empty(2, *getattr(x, name).shape[:1], 5, 2, 64, dtype=problem.dtype,
+    device="cuda")[1] for name in vars(x)
               if getattr(x, name) is not None}  # fmt: skip
     y = Inputs(
-        *(spread[name].copy_(getattr(x, name)).transpose(1, 2).contiguous().transpose(1, 2) for name in ("q", "k", "v", "do"))
+        *(
+            spread[name].copy_(getattr(x, name)).transpose(1, 2).contiguous().transpose(1, 2)
+            for name in ("q", "k", "v", "do")
+        )
     )
     assert_matches_reference(problem, x, run_flash(problem, y, backward=True))
 
@@ -69,7 +91,11 @@ def test_decode(layout):
     """The decode kernel has the batch in a grid's third dimension."""
     batch = 66_000
     fields = dict(heads=8, heads_kv=2, head_dim=64)
-    problem = dense(1, 40, batch=batch, **fields) if layout == "dense" else varlen((1,) * batch, (40,) * batch, **fields)
+    problem = (
+        dense(1, 40, batch=batch, **fields)
+        if layout == "dense"
+        else varlen((1,) * batch, (40,) * batch, **fields)
+    )
     x = make_inputs(problem)
     try:
         fa4_ext._library.force_decode(1)

@@ -1,4 +1,5 @@
-"""Nested tensors, jagged and strided, through F.scaled_dot_product_attention, which gives them to the op with cu_seqlens."""
+"""Nested tensors, jagged and strided, through F.scaled_dot_product_attention, which gives them to
+the op with cu_seqlens."""
 
 from __future__ import annotations
 
@@ -18,16 +19,23 @@ SEQLENS = {"self": ((799, 65, 300), None), "cross": ((129, 300, 1), (461, 64, 20
 
 def jagged(values: torch.Tensor, cu_seqlens: torch.Tensor, seqlens) -> torch.Tensor:
     """[batch, heads, (seqlens), head_dim] of the packed [total, heads, head_dim]."""
-    return torch.nested.nested_tensor_from_jagged(values, cu_seqlens.long(), max_seqlen=max(seqlens)).transpose(1, 2)
+    return torch.nested.nested_tensor_from_jagged(
+        values, cu_seqlens.long(), max_seqlen=max(seqlens)
+    ).transpose(1, 2)
 
 
 def strided(values: torch.Tensor, seqlens) -> torch.Tensor:
-    return torch.nested.as_nested_tensor(list(values.split(seqlens)), layout=torch.strided).transpose(1, 2)
+    return torch.nested.as_nested_tensor(
+        list(values.split(seqlens)), layout=torch.strided
+    ).transpose(1, 2)
 
 
 def problem_of(lengths: str, mask: str, **fields):
     if lengths == "cross" and mask == "causal":
-        pytest.skip("F.scaled_dot_product_attention aligns is_causal top-left, which means nothing for unequal lengths")
+        pytest.skip(
+            "F.scaled_dot_product_attention aligns is_causal top-left, which means nothing for "
+            "unequal lengths"
+        )
     return varlen(*SEQLENS[lengths], **MASKS[mask], **fields)
 
 
@@ -43,11 +51,15 @@ def test_jagged(lengths, mask, dtype):
         nested_q = jagged(q, inputs.cu_seqlens_q, problem.seqlens_q)
         nested_k, nested_v = (jagged(t, inputs.cu_seqlens_k, problem.seqlens_k) for t in (k, v))
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return F.scaled_dot_product_attention(nested_q, nested_k, nested_v, is_causal=problem.is_causal)
+            return F.scaled_dot_product_attention(
+                nested_q, nested_k, nested_v, is_causal=problem.is_causal
+            )
 
     out = attend().transpose(1, 2).values()
     gradients = torch.autograd.grad(out, leaves, inputs.do)
-    assert_matches_reference(problem, inputs, Result(out.detach(), None, *gradients), check_lse=False)
+    assert_matches_reference(
+        problem, inputs, Result(out.detach(), None, *gradients), check_lse=False
+    )
     assert "ours" in providers_of(attend)
 
 
@@ -58,11 +70,17 @@ def test_strided(lengths):
     leaves = q, k, v = [t.requires_grad_() for t in (inputs.q, inputs.k, inputs.v)]
 
     def attend():
-        nested = strided(q, problem.seqlens_q), strided(k, problem.seqlens_k), strided(v, problem.seqlens_k)
+        nested = (
+            strided(q, problem.seqlens_q),
+            strided(k, problem.seqlens_k),
+            strided(v, problem.seqlens_k),
+        )
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return F.scaled_dot_product_attention(*nested)
 
     out = torch.cat(attend().transpose(1, 2).unbind())
     gradients = torch.autograd.grad(out, leaves, inputs.do)
-    assert_matches_reference(problem, inputs, Result(out.detach(), None, *gradients), check_lse=False)
+    assert_matches_reference(
+        problem, inputs, Result(out.detach(), None, *gradients), check_lse=False
+    )
     assert "ours" in providers_of(attend)

@@ -1,5 +1,6 @@
-"""Memory that runs out, in our allocations, in copies, in PyTorch's kernel and in the driver: the error is PyTorch's own in type
-and text, so that programs shrink their batches, and everything is usable afterwards."""
+"""Memory that runs out, in our allocations, in copies, in PyTorch's kernel and in the driver: the
+error is PyTorch's own in type and text, so that programs shrink their batches, and everything is
+usable afterwards."""
 
 from __future__ import annotations
 
@@ -58,7 +59,9 @@ class TestOurs:
         """The three gradients fit, the backward's workspace beside them does not."""
         inputs = make_inputs(PROBLEM)
         forward = flash_forward(PROBLEM, inputs)
-        assert_out_of_memory(lambda: flash_backward(PROBLEM, inputs, forward), spare=3 * inputs.q.nbytes + 2**24)
+        assert_out_of_memory(
+            lambda: flash_backward(PROBLEM, inputs, forward), spare=3 * inputs.q.nbytes + 2**24
+        )
 
     def test_copy_of_an_input(self):
         inputs = make_inputs(PROBLEM)
@@ -76,7 +79,9 @@ class TestOurs:
         inputs = make_inputs(PROBLEM)
         forward = flash_forward(PROBLEM, inputs)
         with little_memory(), pytest.raises(torch.OutOfMemoryError):
-            flash_forward(PROBLEM, inputs) if direction == "forward" else flash_backward(PROBLEM, inputs, forward)
+            flash_forward(PROBLEM, inputs) if direction == "forward" else flash_backward(
+                PROBLEM, inputs, forward
+            )
         torch.cuda.synchronize()
         again = flash_forward(PROBLEM, inputs)
         assert torch.equal(again[0], forward[0])
@@ -96,12 +101,28 @@ class TestStock:
     def test_backward(self, lenient):
         inputs = make_inputs(PROBLEM)
         out, lse, rng_state, unused, _ = flash_forward(PROBLEM, inputs, dropout_p=0.1)
-        arguments = (inputs.do, inputs.q, inputs.k, inputs.v, out, lse, None, None, 4096, 4096, 0.1, False, rng_state, unused)
+        arguments = (
+            inputs.do,
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            out,
+            lse,
+            None,
+            None,
+            4096,
+            4096,
+            0.1,
+            False,
+            rng_state,
+            unused,
+        )
         assert_out_of_memory(lambda: aten._flash_attention_backward(*arguments))
 
     @pytest.mark.parametrize("direction", ("forward", "backward"))
     def test_through_scaled_dot_product_attention(self, direction, lenient):
-        """PyTorch's op around the low-level one, which is ours and is left to PyTorch's in its turn."""
+        """PyTorch's op around the low-level one, which is ours and is left to PyTorch's in its
+        turn."""
         inputs = make_inputs(PROBLEM)
         q, k, v = (t.transpose(1, 2).requires_grad_() for t in (inputs.q, inputs.k, inputs.v))
 
@@ -112,7 +133,11 @@ class TestStock:
         if direction == "forward":
             return assert_out_of_memory(forward)
         out = forward()
-        assert_out_of_memory(lambda: torch.autograd.grad(out, (q, k, v), inputs.do.transpose(1, 2), retain_graph=True))
+        assert_out_of_memory(
+            lambda: torch.autograd.grad(
+                out, (q, k, v), inputs.do.transpose(1, 2), retain_graph=True
+            )
+        )
         return None
 
     def test_same_random_numbers_after_an_error(self, lenient):
@@ -128,12 +153,15 @@ class TestStock:
 
 
 def _attempt(dropout_p: float):
-    """Attention of a batch that fits 80 MiB up to 4: a tensor takes 16 MiB an entry, and logsumexp 1 MiB."""
+    """Attention of a batch that fits 80 MiB up to 4: a tensor takes 16 MiB an entry, and logsumexp
+    1 MiB."""
     q, k, v = (torch.randn(1, 16, 4096, 128, dtype=torch.bfloat16, device=DEVICE) for _ in range(3))
 
     def attempt(batch: int) -> torch.Tensor:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return F.scaled_dot_product_attention(*(t.expand(batch, -1, -1, -1) for t in (q, k, v)), dropout_p=dropout_p)
+            return F.scaled_dot_product_attention(
+                *(t.expand(batch, -1, -1, -1) for t in (q, k, v)), dropout_p=dropout_p
+            )
 
     attempt(1)  # loads the kernel
     return attempt

@@ -1,4 +1,5 @@
-"""Keys and values in pages (block_table): each sequence's pages lie anywhere in the cache. Decoding reads them as they are."""
+"""Keys and values in pages (block_table): each sequence's pages lie anywhere in the cache. Decoding
+reads them as they are."""
 
 from __future__ import annotations
 
@@ -22,10 +23,16 @@ NAN = float("nan")
 
 def check(problem: Problem, page_size: int, **options) -> None:
     inputs = make_inputs(problem)
-    assert_matches_reference(problem, inputs, flash_forward_paged(problem, inputs, page_size, **options))
+    assert_matches_reference(
+        problem, inputs, flash_forward_paged(problem, inputs, page_size, **options)
+    )
 
 
-@pytest.mark.parametrize(("dtype", "head_dim", "mask", "page_size"), list(product(DTYPES, HEAD_DIMS, MASKS, PAGE_SIZES)), ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "mask", "page_size"),
+    list(product(DTYPES, HEAD_DIMS, MASKS, PAGE_SIZES)),
+    ids=str,
+)
 def test_matrix(dtype, head_dim, mask, page_size):
     fields = dict(dtype=DTYPES[dtype], head_dim=head_dim, heads=8, heads_kv=2, **MASKS[mask])
     check(varlen((1, 4, 1, 0, 2), (1000, 77, page_size, 5, 2 * page_size + 1), **fields), page_size)
@@ -35,7 +42,13 @@ def test_matrix(dtype, head_dim, mask, page_size):
 @pytest.mark.parametrize("heads", ((1, 1), (14, 1), (32, 8), (40, 40)), ids=str)
 def test_lengths_and_heads(heads, by):
     """Without seqused_k, cum_seq_k says how many keys each sequence has, though not where."""
-    check(varlen((1,) * 9, (1, 63, 64, 65, 128, 129, 700, 2048, 4100), heads=heads[0], heads_kv=heads[1]), 128, by=by)
+    check(
+        varlen(
+            (1,) * 9, (1, 63, 64, 65, 128, 129, 700, 2048, 4100), heads=heads[0], heads_kv=heads[1]
+        ),
+        128,
+        by=by,
+    )
 
 
 @pytest.mark.parametrize("num_splits", (1, 2, 5, 16, 40))
@@ -61,7 +74,18 @@ def test_a_single_kernel_reads_the_pages():
     used = torch.tensor(problem.seqlens_k, dtype=torch.int32, device=DEVICE)
     kernels = kernels_of(
         lambda: aten._flash_attention_forward(
-            inputs.q, k, v, inputs.cu_seqlens_q, None, 1, 700, 0.0, False, False, seqused_k=used, block_table=table
+            inputs.q,
+            k,
+            v,
+            inputs.cu_seqlens_q,
+            None,
+            1,
+            700,
+            0.0,
+            False,
+            False,
+            seqused_k=used,
+            block_table=table,
         )
     )
     assert len(kernels) == 1 and "decode" in kernels[0]

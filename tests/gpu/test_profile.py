@@ -20,7 +20,9 @@ def ranges_of(work) -> dict[str, str | None]:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         work()
         torch.cuda.synchronize()
-    host = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CPU]
+    host = [
+        event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CPU
+    ]
     return {event.name: event.cpu_parent.name if event.cpu_parent else None for event in host}
 
 
@@ -37,7 +39,9 @@ def test_a_range_with_the_kernel_s_name_is_inside_the_op(way, heads_kv):
         plan = fa4_ext.explain(*tensors, is_causal=True, enable_gqa=True, backward=backward)
         expected = op if backward or way == "sdpa" else f"{op}_forward"
         assert plan.kernel in found, f"no range {plan.kernel} among {sorted(found)}"
-        assert found[plan.kernel] == expected, f"{plan.kernel} is in {found[plan.kernel]}, expected {expected}"
+        assert found[plan.kernel] == expected, (
+            f"{plan.kernel} is in {found[plan.kernel]}, expected {expected}"
+        )
 
 
 @pytest.mark.usefixtures("strict")
@@ -55,4 +59,6 @@ def test_a_call_of_the_stock_kernel_has_none(lenient):
     call = torch.ops.aten._scaled_dot_product_flash_attention
     found = ranges_of(lambda: call(q, k, v, 0.1, False, False))  # dropout: stock's
     names = {kernel.name for kernel in fa4_ext.kernels()}
-    assert not names & set(found), f"ranges {names & set(found)} of a call that ran PyTorch's own kernel"
+    assert not names & set(found), (
+        f"ranges {names & set(found)} of a call that ran PyTorch's own kernel"
+    )

@@ -84,7 +84,12 @@ def test_training_step_in_a_graph():
 def _many_problems():
     return [
         dense(s, s, heads=4, heads_kv=heads_kv, head_dim=head_dim, is_causal=causal)
-        for s, heads_kv, head_dim, causal in ((512, 4, 128, True), (799, 2, 64, False), (1023, 1, 128, False), (300, 4, 64, True))
+        for s, heads_kv, head_dim, causal in (
+            (512, 4, 128, True),
+            (799, 2, 64, False),
+            (1023, 1, 128, False),
+            (300, 4, 64, True),
+        )
     ]
 
 
@@ -100,7 +105,13 @@ def test_two_streams():
         for stream, (problem, inputs) in zip(streams, cases, strict=True):
             with torch.cuda.stream(stream):
                 forward = flash_forward(problem, inputs)
-                results.append((problem, inputs, Result(*forward[:2], *flash_backward(problem, inputs, forward))))
+                results.append(
+                    (
+                        problem,
+                        inputs,
+                        Result(*forward[:2], *flash_backward(problem, inputs, forward)),
+                    )
+                )
     torch.cuda.synchronize()
     for problem, inputs, result in results:
         assert_matches_reference(problem, inputs, result)
@@ -108,7 +119,8 @@ def test_two_streams():
 
 @pytest.mark.usefixtures("strict")
 def test_backward_from_another_stream():
-    """Autograd runs the backward on the forward's streams, here two, whatever stream asks for it."""
+    """Autograd runs the backward on the forward's streams, here two, whatever stream asks for
+    it."""
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     calls = []
     for stream, problem in zip(streams, _many_problems(), strict=False):
@@ -117,13 +129,19 @@ def test_backward_from_another_stream():
         with torch.cuda.stream(stream):
             leaves = [t.transpose(1, 2).requires_grad_() for t in (inputs.q, inputs.k, inputs.v)]
             gqa = problem.heads != problem.heads_kv
-            out = F.scaled_dot_product_attention(*leaves, is_causal=problem.is_causal, enable_gqa=gqa)
+            out = F.scaled_dot_product_attention(
+                *leaves, is_causal=problem.is_causal, enable_gqa=gqa
+            )
         calls.append((problem, inputs, leaves, out))
     for stream in streams:
         torch.cuda.current_stream().wait_stream(stream)
-    torch.autograd.backward([out for *_, out in calls], [inputs.do.transpose(1, 2) for _, inputs, _, _ in calls])
+    torch.autograd.backward(
+        [out for *_, out in calls], [inputs.do.transpose(1, 2) for _, inputs, _, _ in calls]
+    )
     for problem, inputs, leaves, out in calls:
-        out, *gradients = (t.detach().transpose(1, 2) for t in (out, *(leaf.grad for leaf in leaves)))
+        out, *gradients = (
+            t.detach().transpose(1, 2) for t in (out, *(leaf.grad for leaf in leaves))
+        )
         assert_matches_reference(problem, inputs, Result(out, None, *gradients), check_lse=False)
 
 
@@ -150,7 +168,9 @@ def _in_threads(count: int, work) -> None:
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("run", (run_flash, partial(run_autograd, backend=None)), ids=("aten", "autograd"))
+@pytest.mark.parametrize(
+    "run", (run_flash, partial(run_autograd, backend=None)), ids=("aten", "autograd")
+)
 def test_threads(run):
     """Plain F.sdpa under autograd: `sdpa_kernel` switches backends for all threads."""
     problems = _many_problems()
@@ -159,7 +179,9 @@ def test_threads(run):
         problem = problems[index]
         for _ in range(5):
             inputs = make_inputs(problem)
-            assert_matches_reference(problem, inputs, run(problem, inputs, backward=True), check_lse=run is run_flash)
+            assert_matches_reference(
+                problem, inputs, run(problem, inputs, backward=True), check_lse=run is run_flash
+            )
 
     _in_threads(len(problems), work)
 
@@ -262,7 +284,10 @@ def test_strides_beyond_int32(dim):
         "rows": (4 * heads * head_dim, far // 128 // 8 * 8, head_dim, 1),
         "heads": (4 * rows * head_dim, 4 * head_dim, far, 1),
     }[dim]
-    reach = 1 + sum((size - 1) * stride for size, stride in zip((batch, rows, heads, head_dim), strides, strict=True))
+    reach = 1 + sum(
+        (size - 1) * stride
+        for size, stride in zip((batch, rows, heads, head_dim), strides, strict=True)
+    )
     memory = torch.empty(reach + 4 * head_dim * heads, dtype=problem.dtype, device=DEVICE)
     inputs = make_inputs(problem)
     step = {"batch": heads * head_dim, "rows": heads * head_dim, "heads": head_dim}[dim]
@@ -279,7 +304,8 @@ def test_strides_beyond_int32(dim):
 
 @pytest.mark.usefixtures("strict")
 def test_more_than_2_31_elements():
-    """Every tensor of the query's side has more than 2^31 elements; the last head of the last batch entry is compared."""
+    """Every tensor of the query's side has more than 2^31 elements; the last head of the last batch
+    entry is compared."""
     _needs(48)
     problem = dense(16384, 16384, batch=9, heads=128, heads_kv=1, is_causal=True, window=(256, -1))
     inputs = make_inputs(problem)

@@ -1,4 +1,5 @@
-"""Where PyTorch refuses a call or rewrites it before it reaches us, a registration changes nothing: the same result or error."""
+"""Where PyTorch refuses a call or rewrites it before it reaches us, a registration changes nothing:
+the same result or error."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fa4_ext
 
-TOLERANCE = 2e-2  # two correct kernels differ by some roundings in bf16; what a transform gets wrong differs by the values
+# two correct kernels differ by some roundings in bf16; what a transform gets wrong differs by the
+# values
+TOLERANCE = 2e-2
 
 
 def outcome(call):
@@ -26,7 +29,9 @@ def outcome(call):
 
 
 def tensors_of(result) -> list[torch.Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    return [
+        leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)
+    ]
 
 
 def described(error: Exception) -> tuple:
@@ -40,12 +45,16 @@ def assert_same_outcome(call) -> None:
     with fa4_ext.register(speed_rules=False):
         ours = outcome(call)
     if isinstance(stock, Exception):
-        assert isinstance(ours, Exception) and described(ours) == described(stock), f"ours: {ours!r}, stock: {stock!r}"
+        assert isinstance(ours, Exception) and described(ours) == described(stock), (
+            f"ours: {ours!r}, stock: {stock!r}"
+        )
         return
     assert not isinstance(ours, Exception), f"ours: {ours!r}, stock returns"
     for a, b in zip(tensors_of(ours), tensors_of(stock), strict=True):
         assert (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
-        torch.testing.assert_close(a, b, atol=TOLERANCE * float(b.abs().max()) if b.numel() else 0, rtol=TOLERANCE)
+        torch.testing.assert_close(
+            a, b, atol=TOLERANCE * float(b.abs().max()) if b.numel() else 0, rtol=TOLERANCE
+        )
 
 
 def normal(*shape: int, dtype=torch.bfloat16, device=DEVICE) -> torch.Tensor:
@@ -75,17 +84,22 @@ TRANSFORMS = {
     "vjp": lambda q, k, v: vjp(attend, q[0], k[0], v[0])[1](v[0]),
     "vmap": lambda q, k, v: vmap(attend)(q, k, v),
     "vmap_of_queries_alone": lambda q, k, v: vmap(attend, in_dims=(0, None, None))(q, k[0], v[0]),
-    "vmap_over_last_dim_but_one": lambda q, k, v: vmap(attend, in_dims=3, out_dims=3)(*(t.movedim(0, 3) for t in (q, k, v))),
+    "vmap_over_last_dim_but_one": lambda q, k, v: vmap(attend, in_dims=3, out_dims=3)(
+        *(t.movedim(0, 3) for t in (q, k, v))
+    ),
     "vmap_of_grad": lambda q, k, v: vmap(grad(loss))(q, k, v),
     "jvp": lambda q, k, v: jvp(attend, (q[0], k[0], v[0]), (v[0], q[0], k[0])),
     "grad_of_grad": lambda q, k, v: grad(lambda x: grad(loss)(x, k[0], v[0]).float().sum())(q[0]),
-    "functional_call": lambda q, k, v: functional_call(module := Attention(), dict(module.named_parameters()), (q[0], k[0], v[0])),
+    "functional_call": lambda q, k, v: functional_call(
+        module := Attention(), dict(module.named_parameters()), (q[0], k[0], v[0])
+    ),
 }
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_torch_func(transform):
-    """Tensors [3, batch, heads, seqlen, head_dim]; forward-mode and second derivatives are PyTorch's to refuse."""
+    """Tensors [3, batch, heads, seqlen, head_dim]; forward-mode and second derivatives are
+    PyTorch's to refuse."""
     tensors = [normal(3, 2, 4, 128, 64) for _ in range(3)]
     assert_same_outcome(lambda: TRANSFORMS[transform](*tensors))
 
@@ -97,26 +111,42 @@ def three(*shape: int, **options):
 REFUSED_BY_SDPA = {
     "three_dims": three(2, 128, 64),
     "one_dim": three(64),
-    "batch_to_broadcast": lambda: [normal(1, 4, 128, 64), normal(2, 4, 128, 64), normal(2, 4, 128, 64)],
-    "heads_without_enable_gqa": lambda: [normal(2, 4, 128, 64), normal(2, 2, 128, 64), normal(2, 2, 128, 64)],
+    "batch_to_broadcast": lambda: [
+        normal(1, 4, 128, 64),
+        normal(2, 4, 128, 64),
+        normal(2, 4, 128, 64),
+    ],
+    "heads_without_enable_gqa": lambda: [
+        normal(2, 4, 128, 64),
+        normal(2, 2, 128, 64),
+        normal(2, 2, 128, 64),
+    ],
     "no_queries": lambda: [normal(2, 4, 0, 64), normal(2, 4, 128, 64), normal(2, 4, 128, 64)],
     "no_keys": lambda: [normal(2, 4, 128, 64), normal(2, 4, 0, 64), normal(2, 4, 0, 64)],
     "last_dim_strided": lambda: [t.transpose(2, 3) for t in three(2, 4, 64, 128)()],
     "head_dim_257": three(2, 4, 128, 257),
     "float32": three(2, 4, 128, 64, dtype=torch.float32),
     "float64": three(2, 4, 128, 64, dtype=torch.float64),
-    "different_dtypes": lambda: [normal(2, 4, 128, 64), *three(2, 4, 128, 64, dtype=torch.float16)()[1:]],
+    "different_dtypes": lambda: [
+        normal(2, 4, 128, 64),
+        *three(2, 4, 128, 64, dtype=torch.float16)()[1:],
+    ],
     "different_devices": lambda: [normal(2, 4, 128, 64), *three(2, 4, 128, 64, device="cpu")()[1:]],
 }
 
 
 @pytest.mark.parametrize("case", REFUSED_BY_SDPA)
 def test_what_sdpa_keeps_from_flash_attention(case):
-    """PyTorch's list of what flash attention can't do stays in force with flash attention alone enabled."""
+    """PyTorch's list of what flash attention can't do stays in force with flash attention alone
+    enabled."""
     assert_same_outcome(partial(attend, *REFUSED_BY_SDPA[case]()))
 
 
-@pytest.mark.parametrize("options", [dict(is_causal=True), dict(attn_mask=True)], ids=["causal_of_unequal_lengths", "attn_mask"])
+@pytest.mark.parametrize(
+    "options",
+    [dict(is_causal=True), dict(attn_mask=True)],
+    ids=["causal_of_unequal_lengths", "attn_mask"],
+)
 def test_masks_that_sdpa_keeps_from_flash_attention(options):
     if "attn_mask" in options:
         options = dict(attn_mask=torch.ones(128, 256, dtype=torch.bool, device=DEVICE))
@@ -126,13 +156,19 @@ def test_masks_that_sdpa_keeps_from_flash_attention(options):
 
 def nested(seqlens, heads: int = 4, head_dim: int = 64) -> torch.Tensor:
     """Strided, [batch, heads, (seqlens), head_dim]."""
-    return torch.nested.nested_tensor([normal(length, heads, head_dim) for length in seqlens]).transpose(1, 2)
+    return torch.nested.nested_tensor(
+        [normal(length, heads, head_dim) for length in seqlens]
+    ).transpose(1, 2)
 
 
 NESTED = {
     "head_dim_57": lambda: [nested((65, 129), head_dim=57) for _ in range(3)],
     "empty_sequence": lambda: [nested((65, 0, 129)) for _ in range(3)],
-    "heads_to_broadcast": lambda: [nested((65, 129)), nested((65, 129), heads=1), nested((65, 129), heads=1)],
+    "heads_to_broadcast": lambda: [
+        nested((65, 129)),
+        nested((65, 129), heads=1),
+        nested((65, 129), heads=1),
+    ],
 }
 
 
@@ -142,7 +178,8 @@ def test_nested_tensors_that_are_refused_or_broadcast(case):
     assert_same_outcome(lambda: attend(*tensors).unbind())
 
 
-EMPTY = {"no_keys": (65, 0, 2), "no_batch": (65, 65, 0)}  # seqlen_q, seqlen_k, batch; without queries PyTorch's kernel fails
+# seqlen_q, seqlen_k, batch; without queries PyTorch's kernel fails
+EMPTY = {"no_keys": (65, 0, 2), "no_batch": (65, 65, 0)}
 
 
 @pytest.mark.parametrize("case", EMPTY)
@@ -159,8 +196,21 @@ def flash_op(*shape: int, dtype=torch.bfloat16, **options):
 
     def call():
         tensors = [normal(*shape, dtype=dtype) for _ in range(3)]
-        arguments = (*tensors, None, None, 128, 128, options.get("dropout_p", 0.0), False, options.get("return_debug_mask", False))
-        rest = {name: value for name, value in options.items() if name not in ("dropout_p", "return_debug_mask")}
+        arguments = (
+            *tensors,
+            None,
+            None,
+            128,
+            128,
+            options.get("dropout_p", 0.0),
+            False,
+            options.get("return_debug_mask", False),
+        )
+        rest = {
+            name: value
+            for name, value in options.items()
+            if name not in ("dropout_p", "return_debug_mask")
+        }
         return torch.ops.aten._flash_attention_forward(*arguments, **rest)
 
     return call
@@ -172,14 +222,28 @@ REFUSED_BY_STOCK = {
     "head_dim_20": flash_op(2, 128, 4, 20),
     "dropout_of_1": flash_op(2, 128, 4, 64, dropout_p=1.0),
     "debug_mask_without_dropout": flash_op(2, 128, 4, 64, return_debug_mask=True),
-    "window_with_dropout": flash_op(2, 128, 4, 64, dropout_p=0.5, window_size_left=8, window_size_right=8),
-    "alibi": lambda: flash_op(2, 128, 4, 64, alibi_slopes=torch.ones(4, device=DEVICE))(),
-    "seqused_k_of_dense": lambda: flash_op(2, 128, 4, 64, seqused_k=torch.ones(2, dtype=torch.int32, device=DEVICE))(),
-    "cpu_lengths": lambda: torch.ops.aten._flash_attention_forward(
-        *(normal(128, 4, 64) for _ in range(3)), *(torch.tensor([0, 128], dtype=torch.int32),) * 2, 128, 128, 0.0, False, False
+    "window_with_dropout": flash_op(
+        2, 128, 4, 64, dropout_p=0.5, window_size_left=8, window_size_right=8
     ),
-    "sdpa_op_of_three_dims": lambda: torch.ops.aten._scaled_dot_product_flash_attention(*(normal(2, 128, 64) for _ in range(3))),
-    "sdpa_op_of_one_dim": lambda: torch.ops.aten._scaled_dot_product_flash_attention(*(normal(64) for _ in range(3))),
+    "alibi": lambda: flash_op(2, 128, 4, 64, alibi_slopes=torch.ones(4, device=DEVICE))(),
+    "seqused_k_of_dense": lambda: flash_op(
+        2, 128, 4, 64, seqused_k=torch.ones(2, dtype=torch.int32, device=DEVICE)
+    )(),
+    "cpu_lengths": lambda: torch.ops.aten._flash_attention_forward(
+        *(normal(128, 4, 64) for _ in range(3)),
+        *(torch.tensor([0, 128], dtype=torch.int32),) * 2,
+        128,
+        128,
+        0.0,
+        False,
+        False,
+    ),
+    "sdpa_op_of_three_dims": lambda: torch.ops.aten._scaled_dot_product_flash_attention(
+        *(normal(2, 128, 64) for _ in range(3))
+    ),
+    "sdpa_op_of_one_dim": lambda: torch.ops.aten._scaled_dot_product_flash_attention(
+        *(normal(64) for _ in range(3))
+    ),
 }
 
 

@@ -1,4 +1,5 @@
-"""Flash before cuDNN in plain F.scaled_dot_product_attention, in processes of their own: torch chooses the order once a process."""
+"""Flash before cuDNN in plain F.scaled_dot_product_attention, in processes of their own: torch
+chooses the order once a process."""
 
 from __future__ import annotations
 
@@ -22,13 +23,18 @@ def process(code: str, **environment: str) -> dict:
 
 
 def stock() -> dict:
-    return process(REPORT + "first = choice(); print(json.dumps({'choice': first, 'order': order()}))")
+    return process(
+        REPORT + "first = choice(); print(json.dumps({'choice': first, 'order': order()}))"
+    )
 
 
 def test_the_very_first_call_of_a_process_takes_flash_and_remove_brings_torchs_order_back():
     seen = process(
-        "import fa4_ext\n" + REPORT + "first = choice(); during = order(); again = choice(); fa4_ext.default_handle.remove()\n"
-        "print(json.dumps({'first': first, 'during': during, 'again': again, 'after': order(), 'last': choice()}))",
+        "import fa4_ext\n"
+        + REPORT
+        + "first = choice(); during = order(); again = choice(); fa4_ext.default_handle.remove()\n"
+        "print(json.dumps({'first': first, 'during': during, 'again': again, 'after': order(), "
+        "'last': choice()}))",
         FA4_EXT_AUTOREGISTER="1",
     )
     expected = stock()
@@ -41,7 +47,8 @@ def test_registering_after_torch_has_chosen_takes_flash():
     seen = process(
         REPORT + "before = choice(); stock_order = order()\nimport fa4_ext\n"
         "with fa4_ext.register(): during = choice()\n"
-        "print(json.dumps({'during': during, 'before': before, 'after': choice(), 'restored': order() == stock_order}))",
+        "print(json.dumps({'during': during, 'before': before, 'after': choice(), 'restored': "
+        "order() == stock_order}))",
         FA4_EXT_AUTOREGISTER="0",
     )
     assert seen["during"] == 1 and seen["before"] == seen["after"] and seen["restored"]
@@ -49,21 +56,33 @@ def test_registering_after_torch_has_chosen_takes_flash():
 
 def test_registering_with_cuda_up_and_nothing_chosen_takes_flash():
     seen = process(
-        "import torch; torch.cuda.init(); import fa4_ext; fa4_ext.register()\n" + REPORT + "print(json.dumps({'choice': choice()}))"
+        "import torch; torch.cuda.init(); import fa4_ext; fa4_ext.register()\n"
+        + REPORT
+        + "print(json.dumps({'choice': choice()}))"
     )
     assert seen["choice"] == 1
 
 
 def test_first_contact_with_cuda_under_a_fake_tensor_mode_takes_flash():
     seen = process(
-        "import torch, fa4_ext; fa4_ext.register()\nfrom torch._subclasses.fake_tensor import FakeTensorMode\n"
-        "with FakeTensorMode(): torch.cuda.init()\n" + REPORT + "print(json.dumps({'choice': choice()}))"
+        "import torch, fa4_ext; fa4_ext.register()\nfrom torch._subclasses.fake_tensor import "
+        "FakeTensorMode\n"
+        "with FakeTensorMode(): torch.cuda.init()\n"
+        + REPORT
+        + "print(json.dumps({'choice': choice()}))"
     )
     assert seen["choice"] == 1
 
 
 @pytest.mark.parametrize("when", ["before the import", "after it"])
-@pytest.mark.parametrize("name", ["torch._C._get_sdp_priority_order", "torch._C._set_sdp_priority_order", "torch.cuda._lazy_call"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch._C._get_sdp_priority_order",
+        "torch._C._set_sdp_priority_order",
+        "torch.cuda._lazy_call",
+    ],
+)
 def test_a_torch_without_an_order_to_change_starts_cuda_and_runs_our_kernels(name, when):
     """Such as one to come; the low-level op does not depend on the order."""
     cut = f"import torch\ndel {name}\n"
@@ -86,9 +105,11 @@ print(json.dumps({"error": error, "prefer": handle.prefer}))
 
 def test_sdpa_kernel_still_decides():
     seen = process(
-        "import fa4_ext; fa4_ext.register()\nfrom torch.nn.attention import SDPBackend, sdpa_kernel\n"
+        "import fa4_ext; fa4_ext.register()\nfrom torch.nn.attention import SDPBackend, "
+        "sdpa_kernel\n"
         + REPORT
-        + "with sdpa_kernel(SDPBackend.MATH): math = choice()\nprint(json.dumps({'math': math, 'choice': choice()}))"
+        + "with sdpa_kernel(SDPBackend.MATH): math = choice()\nprint(json.dumps({'math': math, "
+        "'choice': choice()}))"
     )
     assert seen == {"math": 0, "choice": 1}
 
@@ -96,6 +117,7 @@ def test_sdpa_kernel_still_decides():
 def test_importing_and_starting_cuda_make_no_context_and_no_output():
     code = (
         "import json, torch\n{}\nassert not torch.cuda.is_initialized()\ntorch.cuda.init()\n"
-        "print(json.dumps({{'context': torch._C._cuda_hasPrimaryContext(0), 'allocated': torch.cuda.memory_reserved()}}))"
+        "print(json.dumps({{'context': torch._C._cuda_hasPrimaryContext(0), 'allocated': "
+        "torch.cuda.memory_reserved()}}))"
     )
     assert process(code.format("import fa4_ext; fa4_ext.register()")) == process(code.format(""))

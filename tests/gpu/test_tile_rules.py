@@ -1,5 +1,5 @@
-"""Kernels that only a tile rule chooses, forced: the rest of the suite meets few of the problems that get them. With a library of
-the kernel subset "tuning" these are all candidates."""
+"""Kernels that only a tile rule chooses, forced: the rest of the suite meets few of the problems
+that get them. With a library of the kernel subset "tuning" these are all candidates."""
 
 from __future__ import annotations
 
@@ -41,9 +41,19 @@ def check(row: dict, case: str, head_dim: int) -> None:
     seqlens_q, seqlens_k = CASES[case]
     grouped = row["grouped"] or row["op"] == "forward"  # a forward kernel takes both
     heads, heads_kv = HEADS["gqa" if grouped else "mha"]
-    fields = dict(dtype=DTYPES[row["dtype"]], head_dim=head_dim, heads=heads, heads_kv=heads_kv, **MASKS[row["mask"]])
+    fields = dict(
+        dtype=DTYPES[row["dtype"]],
+        head_dim=head_dim,
+        heads=heads,
+        heads_kv=heads_kv,
+        **MASKS[row["mask"]],
+    )
     packed = row["layout"] == "varlen"
-    problem = varlen(seqlens_q, seqlens_k, **fields) if packed else dense(seqlens_q[0], seqlens_k[0], **fields)
+    problem = (
+        varlen(seqlens_q, seqlens_k, **fields)
+        if packed
+        else dense(seqlens_q[0], seqlens_k[0], **fields)
+    )
     inputs = make_inputs(problem)
     assert_matches_reference(problem, inputs, run(row, problem, inputs))
 

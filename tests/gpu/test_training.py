@@ -9,7 +9,11 @@ import pytest
 import torch
 from cases import DEVICE
 from profiling import kernels_of, provider
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 from training import LEARNING_RATE, Block, assert_step, backward, reference, snapshot
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -20,7 +24,8 @@ def block_and_batch() -> tuple[Block, torch.Tensor]:
 
 
 def prefer_attention(_context, op, *_arguments, **_options) -> CheckpointPolicy:
-    """Keeps attention's results and computes the rest again, as training frameworks do; it knows the op by its name."""
+    """Keeps attention's results and computes the rest again, as training frameworks do; it knows
+    the op by its name."""
     saved = op == torch.ops.aten._scaled_dot_product_flash_attention.default
     return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
@@ -30,7 +35,10 @@ CHECKPOINTS = {
     "reentrant": lambda block, x: checkpoint(block, x.requires_grad_(), use_reentrant=True),
     "non_reentrant": lambda block, x: checkpoint(block, x, use_reentrant=False),
     "selective": lambda block, x: checkpoint(
-        block, x, use_reentrant=False, context_fn=partial(create_selective_checkpoint_contexts, prefer_attention)
+        block,
+        x,
+        use_reentrant=False,
+        context_fn=partial(create_selective_checkpoint_contexts, prefer_attention),
     ),
 }
 
@@ -38,12 +46,15 @@ CHECKPOINTS = {
 @pytest.mark.parametrize("precision", ("autocast", "bf16"))
 @pytest.mark.parametrize("how", CHECKPOINTS)
 def test_step(how, precision):
-    """With and without activation checkpointing: the gradient of every parameter, and the parameters after SGD."""
+    """With and without activation checkpointing: the gradient of every parameter, and the
+    parameters after SGD."""
     block, x = block_and_batch()
     in_bf16 = precision == "bf16"
     truth, plain = reference(block, x, in_bf16=None), reference(block, x, in_bf16=in_bf16)
     model = copy.deepcopy(block).bfloat16() if in_bf16 else block
-    backward(partial(CHECKPOINTS[how], model), x.to(next(model.parameters()).dtype), autocast=not in_bf16)
+    backward(
+        partial(CHECKPOINTS[how], model), x.to(next(model.parameters()).dtype), autocast=not in_bf16
+    )
     for ours, p in zip(block.parameters(), model.parameters(), strict=True):
         ours.grad = p.grad.float()
     torch.optim.SGD(block.parameters(), lr=LEARNING_RATE).step()
@@ -58,7 +69,11 @@ def test_checkpointing_runs_the_forward_again_unless_its_result_is_kept():
         return [provider(name) for name in kernels_of(work)].count("ours")
 
     without = launches("none")
-    assert [launches(how) - without for how in ("reentrant", "non_reentrant", "selective")] == [1, 1, 0]
+    assert [launches(how) - without for how in ("reentrant", "non_reentrant", "selective")] == [
+        1,
+        1,
+        0,
+    ]
 
 
 def test_step_in_a_graph():

@@ -1,4 +1,5 @@
-"""torch.nn.attention.varlen, PyTorch's own front end of the varlen op. The variant with `out` is in test_inplace.py."""
+"""torch.nn.attention.varlen, PyTorch's own front end of the varlen op. The variant with `out` is in
+test_inplace.py."""
 
 from __future__ import annotations
 
@@ -15,8 +16,21 @@ from torch.nn.attention.varlen import AuxRequest, varlen_attn
 pytestmark = pytest.mark.usefixtures("strict")
 
 SEQLENS = (799, 65, 300, 1)
-# Those of PyTorch's own test: none, causal, one-sided, of one key, both sides, wider than every sequence.
-WINDOWS = [(-1, -1), (-1, 0), (4, 0), (-1, 4), (0, 0), (1, 0), (0, 1), (0, -1), (4, 4), (8, 2), (1025, 1025)]
+# Those of PyTorch's own test: none, causal, one-sided, of one key, both sides, wider than every
+# sequence.
+WINDOWS = [
+    (-1, -1),
+    (-1, 0),
+    (4, 0),
+    (-1, 4),
+    (0, 0),
+    (1, 0),
+    (0, 1),
+    (0, -1),
+    (4, 4),
+    (8, 2),
+    (1025, 1025),
+]
 # Torch 2.11 takes fewer key/value heads without being told; later versions ask for enable_gqa.
 ASKS_FOR_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
@@ -26,7 +40,8 @@ def attend(problem, x, **options):
         options["enable_gqa"] = problem.heads != problem.heads_kv
     longest = max(problem.seqlens_q), max(problem.seqlens_k)
     return varlen_attn(
-        x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, *longest, scale=problem.scale, window_size=problem.window, **options
+        x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, *longest, scale=problem.scale,
+        window_size=problem.window, **options
     )  # fmt: skip
 
 
@@ -34,7 +49,14 @@ def attend(problem, x, **options):
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_windows(window, heads, dtype):
-    problem = varlen(SEQLENS, window=window, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], head_dim=64, dtype=DTYPES[dtype])
+    problem = varlen(
+        SEQLENS,
+        window=window,
+        heads=HEADS[heads][0],
+        heads_kv=HEADS[heads][1],
+        head_dim=64,
+        dtype=DTYPES[dtype],
+    )
     inputs = make_inputs(problem)
     leaves = [t.requires_grad_() for t in (inputs.q, inputs.k, inputs.v)]
     out, lse = attend(problem, inputs, return_aux=AuxRequest(lse=True))
@@ -48,11 +70,14 @@ def test_scale():
     leaves = [t.requires_grad_() for t in (inputs.q, inputs.k, inputs.v)]
     out = attend(problem, inputs)
     gradients = torch.autograd.grad(out, leaves, inputs.do)
-    assert_matches_reference(problem, inputs, Result(out.detach(), None, *gradients), check_lse=False)
+    assert_matches_reference(
+        problem, inputs, Result(out.detach(), None, *gradients), check_lse=False
+    )
 
 
 def test_custom_ops_pass_opcheck():
-    """Schema, fake tensors and tracing of the ops that call ours; as in PyTorch's own test the backward is not traced."""
+    """Schema, fake tensors and tracing of the ops that call ours; as in PyTorch's own test the
+    backward is not traced."""
     x = make_inputs(varlen((512, 512), head_dim=64))
     arguments = (x.cu_seqlens_q, x.cu_seqlens_k, 512, 512, False)
     ops = torch.ops.torch_attn
@@ -68,7 +93,8 @@ def test_custom_ops_pass_opcheck():
 @pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (384, 0), (1025, 1025)], ids=str)
 def test_result_does_not_depend_on_the_other_sequences(window):
     """The same bits alone, beside a longer sequence, and in another order: batch invariance."""
-    alone = varlen((600,), window=window, heads=2, heads_kv=2)  # 512 queries or fewer may be decoded, in parts by the batch
+    # 512 queries or fewer may be decoded, in parts by the batch
+    alone = varlen((600,), window=window, heads=2, heads_kv=2)
     x = make_inputs(both := varlen((600, 1024), window=window, heads=2, heads_kv=2))
     y = make_inputs(swapped := varlen((1024, 600), window=window, heads=2, heads_kv=2))
     z = make_inputs(alone)
@@ -82,7 +108,8 @@ def test_result_does_not_depend_on_the_other_sequences(window):
 
 
 def test_lengths_may_be_promised_longer_than_they_are():
-    """max_q and max_k of a padded batch: an upper bound of the lengths, as training frameworks pass it."""
+    """max_q and max_k of a padded batch: an upper bound of the lengths, as training frameworks pass
+    it."""
     problem = varlen((300, 65), window=(-1, 0))
     x = make_inputs(problem)
     leaves = [t.requires_grad_() for t in (x.q, x.k, x.v)]

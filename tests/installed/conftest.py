@@ -1,5 +1,6 @@
-"""The tests of the package that need no GPU. They run against whatever `fa4_ext` is found, a checkout's or an installed one, and
-import nothing else of the repository: scripts/compat.py copies this folder away and runs it in one environment after another."""
+"""The tests of the package that need no GPU. They run against whatever `fa4_ext` is found, a
+checkout's or an installed one, and import nothing else of the repository: scripts/compat.py copies
+this folder away and runs it in one environment after another."""
 
 from __future__ import annotations
 
@@ -9,18 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # the helpers next to this file, under every import mode of pytest
+# the helpers next to this file, under every import mode of pytest
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_report_header():
     import fa4_ext
 
-    return f"fa4_ext: {fa4_ext.__file__}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
+    return (
+        f"fa4_ext: {fa4_ext.__file__}, torch {torch.__version__}, cuDNN "
+        f"{torch.backends.cudnn.version()}"
+    )
 
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """One that comes up when the test says so. No handle lives before the test, and none after it."""
+    """One that comes up when the test says so. No handle lives before the test, and none after
+    it."""
     from fake_cuda import Cuda
 
     from fa4_ext import _register, _sdpa_order

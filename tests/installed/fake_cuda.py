@@ -1,4 +1,5 @@
-"""A CUDA that comes up when told, and torch's first choice of a backend, played on a machine without one."""
+"""A CUDA that comes up when told, and torch's first choice of a backend, played on a machine
+without one."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ class Cuda:
         self.queue = []
         self.chosen = False
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: self.up)
-        monkeypatch.setattr(torch.cuda, "_lazy_call", lambda call: call() if self.up else self.queue.append(call))
+        monkeypatch.setattr(
+            torch.cuda, "_lazy_call", lambda call: call() if self.up else self.queue.append(call)
+        )
         monkeypatch.setattr(_sdpa_order, "_make_first_choice", self.choose)
 
     def choose(self):

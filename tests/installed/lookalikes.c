@@ -1,12 +1,14 @@
-// Stands before torch's own torch_library_impl, by LD_PRELOAD: remembers the kernels that a library registers, so that a test can
-// register them for ops of another schema, as a torch to come may have.
+// Stands before torch's own torch_library_impl, by LD_PRELOAD: remembers the kernels that a library
+// registers, so that a test can register them for ops of another schema, as a torch to come may
+// have.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <string.h>
 
 typedef void Kernel(uint64_t* stack, uint64_t num_inputs, uint64_t num_outputs);
 typedef int Impl(void* library, const char* op, Kernel* kernel, uint64_t version);
-typedef int Init(const char* name_space, const char* key, const char* file, uint32_t line, void** library);
+typedef int Init(const char* name_space, const char* key, const char* file, uint32_t line,
+                 void** library);
 
 static struct {
   char op[128];
@@ -14,7 +16,9 @@ static struct {
 } seen[32];
 static int count;
 
-static void* of_torch(const char* name) { return dlsym(dlopen("libtorch_cpu.so", RTLD_NOLOAD | RTLD_LAZY), name); }
+static void* of_torch(const char* name) {
+  return dlsym(dlopen("libtorch_cpu.so", RTLD_NOLOAD | RTLD_LAZY), name);
+}
 
 int torch_library_impl(void* library, const char* op, Kernel* kernel, uint64_t version) {
   if (count < 32) {
@@ -29,7 +33,9 @@ int look_alike(const char* op, const char* other, uint64_t version) {
   for (int i = 0; i < count; ++i) {
     if (strcmp(seen[i].op, op)) continue;
     void* library;
-    if (((Init*)of_torch("aoti_torch_library_init_impl"))("lookalike", "CPU", "lookalikes.c", 0, &library)) return 1;
+    if (((Init*)of_torch("aoti_torch_library_init_impl"))("lookalike", "CPU", "lookalikes.c", 0,
+                                                          &library))
+      return 1;
     return ((Impl*)of_torch("torch_library_impl"))(library, other, seen[i].kernel, version);
   }
   return 1;

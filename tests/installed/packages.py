@@ -22,11 +22,17 @@ def copy_package(folder: Path, *, library: bool = True) -> Path:
 
 
 def preamble(*folders: Path) -> str:
-    """Code that puts folders first in Python's path: before the current one, which may be a checkout."""
+    """Code that puts folders first in Python's path: before the current one, which may be a
+    checkout."""
     return f"import sys; sys.path[:0] = {[str(folder) for folder in folders]!r}\n"
 
 
-def command(*arguments: str, folders: tuple[Path, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+def command(
+    *arguments: str, folders: tuple[Path, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     """python -m fa4_ext, of the first package in `folders`."""
-    code = f"sys.argv = {['fa4_ext', *arguments]!r}; import runpy; runpy.run_module('fa4_ext', run_name='__main__', alter_sys=True)"
+    code = (
+        f"sys.argv = {['fa4_ext', *arguments]!r}; import runpy; runpy.run_module('fa4_ext', "
+        "run_name='__main__', alter_sys=True)"
+    )
     return python("-c", preamble(*folders) + code, **environment)

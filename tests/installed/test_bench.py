@@ -1,4 +1,5 @@
-"""python -m fa4_ext bench without a GPU: its options, its grids, and every output from a result that no GPU made."""
+"""python -m fa4_ext bench without a GPU: its options, its grids, and every output from a result that no GPU
+made."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ from fa4_ext.bench.shapes import DIRECTIONS, Shape, packed, square
 from fa4_ext.bench.timing import Prepared, in_turns
 
 NAMES = ("paper", "paper-gqa", "dims", "llama", "vit", "decode", "varlen", "gqa")
-SHAPES = [pytest.param(shape, id=f"{name}: {shape.name}") for name, grid in GRIDS.items() for shape in grid.shapes]
+SHAPES = [
+    pytest.param(shape, id=f"{name}: {shape.name}")
+    for name, grid in GRIDS.items()
+    for shape in grid.shapes
+]
 
 
 @pytest.fixture
@@ -49,7 +54,9 @@ def saved(tmp_path):
 def test_without_a_device_it_says_so_in_one_sentence_and_fails():
     done = python("-m", "fa4_ext", "bench")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines() == ["python -m fa4_ext bench: no CUDA device is available: measuring needs one"]
+    assert done.stderr.splitlines() == [
+        "python -m fa4_ext bench: no CUDA device is available: measuring needs one"
+    ]
 
 
 def test_importing_fa4_ext_and_other_commands_leave_its_modules_alone():
@@ -73,13 +80,26 @@ def test_help_names_every_grid_and_contender(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--grid", "tall"], "argument --grid: 'tall' is none of paper, paper-gqa, dims, llama, vit, decode, varlen, gqa"),
-        (["--grid", "decode", "--op", "backward"], "argument --op: grid decode has the forward alone"),
+        (
+            ["--grid", "tall"],
+            "argument --grid: 'tall' is none of paper, paper-gqa, dims, llama, vit, decode, "
+            "varlen, gqa",
+        ),
+        (
+            ["--grid", "decode", "--op", "backward"],
+            "argument --op: grid decode has the forward alone",
+        ),
         (["--op", "sideways"], "argument --op: invalid choice: 'sideways'"),
         (["--dtype", "fp8"], "argument --dtype: invalid choice: 'fp8'"),
         (["--rounds", "0"], "argument --rounds: '0' is not a number from 1 on"),
-        (["--json", "nowhere/out.json"], "nowhere/out.json could not be written: there is no folder nowhere"),
-        (["--csv", "nowhere/out.csv"], "nowhere/out.csv could not be written: there is no folder nowhere"),
+        (
+            ["--json", "nowhere/out.json"],
+            "nowhere/out.json could not be written: there is no folder nowhere",
+        ),
+        (
+            ["--csv", "nowhere/out.csv"],
+            "nowhere/out.csv could not be written: there is no folder nowhere",
+        ),
         (["--figure", "out.gif"], "argument --figure: out.gif must end in .png, .svg, .pdf"),
         (["--from", "nowhere.json"], "argument --from: nowhere.json could not be read: "),
         (["--compare", "nowhere.json"], "argument --compare: nowhere.json could not be read: "),
@@ -93,8 +113,14 @@ def test_wrong_usage_says_what_is_wrong_before_anything_is_measured(refused, arg
     ("content", "message"),
     [
         ("[]", "is no result of this command: it has no header, grid, contenders, throughput"),
-        ('{"header": {}, "grid": "paper"}', "is no result of this command: it has no contenders, throughput"),
-        ('{"header": {}, "grid": "tall", "contenders": {}, "throughput": []}', "is of grid 'tall', which is none of paper,"),
+        (
+            '{"header": {}, "grid": "paper"}',
+            "is no result of this command: it has no contenders, throughput",
+        ),
+        (
+            '{"header": {}, "grid": "tall", "contenders": {}, "throughput": []}',
+            "is of grid 'tall', which is none of paper,",
+        ),
         ("{", "could not be read: "),
     ],
     ids=["list", "incomplete", "grid", "no_json"],
@@ -105,8 +131,13 @@ def test_a_file_that_is_no_result_is_refused(refused, tmp_path, content, message
 
 
 def test_contenders_are_taken_by_name_and_in_that_order():
-    assert [contender.name for contender in contenders.contenders(["stock", "ours"])] == ["stock", "ours"]
-    with pytest.raises(ValueError, match="argument --contenders: 'fa5' is none of ours, stock, cudnn, fa4, fa3"):
+    assert [contender.name for contender in contenders.contenders(["stock", "ours"])] == [
+        "stock",
+        "ours",
+    ]
+    with pytest.raises(
+        ValueError, match="argument --contenders: 'fa5' is none of ours, stock, cudnn, fa4, fa3"
+    ):
         contenders.contenders(["ours", "fa5"])
 
 
@@ -117,7 +148,9 @@ def test_a_contender_that_is_not_installed_is_left_out_or_named_as_missing(monke
     monkeypatch.setattr(contenders, "KNOWN", {"fa4": missing, "ours": contenders.KNOWN["ours"]})
     assert [contender.name for contender in contenders.contenders()] == ["ours"]
     assert capsys.readouterr().err == "fa4 is left out: No module named 'flash_attn'\n"
-    with pytest.raises(ValueError, match="argument --contenders: fa4 can't be had: No module named 'flash_attn'"):
+    with pytest.raises(
+        ValueError, match="argument --contenders: fa4 can't be had: No module named 'flash_attn'"
+    ):
         contenders.contenders(["fa4"])
 
 
@@ -126,14 +159,18 @@ def test_the_grids_are_all_there_with_unique_names():
     for name, grid in GRIDS.items():
         shapes = [shape.name for shape in grid.shapes]
         assert len(set(shapes)) == len(shapes) >= 8, f"{name}: {shapes}"
-        assert 2 <= len(grid.part(quick=True)) < len(shapes) and set(grid.part(quick=True)) < set(grid.shapes)
+        assert 2 <= len(grid.part(quick=True)) < len(shapes) and set(grid.part(quick=True)) < set(
+            grid.shapes
+        )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_problem_is_one_that_the_kernels_can_run(shape):
     assert shape.head_dim % 8 == 0 and shape.head_dim <= 256
     assert shape.heads % shape.heads_kv == 0
-    assert not shape.causal or shape.seqlen_q == shape.seqlen_k, "F.scaled_dot_product_attention aligns such a mask top-left"
+    assert not shape.causal or shape.seqlen_q == shape.seqlen_k, (
+        "F.scaled_dot_product_attention aligns such a mask top-left"
+    )
     assert not shape.lengths or len(shape.lengths) == shape.batch
     assert shape.bytes <= 5 << 30, f"{shape.bytes} bytes of q, k and v"
 
@@ -184,7 +221,10 @@ def test_contenders_take_turns_in_every_round():
     assert {name: len(values) for name, values in times.items()} == {"a": 6, "b": 6, "c": 6}
 
 
-SMALL = (square(2, 4, 32, 16, True, heads_kv=2, name="dense"), packed(4, 2, 16, True, (7, 30, 3), name="varlen"))
+SMALL = (
+    square(2, 4, 32, 16, True, heads_kv=2, name="dense"),
+    packed(4, 2, 16, True, (7, 30, 3), name="varlen"),
+)
 
 
 def by_math(q, k, v, causal):
@@ -194,28 +234,53 @@ def by_math(q, k, v, causal):
 def by_math_varlen(q, k, v, cu_seqlens, longest, causal):
     assert cu_seqlens.diff().max() == longest
     pieces = zip(*(t.split(cu_seqlens.diff().tolist()) for t in (q, k, v)), strict=True)
-    return torch.cat([by_math(*(t.transpose(0, 1) for t in piece), causal).transpose(0, 1) for piece in pieces])
+    return torch.cat(
+        [by_math(*(t.transpose(0, 1) for t in piece), causal).transpose(0, 1) for piece in pieces]
+    )
 
 
 @pytest.fixture
 def on_the_cpu(monkeypatch):
-    """Inputs on the CPU, no graphs, and a round is as many milliseconds as its contender's name has letters."""
+    """Inputs on the CPU, no graphs, and a round is as many milliseconds as its contender's name has
+    letters."""
     randn = torch.randn
-    monkeypatch.setattr(torch, "randn", lambda *sizes, **options: randn(*sizes, **options | {"device": "cpu"}))
+    monkeypatch.setattr(
+        torch, "randn", lambda *sizes, **options: randn(*sizes, **options | {"device": "cpu"})
+    )
     tensor = torch.tensor
-    monkeypatch.setattr(torch, "tensor", lambda data, **options: tensor(data, **options | {"device": "cpu"}))
-    monkeypatch.setattr(throughput, "prepare", lambda call, *_: Prepared(None, 1, False, call(0), call))
-    monkeypatch.setattr(throughput, "in_turns", lambda ready, rounds: {name: [float(len(name))] * rounds for name in ready})
+    monkeypatch.setattr(
+        torch, "tensor", lambda data, **options: tensor(data, **options | {"device": "cpu"})
+    )
+    monkeypatch.setattr(
+        throughput, "prepare", lambda call, *_: Prepared(None, 1, False, call(0), call)
+    )
+    monkeypatch.setattr(
+        throughput,
+        "in_turns",
+        lambda ready, rounds: {name: [float(len(name))] * rounds for name in ready},
+    )
 
 
 @pytest.mark.usefixtures("on_the_cpu")
 def test_rows_have_times_of_those_who_are_right_and_reasons_of_the_others(capsys):
     ours = contenders.Contender("ours", "a", "1", by_math, by_math_varlen)
     other = contenders.Contender("others", "b", "1", by_math, None, has_backward=False)
-    wrong = contenders.Contender("wrong", "c", "1", lambda *arguments: 1.05 * by_math(*arguments), None)
+    wrong = contenders.Contender(
+        "wrong", "c", "1", lambda *arguments: 1.05 * by_math(*arguments), None
+    )
     rows = throughput.measure([ours, other, wrong], SMALL, DIRECTIONS, "bf16", 3)
-    assert [row["name"] for row in rows] == ["dense forward", "dense backward", "varlen forward", "varlen backward"]
-    assert [sorted(row["results"]) for row in rows] == [["others", "ours", "wrong"], ["ours", "wrong"], ["ours"], ["ours"]]
+    assert [row["name"] for row in rows] == [
+        "dense forward",
+        "dense backward",
+        "varlen forward",
+        "varlen backward",
+    ]
+    assert [sorted(row["results"]) for row in rows] == [
+        ["others", "ours", "wrong"],
+        ["ours", "wrong"],
+        ["ours"],
+        ["ours"],
+    ]
     for row, shape in zip(rows, (SMALL[0], SMALL[0], SMALL[1], SMALL[1]), strict=True):
         found = row["results"]["ours"]
         assert (found["ms"], found["spread"], found["captured"]) == (4.0, 0.0, False)
@@ -235,41 +300,89 @@ def test_the_table_has_header_rows_and_summary(bench, saved):
         "fa4_ext     version 0.1.0, commit 0123456789abcdef",
         "contenders  ours 0.1.0, stock 2.11.0+cu130, cudnn 9.19",
         "ceiling     780.7 TFLOP/s, an 8192^3 bf16 matrix product in this process",
-        "rounds      7, contenders in random order in each; inputs rotate, so that none is found in L2",
+        "rounds      7, contenders in random order in each; inputs rotate, so that none is found "
+        "in L2",
         "date        2026-11-22",
         "",
     ]
-    assert lines[9].split() == ["TFLOP/s", "(spread", "of", "the", "rounds)", "ours", "stock", "cudnn"]
-    assert lines[10].split() == ["hd64", "s512", "full", "forward", "500", "(1.2%)", "250", "(1.2%)", "failed"]
-    assert lines[11].split() == ["hd64", "s512", "full", "backward", "500", "(1.2%)", "250", "(1.2%)", "400", "(1.2%)"]
+    assert lines[9].split() == [
+        "TFLOP/s",
+        "(spread",
+        "of",
+        "the",
+        "rounds)",
+        "ours",
+        "stock",
+        "cudnn",
+    ]
+    assert lines[10].split() == [
+        "hd64",
+        "s512",
+        "full",
+        "forward",
+        "500",
+        "(1.2%)",
+        "250",
+        "(1.2%)",
+        "failed",
+    ]
+    assert lines[11].split() == [
+        "hd64",
+        "s512",
+        "full",
+        "backward",
+        "500",
+        "(1.2%)",
+        "250",
+        "(1.2%)",
+        "400",
+        "(1.2%)",
+    ]
     assert len({len(line) for line in lines[9:58]}) == 1 and lines[58] == ""
     assert lines[59:61] == [
         "ours over stock: 2.000 in geometric mean, 2.000 at worst (hd64 s512 full forward)",
         "ours over cudnn: 1.250 in geometric mean, 1.250 at worst (hd64 s512 full backward)",
     ]
-    assert lines[61] == f"cudnn failed at 1 of 48 rows, first hd64 s512 full forward: {bench_results.FAILED['error']}"
+    assert (
+        lines[61] == "cudnn failed at 1 of 48 rows, first hd64 s512 full forward: "
+        f"{bench_results.FAILED['error']}"
+    )
     assert len(lines) == 62
 
 
 def test_the_table_of_host_times_and_graph_nodes(bench, saved):
     *_, us, first, _, nodes, second = bench("--from", saved(host=True)).splitlines()
     assert us.split()[-3:] == nodes.split()[-3:] == ["ours", "stock", "cudnn"]
-    assert us.startswith("host microseconds a call ") and first.split()[-3:] == ["10.9", "12.8", "-"]
-    assert nodes.startswith("CUDA graph nodes of a call ") and second.split()[-3:] == ["1", "2", "3"]
+    assert us.startswith("host microseconds a call ") and first.split()[-3:] == [
+        "10.9",
+        "12.8",
+        "-",
+    ]
+    assert nodes.startswith("CUDA graph nodes of a call ") and second.split()[-3:] == [
+        "1",
+        "2",
+        "3",
+    ]
 
 
 def test_a_grid_of_few_operations_is_shown_in_microseconds(bench, saved):
     lines = bench("--from", saved(grid="decode")).splitlines()
     found = bench_results.result("decode")["throughput"][1]
-    assert GRIDS["decode"].unit == MICROSECONDS and any(line.startswith("us (spread of the rounds) ") for line in lines)
+    assert GRIDS["decode"].unit == MICROSECONDS and any(
+        line.startswith("us (spread of the rounds) ") for line in lines
+    )
     (row,) = (line for line in lines if line.startswith(found["name"]))
-    assert row.removeprefix(found["name"]).split()[0] == f"{1e3 * found['results']['ours']['ms']:.1f}"
+    assert (
+        row.removeprefix(found["name"]).split()[0] == f"{1e3 * found['results']['ours']['ms']:.1f}"
+    )
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_json_comes_back_as_it_was(bench, saved, tmp_path, grid):
     bench("--from", saved(grid=grid, host=True), "--json", tmp_path / "again.json")
-    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(json.dumps(bench_results.result(grid, host=True)))
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(
+        json.dumps(bench_results.result(grid, host=True))
+    )
 
 
 @pytest.mark.parametrize("grid", ["paper", "varlen"])
@@ -278,7 +391,9 @@ def test_csv_has_a_line_for_each_row_and_contender(bench, saved, tmp_path, grid)
     with open(tmp_path / "out.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     rows = bench_results.result(grid)["throughput"]
-    assert [(line["name"], line["contender"]) for line in lines] == [(row["name"], who) for row in rows for who in row["results"]]
+    assert [(line["name"], line["contender"]) for line in lines] == [
+        (row["name"], who) for row in rows for who in row["results"]
+    ]
     first, row = lines[0], rows[0]
     assert (first["grid"], first["dtype"], first["layout"]) == (grid, "bf16", row["layout"])
     assert [int(first[key]) for key in ("batch", "heads", "heads_kv", "seqlen_q", "head_dim")] == [
@@ -286,7 +401,9 @@ def test_csv_has_a_line_for_each_row_and_contender(bench, saved, tmp_path, grid)
     ]
     assert float(first["ms"]) == row["results"]["ours"]["ms"] and first["error"] == ""
     failed = [line for line in lines if line["error"]]
-    assert [(line["contender"], line["ms"]) for line in failed] == ([("cudnn", "")] if grid == "paper" else [])
+    assert [(line["contender"], line["ms"]) for line in failed] == (
+        [("cudnn", "")] if grid == "paper" else []
+    )
 
 
 def test_compare_prints_the_old_time_over_the_new_one_and_a_summary(bench, saved):
@@ -305,7 +422,10 @@ def test_compare_counts_common_rows_and_names_what_else_differs():
     assert {row: round(of_row["ours"], 6) for row, of_row in compare.ratios(old, new).items()} == {
         "hd64 s512 full backward": 1.2, "hd64 s1024 full forward": 1.2,
     }  # fmt: skip
-    assert compare.text(old, new).splitlines()[-1] == "not the same torch: old 2.12.0, new 2.11.0+cu130"
+    assert (
+        compare.text(old, new).splitlines()[-1]
+        == "not the same torch: old 2.12.0, new 2.11.0+cu130"
+    )
 
 
 def test_compare_with_another_grid_says_that_nothing_is_common(bench, saved):
@@ -315,7 +435,10 @@ def test_compare_with_another_grid_says_that_nothing_is_common(bench, saved):
 
 def test_a_figure_without_matplotlib_is_refused_with_what_to_install(refused, monkeypatch):
     monkeypatch.setattr(figure, "find_spec", lambda name: None)
-    message = "argument --figure: matplotlib is not installed; it is with: python -m pip install matplotlib"
+    message = (
+        "argument --figure: matplotlib is not installed; it is with: python -m pip install "
+        "matplotlib"
+    )
     assert message in refused("--figure", "out.png")
 
 
@@ -330,7 +453,9 @@ def test_figures_are_written_in_every_format_that_is_asked_for(bench, saved, tmp
 
 
 def test_no_cell_of_a_table_is_glued_to_the_next():
-    assert table.columns("title", ["a", "long name"], [("row", ["1", "2"]), ("longer row", ["333", "4"])]) == [
+    assert table.columns(
+        "title", ["a", "long name"], [("row", ["1", "2"]), ("longer row", ["333", "4"])]
+    ) == [
         "title         a  long name",
         "row           1          2",
         "longer row  333          4",

@@ -1,4 +1,5 @@
-"""The check that a contender passes before it is timed: it lets rounding pass and nothing else. On the CPU."""
+"""The check that a contender passes before it is timed: it lets rounding pass and nothing else. On
+the CPU."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ def inputs_of(shape: Shape) -> list[torch.Tensor]:
     if shape.lengths:
         return [torch.randn(shape.total_q, h, shape.head_dim) for h in heads]
     rows = (shape.seqlen_q, shape.seqlen_k, shape.seqlen_k, shape.seqlen_q)
-    return [torch.randn(shape.batch, n, h, shape.head_dim).transpose(1, 2) for n, h in zip(rows, heads, strict=True)]
+    return [
+        torch.randn(shape.batch, n, h, shape.head_dim).transpose(1, 2)
+        for n, h in zip(rows, heads, strict=True)
+    ]
 
 
 def torch_attention(shape: Shape, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -41,7 +45,10 @@ def torch_attention(shape: Shape, inputs: list[torch.Tensor]) -> list[torch.Tens
     if shape.lengths:
         pieces = zip(*(t.split(shape.lengths) for t in leaves), strict=True)
         calls = [[t.transpose(0, 1) for t in piece] for piece in pieces]
-        outs = [F.scaled_dot_product_attention(*call, is_causal=shape.causal, enable_gqa=True) for call in calls]
+        outs = [
+            F.scaled_dot_product_attention(*call, is_causal=shape.causal, enable_gqa=True)
+            for call in calls
+        ]
         out = torch.cat([out.transpose(0, 1) for out in outs])
     else:
         out = F.scaled_dot_product_attention(*leaves, is_causal=shape.causal, enable_gqa=True)
@@ -67,7 +74,11 @@ def test_rounded_outputs_pass(name, dtype):
     shape = SHAPES[name]
     inputs = inputs_of(shape)
     outputs = [t.to(correctness.DTYPES[dtype]) for t in torch_attention(shape, inputs)]
-    assert 0 < check(shape, dtype, tuple(outputs), truth(shape, inputs)) < correctness.MAX_RELATIVE_ERROR[dtype] / 2
+    assert (
+        0
+        < check(shape, dtype, tuple(outputs), truth(shape, inputs))
+        < correctness.MAX_RELATIVE_ERROR[dtype] / 2
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -78,7 +89,9 @@ def test_rounded_outputs_pass(name, dtype):
         lambda shape, outputs: [outputs[0], outputs[1], outputs[3], outputs[2]],
         lambda shape, outputs: [*outputs[:3], torch.full_like(outputs[3], float("nan"))],
         lambda shape, outputs: [outputs[0].roll(1, -2), *outputs[1:]],
-        lambda shape, outputs: torch_attention(square(2, 4, 40, 16, not shape.causal), inputs_of(shape)),
+        lambda shape, outputs: torch_attention(
+            square(2, 4, 40, 16, not shape.causal), inputs_of(shape)
+        ),
     ],
     ids=["scale", "swapped", "nan", "row", "mask"],
 )

@@ -1,4 +1,5 @@
-"""Registering and removing while other threads call: what docs and docstrings call safe changes nothing under the calls."""
+"""Registering and removing while other threads call: what docs and docstrings call safe changes
+nothing under the calls."""
 
 from __future__ import annotations
 
@@ -97,19 +98,25 @@ assert min(calls) > 100, calls
 
 @pytest.mark.parametrize(("how", "count"), [("python", 3_000), ("c", 30_000)])
 def test_registering_beside_two_calling_threads(how, count):
-    """The old kernels' memory went back while a call was about to run them: it crashed within 1,000 to 30,000 registrations."""
+    """The old kernels' memory went back while a call was about to run them: it crashed within 1,000
+    to 30,000 registrations."""
     done = python("-c", CALLS, how, str(count))
     assert done.returncode == 0, f"{done.returncode}: {done.stderr}"
 
 
-@pytest.mark.skipif(not hasattr(torch.library, "get_kernel"), reason="this torch gives nobody its kernels to keep")
+@pytest.mark.skipif(
+    not hasattr(torch.library, "get_kernel"), reason="this torch gives nobody its kernels to keep"
+)
 def test_what_a_call_may_be_about_to_run_outlives_its_registration():
-    """Removing the last handle beside calls is not safe, but the usual way for it to crash is gone."""
+    """Removing the last handle beside calls is not safe, but the usual way for it to crash is
+    gone."""
     before = len(_library._kept)
     fa4_ext.register().remove()
     kernels = _library._kept[-1]
     assert len(_library._kept) == min(before + 1, _library._kept.maxlen)
-    assert len(kernels) >= len(OPS) and all(isinstance(kernel, torch._C._SafeKernelFunction) for kernel in kernels)
+    assert len(kernels) >= len(OPS) and all(
+        isinstance(kernel, torch._C._SafeKernelFunction) for kernel in kernels
+    )
 
 
 def test_memory_of_past_registrations_is_bounded():

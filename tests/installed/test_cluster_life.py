@@ -1,4 +1,5 @@
-"""The package on a cluster: many processes at once, a file system that is only read, an older version beside it, torchrun."""
+"""The package on a cluster: many processes at once, a file system that is only read, an older
+version beside it, torchrun."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from processes import python, run
 
 import fa4_ext
 
-REGISTERED = "assert 'registered at fa4_ext:' in torch._C._dispatch_dump('aten::_flash_attention_forward')\n"
+REGISTERED = (
+    "assert 'registered at fa4_ext:' in torch._C._dispatch_dump('aten::_flash_attention_forward')\n"
+)
 EXPLAIN = """
 query = torch.empty(2, 16, 4096, 128, dtype=torch.bfloat16, device="meta")
 capability = {90: (9, 0), 100: (10, 0)}[fa4_ext.build_info()["archs"][0]]
@@ -24,19 +27,30 @@ assert fa4_ext.explain(query, query, query, device_capability=capability).suppor
 
 
 def imported_from(folder: Path) -> str:
-    return f"import torch, fa4_ext\nassert fa4_ext.__file__.startswith({str(folder)!r}), fa4_ext.__file__\n" + REGISTERED + EXPLAIN
+    return (
+        f"import torch, fa4_ext\nassert fa4_ext.__file__.startswith({str(folder)!r}), "
+        "fa4_ext.__file__\n" + REGISTERED + EXPLAIN
+    )
 
 
 def test_eight_processes_import_at_once(tmp_path):
     """From one folder without byte code, which all of them write."""
     copy_package(tmp_path)
-    # Torch first: each says when it is there, and then waits for the line that lets all of them go on.
-    code = preamble(tmp_path) + "import torch; print('ready', flush=True); input()\n" + imported_from(tmp_path)
+    # Torch first: each says when it is there, and then waits for the line that lets all of them go
+    # on.
+    code = (
+        preamble(tmp_path)
+        + "import torch; print('ready', flush=True); input()\n"
+        + imported_from(tmp_path)
+    )
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
     environment.pop("FA4_EXT_AUTOREGISTER", None)
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    processes = [subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, env=environment) for _ in range(8)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, env=environment)
+        for _ in range(8)
+    ]
     try:
         for process in processes:
             assert process.stdout.readline() == "ready\n"
@@ -65,7 +79,10 @@ sys.addaudithook(watch)
 
 
 def test_importing_registering_and_planning_write_no_file():
-    run(NOTHING_WRITTEN + "import fa4_ext\nfa4_ext.register().remove()\n" + REGISTERED + EXPLAIN, "-B")
+    run(
+        NOTHING_WRITTEN + "import fa4_ext\nfa4_ext.register().remove()\n" + REGISTERED + EXPLAIN,
+        "-B",
+    )
 
 
 def read_only(folder: Path) -> list[str]:
@@ -74,9 +91,15 @@ def read_only(folder: Path) -> list[str]:
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o555 if path.is_dir() else 0o444)
         return []
-    mount = f'mount --bind "{folder}" "{folder}" && mount -o remount,bind,ro "{folder}" && cd "{folder}" && exec "$@"'
+    mount = (
+        f'mount --bind "{folder}" "{folder}" && mount -o remount,bind,ro "{folder}" && cd '
+        f'"{folder}" && exec "$@"'
+    )
     prefix = ["unshare", "--mount", "sh", "-c", mount, "sh"]
-    if not shutil.which("unshare") or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("root may write everywhere, and may mount nothing here")
     return prefix
 
@@ -92,15 +115,23 @@ else:
 
 
 def test_read_only_file_system(tmp_path):
-    """No byte code, no cache, no home, no current folder and no temporary folder that can be written to."""
+    """No byte code, no cache, no home, no current folder and no temporary folder that can be
+    written to."""
     copy_package(tmp_path)
     try:
         prefix = read_only(tmp_path)
         code = NOT_WRITABLE + preamble(tmp_path) + imported_from(tmp_path)
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+        environment = {
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "HOME": str(tmp_path),
+            "TMPDIR": str(tmp_path),
+        }
         environment.pop("FA4_EXT_AUTOREGISTER", None)
         arguments = [*prefix, sys.executable, "-c", code]
-        done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
     finally:
         for path in (tmp_path, *tmp_path.rglob("*")):
             path.chmod(0o755)
@@ -117,7 +148,8 @@ def distribution(folder: Path, version: str) -> None:
 
 @pytest.fixture
 def folders(tmp_path) -> tuple[Path, Path]:
-    """A folder with this package as pip installs it, and one with an older version that must not be run."""
+    """A folder with this package as pip installs it, and one with an older version that must not be
+    run."""
     new, old = tmp_path / "new", tmp_path / "old"
     copy_package(new)
     (new / "version.txt").unlink()
@@ -129,15 +161,22 @@ def folders(tmp_path) -> tuple[Path, Path]:
 
 
 def test_an_older_version_later_in_the_path_is_not_used_and_noted(folders):
-    run(preamble(*folders) + imported_from(folders[0]) + f"assert fa4_ext.__version__ == {fa4_ext.__version__!r}")
+    run(
+        preamble(*folders)
+        + imported_from(folders[0])
+        + f"assert fa4_ext.__version__ == {fa4_ext.__version__!r}"
+    )
     result = command("doctor", "--no-gpu", folders=folders)
     assert result.returncode == 0, result.stdout
-    assert f"note   distribution  0.0.1 is installed too, in {folders[1] / 'fa4_ext'}" in result.stdout
+    assert (
+        f"note   distribution  0.0.1 is installed too, in {folders[1] / 'fa4_ext'}" in result.stdout
+    )
 
 
 def test_an_older_version_that_hides_a_newer_one_is_wrong(folders):
     new, old = folders
-    distribution(old, "99.0")  # seen from the newer version, which `command` runs: the same as an older one that comes first
+    # seen from the newer version, which `command` runs: the same as an older one that comes first
+    distribution(old, "99.0")
     shutil.rmtree(old / "fa4_ext-0.0.1.dist-info")
     result = command("doctor", "--no-gpu", folders=(new, old))
     assert result.returncode == 1
@@ -171,8 +210,18 @@ def test_torchrun_registers_in_every_rank(tmp_path):
         pytest.skip("this torch has no gloo")
     script = tmp_path / "rank.py"
     script.write_text(textwrap.dedent(RANK))
-    path = os.pathsep.join([str(Path(fa4_ext.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    result = python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), PYTHONPATH=path)
+    path = os.pathsep.join(
+        [str(Path(fa4_ext.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    result = python(
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+        PYTHONPATH=path,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 

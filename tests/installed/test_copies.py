@@ -1,4 +1,5 @@
-"""A second copy of the library, or its name taken by something else: the library refuses with the reason, and nothing crashes."""
+"""A second copy of the library, or its name taken by something else: the library refuses with the
+reason, and nothing crashes."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ REFUSES = "PyTorch refused to define the operators fa4_ext::*"
 
 TAKEN = {
     "by a library of that name": "taken = torch.library.Library('fa4_ext', 'DEF')",
-    "by an op of that name": "taken = torch.library.Library('fa4_ext', 'FRAGMENT'); taken.define('explain(Tensor x) -> Tensor')",
+    "by an op of that name": "taken = torch.library.Library('fa4_ext', 'FRAGMENT'); "
+    "taken.define('explain(Tensor x) -> Tensor')",
 }
 IMPORT = """
 import warnings

@@ -1,4 +1,5 @@
-"""python -m fa4_ext doctor: each check on made-up facts, and the whole on a machine without a GPU."""
+"""python -m fa4_ext doctor: each check on made-up facts, and the whole on a machine without a
+GPU."""
 
 from __future__ import annotations
 
@@ -31,7 +32,11 @@ def facts(**different) -> _environment.Facts:
         ([("1.1.0", HERE)], WRONG, "the package says 1.2.0, its distribution 1.1.0"),
         ([("1.2.0", HERE), ("1.1.0", HERE)], WRONG, "several installed versions, 1.2.0, 1.1.0"),
         ([("1.2.0", HERE), ("1.1.9", ELSEWHERE)], NOTE, "1.1.9 is installed too, in /b/fa4_ext"),
-        ([("1.2.0", HERE), ("1.10.0rc1", ELSEWHERE)], WRONG, "1.2.0 hides a newer one, 1.10.0rc1 in /b/fa4_ext"),
+        (
+            [("1.2.0", HERE), ("1.10.0rc1", ELSEWHERE)],
+            WRONG,
+            "1.2.0 hides a newer one, 1.10.0rc1 in /b/fa4_ext",
+        ),
     ],
 )
 def test_distributions(found, status, words):
@@ -60,13 +65,27 @@ def test_library(problem, version, status, words):
         ({"torch_cuda": "12.8"}, True, {"torch": NOTE, "driver": OK}),
         ({"devices": ()}, True, {"torch": OK, "driver": OK, "devices": WRONG}),
         ({"driver": 12080}, True, {"torch": OK, "driver": WRONG}),
-        ({"torch_cuda": None, "driver": None, "devices": ()}, True, {"torch": WRONG, "driver": WRONG, "devices": WRONG}),
-        ({"torch_cuda": None, "driver": None, "devices": None}, False, {"torch": NOTE, "driver": NOTE, "devices": NOTE}),
-        ({"torch": "2.10.0", "devices": None}, False, {"torch": WRONG, "driver": OK, "devices": NOTE}),
+        (
+            {"torch_cuda": None, "driver": None, "devices": ()},
+            True,
+            {"torch": WRONG, "driver": WRONG, "devices": WRONG},
+        ),
+        (
+            {"torch_cuda": None, "driver": None, "devices": None},
+            False,
+            {"torch": NOTE, "driver": NOTE, "devices": NOTE},
+        ),
+        (
+            {"torch": "2.10.0", "devices": None},
+            False,
+            {"torch": WRONG, "driver": OK, "devices": NOTE},
+        ),
     ],
 )
 def test_torch_driver_and_whether_there_is_a_gpu(different, gpu, statuses):
-    assert {check.name: check.status for check in _doctor.platform(facts(**different), gpu)} == statuses
+    assert {
+        check.name: check.status for check in _doctor.platform(facts(**different), gpu)
+    } == statuses
 
 
 @pytest.mark.parametrize(
@@ -88,8 +107,13 @@ def test_registration_below_another_provider_is_wrong():
     with fa4_ext.register() as handle:
         entries = {op: _dispatcher.entry(op) for op in _dispatcher.OPS}
         assert _doctor.registration(handle, entries).status == OK
-        check = _doctor.registration(handle, entries | {"_flash_attention_forward": "nn/attention/_fa4.py:80"})
-    assert check.status == WRONG and "aten::_flash_attention_forward goes to nn/attention/_fa4.py:80" in check.sentence
+        check = _doctor.registration(
+            handle, entries | {"_flash_attention_forward": "nn/attention/_fa4.py:80"}
+        )
+    assert (
+        check.status == WRONG
+        and "aten::_flash_attention_forward goes to nn/attention/_fa4.py:80" in check.sentence
+    )
     assert _doctor.registration(None, entries).status == NOTE
 
 
@@ -123,15 +147,21 @@ def test_settings_that_decide_are_shown():
 @pytest.mark.parametrize(("error", "status"), [(0.003, OK), (0.02, WRONG), (float("nan"), WRONG)])
 def test_kernel_that_is_wrong_is_wrong(error, status):
     errors = {"out": 0.002, "dq": 0.003, "dk": error, "dv": 0.003}
-    check = _doctor.kernel(KernelRun("a GPU", ("forward", "backward"), errors, 0.01, (1.0, 2.0), 3 * 2**20))
-    assert check.status == status and "at most 0.01" in check.sentence and "3.0 MiB" in check.sentence
+    check = _doctor.kernel(
+        KernelRun("a GPU", ("forward", "backward"), errors, 0.01, (1.0, 2.0), 3 * 2**20)
+    )
+    assert (
+        check.status == status and "at most 0.01" in check.sentence and "3.0 MiB" in check.sentence
+    )
 
 
 @pytest.mark.parametrize(("capability", "arch"), [((9, 0), 90), ((10, 0), 100), ((10, 3), 100)])
 def test_calls_say_what_runs_and_what_falls_back(capability, arch):
     if arch not in fa4_ext.build_info()["archs"]:
         pytest.skip("not built")
-    answers = {(row.call, row.direction): row.explanation for row in _doctor_calls.rows([capability])}
+    answers = {
+        (row.call, row.direction): row.explanation for row in _doctor_calls.rows([capability])
+    }
     assert len(_doctor_calls.CALLS) == 8 == len({call for call, _ in answers})
     runs = [name for (name, _), answer in answers.items() if answer.supported]
     for word in ("full", "causal", "grouped heads", "back to back"):
@@ -176,9 +206,15 @@ def test_json_holds_the_same():
 
 
 def test_unregistered_and_cudnn_deprioritised_are_notes():
-    result = command("doctor", "--no-gpu", FA4_EXT_AUTOREGISTER="0", TORCH_CUDNN_SDPA_DEPRIORITIZED="1")
+    result = command(
+        "doctor", "--no-gpu", FA4_EXT_AUTOREGISTER="0", TORCH_CUDNN_SDPA_DEPRIORITIZED="1"
+    )
     assert result.returncode == 0
-    for words in ("note   registration  none", "FA4_EXT_AUTOREGISTER=0", "TORCH_CUDNN_SDPA_DEPRIORITIZED=1"):
+    for words in (
+        "note   registration  none",
+        "FA4_EXT_AUTOREGISTER=0",
+        "TORCH_CUDNN_SDPA_DEPRIORITIZED=1",
+    ):
         assert words in result.stdout
 
 
@@ -201,11 +237,21 @@ def test_library_of_an_older_version_fails(tmp_path):
     version = fa4_ext.__version__
     old = "0" * (len(version) - 2) + ".0"
     path = copy_package(tmp_path) / "libfa4_ext.so"
-    path.write_bytes(path.read_bytes().replace(f'"version": "{version}"'.encode(), f'"version": "{old}"'.encode()))
+    path.write_bytes(
+        path.read_bytes().replace(
+            f'"version": "{version}"'.encode(), f'"version": "{old}"'.encode()
+        )
+    )
     result = command("doctor", "--no-gpu", folders=(tmp_path,))
     assert result.returncode == 1
-    assert f"version {old}, commit" in result.stdout and f"is not of this package, which is {version}" in result.stdout
+    assert (
+        f"version {old}, commit" in result.stdout
+        and f"is not of this package, which is {version}" in result.stdout
+    )
 
 
 def test_the_import_brings_in_none_of_it():
-    run("import fa4_ext, sys\nassert not [name for name in sys.modules if name.startswith('fa4_ext._do')]")
+    run(
+        "import fa4_ext, sys\nassert not [name for name in sys.modules if "
+        "name.startswith('fa4_ext._do')]"
+    )

@@ -1,4 +1,5 @@
-"""A torch, a driver or a library that the kernels can't run with: a clear sentence, and never a failed import."""
+"""A torch, a driver or a library that the kernels can't run with: a clear sentence, and never a
+failed import."""
 
 from __future__ import annotations
 
@@ -41,14 +42,42 @@ def test_what_fits_is_no_problem(fitting):
 @pytest.mark.parametrize(
     ("different", "words"),
     [
-        ({"torch": "2.10.0"}, ("torch 2.10.0 is too old", "torch 2.11 or newer", "its native library stays unloaded")),
-        ({"torch": "1.13.1+cu117"}, ("torch 1.13.1+cu117 is too old", "torch 2.11 or newer", "PyTorch's own kernels")),
-        ({"torch": "2.13.0+cpu", "torch_cuda": None}, ("built without CUDA", "need a CUDA build", "no tensor gets to a GPU")),
-        ({"driver": None}, ("no CUDA driver, libcuda.so.1", "CUDA 13.0 or newer", "no tensor gets to a GPU")),
-        ({"driver": 12090}, ("is for CUDA 12.9", "CUDA 13.0 or newer", "every call runs PyTorch's own kernels")),
-        ({"driver": 12080, "torch_cuda": "12.8"}, ("is for CUDA 12.8", "NVIDIA driver 580 or newer", "PyTorch's own kernels")),
-        ({"devices": ()}, ("this process sees no GPU", "compute capability 9.0, 10.0 or 10.3", "none of them runs")),
-        ({"devices": ((9, 0), (8, 0))}, ("GPU 1 is of compute capability 8.0", "10.0 or 10.3", "PyTorch's own kernels")),
+        (
+            {"torch": "2.10.0"},
+            ("torch 2.10.0 is too old", "torch 2.11 or newer", "its native library stays unloaded"),
+        ),
+        (
+            {"torch": "1.13.1+cu117"},
+            ("torch 1.13.1+cu117 is too old", "torch 2.11 or newer", "PyTorch's own kernels"),
+        ),
+        (
+            {"torch": "2.13.0+cpu", "torch_cuda": None},
+            ("built without CUDA", "need a CUDA build", "no tensor gets to a GPU"),
+        ),
+        (
+            {"driver": None},
+            ("no CUDA driver, libcuda.so.1", "CUDA 13.0 or newer", "no tensor gets to a GPU"),
+        ),
+        (
+            {"driver": 12090},
+            ("is for CUDA 12.9", "CUDA 13.0 or newer", "every call runs PyTorch's own kernels"),
+        ),
+        (
+            {"driver": 12080, "torch_cuda": "12.8"},
+            ("is for CUDA 12.8", "NVIDIA driver 580 or newer", "PyTorch's own kernels"),
+        ),
+        (
+            {"devices": ()},
+            (
+                "this process sees no GPU",
+                "compute capability 9.0, 10.0 or 10.3",
+                "none of them runs",
+            ),
+        ),
+        (
+            {"devices": ((9, 0), (8, 0))},
+            ("GPU 1 is of compute capability 8.0", "10.0 or 10.3", "PyTorch's own kernels"),
+        ),
     ],
 )
 def test_a_problem_says_what_is_what_is_needed_and_what_happens_until_then(different, words):
@@ -70,7 +99,9 @@ def test_a_torch_for_cuda_12_is_a_remark():
 
 
 @pytest.mark.parametrize("word", ["0", "false", "no", "off", "1", "true", "yes", "on"])
-@pytest.mark.parametrize("written", [str, str.upper, str.title, "  {}".format, "{} \t".format, " {}\n".format])
+@pytest.mark.parametrize(
+    "written", [str, str.upper, str.title, "  {}".format, "{} \t".format, " {}\n".format]
+)
 def test_a_setting_of_the_import_may_be_written_in_any_case_with_spaces(written, word):
     assert _environment.autoregister(written(word)) == (word in ("1", "true", "yes", "on"), None)
 
@@ -80,13 +111,16 @@ def test_the_import_registers_without_a_setting(value):
     assert _environment.autoregister(value) == (True, None)
 
 
-@pytest.mark.parametrize("value", ["2", "00", "-1", "nope", "offf", "0 1", "n", "None", "false;", "ноль"])
+@pytest.mark.parametrize(
+    "value", ["2", "00", "-1", "nope", "offf", "0 1", "n", "None", "false;", "ноль"]
+)
 def test_a_setting_that_is_not_known_is_named_with_what_is_allowed(value):
     wanted, sentence = _environment.autoregister(value)
     assert wanted
-    assert all(word in sentence for word in ("FA4_EXT_AUTOREGISTER", repr(value), "0, false, no, off", "1, true, yes, on")), (
-        sentence
-    )
+    assert all(
+        word in sentence
+        for word in ("FA4_EXT_AUTOREGISTER", repr(value), "0, false, no, off", "1, true, yes, on")
+    ), sentence
 
 
 # What follows runs in processes of their own, in which something is other than it should be.
@@ -145,16 +179,23 @@ def test_with_a_torch_whose_ops_have_more_arguments_the_import_warns_and_registe
 
 
 def test_with_a_torch_of_before_the_registry_of_providers_the_import_warns():
-    no_registry = "import torch.nn.attention\ndel torch.nn.attention.register_flash_attention_impl\n"
+    no_registry = (
+        "import torch.nn.attention\ndel torch.nn.attention.register_flash_attention_impl\n"
+    )
     result = run(OLD_TORCH + no_registry + "import fa4_ext")
-    assert "RuntimeWarning: torch 2.10.0 is too old" in result.stderr and "Traceback" not in result.stderr
+    assert (
+        "RuntimeWarning: torch 2.10.0 is too old" in result.stderr
+        and "Traceback" not in result.stderr
+    )
 
 
 def compile_library(source: str, target: Path, *options: str) -> None:
     if not shutil.which("c++"):
         pytest.skip("no C++ compiler")
     target.with_suffix(".cpp").write_text(source)
-    subprocess.run(["c++", "-shared", "-fPIC", *options, "-o", target, target.with_suffix(".cpp")], check=True)
+    subprocess.run(
+        ["c++", "-shared", "-fPIC", *options, "-o", target, target.with_suffix(".cpp")], check=True
+    )
 
 
 def not_a_library(target: Path) -> str:
@@ -163,7 +204,10 @@ def not_a_library(target: Path) -> str:
 
 
 def library_of_another_torch(target: Path) -> str:
-    source = 'extern "C" void aoti_torch_of_another_time();\nextern "C" void fa4_ext_remove() { aoti_torch_of_another_time(); }\n'
+    source = (
+        'extern "C" void aoti_torch_of_another_time();\nextern "C" void fa4_ext_remove() { '
+        "aoti_torch_of_another_time(); }\n"
+    )
     compile_library(source, target, "-Wl,-z,now")
     return "undefined symbol: aoti_torch_of_another_time"
 
@@ -173,11 +217,18 @@ def library_of_another_version(target: Path) -> str:
     return "undefined symbol: fa4_ext_configure"
 
 
-@pytest.mark.parametrize("make", [not_a_library, library_of_another_torch, library_of_another_version])
-def test_with_a_library_that_fails_to_load_the_import_warns_and_everything_else_raises(make, tmp_path):
+@pytest.mark.parametrize(
+    "make", [not_a_library, library_of_another_torch, library_of_another_version]
+)
+def test_with_a_library_that_fails_to_load_the_import_warns_and_everything_else_raises(
+    make, tmp_path
+):
     words = make(copy_package(tmp_path, library=False) / "libfa4_ext.so")
     sentence = run(preamble(tmp_path) + "import torch\n" + UNUSABLE).stdout
-    until = "Until fa4_ext is installed anew, or in a checkout built anew by `make build`, every call runs PyTorch's own kernels."
+    until = (
+        "Until fa4_ext is installed anew, or in a checkout built anew by `make build`, every call "
+        "runs PyTorch's own kernels."
+    )
     assert words in sentence and until in sentence
 
 
@@ -185,7 +236,9 @@ WHOLE = (PACKAGE / "libfa4_ext.so").stat().st_size
 
 
 @pytest.mark.parametrize(
-    "length", [0, 1, 63, 64, 500, 4096, WHOLE // 4, WHOLE // 2, WHOLE * 3 // 4, WHOLE - 4096, WHOLE - 1], ids=str
+    "length",
+    [0, 1, 63, 64, 500, 4096, WHOLE // 4, WHOLE // 2, WHOLE * 3 // 4, WHOLE - 4096, WHOLE - 1],
+    ids=str,
 )
 def test_a_library_that_is_cut_off_is_named_with_its_length(length, tmp_path):
     library = tmp_path / "libfa4_ext.so"
@@ -198,11 +251,16 @@ def test_a_library_that_is_cut_off_is_named_with_its_length(length, tmp_path):
 
 
 @pytest.mark.parametrize("length", [WHOLE // 2, WHOLE - 1], ids=str)
-def test_with_a_library_that_is_cut_off_the_import_warns_and_everything_else_raises(length, tmp_path):
+def test_with_a_library_that_is_cut_off_the_import_warns_and_everything_else_raises(
+    length, tmp_path
+):
     library = copy_package(tmp_path) / "libfa4_ext.so"
     os.truncate(library, length)
     sentence = run(preamble(tmp_path) + "import torch\n" + UNUSABLE).stdout
-    assert f"{library} has {length} bytes of {WHOLE}: its end is missing. Until fa4_ext is installed anew" in sentence, sentence
+    assert (
+        f"{library} has {length} bytes of {WHOLE}: its end is missing. Until fa4_ext is installed "
+        "anew" in sentence
+    ), sentence
 
 
 def test_a_whole_library_and_other_files_pass_the_check_of_their_length(tmp_path):
@@ -219,13 +277,19 @@ def test_commands_without_the_library_say_why_and_show_no_traceback(name, tmp_pa
     not_a_library(copy_package(tmp_path, library=False) / "libfa4_ext.so")
     result = command(name, folders=(tmp_path,))
     assert result.returncode == (0 if name == "status" else 1)
-    assert "native library could not be loaded" in (result.stdout if name in ("status", "doctor") else result.stderr)
+    assert "native library could not be loaded" in (
+        result.stdout if name in ("status", "doctor") else result.stderr
+    )
     assert "Traceback" not in result.stderr
 
 
 def driver(folder: Path, version: int, result: int = 0) -> dict[str, str]:
-    """The environment of a process that finds a CUDA driver which knows its version and nothing else."""
-    source = f'extern "C" int cuDriverGetVersion(int* version) {{ *version = {version}; return {result}; }}\n'
+    """The environment of a process that finds a CUDA driver which knows its version and nothing
+    else."""
+    source = (
+        f'extern "C" int cuDriverGetVersion(int* version) {{ *version = {version}; return '
+        f"{result}; }}\n"
+    )
     compile_library(source, folder / "libcuda.so.1")
     return {"LD_LIBRARY_PATH": str(folder)}
 
@@ -253,7 +317,8 @@ def told(torch_cuda: str | None, **environment: str) -> list[str]:
 
 
 def no_driver(folder: Path) -> dict[str, str]:
-    return driver(folder, 0, result=34)  # CUDA_ERROR_STUB_LIBRARY: also hides a driver that this machine has
+    # CUDA_ERROR_STUB_LIBRARY: also hides a driver that this machine has
+    return driver(folder, 0, result=34)
 
 
 def test_register_tells_once_of_a_missing_driver(tmp_path):

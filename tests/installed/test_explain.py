@@ -14,14 +14,28 @@ import fa4_ext
 HOPPER = (9, 0)
 
 
-def qkv(batch=2, heads=8, seqlen=512, head_dim=128, *, heads_kv=None, seqlen_kv=None, dtype=torch.bfloat16, device="meta"):
+def qkv(
+    batch=2,
+    heads=8,
+    seqlen=512,
+    head_dim=128,
+    *,
+    heads_kv=None,
+    seqlen_kv=None,
+    dtype=torch.bfloat16,
+    device="meta",
+):
     """As F.scaled_dot_product_attention takes them."""
     query = torch.empty(batch, heads, seqlen, head_dim, dtype=dtype, device=device)
-    key = torch.empty(batch, heads_kv or heads, seqlen_kv or seqlen, head_dim, dtype=dtype, device=device)
+    key = torch.empty(
+        batch, heads_kv or heads, seqlen_kv or seqlen, head_dim, dtype=dtype, device=device
+    )
     return query, key, torch.empty_like(key)
 
 
-def varlen(sequences=4, seqlen=1024, heads=8, head_dim=128, *, cu_dtype=torch.int32, dtype=torch.bfloat16):
+def varlen(
+    sequences=4, seqlen=1024, heads=8, head_dim=128, *, cu_dtype=torch.int32, dtype=torch.bfloat16
+):
     tensor = torch.empty(sequences * seqlen, heads, head_dim, dtype=dtype, device="meta")
     return (tensor,) * 3, {
         "cu_seqlens_q": torch.empty(sequences + 1, dtype=cu_dtype, device="meta"),
@@ -45,7 +59,9 @@ def test_supported_call_names_a_kernel_of_the_build(capability, backward, is_cau
     answer = explain(*longer, is_causal=is_causal, backward=backward, device_capability=capability)
     assert answer.supported and answer.reason == ""
     assert answer.kernel in {kernel.name for kernel in fa4_ext.kernels()}
-    assert answer.kernel.startswith(f"sm{arch}_{'backward' if backward else 'forward'}_bf16_d{head_dim}_dense")
+    assert answer.kernel.startswith(
+        f"sm{arch}_{'backward' if backward else 'forward'}_bf16_d{head_dim}_dense"
+    )
     assert ("causal" in answer.kernel) == is_causal
     assert answer.kernel.split("_2cta")[0].endswith("_m{}n{}".format(*answer.tile))
     assert (answer.workspace_bytes > 0) == backward and answer.fallback is None
@@ -56,7 +72,12 @@ def test_explanation_is_frozen_and_prints_its_reason():
     answer = explain(*qkv(), dropout_p=0.5)
     with pytest.raises(dataclasses.FrozenInstanceError):
         answer.supported = True
-    assert not answer.supported and answer.kernel is None and answer.tile is None and answer.workspace_bytes == 0
+    assert (
+        not answer.supported
+        and answer.kernel is None
+        and answer.tile is None
+        and answer.workspace_bytes == 0
+    )
     assert str(answer) == f"left to PyTorch's own kernels: {answer.reason}"
 
 
@@ -64,26 +85,82 @@ def test_explanation_is_frozen_and_prints_its_reason():
     ("tensors", "options", "reason"),
     [
         pytest.param(qkv(), {"dropout_p": 0.1}, "dropout_p must be 0", id="dropout"),
-        pytest.param(qkv(dtype=torch.float32), {}, "dtype must be float16 or bfloat16", id="float32"),
-        pytest.param((qkv()[0], *qkv(dtype=torch.float16)[1:]), {}, "must have the same dtype", id="mixed dtypes"),
-        pytest.param([torch.empty(8, 64, dtype=torch.bfloat16, device="meta")] * 3, {}, "dense query must be 4D", id="rank"),
+        pytest.param(
+            qkv(dtype=torch.float32), {}, "dtype must be float16 or bfloat16", id="float32"
+        ),
+        pytest.param(
+            (qkv()[0], *qkv(dtype=torch.float16)[1:]),
+            {},
+            "must have the same dtype",
+            id="mixed dtypes",
+        ),
+        pytest.param(
+            [torch.empty(8, 64, dtype=torch.bfloat16, device="meta")] * 3,
+            {},
+            "dense query must be 4D",
+            id="rank",
+        ),
         pytest.param(
             qkv(head_dim=512),
             {},
             r"head_dim must be at most \d+ .*, is 512",
             id="head dim too large",
         ),
-        pytest.param((*qkv()[:2], qkv(head_dim=64)[0]), {}, "head_dim, 128, differs from value's, 64", id="value head dim"),
-        pytest.param((qkv()[0], *qkv(head_dim=64)[1:]), {}, "head_dim 64 differs from query's 128", id="key head dim"),
-        pytest.param(qkv(seqlen=0, seqlen_kv=16), {}, "0 rows and key 16: .*never takes empty ones", id="empty query"),
-        pytest.param((qkv(seqlen=16)[0], *qkv(seqlen=0)[1:]), {}, "16 rows and key 0: .*never takes empty ones", id="empty key"),
-        pytest.param((qkv()[0], *qkv(batch=3)[1:]), {}, "batch 3 differs from query's 2", id="batch"),
-        pytest.param(qkv(heads=6, heads_kv=4), {"enable_gqa": True}, "6, is not a multiple of .* 4", id="heads not divisible"),
+        pytest.param(
+            (*qkv()[:2], qkv(head_dim=64)[0]),
+            {},
+            "head_dim, 128, differs from value's, 64",
+            id="value head dim",
+        ),
+        pytest.param(
+            (qkv()[0], *qkv(head_dim=64)[1:]),
+            {},
+            "head_dim 64 differs from query's 128",
+            id="key head dim",
+        ),
+        pytest.param(
+            qkv(seqlen=0, seqlen_kv=16),
+            {},
+            "0 rows and key 16: .*never takes empty ones",
+            id="empty query",
+        ),
+        pytest.param(
+            (qkv(seqlen=16)[0], *qkv(seqlen=0)[1:]),
+            {},
+            "16 rows and key 0: .*never takes empty ones",
+            id="empty key",
+        ),
+        pytest.param(
+            (qkv()[0], *qkv(batch=3)[1:]), {}, "batch 3 differs from query's 2", id="batch"
+        ),
+        pytest.param(
+            qkv(heads=6, heads_kv=4),
+            {"enable_gqa": True},
+            "6, is not a multiple of .* 4",
+            id="heads not divisible",
+        ),
         pytest.param(qkv(heads_kv=4), {}, "needs enable_gqa=True", id="gqa not enabled"),
-        pytest.param(qkv(seqlen_kv=256), {"is_causal": True}, "top-left and .*causal_lower_right", id="causal, other key length"),
-        pytest.param(qkv(), {"device_capability": (8, 0)}, "compute capability .* 8.0", id="Ampere"),
-        pytest.param(qkv(), {"device_capability": (12, 0)}, "compute capability .* 12.0", id="consumer Blackwell"),
-        pytest.param([t.mT.contiguous().mT for t in qkv()], {}, "contiguous last dimension", id="head dim not contiguous"),
+        pytest.param(
+            qkv(seqlen_kv=256),
+            {"is_causal": True},
+            "top-left and .*causal_lower_right",
+            id="causal, other key length",
+        ),
+        pytest.param(
+            qkv(), {"device_capability": (8, 0)}, "compute capability .* 8.0", id="Ampere"
+        ),
+        pytest.param(
+            qkv(),
+            {"device_capability": (12, 0)},
+            "compute capability .* 12.0",
+            id="consumer Blackwell",
+        ),
+        pytest.param(
+            [t.mT.contiguous().mT for t in qkv()],
+            {},
+            "contiguous last dimension",
+            id="head dim not contiguous",
+        ),
     ],
 )
 def test_reason_says_why_not(tensors, options, reason):
@@ -95,23 +172,44 @@ def test_reason_says_why_not(tensors, options, reason):
 @pytest.mark.parametrize("backward", (False, True))
 def test_without_queries_no_kernel_is_needed(backward):
     answer = explain(*qkv(batch=0), backward=backward)
-    assert (answer.supported, answer.kernel, answer.tile, answer.workspace_bytes) == (True, None, None, 0), answer
-    assert str(answer) == "runs no kernel (there are no queries, or no keys: results are zeros, or have no elements)"
+    assert (answer.supported, answer.kernel, answer.tile, answer.workspace_bytes) == (
+        True,
+        None,
+        None,
+        0,
+    ), answer
+    assert (
+        str(answer)
+        == "runs no kernel (there are no queries, or no keys: results are zeros, or have no "
+        "elements)"
+    )
 
 
 @pytest.mark.parametrize(
     ("view", "copied"),
     [
         pytest.param(lambda t: t, "", id="contiguous"),
-        pytest.param(lambda t: t.new_empty(t.numel() + 1)[1:].view(t.shape), "query, key, value", id="address not aligned"),
-        pytest.param(lambda t: t.new_empty(*t.shape[:3], 132)[..., :128], "query, key, value", id="stride not aligned"),
+        pytest.param(
+            lambda t: t.new_empty(t.numel() + 1)[1:].view(t.shape),
+            "query, key, value",
+            id="address not aligned",
+        ),
+        pytest.param(
+            lambda t: t.new_empty(*t.shape[:3], 132)[..., :128],
+            "query, key, value",
+            id="stride not aligned",
+        ),
         pytest.param(lambda t: t.new_empty(1, *t.shape[1:]).expand(t.shape), "", id="expanded"),
     ],
 )
 def test_answer_names_the_inputs_that_are_copied(view, copied):
     answer = explain(*(view(tensor) for tensor in qkv()))
     assert answer.supported
-    assert answer.reason == (f"copied first, because TMA takes addresses and strides of 16 bytes only: {copied}" if copied else "")
+    assert answer.reason == (
+        f"copied first, because TMA takes addresses and strides of 16 bytes only: {copied}"
+        if copied
+        else ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,8 +217,14 @@ def test_answer_names_the_inputs_that_are_copied(view, copied):
     [
         ({"return_debug_mask": True}, "return_debug_mask must be False"),
         ({"alibi_slopes": torch.empty(8, device="meta")}, "alibi_slopes not supported"),
-        ({"seqused_k": torch.empty(2, dtype=torch.int32, device="meta")}, "seqused_k not supported without cum_seq_k"),
-        ({"block_table": torch.empty(2, 4, dtype=torch.int32, device="meta")}, "block_table must come with seqused_k or cum_seq_k"),
+        (
+            {"seqused_k": torch.empty(2, dtype=torch.int32, device="meta")},
+            "seqused_k not supported without cum_seq_k",
+        ),
+        (
+            {"block_table": torch.empty(2, 4, dtype=torch.int32, device="meta")},
+            "block_table must come with seqused_k or cum_seq_k",
+        ),
         ({"num_splits": -2}, "num_splits must not be negative, is -2"),
         ({"capability": 0}, "inputs must be CUDA tensors"),  # 0: query's own device
     ],
@@ -132,11 +236,21 @@ def test_reason_names_the_low_level_ops_own_arguments(arguments, reason):
 
 
 def explain_op(query, **arguments):
-    """torch.ops.fa4_ext.explain of a call with key and value like query that runs but for these arguments."""
+    """torch.ops.fa4_ext.explain of a call with key and value like query that runs but for these
+    arguments."""
     tensors = ("cum_seq_q", "cum_seq_k", "seqused_k", "alibi_slopes", "block_table")
-    nothing = dict.fromkeys((*tensors, "scale", "window_size_left", "window_size_right", "num_splits"))
+    nothing = dict.fromkeys(
+        (*tensors, "scale", "window_size_left", "window_size_right", "num_splits")
+    )
     plain = dict.fromkeys(("is_causal", "return_debug_mask", "deterministic", "backward"), False)
-    numbers = {"max_q": 512, "max_k": 512, "dropout_p": 0.0, "speed_rules": True, "capability": 90, "sm_count": 132}
+    numbers = {
+        "max_q": 512,
+        "max_k": 512,
+        "dropout_p": 0.0,
+        "speed_rules": True,
+        "capability": 90,
+        "sm_count": 132,
+    }
     return torch.ops.fa4_ext.explain(query, query, query, **(nothing | plain | numbers | arguments))
 
 
@@ -145,8 +259,14 @@ def explain_op(query, **arguments):
     [
         (torch.empty(4, dtype=torch.int32, device="meta"), ""),
         (torch.empty(4, dtype=torch.int64, device="meta"), "seqused_k must be int32"),
-        (torch.empty(5, dtype=torch.int32, device="meta"), "seqused_k must be 1D with batch elements"),
-        (torch.empty(4, 1, dtype=torch.int32, device="meta"), "seqused_k must be 1D with batch elements"),
+        (
+            torch.empty(5, dtype=torch.int32, device="meta"),
+            "seqused_k must be 1D with batch elements",
+        ),
+        (
+            torch.empty(4, 1, dtype=torch.int32, device="meta"),
+            "seqused_k must be 1D with batch elements",
+        ),
         (torch.empty(8, dtype=torch.int32, device="meta")[::2], "seqused_k must be contiguous"),
         (torch.empty(4, dtype=torch.int32, device="cpu"), "seqused_k must be on query's device"),
     ],
@@ -155,16 +275,23 @@ def explain_op(query, **arguments):
 def test_varlen_takes_the_number_of_keys_in_use(used, reason):
     (query, _, _), lengths = varlen(sequences=4, seqlen=512)
     cum_seq = lengths["cu_seqlens_q"]
-    supported, kernel, answer, *_ = explain_op(query, cum_seq_q=cum_seq, cum_seq_k=cum_seq, seqused_k=used)
+    supported, kernel, answer, *_ = explain_op(
+        query, cum_seq_q=cum_seq, cum_seq_k=cum_seq, seqused_k=used
+    )
     assert (supported, answer) == (not reason, reason)
     assert ("varlen" in kernel) == supported
 
 
-@pytest.mark.parametrize("scale", (0.0, -0.0, -0.125, 1e-40, 1e-320, 1e40, float("inf"), float("nan")))
+@pytest.mark.parametrize(
+    "scale", (0.0, -0.0, -0.125, 1e-40, 1e-320, 1e40, float("inf"), float("nan"))
+)
 def test_scale_that_no_kernel_computes_with(scale):
-    """What is masked is -inf before it is scaled: 0 makes it NaN, a negative scale the largest score of all."""
+    """What is masked is -inf before it is scaled: 0 makes it NaN, a negative scale the largest
+    score of all."""
     answer = explain(*qkv(), scale=scale)
-    assert not answer.supported and answer.reason.startswith("scale must be a positive normal number of float32, is ")
+    assert not answer.supported and answer.reason.startswith(
+        "scale must be a positive normal number of float32, is "
+    )
     assert answer.fallback == "flash"
 
 
@@ -173,12 +300,20 @@ def test_scale_that_the_kernels_compute_with(scale):
     assert explain(*qkv(), scale=scale).supported
 
 
-@pytest.mark.parametrize(("bound", "max_seqlen_k", "supported"), [(299, 9999, False), (300, 9999, False), (300, 300, True)])
+@pytest.mark.parametrize(
+    ("bound", "max_seqlen_k", "supported"),
+    [(299, 9999, False), (300, 9999, False), (300, 300, True)],
+)
 def test_window_bound_between_the_rows_of_key_and_max_seqlen_k(bound, max_seqlen_k, supported):
-    """PyTorch's kernel keeps such a right bound, whatever the rows; one of max_seqlen_k or more it drops."""
-    query, key = (torch.empty(rows, 8, 128, dtype=torch.bfloat16, device="meta") for rows in (900, 299))
+    """PyTorch's kernel keeps such a right bound, whatever the rows; one of max_seqlen_k or more it
+    drops."""
+    query, key = (
+        torch.empty(rows, 8, 128, dtype=torch.bfloat16, device="meta") for rows in (900, 299)
+    )
     starts = torch.empty(2, dtype=torch.int32, device="meta")
-    lengths = dict(cu_seqlens_q=starts, cu_seqlens_k=starts, max_seqlen_q=900, max_seqlen_k=max_seqlen_k)
+    lengths = dict(
+        cu_seqlens_q=starts, cu_seqlens_k=starts, max_seqlen_q=900, max_seqlen_k=max_seqlen_k
+    )
     answer = explain(query, key, key, window_size=(-1, bound), **lengths)
     assert answer.supported == supported, answer.reason
     assert supported or "less than max_k, 9999, but not than key's 299 rows" in answer.reason
@@ -222,11 +357,17 @@ def test_what_gets_a_call_that_is_not_supported():
     # What it has no part in: varlen, and a window.
     assert fallback(*qkv(head_dim=64)[:2], qkv()[2]) == "other"
     tensors, lengths = varlen(dtype=torch.float32)
-    assert fallback(*tensors, **lengths) == fallback(*qkv(dtype=torch.float32), window_size=(128, 0)) == "flash"
+    assert (
+        fallback(*tensors, **lengths)
+        == fallback(*qkv(dtype=torch.float32), window_size=(128, 0))
+        == "flash"
+    )
 
 
 def test_sliced_and_expanded_inputs_are_supported():
-    query = torch.empty(2, 512, 3, 8, 128, dtype=torch.bfloat16, device="meta").permute(2, 0, 3, 1, 4)
+    query = torch.empty(2, 512, 3, 8, 128, dtype=torch.bfloat16, device="meta").permute(
+        2, 0, 3, 1, 4
+    )
     assert explain(*query).supported
     query, key, _ = qkv(heads_kv=1)
     assert explain(query, *(key.expand_as(query),) * 2).supported
@@ -235,7 +376,12 @@ def test_sliced_and_expanded_inputs_are_supported():
 def test_varlen_defaults_key_lengths_to_the_querys():
     tensors, lengths = varlen()
     short = explain(*tensors, **lengths)
-    spelled_out = explain(*tensors, **lengths, cu_seqlens_k=lengths["cu_seqlens_q"], max_seqlen_k=lengths["max_seqlen_q"])
+    spelled_out = explain(
+        *tensors,
+        **lengths,
+        cu_seqlens_k=lengths["cu_seqlens_q"],
+        max_seqlen_k=lengths["max_seqlen_q"],
+    )
     assert short == spelled_out and short.supported and "varlen" in short.kernel
 
 
@@ -247,7 +393,10 @@ def test_varlen_causal_takes_different_lengths():
 @pytest.mark.parametrize(("head_dim", "head_dim_v"), [(128, 64), (64, 128)])
 @pytest.mark.parametrize("backward", [False, True])
 def test_varlen_takes_a_value_head_dim_of_its_own(head_dim, head_dim_v, backward):
-    ((query, key, _), lengths), ((_, _, value), _) = varlen(head_dim=head_dim), varlen(head_dim=head_dim_v)
+    ((query, key, _), lengths), ((_, _, value), _) = (
+        varlen(head_dim=head_dim),
+        varlen(head_dim=head_dim_v),
+    )
     answer = explain(query, key, value, **lengths, backward=backward)
     assert answer.supported and "_d128_varlen_" in answer.kernel
 
@@ -263,7 +412,11 @@ def int32(*shape):
         ((64, 256), {"seqused_k": int32(4), "num_splits": 3}, ""),
         ((64, 256), {"cu_seqlens_k": int32(5)}, ""),
         ((64, 256), {}, "block_table must come with seqused_k or cum_seq_k"),
-        ((64, 16), {"seqused_k": int32(4)}, "a page of block_table must hold a multiple of 64 keys, holds 16"),
+        (
+            (64, 16),
+            {"seqused_k": int32(4)},
+            "a page of block_table must hold a multiple of 64 keys, holds 16",
+        ),
         ((64, 256), {"seqused_k": int32(5)}, "seqused_k must be 1D with batch elements"),
     ],
 )
@@ -281,14 +434,18 @@ def test_few_queries_are_decoded(options):
     (query, _, _), lengths = varlen(seqlen=8)
     (_, key, value), _ = varlen(seqlen=8192)
     lengths |= {"cu_seqlens_k": lengths["cu_seqlens_q"], "max_seqlen_k": 8192}
-    assert explain(query, key, value, **lengths, **options).kernel.startswith("sm90_decode_bf16_d128")
+    assert explain(query, key, value, **lengths, **options).kernel.startswith(
+        "sm90_decode_bf16_d128"
+    )
 
 
 @pytest.mark.parametrize("missing", ["cu_seqlens_q", "max_seqlen_q"])
 def test_varlen_without_lengths_raises(missing):
     tensors, lengths = varlen()
     lengths.pop(missing)
-    with pytest.raises(ValueError, match="3-D query, key and value need cu_seqlens_q and max_seqlen_q"):
+    with pytest.raises(
+        ValueError, match="3-D query, key and value need cu_seqlens_q and max_seqlen_q"
+    ):
         explain(*tensors, **lengths)
 
 
@@ -306,8 +463,13 @@ def test_window_is_explained_by_the_window_kernel_or_its_absence():
 
 def test_window_with_causal_is_bottom_right_aligned_and_takes_unequal_lengths():
     answer = explain(*qkv(seqlen=256, heads_kv=4), is_causal=True, window_size=(1024, -1))
-    assert answer == explain(*qkv(seqlen=256, heads_kv=4), window_size=(1024, 0)) and answer.supported
-    assert "head_dim must be a multiple of 8" in explain(*qkv(head_dim=100), window_size=(1024, 0)).reason
+    assert (
+        answer == explain(*qkv(seqlen=256, heads_kv=4), window_size=(1024, 0)) and answer.supported
+    )
+    assert (
+        "head_dim must be a multiple of 8"
+        in explain(*qkv(head_dim=100), window_size=(1024, 0)).reason
+    )
 
 
 def test_windows_of_minus_one_and_of_the_whole_length_are_none():
@@ -337,20 +499,26 @@ def test_meta_cpu_and_fake_tensors_get_the_same_answer():
 
 
 def test_no_device_capability_for_a_meta_tensor_raises():
-    with pytest.raises(ValueError, match=r"device_capability is needed, such as \(9, 0\): query is on meta"):
+    with pytest.raises(
+        ValueError, match=r"device_capability is needed, such as \(9, 0\): query is on meta"
+    ):
         fa4_ext.explain(*qkv())
 
 
 def test_kernels_and_build_info_describe_one_build():
     kernels = fa4_ext.kernels()
-    assert isinstance(kernels, tuple) and len({kernel.name for kernel in kernels}) == len(kernels) > 0
+    assert (
+        isinstance(kernels, tuple) and len({kernel.name for kernel in kernels}) == len(kernels) > 0
+    )
     assert {kernel.arch for kernel in kernels} == set(fa4_ext.build_info()["archs"])
     with pytest.raises(dataclasses.FrozenInstanceError):
         kernels[0].name = "other"
 
 
 def test_sdpa_takes_no_unequal_head_dims_of_query_and_key():
-    query, key = (torch.empty(2, 4, 16, size, dtype=torch.bfloat16, device="meta") for size in (60, 64))
+    query, key = (
+        torch.empty(2, 4, 16, size, dtype=torch.bfloat16, device="meta") for size in (60, 64)
+    )
     explanation = fa4_ext.explain(query, key, key, device_capability=HOPPER)
     assert not explanation.supported
     assert explanation.reason == "key's head_dim 64 differs from query's 60"
@@ -358,13 +526,19 @@ def test_sdpa_takes_no_unequal_head_dims_of_query_and_key():
 
 @pytest.mark.parametrize("capability", [(9,), "sm90", 90, (8, 10), (0, 0), (9, 0, 0)], ids=str)
 def test_device_capability_that_is_none_raises(capability):
-    with pytest.raises(ValueError, match=re.escape(f"device_capability must be two numbers such as (9, 0), is {capability!r}")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape(f"device_capability must be two numbers such as (9, 0), is {capability!r}"),
+    ):
         fa4_ext.explain(*qkv(), device_capability=capability)
 
 
 @pytest.mark.parametrize("window_size", [(1,), (1, 2, 3)], ids=str)
 def test_window_size_that_is_no_pair_raises(window_size):
-    with pytest.raises(ValueError, match=re.escape(f"window_size must be two numbers, left and right, is {window_size!r}")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape(f"window_size must be two numbers, left and right, is {window_size!r}"),
+    ):
         fa4_ext.explain(*qkv(), window_size=window_size, device_capability=HOPPER)
 
 
@@ -378,23 +552,41 @@ def op_explain(capability: int, sm_count: int, device: str = "meta"):
 
 @pytest.mark.parametrize("sm_count", [-1, 0, 1025, 2**31, 2**32 + 132, 2**62, -(2**63)])
 def test_multiprocessors_that_no_device_has_are_named_with_what_is_allowed(sm_count):
-    with pytest.raises(RuntimeError, match=rf"sm_count, .*, must be from 1 to 1024 with a capability of 90; is {sm_count}$"):
+    with pytest.raises(
+        RuntimeError,
+        match=rf"sm_count, .*, must be from 1 to 1024 with a capability of 90; is {sm_count}$",
+    ):
         op_explain(90, sm_count)
 
 
-@pytest.mark.parametrize("capability", [-1, -90, 1, 9, 1000, 2**31, 2**32 + 90, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize(
+    "capability", [-1, -90, 1, 9, 1000, 2**31, 2**32 + 90, 2**63 - 1, -(2**63)]
+)
 def test_a_capability_that_no_device_has_is_named_with_what_is_allowed(capability):
-    with pytest.raises(RuntimeError, match=rf"capability must be 0, .*, from 10 to 999, such as 90; is {capability}$"):
+    with pytest.raises(
+        RuntimeError,
+        match=rf"capability must be 0, .*, from 10 to 999, such as 90; is {capability}$",
+    ):
         op_explain(capability, 132)
 
 
 @pytest.mark.parametrize("sm_count", [-1, 1025, 2**40])
 def test_multiprocessors_beside_the_query_s_own_device_are_looked_at_too(sm_count):
-    with pytest.raises(RuntimeError, match=rf"sm_count, .*, must be from 0 to 1024 with a capability of 0; is {sm_count}$"):
+    with pytest.raises(
+        RuntimeError,
+        match=rf"sm_count, .*, must be from 0 to 1024 with a capability of 0; is {sm_count}$",
+    ):
         op_explain(0, sm_count, device="cpu")
 
 
-@pytest.mark.parametrize(("capability", "sm_count"), [(90, 1), (90, 1024), (103, 160), (999, 16), (10, 16), (0, 0), (0, 132)])
+@pytest.mark.parametrize(
+    ("capability", "sm_count"),
+    [(90, 1), (90, 1024), (103, 160), (999, 16), (10, 16), (0, 0), (0, 132)],
+)
 def test_what_a_device_may_have_is_planned_for(capability, sm_count):
-    supported, _, reason, *_ = op_explain(capability, sm_count, device="meta" if capability else "cpu")
-    assert supported == (capability in (90, 103)) or "not compiled" in reason or "no kernel" in reason, (supported, reason)
+    supported, _, reason, *_ = op_explain(
+        capability, sm_count, device="meta" if capability else "cpu"
+    )
+    assert (
+        supported == (capability in (90, 103)) or "not compiled" in reason or "no kernel" in reason
+    ), (supported, reason)

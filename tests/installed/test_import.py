@@ -1,4 +1,5 @@
-"""What `import fa4_ext` does to a process: a registration, and nothing else that anyone could notice."""
+"""What `import fa4_ext` does to a process: a registration, and nothing else that anyone could
+notice."""
 
 from __future__ import annotations
 
@@ -27,20 +28,31 @@ def test_import_registers():
 
 
 def test_import_with_autoregister_0_only_loads():
-    run(IMPORT + f"assert not {OURS} and fa4_ext.default_handle is None and fa4_ext.kernels()", FA4_EXT_AUTOREGISTER="0")
+    run(
+        IMPORT + f"assert not {OURS} and fa4_ext.default_handle is None and fa4_ext.kernels()",
+        FA4_EXT_AUTOREGISTER="0",
+    )
 
 
-@pytest.mark.parametrize(("value", "registers"), [("False", False), (" OFF ", False), ("yes", True)])
+@pytest.mark.parametrize(
+    ("value", "registers"), [("False", False), (" OFF ", False), ("yes", True)]
+)
 def test_the_setting_decides_silently(value, registers):
     bare = run("import torch", "-W", "always")
-    ours = run(IMPORT + f"assert ({OURS}) == (fa4_ext.default_handle is not None) == {registers}", "-W", "always",
+    ours = run(IMPORT + f"assert ({OURS}) == (fa4_ext.default_handle is not None) == {registers}",
+    "-W", "always",
                FA4_EXT_AUTOREGISTER=value)  # fmt: skip
     assert ours.stderr == bare.stderr
 
 
 def test_a_setting_that_is_not_allowed_warns_and_registers():
-    result = run(IMPORT + f"assert {OURS} and fa4_ext.default_handle.active", FA4_EXT_AUTOREGISTER="maybe")
-    assert "<string>:2: RuntimeWarning: FA4_EXT_AUTOREGISTER must be one of 0, false, no, off" in result.stderr, result.stderr
+    result = run(
+        IMPORT + f"assert {OURS} and fa4_ext.default_handle.active", FA4_EXT_AUTOREGISTER="maybe"
+    )
+    assert (
+        "<string>:2: RuntimeWarning: FA4_EXT_AUTOREGISTER must be one of 0, false, no, off"
+        in result.stderr
+    ), result.stderr
     assert "is 'maybe'" in result.stderr
 
 
@@ -80,7 +92,11 @@ def test_import_initialises_no_cuda():
 
 
 def test_import_brings_in_no_compiler():
-    run(IMPORT + "import sys\nassert not {'flash_attn', 'cutlass', 'quack', 'tvm_ffi', 'triton.compiler'} & set(sys.modules)")
+    run(
+        IMPORT
+        + "import sys\nassert not {'flash_attn', 'cutlass', 'quack', 'tvm_ffi', 'triton.compiler'} "
+        "& set(sys.modules)"
+    )
 
 
 def test_override_warning_reaches_neither_stderr_nor_the_filters():
@@ -174,7 +190,11 @@ def test_missing_library_says_how_to_build_it(tmp_path):
 
     import fa4_ext
 
-    shutil.copytree(Path(fa4_ext.__file__).parent, tmp_path / "fa4_ext", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(
+        Path(fa4_ext.__file__).parent,
+        tmp_path / "fa4_ext",
+        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+    )
     result = python("-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import fa4_ext")
     assert result.returncode == 1
     assert "ImportError: fa4_ext's native library is missing" in result.stderr

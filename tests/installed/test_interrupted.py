@@ -1,4 +1,5 @@
-"""Ctrl-C inside register() and remove(): register() leaves nothing behind, and a second remove() does the rest."""
+"""Ctrl-C inside register() and remove(): register() leaves nothing behind, and a second remove()
+does the rest."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 
 def interrupted(call: Callable, line: int) -> bool:
-    """Calls, and raises KeyboardInterrupt before the given line of the package's that runs; False where it ran to its end first."""
+    """Calls, and raises KeyboardInterrupt before the given line of the package's that runs; False
+    where it ran to its end first."""
     count = 0
 
     def trace(frame, event, argument):
@@ -49,10 +51,13 @@ def dispatcher() -> list[str]:
 
 
 def is_strict() -> bool:
-    """The options that are in force: whether a call that none of our kernels runs raises our error."""
+    """The options that are in force: whether a call that none of our kernels runs raises our
+    error."""
     query = torch.zeros(1, 2, 8, 64, dtype=torch.bfloat16)
     try:
-        torch.ops.aten._scaled_dot_product_flash_attention.default.redispatch(CUDA, query, query, query)
+        torch.ops.aten._scaled_dot_product_flash_attention.default.redispatch(
+            CUDA, query, query, query
+        )
     except RuntimeError as error:
         return "FA4" in str(error)
     return False
@@ -91,11 +96,17 @@ def up(request, cuda):
     return cuda
 
 
-OUTERS = {"alone": [], "beside": [{}], "beside one that is strict": [{"fallback": "error", "prefer": False}]}
+OUTERS = {
+    "alone": [],
+    "beside": [{}],
+    "beside one that is strict": [{"fallback": "error", "prefer": False}],
+}
 
 
 @pytest.mark.parametrize("outers", OUTERS.values(), ids=OUTERS)
-@pytest.mark.parametrize("options", [{}, {"fallback": "error", "prefer": False}], ids=["default", "strict"])
+@pytest.mark.parametrize(
+    "options", [{}, {"fallback": "error", "prefer": False}], ids=["default", "strict"]
+)
 def test_interrupted_register_leaves_nothing(up, outers, options):
     handles = [fa4_ext.register(**outer) for outer in outers]
     before, line = state(), 0
@@ -123,7 +134,9 @@ def test_interrupted_register_over_another_provider_leaves_what_its_own_end_ends
 
 @pytest.mark.parametrize("first", [False, True], ids=["the newest", "the oldest"])
 @pytest.mark.parametrize("outers", OUTERS.values(), ids=OUTERS)
-@pytest.mark.parametrize("options", [{}, {"fallback": "error", "prefer": False}], ids=["default", "strict"])
+@pytest.mark.parametrize(
+    "options", [{}, {"fallback": "error", "prefer": False}], ids=["default", "strict"]
+)
 def test_interrupted_remove_is_ended_by_a_second_one(up, outers, options, first):
     def handles() -> list[fa4_ext.Handle]:
         made = [fa4_ext.register(**each) for each in [*outers, options]]
@@ -140,7 +153,9 @@ def test_interrupted_remove_is_ended_by_a_second_one(up, outers, options, first)
         going, *staying = handles()
         more = interrupted(going.remove, line := line + 1)
         going.remove()
-        assert not going.active and _register._live == sorted(staying, key=lambda handle: handle._number)
+        assert not going.active and _register._live == sorted(
+            staying, key=lambda handle: handle._number
+        )
         check(kept, line)
         for handle in staying:
             handle.remove()
@@ -173,7 +188,10 @@ def test_interrupted_start_of_cuda_may_be_tried_again(cuda):
         more = interrupted(cuda.start, line := line + 1)
         if more:
             cuda.start()  # as torch does in the next use of CUDA, with the whole queue
-        assert torch._C._get_sdp_priority_order()[0] == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value, line
+        assert (
+            torch._C._get_sdp_priority_order()[0]
+            == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value
+        ), line
         handle.remove()
         torch._C._set_sdp_priority_order(before)
         cuda.up = cuda.chosen = False

@@ -1,4 +1,5 @@
-"""The functions behind a kernel's range in a profile do in this torch what csrc/aten/profile_range.cpp takes them for."""
+"""The functions behind a kernel's range in a profile do in this torch what
+csrc/aten/profile_range.cpp takes them for."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 def shim() -> ctypes.CDLL:
     library = ctypes.CDLL("libtorch_cpu.so", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
     library.aoti_record_function_start.argtypes = [
-        ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(ctypes.c_void_p),
+        ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64,
+        ctypes.POINTER(ctypes.c_void_p),
     ]  # fmt: skip
     library.aoti_record_function_end.argtypes = [ctypes.c_void_p]
     return library
@@ -23,7 +25,10 @@ def shim() -> ctypes.CDLL:
 def record(shim: ctypes.CDLL, name: bytes, work=lambda: None) -> None:
     """As ProfileRange does: no keywords and no inputs."""
     handle = ctypes.c_void_p()
-    assert shim.aoti_record_function_start(name, None, None, 0, ctypes.byref(handle)) == 0 and handle.value
+    assert (
+        shim.aoti_record_function_start(name, None, None, 0, ctypes.byref(handle)) == 0
+        and handle.value
+    )
     work()
     assert shim.aoti_record_function_end(handle) == 0
 

@@ -63,7 +63,9 @@ def native_calls(monkeypatch):
     calls = []
     register, configure, remove = _library.register, _library.configure, _library.remove
     monkeypatch.setattr(_library, "register", lambda: calls.append("register") or register())
-    monkeypatch.setattr(_library, "configure", lambda **options: calls.append(options) or configure(**options))
+    monkeypatch.setattr(
+        _library, "configure", lambda **options: calls.append(options) or configure(**options)
+    )
     monkeypatch.setattr(_library, "remove", lambda: calls.append("remove") or remove())
     return calls
 
@@ -77,18 +79,26 @@ def test_every_op_is_ours_while_registered_and_byte_identical_after():
 
 
 def test_no_op_of_attention_is_touched_but_those_overridden():
-    names = [name for name in torch._C._dispatch_get_all_op_names() if "attention" in name or "sdp" in name]
+    names = [
+        name
+        for name in torch._C._dispatch_get_all_op_names()
+        if "attention" in name or "sdp" in name
+    ]
     before = {name: torch._C._dispatch_dump(name) for name in names}
     with fa4_ext.register():
         during = {name: torch._C._dispatch_dump(name) for name in names}
     changed = {name for name in names if during[name] != before[name]}
-    assert changed == {name for name in names if "registered at fa4_ext:" in during[name]} >= set(OPS)
+    assert (
+        changed == {name for name in names if "registered at fa4_ext:" in during[name]} >= set(OPS)
+    )
     assert {name: torch._C._dispatch_dump(name) for name in names} == before
 
 
 def test_torch_ops_inspection_shows_our_kernel_and_our_op():
     with fa4_ext.register():
-        assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::_flash_attention_forward", "CUDA")
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(
+            "aten::_flash_attention_forward", "CUDA"
+        )
         assert "fa4_ext" in torch._C._dispatch_dump("aten::_flash_attention_forward")
     assert torch.ops.fa4_ext.explain.default._schema.name == "fa4_ext::explain"
 
@@ -96,19 +106,33 @@ def test_torch_ops_inspection_shows_our_kernel_and_our_op():
 def test_cpu_and_meta_kernels_are_untouched():
     with fa4_ext.register():
         query = torch.empty(1, 2, 8, 64, dtype=torch.bfloat16, device="meta")
-        assert torch.ops.aten._scaled_dot_product_flash_attention(query, query, query)[0].shape == query.shape
+        assert (
+            torch.ops.aten._scaled_dot_product_flash_attention(query, query, query)[0].shape
+            == query.shape
+        )
         query = torch.randn(1, 2, 8, 64)
-        assert torch.nn.functional.scaled_dot_product_attention(query, query, query).isfinite().all()
+        assert (
+            torch.nn.functional.scaled_dot_product_attention(query, query, query).isfinite().all()
+        )
 
 
 def test_strict_op_raises_the_reason():
-    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)  # CPU tensors would never get there on their own
+    # CPU tensors would never get there on their own
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     query = torch.zeros(1, 2, 8, 64, dtype=torch.bfloat16)
     with fa4_ext.register(fallback="error"):
-        with pytest.raises(RuntimeError, match=r"FA4 .*flash_attention.* unsupported: inputs must be CUDA tensors"):
-            torch.ops.aten._scaled_dot_product_flash_attention.default.redispatch(cuda, query, query, query)
-        with pytest.raises(RuntimeError, match=r"FA4 .*flash_attention.* unsupported: dropout_p must be 0"):
-            torch.ops.aten._scaled_dot_product_flash_attention.default.redispatch(cuda, query, query, query, 0.5)
+        with pytest.raises(
+            RuntimeError, match=r"FA4 .*flash_attention.* unsupported: inputs must be CUDA tensors"
+        ):
+            torch.ops.aten._scaled_dot_product_flash_attention.default.redispatch(
+                cuda, query, query, query
+            )
+        with pytest.raises(
+            RuntimeError, match=r"FA4 .*flash_attention.* unsupported: dropout_p must be 0"
+        ):
+            torch.ops.aten._scaled_dot_product_flash_attention.default.redispatch(
+                cuda, query, query, query, 0.5
+            )
 
 
 def test_remove_twice_and_after_the_context_manager():
@@ -146,7 +170,8 @@ def test_newest_live_handles_options_are_in_force(native_calls):
     assert native_calls[-2:] == [{"strict": True, "speed_rules": False}, "register"]
     del native_calls[:]
     strict.remove()
-    assert native_calls == [{"strict": False, "speed_rules": True}]  # not registered again: a provider above ours stays above
+    # not registered again: a provider above ours stays above
+    assert native_calls == [{"strict": False, "speed_rules": True}]
     loose.remove()
     assert native_calls[-1] == "remove"
 
@@ -263,7 +288,9 @@ def test_threads_that_register_and_remove_leave_nothing_behind():
                 if handles and choose.random() < 0.5:
                     handles.pop(choose.randrange(len(handles))).remove()
                 else:
-                    handles.append(fa4_ext.register(choose.choice(("stock", "error")), choose.random() < 0.5))
+                    handles.append(
+                        fa4_ext.register(choose.choice(("stock", "error")), choose.random() < 0.5)
+                    )
                 if handles and on_top() != "ours":
                     failures.append("not registered while a handle lives")
             for handle in handles:

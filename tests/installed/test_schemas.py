@@ -1,4 +1,5 @@
-"""The aten ops as this torch declares them, and each argument at the place where csrc/aten takes it off the stack."""
+"""The aten ops as this torch declares them, and each argument at the place where csrc/aten takes it
+off the stack."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fa4_ext
 
-CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)  # where CPU tensors and fake ones would never get on their own
+# where CPU tensors and fake ones would never get on their own
+CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 BLOCK_TABLE = VERSION >= (2, 12)
 INPLACE = "_flash_attention_forward_no_dropout_inplace"  # torch 2.12 and later
 
@@ -19,7 +21,14 @@ QKV = "Tensor query, Tensor key, Tensor value, "
 CUM_SEQ = "cum_seq_q, Tensor{0} cum_seq_k, int max_q, int max_k, float dropout_p, bool is_causal, "
 WINDOW = "float? scale, int? window_size_left, int? window_size_right"
 GRADIENT = "Tensor grad_out, " + QKV + "Tensor out, Tensor logsumexp, Tensor " + CUM_SEQ.format("")
-FORWARD = QKV + "Tensor? " + CUM_SEQ.format("?") + "bool return_debug_mask, " + WINDOW + ", Tensor? seqused_k, Tensor? alibi_slopes"
+FORWARD = (
+    QKV
+    + "Tensor? "
+    + CUM_SEQ.format("?")
+    + "bool return_debug_mask, "
+    + WINDOW
+    + ", Tensor? seqused_k, Tensor? alibi_slopes"
+)
 FORWARD_2_12 = FORWARD + ", Tensor? block_table, int? num_splits"
 TENSORS = ["Tensor"]
 ARGUMENTS_AND_RESULTS = {
@@ -40,7 +49,8 @@ def overload(op: str):
 
 
 def arguments(schema) -> str:
-    """In order and without what does not change their number or type: defaults, the star, and that an int may be symbolic."""
+    """In order and without what does not change their number or type: defaults, the star, and that
+    an int may be symbolic."""
     text = str(schema).partition("(")[2].rpartition(") -> ")[0]
     return re.sub(r"=[^,]*|\*, ", "", text).replace("SymInt", "int")
 
@@ -48,7 +58,10 @@ def arguments(schema) -> str:
 @pytest.mark.parametrize("op", ARGUMENTS_AND_RESULTS)
 def test_schema_is_the_one_that_the_override_reads(op):
     schema = overload(op)._schema
-    assert (arguments(schema), [str(result.type) for result in schema.returns]) == ARGUMENTS_AND_RESULTS[op]
+    assert (
+        arguments(schema),
+        [str(result.type) for result in schema.returns],
+    ) == ARGUMENTS_AND_RESULTS[op]
 
 
 def test_explain_reads_what_the_forward_op_has():
@@ -62,7 +75,9 @@ def test_inplace_op_is_there_from_torch_2_12_on():
 def qkv(device: str, **change) -> dict:
     make = {"size": (2, 16, 8, 64), "dtype": torch.bfloat16, "device": device}
     with FakeTensorMode():  # a CUDA tensor without a GPU
-        return {name: torch.empty(**(make | change.get(name, {}))) for name in ("query", "key", "value")}
+        return {
+            name: torch.empty(**(make | change.get(name, {}))) for name in ("query", "key", "value")
+        }
 
 
 PLAIN = {"dropout_p": 0.0, "is_causal": False}
@@ -71,7 +86,9 @@ ONE = torch.ones(1, dtype=torch.int32)
 ROWS = torch.zeros(2, 8, 16)
 OTHERS = {
     "_scaled_dot_product_flash_attention": PLAIN,
-    "_scaled_dot_product_flash_attention_backward": PLAIN | LENGTHS | {"philox_seed": ONE, "philox_offset": ONE},
+    "_scaled_dot_product_flash_attention_backward": PLAIN
+    | LENGTHS
+    | {"philox_seed": ONE, "philox_offset": ONE},
     "_flash_attention_forward": PLAIN | LENGTHS | {"return_debug_mask": False},
     "_flash_attention_backward": PLAIN | LENGTHS | {"rng_state": ONE, "unused": ONE},
     INPLACE: PLAIN | LENGTHS | {"return_debug_mask": False},
@@ -79,7 +96,8 @@ OTHERS = {
 
 
 def reason(op: str, tensors: dict, **change) -> str:
-    """Why the override of an op does not take a call. Every call here is one that it takes on no machine."""
+    """Why the override of an op does not take a call. Every call here is one that it takes on no
+    machine."""
     call = tensors | OTHERS[op]
     if op.endswith("_backward"):
         call |= {"grad_out": tensors["query"], "out": tensors["query"], "logsumexp": ROWS}
@@ -117,8 +135,15 @@ def test_every_override_reads_query_key_and_value_at_their_places(op, change, ex
 @pytest.mark.parametrize("op", [op for op in ARGUMENTS_AND_RESULTS if "cum_seq_q" in OTHERS[op]])
 def test_overrides_with_lengths_read_them_at_their_places(op):
     for given in ("cum_seq_q", "cum_seq_k"):
-        assert reason(op, qkv("cuda"), **{given: ONE}) == "cum_seq_q and cum_seq_k must be given together"
-    packed = "cum_seq_q and cum_seq_k must be undefined for dense inputs" if "scaled_dot" in op else "ragged query must be 3D"
+        assert (
+            reason(op, qkv("cuda"), **{given: ONE})
+            == "cum_seq_q and cum_seq_k must be given together"
+        )
+    packed = (
+        "cum_seq_q and cum_seq_k must be undefined for dense inputs"
+        if "scaled_dot" in op
+        else "ragged query must be 3D"
+    )
     assert reason(op, qkv("cuda"), cum_seq_q=ONE, cum_seq_k=ONE) == packed
 
 
@@ -137,7 +162,13 @@ LATE = {
 
 
 @pytest.mark.parametrize(
-    ("op", "name"), [(op, name) for op, (arguments, _) in ARGUMENTS_AND_RESULTS.items() for name in LATE if f" {name}" in arguments]
+    ("op", "name"),
+    [
+        (op, name)
+        for op, (arguments, _) in ARGUMENTS_AND_RESULTS.items()
+        for name in LATE
+        if f" {name}" in arguments
+    ],
 )
 def test_forward_overrides_read_each_late_argument_at_its_place(op, name):
     value, expected = LATE[name]

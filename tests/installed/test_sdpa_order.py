@@ -1,4 +1,5 @@
-"""Flash first while registered. Torch's first choice of a backend is played here; tests/gpu has it for real."""
+"""Flash first while registered. Torch's first choice of a backend is played here; tests/gpu has it
+for real."""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ def test_a_user_s_order_between_two_registrations_comes_back_with_the_first_s(cu
     assert order()[0] == FLASH
     inner.remove()
     assert order() == USERS
-    torch._C._set_sdp_priority_order(FLASH_FIRST)  # as the end of torch's own context manager puts it back
+    # as the end of torch's own context manager puts it back
+    torch._C._set_sdp_priority_order(FLASH_FIRST)
     outer.remove()
     assert order() == before
 
@@ -151,7 +153,9 @@ def test_sdpa_kernel_with_priority_is_obeyed_and_undone(cuda):
 
     cuda.start()
     with fa4_ext.register():
-        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+        with sdpa_kernel(
+            [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True
+        ):
             assert order()[:2] == [CUDNN, FLASH]
         assert order()[0] == FLASH
 
@@ -163,7 +167,9 @@ def test_enabled_flags_are_the_users(cuda):
         before = [getattr(torch.backends.cuda, f"{flag}_sdp_enabled")() for flag in flags]
         cuda.start()
         with fa4_ext.register():
-            assert [getattr(torch.backends.cuda, f"{flag}_sdp_enabled")() for flag in flags] == before
+            assert [
+                getattr(torch.backends.cuda, f"{flag}_sdp_enabled")() for flag in flags
+            ] == before
     finally:
         torch.backends.cuda.enable_flash_sdp(True)
 
@@ -171,7 +177,8 @@ def test_enabled_flags_are_the_users(cuda):
 @pytest.mark.skipif(not hasattr(torch._C, "_set_sdp_use_fa4"), reason="torch 2.15 and later")
 @pytest.mark.parametrize("on", [False, True])
 def test_which_calls_are_eligible_for_flash_stays_torchs_business(cuda, on):
-    """With the switch of torch's own FA4 on, head dims that no kernel of ours or of the stock has would come to flash attention."""
+    """With the switch of torch's own FA4 on, head dims that no kernel of ours or of the stock has
+    would come to flash attention."""
     before = torch._C._get_fa4_sdp_enabled()
     torch._C._set_sdp_use_fa4(on)
     try:
@@ -197,4 +204,5 @@ def test_change_of_the_order_waits_in_torchs_own_queue():
 
 
 def test_first_choice_that_fails_does_not_fail_the_start_of_cuda():
-    run("from fa4_ext import _sdpa_order; _sdpa_order._make_first_choice()")  # a process that sees no CUDA device to choose for
+    # a process that sees no CUDA device to choose for
+    run("from fa4_ext import _sdpa_order; _sdpa_order._make_first_choice()")

@@ -1,4 +1,5 @@
-"""What the library takes from torch by name: there in this torch, and declared as the library calls it."""
+"""What the library takes from torch by name: there in this torch, and declared as the library calls
+it."""
 
 from __future__ import annotations
 
@@ -44,16 +45,20 @@ FORWARD_V1_ARGUMENTS = 15
 
 
 def names() -> list[str]:
-    """Imports, weak ones too, and what it passes to dlsym: all of them lie in the file as text that a zero byte ends."""
+    """Imports, weak ones too, and what it passes to dlsym: all of them lie in the file as text that
+    a zero byte ends."""
     found = re.findall(
-        rb"(?<![\w.])((?:aoti_torch|aoti_record_function|torch)_\w+|_ZNK?2at\w+|_Z\w*3c10\w+)(?=\0)", LIBRARY.read_bytes()
+        rb"(?<![\w.])((?:aoti_torch|aoti_record_function|torch)_\w+|_ZNK?2at\w+|_Z\w*3c10\w+)(?=\0)",
+        LIBRARY.read_bytes(),
     )
     return sorted({name.decode() for name in found})
 
 
 def shims() -> list[str]:
     """The stock kernels among them that this torch should have."""
-    return [name for name in names() if name.startswith(SHIM) and SINCE.get(name, VERSION) <= VERSION]
+    return [
+        name for name in names() if name.startswith(SHIM) and SINCE.get(name, VERSION) <= VERSION
+    ]
 
 
 def loaded(library: str) -> ctypes.CDLL:
@@ -62,23 +67,39 @@ def loaded(library: str) -> ctypes.CDLL:
 
 def test_names_of_every_kind_are_found_in_the_library():
     assert set(names()) >= {
-        "aoti_torch_library_init_impl", "aoti_torch_cuda__flash_attention_forward", "aoti_torch_cuda__flash_attention_forward_v2",
-        "torch_exception_get_what_without_backtrace", "_ZN2at13globalContextEv", "aoti_record_function_start",
-        FORWARD_CPP, FORWARD_V2_CPP, INPLACE_CPP, *OUT_OF_MEMORY, "_ZN2at4_ops5copy_4callERNS_6TensorERKS2_b",
+        "aoti_torch_library_init_impl", "aoti_torch_cuda__flash_attention_forward",
+        "aoti_torch_cuda__flash_attention_forward_v2",
+        "torch_exception_get_what_without_backtrace", "_ZN2at13globalContextEv",
+        "aoti_record_function_start",
+        FORWARD_CPP, FORWARD_V2_CPP, INPLACE_CPP, *OUT_OF_MEMORY,
+        "_ZN2at4_ops5copy_4callERNS_6TensorERKS2_b",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name not in OUT_OF_MEMORY])
 def test_name_resolves_in_the_versions_that_have_it(name):
-    needs_cuda = name.startswith((SHIM, "_ZN2at4cuda", ALLOCATION)) or name == "aoti_torch_get_current_cuda_stream"
-    expected = SINCE.get(name, (2, 11)) <= VERSION <= UNTIL.get(name, VERSION) and (HAS_CUDA or not needs_cuda)
-    assert hasattr(ctypes.CDLL(str(LIBRARY)), name) == expected  # what the dynamic linker sees from our library
-    assert hasattr(loaded("libtorch_cuda.so" if needs_cuda and HAS_CUDA else "libtorch_cpu.so"), name) == expected  # dlsym
+    needs_cuda = (
+        name.startswith((SHIM, "_ZN2at4cuda", ALLOCATION))
+        or name == "aoti_torch_get_current_cuda_stream"
+    )
+    expected = SINCE.get(name, (2, 11)) <= VERSION <= UNTIL.get(name, VERSION) and (
+        HAS_CUDA or not needs_cuda
+    )
+    # what the dynamic linker sees from our library
+    assert hasattr(ctypes.CDLL(str(LIBRARY)), name) == expected
+    # dlsym
+    assert (
+        hasattr(loaded("libtorch_cuda.so" if needs_cuda and HAS_CUDA else "libtorch_cpu.so"), name)
+        == expected
+    )
 
 
-@pytest.mark.skipif(not HAS_CUDA and VERSION < (2, 13), reason="before torch 2.13 CUDA builds alone have the class")
+@pytest.mark.skipif(
+    not HAS_CUDA and VERSION < (2, 13), reason="before torch 2.13 CUDA builds alone have the class"
+)
 def test_the_class_of_torchs_out_of_memory_error_is_there():
-    """All of it in one library, libc10 or libc10_cuda, but for the base's constructor, which libc10 has."""
+    """All of it in one library, libc10 or libc10_cuda, but for the base's constructor, which libc10
+    has."""
     constructor, *rest = OUT_OF_MEMORY
     libraries = ["libc10.so", *(["libc10_cuda.so"] if HAS_CUDA else [])]
     assert hasattr(loaded("libc10.so"), constructor)
@@ -101,7 +122,8 @@ def test_cpp_function_returns_what_we_take(op):
 
 
 C_TYPES = {
-    "Tensor": "AtenTensorHandle", "Tensor(a!)": "AtenTensorHandle", "Tensor?": "AtenTensorHandle*", "int": "int64_t",
+    "Tensor": "AtenTensorHandle", "Tensor(a!)": "AtenTensorHandle", "Tensor?": "AtenTensorHandle*",
+    "int": "int64_t",
     "int?": "int64_t*", "float": "double", "float?": "double*", "bool": "int32_t",
 }  # fmt: skip
 
@@ -130,7 +152,8 @@ SHAPES = {"right": (1, 16, 8, 64), "two_dims": (16, 64), "one_dim": (64,)}
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("op", ARGUMENTS_AND_RESULTS)
 def test_a_call_left_to_the_stock_kernel_fails_as_it_does_without_us(op, shape):
-    """Without a GPU a stock kernel can be seen to raise errors only: for want of one, or before it looks for one."""
+    """Without a GPU a stock kernel can be seen to raise errors only: for want of one, or before it
+    looks for one."""
     done = run(
         f"""
         import json
@@ -167,4 +190,5 @@ def test_a_call_left_to_the_stock_kernel_fails_as_it_does_without_us(op, shape):
     if shape == "one_dim" and "scaled" in op:
         assert stock[0] == "IndexError", "of the cases none has a type of its own"
     if SINCE["torch_exception_get_what_without_backtrace"] <= VERSION:
-        assert "Exception in aoti_torch" not in done.stderr  # before, torch's C interface prints what it catches
+        # before, torch's C interface prints what it catches
+        assert "Exception in aoti_torch" not in done.stderr

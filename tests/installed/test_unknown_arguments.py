@@ -1,5 +1,6 @@
-"""The overrides on a torch whose ops have other arguments or results than any that is known: an error, and nothing is read as
-something else. C++ programs call the library without the check of schemas that `import fa4_ext` makes."""
+"""The overrides on a torch whose ops have other arguments or results than any that is known: an
+error, and nothing is read as something else. C++ programs call the library without the check of
+schemas that `import fa4_ext` makes."""
 
 from __future__ import annotations
 
@@ -70,14 +71,23 @@ def name(op: str, inputs: int, outputs: int) -> str:
 
 @pytest.fixture(scope="module")
 def errors(lookalikes) -> dict[str, str]:
-    """What the overrides raise behind ops with every number of arguments, one result more, and this torch's own schema."""
+    """What the overrides raise behind ops with every number of arguments, one result more, and this
+    torch's own schema."""
     cases = []
     for op, (known, outputs) in KNOWN.items():
         for count in range(1, MOST):  # the first of them brings the call to the override
             for results in (outputs, outputs + 1) if count in known else (outputs,):
-                arguments = ", ".join(f"Tensor x{i}" if i < 3 else f"int x{i}" for i in range(count))
+                arguments = ", ".join(
+                    f"Tensor x{i}" if i < 3 else f"int x{i}" for i in range(count)
+                )
                 if (count, results) not in [(number, outputs) for number in known]:
-                    cases.append((op, name(op, count, results), f"({arguments}) -> ({', '.join(['Tensor'] * results)})"))
+                    cases.append(
+                        (
+                            op,
+                            name(op, count, results),
+                            f"({arguments}) -> ({', '.join(['Tensor'] * results)})",
+                        )
+                    )
         if op != EXPLAIN:
             schema = str(getattr(torch.ops.aten, op).default._schema)
             cases.append((op, op, schema[schema.index("(") :]))
@@ -108,7 +118,8 @@ def test_other_numbers_of_results_are_an_error(errors, op):
 def message(op: str, inputs: int, outputs: int) -> str:
     known, results = KNOWN[op]
     return (
-        f"this torch has {inputs} arguments and {outputs} results for {op}, fa4_ext knows {' or '.join(map(str, known))} arguments "
+        f"this torch has {inputs} arguments and {outputs} results for {op}, fa4_ext knows "
+        f"{' or '.join(map(str, known))} arguments "
         f"and {results} results: it needs a newer fa4_ext"
     )
 

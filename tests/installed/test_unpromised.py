@@ -1,4 +1,5 @@
-"""A torch without the private names that the package uses: no import fails, CUDA comes up, and a warning says what is lost."""
+"""A torch without the private names that the package uses: no import fails, CUDA comes up, and a
+warning says what is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ if name == "torch.ops.aten._fused_sdp_choice":
 else:
     delattr(owner, last)
 """
-START_CUDA = "for call, _ in torch.cuda._queued_calls[2:]: call()\n"  # torch's own two look for devices
+# torch's own two look for devices
+START_CUDA = "for call, _ in torch.cuda._queued_calls[2:]: call()\n"
 IMPORT = """
 import warnings
 with warnings.catch_warnings(record=True) as caught:
@@ -134,7 +136,10 @@ if name == "torch._C._dispatch_dump":
     ids=["of other arguments", "gone"],
 )
 def test_a_registry_of_providers_that_is_other_or_gone_fails_no_import(change):
-    told = "assert 'registry does not take FA4_EXT' in import_said[0] and len(import_said) == 1, import_said"
+    told = (
+        "assert 'registry does not take FA4_EXT' in import_said[0] and len(import_said) == 1, "
+        "import_said"
+    )
     expected = told if "lambda" in change else "assert import_said == [], import_said"
     run(
         f"""
@@ -181,4 +186,7 @@ def test_a_torch_whose_ops_have_more_results_is_too_new():
         assert fa4_ext.default_handle is None
         """
     ).stderr
-    assert "has 4 results for _flash_attention_backward, fa4_ext knows 3: it needs a newer fa4_ext" in said, said
+    assert (
+        "has 4 results for _flash_attention_backward, fa4_ext knows 3: it needs a newer fa4_ext"
+        in said
+    ), said

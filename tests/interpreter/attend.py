@@ -1,11 +1,14 @@
-"""Attention through the library's ops on tensors of the CPU, behind the fake device, held to the rule of tests/gpu/compare.py.
+"""Attention through the library's ops on tensors of the CPU, behind the fake device, held to the
+rule of tests/gpu/compare.py.
 
 Reads a request from standard input:
 
-    {"programs": {digest: PTX file}, "multiprocessors": int, "capability": int, "tile": [queries, keys] or null,
-     "decode": as force_decode takes it,
-     "calls": [{"problem": {...}, "page_size": int, "backward": bool, "deterministic": bool, "seed": int,
-                "beside": rows of NaN before and behind packed sequences, [int, int]; may be left out}]}
+    {"programs": {digest: PTX file}, "multiprocessors": int, "capability": int, "tile": [queries,
+    keys] or null,
+     "decode": as force_decode takes it, "calls": [{"problem": {...}, "page_size": int, "backward":
+     bool, "deterministic": bool, "seed": int,
+                "beside": rows of NaN before and behind packed sequences, [int, int]; may be left
+                out}]}
 
 Prints a line a call: what was wrong with it, or null.
 """
@@ -36,14 +39,18 @@ class OnCpu:
         op = getattr(torch.ops.aten, name).default
 
         def call(*arguments, **named):
-            self.device.add(given for given in (*arguments, *named.values()) if isinstance(given, torch.Tensor))
+            self.device.add(
+                given for given in (*arguments, *named.values()) if isinstance(given, torch.Tensor)
+            )
             return op.redispatch(CUDA, *arguments, **named)
 
         return call
 
 
 def problem_of(fields: dict) -> cases.Problem:
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    fields = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
     return cases.Problem(**fields | {"dtype": cases.DTYPES[fields["dtype"]]})
 
 

@@ -1,16 +1,30 @@
-"""What a PTX instruction does, as lines of Python over a warp w, its registers R, and m, a mask of active lanes or None for all."""
+"""What a PTX instruction does, as lines of Python over a warp w, its registers R, and m, a mask of
+active lanes or None for all."""
 
 import re
 
 from interpreter.memory import Fault
 
-WIDTHS = {"pred": "bool", "8": "U16", "16": "U16", "32": "U32", "64": "U64"}  # registers of 8 bits do not exist
-COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
+# registers of 8 bits do not exist
+WIDTHS = {"pred": "bool", "8": "U16", "16": "U16", "32": "U32", "64": "U64"}
+COMPARISONS = {
+    "eq": "==",
+    "ne": "!=",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "lo": "<",
+    "ls": "<=",
+    "hi": ">",
+    "hs": ">=",
+}
 OPERATORS = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^"}
 SHIFTS = {"shl": "shifted_left", "shr": "shifted_right"}
 FUNCTIONS = {"ex2": "np.exp2", "lg2": "np.log2", "rcp": "np.float32(1) / "}
 ALIKE = {
-    **dict.fromkeys(("add", "sub", "and", "or", "xor"), "_binary"), **dict.fromkeys(("min", "max"), "_extreme"),
+    **dict.fromkeys(("add", "sub", "and", "or", "xor"), "_binary"),
+    **dict.fromkeys(("min", "max"), "_extreme"),
     **dict.fromkeys(SHIFTS, "_shift"), **dict.fromkeys(FUNCTIONS, "_function"),
 }  # fmt: skip
 NOTHING = ("prefetch", "setmaxnreg", "fence", "griddepcontrol", "membar")
@@ -55,7 +69,11 @@ class Instructions:
         condition = f"{'~' if guard[1] else ''}R[{self.register(guard[2])}]" if guard else None
         if name == "bra":
             target = self.labels[operands[0]]
-            return [f"return w.branch({condition}, m, {target}, {number + 1})" if guard else f"return {target}"]
+            return [
+                f"return w.branch({condition}, m, {target}, {number + 1})"
+                if guard
+                else f"return {target}"
+            ]
         if name in ("ret", "exit"):
             return ["return w.ends(m)"]
         if name in NOTHING:
@@ -92,7 +110,9 @@ class Instructions:
             return f"full(w.block.PARAMETERS + {self.parameters[operand]}, U64)"
         if operand.startswith("__dynamic_shmem"):
             return "full(w.block.shared_base, U32)"
-        if operand.startswith("%") and ("." in operand or not re.fullmatch(r"%(p|rs|r|rd|f)\d+", operand)):
+        if operand.startswith("%") and (
+            "." in operand or not re.fullmatch(r"%(p|rs|r|rd|f)\d+", operand)
+        ):
             return f"w.special({operand!r})"
         return f"R[{self.register(operand)}]"
 
@@ -124,11 +144,18 @@ class Instructions:
         if target.startswith("{"):
             lines = [f"q = {self.value(source, kind)}"]
             for i, part in enumerate(parts):
-                lines += self.set(part, f"(q >> {size * i}).astype({dtype_of(f'b{size}')})") if part != "_" else []
+                lines += (
+                    self.set(part, f"(q >> {size * i}).astype({dtype_of(f'b{size}')})")
+                    if part != "_"
+                    else []
+                )
             return lines
         if source.startswith("{"):
             dtype = dtype_of(kind)
-            terms = (f"{self.value(part, f'b{size}')}.astype({dtype}) << {size * i}" for i, part in enumerate(parts))
+            terms = (
+                f"{self.value(part, f'b{size}')}.astype({dtype}) << {size * i}"
+                for i, part in enumerate(parts)
+            )
             return self.set(target, " | ".join(terms))
         return self.set(target, self.value(source, kind))
 
@@ -142,7 +169,11 @@ class Instructions:
         return self.set(operands[0], f"{a} {OPERATORS[name]} {b}")
 
     def _pairs(self, name, modifiers, operands):
-        return self.set(operands[0], f"pairs({name!r}, {modifiers[0]!r}, {', '.join(self.value(x, 'b64') for x in operands[1:])})")
+        return self.set(
+            operands[0],
+            f"pairs({name!r}, {modifiers[0]!r}, "
+            f"{', '.join(self.value(x, 'b64') for x in operands[1:])})",
+        )
 
     def _product(self, modifiers, a, b):
         kind = modifiers[-1]
@@ -153,7 +184,10 @@ class Instructions:
     def _mul(self, modifiers, operands, _):
         if modifiers[-1] in ("f32", "f32x2"):
             return self._binary("mul", modifiers, operands)
-        return self.set(operands[0], self._product(modifiers, *(self.value(x, modifiers[-1]) for x in operands[1:])))
+        return self.set(
+            operands[0],
+            self._product(modifiers, *(self.value(x, modifiers[-1]) for x in operands[1:])),
+        )
 
     def _mad(self, modifiers, operands, _):
         kind = modifiers[-1]
@@ -166,7 +200,10 @@ class Instructions:
             return self._pairs("fma", modifiers, operands)
         a, b, c = (f"floats({self.value(x, 'f32')}).astype(np.float64)" for x in operands[1:])
         if modifiers[-1] != "f32":  # the factors' type
-            a, b = (f"widened({self.value(x, modifiers[-1])}, {modifiers[-1]!r}).astype(np.float64)" for x in operands[1:3])
+            a, b = (
+                f"widened({self.value(x, modifiers[-1])}, {modifiers[-1]!r}).astype(np.float64)"
+                for x in operands[1:3]
+            )
         return self.set(operands[0], f"bits({a} * {b} + {c})")
 
     def _div(self, modifiers, operands, _):
@@ -180,7 +217,10 @@ class Instructions:
     def _neg(self, modifiers, operands, _):
         kind = modifiers[-1]
         a = self.value(operands[1], kind)
-        return self.set(operands[0], f"{a} ^ U32(1 << 31)" if kind == "f32" else f"full(0, {dtype_of(kind)}) - {a}")
+        return self.set(
+            operands[0],
+            f"{a} ^ U32(1 << 31)" if kind == "f32" else f"full(0, {dtype_of(kind)}) - {a}",
+        )
 
     def _abs(self, modifiers, operands, _):
         kind, a = modifiers[-1], self.value(operands[1], modifiers[-1])
@@ -192,7 +232,10 @@ class Instructions:
 
     def _shift(self, name, modifiers, operands):
         by = self.value(operands[2], "u32")
-        return self.set(operands[0], f"{SHIFTS[name]}({self.value(operands[1], modifiers[-1])}, {by}, '{modifiers[-1]}')")
+        return self.set(
+            operands[0],
+            f"{SHIFTS[name]}({self.value(operands[1], modifiers[-1])}, {by}, '{modifiers[-1]}')",
+        )
 
     def _extreme(self, name, modifiers, operands):
         kind = modifiers[-1]
@@ -215,7 +258,9 @@ class Instructions:
             if comparison in ("nan", "num"):
                 return self.set(operands[0], nan if comparison == "nan" else f"~{nan}")
             held = f"(floats({a}) {COMPARISONS[comparison[:2]]} floats({b}))"
-            return self.set(operands[0], f"{held} | {nan}" if comparison.endswith("u") else f"{held} & ~{nan}")
+            return self.set(
+                operands[0], f"{held} | {nan}" if comparison.endswith("u") else f"{held} & ~{nan}"
+            )
         if kind[0] == "s":
             a, b = (f"integers({x}, '{kind}')" for x in (a, b))
         return self.set(operands[0], f"{a} {COMPARISONS[comparison]} {b}")
@@ -229,13 +274,17 @@ class Instructions:
         if target in ("bf16x2", "f16x2"):
             high, low = (self.value(x, "f32") for x in operands[1:])
             return self.set(operands[0], f"packed({high}, {low}, '{target[:-2]}')")
-        return self.set(operands[0], f"converted({self.value(operands[1], source)}, '{source}', '{target}')")
+        return self.set(
+            operands[0], f"converted({self.value(operands[1], source)}, '{source}', '{target}')"
+        )
 
     def _cvta(self, modifiers, operands, _):
         return self.set(operands[0], self.value(operands[1], modifiers[-1]))
 
     def _function(self, name, _modifiers, operands):
-        return self.set(operands[0], f"bits({FUNCTIONS[name]}(floats({self.value(operands[1], 'f32')})))")
+        return self.set(
+            operands[0], f"bits({FUNCTIONS[name]}(floats({self.value(operands[1], 'f32')})))"
+        )
 
     def _popc(self, _modifiers, operands, _):
         counts = f"[int(x).bit_count() for x in {self.value(operands[1], 'b32')}]"
@@ -246,7 +295,11 @@ class Instructions:
     def _shfl(self, modifiers, operands, _):
         target, _, inside = operands[0].partition("|")
         arguments = ", ".join(self.value(x, "b32") for x in operands[1:4])
-        lines = [f"q, k, s = shuffled({arguments}, '{modifiers[1]}')", "w.check_active(s, m)", *self.set(target, "q")]
+        lines = [
+            f"q, k, s = shuffled({arguments}, '{modifiers[1]}')",
+            "w.check_active(s, m)",
+            *self.set(target, "q"),
+        ]
         return lines + (self.set(inside, "k") if inside else [])
 
     def _vote(self, modifiers, operands, _):
@@ -259,7 +312,10 @@ class Instructions:
         return self.set(operands[0], f"full({among}.{modifiers[1]}(), bool)")
 
     def _redux(self, modifiers, operands, _):
-        among = f"integers({self.value(operands[1], 'b32')}, '{modifiers[-1]}')[slice(None) if m is None else m]"
+        among = (
+            f"integers({self.value(operands[1], 'b32')}, '{modifiers[-1]}')[slice(None) if m is "
+            "None else m]"
+        )
         return self.set(operands[0], f"full(int({among}.{modifiers[1]}()) % 2**32, U32)")
 
     def _elect(self, _modifiers, operands, _):
@@ -284,10 +340,15 @@ class Instructions:
         count, size = self._vector(modifiers)
         if "param" in modifiers:
             name, offset = re.fullmatch(r"\[([$\w]+)(?:\+(\d+))?\]", operands[1]).groups()
-            lines = [f"q = w.block.parameter({self.parameters[name] + int(offset or 0)}, {count * size})"]
+            lines = [
+                f"q = w.block.parameter({self.parameters[name] + int(offset or 0)}, {count * size})"
+            ]
         else:
             space = next(x for x in modifiers if x.startswith(("global", "shared")))[:6]
-            lines = [f"q = w.load_{space}({self.address(operands[1], space == 'global')}, {count * size}, m)"]
+            lines = [
+                f"q = w.load_{space}({self.address(operands[1], space == 'global')}, "
+                f"{count * size}, m)"
+            ]
         for i, target in enumerate(self.braced(operands[0])):
             if target != "_":
                 lines += self.set(target, f"w.register(q[:, {i * size}:{(i + 1) * size}])")
@@ -296,8 +357,13 @@ class Instructions:
     def _st(self, modifiers, operands, _):
         _, size = self._vector(modifiers)
         space = next(x for x in modifiers if x.startswith(("global", "shared")))[:6]
-        parts = ", ".join(f"w.bytes_of({self.value(x, f'b{8 * size}')}, {size})" for x in self.braced(operands[1]))
-        return [f"w.store_{space}({self.address(operands[0], space == 'global')}, np.concatenate([{parts}], axis=1), m)"]
+        parts = ", ".join(
+            f"w.bytes_of({self.value(x, f'b{8 * size}')}, {size})" for x in self.braced(operands[1])
+        )
+        return [
+            f"w.store_{space}({self.address(operands[0], space == 'global')}, "
+            f"np.concatenate([{parts}], axis=1), m)"
+        ]
 
     def _atom(self, modifiers, operands, _):
         return self.set(operands[0], *self._red(modifiers, operands[1:], _))
@@ -305,11 +371,17 @@ class Instructions:
     def _red(self, modifiers, operands, _):
         if "add" not in modifiers or "global" not in modifiers:
             raise ValueError
-        return [f"w.atomic_add({self.address(operands[0], True)}, {self.value(operands[1], modifiers[-1])}, m)"]
+        return [
+            f"w.atomic_add({self.address(operands[0], True)}, "
+            f"{self.value(operands[1], modifiers[-1])}, m)"
+        ]
 
     def _stmatrix(self, modifiers, operands, _):
         values = self.values(operands[1], "b32")
-        return [f"w.store_matrices({self.address(operands[0], False)}, {values}, {'trans' in modifiers})"]
+        return [
+            f"w.store_matrices({self.address(operands[0], False)}, {values}, "
+            f"{'trans' in modifiers})"
+        ]
 
     # Barriers
 
@@ -317,7 +389,9 @@ class Instructions:
         if modifiers[0] == "warp":
             return ["pass"]
         which = f"int({self.value(operands[0], 'u32')}[0])"
-        threads = f"int({self.value(operands[1], 'u32')}[0])" if len(operands) > 1 else "w.block.threads"
+        threads = (
+            f"int({self.value(operands[1], 'u32')}[0])" if len(operands) > 1 else "w.block.threads"
+        )
         if "arrive" in modifiers:
             return [f"w.arrive_at_named_barrier({which}, {threads}, m)"]
         return [f"if not w.wait_at_named_barrier({which}, {threads}, m): return {number}"]
@@ -331,14 +405,21 @@ class Instructions:
 
     def _mbarrier(self, modifiers, operands, number):
         if modifiers[0] == "init":
-            return [f"w.set_barrier({self.address(operands[0], False)}, {self.value(operands[1], 'u32')}, m)"]
+            return [
+                f"w.set_barrier({self.address(operands[0], False)}, "
+                f"{self.value(operands[1], 'u32')}, m)"
+            ]
         barrier = self.address(operands[1], False)
         given = self.value(operands[2], "u32") if len(operands) > 2 else "full(1, U32)"
         if modifiers[0] == "arrive":
-            counts = f"full(1, U32), {given}" if "expect_tx" in modifiers else f"{given}, full(0, U32)"
+            counts = (
+                f"full(1, U32), {given}" if "expect_tx" in modifiers else f"{given}, full(0, U32)"
+            )
             return [f"w.arrive_at_barrier({barrier}, {counts}, m)"]
         if modifiers[0] in ("try_wait", "test_wait"):
-            return self.set(operands[0], f"full(w.has_passed({barrier}, {given}, m, {number}), bool)")
+            return self.set(
+                operands[0], f"full(w.has_passed({barrier}, {given}, m, {number}), bool)"
+            )
         raise ValueError
 
     # Asynchronous copies
@@ -350,14 +431,22 @@ class Instructions:
             return [f"w.await_{'stores' if 'bulk' in modifiers else 'loads'}({operands[0]})"]
         if "reduce" in modifiers:  # cp.reduce.async.bulk
             size = self.value(operands[2], "u32")
-            return [f"w.add_bulk({self.address(operands[0], True)}, {self.address(operands[1], False)}, {size}, m)"]
+            return [
+                f"w.add_bulk({self.address(operands[0], True)}, "
+                f"{self.address(operands[1], False)}, {size}, m)"
+            ]
         if "tensor" in modifiers:
-            to_shared = modifiers.index("global") > next(i for i, x in enumerate(modifiers) if x.startswith("shared"))
+            to_shared = modifiers.index("global") > next(
+                i for i, x in enumerate(modifiers) if x.startswith("shared")
+            )
             shared, tensor = operands[:2] if to_shared else operands[1::-1]
             name, coordinates = re.fullmatch(r"\[\s*(\S+?)\s*,\s*\{(.*)\}\s*\]", tensor).groups()
             box = f"{self.value(name, 'u64')}, {self.values(coordinates, 'u32')}"
             if to_shared:
-                return [f"w.load_box({self.address(shared, False)}, {box}, {self.address(operands[2], False)}, m)"]
+                return [
+                    f"w.load_box({self.address(shared, False)}, {box}, "
+                    f"{self.address(operands[2], False)}, m)"
+                ]
             return [f"w.store_box({self.address(shared, False)}, {box}, m)"]
         if "bulk" in modifiers:
             from_shared = modifiers[3] == "shared::cta"
@@ -391,8 +480,12 @@ class Instructions:
             a, transposed = self.value(operands[1], "b64"), operands[6:8]
         if operands[4:6] != ["1", "1"]:
             raise ValueError  # negated operands
-        arguments = f"{target}, {a}, {self.value(operands[2], 'b64')}, {self.value(operands[3], 'pred')}"
-        return [f"w.multiply({arguments}, ({', '.join(transposed)}), {columns}, '{modifiers[-1]}', m)"]
+        arguments = (
+            f"{target}, {a}, {self.value(operands[2], 'b64')}, {self.value(operands[3], 'pred')}"
+        )
+        return [
+            f"w.multiply({arguments}, ({', '.join(transposed)}), {columns}, '{modifiers[-1]}', m)"
+        ]
 
     def _tcgen05(self, modifiers, operands, number):
         name, pair = modifiers[0].partition("::")[0], "cta_group::2" in modifiers
@@ -402,9 +495,15 @@ class Instructions:
             return ["pass"]
         if name == "alloc":
             columns = f"int({self.value(operands[1], 'u32')}[0])"
-            return [f"if not w.take_columns({self.address(operands[0], False)}, {columns}, {pair}, m): return {number}"]
+            return [
+                f"if not w.take_columns({self.address(operands[0], False)}, {columns}, {pair}, m): "
+                f"return {number}"
+            ]
         if name == "dealloc":
-            return [f"if not w.return_columns(int({self.value(operands[1], 'u32')}[0]), {pair}, m): return {number}"]
+            return [
+                f"if not w.return_columns(int({self.value(operands[1], 'u32')}[0]), {pair}, m): "
+                f"return {number}"
+            ]
         if name in ("ld", "st"):
             address, registers = operands if name == "st" else operands[::-1]
             where = f"int({self.address(address, False)}[0])"
@@ -413,7 +512,11 @@ class Instructions:
             if name == "st":
                 return [f"w.store_tensor_memory({where}, {self.values(registers, 'b32')}, m)"]
             lines = [f"q = w.load_tensor_memory({where}, {len(self.braced(registers))}, m)"]
-            return lines + [line for i, x in enumerate(self.braced(registers)) for line in self.set(x, f"q[:, {i}].copy()")]
+            return lines + [
+                line
+                for i, x in enumerate(self.braced(registers))
+                for line in self.set(x, f"q[:, {i}].copy()")
+            ]
         if name == "commit":
             mask = self.value(operands[1], "u16") if len(operands) > 1 else "None"
             return [f"w.commit_tensor_products({self.address(operands[0], False)}, {mask}, m)"]
@@ -422,5 +525,11 @@ class Instructions:
         left_out = self.values(operands.pop(4), "b32") if operands[4].startswith("{") else "[]"
         in_tensor_memory = operands[1].startswith("[")
         a = self.address(operands[1], False) if in_tensor_memory else self.value(operands[1], "b64")
-        rest = f"{self.value(operands[2], 'b64')}, {self.value(operands[3], 'b32')}, {self.value(operands[4], 'pred')}, {left_out}"
-        return [f"w.multiply_tensors({self.address(operands[0], False)}, {a}, {in_tensor_memory}, {rest}, {pair}, m)"]
+        rest = (
+            f"{self.value(operands[2], 'b64')}, {self.value(operands[3], 'b32')}, "
+            f"{self.value(operands[4], 'pred')}, {left_out}"
+        )
+        return [
+            f"w.multiply_tensors({self.address(operands[0], False)}, {a}, {in_tensor_memory}, "
+            f"{rest}, {pair}, m)"
+        ]

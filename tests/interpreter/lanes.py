@@ -1,4 +1,5 @@
-"""Arithmetic of a warp's 32 lanes. A register is an array of 32 unsigned integers, whatever type an instruction takes it for."""
+"""Arithmetic of a warp's 32 lanes. A register is an array of 32 unsigned integers, whatever type an
+instruction takes it for."""
 
 import numpy as np
 
@@ -64,7 +65,12 @@ def converted(values: np.ndarray, source: str, target: str) -> np.ndarray:
 def pairs(operation: str, rounding: str, *operands: np.ndarray) -> np.ndarray:
     """add, sub, mul or fma of two fp32 in 64 bits; `rounding`: rn, or rm towards minus infinity."""
     a, b, *c = (np.ascontiguousarray(x).view(np.float32).astype(np.float64) for x in operands)
-    exact = {"add": lambda: a + b, "sub": lambda: a - b, "mul": lambda: a * b, "fma": lambda: a * b + c[0]}[operation]()
+    exact = {
+        "add": lambda: a + b,
+        "sub": lambda: a - b,
+        "mul": lambda: a * b,
+        "fma": lambda: a * b + c[0],
+    }[operation]()
     rounded = exact.astype(np.float32)
     if rounding == "rm":
         rounded = np.where(rounded > exact, np.nextafter(rounded, np.float32(-np.inf)), rounded)
@@ -73,8 +79,13 @@ def pairs(operation: str, rounding: str, *operands: np.ndarray) -> np.ndarray:
 
 def divided(a: np.ndarray, b: np.ndarray, kind: str) -> np.ndarray:
     """Towards zero; what a division by zero gives is nobody's business."""
-    x, y = integers(a, kind).astype(object), integers(np.where(b == 0, 1, b).astype(b.dtype), kind).astype(object)
-    quotients = [abs(i) // abs(j) * (1 if (i < 0) == (j < 0) else -1) for i, j in zip(x, y, strict=True)]
+    x, y = (
+        integers(a, kind).astype(object),
+        integers(np.where(b == 0, 1, b).astype(b.dtype), kind).astype(object),
+    )
+    quotients = [
+        abs(i) // abs(j) * (1 if (i < 0) == (j < 0) else -1) for i, j in zip(x, y, strict=True)
+    ]
     return np.array([quotient % 2 ** (8 * a.itemsize) for quotient in quotients], a.dtype)
 
 
@@ -99,17 +110,27 @@ def shifted_right(values: np.ndarray, by: np.ndarray, kind: str) -> np.ndarray:
     size = int(kind[1:])
     if kind[0] == "s":
         signed = integers(values, kind)
-        return np.right_shift(signed, np.minimum(by, size - 1).astype(signed.dtype)).view(values.dtype)
+        return np.right_shift(signed, np.minimum(by, size - 1).astype(signed.dtype)).view(
+            values.dtype
+        )
     moved = np.right_shift(values, np.minimum(by, size - 1).astype(values.dtype))
     return np.where(by < size, moved, values.dtype.type(0))
 
 
-def shuffled(values: np.ndarray, by: np.ndarray, clamp: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarray]:
-    """The values of other lanes, and whether each lane's source is in its segment; the lane that it reads, which must be active."""
+def shuffled(
+    values: np.ndarray, by: np.ndarray, clamp: np.ndarray, mode: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The values of other lanes, and whether each lane's source is in its segment; the lane that it
+    reads, which must be active."""
     segment = int(clamp[0]) >> 8 & 31
     last = (LANE & segment) | (int(clamp[0]) & 31 & ~segment)
     by = (by & U32(31)).astype(int)
-    source = {"idx": (LANE & segment) | (by & ~segment & 31), "bfly": LANE ^ by, "up": LANE - by, "down": LANE + by}[mode]
+    source = {
+        "idx": (LANE & segment) | (by & ~segment & 31),
+        "bfly": LANE ^ by,
+        "up": LANE - by,
+        "down": LANE + by,
+    }[mode]
     inside = source >= (LANE & segment) if mode == "up" else source <= last
     source = np.where(inside, source, LANE)
     return values[source], inside, source

@@ -13,7 +13,8 @@ from interpreter.sources import digest
 from kernels import cubin
 
 ON_LAUNCH = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_uint), ctypes.c_uint, ctypes.c_uint,
+    ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_uint),
+    ctypes.c_uint, ctypes.c_uint,
     ctypes.c_uint,
 )  # fmt: skip
 ON_ALLOCATION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
@@ -28,12 +29,15 @@ class Device:
         self.memory = GlobalMemory()
         self.seed, self.lazy = 0, False
         self.fault: str | None = None
-        self.callbacks = ON_LAUNCH(self._launch), ON_ALLOCATION(self._allocated)  # alive as long as the device
+        # alive as long as the device
+        self.callbacks = ON_LAUNCH(self._launch), ON_ALLOCATION(self._allocated)
         driver = ctypes.CDLL("libcuda.so.1")
         ctypes.c_int.in_dll(driver, "multiprocessors").value = multiprocessors
         ctypes.c_int.in_dll(driver, "capability").value = capability
         for name, callback in zip(("on_launch", "on_allocation"), self.callbacks, strict=True):
-            ctypes.c_void_p.in_dll(driver, name).value = ctypes.cast(callback, ctypes.c_void_p).value
+            ctypes.c_void_p.in_dll(driver, name).value = ctypes.cast(
+                callback, ctypes.c_void_p
+            ).value
 
     def begin(self, seed: int, lazy: bool) -> None:
         """A call of its own, that may touch its arguments and what it allocates itself."""
@@ -51,7 +55,9 @@ class Device:
 
     def _program(self, code: int) -> Program:
         if code not in self.codes:
-            self.codes[code] = digest(cubin.in_fat_binary(lambda begin, size: ctypes.string_at(code + begin, size)))
+            self.codes[code] = digest(
+                cubin.in_fat_binary(lambda begin, size: ctypes.string_at(code + begin, size))
+            )
         key = self.codes[code]
         if key not in self.programs:
             self.programs[key] = Program(Path(self.sources[key]).read_text())
@@ -62,9 +68,23 @@ class Device:
             program = self._program(code)
             parameters = np.zeros(program.parameter_bytes, np.uint8)
             for pointer, (begin, size) in zip(arguments, program.parameters, strict=False):
-                parameters[begin : begin + size] = np.frombuffer(ctypes.string_at(pointer, size), np.uint8)
+                parameters[begin : begin + size] = np.frombuffer(
+                    ctypes.string_at(pointer, size), np.uint8
+                )
             self.seed += 1
-            run(Launch(program, parameters, tuple(grid[:3]), threads, cluster, shared, self.memory, self.seed, self.lazy))
+            run(
+                Launch(
+                    program,
+                    parameters,
+                    tuple(grid[:3]),
+                    threads,
+                    cluster,
+                    shared,
+                    self.memory,
+                    self.seed,
+                    self.lazy,
+                )
+            )
         except Exception:  # for whoever made the call: no exception passes through C
             self.fault = traceback.format_exc()
             return 1

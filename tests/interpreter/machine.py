@@ -11,7 +11,8 @@ from interpreter.lanes import LANE, LANES, U16, U32, U64, bits, floats, full, in
 from interpreter.memory import Fault, GlobalMemory, SharedMemory, TensorMap, TensorMemory, swizzled
 from interpreter.program import Program
 
-RANK_SHIFT = 24  # addresses of shared memory have the rank of their thread block in the cluster above
+# addresses of shared memory have the rank of their thread block in the cluster above
+RANK_SHIFT = 24
 POLLS = 4  # runs of instructions of a loop that waits
 WARPGROUP = 4  # warps
 
@@ -26,7 +27,9 @@ class Launch:
     shared_bytes: int  # a thread block
     memory: GlobalMemory
     seed: int
-    lazy: bool  # products, and stores by copies or to tensor memory, happen as late as they may, or else at once
+    # products, and stores by copies or to tensor memory, happen as late as they may, or else at
+    # once
+    lazy: bool
 
 
 @dataclass
@@ -95,7 +98,8 @@ class Warp:
         self.products: list[list[Product]] = []
         self.open_stores, self.stores = [], []
         self.open_loads, self.loads = [], []
-        self.tensor_stores: list[tuple[np.ndarray, list[np.ndarray]]] = []  # each a part of tensor memory, and its columns
+        # each a part of tensor memory, and its columns
+        self.tensor_stores: list[tuple[np.ndarray, list[np.ndarray]]] = []
         self.arrived: int | None = None  # the phase of the barrier that it waits at
         self.cluster_phase = 0
 
@@ -131,7 +135,13 @@ class Warp:
             raise Fault("some lanes of a warp end before others")
         self.commit_stores()  # those without a commit happen, too, if nobody knows when
         self.await_stores(0)
-        if self.products or self.open_products or self.loads or self.open_loads or self.tensor_stores:
+        if (
+            self.products
+            or self.open_products
+            or self.loads
+            or self.open_loads
+            or self.tensor_stores
+        ):
             raise Fault("a warp ends with products or copies under way")
         self.done = True
 
@@ -144,9 +154,12 @@ class Warp:
         place = {"x": 0, "y": 1, "z": 2}.get(name[-1], 0)
         cluster = 1 if place else launch.cluster
         value = {
-            "%tid": 0, "%ntid": launch.threads if not place else 1, "%ctaid": block.place[place], "%nctaid": launch.grid[place],
-            "%cluster_ctarank": block.rank, "%cluster_nctarank": launch.cluster, "%cluster_ctaid": 0 if place else block.rank,
-            "%cluster_nctaid": cluster, "%clusterid": block.place[place] // cluster, "%nclusterid": launch.grid[place] // cluster,
+            "%tid": 0, "%ntid": launch.threads if not place else 1, "%ctaid": block.place[place],
+            "%nctaid": launch.grid[place],
+            "%cluster_ctarank": block.rank, "%cluster_nctarank": launch.cluster,
+            "%cluster_ctaid": 0 if place else block.rank,
+            "%cluster_nctaid": cluster, "%clusterid": block.place[place] // cluster,
+            "%nclusterid": launch.grid[place] // cluster,
         }[name.split(".")[0]]  # fmt: skip
         return full(value, U32)
 
@@ -187,7 +200,9 @@ class Warp:
         rows = np.zeros((len(addresses), width), np.uint8)
         for rank in np.unique(addresses >> RANK_SHIFT):
             there = addresses >> RANK_SHIFT == rank
-            rows[there] = self.peer(rank).shared.load(addresses[there] - (rank << RANK_SHIFT), width)
+            rows[there] = self.peer(rank).shared.load(
+                addresses[there] - (rank << RANK_SHIFT), width
+            )
         return self.spread(rows, mask)
 
     def store_shared(self, addresses, rows, mask) -> None:
@@ -222,19 +237,28 @@ class Warp:
     def atomic_add(self, addresses, values, mask) -> np.ndarray:
         before = np.zeros_like(values)
         for lane in np.arange(LANES) if mask is None else np.nonzero(mask)[0]:
-            cell = self.block.launch.memory.bytes_at(int(addresses[lane]), values.itemsize).view(values.dtype)
+            cell = self.block.launch.memory.bytes_at(int(addresses[lane]), values.itemsize).view(
+                values.dtype
+            )
             before[lane] = cell[0]
             cell[0] += values[lane]
         return before
 
     def store_matrices(self, addresses, values: list[np.ndarray], transposed: bool) -> None:
-        """Of 8 x 8: lane 8 i + r has the address of row r of matrix i, and every lane two elements of each."""
+        """Of 8 x 8: lane 8 i + r has the address of row r of matrix i, and every lane two elements
+        of each."""
         for i, value in enumerate(values):
             halves = np.ascontiguousarray(value).view(U16).reshape(LANES, 2)
             for j in range(2):
-                row, column = (2 * (LANE % 4) + j, LANE // 4) if transposed else (LANE // 4, 2 * (LANE % 4) + j)
+                row, column = (
+                    (2 * (LANE % 4) + j, LANE // 4)
+                    if transposed
+                    else (LANE // 4, 2 * (LANE % 4) + j)
+                )
                 where = addresses[8 * i + row] + 2 * column
-                self.shared.store(self.own(where), np.ascontiguousarray(halves[:, j : j + 1]).view(np.uint8))
+                self.shared.store(
+                    self.own(where), np.ascontiguousarray(halves[:, j : j + 1]).view(np.uint8)
+                )
 
     # Barriers
 
@@ -307,7 +331,9 @@ class Warp:
         pieces = np.arange(0, int(size[lane]), 16)
         addresses = U64(source[lane]) + pieces.astype(U64)
         where = int(self.own(target[lane])) + pieces
-        self._load(where, 16, np.ones(addresses.size, bool), addresses, self._barrier(int(barrier[lane])))
+        self._load(
+            where, 16, np.ones(addresses.size, bool), addresses, self._barrier(int(barrier[lane]))
+        )
 
     def _load(self, where, width: int, inside, addresses, barrier: Barrier) -> None:
         """Elements of `width` bytes, zeros for those not `inside` of the tensor."""
@@ -320,7 +346,8 @@ class Warp:
         self.block.copies.append(Copy(self.block, where, rows, barrier))
 
     def copy_to_peer(self, target, source, size, barrier, mask) -> None:
-        """From the thread block's shared memory to that of one in its cluster, with the barrier there."""
+        """From the thread block's shared memory to that of one in its cluster, with the barrier
+        there."""
         lane = self._one(mask, "a bulk copy")
         rank, begin = divmod(int(target[lane]), 1 << RANK_SHIFT)
         if int(barrier[lane]) >> RANK_SHIFT != rank:
@@ -329,7 +356,9 @@ class Warp:
         rows = partial(self.shared.load, int(self.own(source[lane])) + pieces, 16)
         if not self.block.launch.lazy:
             rows = partial(np.asarray, rows())
-        self.block.copies.append(Copy(self.peer(rank), begin + pieces, rows, self._barrier(int(barrier[lane]))))
+        self.block.copies.append(
+            Copy(self.peer(rank), begin + pieces, rows, self._barrier(int(barrier[lane])))
+        )
 
     def store_box(self, source, tensor_map, coordinates, mask) -> None:
         """By whole warps, too: what SASS has for it is executed once a warp."""
@@ -429,7 +458,8 @@ class Warp:
     # Products of Blackwell, in tensor memory
 
     def _meets_peer(self, what: str) -> bool:
-        """A warp of each thread block of a pair takes and returns columns, and waits for the other."""
+        """A warp of each thread block of a pair takes and returns columns, and waits for the
+        other."""
         barriers = self.block.peers[0].cluster_barrier
         if self.arrived is None:
             self.arrived = barriers.phase.get(what, 0)
@@ -439,7 +469,9 @@ class Warp:
     def take_columns(self, target, columns: int, pair: bool, mask) -> bool:
         self.all_lanes(mask, "tcgen05.alloc")
         if self.arrived is None:
-            self.shared.store(self.own(target[:1]), np.array([[self.block.tensors.taken]], U32).view(np.uint8))
+            self.shared.store(
+                self.own(target[:1]), np.array([[self.block.tensors.taken]], U32).view(np.uint8)
+            )
             self.block.tensors.taken += columns
         if self.block.tensors.taken > 512:
             raise Fault(f"{self.block.tensors.taken} columns of tensor memory")
@@ -459,7 +491,8 @@ class Warp:
         return self.block.tensors.part(address, LANES, columns)
 
     def load_tensor_memory(self, address: int, columns: int, mask) -> np.ndarray:
-        """At once, though not before a wait by PTX's book: many loads are without one, and ptxas waits for their registers."""
+        """At once, though not before a wait by PTX's book: many loads are without one, and ptxas
+        waits for their registers."""
         return self._own_lanes(address, columns, mask).copy()
 
     def store_tensor_memory(self, address: int, values: list[np.ndarray], mask) -> None:
@@ -473,11 +506,16 @@ class Warp:
         self.tensor_stores.clear()
 
     def commit_tensor_products(self, barrier, ranks, mask) -> None:
-        """`ranks`: bits of the cluster's thread blocks whose barriers at this place get an arrival."""
+        """`ranks`: bits of the cluster's thread blocks whose barriers at this place get an
+        arrival."""
         lane = self._one(mask, "tcgen05.commit")
         address = int(barrier[lane])
         offset = address & (1 << RANK_SHIFT) - 1
-        chosen = [address] if ranks is None else [offset + (i << RANK_SHIFT) for i in range(16) if int(ranks[lane]) >> i & 1]
+        chosen = (
+            [address]
+            if ranks is None
+            else [offset + (i << RANK_SHIFT) for i in range(16) if int(ranks[lane]) >> i & 1]
+        )
 
         def arrive():
             for one in chosen:
@@ -488,23 +526,44 @@ class Warp:
         else:
             arrive()
 
-    def multiply_tensors(self, target, a, a_in_tensor_memory: bool, b, description, keep, left_out, pair: bool, mask) -> None:
+    def multiply_tensors(
+        self, target, a, a_in_tensor_memory: bool, b, description, keep, left_out, pair: bool, mask
+    ) -> None:
         lane = self._one(mask, "tcgen05.mma")
-        target, a, b, keep, what = int(target[lane]), int(a[lane]), int(b[lane]), bool(keep[lane]), int(description[lane])
+        target, a, b, keep, what = (
+            int(target[lane]),
+            int(a[lane]),
+            int(b[lane]),
+            bool(keep[lane]),
+            int(description[lane]),
+        )
         dtype = {0: "f16", 1: "bf16"}[what >> 7 & 7]
-        a_transposed, b_transposed, columns, rows = what >> 15 & 1, what >> 16 & 1, (what >> 17 & 63) * 8, (what >> 24 & 31) * 16
+        a_transposed, b_transposed, columns, rows = (
+            what >> 15 & 1,
+            what >> 16 & 1,
+            (what >> 17 & 63) * 8,
+            (what >> 24 & 31) * 16,
+        )
         ranks = range(len(self.block.peers)) if pair else [self.block.rank]
         share_rows = rows // len(ranks)
         if any(lanes[lane] for lanes in left_out):
             raise Fault("a product that leaves out lanes")
-        if what >> 4 & 3 != 1 or share_rows not in (64, 128) or (share_rows == 64 and (not pair or a_in_tensor_memory)):
-            raise Fault(f"a product into {rows} rows, or not into fp32: instruction descriptor {what:#x}")
+        if (
+            what >> 4 & 3 != 1
+            or share_rows not in (64, 128)
+            or (share_rows == 64 and (not pair or a_in_tensor_memory))
+        ):
+            raise Fault(
+                f"a product into {rows} rows, or not into fp32: instruction descriptor {what:#x}"
+            )
 
         def multiply():
             # Of a pair, each thread block has its rows of A, and of D, and half of B's columns.
             blocks = [self.peer(rank) for rank in ranks]
             share = columns // len(blocks)
-            n = np.concatenate([block.shared.matrix(b, share, bool(b_transposed), dtype) for block in blocks])
+            n = np.concatenate(
+                [block.shared.matrix(b, share, bool(b_transposed), dtype) for block in blocks]
+            )
             for block in blocks:
                 if a_in_tensor_memory:
                     words = np.ascontiguousarray(block.tensors.part(a, 128, 8)).view(U16)
@@ -515,7 +574,9 @@ class Warp:
                 if share_rows == 64:  # D's left half in lanes 0 to 63, the right one in the others
                     product = np.concatenate(np.split(product, 2, axis=1))
                 d = block.tensors.part(target, *product.shape)
-                d[:] = np.ascontiguousarray(product + d.view(np.float32) if keep else product).view(U32)
+                d[:] = np.ascontiguousarray(product + d.view(np.float32) if keep else product).view(
+                    U32
+                )
 
         self.block.tensor_work.append([multiply])
         if not self.block.launch.lazy:
@@ -537,12 +598,18 @@ class ThreadBlock:
 
     def __init__(self, launch: Launch, number: int, peers: list["ThreadBlock"]):
         """`peers`: the thread blocks of its cluster, itself among them."""
-        self.launch, self.threads, self.peers, self.rank = launch, launch.threads, peers, number % launch.cluster
+        self.launch, self.threads, self.peers, self.rank = (
+            launch,
+            launch.threads,
+            peers,
+            number % launch.cluster,
+        )
         x, y, _ = launch.grid
         self.place = (number % x, number // x % y, number // (x * y))
         self.shared, self.tensors = SharedMemory(launch.shared_bytes), TensorMemory()
         self.shared_base = (self.rank << RANK_SHIFT) + SharedMemory.BASE
-        self.tensor_work: list[list[Callable[[], None]]] = []  # products in order, each with the arrivals that it sets off
+        # products in order, each with the arrivals that it sets off
+        self.tensor_work: list[list[Callable[[], None]]] = []
         self.barriers: dict[int, Barrier] = {}
         self.named, self.cluster_barrier = NamedBarriers(), NamedBarriers()
         self.copies: list[Copy] = []
@@ -557,7 +624,9 @@ class ThreadBlock:
     def tensor_map(self, address: int) -> TensorMap:
         begin = address - self.PARAMETERS
         if begin not in self.tensor_maps:
-            self.tensor_maps[begin] = TensorMap(self.launch.parameters[begin : begin + 128].tobytes())
+            self.tensor_maps[begin] = TensorMap(
+                self.launch.parameters[begin : begin + 128].tobytes()
+            )
         return self.tensor_maps[begin]
 
     @staticmethod
@@ -613,7 +682,9 @@ def run(launch: Launch) -> None:
     blocks: list[ThreadBlock] = []
     for first in range(0, count, launch.cluster):
         peers: list[ThreadBlock] = []
-        peers += [ThreadBlock(launch, number, peers) for number in range(first, first + launch.cluster)]
+        peers += [
+            ThreadBlock(launch, number, peers) for number in range(first, first + launch.cluster)
+        ]
         blocks += peers
     order = random.Random(launch.seed)
     running = {block: block.run() for block in blocks}
@@ -628,7 +699,10 @@ def run(launch: Launch) -> None:
             waiting = [block for block in running if block.copies or block.tensor_work]
             if not waiting:
                 stuck = {
-                    f"warp {warp.index}: {warp.waiting or 'polls'}" for block in running for warp in block.warps if not warp.done
+                    f"warp {warp.index}: {warp.waiting or 'polls'}"
+                    for block in running
+                    for warp in block.warps
+                    if not warp.done
                 }
                 raise Fault(f"deadlock: {'; '.join(sorted(stuck))}")
             order.choice(waiting).deliver()

@@ -31,7 +31,9 @@ class GlobalMemory:
 
     def _rows(self, addresses: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         low, high = int(addresses.min()), int(addresses.max()) + width
-        return self.bytes_at(low, high - low), (addresses - U64(low)).astype(np.int64)[:, None] + np.arange(width)
+        return self.bytes_at(low, high - low), (addresses - U64(low)).astype(np.int64)[
+            :, None
+        ] + np.arange(width)
 
     def load(self, addresses: np.ndarray, width: int) -> np.ndarray:
         if not addresses.size:
@@ -53,7 +55,8 @@ def swizzled(addresses: np.ndarray, span: int) -> np.ndarray:
 
 
 class TensorMap:
-    """A tensor of 16-bit elements as TMA takes it. The layout of the 128 bytes was found by encoding tensors, not in a document."""
+    """A tensor of 16-bit elements as TMA takes it. The layout of the 128 bytes was found by
+    encoding tensors, not in a document."""
 
     def __init__(self, descriptor: bytes):
         words = struct.unpack("<32I", descriptor)
@@ -61,22 +64,28 @@ class TensorMap:
         self.span = {0: 0, 1: 32, 2: 64, 3: 128}[words[2] >> 13 & 3]
         self.base = words[0] | words[1] << 32
         self.sizes = [word + 1 for word in words[8 : 8 + rank]]
-        self.strides = [2] + [(words[3 + i] | (words[7] >> 4 * i & 15) << 32) << 4 for i in range(rank - 1)]
+        self.strides = [2] + [
+            (words[3 + i] | (words[7] >> 4 * i & 15) << 32) << 4 for i in range(rank - 1)
+        ]
         box = [words[13] >> 24, *(words[14] >> 8 * i & 255 for i in range(4))]
         self.box = [size + 1 for size in box[:rank]]
 
     def elements(self, coordinates: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Which elements of a box lie within the tensor, and their addresses, which may wrap around."""
+        """Which elements of a box lie within the tensor, and their addresses, which may wrap
+        around."""
         index = np.indices(self.box[::-1])[::-1]
         inside, address = np.True_, np.full(index[0].shape, self.base, U64)
-        for along, begin, size, stride in zip(index, coordinates, self.sizes, self.strides, strict=True):
+        for along, begin, size, stride in zip(
+            index, coordinates, self.sizes, self.strides, strict=True
+        ):
             place = along + begin
             inside = inside & (place >= 0) & (place < size)
             address = address + place.astype(np.int64).view(U64) * U64(stride)
         return inside.reshape(-1), address.reshape(-1)
 
 
-SPANS = {2: 128, 4: 64, 6: 32}  # bytes that a swizzle goes over, by the highest three bits of a matrix descriptor
+# bytes that a swizzle goes over, by the highest three bits of a matrix descriptor
+SPANS = {2: 128, 4: 64, 6: 32}
 
 
 class SharedMemory:
@@ -90,7 +99,10 @@ class SharedMemory:
 
     def _rows(self, addresses: np.ndarray, width: int) -> np.ndarray:
         if addresses.size and (addresses.min() < self.BASE or addresses.max() + width > self.end):
-            raise Fault(f"shared memory from {addresses.min()} to {addresses.max() + width}, there is [{self.BASE}, {self.end})")
+            raise Fault(
+                f"shared memory from {addresses.min()} to {addresses.max() + width}, there is "
+                f"[{self.BASE}, {self.end})"
+            )
         if (addresses % min(width, 16)).any():
             raise Fault(f"{width} bytes of shared memory at an address that is no multiple of them")
         return addresses[:, None] + np.arange(width)
@@ -102,7 +114,8 @@ class SharedMemory:
         self.bytes[self._rows(addresses, rows.shape[1])] = rows
 
     def matrix(self, descriptor: int, rows: int, transposed: bool, dtype: str) -> np.ndarray:
-        """[rows, 16] of a tensor cores' operand, in fp32. `transposed`: rows, not the 16 columns, are neighbours in memory."""
+        """[rows, 16] of a tensor cores' operand, in fp32. `transposed`: rows, not the 16 columns,
+        are neighbours in memory."""
         begin, leading, stride = (((descriptor >> shift) & 0x3FFF) << 4 for shift in (0, 16, 32))
         span = SPANS.get(descriptor >> 61 & 7)
         if not span:
@@ -110,7 +123,13 @@ class SharedMemory:
         row, column = np.arange(rows)[:, None], np.arange(16)[None]
         if transposed:
             per_span = span // 2
-            address = begin + row // per_span * leading + column // 8 * stride + column % 8 * span + row % per_span * 2
+            address = (
+                begin
+                + row // per_span * leading
+                + column // 8 * stride
+                + column % 8 * span
+                + row % per_span * 2
+            )
         else:
             address = begin + row // 8 * stride + row % 8 * span + column * 2
         words = self.load(swizzled(address, span).reshape(-1), 2).view(U16)
@@ -118,7 +137,8 @@ class SharedMemory:
 
 
 class TensorMemory:
-    """Of a Blackwell thread block: 128 lanes of 512 columns of 32 bits. Addresses have the lane in their high half."""
+    """Of a Blackwell thread block: 128 lanes of 512 columns of 32 bits. Addresses have the lane in
+    their high half."""
 
     def __init__(self):
         self.cells = np.full((128, 512), 0xFFFFFFFF, U32)
@@ -128,6 +148,7 @@ class TensorMemory:
         lane, column = address >> 16, address & 0xFFFF
         if lane + lanes > 128 or column + columns > self.taken:
             raise Fault(
-                f"tensor memory of {self.taken} columns, asked for {lanes} lanes from {lane} and {columns} columns from {column}"
+                f"tensor memory of {self.taken} columns, asked for {lanes} lanes from {lane} and "
+                f"{columns} columns from {column}"
             )
         return self.cells[lane : lane + lanes, column : column + columns]

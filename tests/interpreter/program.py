@@ -32,7 +32,9 @@ class Program:
         head, body = text[text.index(".visible .entry") :].split("\n{", 1)
         self.parameters: list[tuple[int, int]] = []  # where each begins, and its bytes
         names, end = {}, 0
-        for kind, name, count in re.findall(r"\.param (?:\.align \d+ )?\.(\w+) (\w+)(?:\[(\d+)\])?", head):
+        for kind, name, count in re.findall(
+            r"\.param (?:\.align \d+ )?\.(\w+) (\w+)(?:\[(\d+)\])?", head
+        ):
             size = SIZES[kind] * int(count or 1)
             names[name] = end
             self.parameters.append((end, size))
@@ -43,14 +45,19 @@ class Program:
         for name, kind in declared.items():
             known.register(name, kind)
         self.blocks = self._blocks(known, labels)
-        values = {"bool": lanes.full(False, bool), "U16": lanes.full(0, lanes.U16), "U64": lanes.full(0, lanes.U64)}
+        values = {
+            "bool": lanes.full(False, bool),
+            "U16": lanes.full(0, lanes.U16),
+            "U64": lanes.full(0, lanes.U64),
+        }
         values["U32"] = lanes.full(POISON, lanes.U32)
-        self.unwritten = [values[name] for name in known.dtypes]  # registers, which are replaced and never changed in place
+        # registers, which are replaced and never changed in place
+        self.unwritten = [values[name] for name in known.dtypes]
 
     @staticmethod
     def _statements(body: str) -> tuple[list[str], dict[str, int], dict[str, str]]:
-        """Instructions; labels, each with the number of the next instruction; registers declared in braces, with their types.
-        Names in braces are their own."""
+        """Instructions; labels, each with the number of the next instruction; registers declared in
+        braces, with their types. Names in braces are their own."""
         body = re.sub(r"//[^\n]*", "", body)
         body = re.sub(r"^\s*\{\s*$", "@@open;", body, flags=re.MULTILINE)
         body = re.sub(r"^\s*\}\s*$", "@@close;", body, flags=re.MULTILINE)
@@ -73,8 +80,12 @@ class Program:
                     declared[name if scope is None else f"{name}#{scope}"] = kind[1:]
             elif statement and not statement.startswith("."):
                 for name in own:
-                    statement = re.sub(rf"(?<![\w%$.]){re.escape(name)}(?![\w#.])", f"{name}#{scope}", statement)
-                instructions.append(re.sub(r"(\bbra(?:\.uni)? )(?!\$)(\w+)$", rf"\1\2#{scope}", statement))
+                    statement = re.sub(
+                        rf"(?<![\w%$.]){re.escape(name)}(?![\w#.])", f"{name}#{scope}", statement
+                    )
+                instructions.append(
+                    re.sub(r"(\bbra(?:\.uni)? )(?!\$)(\w+)$", rf"\1\2#{scope}", statement)
+                )
         return instructions, labels, declared
 
     def _blocks(self, known: Instructions, labels: dict[str, int]) -> dict[int, Callable]:
@@ -88,7 +99,11 @@ class Program:
         order = sorted(begin for begin in begins if begin < len(self.instructions))
         source = []
         for begin, end in zip(order, [*order[1:], len(self.instructions)], strict=True):
-            lines = [line for number in range(begin, end) for line in known.lines(self.instructions[number], number)]
+            lines = [
+                line
+                for number in range(begin, end)
+                for line in known.lines(self.instructions[number], number)
+            ]
             source.append("\n    ".join([f"def block_{begin}(w, R, m):", *lines, f"return {end}"]))
         names = {name: getattr(lanes, name) for name in dir(lanes)} | {"np": np}
         exec("\n".join(source), names)

@@ -1,4 +1,5 @@
-"""The PTX of a built kernel. Objects hold machine code only, so it is compiled once more, and must come out the same."""
+"""The PTX of a built kernel. Objects hold machine code only, so it is compiled once more, and must
+come out the same."""
 
 import hashlib
 import os
@@ -32,7 +33,9 @@ def ptx(kernel: Kernel) -> Path:
     settings = pool.environment(kernel.arch) | {"CUTE_DSL_KEEP_PTX": "1"}
     settings["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), settings["PYTHONPATH"]])
     command = [sys.executable, "-m", "interpreter.sources", kernel.name]
-    done = subprocess.run(command, cwd=directory, env=settings, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=directory, env=settings, capture_output=True, text=True, timeout=300
+    )
     if done.returncode:
         raise RuntimeError(f"{kernel.name} was not compiled: {done.stderr}")
     if cubin.extract((directory / OBJECT).read_bytes()) != code:
@@ -42,15 +45,20 @@ def ptx(kernel: Kernel) -> Path:
 
 
 def programs(*kernels: Kernel) -> dict[str, str]:
-    """The PTX files of these kernels and of those that they launch, by the digest of the device code.
+    """The PTX files of these kernels and of those that they launch, by the digest of the device
+    code.
 
     What is missing is compiled, on every core.
     """
-    launched = (one for kernel in kernels if kernel.op is Op.BACKWARD for one in satellites(kernel) if one)
+    launched = (
+        one for kernel in kernels if kernel.op is Op.BACKWARD for one in satellites(kernel) if one
+    )
     needed = list(dict.fromkeys((*kernels, *launched)))
     with ThreadPoolExecutor(os.cpu_count()) as workers:
         files = list(workers.map(ptx, needed))
-    return {digest(device_code(kernel)): str(file) for kernel, file in zip(needed, files, strict=True)}
+    return {
+        digest(device_code(kernel)): str(file) for kernel, file in zip(needed, files, strict=True)
+    }
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-// The planner and the strides of results on random and extreme problems: built with the address and undefined-behaviour sanitizers,
-// which end the program at the first fault; what a plan must hold is checked here. `make sanitize` builds and runs it.
+// The planner and the strides of results on random and extreme problems: built with the address and
+// undefined-behaviour sanitizers, which end the program at the first fault; what a plan must hold
+// is checked here. `make sanitize` builds and runs it.
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -76,7 +77,8 @@ constexpr int64_t kExtremes[] = {
     INT64_MAX - 1,
     INT64_MAX,
 };
-constexpr int32_t kExtremes32[] = {INT32_MIN, -1, 0, 1, 2, 64, 128, 132, 148, 1 << 20, 1 << 30, INT32_MAX - 1, INT32_MAX};
+constexpr int32_t kExtremes32[] = {
+    INT32_MIN, -1, 0, 1, 2, 64, 128, 132, 148, 1 << 20, 1 << 30, INT32_MAX - 1, INT32_MAX};
 
 class Random {
  public:
@@ -105,8 +107,10 @@ constexpr Op kOps[] = {Op::kForward, Op::kDecode, Op::kBackward, Op::kPreprocess
 constexpr Dtype kDtypes[] = {Dtype::kBf16, Dtype::kFp16};
 constexpr Layout kLayouts[] = {Layout::kDense, Layout::kVarlen, Layout::kAny};
 constexpr Decode kDecodes[] = {Decode::kWhereFaster, Decode::kWherePossible, Decode::kWhereNeeded};
-constexpr int32_t kCapabilities[] = {90, 90, 100, 103}, kMultiprocessors[] = {132, 132, 148, 114, 16, 1};
-constexpr Tile kTiles[] = {{64, 64}, {128, 128}, {128, 64}, {192, 128}, {64, 128}, {-1, 0}, {INT32_MAX, INT32_MIN}};
+constexpr int32_t kCapabilities[] = {90, 90, 100, 103},
+                  kMultiprocessors[] = {132, 132, 148, 114, 16, 1};
+constexpr Tile kTiles[] = {
+    {64, 64}, {128, 128}, {128, 64}, {192, 128}, {64, 128}, {-1, 0}, {INT32_MAX, INT32_MIN}};
 
 // What a program may well ask for.
 Problem realistic(Random& random) {
@@ -134,16 +138,27 @@ Problem realistic(Random& random) {
   if (random.one_in(4)) p.num_splits = random.up_to(32);
   p.decode = random.of(kDecodes);
   if (random.one_in(8)) p.tile = random.of(kTiles);
-  if (random.one_in(8)) p.dealing = {static_cast<int32_t>(random.up_to(200)), static_cast<int32_t>(random.up_to(5000)) - 1};
+  if (random.one_in(8))
+    p.dealing = {static_cast<int32_t>(random.up_to(200)),
+                 static_cast<int32_t>(random.up_to(5000)) - 1};
   return p;
 }
 
 // Puts an extreme value in a field's place.
 void make_extreme(Problem& p, Random& random) {
   int64_t Problem::* const numbers[] = {
-      &Problem::batch,      &Problem::seqlen_q,         &Problem::seqlen_k,          &Problem::total_q,
-      &Problem::total_k,    &Problem::num_heads,        &Problem::num_heads_kv,      &Problem::head_dim,
-      &Problem::head_dim_v, &Problem::window_size_left, &Problem::window_size_right, &Problem::page_size,
+      &Problem::batch,
+      &Problem::seqlen_q,
+      &Problem::seqlen_k,
+      &Problem::total_q,
+      &Problem::total_k,
+      &Problem::num_heads,
+      &Problem::num_heads_kv,
+      &Problem::head_dim,
+      &Problem::head_dim_v,
+      &Problem::window_size_left,
+      &Problem::window_size_right,
+      &Problem::page_size,
       &Problem::num_splits,
   };
   switch (random.between(0, 19)) {
@@ -183,9 +198,12 @@ void check_workspace(const Problem& p, const Plan& plan) {
   const Kernel& kernel = *plan.kernel;
   const bool varlen = p.layout == Layout::kVarlen;
   const Wide batch = varlen ? 1 : p.batch, heads = p.num_heads, heads_kv = p.num_heads_kv;
-  expect(w.rows_q >= (varlen ? p.total_q : p.seqlen_q) && w.rows_k >= (varlen ? p.total_k : p.seqlen_k), "all rows have a place");
+  expect(w.rows_q >= (varlen ? p.total_q : p.seqlen_q) &&
+             w.rows_k >= (varlen ? p.total_k : p.seqlen_k),
+         "all rows have a place");
   expect(w.rows_q % kernel.block_m == 0 && w.rows_k % kernel.block_n == 0, "rows are whole tiles");
-  expect(Wide{w.rows_q} * kernel.head_dim <= INT32_MAX && Wide{w.rows_k} * kernel.head_dim_v <= INT32_MAX,
+  expect(Wide{w.rows_q} * kernel.head_dim <= INT32_MAX &&
+             Wide{w.rows_k} * kernel.head_dim_v <= INT32_MAX,
          "the kernels can index an accumulator's row in int32");
   Wide end = 0;
   const auto follows = [&end](int64_t offset, Wide elements) {
@@ -195,7 +213,8 @@ void check_workspace(const Problem& p, const Plan& plan) {
   };
   follows(w.lse_log2, batch * heads * w.rows_q);
   follows(w.delta, batch * heads * w.rows_q);
-  expect(w.numbers_in_dq == (end <= Wide{2} * p.total_q * heads * p.head_dim), "the row numbers lie in dQ where they fit");
+  expect(w.numbers_in_dq == (end <= Wide{2} * p.total_q * heads * p.head_dim),
+         "the row numbers lie in dQ where they fit");
   if (w.numbers_in_dq) end = 0;
   follows(w.dq_accum, batch * heads * w.rows_q * kernel.head_dim);
   expect(w.zeroed >= end, "what is zeroed comes last");
@@ -211,8 +230,10 @@ void check_workspace(const Problem& p, const Plan& plan) {
 
 void check(const Problem& p, const Plan& plan) {
   expect(plan.supported() == plan.reason.empty(), "there is either a kernel or a reason");
-  const bool of_kernels_only = (p.op != Op::kForward && p.op != Op::kBackward) || p.layout == Layout::kAny;
-  expect(!plan.stock_is_faster || !plan.supported(), "a speed rule leaves the problem to the stock kernel");
+  const bool of_kernels_only =
+      (p.op != Op::kForward && p.op != Op::kBackward) || p.layout == Layout::kAny;
+  expect(!plan.stock_is_faster || !plan.supported(),
+         "a speed rule leaves the problem to the stock kernel");
   if (plan.nothing_to_compute) {
     expect(!plan.kernel && plan.workspace.bytes == 0, "nothing takes neither a kernel nor memory");
     return;
@@ -220,23 +241,31 @@ void check(const Problem& p, const Plan& plan) {
   if (!plan.supported() || of_kernels_only) return;
   const Kernel& kernel = *plan.kernel;
   expect(&kernel >= kKernels && &kernel < kKernels + kNumKernels, "the kernel is of the table");
-  expect(kernel.op == p.op || (kernel.op == Op::kDecode && p.op == Op::kForward), "the kernel is of the problem's op");
+  expect(kernel.op == p.op || (kernel.op == Op::kDecode && p.op == Op::kForward),
+         "the kernel is of the problem's op");
   expect(kernel.dtype == p.dtype, "the kernel is of the problem's dtype");
-  expect(kernel.arch == (p.capability == 90 ? 90 : 100), "the kernel is of the device's architecture");
-  expect(kernel.head_dim >= p.head_dim && kernel.head_dim_v >= p.head_dim_v, "the kernel's bucket holds the head dims");
+  expect(kernel.arch == (p.capability == 90 ? 90 : 100),
+         "the kernel is of the device's architecture");
+  expect(kernel.head_dim >= p.head_dim && kernel.head_dim_v >= p.head_dim_v,
+         "the kernel's bucket holds the head dims");
   expect(p.num_heads % p.num_heads_kv == 0, "heads of keys share query heads evenly");
   const auto bound = [](int32_t size) { return size >= 0 && size <= kUnbounded; };
-  expect(bound(plan.window_size_left) && bound(plan.window_size_right), "window bounds can be added to rows in int32");
-  expect(plan.splits >= 1 && plan.splits <= (kernel.op == Op::kDecode ? 16 : 1), "a cluster holds the splits");
+  expect(bound(plan.window_size_left) && bound(plan.window_size_right),
+         "window bounds can be added to rows in int32");
+  expect(plan.splits >= 1 && plan.splits <= (kernel.op == Op::kDecode ? 16 : 1),
+         "a cluster holds the splits");
   if (kernel.persistent) {
-    expect(plan.workers >= 1 && plan.workers <= std::max(p.sm_count, 1), "thread blocks are no more than multiprocessors");
-    expect(plan.paired >= 0 && plan.paired <= Wide{p.batch} * p.num_heads, "no more heads are paired than there are");
+    expect(plan.workers >= 1 && plan.workers <= std::max(p.sm_count, 1),
+           "thread blocks are no more than multiprocessors");
+    expect(plan.paired >= 0 && plan.paired <= Wide{p.batch} * p.num_heads,
+           "no more heads are paired than there are");
   } else {
     expect(plan.workers == 0 && plan.paired == 0, "only a persistent kernel is dealt out");
   }
   if (p.op == Op::kBackward) {
     check_workspace(p, plan);
-    for (int row : {kernel.preprocess, kernel.postprocess_dq}) expect(row >= 0 && row < kNumKernels, "its satellites are there");
+    for (int row : {kernel.preprocess, kernel.postprocess_dq})
+      expect(row >= 0 && row < kNumKernels, "its satellites are there");
   } else {
     expect(plan.workspace.bytes == (kernel.persistent && p.layout == Layout::kVarlen ? 4 : 0),
            "the counter is all of the workspace");
@@ -244,18 +273,21 @@ void check(const Problem& p, const Plan& plan) {
 }
 
 bool same(const Plan& a, const Plan& b) {
-  return a.kernel == b.kernel && a.splits == b.splits && a.workers == b.workers && a.paired == b.paired && a.reason == b.reason &&
-         a.workspace.bytes == b.workspace.bytes;
+  return a.kernel == b.kernel && a.splits == b.splits && a.workers == b.workers &&
+         a.paired == b.paired && a.reason == b.reason && a.workspace.bytes == b.workspace.bytes;
 }
 
 std::string text(const Problem& p) {
-  return concat("op ", int{static_cast<int8_t>(p.op)}, ", capability ", p.capability, ", sm_count ", p.sm_count, ", dtype ",
-                int{static_cast<int8_t>(p.dtype)}, ", layout ", int{static_cast<int8_t>(p.layout)}, ", batch ", p.batch,
-                ", seqlen ", p.seqlen_q, " and ", p.seqlen_k, ", total ", p.total_q, " and ", p.total_k, ", heads ", p.num_heads,
-                " and ", p.num_heads_kv, ", head_dim ", p.head_dim, " and ", p.head_dim_v, ", causal ", p.is_causal, ", window ",
-                p.window_size_left, " and ", p.window_size_right, ", deterministic ", p.deterministic, ", page_size ", p.page_size,
-                ", num_splits ", p.num_splits, ", tile ", p.tile.queries, "x", p.tile.keys, ", dealing ", p.dealing.workers,
-                " and ", p.dealing.paired, ", decode ", int{static_cast<int8_t>(p.decode)});
+  return concat("op ", int{static_cast<int8_t>(p.op)}, ", capability ", p.capability, ", sm_count ",
+                p.sm_count, ", dtype ", int{static_cast<int8_t>(p.dtype)}, ", layout ",
+                int{static_cast<int8_t>(p.layout)}, ", batch ", p.batch, ", seqlen ", p.seqlen_q,
+                " and ", p.seqlen_k, ", total ", p.total_q, " and ", p.total_k, ", heads ",
+                p.num_heads, " and ", p.num_heads_kv, ", head_dim ", p.head_dim, " and ",
+                p.head_dim_v, ", causal ", p.is_causal, ", window ", p.window_size_left, " and ",
+                p.window_size_right, ", deterministic ", p.deterministic, ", page_size ",
+                p.page_size, ", num_splits ", p.num_splits, ", tile ", p.tile.queries, "x",
+                p.tile.keys, ", dealing ", p.dealing.workers, " and ", p.dealing.paired,
+                ", decode ", int{static_cast<int8_t>(p.decode)});
 }
 
 // How many of the problems have a kernel.
@@ -264,15 +296,19 @@ int plan_all(Random& random) {
   int supported = 0;
   for (int i = 0; i < kProblems; ++i) {
     Problem problem = realistic(random);
-    // A third as they are, a third with a few extreme values, where the first checks do not yet end it, the rest with many.
-    const int64_t extremes = std::array<int64_t, 3>{0, random.between(1, 3), random.between(4, 20)}[static_cast<size_t>(i % 3)];
+    // A third as they are, a third with a few extreme values, where the first checks do not yet end
+    // it, the rest with many.
+    const int64_t extremes = std::array<int64_t, 3>{
+        0, random.between(1, 3), random.between(4, 20)}[static_cast<size_t>(i % 3)];
     for (int64_t n = 0; n < extremes; ++n) make_extreme(problem, random);
     const bool speed_rules = random.one_in(2);
     const auto& tile_rules = random.one_in(2) ? kTileRules : no_rules;
     try {
       const Plan first = plan(problem, speed_rules, tile_rules);
       check(problem, first);
-      if (i % 16 == 0) expect(same(first, plan(problem, speed_rules, tile_rules)), "the same problem gets the same plan");
+      if (i % 16 == 0)
+        expect(same(first, plan(problem, speed_rules, tile_rules)),
+               "the same problem gets the same plan");
       supported += first.supported();
     } catch (const Error& error) {
       fail(error.what(), ", for ", text(problem));
@@ -317,7 +353,8 @@ void stride_all(Random& random) {
     for (size_t d = 0; d + 1 < static_cast<size_t>(dim); ++d) {
       if (size[d] > 1) expected = expected && stride[d] >= 0 && Wide{2} * stride[d] % 16 == 0;
     }
-    expect(addressable == expected, "TMA can address what is contiguous, aligned to 16 bytes and of strides of 16 bytes");
+    expect(addressable == expected,
+           "TMA can address what is contiguous, aligned to 16 bytes and of strides of 16 bytes");
   }
 }
 
@@ -326,7 +363,8 @@ int run() {
   try {
     const int supported = plan_all(random);
     stride_all(random);
-    std::cout << kProblems << " problems, of which " << supported << " have a kernel, and " << kShapes << " shapes: no fault\n";
+    std::cout << kProblems << " problems, of which " << supported << " have a kernel, and "
+              << kShapes << " shapes: no fault\n";
     return supported > kProblems / 8 ? EXIT_SUCCESS : EXIT_FAILURE;
   } catch (const Error& error) {
     std::cerr << error.what() << '\n';

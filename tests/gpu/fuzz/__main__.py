@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.pop(0)  # this folder, or the checkout with its own fa4_ext
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the helpers of the GPU tests
-sys.path.append(str(Path(__file__).resolve().parents[3]))  # kernels.progress; an installed fa4_ext comes first
+# kernels.progress; an installed fa4_ext comes first
+sys.path.append(str(Path(__file__).resolve().parents[3]))
 
 import torch
 
@@ -26,7 +27,8 @@ from kernels.progress import Progress
 
 @contextmanager
 def _stderr_set_aside():
-    """Yields the real standard error. PyTorch before 2.13 prints there what its kernels raise below ours, a lot here."""
+    """Yields the real standard error. PyTorch before 2.13 prints there what its kernels raise below
+    ours, a lot here."""
     real = os.dup(2)
     with tempfile.TemporaryFile() as aside, os.fdopen(real, "w") as stream:
         os.dup2(aside.fileno(), 2)
@@ -38,15 +40,25 @@ def _stderr_set_aside():
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tests/gpu/fuzz", description="Checks random calls. Exit status 1: one failed.")
+    parser = argparse.ArgumentParser(
+        prog="python tests/gpu/fuzz", description="Checks random calls. Exit status 1: one failed."
+    )
     parser.add_argument("--count", type=int, default=20_000, help="cases to run")
-    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "little"), help="of the cases")
-    parser.add_argument("--case", type=parse, help="run this case alone: the constructor's call that a failure printed")
+    parser.add_argument(
+        "--seed", type=int, default=int.from_bytes(os.urandom(4), "little"), help="of the cases"
+    )
+    parser.add_argument(
+        "--case",
+        type=parse,
+        help="run this case alone: the constructor's call that a failure printed",
+    )
     parser.add_argument("--json", type=Path, help="write counts and failures there")
     options = parser.parse_args()
     if fa4_ext.default_handle:
         fa4_ext.default_handle.remove()
-    chosen, count = ([options.case], 1) if options.case else (cases(options.seed, options.count), options.count)
+    chosen, count = (
+        ([options.case], 1) if options.case else (cases(options.seed, options.count), options.count)
+    )
     with _stderr_set_aside() as stream:
         report = run_cases(options.seed, chosen, Engine(), Progress(count, stream, what="cases"))
     print(report.text())

@@ -17,7 +17,8 @@ OPS = {
 }
 
 
-# Layouts that TMA cannot address, and PyTorch's kernel reads 16 bytes at a time wherever they are: an error of the device.
+# Layouts that TMA cannot address, and PyTorch's kernel reads 16 bytes at a time wherever they are:
+# an error of the device.
 UNALIGNED = {"offset_8_bytes", "offset_2_bytes", "row_stride_odd", "row_stride_8_bytes"}
 
 
@@ -28,16 +29,20 @@ class Case:
     op: str  # of OPS
     problem: Problem
     seed: int = 0  # of the tensors' values
-    layouts: tuple[str, str, str, str] = ("contiguous",) * 4  # of query, key, value and the gradient of out; see tensors.py
-    unused_rows: tuple[int, int] = (0, 0)  # varlen: rows of every tensor before the first sequence and after the last
+    # of query, key, value and the gradient of out; see tensors.py
+    layouts: tuple[str, str, str, str] = ("contiguous",) * 4
+    # varlen: rows of every tensor before the first sequence and after the last
+    unused_rows: tuple[int, int] = (0, 0)
     unbounded: int | None = None  # what a window bound of -1 is passed as
     dropout_p: float = 0.0
     return_debug_mask: bool = False
-    seqused_k: tuple[int, ...] | None = None  # varlen: the keys in use of each sequence; dense: PyTorch's kernel ignores it
+    # varlen: the keys in use of each sequence; dense: PyTorch's kernel ignores it
+    seqused_k: tuple[int, ...] | None = None
     backward: bool = False
     deterministic: bool = False
     speed_rules: bool = False
-    halves: str = ""  # "ours-stock", "stock-ours": once more, the forward on the first and the backward on the other
+    # "ours-stock", "stock-ours": once more, the forward on the first and the backward on the other
+    halves: str = ""
     fault: str = ""  # what is wrong with the call; see faults.py
 
     @property
@@ -50,11 +55,14 @@ class Case:
 
 
 def runs_on_ours(case: Case, largest_head_dim: int) -> bool:
-    """Whether our kernels take the forward, where no speed rule leaves it to stock: written down without a look at the planner."""
+    """Whether our kernels take the forward, where no speed rule leaves it to stock: written down
+    without a look at the planner."""
     problem = case.problem
     rows_k = sum(problem.seqlens_k) + sum(case.unused_rows)
     keys = min(problem.max_k or rows_k, rows_k)
-    head_dim = problem.head_dim + -problem.head_dim % 8 if case.op == "functional" else problem.head_dim
+    head_dim = (
+        problem.head_dim + -problem.head_dim % 8 if case.op == "functional" else problem.head_dim
+    )
     _, right = problem.window
     return (
         not (case.fault_in_forward or case.dropout_p or case.return_debug_mask)
@@ -63,13 +71,16 @@ def runs_on_ours(case: Case, largest_head_dim: int) -> bool:
         and head_dim <= largest_head_dim
         and (problem.scale is None or problem.scale > 0)
         and (problem.is_causal or not keys or not keys <= right < problem.max_k)
-        and not (case.op == "functional" and problem.is_causal and problem.seqlens_q != problem.seqlens_k)
+        and not (
+            case.op == "functional" and problem.is_causal and problem.seqlens_q != problem.seqlens_k
+        )
         and not (case.op == "functional" and 0 in problem.seqlens_q + problem.seqlens_k)
     )
 
 
 def stock_agrees(case: Case) -> bool:
-    """Whether PyTorch's kernels can run the case and compute the same function: written down without a look at ours."""
+    """Whether PyTorch's kernels can run the case and compute the same function: written down
+    without a look at ours."""
     left, right = case.problem.bounds
     left_alone = left >= 0 and right < 0
     return (
@@ -118,7 +129,9 @@ def features(case: Case) -> set[str]:
         and any(q > k for q, k in zip(problem.seqlens_q, problem.seqlens_k, strict=True)),
         f"halves {case.halves}": bool(case.halves),
     }
-    named = {f"layout {layout}" for layout in case.layouts} | ({f"fault {case.fault}"} if case.fault else set())
+    named = {f"layout {layout}" for layout in case.layouts} | (
+        {f"fault {case.fault}"} if case.fault else set()
+    )
     return named | {mark for mark, holds in marks.items() if holds}
 
 

@@ -33,7 +33,9 @@ class Engine:
     @staticmethod
     def registered(*, strict: bool, speed_rules: bool) -> fa4_ext.Handle:
         """Our kernels, as a context manager. `strict`: or an error."""
-        return fa4_ext.register(fallback="error" if strict else "stock", prefer=False, speed_rules=speed_rules)
+        return fa4_ext.register(
+            fallback="error" if strict else "stock", prefer=False, speed_rules=speed_rules
+        )
 
     @staticmethod
     def poison(inputs: Inputs) -> None:
@@ -49,22 +51,35 @@ class Engine:
         torch.cuda.synchronize()
 
 
-def explain(case: Case, arguments: Arguments, *, backward: bool, capability: tuple[int, int] | None = None) -> tuple[bool, str]:
-    """(whether our kernels run it, why not). Of F.scaled_dot_product_attention by the rules of the registration in force.
+def explain(
+    case: Case, arguments: Arguments, *, backward: bool, capability: tuple[int, int] | None = None
+) -> tuple[bool, str]:
+    """(whether our kernels run it, why not). Of F.scaled_dot_product_attention by the rules of the
+    registration in force.
 
     capability: of the device to plan for; None: the tensors' own.
     """
     if case.op == "functional":
         options = {name: arguments[name] for name in ("dropout_p", "is_causal", "scale")}
-        options |= {"enable_gqa": case.problem.heads != case.problem.heads_kv, "deterministic": case.deterministic}
-        told = fa4_ext.explain(*heads_first(case, arguments), **options, backward=backward, device_capability=capability)
+        options |= {
+            "enable_gqa": case.problem.heads != case.problem.heads_kv,
+            "deterministic": case.deterministic,
+        }
+        told = fa4_ext.explain(
+            *heads_first(case, arguments),
+            **options,
+            backward=backward,
+            device_capability=capability,
+        )
         return told.supported, told.reason
     forward = {name: value for name, value in arguments.items() if name != "out"}
-    if case.op == "inplace" and _kind(arguments["out"]) != _kind(arguments["query"]):  # explain does not know of it
+    # explain does not know of it
+    if case.op == "inplace" and _kind(arguments["out"]) != _kind(arguments["query"]):
         return False, "out must have query's shape, dtype and device"
     number, sm_count = (10 * capability[0] + capability[1], SM_COUNT) if capability else (0, 0)
     supported, _, reason, *_ = torch.ops.fa4_ext.explain(
-        **forward, block_table=None, num_splits=None, deterministic=case.deterministic, backward=backward,
+        **forward, block_table=None, num_splits=None, deterministic=case.deterministic,
+        backward=backward,
         speed_rules=case.speed_rules, capability=number, sm_count=sm_count,
     )  # fmt: skip
     return supported, reason

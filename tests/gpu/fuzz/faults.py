@@ -1,8 +1,9 @@
-"""What can be wrong with a call. None of it makes PyTorch's kernel or ours read or write outside of a tensor.
+"""What can be wrong with a call. None of it makes PyTorch's kernel or ours read or write outside of
+a tensor.
 
-On the host PyTorch's kernel checks dtype, rank, size, stride and device of what it gets. What it does not check is not here: the
-values of cum_seq_q and cum_seq_k, which are on the device; the shape of the backward's logsumexp; that there are heads, by whose
-number it divides.
+On the host PyTorch's kernel checks dtype, rank, size, stride and device of what it gets. What it
+does not check is not here: the values of cum_seq_q and cum_seq_k, which are on the device; the
+shape of the backward's logsumexp; that there are heads, by whose number it divides.
 """
 
 from __future__ import annotations
@@ -56,7 +57,11 @@ def _longer(dim: int, by: int):
 
 
 def _last_strided(t: torch.Tensor) -> torch.Tensor:
-    return t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.shape[-2] > 1 else torch.cat([t, t], -1)[..., ::2]
+    return (
+        t.transpose(-1, -2).contiguous().transpose(-1, -2)
+        if t.shape[-2] > 1
+        else torch.cat([t, t], -1)[..., ::2]
+    )
 
 
 def _strided(t: torch.Tensor) -> torch.Tensor:
@@ -69,7 +74,10 @@ def _to_cpu(t: torch.Tensor) -> torch.Tensor:
 
 def _lengths_of_dense(arguments: Arguments) -> None:
     for name, tensor in (("cum_seq_q", arguments["query"]), ("cum_seq_k", arguments["key"])):
-        arguments[name] = torch.arange(tensor.shape[0] + 1, dtype=torch.int32, device=tensor.device) * tensor.shape[1]
+        arguments[name] = (
+            torch.arange(tensor.shape[0] + 1, dtype=torch.int32, device=tensor.device)
+            * tensor.shape[1]
+        )
 
 
 INPUTS = ("query", "key", "value")
@@ -86,7 +94,9 @@ FAULTS = {
     "key_on_cpu": Fault(_each(("key",), _to_cpu)),
     "value_on_cpu": Fault(_each(("value",), _to_cpu)),
     "all_on_cpu": Fault(_each(INPUTS, _to_cpu), ops=LOW_LEVEL),
-    "key_on_other_gpu": Fault(_each(("key",), lambda t: t.to("cuda:1")), ops=("flash", "sdpa"), devices=2),
+    "key_on_other_gpu": Fault(
+        _each(("key",), lambda t: t.to("cuda:1")), ops=("flash", "sdpa"), devices=2
+    ),
     "key_head_dim": Fault(_each(("key",), _longer(-1, 8))),
     "value_head_dim_not_a_multiple_of_8": Fault(_each(("value",), _longer(-1, 3))),
     "head_dim_not_a_multiple_of_8": Fault(_each(INPUTS, _longer(-1, 3)), ops=(*LOW_LEVEL, "sdpa")),
@@ -95,7 +105,11 @@ FAULTS = {
     "value_heads": Fault(_each(("value",), _longer(-2, 1))),
     "key_batch": Fault(_each(("key", "value"), _longer(0, 1)), layouts=("dense",)),
     "query_batch": Fault(_each(("query",), _longer(0, 1)), layouts=("dense",)),
-    "heads_no_divisor": Fault(lambda arguments: _each(("key", "value"), _longer(-2, arguments["query"].shape[-2]))(arguments)),
+    "heads_no_divisor": Fault(
+        lambda arguments: _each(("key", "value"), _longer(-2, arguments["query"].shape[-2]))(
+            arguments
+        )
+    ),
     "key_rank": Fault(_each(("key",), lambda t: t.flatten(-2)), ops=LOW_LEVEL),
     "query_rank": Fault(_each(("query",), lambda t: t.flatten(0, 1)), **DENSE),
     "query_last_dim_strided": Fault(_each(("query",), _last_strided)),
@@ -121,8 +135,12 @@ FAULTS = {
     "max_k_negative": Fault(_set(max_k=-3), **VARLEN),
     "debug_mask_without_dropout": Fault(_set(return_debug_mask=True), ops=WITH_DEBUG_MASK),
     "dropout_of_1": Fault(_set(dropout_p=1.0), ops=("flash", "sdpa", "functional")),
-    "alibi": Fault(lambda a: a.update(alibi_slopes=_slopes(a["query"], (a["query"].shape[-2],))), ops=LOW_LEVEL),
-    "alibi_shape": Fault(lambda a: a.update(alibi_slopes=_slopes(a["query"], (1, 1, 3))), ops=LOW_LEVEL),
+    "alibi": Fault(
+        lambda a: a.update(alibi_slopes=_slopes(a["query"], (a["query"].shape[-2],))), ops=LOW_LEVEL
+    ),
+    "alibi_shape": Fault(
+        lambda a: a.update(alibi_slopes=_slopes(a["query"], (1, 1, 3))), ops=LOW_LEVEL
+    ),
     "seqused_k_int64": Fault(lambda a: a.update(seqused_k=_no_keys(a).long()), **VARLEN),
     "seqused_k_on_cpu": Fault(lambda a: a.update(seqused_k=_to_cpu(_no_keys(a))), **VARLEN),
     "seqused_k_shape": Fault(lambda a: a.update(seqused_k=_no_keys(a)[None]), **VARLEN),
@@ -139,8 +157,12 @@ FAULTS = {
     "backward_key_dtype": Fault(_each(("key",), _other_dtype), **GRADIENT),
     "backward_only_cum_seq_q": Fault(_set(cum_seq_k=None), **GRADIENT, layouts=("varlen",)),
     "backward_only_cum_seq_k": Fault(_set(cum_seq_q=None), **GRADIENT, layouts=("varlen",)),
-    "backward_cum_seq_int64": Fault(_each(LENGTHS, torch.Tensor.long), **GRADIENT, layouts=("varlen",)),
-    "backward_cum_seq_k_shorter": Fault(_each(("cum_seq_k",), lambda t: t[:-1]), **GRADIENT, layouts=("varlen",)),
+    "backward_cum_seq_int64": Fault(
+        _each(LENGTHS, torch.Tensor.long), **GRADIENT, layouts=("varlen",)
+    ),
+    "backward_cum_seq_k_shorter": Fault(
+        _each(("cum_seq_k",), lambda t: t[:-1]), **GRADIENT, layouts=("varlen",)
+    ),
 }
 
 

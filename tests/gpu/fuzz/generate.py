@@ -1,4 +1,5 @@
-"""Random cases. The same seed and index make the same case on every machine; nothing here needs a GPU."""
+"""Random cases. The same seed and index make the same case on every machine; nothing here needs a
+GPU."""
 
 from __future__ import annotations
 
@@ -13,11 +14,35 @@ from fuzz.case import UNALIGNED, Case, runs_on_ours
 from fuzz.faults import FAULTS, applicable
 from fuzz.tensors import GRADIENTS, LAYOUTS
 
-PRIMES = (2, 3, 5, 7, 11, 13, 31, 61, 97, 127, 131, 193, 251, 257, 509, 521, 769, 1021, 1031, 2039, 3001)
-TILES = (48, 64, 80, 96, 112, 128, 144, 192, 256)  # rows of queries or keys, of our kernels and of stock's
+PRIMES = (
+    2,
+    3,
+    5,
+    7,
+    11,
+    13,
+    31,
+    61,
+    97,
+    127,
+    131,
+    193,
+    251,
+    257,
+    509,
+    521,
+    769,
+    1021,
+    1031,
+    2039,
+    3001,
+)
+# rows of queries or keys, of our kernels and of stock's
+TILES = (48, 64, 80, 96, 112, 128, 144, 192, 256)
 # The longest sequence of a problem: small ones find as much as large ones, at many times the rate.
 LONGEST = {40: 25, 150: 35, 400: 27, 1000: 11, 3500: 2}
-# Elements of all scores, which the reference holds several times in fp32. As many as one head of the longest problem has.
+# Elements of all scores, which the reference holds several times in fp32. As many as one head of
+# the longest problem has.
 MAX_SCORES = 3500 * 3500
 
 
@@ -34,7 +59,9 @@ def generate(seed: int, index: int) -> Case:
         backward=backward,
         deterministic=backward and rng.random() < 0.3,
         speed_rules=rng.random() < 0.2,
-        halves=_pick(rng, {"": 6, "ours-stock": 1, "stock-ours": 1}) if backward and op == "flash" else "",
+        halves=_pick(rng, {"": 6, "ours-stock": 1, "stock-ours": 1})
+        if backward and op == "flash"
+        else "",
     )
     if rng.random() < 0.15:
         return _with_fault(rng, case)
@@ -63,7 +90,10 @@ def _problem(rng: random.Random, op: str) -> Problem:
     low_level = op in ("flash", "inplace")
     varlen = low_level and rng.random() < 0.5
     longest = _pick(rng, LONGEST)
-    heads_kv, ratio = rng.choice((1, 1, 2, 2, 3, 4, 5, 8)), _pick(rng, {1: 50, 2: 15, 3: 6, 4: 10, 5: 3, 7: 4, 8: 8, 16: 4})
+    heads_kv, ratio = (
+        rng.choice((1, 1, 2, 2, 3, 4, 5, 8)),
+        _pick(rng, {1: 50, 2: 15, 3: 6, 4: 10, 5: 3, 7: 4, 8: 8, 16: 4}),
+    )
     batch = rng.randint(1, 8 if varlen else 4)
     if varlen and rng.random() < 0.05:
         longest, batch = 40, rng.randint(30, 300)
@@ -74,7 +104,11 @@ def _problem(rng: random.Random, op: str) -> Problem:
     same = rng.random() < (0.95 if op == "functional" and is_causal else 0.5)
     if varlen:
         seqlens_q = tuple(0 if rng.random() < 0.1 else _length(rng, longest) for _ in range(batch))
-        seqlens_k = seqlens_q if same else tuple(0 if rng.random() < 0.1 else _length(rng, longest) for _ in range(batch))
+        seqlens_k = (
+            seqlens_q
+            if same
+            else tuple(0 if rng.random() < 0.1 else _length(rng, longest) for _ in range(batch))
+        )
     else:
         seqlens_q = (_length(rng, longest),) * batch
         seqlens_k = seqlens_q if same else (_length(rng, longest),) * batch
@@ -87,7 +121,11 @@ def _problem(rng: random.Random, op: str) -> Problem:
     window = (-1, -1)
     if low_level and rng.random() < 0.4:
         window = tuple(_bound(rng, max(seqlens_q), max(seqlens_k)) for _ in range(2))
-    slack = tuple(rng.choice((0, 1, 63, 1000)) for _ in range(2)) if varlen and rng.random() < 0.2 else (0, 0)
+    slack = (
+        tuple(rng.choice((0, 1, 63, 1000)) for _ in range(2))
+        if varlen and rng.random() < 0.2
+        else (0, 0)
+    )
     return Problem(
         dtype=rng.choice((torch.bfloat16, torch.bfloat16, torch.float16)),
         head_dim=head_dim,
@@ -110,9 +148,19 @@ def _head_dim(rng: random.Random, op: str) -> int:
 
 
 def _bound(rng: random.Random, queries: int, keys: int) -> int:
-    kind = _pick(rng, {"none": 30, "negative": 3, "zero": 12, "few": 15, "any": 25, "all": 10, "more": 5})
-    choices = {"none": -1, "negative": -9, "zero": 0, "few": rng.randint(1, 8), "any": rng.randint(0, max(queries, keys))}
-    return (choices | {"all": max(0, keys + rng.randint(-1, 1)), "more": rng.choice((5000, 2**31 - 1))})[kind]
+    kind = _pick(
+        rng, {"none": 30, "negative": 3, "zero": 12, "few": 15, "any": 25, "all": 10, "more": 5}
+    )
+    choices = {
+        "none": -1,
+        "negative": -9,
+        "zero": 0,
+        "few": rng.randint(1, 8),
+        "any": rng.randint(0, max(queries, keys)),
+    }
+    return (
+        choices | {"all": max(0, keys + rng.randint(-1, 1)), "more": rng.choice((5000, 2**31 - 1))}
+    )[kind]
 
 
 def _scale(rng: random.Random, head_dim: int) -> float | None:
@@ -141,7 +189,10 @@ def _with_layouts(rng: random.Random, case: Case) -> Case:
         return case
 
     ours = runs_on_ours(case, 128) and not case.speed_rules  # on every GPU
-    layouts, gradients = ([name for name in names[case.layout] if ours or name not in UNALIGNED] for names in (LAYOUTS, GRADIENTS))
+    layouts, gradients = (
+        [name for name in names[case.layout] if ours or name not in UNALIGNED]
+        for names in (LAYOUTS, GRADIENTS)
+    )
     if rng.random() < 0.3:
         return replace(case, layouts=(rng.choice(layouts),) * 4)
     # One gradient for all would be that of an unused row.
@@ -154,9 +205,14 @@ def _with_fault(rng: random.Random, case: Case) -> Case:
     problem = case.problem
     fault = rng.choice(applicable(case.op, case.layout))
     head_dim = problem.head_dim + -problem.head_dim % 8
-    positive = [tuple(max(length, 1) for length in seqlens) for seqlens in (problem.seqlens_q, problem.seqlens_k)]
+    positive = [
+        tuple(max(length, 1) for length in seqlens)
+        for seqlens in (problem.seqlens_q, problem.seqlens_k)
+    ]
     same = positive[0] if case.op == "functional" else positive[1]
-    problem = replace(problem, head_dim=head_dim, seqlens_q=positive[0], seqlens_k=same, scale=None, slack=(0, 0))
+    problem = replace(
+        problem, head_dim=head_dim, seqlens_q=positive[0], seqlens_k=same, scale=None, slack=(0, 0)
+    )
     backward = FAULTS[fault].backward
     case = replace(case, problem=problem, fault=fault, speed_rules=False)
     return replace(case, backward=backward, deterministic=backward and case.deterministic)

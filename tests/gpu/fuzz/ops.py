@@ -1,4 +1,5 @@
-"""The ways into the kernels, each in steps: the results of the forward by name, then those of the backward."""
+"""The ways into the kernels, each in steps: the results of the forward by name, then those of the
+backward."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class TorchOps:
         self.flash_forward = aten._flash_attention_forward
         self.flash_backward = aten._flash_attention_backward
         self.sdpa_forward = aten._scaled_dot_product_flash_attention
-        self.inplace_forward = getattr(aten, "_flash_attention_forward_no_dropout_inplace", None)  # since torch 2.12
+        # since torch 2.12
+        self.inplace_forward = getattr(aten, "_flash_attention_forward_no_dropout_inplace", None)
 
     @staticmethod
     def functional(*tensors, **options) -> torch.Tensor:
@@ -56,21 +58,33 @@ def heads_first(case: Case, arguments: Arguments) -> list[torch.Tensor]:
 
 
 def _autograd(out: torch.Tensor, tensors: list[torch.Tensor], inputs: Inputs) -> Results:
-    return dict(zip(GRADIENTS, torch.autograd.grad(out, tensors, inputs.do.transpose(1, 2)), strict=True))
+    return dict(
+        zip(GRADIENTS, torch.autograd.grad(out, tensors, inputs.do.transpose(1, 2)), strict=True)
+    )
 
 
 def _sdpa(case: Case, inputs: Inputs, arguments: Arguments, ops) -> Iterator[Results]:
     tensors = heads_first(case, arguments)
     positional = (arguments[name] for name in ("dropout_p", "is_causal", "return_debug_mask"))
-    out, lse, _, _, _, _, rng_state, unused, debug_mask = ops.sdpa_forward(*tensors, *positional, scale=arguments["scale"])
-    yield {"out": out.detach(), "lse": lse, "rng_state": rng_state, "unused": unused, "debug_mask": debug_mask}
+    out, lse, _, _, _, _, rng_state, unused, debug_mask = ops.sdpa_forward(
+        *tensors, *positional, scale=arguments["scale"]
+    )
+    yield {
+        "out": out.detach(),
+        "lse": lse,
+        "rng_state": rng_state,
+        "unused": unused,
+        "debug_mask": debug_mask,
+    }
     yield _autograd(out, tensors, inputs)
 
 
 def _functional(case: Case, inputs: Inputs, arguments: Arguments, ops) -> Iterator[Results]:
     tensors = heads_first(case, arguments)
     options = {name: arguments[name] for name in ("dropout_p", "is_causal", "scale")}
-    out = ops.functional(*tensors, **options, enable_gqa=case.problem.heads != case.problem.heads_kv)
+    out = ops.functional(
+        *tensors, **options, enable_gqa=case.problem.heads != case.problem.heads_kv
+    )
     yield {"out": out.detach()}
     yield _autograd(out, tensors, inputs)
 
@@ -85,8 +99,17 @@ class Outcome:
     stage: str = "forward"  # the last one that began
 
 
-def run(case: Case, inputs: Inputs, arguments: Arguments, ops, before_each: Callable[[], None], *, backward: bool) -> Outcome:
-    """The call, and its backward if asked. `before_each` step makes the memory that results come to lie in worthless."""
+def run(
+    case: Case,
+    inputs: Inputs,
+    arguments: Arguments,
+    ops,
+    before_each: Callable[[], None],
+    *,
+    backward: bool,
+) -> Outcome:
+    """The call, and its backward if asked. `before_each` step makes the memory that results come to
+    lie in worthless."""
     outcome = Outcome()
     steps = STEPS[case.op](case, inputs, arguments, ops)
     if case.dropout_p:
@@ -102,7 +125,9 @@ def run(case: Case, inputs: Inputs, arguments: Arguments, ops, before_each: Call
     return outcome
 
 
-def run_halves(case: Case, inputs: Inputs, arguments: Arguments, engine, forward_ours: bool) -> Results:
+def run_halves(
+    case: Case, inputs: Inputs, arguments: Arguments, engine, forward_ours: bool
+) -> Results:
     """The forward by our kernels and the backward by PyTorch's, or the reverse."""
     steps, results = STEPS[case.op](case, inputs, arguments, engine.ops), {}
     with deterministic(case.deterministic):

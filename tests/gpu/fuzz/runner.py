@@ -31,7 +31,8 @@ class Failure:
 @dataclass
 class Report:
     seed: int
-    ends: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # (op, layout, one of ENDS)
+    # (op, layout, one of ENDS)
+    ends: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     features: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
@@ -56,7 +57,10 @@ class Report:
         rows = sorted({(op, layout) for op, layout, _ in self.ends})
         lines = [f"seed {self.seed}: {self.count} cases in {self.seconds:.1f} s"]
         lines.append(f"{'':24}" + "".join(f"{end:>10}" for end in ENDS))
-        lines += [f"{f'{op} {layout}':24}" + "".join(f"{self.ends[op, layout, end]:10}" for end in ENDS) for op, layout in rows]
+        lines += [
+            f"{f'{op} {layout}':24}" + "".join(f"{self.ends[op, layout, end]:10}" for end in ENDS)
+            for op, layout in rows
+        ]
         lines.append(f"{'all':24}" + "".join(f"{self.total(end):10}" for end in ENDS))
         for failure, count in self.distinct():
             lines += ["", f"{count} x {failure.message}", f"    {failure.case!r}"]
@@ -65,11 +69,24 @@ class Report:
         return "\n".join(lines)
 
     def json(self) -> dict:
-        ends = {f"{op} {layout} {end}": count for (op, layout, end), count in sorted(self.ends.items())}
-        failures = [{"message": failure.message, "case": repr(failure.case)} for failure in self.failures]
+        ends = {
+            f"{op} {layout} {end}": count for (op, layout, end), count in sorted(self.ends.items())
+        }
+        failures = [
+            {"message": failure.message, "case": repr(failure.case)} for failure in self.failures
+        ]
         totals = {end: self.total(end) for end in ENDS}
-        about = {"seed": self.seed, "count": self.count, "seconds": round(self.seconds, 1), "died": self.died}
-        return about | totals | {"ends": ends, "features": dict(sorted(self.features.items())), "failures": failures}
+        about = {
+            "seed": self.seed,
+            "count": self.count,
+            "seconds": round(self.seconds, 1),
+            "died": self.died,
+        }
+        return (
+            about
+            | totals
+            | {"ends": ends, "features": dict(sorted(self.features.items())), "failures": failures}
+        )
 
 
 def run_cases(seed: int, cases: Iterable[Case], engine, progress=None) -> Report:
@@ -77,7 +94,8 @@ def run_cases(seed: int, cases: Iterable[Case], engine, progress=None) -> Report
     report = Report(seed)
     begin = time.monotonic()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # F.scaled_dot_product_attention says at length why flash attention takes no such call
+        # F.scaled_dot_product_attention says at length why flash attention takes no such call
+        warnings.simplefilter("ignore")
         for case in cases:
             if progress:
                 progress.started(_short(case.op, case.problem))
@@ -99,7 +117,9 @@ def _end(case: Case, engine, report: Report) -> str:
         engine.synchronize()
         return end
     except Exception as error:
-        message = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+        message = (
+            str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+        )
         report.failures.append(Failure(case, message))
     try:
         engine.synchronize()
@@ -109,4 +129,7 @@ def _end(case: Case, engine, report: Report) -> str:
 
 
 def _short(op: str, problem: Problem) -> str:
-    return f"{op} b{problem.batch} h{problem.heads}/{problem.heads_kv} q{problem.max_q} k{problem.max_k} d{problem.head_dim}"
+    return (
+        f"{op} b{problem.batch} h{problem.heads}/{problem.heads_kv} q{problem.max_q} "
+        f"k{problem.max_k} d{problem.head_dim}"
+    )

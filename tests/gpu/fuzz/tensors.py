@@ -41,8 +41,10 @@ LAYOUTS = {
 }
 # Of the gradient of out, which may have any strides.
 GRADIENTS = {
-    "dense": LAYOUTS["dense"] | {"scalar": expanded(0, ROWS, HEADS, DIM), "last_dim_strided": permuted(0, 1, 3, 2)},
-    "varlen": LAYOUTS["varlen"] | {"scalar": expanded(ROWS, HEADS, DIM), "last_dim_strided": permuted(0, 2, 1)},
+    "dense": LAYOUTS["dense"]
+    | {"scalar": expanded(0, ROWS, HEADS, DIM), "last_dim_strided": permuted(0, 1, 3, 2)},
+    "varlen": LAYOUTS["varlen"]
+    | {"scalar": expanded(ROWS, HEADS, DIM), "last_dim_strided": permuted(0, 2, 1)},
 }
 UNUSED = float("nan")  # in rows that belong to no sequence
 
@@ -54,18 +56,28 @@ def make_inputs(case: Case, device: str) -> Inputs:
     before, after = case.unused_rows
 
     def make(side: str, layouts, layout: str) -> torch.Tensor:
-        values = torch.randn(problem.shape(side), dtype=problem.dtype, device=device, generator=generator)
+        values = torch.randn(
+            problem.shape(side), dtype=problem.dtype, device=device, generator=generator
+        )
         if before or after:
-            beside = [values.new_full((rows, *values.shape[1:]), UNUSED) for rows in case.unused_rows]
+            beside = [
+                values.new_full((rows, *values.shape[1:]), UNUSED) for rows in case.unused_rows
+            ]
             values = torch.cat([beside[0], values, beside[1]])
         return layouts[layout](values)
 
     inputs = LAYOUTS[case.layout]
     sides = (("q", inputs), ("k", inputs), ("k", inputs), ("q", GRADIENTS[case.layout]))
-    tensors = [make(side, layouts, layout) for (side, layouts), layout in zip(sides, case.layouts, strict=True)]
+    tensors = [
+        make(side, layouts, layout)
+        for (side, layouts), layout in zip(sides, case.layouts, strict=True)
+    ]
     if not problem.varlen:
         return Inputs(*tensors)
-    return Inputs(*tensors, *(_starts(seqlens, before, device) for seqlens in (problem.seqlens_q, problem.seqlens_k)))
+    return Inputs(
+        *tensors,
+        *(_starts(seqlens, before, device) for seqlens in (problem.seqlens_q, problem.seqlens_k)),
+    )
 
 
 def _starts(seqlens: tuple[int, ...], before: int, device: str) -> torch.Tensor:
@@ -77,11 +89,16 @@ def forward_arguments(case: Case, inputs: Inputs) -> Arguments:
     """Of `_flash_attention_forward`, by name; of the in-place op `out` too."""
     problem = case.problem
     left, right = (case.unbounded if bound == -1 else bound for bound in problem.window)
-    seqused_k = case.seqused_k and torch.tensor(case.seqused_k, dtype=torch.int32, device=inputs.q.device)
+    seqused_k = case.seqused_k and torch.tensor(
+        case.seqused_k, dtype=torch.int32, device=inputs.q.device
+    )
     arguments = dict(
-        query=inputs.q, key=inputs.k, value=inputs.v, cum_seq_q=inputs.cu_seqlens_q, cum_seq_k=inputs.cu_seqlens_k,
-        max_q=problem.max_q, max_k=problem.max_k, dropout_p=case.dropout_p, is_causal=problem.is_causal,
-        return_debug_mask=case.return_debug_mask, scale=problem.scale, window_size_left=left, window_size_right=right,
+        query=inputs.q, key=inputs.k, value=inputs.v, cum_seq_q=inputs.cu_seqlens_q,
+        cum_seq_k=inputs.cu_seqlens_k,
+        max_q=problem.max_q, max_k=problem.max_k, dropout_p=case.dropout_p,
+        is_causal=problem.is_causal,
+        return_debug_mask=case.return_debug_mask, scale=problem.scale, window_size_left=left,
+        window_size_right=right,
         seqused_k=seqused_k, alibi_slopes=None,
     )  # fmt: skip
     if case.op == "inplace":
@@ -91,13 +108,29 @@ def forward_arguments(case: Case, inputs: Inputs) -> Arguments:
     return arguments
 
 
-def backward_arguments(case: Case, inputs: Inputs, forward: Arguments, results: tuple[torch.Tensor, ...]) -> Arguments:
-    """Of `_flash_attention_backward`, by name. `results` are those of `_flash_attention_forward`."""
-    names = ("query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal", "scale")
+def backward_arguments(
+    case: Case, inputs: Inputs, forward: Arguments, results: tuple[torch.Tensor, ...]
+) -> Arguments:
+    """Of `_flash_attention_backward`, by name. `results` are those of
+    `_flash_attention_forward`."""
+    names = (
+        "query",
+        "key",
+        "value",
+        "cum_seq_q",
+        "cum_seq_k",
+        "max_q",
+        "max_k",
+        "dropout_p",
+        "is_causal",
+        "scale",
+    )
     windows = ("window_size_left", "window_size_right")
     out, lse, rng_state, unused, _ = results
     arguments = {name: forward[name] for name in (*names, *windows)}
-    arguments |= dict(grad_out=inputs.do, out=out, logsumexp=lse, rng_state=rng_state, unused=unused)
+    arguments |= dict(
+        grad_out=inputs.do, out=out, logsumexp=lse, rng_state=rng_state, unused=unused
+    )
     if case.fault and not case.fault_in_forward:
         FAULTS[case.fault].change(arguments)
     return arguments
@@ -105,13 +138,22 @@ def backward_arguments(case: Case, inputs: Inputs, forward: Arguments, results: 
 
 def keys_in_use(problem: Problem, seqused_k: tuple[int, ...], packed: torch.Tensor) -> torch.Tensor:
     """Packed keys or values without those that seqused_k leaves out."""
-    return torch.cat([part[:length] for part, length in zip(packed.split(problem.seqlens_k), seqused_k, strict=True)])
+    return torch.cat(
+        [
+            part[:length]
+            for part, length in zip(packed.split(problem.seqlens_k), seqused_k, strict=True)
+        ]
+    )
 
 
 def with_keys_in_use(case: Case) -> Problem:
     """The problem that remains of them."""
     problem = case.problem
-    return replace(problem, seqlens_k=case.seqused_k, slack=(problem.slack[0], problem.max_k - max(case.seqused_k)))
+    return replace(
+        problem,
+        seqlens_k=case.seqused_k,
+        slack=(problem.slack[0], problem.max_k - max(case.seqused_k)),
+    )
 
 
 def outside(case: Case, t: torch.Tensor) -> torch.Tensor:
@@ -121,7 +163,8 @@ def outside(case: Case, t: torch.Tensor) -> torch.Tensor:
 
 
 def used(case: Case, name: str, t: torch.Tensor) -> torch.Tensor:
-    """The part of an input or a result that belongs to sequences. "lse" is [heads, rows], all others have their rows first."""
+    """The part of an input or a result that belongs to sequences. "lse" is [heads, rows], all
+    others have their rows first."""
     if not any(case.unused_rows):
         return t
     dim = 1 if name == "lse" else 0
