@@ -2,11 +2,11 @@
 requirements/build.txt lists and a C++17 compiler.
 
 Settings, from the environment:
-  FA4_EXT_KERNELS   subset of the kernel matrix: full (default), core, or tuning for
-  benchmarks/tune.py FA4_EXT_ARCHS     90,100 (default), 90 or 100 FA4_EXT_JOBS      compiling
-  processes; the cores by default FA4_EXT_CACHE     folder of compiled kernels;
-  ~/.cache/fa4_ext/kernels by default FA4_EXT_TESTS     1: also build the pybind11 module that the
-  tests use, into build/tests/
+  FA4_EXT_KERNELS  subset of the kernel matrix: full (default), core, or tuning
+  FA4_EXT_ARCHS    90,100 (default), 90 or 100
+  FA4_EXT_JOBS     compiling processes; as many as cores by default
+  FA4_EXT_CACHE    folder of compiled kernels; ~/.cache/fa4_ext/kernels by default
+  FA4_EXT_TESTS    1: also build the pybind11 module that the tests use, into build/tests/
 """
 
 import os
