@@ -12,11 +12,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --no-deps --require-hashes
 LOCK := uv pip compile --quiet --no-deps --no-strip-extras --no-annotate --generate-hashes --only-binary :all: \
 	--emit-build-options --python-version 3.11 --custom-compile-command "make lock"
+# A worker a core, which takes tests from the slower ones when it has none left.
+TEST := $(BIN)/python -m pytest -n auto --dist worksteal
 SOURCES := kernels fa4_ext tests benchmarks scripts examples setup.py
 CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp examples/cpp/*.cpp examples/cpp/*.h tests/*/*.c tests/*/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help lock demo build docs test sanitize lint format wheel compat gpu-test bench clean distclean
+.PHONY: help lock demo build docs test test-all sanitize lint format wheel compat gpu-test bench clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -58,8 +60,11 @@ docs: build ## renew docs/support.md and the documents' tables of results, and p
 	$(BIN)/python -m scripts.performance
 	$(BIN)/python -m scripts.support
 
-test: build ## run the tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+test: build ## run the tests that need no GPU and no patience
+	$(TEST) -m "not gpu and not long" $(ARGS)
+
+test-all: build ## run all tests that need no GPU: every core kernel in the interpreter, too
+	$(TEST) -m "not gpu" $(ARGS)
 
 sanitize: build ## plan random and extreme problems under the address and undefined-behaviour sanitizers
 	$(BIN)/cmake --build build/$(or $(KERNELS),core)/cmake --target plan_problems

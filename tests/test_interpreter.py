@@ -6,13 +6,12 @@ from __future__ import annotations
 import json
 import os
 import random
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fake_device
 import pytest
 from built import kernels
-from interpreter.sources import programs
+from interpreter.sources import compiling, programs
 
 from kernels.matrix import Kernel, Layout, Mask, Op
 
@@ -28,17 +27,25 @@ BACKWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.BACKWARD and not 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(request) -> None:
-    """All kernels of the chosen tests: one by one they would leave a core idle."""
+    """Compiles the kernels of all chosen tests together: one by one they would leave a core idle.
+    Of several pytest workers the first one compiles, and the others wait for it."""
     chosen = [
         item.callspec.params["kernel"]
         for item in request.session.items
         if item.module is request.module
     ]
-    programs(*(one for kernel in chosen for one in run_by(kernel)))
+    with compiling():
+        programs(*(one for kernel in chosen for one in run_by(kernel)))
 
 
-def names(kernel: Kernel) -> str:
-    return kernel.name
+def each(kernels: list[Kernel]) -> pytest.MarkDecorator:
+    """Parametrizes by kernel. The first one of an architecture is part of the short suite."""
+    short = {kernel.arch: kernel for kernel in reversed(kernels)}.values()
+    cases = [
+        pytest.param(kernel, id=kernel.name, marks=() if kernel in short else pytest.mark.long)
+        for kernel in kernels
+    ]
+    return pytest.mark.parametrize("kernel", cases)
 
 
 def lengths(draw: random.Random, kernel: Kernel, varlen: bool) -> tuple[list[int], list[int]]:
@@ -108,18 +115,6 @@ def answers(driver: Path, request: dict) -> list[str | None]:
     )
 
 
-def dealt(driver: Path, request: dict, calls: list[dict]) -> list[str | None]:
-    """The answers to all calls, from a process for each core."""
-    processes = min(os.cpu_count(), len(calls))
-    hands = [calls[first::processes] for first in range(processes)]
-    with ThreadPoolExecutor(processes) as workers:
-        answered = list(workers.map(lambda hand: answers(driver, request | {"calls": hand}), hands))
-    found = [None] * len(calls)
-    for first, told in enumerate(answered):
-        found[first::processes] = told  # fails where one has not answered each
-    return found
-
-
 def check(
     driver: Path,
     problems: list[dict],
@@ -141,7 +136,9 @@ def check(
         "programs": launched,
         "multiprocessors": multiprocessors,
     }
-    for call, wrong in zip(calls, dealt(driver, request | options, calls), strict=True):
+    for call, wrong in zip(
+        calls, answers(driver, request | options | {"calls": calls}), strict=True
+    ):
         assert wrong is None, f"{call}: {wrong}"
 
 
@@ -150,7 +147,7 @@ def drawn(kernel: Kernel) -> list[dict]:
     return [problem(draw, kernel) for _ in range(CALLS)]
 
 
-@pytest.mark.parametrize("kernel", FORWARDS, ids=names)
+@each(FORWARDS)
 def test_forward(driver, kernel):
     """Several tiles a thread block, and thread blocks without any."""
     check(
@@ -162,13 +159,13 @@ def test_forward(driver, kernel):
     )
 
 
-@pytest.mark.parametrize("kernel", DECODES, ids=names)
+@each(DECODES)
 def test_decode(driver, kernel):
     """With as many multiprocessors as make it split the keys."""
     check(driver, drawn(kernel), programs(kernel), decode=1, multiprocessors=16)
 
 
-@pytest.mark.parametrize("kernel", DECODES, ids=names)
+@each(DECODES)
 def test_decode_in_pages(driver, kernel):
     """Of one head of keys, of some, and of as many as value's head dim has elements: an output of
     another shape was once taken."""
@@ -193,7 +190,7 @@ def test_decode_in_pages(driver, kernel):
     check(driver, problems, programs(kernel), page_size=2 * kernel.block_n, multiprocessors=16)
 
 
-@pytest.mark.parametrize("kernel", BACKWARDS, ids=names)
+@each(BACKWARDS)
 def test_backward(driver, kernel):
     """With the forward and the launches before and after it, on the tiles that the planner takes;
     packed, among rows of NaN."""

@@ -9,39 +9,45 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from built import device_code
+from filelock import FileLock
 
 from kernels import cubin, pool
-from kernels.matrix import Kernel, Op, matrix, satellites
+from kernels.matrix import ARCHS, Kernel, Op, matrix, satellites
 from kernels.worker import OBJECT, compile_kernel
 
 ROOT = Path(__file__).parents[2]
 DIRECTORY = ROOT / "build" / "tests" / "ptx"
 
 
+def compiling() -> FileLock:
+    """Held by the process that compiles what is missing."""
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    return FileLock(DIRECTORY / "lock")
+
+
 def digest(code: bytes) -> str:
     return hashlib.sha256(code).hexdigest()
 
 
-def ptx(kernel: Kernel) -> Path:
-    """In a file of its own, kept for the next test."""
-    code = device_code(kernel)
-    directory = DIRECTORY / f"{kernel.name}-{digest(code)[:16]}"
-    kept = directory / "kernel.ptx"
-    if kept.exists():
-        return kept
-    directory.mkdir(parents=True, exist_ok=True)
-    settings = pool.environment(kernel.arch) | {"CUTE_DSL_KEEP_PTX": "1"}
+def _directory(kernel: Kernel) -> Path:
+    """The folder that keeps the PTX of a kernel as it is built, for this test and the next."""
+    return DIRECTORY / f"{kernel.name}-{digest(device_code(kernel))[:16]}"
+
+
+def _ptx(kernel: Kernel) -> Path:
+    return _directory(kernel) / "kernel.ptx"
+
+
+def _compile(kernels: list[Kernel]) -> None:
+    """Leaves the PTX of kernels of one architecture in their folders. One process compiles them
+    all, because importing the compiler takes longer than compiling a kernel."""
+    settings = pool.environment(kernels[0].arch) | {"CUTE_DSL_KEEP_PTX": "1"}
     settings["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), settings["PYTHONPATH"]])
-    command = [sys.executable, "-m", "interpreter.sources", kernel.name]
-    done = subprocess.run(
-        command, cwd=directory, env=settings, capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, "-m", "interpreter.sources", *(kernel.name for kernel in kernels)]
+    done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{kernel.name} was not compiled: {done.stderr}")
-    if cubin.extract((directory / OBJECT).read_bytes()) != code:
-        raise RuntimeError(f"{kernel.name}, compiled once more, is not what was built")
-    (written,) = directory.glob("*.ptx")
-    return written.rename(kept)
+        names = ", ".join(kernel.name for kernel in kernels)
+        raise RuntimeError(f"one of these kernels was not compiled: {names}\n{done.stderr}")
 
 
 def programs(*kernels: Kernel) -> dict[str, str]:
@@ -54,12 +60,31 @@ def programs(*kernels: Kernel) -> dict[str, str]:
         one for kernel in kernels if kernel.op is Op.BACKWARD for one in satellites(kernel) if one
     )
     needed = list(dict.fromkeys((*kernels, *launched)))
-    with ThreadPoolExecutor(os.cpu_count()) as workers:
-        files = list(workers.map(ptx, needed))
-    return {
-        digest(device_code(kernel)): str(file) for kernel, file in zip(needed, files, strict=True)
-    }
+    missing = [kernel for kernel in needed if not _ptx(kernel).exists()]
+    cores = os.cpu_count()
+    shares = [
+        share
+        for arch in ARCHS
+        for first in range(cores)
+        if (share := [kernel for kernel in missing if kernel.arch == arch][first::cores])
+    ]
+    with ThreadPoolExecutor(cores) as workers:
+        list(workers.map(_compile, shares))
+    return {digest(device_code(kernel)): str(_ptx(kernel)) for kernel in needed}
+
+
+def _write(kernel: Kernel) -> None:
+    directory = _directory(kernel)
+    directory.mkdir(parents=True, exist_ok=True)
+    os.chdir(directory)  # where the compiler leaves the PTX
+    compile_kernel(kernel, directory)
+    if cubin.extract((directory / OBJECT).read_bytes()) != device_code(kernel):
+        raise RuntimeError(f"{kernel.name}, compiled once more, is not what was built")
+    (written,) = directory.glob("*.ptx")
+    written.rename(_ptx(kernel))
 
 
 if __name__ == "__main__":
-    compile_kernel(next(kernel for kernel in matrix() if kernel.name == sys.argv[1]), Path.cwd())
+    by_name = {kernel.name: kernel for kernel in matrix()}
+    for name in sys.argv[1:]:
+        _write(by_name[name])
