@@ -30,7 +30,6 @@ PACKAGE = {
     "fa4_ext/__init__.py",
     "fa4_ext/py.typed",
     "fa4_ext/bench/__init__.py",
-    "fa4_ext/bench/progress.py",  # a link to kernels/progress.py in the sources
     LIBRARY,
     "fa4_ext/include/fa4_ext.h",
     "fa4_ext/cmake/fa4_ext-config.cmake",
