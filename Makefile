@@ -65,10 +65,11 @@ sanitize: build ## plan random and extreme problems under the address and undefi
 	$(BIN)/cmake --build build/$(or $(KERNELS),core)/cmake --target plan_problems
 	build/$(or $(KERNELS),core)/cmake/plan_problems
 
-lint: $(VENV)/test.stamp ## check the style of Python and C++, and the direction of the layers
+lint: $(VENV)/test.stamp ## check the style of Python and C++, the types, and the direction of the layers
 	$(BIN)/ruff check $(wildcard $(SOURCES))
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/mypy
 	$(BIN)/python scripts/tools/check_layers.py
 
 format: $(VENV)/test.stamp ## rewrite Python and C++ in that style
@@ -95,7 +96,7 @@ bench: ## python -m fa4_ext bench on a build of all kernels; ARGS="--json out.js
 	$(BIN)/python -m fa4_ext bench $(ARGS)
 
 clean: ## remove what was built; compiled kernels stay in their cache
-	rm -rf build dist fa4_ext/*.so fa4_ext/include fa4_ext/cmake *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf build dist fa4_ext/*.so fa4_ext/include fa4_ext/cmake *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 distclean: clean ## and the virtual environment
 	rm -rf $(VENV)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -84,7 +84,7 @@ def _range(text: str) -> Range:
     return int(low), int(high) if high else math.inf
 
 
-_PARSE = {
+_PARSE: dict[str, Callable] = {
     "str": str,
     "str | None": str,
     "int": int,

@@ -1,5 +1,5 @@
-"""Long jobs show how far they are: the build by lines alone, what builds on fa4_ext by a line that is
-rewritten, where it writes to a terminal."""
+"""Long jobs show how far they are: the build by lines alone, what builds on fa4_ext by a line
+that is rewritten, where it writes to a terminal."""
 
 from __future__ import annotations
 

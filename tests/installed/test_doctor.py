@@ -53,7 +53,7 @@ def test_distributions(found, status, words):
     ],
 )
 def test_library(problem, version, status, words):
-    check = _doctor.library(problem, version, None if problem else fa4_ext.build_info())
+    check = _doctor.library(problem, version, {} if problem else fa4_ext.build_info())
     assert check.status == status and words in check.sentence
 
 
