@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_problems import problems
-from scripts.core_problem import core_problem
 
 from kernels.matrix import HEAD_DIM_BUCKETS
+from scripts.core_problem import core_problem
 
 ROWS = fa4_core.kernels()
 BUILT = {row.name for row in ROWS}

@@ -13,6 +13,7 @@ import fa4_core
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from plan_problems import LARGEST_HEAD_DIMS, problems
+
 from scripts.core_problem import SM_COUNT, core_problem
 
 ROWS = fa4_core.kernels()

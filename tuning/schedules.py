@@ -171,8 +171,8 @@ def print_table(found: list[dict]) -> None:
     for row in found:
         by_problem.setdefault(tuple(row[name] for name in PROBLEM), []).append(row)
     print(
-        f"{len(by_problem)} problems; the time beside the fastest schedule's, in geometric mean and "
-        "at worst:"
+        f"{len(by_problem)} problems; the time beside the fastest schedule's, in geometric mean "
+        "and at worst:"
     )
     for name, causal, pick in ALWAYS:
         chosen = [some for some in by_problem.values() if some[0]["causal"] == str(causal)]

@@ -226,7 +226,8 @@ def test_another_provider_on_top_fails(tmp_path):
         library = torch.library.Library("aten", "IMPL")
         library.impl("_flash_attention_backward", lambda *args, **kwargs: None, "CUDA")
         from fa4_ext import _doctor
-        print([check.status for check in _doctor.examine(gpu=False).checks if check.name == "registration"])
+        checks = _doctor.examine(gpu=False).checks
+        print([check.status for check in checks if check.name == "registration"])
         """
     )
     assert result.stdout == "['wrong']\n"
