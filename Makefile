@@ -1,6 +1,7 @@
 # Every target sets up what it needs: .venv with pinned packages, the compiled kernels, the library.
 PYTHON ?= python3
-KERNELS ?=# full, core, or tuning for benchmarks/tune.py; the wheel and the GPU tests take full, the rest core
+# full, core, or tuning for tuning/tiles.py. The wheel and the GPU tests take full, the rest core.
+KERNELS ?=
 WHEEL_DIR ?= dist
 # Dates the files in the wheel, so that a commit makes the same wheel every time.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
@@ -14,7 +15,7 @@ LOCK := uv pip compile --quiet --no-deps --no-strip-extras --no-annotate --gener
 	--emit-build-options --python-version 3.11 --custom-compile-command "make lock"
 # A worker a core, which takes tests from the slower ones when it has none left.
 TEST := $(BIN)/python -m pytest -n auto --dist worksteal
-SOURCES := kernels fa4_ext tests benchmarks scripts examples setup.py
+SOURCES := kernels fa4_ext tests benchmarks tuning scripts examples setup.py
 CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp examples/cpp/*.cpp examples/cpp/*.h tests/*/*.c tests/*/*.cpp)
 
 .DEFAULT_GOAL := help
@@ -25,13 +26,13 @@ help: ## list the targets
 
 # A virtual environment for each list of packages would hold torch twice, so the lists stack in one.
 $(VENV)/bin/python:
-	scripts/bootstrap.sh $(PYTHON)
+	scripts/tools/bootstrap.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
 # The lists are complete, so that pip need not look for what their packages need, and `pip check`
 # finds what they lack.
 $(VENV)/build.stamp: requirements/torch.txt requirements/build.txt requirements/torch_cuda.txt | $(VENV)/bin/python
-	scripts/bootstrap.sh $(PYTHON)
+	scripts/tools/bootstrap.sh $(PYTHON)
 	$(PIP) download --no-deps --only-binary :all: --dest $(VENV)/torch -r requirements/torch.in
 	$(INSTALL) --no-index --find-links $(VENV)/torch -r requirements/torch.txt
 	rm -r $(VENV)/torch
@@ -41,24 +42,26 @@ $(VENV)/build.stamp: requirements/torch.txt requirements/build.txt requirements/
 	touch $@
 
 $(VENV)/test.stamp: requirements/test.txt $(VENV)/build.stamp
-	scripts/bootstrap.sh $(PYTHON) tests
+	scripts/tools/bootstrap.sh $(PYTHON) tests
 	$(INSTALL) -r $<
 	$(PIP) check
 	touch $@
 
-lock: ## renew the hashes in requirements/*.txt for the versions in requirements/*.in, with uv; torch.txt says how it is renewed
-	$(foreach list,build test bench torch_cuda,$(LOCK) requirements/$(list).in -o requirements/$(list).txt &&) true
+lock: ## renew the hashes of requirements/*.in, with uv; torch.txt says how it is renewed
+	$(foreach list,build test bench torch_cuda,\
+		$(LOCK) requirements/$(list).in -o requirements/$(list).txt &&) true
 
-demo: $(VENV)/build.stamp ## set everything up, then run attention beside the stock kernel, or without a GPU show what would run
+demo: $(VENV)/build.stamp ## set up, run attention beside PyTorch's; without a GPU show the plans
 	FA4_EXT_KERNELS=$(or $(KERNELS),core) $(BIN)/python setup.py --quiet build_ext --inplace
 	$(BIN)/python -m fa4_ext demo
 
 build: $(VENV)/test.stamp ## compile the core kernels and link the library into fa4_ext/, for development
-	FA4_EXT_KERNELS=$(or $(KERNELS),core) FA4_EXT_TESTS=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	FA4_EXT_KERNELS=$(or $(KERNELS),core) FA4_EXT_TESTS=1 \
+		$(BIN)/python setup.py --quiet build_ext --inplace
 
-docs: build ## renew docs/support.md and the documents' tables of results, and print which realistic calls fall back
-	$(BIN)/python -m scripts.performance
-	$(BIN)/python -m scripts.support
+docs: build ## renew docs/support.md and the tables of results; print which calls fall back
+	$(BIN)/python -m scripts.documents.performance
+	PYTHONPATH=build/tests $(BIN)/python -m scripts.documents.support
 
 test: build ## run the tests that need no GPU and no patience
 	$(TEST) -m "not gpu and not long" $(ARGS)
@@ -66,15 +69,16 @@ test: build ## run the tests that need no GPU and no patience
 test-all: build ## run all tests that need no GPU: every core kernel in the interpreter, too
 	$(TEST) -m "not gpu" $(ARGS)
 
-sanitize: build ## plan random and extreme problems under the address and undefined-behaviour sanitizers
+sanitize: build ## plan random and extreme problems under sanitizers
 	$(BIN)/cmake --build build/$(or $(KERNELS),core)/cmake --target plan_problems
 	build/$(or $(KERNELS),core)/cmake/plan_problems
 
-lint: $(VENV)/test.stamp ## check the style of Python and C++, and the direction of the layers
+lint: $(VENV)/test.stamp ## check style, types and the direction of the layers
 	$(BIN)/ruff check $(wildcard $(SOURCES))
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
-	$(BIN)/python scripts/check_layers.py
+	$(BIN)/mypy
+	$(BIN)/python scripts/tools/check_layers.py
 
 format: $(VENV)/test.stamp ## rewrite Python and C++ in that style
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
@@ -85,22 +89,23 @@ wheel: $(VENV)/build.stamp ## compile the full matrix into dist/*.whl
 	rm -rf build/lib build/bdist.* $(WHEEL_DIR)/*.whl
 	FA4_EXT_KERNELS=$(or $(KERNELS),full) $(BIN)/python -m pip wheel --verbose --no-build-isolation --no-deps \
 		--disable-pip-version-check --wheel-dir $(WHEEL_DIR) .
-	$(BIN)/python scripts/check_wheel.py $(WHEEL_DIR)/*.whl
+	$(BIN)/python scripts/tools/check_wheel.py $(WHEEL_DIR)/*.whl
 
-compat: $(VENV)/bin/python ## run tests/installed on the wheel beside every torch since 2.11 and renew docs/compatibility.md's table
-	$(BIN)/python -m scripts.compat --wheel $(WHEEL_DIR)/*.whl --table docs/compatibility.md $(ARGS)
+compat: $(VENV)/bin/python ## test the wheel beside every torch in requirements/compat.in
+	$(BIN)/python -m scripts.tools.compat --wheel $(WHEEL_DIR)/*.whl --table docs/compatibility.md $(ARGS)
 
-gpu-test: ## run the tests that need a Hopper or Blackwell GPU; against an installed wheel with PYTEST=/its/bin/pytest
+gpu-test: ## run the GPU tests; on an installed wheel with PYTEST=/its/bin/pytest
 	$(if $(PYTEST),,$(MAKE) build KERNELS=$(or $(KERNELS),full))
 	$(or $(PYTEST),$(BIN)/python -m pytest) -m gpu tests/gpu $(ARGS)
 
-bench: ## python -m fa4_ext bench on a build of all kernels; ARGS="--json out.json --figure out.png" keep the result
+bench: ## run the benchmark; ARGS="--json out.json --figure out.png" keep the result
 	$(MAKE) build KERNELS=$(or $(KERNELS),full)
 	$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(INSTALL) -r requirements/bench.txt
 	$(BIN)/python -m fa4_ext bench $(ARGS)
 
 clean: ## remove what was built; compiled kernels stay in their cache
-	rm -rf build dist fa4_ext/*.so fa4_ext/include fa4_ext/cmake *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf build dist fa4_ext/*.so fa4_ext/include fa4_ext/cmake *.egg-info
+	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
-distclean: clean ## and the virtual environment
+distclean: clean ## remove the virtual environment too
 	rm -rf $(VENV)

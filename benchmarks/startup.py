@@ -28,7 +28,8 @@ FIRST_CALL = """
 import sys, time
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-q, k, v, do = (torch.randn(1, 1024, 16, 128, dtype=torch.bfloat16, device="cuda").transpose(1, 2) for _ in range(4))
+shape, options = (1, 1024, 16, 128), dict(dtype=torch.bfloat16, device="cuda")
+q, k, v, do = (torch.randn(shape, **options).transpose(1, 2) for _ in range(4))
 with sdpa_kernel(SDPBackend.MATH):
     out = torch.nn.functional.scaled_dot_product_attention(q.requires_grad_(), k, v, is_causal=True)
 torch.autograd.grad(out, q, do)

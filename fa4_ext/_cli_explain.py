@@ -295,7 +295,7 @@ def _facts(call: Call, answer: Explanation) -> list[tuple[str, str]]:
             ("because", answer.reason),
             ("instead", _instead(call, answer)),
         ]
-    if not answer.kernel:
+    if not answer.kernel or not answer.tile:
         return [("kernel", "none is needed"), ("because", answer.reason)]
     rows_q, rows_k = answer.tile
     rows = [

@@ -49,7 +49,7 @@ def report() -> dict:
         "torch": facts.torch,
         "devices": [
             {"name": torch.cuda.get_device_name(index), "compute_capability": capability}
-            for index, capability in enumerate(facts.devices)
+            for index, capability in enumerate(facts.devices or ())
         ],
         "build": fa4_ext.build_info() if loaded else None,
         "kernels": len(fa4_ext.kernels()) if loaded else None,

@@ -101,7 +101,8 @@ def _show_registration() -> None:
 
 
 def _show_plans() -> None:
-    calls = [*((case, {}) for case in CASES), (CASES[1], {"dropout_p": 0.1})]
+    calls: list[tuple[Case, dict]] = [(case, {}) for case in CASES]
+    calls.append((CASES[1], {"dropout_p": 0.1}))
     for capability in ((9, 0), (10, 0)):
         print(
             "\nThe plan of F.scaled_dot_product_attention calls, bf16, on compute capability "
@@ -112,7 +113,7 @@ def _show_plans() -> None:
             print(f"  {case}" + "".join(f" {name}={value}" for name, value in more.items()))
             for direction, backward in (("forward", False), ("backward", True)):
                 plan = fa4_ext.explain(
-                    *inputs, **case.options, **more, backward=backward, device_capability=capability
+                    *inputs, **case.options | more, backward=backward, device_capability=capability
                 )
                 print(f"    {direction:8}  {plan}")
 
@@ -140,7 +141,7 @@ def _run_attention() -> None:
             _measure("ours", inputs, case, reference, tuple(str(plan) for plan in plans))
 
 
-def _measure(who: str, inputs, case: Case, reference, kernels: tuple[str, str]) -> None:
+def _measure(who: str, inputs, case: Case, reference, kernels: tuple[str, ...]) -> None:
     out, *grads = _results(inputs, case)
     errors = (_relative_error([out], reference[:1]), _relative_error(grads, reference[1:]))
     milliseconds = _times(inputs, case)

@@ -50,7 +50,7 @@ class Report:
 def examine(gpu: bool = True) -> Report:
     """Looks at everything. Without `gpu` no GPU is asked for and none is touched."""
     facts, devices_failed = _facts(gpu)
-    version, info = _info.version(), None if _library.problem else _info.build_info()
+    version, info = _info.version(), {} if _library.problem else _info.build_info()
     problem = (
         "not loaded, because torch is too old."
         if _environment.torch_too_old(facts.torch)
@@ -66,7 +66,7 @@ def examine(gpu: bool = True) -> Report:
         checks.append(devices_failed)
     elif facts.devices:
         names = [torch.cuda.get_device_name(index) for index in range(len(facts.devices))]
-        checks += devices(names, facts.devices, info["archs"] if info else [])
+        checks += devices(names, facts.devices, info.get("archs", []))
     if _library.problem:
         return Report([*checks, *settings(os.environ)], [], None)
     handle = _register.options_in_force()
@@ -110,7 +110,7 @@ def package(version: str, folder: Path) -> Check:
 
 def installed() -> list[tuple[str, Path]]:
     """Version of each distribution of ours that Python can find, and the folder of its package."""
-    found = {}
+    found: dict[tuple[str, Path], None] = {}
     for distribution in metadata.distributions(name="fa4_ext"):
         folder = Path(str(distribution.locate_file("fa4_ext"))).resolve()
         if folder.is_dir():  # not that of an editable install, whose package is elsewhere
@@ -156,10 +156,10 @@ def distributions(version: str, folder: Path, found: list[tuple[str, Path]]) -> 
 
 
 def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.match(r"\d+(\.\d+)*", version)[0].split("."))
+    return tuple(int(number) for number in re.findall(r"^\d+(?:\.\d+)*", version)[0].split("."))
 
 
-def library(problem: str | None, version: str, info: dict | None) -> Check:
+def library(problem: str | None, version: str, info: dict) -> Check:
     if problem:
         return Check("library", WRONG, problem)
     built = f"version {info.get('version', 'unknown')}, commit {info.get('commit', 'unknown')}"
@@ -190,7 +190,7 @@ def platform(facts: Facts, gpu: bool) -> list[Check]:
         found.append(Check("torch", NOTE, remarks[0]) if remarks else Check("torch", OK, sentence))
     if problem := _environment.driver_problem(facts):
         found.append(Check("driver", lacking, problem))
-    else:
+    elif facts.driver:
         found.append(
             Check("driver", OK, f"for CUDA {_environment.cuda_version(facts.driver)} and older.")
         )

@@ -23,7 +23,7 @@ BOUND = 0.01
 @dataclass(frozen=True)
 class KernelRun:
     device: str
-    kernels: tuple[str, str]  # of the forward and of the backward
+    kernels: tuple[str | None, ...]  # of the forward and of the backward
     errors: dict[str, float]  # relative, of the output and of each gradient
     bound: float
     milliseconds: tuple[float, float]  # of the process's first calls, which load the kernels

@@ -27,7 +27,7 @@ _FILTER = ("ignore", re.compile(_OVERRIDE_WARNING, re.IGNORECASE), UserWarning, 
 # The kernels of past registrations, an entry a registration. A call that another thread began may
 # be about to run one that has just been removed: it finds it here. A thread would have to sleep
 # right there while this many more come and go, which takes 50 us each.
-_kept = collections.deque(maxlen=1000)
+_kept: collections.deque = collections.deque(maxlen=1000)
 
 
 def _load() -> ctypes.CDLL:
@@ -98,7 +98,7 @@ def native() -> ctypes.CDLL:
     Raises:
         RuntimeError: it could not be loaded.
     """
-    if problem:
+    if _native is None:
         raise RuntimeError(problem)
     return _native
 
@@ -130,7 +130,7 @@ def register() -> None:
     try:
         # Not warnings.catch_warnings: leaving it would undo what other threads did to the filters
         # meanwhile.
-        warnings.filters.insert(0, _FILTER)
+        warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
         with contextlib.suppress(TypeError):
             torch.abs(call)
         # torch functions are off, or another mode's: PyTorch's warning may reach stderr
@@ -148,7 +148,7 @@ def put_warnings_back() -> None:
     """Takes out our filter of warnings, if it is there."""
     while _FILTER in warnings.filters:
         with contextlib.suppress(ValueError):  # another thread put back a list of before
-            warnings.filters.remove(_FILTER)
+            warnings.filters.remove(_FILTER)  # type: ignore[attr-defined]
 
 
 def configure(*, strict: bool, speed_rules: bool) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 
 
-class Lock(contextlib.ContextDecorator, type(threading.RLock())):
+class Lock(contextlib.ContextDecorator, type(threading.RLock())):  # type: ignore[misc]
     """A reentrant lock that also decorates functions, which hold it while they run.
 
     It is reentrant because the garbage collector may end a registration while another is made. A

@@ -25,10 +25,12 @@ def collect(
     cache: Cache, keys: dict[matrix.Kernel, str], jobs: int
 ) -> dict[matrix.Kernel, tuple[bytes, dict]]:
     """Each kernel's object and facts, compiled where the cache has none that can be true."""
-    found = {kernel: cache.get(key) for kernel, key in keys.items()}
-    missing = [
-        kernel for kernel, entry in found.items() if entry is None or facts.problem(kernel, *entry)
-    ]
+    found = {
+        kernel: entry
+        for kernel, key in keys.items()
+        if (entry := cache.get(key)) and not facts.problem(kernel, *entry)
+    }
+    missing = [kernel for kernel in keys if kernel not in found]
     if missing:
         progress = Progress(len(missing))
         compiled = pool.compile_all(
@@ -43,7 +45,7 @@ def collect(
             if problem := facts.problem(kernel, *entry):
                 raise pool.CompileError(kernel, problem)
         found |= compiled
-    return found
+    return {kernel: found[kernel] for kernel in keys}
 
 
 def write(

@@ -97,7 +97,8 @@ def _run(tool: str, *options: str, cubin: bytes) -> str:
     nvidia = find_spec("nvidia")
     roots = nvidia.submodule_search_locations if nvidia else ()
     path = next(
-        (path for root in roots if (path := Path(root, "cu13", "bin", tool)).exists()), None
+        (path for root in roots if (path := Path(root, "cu13", "bin", tool)).exists()),  # type: ignore[union-attr]
+        None,
     )
     if path is None:
         raise FileNotFoundError(f"{tool} is not installed: pip install nvidia-cuda-{tool}")

@@ -53,4 +53,4 @@ def parse(header: str, prefix: str) -> Exports:
     entry_points = [f"_mlir_{prefix}_{suffix}" for suffix in ("cuda_init", "cuda_load_to_device")]
     for symbol in entry_points:
         _only(rf"void {symbol}\(void \*\*\);", header, prefix)
-    return Exports(*entry_points, launch, arguments)
+    return Exports(*entry_points, launch, arguments)  # type: ignore[call-arg, arg-type]

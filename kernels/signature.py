@@ -67,7 +67,10 @@ def expected(kernel: Kernel) -> tuple[str, ...]:
                 *(rows("dk", "dv") if kernel.grouped else qkvo("dk", "dv")),
                 float32("scale"), *varlen("cu_seqlens_q", "cu_seqlens_k"), *window,
                 *(semaphores("dq_semaphore") if kernel.deterministic else []),
-                *(semaphores("dk_semaphore", "dv_semaphore") if kernel.deterministic and kernel.grouped else []),
+                *(
+                    semaphores("dk_semaphore", "dv_semaphore")
+                    if kernel.deterministic and kernel.grouped else []
+                ),
             ]  # fmt: skip
         case Op.PREPROCESS:
             arguments = [
@@ -91,5 +94,6 @@ def check(kernel: Kernel, exported: tuple[str, ...]) -> None:
     if tuple(exported) != expected(kernel):
         raise ValueError(
             f"kernel {kernel.name}: its object takes\n  " + "\n  ".join(exported)
-            + "\nbut kernels/signature.py and csrc/core/launch.cpp have\n  " + "\n  ".join(expected(kernel))
+            + "\nbut kernels/signature.py and csrc/core/launch.cpp have\n  "
+            + "\n  ".join(expected(kernel))
         )  # fmt: skip

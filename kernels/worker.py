@@ -75,7 +75,7 @@ def dynamic_shared_bytes(ir: str) -> int:
     )
     if len(stores) != 1:
         raise ValueError(f"host code launches {len(stores)} kernels, expected 1")
-    launch = ir[: re.search(rf"llvm\.store {stores[0][1]}, {stores[0][0]} : i64", ir).end()]
+    launch = ir[: re.search(rf"llvm\.store {stores[0][1]}, {stores[0][0]} : i64", ir).end()]  # type: ignore[union-attr]
     constants = re.findall(rf"{stores[0][1]} = llvm\.mlir\.constant\((\d+) : i64\)", launch)
     return int(constants[-1])
 

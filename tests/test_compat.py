@@ -1,5 +1,5 @@
-"""scripts/compat.py: what it makes of a report, and where it writes the table. Whole environments
-are `make compat`'s business."""
+"""scripts/tools/compat.py reads reports and writes the table. Whole environments are `make
+compat`'s business."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts import compat
+from scripts.tools import compat
 
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.test_a" name="test_passes"/>
 <testcase classname="tests.test_a" name="test_skips"><skipped message="no"/></testcase>
-<testcase classname="tests.test_a" name="test_fails"><failure message="assert">1 == 2</failure></testcase>
-<testcase classname="tests.test_b" name="test_errs"><error message="error">no fixture</error></testcase>
+<testcase classname="tests.test_a" name="test_fails">
+<failure message="assert">1 == 2</failure></testcase>
+<testcase classname="tests.test_b" name="test_errs">
+<error message="error">no fixture</error></testcase>
 </testsuite></testsuites>"""
 WHEEL = Path("fa4_ext-0.1.0-py3-none-manylinux_2_28_x86_64.whl")
 INSTALLED = {
@@ -70,6 +72,13 @@ def test_table_replaces_what_is_between_the_marks():
 def test_table_without_marks_to_go_between_is_refused():
     with pytest.raises(SystemExit, match="needs a line that begins with"):
         compat.replace("no marks", "table")
+
+
+def test_the_tested_versions_of_torch_are_those_of_the_list():
+    listed = compat.tested()
+    assert listed["2.11.0"] == ["3.10", "3.11", "3.12"] and list(listed) == sorted(listed)
+    found = compat.combinations(["oldest", "newest", "2.13.1"], [sys.executable])
+    assert [torch for torch, _ in found] == [min(listed), max(listed), "2.13.1"]
 
 
 def test_missing_interpreter_is_named_before_anything_is_installed():

@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_problems import core_problem, problems
+from plan_problems import problems
 
 from kernels.matrix import HEAD_DIM_BUCKETS
+from scripts.core_problem import core_problem
 
 ROWS = fa4_core.kernels()
 BUILT = {row.name for row in ROWS}

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_problems import core_problem
 from test_plan import LEGAL
 
 from kernels.sm90 import tiles
+from scripts.core_problem import core_problem
 
 SM_COUNTS = (1, 2, 7, 78, 114, 132, 144)
 BLOCK_N = 128

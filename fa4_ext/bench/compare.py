@@ -43,7 +43,7 @@ def text(old: dict, new: dict) -> str:
     lines.append("")
     for name in names:
         of_name = {row: of_row[name] for row, of_row in found.items() if name in of_row}
-        worst, best = min(of_name, key=of_name.get), max(of_name, key=of_name.get)
+        worst, best = (pick(of_name, key=of_name.__getitem__) for pick in (min, max))
         lines.append(
             f"{name}: {statistics.geometric_mean(of_name.values()):.3f} in geometric mean over "
             f"{len(of_name)} rows, "

@@ -90,10 +90,8 @@ def attention(q, k, v, do, causal: bool) -> tuple[torch.Tensor, ...]:
 
 def truth(shape: Shape, inputs: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
     """out, dq, dk, dv of each of CORNERS."""
-    return [
-        attention(*(corner_of(t, shape, corner) for t in inputs), shape.causal)
-        for corner in CORNERS
-    ]
+    corners = [[corner_of(t, shape, corner) for t in inputs] for corner in CORNERS]
+    return [attention(q, k, v, do, shape.causal) for q, k, v, do in corners]
 
 
 def worst_error(

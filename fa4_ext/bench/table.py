@@ -96,7 +96,8 @@ def summary(result: dict) -> list[str]:
             if name in row["speed_of_ours"]
         }
         if speeds:
-            mean, worst = statistics.geometric_mean(speeds.values()), min(speeds, key=speeds.get)
+            mean = statistics.geometric_mean(speeds.values())
+            worst = min(speeds, key=speeds.__getitem__)
             found.append(
                 f"ours over {name}: {mean:.3f} in geometric mean, {speeds[worst]:.3f} at worst "
                 f"({worst})"

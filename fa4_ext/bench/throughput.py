@@ -23,8 +23,10 @@ def attention_of(contender: Contender, shape: Shape) -> Callable[..., torch.Tens
     """Of q, k and v, with what else the problem needs."""
     if not shape.lengths:
         return lambda q, k, v: contender.dense(q, k, v, shape.causal)
-    cu_seqlens = make_cu_seqlens(shape)
-    return lambda q, k, v: contender.varlen(q, k, v, cu_seqlens, shape.longest, shape.causal)
+    cu_seqlens, varlen = make_cu_seqlens(shape), contender.varlen
+    if varlen is None:
+        raise ValueError(f"{contender.name} takes no packed sequences")
+    return lambda q, k, v: varlen(q, k, v, cu_seqlens, shape.longest, shape.causal)
 
 
 def _calls(

@@ -86,7 +86,8 @@ def instantiate(kernel: Kernel) -> Forward:
         m_block_size=BLOCK_M, n_block_size=kernel.block_n, q_stage=q_stage,
         # A static persistent grid pays where tiles are alike: no mask on a dense batch, or one
         # query tile a sequence.
-        is_static_persistent=single_tile or (kernel.mask is Mask.FULL and kernel.layout is Layout.DENSE),
+        is_static_persistent=single_tile
+        or (kernel.mask is Mask.FULL and kernel.layout is Layout.DENSE),
         is_varlen_q=kernel.layout is Layout.VARLEN, use_2cta_instrs=kernel.two_cta,
         use_clc_scheduler=False,
         use_s_ping_pong=q_stage == 1 and kernel.head_dim == kernel.head_dim_v,

@@ -26,8 +26,8 @@ TINY = """
         Shape(2, 4, 2, 16, 300, 128, False, name="decode"),
     )
     GRIDS["gqa"] = Grid("tiny", shapes)
-    options = ["--grid", "gqa", "--contenders", "ours,stock,cudnn", "--rounds", "3", "--host", "--dtype", "{dtype}"]
-    assert main(["bench", *options, "--json", "{path}"]) == 0
+    options = ["--grid", "gqa", "--contenders", "ours,stock,cudnn", "--rounds", "3", "--host"]
+    assert main(["bench", *options, "--dtype", "{dtype}", "--json", "{path}"]) == 0
 """
 
 

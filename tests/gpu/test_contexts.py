@@ -31,7 +31,9 @@ PREAMBLE = """
     PROBLEMS = {
         "few queries": (dense(1, 4000, batch=1, heads=8, heads_kv=1), False),
         "few queries of a batch": (dense(2, 900, batch=5, heads=8, heads_kv=4, head_dim=64), False),
-        "few packed queries": (varlen((1, 2, 1), (3000, 7, 500), heads=8, heads_kv=2, is_causal=True), False),
+        "few packed queries": (
+            varlen((1, 2, 1), (3000, 7, 500), heads=8, heads_kv=2, is_causal=True), False,
+        ),
         "many queries": (dense(700, 700, is_causal=True), True),
         "packed": (varlen((300, 129, 7), heads=4, heads_kv=2, is_causal=True), True),
         "window": (dense(300, 300, head_dim=64, window=(37, 21)), True),
@@ -51,8 +53,10 @@ PREAMBLE = """
     def compare(problem, x, result):
         # On the CPU: cuBLAS, whose handle is the primary context's, was seen to compute NaN in a
         # part of the device.
-        x, result = (replace(t, **{name: v.cpu() for name, v in vars(t).items() if v is not None}) for t in (x, result))
-        assert_matches_reference(problem, x, result)
+        def on_cpu(t):
+            return replace(t, **{name: v.cpu() for name, v in vars(t).items() if v is not None})
+
+        assert_matches_reference(problem, on_cpu(x), on_cpu(result))
 
     def call(function, *arguments):
         status = getattr(cuda, function)(*arguments)
@@ -62,7 +66,8 @@ PREAMBLE = """
         whole, parts, rest = (ctypes.create_string_buffer(4096) for _ in range(3))
         call("cuDeviceGetDevResource", 0, whole, 1)
         count = ctypes.c_uint(1)
-        call("cuDevSmResourceSplitByCount", parts, ctypes.byref(count), whole, rest, 0, multiprocessors)
+        split = (parts, ctypes.byref(count), whole, rest, 0, multiprocessors)
+        call("cuDevSmResourceSplitByCount", *split)
         descriptor, context = ctypes.c_void_p(), ctypes.c_void_p()
         call("cuDevResourceGenerateDesc", ctypes.byref(descriptor), parts, 1)
         call("cuGreenCtxCreate", ctypes.byref(context), descriptor, 0, 1)

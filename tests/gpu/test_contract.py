@@ -337,12 +337,14 @@ def test_warn_only_warns_once_as_stock_does():
         import fa4_ext
         fa4_ext.register(fallback="error", speed_rules=False)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        q, k, v = (torch.randn(1, 4, 256, 128, dtype=torch.bfloat16, device="cuda", requires_grad=True) for _ in range(3))
+        options = dict(dtype=torch.bfloat16, device="cuda", requires_grad=True)
+        q, k, v = (torch.randn(1, 4, 256, 128, **options) for _ in range(3))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for _ in range(2):
                 F.scaled_dot_product_attention(q, k, v).sum().backward()
-        print(sum("Flash Attention defaults to a non-deterministic algorithm" in str(warning.message) for warning in caught))
+        sentence = "Flash Attention defaults to a non-deterministic algorithm"
+        print(sum(sentence in str(warning.message) for warning in caught))
     """
     assert run_script(code, FA4_EXT_AUTOREGISTER="0").split()[-1] == "1"
 

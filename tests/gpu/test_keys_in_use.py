@@ -243,7 +243,7 @@ ADDRESSES = """
     inputs = make_inputs(problem)
 
     def apart(tensor, elements):
-        memory = torch.full((tensor.shape[0] * elements,), float("nan"), dtype=tensor.dtype, device=tensor.device)
+        memory = tensor.new_full((tensor.shape[0] * elements,), float("nan"))
         view = memory.as_strided(tensor.shape, (elements, tensor.stride(1), 1))
         return view.copy_(tensor)
 

@@ -227,15 +227,18 @@ FULL_DEVICE = """
             held.append(address.value)
     free, _ = torch.cuda.mem_get_info()
     raised = None
-    for dtype, head_dim, mask in product(DTYPES.values(), HEAD_DIMS, MASKS.values()):  # until one no longer fits what is left
+    # Until one no longer fits what is left.
+    for dtype, head_dim, mask in product(DTYPES.values(), HEAD_DIMS, MASKS.values()):
+        problem = dense(129, 129, batch=1, dtype=dtype, head_dim=head_dim, **mask)
         try:
-            flash_forward(dense(129, 129, batch=1, dtype=dtype, head_dim=head_dim, **mask), INPUTS[dtype, head_dim])
+            flash_forward(problem, INPUTS[dtype, head_dim])
         except Exception as error:
             raised = error
             break
     assert raised, f"{len(INPUTS)} kernels were loaded with {free} bytes of device memory free"
     assert type(raised) is torch.OutOfMemoryError, repr(raised)
-    assert str(raised).startswith("CUDA out of memory. With ") and " loading kernel sm" in str(raised), str(raised)
+    assert str(raised).startswith("CUDA out of memory. With "), str(raised)
+    assert " loading kernel sm" in str(raised), str(raised)
     assert all(would_shrink(raised) for would_shrink in WOULD_SHRINK.values()), str(raised)
     for address in held:
         assert driver.cuMemFree_v2(ctypes.c_uint64(address)) == 0

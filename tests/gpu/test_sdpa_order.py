@@ -93,9 +93,11 @@ def test_a_torch_without_an_order_to_change_starts_cuda_and_runs_our_kernels(nam
 import json
 q = torch.randn(2, 512, 4, 128, device="cuda").bfloat16()
 with fa4_ext.register(fallback="error", speed_rules=False) as handle:
-    out = torch.ops.aten._flash_attention_forward(q, q, q, None, None, 512, 512, 0.0, True, False)[0]
-x = [t.float().transpose(1, 2) for t in (q, q, q, out)]
-error = (torch.nn.functional.scaled_dot_product_attention(*x[:3], is_causal=True) - x[3]).abs().max().item()
+    rest = (None, None, 512, 512, 0.0, True, False)
+    out = torch.ops.aten._flash_attention_forward(q, q, q, *rest)[0]
+*x, out = (t.float().transpose(1, 2) for t in (q, q, q, out))
+exact = torch.nn.functional.scaled_dot_product_attention(*x, is_causal=True)
+error = (exact - out).abs().max().item()
 print(json.dumps({"error": error, "prefer": handle.prefer}))
 """,
         FA4_EXT_AUTOREGISTER="1",

@@ -1,5 +1,5 @@
-"""python -m fa4_ext bench without a GPU: its options, its grids, and every output from a result that no GPU
-made."""
+"""python -m fa4_ext bench without a GPU: its options, its grids, and every output from a result
+that no GPU made."""
 
 from __future__ import annotations
 

@@ -64,7 +64,8 @@ def test_registering_below_another_provider_goes_on_top_again(changes, ops):
 CALLS = """
 import ctypes, sys, threading, torch, fa4_ext
 how, count = sys.argv[1], int(sys.argv[2])
-cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)  # CPU tensors would never get there on their own
+# CPU tensors would never get there on their own.
+cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 query = torch.zeros(1, 16, 8, 64, dtype=torch.bfloat16)
 op = torch.ops.aten._scaled_dot_product_flash_attention.default
 over, calls, wrong = False, [0, 0], []

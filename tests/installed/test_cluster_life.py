@@ -68,10 +68,13 @@ NOTHING_WRITTEN = """
 import os, sys
 import torch
 
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.link", "os.symlink")
+
 def watch(event, arguments):
-    if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+    if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES:
         sys.exit(f"opened for writing: {arguments}")
-    if event in ("os.mkdir", "os.rename", "os.remove", "os.link", "os.symlink", "tempfile.mkstemp", "tempfile.mkdtemp"):
+    if event in (*CHANGES, "tempfile.mkstemp", "tempfile.mkdtemp"):
         sys.exit(f"{event}: {arguments}")
 
 sys.addaudithook(watch)
@@ -197,7 +200,8 @@ import fa4_ext
 dist.init_process_group("gloo")
 with fa4_ext.register() as handle:
     ours = "registered at fa4_ext:" in torch._C._dispatch_dump("aten::_flash_attention_forward")
-    mine = torch.tensor([dist.get_rank(), handle.active, ours, fa4_ext.default_handle.active], dtype=torch.int64)
+    facts = [dist.get_rank(), handle.active, ours, fa4_ext.default_handle.active]
+    mine = torch.tensor(facts, dtype=torch.int64)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)  # not all_gather_object, which needs NumPy
 dist.destroy_process_group()

@@ -53,7 +53,7 @@ def test_distributions(found, status, words):
     ],
 )
 def test_library(problem, version, status, words):
-    check = _doctor.library(problem, version, None if problem else fa4_ext.build_info())
+    check = _doctor.library(problem, version, {} if problem else fa4_ext.build_info())
     assert check.status == status and words in check.sentence
 
 
@@ -226,7 +226,8 @@ def test_another_provider_on_top_fails(tmp_path):
         library = torch.library.Library("aten", "IMPL")
         library.impl("_flash_attention_backward", lambda *args, **kwargs: None, "CUDA")
         from fa4_ext import _doctor
-        print([check.status for check in _doctor.examine(gpu=False).checks if check.name == "registration"])
+        checks = _doctor.examine(gpu=False).checks
+        print([check.status for check in checks if check.name == "registration"])
         """
     )
     assert result.stdout == "['wrong']\n"

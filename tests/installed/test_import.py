@@ -111,7 +111,8 @@ def test_override_warning_stays_away_with_warn_always_and_warnings_as_errors():
         + """
 import warnings
 torch.set_warn_always(True)
-warnings.simplefilter("error", UserWarning)  # register()'s own, of a torch for CUDA without a driver, is a RuntimeWarning
+# register()'s own, of a torch for CUDA without a driver, is a RuntimeWarning.
+warnings.simplefilter("error", UserWarning)
 import fa4_ext
 fa4_ext.register().remove()
 """
@@ -122,7 +123,8 @@ def test_other_warnings_still_reach_the_user_and_the_filters_are_as_before():
     run(
         """
         import warnings, torch
-        torch.set_warn_always(True)  # or the dispatcher says it once a process, which the import may have used up
+        # Or the dispatcher says it once a process, which the import may have used up.
+        torch.set_warn_always(True)
         before = list(warnings.filters)
         import fa4_ext
         assert warnings.filters == before
@@ -130,7 +132,8 @@ def test_other_warnings_still_reach_the_user_and_the_filters_are_as_before():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             library.impl("_flash_attention_forward", lambda *args, **kwargs: None, "CUDA")
-        assert any("Overriding a previously registered kernel" in str(warning.message) for warning in caught)
+        said = [str(warning.message) for warning in caught]
+        assert any("Overriding a previously registered kernel" in text for text in said)
         """
     )
 

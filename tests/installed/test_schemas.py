@@ -40,7 +40,9 @@ ARGUMENTS_AND_RESULTS = {
         GRADIENT + "Tensor philox_seed, Tensor philox_offset, float? scale", 3 * TENSORS,
     ),
     "_flash_attention_forward": (FORWARD_2_12 if BLOCK_TABLE else FORWARD, 5 * TENSORS),
-    "_flash_attention_backward": (GRADIENT + "Tensor rng_state, Tensor unused, " + WINDOW, 3 * TENSORS),
+    "_flash_attention_backward": (
+        GRADIENT + "Tensor rng_state, Tensor unused, " + WINDOW, 3 * TENSORS,
+    ),
 } | ({INPLACE: ("Tensor(a!) out, " + FORWARD_2_12, TENSORS)} if BLOCK_TABLE else {})  # fmt: skip
 
 

@@ -21,7 +21,10 @@ LIBRARY = Path(fa4_ext.__file__).with_name("libfa4_ext.so")
 INCLUDE = Path(torch.__file__).parent / "include"
 HEADER = INCLUDE / "torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h"
 SHIM = "aoti_torch_cuda_"
-FORWARD_CPP = "_ZN2at4cuda24_flash_attention_forwardERKNS_6TensorES3_S3_RKSt8optionalIS1_ES7_lldbbS4_IdES4_IlES9_S7_S7_"
+FORWARD_CPP = (
+    "_ZN2at4cuda24_flash_attention_forwardERKNS_6TensorES3_S3_RKSt8optionalIS1_ES7_lldbbS4_IdES4_Il"
+    "ES9_S7_S7_"
+)
 FORWARD_V2_CPP = FORWARD_CPP + "S7_S9_"
 INPLACE_CPP = (
     "_ZN2at4cuda43_flash_attention_forward_no_dropout_inplaceERNS_6TensorERKS1_S4_S4_RKSt8optionalIS1_ES8_lldbbS5_IdES5_IlESA_S8_S8_"
@@ -110,7 +113,9 @@ def test_the_class_of_torchs_out_of_memory_error_is_there():
 FIVE, THREE = (f"::std::tuple<{','.join(count * ['at::Tensor'])}>" for count in (5, 3))
 RETURNED = {
     "_flash_attention_forward": FIVE, "_flash_attention_backward": THREE, INPLACE: "at::Tensor",
-    "_scaled_dot_product_flash_attention": f"::std::tuple<{4 * 'at::Tensor,'}{2 * 'c10::SymInt,'}at::Tensor,at::Tensor,at::Tensor>",
+    "_scaled_dot_product_flash_attention": (
+        f"::std::tuple<{4 * 'at::Tensor,'}{2 * 'c10::SymInt,'}at::Tensor,at::Tensor,at::Tensor>"
+    ),
     "_scaled_dot_product_flash_attention_backward": THREE,
 }  # fmt: skip
 
@@ -160,7 +165,8 @@ def test_a_call_left_to_the_stock_kernel_fails_as_it_does_without_us(op, shape):
         import torch
         import fa4_ext
 
-        tensor, rows, one = torch.zeros({SHAPES[shape]}, dtype=torch.bfloat16), torch.zeros(1, 8, 16), torch.zeros(())
+        tensor = torch.zeros({SHAPES[shape]}, dtype=torch.bfloat16)
+        rows, one = torch.zeros(1, 8, 16), torch.zeros(())
         lengths = (None, None, 16, 16)
         forward = (tensor,) * 3
         backward = (*(tensor,) * 5, rows, *lengths, 0.0, False, one, one)
@@ -171,13 +177,15 @@ def test_a_call_left_to_the_stock_kernel_fails_as_it_does_without_us(op, shape):
             "_flash_attention_backward": backward,
             {INPLACE!r}: (tensor, *forward, *lengths, 0.0, False, False),
         }}[{op!r}]
-        cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)  # CPU tensors would never get there on their own
+        # CPU tensors would never get there on their own.
+        cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
         def error():
             try:
                 torch.ops.aten.{op}.default.redispatch(cuda, *arguments)
             except Exception as error:
-                return type(error).__name__, str(error).splitlines()[0]  # others may list what is registered, fa4_ext too
+                # Other lines may list what is registered, fa4_ext too.
+                return type(error).__name__, str(error).splitlines()[0]
 
         without = error()
         with fa4_ext.register():

@@ -45,7 +45,8 @@ def error(op, name, schema):
     assert library.look_alike(op.encode(), name.encode(), version) == 0
     other = getattr(torch.ops.lookalike, name).default
     try:
-        return "returned " + str(other(*(VALUES.get(str(a.type)) for a in other._schema.arguments if not a.kwarg_only)))
+        wanted = [a for a in other._schema.arguments if not a.kwarg_only]
+        return "returned " + str(other(*(VALUES.get(str(a.type)) for a in wanted)))
     except RuntimeError as error:
         return str(error).splitlines()[0]
 

@@ -36,7 +36,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import fa4_ext
 import_said = [str(warning.message) for warning in caught if "fa4_ext" in str(warning.message)]
-assert all(warning.filename == "<string>" for warning in caught if str(warning.message) in import_said)
+assert {w.filename for w in caught if str(w.message) in import_said} <= {"<string>"}
 """
 
 
@@ -51,12 +51,14 @@ def test_a_torch_without_an_order_to_change_is_as_with_prefer_false(name):
         + IMPORT
         + f"""
 (sentence,) = import_said
-assert sentence.startswith("fa4_ext: torch ") and f"has no {{name}}" in sentence and "prefer=False" in sentence, sentence
+assert sentence.startswith("fa4_ext: torch "), sentence
+assert f"has no {{name}}" in sentence and "prefer=False" in sentence, sentence
 assert {OURS} and fa4_ext.default_handle.active and fa4_ext.default_handle.prefer is False
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     handle = fa4_ext.register()
-(warning,) = [one for one in caught if f"has no {{name}}" in str(one.message)]  # beside one of a driver that is not there
+# Beside it there may be one of a driver that is not there.
+(warning,) = [one for one in caught if f"has no {{name}}" in str(one.message)]
 assert warning.category is RuntimeWarning and warning.filename == "<string>"
 assert handle.prefer is False and handle.active
 with warnings.catch_warnings():
@@ -97,7 +99,8 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter({filters!r})
     {START_CUDA}
 said = [str(warning.message) for warning in caught]
-assert {filters!r} == "error" or "putting flash attention first failed" in said[0] and "prefer=False" in said[0], said
+if {filters!r} != "error":
+    assert "putting flash attention first failed" in said[0] and "prefer=False" in said[0], said
 fa4_ext.default_handle.remove()
 assert not {OURS}
 """
@@ -121,7 +124,8 @@ from fa4_ext import _dispatcher, _doctor
 if name == "torch._C._dispatch_dump":
     assert "does not show" in _dispatcher.entry("_flash_attention_forward")
     with fa4_ext.register():
-        (check,) = [check for check in _doctor.examine(gpu=False).checks if check.name == "registration"]
+        checks = _doctor.examine(gpu=False).checks
+    (check,) = [check for check in checks if check.name == "registration"]
     assert check.status == _doctor.NOTE and "does not show" in check.sentence, check
 """
     )
@@ -181,7 +185,8 @@ def test_a_torch_whose_ops_have_more_results_is_too_new():
 
         schema = torch.ops.aten._flash_attention_backward.default._schema
         more = SimpleNamespace(arguments=schema.arguments, returns=[*schema.returns, None])
-        torch.ops.aten._flash_attention_backward = SimpleNamespace(default=SimpleNamespace(_schema=more))
+        changed = SimpleNamespace(default=SimpleNamespace(_schema=more))
+        torch.ops.aten._flash_attention_backward = changed
         import fa4_ext
         assert fa4_ext.default_handle is None
         """

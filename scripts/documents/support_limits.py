@@ -4,8 +4,8 @@ first."""
 import torch
 
 import fa4_ext
-from scripts import markdown
-from scripts.planner import BASE, explain_op, meta, plan
+from scripts.documents import markdown
+from scripts.documents.planner import BASE, explain_op, meta, plan
 
 LIMITS = (
     ("another GPU, such as 8.0", {"capability": 80}),

@@ -170,7 +170,8 @@ MODELS = {
         _transformers("BERT", "bert-base", 12, 12, 64, "bert", _BERT),
         Model("BERT", "bert-large", 16, 16, 64, "google-research/bert README.md: 24-layer, "
             "1024-hidden, 16-heads"),
-        _transformers("BERT", "ModernBERT-base", 12, 12, 64, "modernbert", _MODERNBERT, window=(64, 64)),
+        _transformers("BERT", "ModernBERT-base", 12, 12, 64, "modernbert", _MODERNBERT,
+            window=(64, 64)),
         _timm("ViT-B/16", 12, 64),
         _timm("ViT-L/16", 16, 64),
         _timm("ViT-L/14 CLIP", 16, 64),

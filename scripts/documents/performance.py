@@ -1,8 +1,8 @@
 """Renews what the documents show of benchmarks/results: tables, and what `bench --from` prints of a
 result.
 
-python -m scripts.performance
-python -m scripts.performance --check
+python -m scripts.documents.performance
+python -m scripts.documents.performance --check
 
 A table stands between `<!-- measured: NAME -->` and `<!-- end of NAME -->`; NAME is one of TABLES.
 --check writes nothing: its exit status is 1 where a document says otherwise, and standard error
@@ -10,7 +10,6 @@ says what.
 """
 
 import argparse
-import csv
 import difflib
 import json
 import re
@@ -20,11 +19,11 @@ from pathlib import Path
 from statistics import geometric_mean
 
 from fa4_ext.bench import results, table
-from scripts import markdown
+from kernels import rules
+from scripts.documents import markdown
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-TILE_RULES = ROOT / "kernels" / "tile_rules.csv"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "commands.md")
 PRINTED = re.compile(
     r"(^```\n\$ python -m fa4_ext bench --from (\S+)\n).*?(^```$)", re.DOTALL | re.MULTILINE
@@ -249,11 +248,10 @@ def memory() -> str:
 
 
 def tile_rules() -> str:
-    by_line: dict[tuple[str, ...], list[float]] = {}
-    with open(TILE_RULES, newline="") as file:
-        for rule in csv.DictReader(file):
-            speed = float(rule["tuned_tflops"]) / float(rule["default_tflops"])
-            by_line.setdefault((rule["op"], rule["head_dim"], rule["layout"]), []).append(speed)
+    by_line: dict[tuple, list[float]] = {}
+    for rule in rules.tile_rules():
+        speed = rule.tuned_tflops / rule.default_tflops
+        by_line.setdefault((rule.op, rule.head_dim, rule.layout), []).append(speed)
     lines = [
         (
             f"{op}, D {head_dim}, {layout}",
@@ -311,7 +309,7 @@ def main() -> int:
             )
             print(
                 "\n".join(difference),
-                f"\n{path.name} is out of date: run python -m scripts.performance",
+                f"\n{path.name} is out of date: run make docs",
                 file=sys.stderr,
             )
             stale = True

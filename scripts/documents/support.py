@@ -1,8 +1,8 @@
 """Writes docs/support.md: what runs on our kernels, tile by tile, and what becomes of the calls in
-tests/realistic_calls.py.
+scripts/documents/realistic_calls.py.
 
-python -m scripts.support
-python -m scripts.support --check
+PYTHONPATH=build/tests python -m scripts.documents.support
+PYTHONPATH=build/tests python -m scripts.documents.support --check
 
 All of it comes from the planner, which plans with the whole matrix whatever subset is compiled, and
 from torch.ops.fa4_ext.explain; `make build` first. --check writes nothing: its exit status is 1
@@ -16,13 +16,11 @@ import textwrap
 from collections import Counter
 from dataclasses import dataclass
 
-from scripts import markdown
-from scripts.planner import ROOT, explain_op, plan
-from scripts.support_limits import limits
-from scripts.support_tiles import OPS, tiles
-
-# isort: split
-from realistic_calls import CALLS, Call  # where scripts.planner says
+from scripts.documents import markdown
+from scripts.documents.planner import ROOT, explain_op, plan
+from scripts.documents.realistic_calls import CALLS, Call
+from scripts.documents.support_limits import limits
+from scripts.documents.support_tiles import OPS, tiles
 
 PAGE = ROOT / "docs" / "support.md"
 DEVICES = {
@@ -124,7 +122,7 @@ def page() -> str:
     parts = [
         "# What runs on our kernels",
         prose(
-            "`python -m scripts.support` writes this file: do not edit it. All of it is the "
+            "`make docs` writes this file: do not edit it. All of it is the "
             "planner's own answers for the full "
             "matrix of kernels, and a test keeps it so. The wheel has all of these kernels; "
             "`python -m fa4_ext kernels` lists what "
@@ -152,8 +150,8 @@ def page() -> str:
         limits(),
         f"## {len(CALLS)} realistic calls",
         prose(
-            "tests/realistic_calls.py lists calls that public models make and where each shape "
-            "comes from: "
+            "scripts/documents/realistic_calls.py lists calls that public models make and where "
+            "each shape comes from: "
             + ", ".join(f"{count} {use}" for use, count in mix.items())
             + ". A device's first number is how many run on our kernels as `import fa4_ext` "
             "registers them, the second how many do "
@@ -184,7 +182,7 @@ def main() -> int:
         text = "\n".join(difference)
         if text:
             print(
-                f"{text}\ndocs/support.md is out of date: run python -m scripts.support",
+                f"{text}\ndocs/support.md is out of date: run make docs",
                 file=sys.stderr,
             )
         return 1 if text else 0

@@ -1,11 +1,12 @@
 """Installs a wheel beside one torch after another, each in a clean environment, and runs
 tests/installed there. Needs no GPU.
 
-python -m scripts.compat --wheel dist/*.whl --table docs/compatibility.md
-python -m scripts.compat --wheel dist/*.whl --torch 2.11.0 2.15.0 --python python3.12
+python -m scripts.tools.compat --wheel dist/*.whl --table docs/compatibility.md
+python -m scripts.tools.compat --wheel dist/*.whl --torch oldest newest --python python3.12
 
-Without --torch and --python it goes through SWEEP, with the interpreters python3.10, python3.11 ...
-on PATH; with them, through every pair of the two lists. An environment takes some 9 GB of disk
+Without --torch and --python it goes through requirements/compat.in, with the interpreters
+python3.10, python3.11 ... on PATH; with them, through every pair of the two lists. `oldest` and
+`newest` are the first and the last version of that file. An environment takes some 9 GB of disk
 while pip fills it, and is deleted after its tests; --jobs runs several at a time. The exit status
 is 1 if anything failed, and standard error names it.
 """
@@ -28,21 +29,23 @@ from pathlib import Path
 
 from kernels.progress import Progress
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "installed"
-SWEEP = (
-    ("2.11.0", "3.10"), ("2.11.0", "3.11"), ("2.11.0", "3.12"), ("2.12.1", "3.12"),
-    ("2.13.0", "3.11"), ("2.14.1", "3.12"),
-    ("2.14.1", "3.13"), ("2.15.0", "3.11"), ("2.15.0", "3.12"),
-)  # fmt: skip
+TESTED = ROOT / "requirements" / "compat.in"
 BYTES_EACH = 9 << 30  # a CUDA torch, once as pip's downloads and once installed
 SECONDS_EACH = 1800  # of one step
-BEGIN, END = "<!-- python -m scripts.compat writes from here", "<!-- to here -->"
+BEGIN, END = "<!-- python -m scripts.tools.compat writes from here", "<!-- to here -->"
 WHAT_IS_INSTALLED = """
 import json, platform, torch, fa4_ext
-print(json.dumps({"torch": torch.__version__.partition("+")[0], "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-                  "python": platform.python_version(), "kernels": len(fa4_ext.kernels()),
-                  "commit": fa4_ext.build_info()["commit"][:12], "path": fa4_ext.__file__}))
+print(json.dumps({
+    "torch": torch.__version__.partition("+")[0],
+    "cuda": torch.version.cuda,
+    "cudnn": torch.backends.cudnn.version(),
+    "python": platform.python_version(),
+    "kernels": len(fa4_ext.kernels()),
+    "commit": fa4_ext.build_info()["commit"][:12],
+    "path": fa4_ext.__file__,
+}))
 """
 
 
@@ -226,16 +229,28 @@ def replace(text: str, new: str) -> str:
     return f"{before}{begin}{first_line}\n{new}\n{end}{after}"
 
 
+def tested() -> dict[str, list[str]]:
+    """The versions of torch in requirements/compat.in, oldest first, and of CPython for each."""
+    lines = re.findall(r"^torch==(\S+) # (.+)$", TESTED.read_text(), re.MULTILINE)
+    return {torch: versions.split() for torch, versions in lines}
+
+
 def combinations(torches: list[str] | None, pythons: list[str] | None) -> list[tuple[str, str]]:
     """Versions of torch and commands of interpreters."""
+    listed = tested()
+    named = {"oldest": next(iter(listed)), "newest": next(reversed(listed))}
     if torches or pythons:
         pairs = [
-            (torch, python)
-            for torch in torches or sorted({torch for torch, _ in SWEEP})
+            (named.get(torch, torch), python)
+            for torch in torches or listed
             for python in pythons or [sys.executable]
         ]
     else:
-        pairs = [(torch, f"python{version}") for torch, version in SWEEP]
+        pairs = [
+            (torch, f"python{version}")
+            for torch, versions in listed.items()
+            for version in versions
+        ]
     # Not resolved further: a virtual environment's interpreter is a link to one that lacks its
     # packages.
     found = {python: shutil.which(python) for _, python in pairs}
