@@ -13,7 +13,7 @@ INSTALL := $(PIP) install --no-deps --require-hashes
 LOCK := uv pip compile --quiet --no-deps --no-strip-extras --no-annotate --generate-hashes --only-binary :all: \
 	--emit-build-options --python-version 3.11 --custom-compile-command "make lock"
 SOURCES := kernels fa4_ext tests benchmarks scripts examples setup.py
-CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp examples/cpp/*.cpp examples/cpp/*.h tests/*/*.c tests/*/*.cpp)
+CXX_SOURCES := $(wildcard csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*.cpp csrc/*/*.h csrc/*.cpp examples/cpp/*.cpp examples/cpp/*.h tests/*/*.c tests/*/*.cpp)
 
 .DEFAULT_GOAL := help
 .PHONY: help lock demo build docs test sanitize lint format wheel compat gpu-test bench clean distclean

@@ -17,7 +17,7 @@ from itertools import combinations
 from pathlib import Path
 
 MEASURED = Path(__file__).parent / "results" / "h200_rules.csv"
-RULES = Path(__file__).parent.parent / "csrc" / "core" / "speed_rules.inc"
+RULES = Path(__file__).parent.parent / "csrc" / "core" / "plan" / "speed_rules.inc"
 NOISE = 1.05  # a ratio up to it counts as equal
 MAX = math.inf
 

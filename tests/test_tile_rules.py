@@ -154,7 +154,7 @@ def test_a_rule_says_whether_stock_was_slower_too(over_stock, beats):
 
 
 def features(problem: dict, default_m: int, sm_count: int, candidate: tuple[int, int]) -> Row:
-    """As csrc/core/tile_rules.cpp computes them, in Python."""
+    """As csrc/core/plan/tile_rules.cpp computes them, in Python."""
     queries = (
         problem["total_q"] // problem["batch"]
         if problem["layout"] == "varlen"

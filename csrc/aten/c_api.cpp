@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <exception>
 
-#include "../core/kernel_table.h"
+#include "../core/plan/kernel_table.h"
 #include "explain.h"
 #include "options.h"
 #include "registration.h"

@@ -4,7 +4,7 @@
 #include <optional>
 #include <string>
 
-#include "../core/plan.h"
+#include "../core/plan/plan.h"
 
 namespace fa4::aten {
 

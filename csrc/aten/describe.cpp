@@ -7,10 +7,10 @@
 
 #include "../core/error.h"
 #include "../core/integers.h"
-#include "../core/strides.h"
 #include "context.h"
 #include "options.h"
 #include "stream.h"
+#include "strides.h"
 
 namespace fa4::aten {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <string>
 
-#include "../core/driver.h"
-#include "../core/problem.h"
+#include "../core/launch/driver.h"
+#include "../core/plan/problem.h"
 #include "calls.h"
 
 namespace fa4::aten {

@@ -3,8 +3,8 @@
 #include <optional>
 #include <string>
 
-#include "../core/dynamic_library.h"
 #include "../core/error.h"
+#include "../core/launch/dynamic_library.h"
 #include "calls.h"
 #include "decide.h"
 #include "describe.h"

@@ -1,6 +1,6 @@
 #include <limits>
 
-#include "../core/launch.h"
+#include "../core/launch/launch.h"
 #include "decide.h"
 #include "describe.h"
 #include "ops.h"

@@ -3,7 +3,7 @@
 
 #include <atomic>
 
-#include "../core/problem.h"
+#include "../core/plan/problem.h"
 
 namespace fa4::aten {
 

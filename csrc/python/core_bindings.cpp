@@ -5,8 +5,8 @@
 #include <utility>
 #include <vector>
 
-#include "../core/plan.h"
-#include "../core/strides.h"
+#include "../aten/strides.h"
+#include "../core/plan/plan.h"
 
 namespace py = pybind11;
 using namespace fa4;

@@ -12,10 +12,10 @@
 #include <utility>
 #include <vector>
 
-#include "error.h"
-#include "integers.h"
-#include "plan.h"
-#include "strides.h"
+#include "aten/strides.h"
+#include "core/error.h"
+#include "core/integers.h"
+#include "core/plan/plan.h"
 
 namespace fa4 {
 namespace {

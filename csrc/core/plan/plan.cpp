@@ -6,12 +6,12 @@
 #include <utility>
 #include <vector>
 
-#include "decode.h"
-#include "error.h"
-#include "integers.h"
-#include "persistent.h"
+#include "../error.h"
+#include "../integers.h"
+#include "decode_choice.h"
 #include "speed_rules.h"
 #include "tile_rules.h"
+#include "tile_schedule.h"
 
 namespace fa4 {
 namespace {

@@ -3,11 +3,12 @@
 
 #include <cstdint>
 
+#include "../core/plan/problem.h"
+
 namespace fa4 {
 
 constexpr int kMaxDim = 8;
-constexpr int64_t kElementBytes = 2;  // bf16 and fp16
-constexpr int64_t kTmaBytes = 16;     // addresses and strides that TMA takes are multiples of it
+constexpr int64_t kTmaBytes = 16;  // addresses and strides that TMA takes are multiples of it
 
 // Without gaps, the last dimension innermost.
 void contiguous_strides(int64_t dim, const int64_t* size, int64_t* result);

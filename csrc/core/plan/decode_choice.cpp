@@ -1,10 +1,10 @@
-#include "decode.h"
+#include "decode_choice.h"
 
 #include <algorithm>
 #include <tuple>
 #include <vector>
 
-#include "integers.h"
+#include "../integers.h"
 
 namespace fa4 {
 namespace {

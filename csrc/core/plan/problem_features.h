@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "integers.h"
+#include "../integers.h"
 #include "problem.h"
 
 namespace fa4 {

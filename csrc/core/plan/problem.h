@@ -7,6 +7,7 @@ namespace fa4 {
 
 enum class Op : int8_t { kForward, kDecode, kBackward, kPreprocess, kPostprocess, kClear };
 enum class Dtype : int8_t { kBf16, kFp16 };
+constexpr int64_t kElementBytes = 2;                   // of either
 enum class Layout : int8_t { kDense, kVarlen, kAny };  // kAny: of kernels only
 enum class Mask : int8_t { kFull, kCausalBottomRight, kWindow };
 

@@ -1,10 +1,10 @@
-#include "persistent.h"
+#include "tile_schedule.h"
 
 #include <algorithm>
 #include <numeric>
 #include <utility>
 
-#include "integers.h"
+#include "../integers.h"
 
 namespace fa4 {
 namespace {

@@ -5,8 +5,8 @@
 #include <numeric>
 #include <utility>
 
-#include "error.h"
-#include "integers.h"
+#include "../core/error.h"
+#include "../core/integers.h"
 
 namespace fa4 {
 namespace {

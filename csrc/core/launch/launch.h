@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "plan.h"
+#include "../plan/plan.h"
 
 namespace fa4 {
 

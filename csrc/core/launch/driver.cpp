@@ -4,8 +4,8 @@
 #include <atomic>
 #include <mutex>
 
+#include "../error.h"
 #include "dynamic_library.h"
-#include "error.h"
 
 namespace fa4 {
 namespace {

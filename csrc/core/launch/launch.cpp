@@ -2,12 +2,11 @@
 
 #include <algorithm>
 
+#include "../error.h"
+#include "../integers.h"
 #include "dialect_runtime.h"
 #include "driver.h"
-#include "error.h"
-#include "integers.h"
 #include "module.h"
-#include "strides.h"
 
 namespace fa4 {
 namespace {
