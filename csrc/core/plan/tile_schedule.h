@@ -1,23 +1,20 @@
-// How the tiles of a persistent forward come to its thread blocks (kernels/sm90/tiles.py has the
-// order).
+// How the tiles of a persistent forward are assigned to its CTAs (kernels/sm90/tiles.py has the
+// order in which each CTA takes them).
 #pragma once
 
+#include <optional>
+#include <string>
+
 #include "kernel_table.h"
+#include "overrides.h"
 #include "problem.h"
 
 namespace fa4 {
 
-// Whether the kernel can number the tiles in int32.
-bool fits_cursors(const Problem& problem, const Kernel& kernel);
-
-// The planner's choice for a dense, causal problem.
-Dealing deal(const Problem& problem, const Kernel& kernel, int32_t multiprocessors);
-
-// Thread blocks for a dense problem without a mask. Where all tiles cost the same, as few as need
-// no more rounds: the others would draw power in the rounds before the last one. A head's last tile
-// may have fewer rows and cost less: where the number of thread blocks shares a factor with a
-// head's tiles, some never get one, and the others wait for these; the fewest that share none and
-// need no more rounds even that out.
-int32_t in_turns(const Problem& problem, const Kernel& kernel, int32_t multiprocessors);
+// Sets the schedule of a persistent kernel: the forced one where there is one to choose, otherwise
+// the planner's. Returns the reason why there is none: the kernel cannot number so many tiles in
+// int32, or the forced schedule does not fit the problem.
+std::optional<std::string> schedule_tiles(const Problem& problem, const Kernel& kernel,
+                                          const TileSchedule& forced, TileSchedule& schedule);
 
 }  // namespace fa4
