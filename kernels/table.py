@@ -1,5 +1,5 @@
-"""What the build hands on: the manifest, the C++ table of csrc/core/plan/kernel_table.h and the list of
-objects for CMake."""
+"""What the build hands on: the manifest, the C++ table of csrc/core/plan/kernel_table.h and
+the list of objects for CMake."""
 
 import hashlib
 import re

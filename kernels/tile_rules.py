@@ -17,8 +17,8 @@ TABLE = Path(__file__).with_suffix(".csv")
 
 @dataclass(frozen=True)
 class TileRule:
-    """A box in the features of a problem (csrc/core/plan/tile_rules.h), the tile that it gets, and what
-    was measured in it. Bounds are included; an empty upper one is none."""
+    """A box in the features of a problem (csrc/core/plan/tile_rules.h), the tile that it gets,
+    and what was measured in it. Bounds are included; an empty upper one is none."""
 
     op: str
     layout: str

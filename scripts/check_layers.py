@@ -1,5 +1,5 @@
-"""Holds the layers apart: fa4_ext/ -> csrc/aten/ -> csrc/core/launch/ -> csrc/core/plan/ -> kernels/,
-each unaware of those before it.
+"""Holds the layers apart. Each is unaware of those before it: fa4_ext/ -> csrc/aten/ ->
+csrc/core/launch/ -> csrc/core/plan/ -> kernels/.
 
 python scripts/check_layers.py [root]
 """

@@ -40,9 +40,11 @@ def planned(problem: dict[str, str], forced: tuple[int, int] = (0, 0)) -> fa4_co
     )
     core.is_causal = problem["causal"] == "True"
     core.sm_count = SM_COUNT
-    core.tile = fa4_core.Tile(*map(int, problem["tile"].split("x")))
-    core.dealing = fa4_core.Dealing(*forced)
-    return fa4_core.plan(core, False)
+    overrides = fa4_core.Overrides(
+        tile=fa4_core.Tile(*map(int, problem["tile"].split("x"))),
+        schedule=fa4_core.TileSchedule(*forced),
+    )
+    return fa4_core.plan(core, False, overrides)
 
 
 def measured() -> dict[tuple[str, ...], dict[tuple[int, int], float]]:
@@ -55,11 +57,11 @@ def measured() -> dict[tuple[str, ...], dict[tuple[int, int], float]]:
     return found
 
 
-def test_the_planner_deals_nearly_as_fast_as_the_fastest_that_was_measured():
+def test_the_planner_schedules_nearly_as_fast_as_the_fastest_that_was_measured():
     ratios = {}
     for problem, times in measured().items():
         plan = planned(dict(zip(dealings.PROBLEM, problem, strict=True)))
-        ratios[problem] = times[plan.workers, plan.paired] / min(times.values())
+        ratios[problem] = times[plan.num_ctas, plan.paired_heads] / min(times.values())
     assert len(ratios) >= 300
     worst = max(ratios, key=ratios.get)
     assert geometric_mean(ratios.values()) <= MEAN
@@ -70,7 +72,7 @@ def test_what_the_planner_may_choose_is_measured():
     for kernel, shape in dealings.missing(None):
         plan = planned(dealings.key((kernel, shape)))
         found = dealings.dealings(kernel, shape)
-        assert (plan.workers, plan.paired) in found, (kernel.name, shape, found)
+        assert (plan.num_ctas, plan.paired_heads) in found, (kernel.name, shape, found)
         assert all(
             1 <= workers <= SM_COUNT and 0 <= paired <= shape.batch * shape.heads
             for workers, paired in found
@@ -84,7 +86,7 @@ def test_the_results_are_of_the_grid():
 
 
 @pytest.mark.parametrize("forced", [(1, 0), (7, 3), (SM_COUNT, 16)], ids=str)
-def test_a_forced_dealing_is_taken(forced):
+def test_a_forced_schedule_is_taken(forced):
     problem = dict(
         batch="1",
         heads="16",
@@ -95,10 +97,10 @@ def test_a_forced_dealing_is_taken(forced):
         causal="True",
     )
     plan = planned(problem, forced)
-    assert (plan.workers, plan.paired) == forced
+    assert (plan.num_ctas, plan.paired_heads) == forced
 
 
-def test_a_call_without_such_a_dealing_says_why_and_others_are_as_before():
+def test_a_call_that_a_forced_schedule_does_not_fit_says_why_and_others_are_as_before():
     def explain(causal=True, heads=16):
         query = torch.empty(1, 2048, heads, 128, dtype=torch.bfloat16, device="meta")
         absent = (None,) * 3
@@ -123,8 +125,7 @@ def test_a_call_without_such_a_dealing_says_why_and_others_are_as_before():
         )[:3]
 
     before = explain(causal=False)
-    try:
-        _library.force_dealing(SM_COUNT, 16)
+    with _library.override(schedule=(SM_COUNT, 16)):
         assert explain()[0]
         assert explain(causal=False) == before
         reason = (
@@ -132,9 +133,7 @@ def test_a_call_without_such_a_dealing_says_why_and_others_are_as_before():
             f"{SM_COUNT} and 16"
         )
         assert explain(heads=8) == (False, "", reason)
-        for wrong in ((SM_COUNT + 1, 0), (-1, 0), (1, -1)):
-            _library.force_dealing(*wrong)
+    for wrong in ((SM_COUNT + 1, 0), (-1, 0), (1, -1)):
+        with _library.override(schedule=wrong):
             assert not explain()[0], wrong
-    finally:
-        _library.force_dealing(0, 0)
     assert explain(heads=8)[0]

@@ -71,22 +71,22 @@ OFFSETS = """
 USED = """
     sound()
     for rows in ((300, 129, 7, 64), (1, 2, 1, 1)):
-        problem = varlen(rows, SEQLENS, head_dim=HEAD_DIM, heads=4, heads_kv=HEADS_KV, is_causal=True)
+        heads = dict(head_dim=HEAD_DIM, heads=4, heads_kv=HEADS_KV)
+        problem = varlen(rows, SEQLENS, **heads, is_causal=True)
         x = make_inputs(problem)
         expected = flash_forward(problem, x)[0]
         for decode in (1, -1):
-            _library.force_decode(decode)
-            for values in ([HUGE] * 4, [10**6] * 4, [301, 130, 8, 65]):  # all of a sequence's keys, then
-                used = torch.tensor(values, dtype=torch.int32, device="cuda")
-                begin = time.monotonic()
-                out = flash_forward(problem, x, seqused_k=used)[0]
-                wait(f"seqused_k of {values}", begin)
-                torch.testing.assert_close(out, expected, atol=2e-2, rtol=2e-2)
-            for values in ([-1] * 4, [-2**31] * 4):  # none
-                used = torch.tensor(values, dtype=torch.int32, device="cuda")
-                out, lse = flash_forward(problem, x, seqused_k=used)[:2]
-                assert not out.any() and lse.isneginf().all()
-    _library.force_decode(0)
+            with _library.override(decode=decode):
+                for values in ([HUGE] * 4, [10**6] * 4, [301, 130, 8, 65]):  # all of its keys, then
+                    used = torch.tensor(values, dtype=torch.int32, device="cuda")
+                    begin = time.monotonic()
+                    out = flash_forward(problem, x, seqused_k=used)[0]
+                    wait(f"seqused_k of {values}", begin)
+                    torch.testing.assert_close(out, expected, atol=2e-2, rtol=2e-2)
+                for values in ([-1] * 4, [-2**31] * 4):  # none
+                    used = torch.tensor(values, dtype=torch.int32, device="cuda")
+                    out, lse = flash_forward(problem, x, seqused_k=used)[:2]
+                    assert not out.any() and lse.isneginf().all()
     sound()
 """
 

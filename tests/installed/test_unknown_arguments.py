@@ -32,7 +32,8 @@ import ctypes, json, sys, torch
 
 library, ours = ctypes.CDLL(sys.argv[1]), ctypes.CDLL(sys.argv[2])
 assert ours.fa4_ext_register() == 0
-ours.fa4_ext_configure(1, 1)  # strict: what gets past the check raises a reason, too
+# What gets past the check raises a reason, too.
+assert ours.fa4_ext_set_option(b"strict", 1) == 0
 ops = torch.library.Library("lookalike", "DEF")
 major, minor = map(int, torch.__version__.split(".")[:2])
 version = ctypes.c_uint64(major << 56 | minor << 48)
@@ -45,7 +46,8 @@ def error(op, name, schema):
     assert library.look_alike(op.encode(), name.encode(), version) == 0
     other = getattr(torch.ops.lookalike, name).default
     try:
-        return "returned " + str(other(*(VALUES.get(str(a.type)) for a in other._schema.arguments if not a.kwarg_only)))
+        positional = [a for a in other._schema.arguments if not a.kwarg_only]
+        return "returned " + str(other(*(VALUES.get(str(a.type)) for a in positional)))
     except RuntimeError as error:
         return str(error).splitlines()[0]
 

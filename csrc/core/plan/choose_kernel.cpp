@@ -73,8 +73,8 @@ const Kernel* default_kernel(const Problem& p, Mask mask, bool grouped) {
   for (const Kernel* kernel : kernels_for(key)) {
     if (kernel->tuned || kernel->head_dim < p.head_dim || kernel->head_dim_v < p.head_dim_v)
       continue;
-    if (found && (!same_bucket(*kernel, *found) ||
-                  (found->block_m >= p.seqlen_q && p.num_splits != 1))) {
+    if (found &&
+        (!same_bucket(*kernel, *found) || (found->block_m >= p.seqlen_q && p.num_splits != 1))) {
       break;
     }
     found = kernel;

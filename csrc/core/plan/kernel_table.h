@@ -20,10 +20,10 @@ struct Kernel {
                  // that share a key/value head in accumulators
   bool deterministic;
   bool two_cta;
-  bool persistent;      // each CTA works on one tile after the other
-  bool tuned;           // runs only where a tile rule says so (tile_rules.h), in the default's place
-  int16_t block_m;      // rows of a query tile
-  int16_t block_n;      // rows of a key block
+  bool persistent;  // each CTA works on one tile after the other
+  bool tuned;       // runs only where a tile rule says so (tile_rules.h), in the default's place
+  int16_t block_m;  // rows of a query tile
+  int16_t block_n;  // rows of a key block
   int16_t ctas_per_sm;  // decode: how many CTAs an SM holds
   // Backward: rows of this table; -1: not launched.
   int16_t preprocess, postprocess_dq, postprocess_dk, postprocess_dv;
