@@ -11,7 +11,7 @@
 namespace fa4 {
 namespace {
 
-// Without gaps or overlaps, in whatever order of dimensions.
+// Whether the elements lie without gaps or overlaps, in whatever order of dimensions.
 bool dense(int64_t dim, const int64_t* size, const int64_t* stride) {
   std::array<int, kMaxDim> order;
   int count = 0;

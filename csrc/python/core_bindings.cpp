@@ -37,10 +37,9 @@ PYBIND11_MODULE(fa4_core, m) {
       .def(py::init([](int queries, int keys) { return Tile{queries, keys}; }))
       .def_readonly("queries", &Tile::queries)
       .def_readonly("keys", &Tile::keys);
-  py::class_<TileSchedule>(m, "TileSchedule")
-      .def(py::init(
-          [](int num_ctas, int paired_heads) { return TileSchedule{num_ctas, paired_heads}; }))
-;
+  py::class_<TileSchedule>(m, "TileSchedule").def(py::init([](int num_ctas, int paired_heads) {
+    return TileSchedule{num_ctas, paired_heads};
+  }));
   py::class_<Overrides>(m, "Overrides")
       .def(py::init([](Tile tile, TileSchedule schedule, Decode decode) {
              return Overrides{tile, schedule, decode};
