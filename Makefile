@@ -16,7 +16,8 @@ LOCK := uv pip compile --quiet --no-deps --no-strip-extras --no-annotate --gener
 # A worker a core, which takes tests from the slower ones when it has none left.
 TEST := $(BIN)/python -m pytest -n auto --dist worksteal
 SOURCES := kernels fa4_ext tests benchmarks tuning scripts examples setup.py
-CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp examples/cpp/*.cpp examples/cpp/*.h tests/*/*.c tests/*/*.cpp)
+CXX_SOURCES := $(wildcard csrc/*.cpp $(foreach folder,csrc/* csrc/*/* examples/cpp tests/*,\
+	$(folder)/*.cpp $(folder)/*.h $(folder)/*.c))
 
 .DEFAULT_GOAL := help
 .PHONY: help lock demo build docs test test-all sanitize lint format wheel compat gpu-test bench clean distclean

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 
 OLDEST_TORCH = (2, 11)
-OLDEST_DRIVER = 13000  # CUDA 13.0, as csrc/core/driver.cpp asks for
+OLDEST_DRIVER = 13000  # CUDA 13.0, as csrc/core/launch/driver.cpp asks for
 
-# Compute capability -> the `arch` of the kernels that run on it, as in csrc/core/plan.cpp.
+# Compute capability -> the `arch` of the kernels that run on it, as kernel_arch() in csrc/core/plan
+# has it.
 ARCHS = {(9, 0): 90, (10, 0): 100, (10, 3): 100}
 
 # Arguments and results of the ops that csrc/aten overrides, as csrc/aten/calls.h knows them.

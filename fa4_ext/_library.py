@@ -7,7 +7,9 @@ import contextlib
 import ctypes
 import json
 import re
+import typing
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -35,14 +37,10 @@ def _load() -> ctypes.CDLL:
     library = ctypes.CDLL(str(PATH))
     library.fa4_ext_register.argtypes = ()
     library.fa4_ext_register.restype = ctypes.c_int
-    library.fa4_ext_configure.argtypes = (ctypes.c_int, ctypes.c_int)
-    library.fa4_ext_configure.restype = None
-    library.fa4_ext_force_tile.argtypes = (ctypes.c_int, ctypes.c_int)
-    library.fa4_ext_force_tile.restype = None
-    library.fa4_ext_force_dealing.argtypes = (ctypes.c_int, ctypes.c_int)
-    library.fa4_ext_force_dealing.restype = None
-    library.fa4_ext_force_decode.argtypes = (ctypes.c_int,)
-    library.fa4_ext_force_decode.restype = None
+    library.fa4_ext_set_option.argtypes = (ctypes.c_char_p, ctypes.c_int)
+    library.fa4_ext_set_option.restype = ctypes.c_int
+    library.fa4_ext_override.argtypes = (ctypes.c_int,) * 5
+    library.fa4_ext_override.restype = None
     library.fa4_ext_remove.argtypes = ()
     library.fa4_ext_remove.restype = None
     for text in (
@@ -103,6 +101,10 @@ def native() -> ctypes.CDLL:
     return _native
 
 
+def _last_error() -> str:
+    return native().fa4_ext_last_error().decode(errors="replace")  # a long text is cut off
+
+
 class _WithPythonWarnings:
     """A function to call below one of torch's own, where C++ warnings become Python's and can be
     filtered, not stderr's."""
@@ -139,8 +141,7 @@ def register() -> None:
     finally:
         put_warnings_back()
     if call.result != 0:
-        # a long text is cut off
-        raise RuntimeError(native().fa4_ext_last_error().decode(errors="replace"))
+        raise RuntimeError(_last_error())
     _kept.append(_dispatcher.kernels())
 
 
@@ -151,28 +152,45 @@ def put_warnings_back() -> None:
             warnings.filters.remove(_FILTER)  # type: ignore[attr-defined]
 
 
-def configure(*, strict: bool, speed_rules: bool) -> None:
-    """Sets what our overrides do from the next call on."""
-    native().fa4_ext_configure(strict, speed_rules)
+def set_option(name: str, value: bool) -> None:
+    """Sets an option of our overrides, "strict" or "speed_rules", from the next call on.
+
+    Raises:
+        RuntimeError: there is no such option.
+    """
+    if native().fa4_ext_set_option(name.encode(), value) != 0:
+        raise RuntimeError(_last_error())
 
 
-def force_tile(queries: int, keys: int) -> None:
-    """For measurements: only kernels with this tile run from the next call on; 0, 0: the planner's
-    choice."""
-    native().fa4_ext_force_tile(queries, keys)
+class Overrides(typing.NamedTuple):
+    """What measurements and tests decide in the planner's place; zeros leave it to the planner."""
+
+    tile: tuple[int, int] = (0, 0)  # only kernels with this tile run, of queries and of keys
+    # CTAs, and under a causal mask paired heads, of a dense forward without a window on Hopper
+    schedule: tuple[int, int] = (0, 0)
+    # few queries run on the decode kernel wherever it can (1), or only where the other can't (-1)
+    decode: int = 0
 
 
-def force_dealing(workers: int, paired: int) -> None:
-    """For measurements and tests: to how many thread blocks, and under a causal mask with how many
-    heads in pairs, the tiles of a dense forward without a window are dealt out on Hopper from the
-    next call on; 0, 0: the planner's choice."""
-    native().fa4_ext_force_dealing(workers, paired)
+_overrides = Overrides()
 
 
-def force_decode(where: int) -> None:
-    """For measurements and tests: few queries run on the decode kernel wherever it can (1), only
-    where the other one can't (-1), or where it is the faster one (0), from the next call on."""
-    native().fa4_ext_force_decode(where)
+@contextlib.contextmanager
+def override(**changed) -> Iterator[None]:
+    """Lets measurements and tests change some of the overrides inside a `with` block, for all
+    threads."""
+    before = _overrides
+    _put_overrides(before._replace(**changed))
+    try:
+        yield
+    finally:
+        _put_overrides(before)
+
+
+def _put_overrides(overrides: Overrides) -> None:
+    global _overrides
+    native().fa4_ext_override(*overrides.tile, *overrides.schedule, overrides.decode)
+    _overrides = overrides
 
 
 def remove() -> None:

@@ -181,7 +181,8 @@ def _put_in_force(handle: Handle) -> None:
     global _in_force
     if handle is not _in_force:
         _in_force = None
-        _library.configure(strict=handle.fallback == "error", speed_rules=handle.speed_rules)
+        _library.set_option("strict", handle.fallback == "error")
+        _library.set_option("speed_rules", handle.speed_rules)
         _in_force = handle
 
 

@@ -1,6 +1,6 @@
 """The arguments of every compiled object, in the order they are passed.
 
-The C++ side (csrc/core/launch.cpp) passes an array of pointers in this order without knowing
+The C++ side (csrc/core/launch) passes an array of pointers in this order without knowing
 better, so the build compares what the compiler exported with what is written here and fails on a
 difference.
 
@@ -94,6 +94,6 @@ def check(kernel: Kernel, exported: tuple[str, ...]) -> None:
     if tuple(exported) != expected(kernel):
         raise ValueError(
             f"kernel {kernel.name}: its object takes\n  " + "\n  ".join(exported)
-            + "\nbut kernels/signature.py and csrc/core/launch.cpp have\n  "
+            + "\nbut kernels/signature.py and csrc/core/launch have\n  "
             + "\n  ".join(expected(kernel))
         )  # fmt: skip

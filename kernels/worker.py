@@ -26,7 +26,7 @@ OBJECT = "kernel.o"
 # the host code too.
 HOST_TARGET = "llvm -mtriple=x86_64-unknown-linux-gnu -mcpu=x86-64"
 
-# The runtime shims that csrc/core/dialect_runtime.cpp defines, and what the linker does.
+# The runtime shims that csrc/core/launch/dialect_runtime.cpp defines, and what the linker does.
 PROVIDED = {
     "_GLOBAL_OFFSET_TABLE_", "_cuKernelGetAttribute", "_cudaDeviceGetAttribute",
     "_cudaFuncSetAttribute", "_cudaGetDevice",

@@ -17,19 +17,30 @@ def test_layers_are_kept():
 @pytest.mark.parametrize(
     ("file", "line", "reason"),
     [
-        ("csrc/core/plan.cpp", "#include <torch/csrc/stable/tensor.h>", "csrc/core knows no torch"),
         (
-            "csrc/core/plan.cpp",
-            '#include "../aten/tensors.h"',
+            "csrc/core/plan/plan.cpp",
+            "#include <torch/csrc/stable/tensor.h>",
+            "csrc/core knows no torch",
+        ),
+        (
+            "csrc/core/plan/plan.cpp",
+            '#include "../../aten/tensors.h"',
             "csrc/core does not know its callers",
         ),
+        ("csrc/core/plan/plan.cpp", "#include <cuda.h>", "csrc/core/plan knows no CUDA"),
+        (
+            "csrc/core/plan/plan.cpp",
+            '#include "../launch/module.h"',
+            "csrc/core/plan does not know what launches its plans",
+        ),
+        ("csrc/core/error.h", '#include "plan/plan.h"', "what both rooms of csrc/core share"),
         ("csrc/aten/forward.cpp", "#include <ATen/ATen.h>", "stable ABI"),
         (
             "csrc/aten/forward.cpp",
             'run("sm90_forward_bf16_d64");',
-            "kernels are chosen in csrc/core/plan.cpp",
+            "kernels are chosen in csrc/core/plan",
         ),
-        ("csrc/core/plan.cpp", 'getenv("FA4");', "the environment is read in Python"),
+        ("csrc/core/plan/plan.cpp", 'getenv("FA4");', "the environment is read in Python"),
         ("fa4_ext/__init__.py", "from kernels import matrix", "the wheel ships no compiler"),
     ],
 )

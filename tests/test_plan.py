@@ -290,7 +290,7 @@ def test_masks_resolve_as_the_stock_kernel_resolves_them(is_causal, left, right,
         # 8 tiles of 64 rows a key/value head against 4 of 128
         ({"batch": 32, "seqlen_q": 128, "num_heads": 32}, False),
         ({"batch": 32, "seqlen_q": 32, "num_heads": 32}, True),  # 2 against 4 of 64
-        ({"batch": 1, "seqlen_q": 64, "num_heads": 32}, True),  # 32 tiles for 132 multiprocessors
+        ({"batch": 1, "seqlen_q": 64, "num_heads": 32}, True),  # 32 tiles for 132 SMs
         # many short sequences
         ({"batch": 256, "seqlen_q": 64, "seqlen_k": 64, "num_heads": 8}, False),
         ({"batch": 1, "seqlen_q": 513, "num_heads": 64}, False),  # more rows than are decoded
@@ -305,19 +305,22 @@ def test_few_queries_are_decoded_where_that_is_faster(change, decode):
     assert (chosen.kernel.op == fa4_core.Op.DECODE) == decode, chosen.kernel.name
 
 
+def decode(where: fa4_core.Decode) -> fa4_core.Overrides:
+    return fa4_core.Overrides(decode=where)
+
+
 @settings(max_examples=300, deadline=None)
 @given(problems(largest=5000))
 def test_the_decode_kernel_can_be_forced_up_to_its_most_rows_and_avoided(problem):
     core = core_problem(problem | {"op": "forward", "capability": 90, "deterministic": False})
     rows = problem["seqlen_q"] * problem["num_heads"] // problem["num_heads_kv"]
-    core.decode = fa4_core.Decode.WHERE_POSSIBLE
-    forced = fa4_core.plan(core, False).kernel
+    forced = fa4_core.plan(core, False, decode(fa4_core.Decode.WHERE_POSSIBLE)).kernel
     assert (forced.op == fa4_core.Op.DECODE) == (problem["seqlen_q"] <= 512 and rows <= 4096), (
         problem,
         forced.name,
     )
-    core.decode = fa4_core.Decode.WHERE_NEEDED
-    assert fa4_core.plan(core, False).kernel.op == fa4_core.Op.FORWARD
+    avoided = fa4_core.plan(core, False, decode(fa4_core.Decode.WHERE_NEEDED)).kernel
+    assert avoided.op == fa4_core.Op.FORWARD
 
 
 @pytest.mark.parametrize("capability", (90, 100))
@@ -354,7 +357,7 @@ def test_with_one_split_the_tile_does_not_depend_on_the_batch(capability):
         ({"batch": 1}, 16),  # the most that a cluster holds
         ({"batch": 2}, 8),
         ({"batch": 5}, 3),
-        ({"batch": 10}, 2),  # 80 heads leave multiprocessors idle, and two thread blocks share one
+        ({"batch": 10}, 2),  # 80 heads leave SMs idle, and two CTAs share one
         ({"batch": 17}, 1),
         ({"batch": 10, "head_dim": 256, "head_dim_v": 256}, 1),  # of this head dim, one fills it
         ({"batch": 1, "seqlen_k": 200}, 4),  # blocks of 64 keys
@@ -363,10 +366,9 @@ def test_with_one_split_the_tile_does_not_depend_on_the_batch(capability):
     ],
     ids=str,
 )
-def test_keys_are_split_over_the_multiprocessors_that_heads_leave_idle(change, splits):
+def test_keys_are_split_over_the_sms_that_heads_leave_idle(change, splits):
     problem = core_problem(LEGAL | {"seqlen_q": 1, "seqlen_k": 16_384} | change)
-    problem.decode = fa4_core.Decode.WHERE_POSSIBLE
-    chosen = fa4_core.plan(problem, False)
+    chosen = fa4_core.plan(problem, False, decode(fa4_core.Decode.WHERE_POSSIBLE))
     assert chosen.kernel.op == fa4_core.Op.DECODE
     assert chosen.splits == splits
 
@@ -436,7 +438,7 @@ def test_a_cluster_is_no_larger_than_the_kernel_and_the_gpu_allow():
         LEGAL | DECODE | {"batch": 1, "num_heads": 1, "num_heads_kv": 1, "seqlen_k": 2**20}
     )
     assert fa4_core.plan(problem, False).splits == most == 16
-    problem.sm_count = 78  # of a part that may have no 16 multiprocessors side by side
+    problem.sm_count = 78  # of a part that may have no 16 SMs side by side
     assert fa4_core.plan(problem, False).splits == 8
 
 
@@ -544,7 +546,7 @@ def test_a_workspace_of_more_bytes_than_can_be_counted_is_turned_down(change):
 
 @pytest.mark.parametrize("sm_count", (2**31 - 1, 2**30, 1, 0, -1, -(2**31)))
 @pytest.mark.parametrize("is_causal", (False, True))
-def test_any_number_of_multiprocessors_gives_a_plan_with_thread_blocks(sm_count, is_causal):
+def test_any_number_of_sms_gives_a_plan_with_ctas(sm_count, is_causal):
     problem = core_problem(
         LEGAL
         | {
@@ -558,10 +560,8 @@ def test_any_number_of_multiprocessors_gives_a_plan_with_thread_blocks(sm_count,
     problem.sm_count = sm_count
     chosen = fa4_core.plan(problem, False)
     assert chosen.supported, chosen.reason
-    assert 1 <= chosen.workers <= max(sm_count, 1) and 0 <= chosen.paired <= 64 * 8, (
-        chosen.workers,
-        chosen.paired,
-    )
+    assert 1 <= chosen.num_ctas <= max(sm_count, 1), chosen.num_ctas
+    assert 0 <= chosen.paired_heads <= 64 * 8, chosen.paired_heads
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,10 @@ MEASURE = "python -m tuning.tiles --csv tuning/results/h200_tiles.csv, on an H20
 MASKS = {"full": fa4_core.Mask.FULL, "causal": fa4_core.Mask.CAUSAL}
 
 
+def with_tile_of(kernel: matrix.Kernel) -> fa4_core.Overrides:
+    return fa4_core.Overrides(tile=fa4_core.Tile(kernel.block_m, kernel.block_n))
+
+
 def box(op, layout, mask, block_m, block_n, beats_stock=True, **ranges) -> TileRule:
     """A rule of head dim 64."""
     return TileRule(
@@ -211,7 +215,7 @@ def test_planner_follows_the_table(problem, table, self_attention):
     if self_attention:
         problem |= {"seqlen_k": problem["seqlen_q"], "total_k": problem["total_q"]}
     core = core_problem(problem)
-    default = fa4_core.plan(core, False, [])
+    default = fa4_core.plan(core, False, tile_rules=[])
     assume(default.kernel.op != fa4_core.Op.DECODE)
     mask = "causal" if default.kernel.mask == fa4_core.Mask.CAUSAL else "full"
     same = problem["seqlen_q"] == problem["seqlen_k"] and problem["total_q"] == problem["total_k"]
@@ -222,7 +226,7 @@ def test_planner_follows_the_table(problem, table, self_attention):
         if rule.holds(replace(here, mask=mask)):
             expected = tile
             break
-    chosen = fa4_core.plan(core, False, [core_rule(rule) for rule in table])
+    chosen = fa4_core.plan(core, False, tile_rules=[core_rule(rule) for rule in table])
     assert tile_of(chosen) == expected, (problem, table)
     assert chosen.kernel.tuned == (expected != tile_of(default))
     for field in (
@@ -247,15 +251,15 @@ def test_planner_follows_the_table(problem, table, self_attention):
 ], ids=str)  # fmt: skip
 def test_a_rule_is_for_its_own_kind_of_call(change):
     table = [core_rule(box("forward", "dense", "causal", 128, 128))]
-    assert fa4_core.plan(core_problem(DENSE), True, table).kernel.tuned
-    assert not fa4_core.plan(core_problem(DENSE | change), True, table).kernel.tuned
+    assert fa4_core.plan(core_problem(DENSE), True, tile_rules=table).kernel.tuned
+    assert not fa4_core.plan(core_problem(DENSE | change), True, tile_rules=table).kernel.tuned
 
 
 def test_deterministic_gradients_keep_the_default_tile():
     table = [core_rule(box("backward", "dense", "causal", 64, 128))]
     plans = [
         fa4_core.plan(
-            core_problem(DENSE | {"op": "backward", "deterministic": deterministic}), True, table
+            core_problem(DENSE | {"op": "backward", "deterministic": deterministic}), True, tile_rules=table
         )
         for deterministic in (False, True)
     ]
@@ -273,18 +277,18 @@ def test_speed_rules_stand_unless_the_tile_beats_stock_too(beats_stock):
         "total_k": 16384,
     }
     short = DENSE | packed | {"op": "backward", "is_causal": False}
-    by_default = fa4_core.plan(core_problem(short), True, [])
+    by_default = fa4_core.plan(core_problem(short), True, tile_rules=[])
     assert by_default.reason.startswith("the stock kernel is faster"), by_default.reason
     table = [core_rule(box("backward", "varlen", "full", 64, 128, beats_stock))]
-    plan = fa4_core.plan(core_problem(short), True, table)
+    plan = fa4_core.plan(core_problem(short), True, tile_rules=table)
     assert plan.supported == beats_stock
     assert tile_of(plan) == (64, 128) if beats_stock else plan.reason == by_default.reason
 
 
 def test_a_tile_that_a_build_lacks_is_the_default():
     table = [core_rule(box("forward", "dense", "causal", 320, 128))]
-    plan = fa4_core.plan(core_problem(DENSE), True, table)
-    assert tile_of(plan) == tile_of(fa4_core.plan(core_problem(DENSE), True, []))
+    plan = fa4_core.plan(core_problem(DENSE), True, tile_rules=table)
+    assert tile_of(plan) == tile_of(fa4_core.plan(core_problem(DENSE), True, tile_rules=[]))
 
 
 def problem_of(line: dict[str, str]) -> dict:
@@ -343,8 +347,7 @@ def test_a_tile_can_be_forced(kernel):
         "head_dim_v": kernel.head_dim_v, "is_causal": kernel.mask is Mask.CAUSAL,
         "num_heads_kv": 8 if kernel.grouped else 32,
     })  # fmt: skip
-    core.tile = fa4_core.Tile(kernel.block_m, kernel.block_n)
-    plan = fa4_core.plan(core, True)
+    plan = fa4_core.plan(core, True, with_tile_of(kernel))
     assert plan.supported and plan.kernel.name == kernel.name, plan.reason
     if kernel.op is Op.BACKWARD:
         assert plan.workspace.rows_q % kernel.block_m == 0 and plan.workspace.rows_q >= 1024
@@ -355,8 +358,8 @@ def test_forcing_a_tile_passes_the_decode_kernel_and_the_speed_rules():
         DENSE | {"batch": 1, "seqlen_q": 1, "seqlen_k": 65536, "total_q": 1, "total_k": 65536}
     )
     assert fa4_core.plan(core, True).kernel.op == fa4_core.Op.DECODE
-    core.tile = fa4_core.Tile(192, 128)
-    assert fa4_core.plan(core, True).kernel.op == fa4_core.Op.FORWARD
+    forced = fa4_core.Overrides(tile=fa4_core.Tile(192, 128))
+    assert fa4_core.plan(core, True, forced).kernel.op == fa4_core.Op.FORWARD
 
 
 @pytest.mark.parametrize("seqlen", (64, 1024))
@@ -374,8 +377,7 @@ def test_a_forced_tile_may_be_a_pairs_where_the_default_is_not_and_back(tile, tw
         | lengths
         | {"capability": 100, "head_dim": 128, "head_dim_v": 128, "is_causal": False}
     )
-    core.tile = fa4_core.Tile(*tile)
-    kernel = fa4_core.plan(core).kernel
+    kernel = fa4_core.plan(core, overrides=fa4_core.Overrides(tile=fa4_core.Tile(*tile))).kernel
     assert ((kernel.block_m, kernel.block_n), kernel.two_cta) == (tile, two_cta)
 
 
@@ -403,17 +405,14 @@ def test_calls_get_the_forced_tile_or_a_reason():
             132,
         )
 
-    try:
-        _library.force_tile(192, 128)
+    with _library.override(tile=(192, 128)):
         assert explain()[:2] == (True, "sm90_forward_bf16_d64_dense_causal_m192n128")
-        _library.force_tile(320, 128)
+    with _library.override(tile=(320, 128)):
         assert explain()[:3] == (
             False,
             "",
             "this build has no kernel with a tile of 320 x 128 for this",
         )
-    finally:
-        _library.force_tile(0, 0)
     assert explain()[0]
 
 
@@ -423,8 +422,7 @@ def test_the_kernels_that_are_measured_run_the_grid():
     ):
         line = tiles.key((direction, dtype, shape))
         core = core_problem(problem_of(line))
-        core.tile = fa4_core.Tile(default.block_m, default.block_n)
-        plan = fa4_core.plan(core)
+        plan = fa4_core.plan(core, overrides=with_tile_of(default))
         assert plan.supported and plan.kernel.mask == MASKS[default.mask.value], (line, plan.reason)
 
 

@@ -38,7 +38,7 @@ def planned(heads: int, seqlen: int, head_dim: int, sm_count: int, **fields) -> 
 def dealt(
     heads: int, blocks: int, workers: int, paired: int, causal: bool
 ) -> list[list[tuple[int, int]]]:
-    """(head, block of queries) of each thread block's tiles, in its order."""
+    """(head, block of queries) of each CTA's tiles, in its order."""
     units, rest, end = tiles.units(blocks), max(heads - paired, 1), tiles.end(heads, paired, blocks)
     workers = min(workers, end)
     found = []
@@ -59,7 +59,7 @@ def dealt(
 
 
 def busiest(heads: int, blocks: int, rows: int, workers: int, paired: int) -> float:
-    """Blocks of keys of the thread block that has most of them; `rows`: of a tile."""
+    """Blocks of keys of the CTA that has most of them; `rows`: of a tile."""
     found = dealt(heads, blocks, workers, paired, causal=True)
     return max(
         sum((block + 1) * rows / BLOCK_N + START for _, block in tiles_of_worker)
@@ -93,17 +93,19 @@ def test_the_planner_deals_to_multiprocessors_in_whole_rounds(heads, blocks, sm_
     if plan.kernel.op == fa4_core.Op.DECODE:
         return
     units, multiprocessors = tiles.units(-(-128 * blocks // plan.kernel.block_m)), max(sm_count, 1)
-    assert 0 <= plan.paired <= heads
-    assert 1 <= plan.workers <= multiprocessors
-    found = (heads, blocks, plan.workers, plan.paired)
-    if plan.workers < multiprocessors:
-        assert plan.paired == heads, found
-        assert -(-heads * units // plan.workers) == -(-heads * units // multiprocessors), (
+    assert 0 <= plan.paired_heads <= heads
+    assert 1 <= plan.num_ctas <= multiprocessors
+    found = (heads, blocks, plan.num_ctas, plan.paired_heads)
+    if plan.num_ctas < multiprocessors:
+        assert plan.paired_heads == heads, found
+        assert -(-heads * units // plan.num_ctas) == -(-heads * units // multiprocessors), (
             f"more rounds than necessary: {found}"
         )
-    elif 0 < plan.paired < heads:
-        rest = (heads - plan.paired) * units
-        assert plan.paired * units % multiprocessors == 0 or rest >= 2 * multiprocessors, found
+    elif 0 < plan.paired_heads < heads:
+        rest = (heads - plan.paired_heads) * units
+        assert plan.paired_heads * units % multiprocessors == 0 or rest >= 2 * multiprocessors, (
+            found
+        )
 
 
 @settings(max_examples=200, deadline=None)
@@ -122,9 +124,9 @@ def test_the_planner_takes_the_dealing_with_the_least_busy_multiprocessor(heads,
     whole_rounds = heads * units // workers * workers // units // even * even
     dealings = [(workers, whole_rounds), (-(-heads * units // -(-heads * units // workers)), heads)]
     loads = {dealing: busiest(heads, blocks, rows, *dealing) for dealing in dealings}
-    chosen = busiest(heads, blocks, rows, plan.workers, plan.paired)
+    chosen = busiest(heads, blocks, rows, plan.num_ctas, plan.paired_heads)
     assert chosen <= 1.1 * min(loads.values()), (
-        f"{plan.workers} workers, {plan.paired} paired have {chosen}; {loads}"
+        f"{plan.num_ctas} workers, {plan.paired_heads} paired have {chosen}; {loads}"
     )
 
 
@@ -140,17 +142,17 @@ def test_loads_are_balanced(head_dim, seqlen):
     assert plan.kernel.block_n == BLOCK_N
     loads = [
         sum(-(-min((block + 1) * rows, seqlen) // BLOCK_N) + START for _, block in found)
-        for found in dealt(heads, blocks, plan.workers, plan.paired, causal=True)
+        for found in dealt(heads, blocks, plan.num_ctas, plan.paired_heads, causal=True)
     ]
     balance = sum(loads) / workers / max(loads)
     assert balance >= 0.965, (
-        f"the average is {balance:.3f} of the busiest worker's load, {plan.paired} of {heads} "
+        f"the average is {balance:.3f} of the busiest CTA's load, {plan.paired_heads} of {heads} "
         "heads paired"
     )
 
 
 def loads_without_mask(heads: int, seqlen: int, kernel, workers: int) -> list[float]:
-    """Of each thread block, in tiles. Warpgroups of 64 rows share the work of a tile; one without
+    """Of each CTA, in tiles. Warpgroups of 64 rows share the work of a tile; one without
     rows leaves its share out."""
     blocks = -(-seqlen // kernel.block_m)
     last = math.ceil((seqlen - (blocks - 1) * kernel.block_m) / 64) / (kernel.block_m // 64)
@@ -168,32 +170,30 @@ def loads_without_mask(heads: int, seqlen: int, kernel, workers: int) -> list[fl
     st.sampled_from((64, 96, 128, 256)),
     st.sampled_from(SM_COUNTS),
 )
-def test_without_a_mask_fewer_thread_blocks_are_never_busier(
-    heads, seqlen, head_dim, multiprocessors
-):
+def test_without_a_mask_fewer_ctas_are_never_busier(heads, seqlen, head_dim, multiprocessors):
     plan = planned(heads, seqlen, head_dim, multiprocessors, is_causal=False)
     if plan.kernel.op == fa4_core.Op.DECODE or plan.kernel.block_m == 64:
         return
-    assert 1 <= plan.workers <= multiprocessors and plan.paired == 0
+    assert 1 <= plan.num_ctas <= multiprocessors and plan.paired_heads == 0
     busiest, of_all = (
         max(loads_without_mask(heads, seqlen, plan.kernel, n))
-        for n in (plan.workers, multiprocessors)
+        for n in (plan.num_ctas, multiprocessors)
     )
     assert busiest <= of_all + 1e-9, (
-        f"{plan.workers} thread blocks: {busiest:.2f} tiles, {multiprocessors}: {of_all:.2f}"
+        f"{plan.num_ctas} CTAs: {busiest:.2f} tiles, {multiprocessors}: {of_all:.2f}"
     )
 
 
 @pytest.mark.parametrize("seqlen", (512, 577, 1000, 1024, 2048, 4096, 8192, 16384))
 def test_loads_are_balanced_without_a_mask(seqlen):
-    """16k tokens, head dim 64, 192 rows a tile. 132 thread blocks would be at 0.81 to 0.94 up to
+    """16k tokens, head dim 64, 192 rows a tile. 132 CTAs would be at 0.81 to 0.94 up to
     4k."""
     heads = 16384 // seqlen * 32
     plan = planned(heads, seqlen, 64, 132, is_causal=False)
-    loads = loads_without_mask(heads, seqlen, plan.kernel, plan.workers)
+    loads = loads_without_mask(heads, seqlen, plan.kernel, plan.num_ctas)
     balance = sum(loads) / 132 / max(loads)
     assert balance >= 0.965, (
-        f"the average is {balance:.3f} of the busiest thread block's load, of {plan.workers}"
+        f"the average is {balance:.3f} of the busiest CTA's load, of {plan.num_ctas}"
     )
 
 
@@ -201,7 +201,7 @@ def test_few_heads_are_in_work_at_a_time():
     """A head's keys and values are 4 MB at 8k tokens: those of the paired heads that a round works
     on fit in L2."""
     heads, blocks, workers = 64, 64, 132
-    paired = planned(heads, 128 * blocks, 128, workers).paired
+    paired = planned(heads, 128 * blocks, 128, workers).paired_heads
     assert paired > heads // 2
     found = dealt(heads, blocks, workers, paired, causal=True)
     rounds = [

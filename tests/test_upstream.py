@@ -94,7 +94,7 @@ def test_plan_chooses_what_upstream_would_compile(upstream, problem):
     # a tile that was measured to be faster; tests/test_tile_rules.py says where
     assume(not plan.kernel.tuned)
     # Below the bucket, of which upstream is not told here, SM100 gradients may come from
-    # accumulators (csrc/core/plan.cpp).
+    # accumulators (csrc/core/plan/workspace.cpp).
     assume(not (plan.kernel.grouped and problem["num_heads"] == problem["num_heads_kv"]))
     # Upstream gives D 256 a pair of CTAs for a single tile of queries too, where they are few
     # enough for the GPU to hold at once.

@@ -8,5 +8,5 @@ python -m tuning.schedules --csv tuning/results/h200_schedules.csv
 
 Fitting needs no GPU: `python -m tuning.fit_tiles` writes kernels/tile_rules.csv and `python -m
 tuning.fit_stock` kernels/speed_rules.csv. The formulas of csrc/core that choose a tile
-schedule were fitted by hand; tests/test_dealings.py holds them to what was measured.
+schedule were fitted by hand; tests/test_schedules.py holds them to what was measured.
 """

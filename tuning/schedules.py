@@ -131,14 +131,9 @@ def missing(path: str | None) -> list[Problem]:
 
 @contextmanager
 def forced(kernel: Kernel, schedule: Schedule) -> Iterator[None]:
-    with ours_enabled():
-        _library.force_tile(kernel.block_m, kernel.block_n)
-        _library.force_dealing(*schedule)
-        try:
-            yield
-        finally:
-            _library.force_dealing(0, 0)
-            _library.force_tile(0, 0)
+    tile = (kernel.block_m, kernel.block_n)
+    with ours_enabled(), _library.override(tile=tile, schedule=schedule):
+        yield
 
 
 def _rows(problem: Problem) -> list[dict]:

@@ -74,12 +74,8 @@ def missing(path: str | None) -> list[tuple[Kernel, Problem]]:
 
 @contextmanager
 def forced(kernel: Kernel) -> Iterator[None]:
-    with ours_enabled():
-        _library.force_tile(kernel.block_m, kernel.block_n)
-        try:
-            yield
-        finally:
-            _library.force_tile(0, 0)
+    with ours_enabled(), _library.override(tile=(kernel.block_m, kernel.block_n)):
+        yield
 
 
 def _rows(pair: tuple[Kernel, Problem]) -> list[dict]:

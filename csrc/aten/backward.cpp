@@ -1,4 +1,4 @@
-#include "../core/launch.h"
+#include "../core/launch/launch.h"
 #include "context.h"
 #include "decide.h"
 #include "describe.h"
@@ -74,8 +74,9 @@ void backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, co
   Arguments arguments(stack, num_inputs, num_outputs, op);
   const BackwardCall call = take_backward(arguments, op, order);
   if (stock_is_running()) return stock_backward(call, stack);
-  const BackwardDescription d = describe(call);
-  const Plan plan = decide(call.op, d.problem, d.reason);
+  BackwardDescription d = describe(call);
+  d.problem.deterministic = deterministic_algorithms();
+  const Plan plan = decide(call.op, d);
   if (!plan.supported()) {
     stock_backward(call, stack);
     if (plan.stock_is_faster && d.problem.layout == Layout::kVarlen)

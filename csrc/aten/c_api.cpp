@@ -1,32 +1,31 @@
-// The library's exported C functions. The header says what they promise, to fa4_ext/_library.py and
-// to programs without Python.
+// The library's exported C functions. Their headers say what they promise: fa4_ext.h to programs
+// without Python and to fa4_ext/_library.py, overrides_api.h to measurements and tests.
 #include "fa4_ext.h"
 
 #include <cstdio>
 #include <exception>
 
-#include "../core/kernel_table.h"
+#include "../core/plan/kernel_table.h"
 #include "explain.h"
 #include "options.h"
+#include "overrides_api.h"
 #include "registration.h"
 
 namespace {
 
-thread_local char last_error[4096] =
-    "";  // not a std::string: keeping an error must not raise another
+// This is not a std::string, because keeping an error must not raise another.
+thread_local char last_error[4096] = "";
 
 int failed(const char* what) noexcept {
   std::snprintf(last_error, sizeof last_error, "%s", what);
   return 1;
 }
 
-}  // namespace
-
-const char* fa4_ext_problem() noexcept { return fa4::aten::explain_problem(); }
-
-int fa4_ext_register() noexcept {
+// Returns 0, or 1 with the last error set where `function` throws.
+template <class Function>
+int attempt(Function&& function) noexcept {
   try {
-    fa4::aten::register_overrides();
+    function();
     return 0;
   } catch (const std::exception& error) {
     return failed(error.what());
@@ -35,25 +34,26 @@ int fa4_ext_register() noexcept {
   }
 }
 
+}  // namespace
+
+const char* fa4_ext_problem() noexcept { return fa4::aten::explain_problem(); }
+
+int fa4_ext_register() noexcept { return attempt(fa4::aten::register_overrides); }
+
 void fa4_ext_remove() noexcept { fa4::aten::remove_overrides(); }
 
-void fa4_ext_configure(int strict, int speed_rules) noexcept {
-  fa4::aten::options().strict = strict != 0;
-  fa4::aten::options().speed_rules = speed_rules != 0;
+int fa4_ext_set_option(const char* name, int value) noexcept {
+  return attempt([&] { fa4::aten::set_option(name, value); });
 }
 
-void fa4_ext_force_tile(int queries, int keys) noexcept {
-  fa4::aten::options().tile = fa4::Tile{queries, keys};
-}
-
-void fa4_ext_force_dealing(int workers, int paired) noexcept {
-  fa4::aten::options().dealing = fa4::Dealing{workers, paired};
-}
-
-void fa4_ext_force_decode(int where) noexcept {
-  fa4::aten::options().decode = where > 0   ? fa4::Decode::kWherePossible
-                                : where < 0 ? fa4::Decode::kWhereNeeded
-                                            : fa4::Decode::kWhereFaster;
+void fa4_ext_override(int tile_queries, int tile_keys, int num_ctas, int paired_heads,
+                      int decode) noexcept {
+  fa4::Overrides overrides;
+  overrides.tile = {tile_queries, tile_keys};
+  overrides.schedule = {num_ctas, paired_heads};
+  if (decode > 0) overrides.decode = fa4::Decode::kWherePossible;
+  if (decode < 0) overrides.decode = fa4::Decode::kWhereNeeded;
+  fa4::aten::set_overrides(overrides);
 }
 
 const char* fa4_ext_last_error() noexcept { return last_error; }

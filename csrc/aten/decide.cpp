@@ -7,17 +7,17 @@
 
 namespace fa4::aten {
 
-Plan choose(const Problem& problem, const std::string& reason, bool speed_rules) {
-  if (reason.empty()) return plan(problem, speed_rules);
+Plan choose(const Description& call, bool speed_rules) {
+  if (!call.reason) return plan(call.problem, speed_rules, overrides());
   Plan none;
-  none.reason = reason;
+  none.reason = call.reason;
   return none;
 }
 
-Plan decide(const char* op, const Problem& problem, const std::string& reason) {
-  Plan result = choose(problem, reason, options().speed_rules.load(std::memory_order_relaxed));
+Plan decide(const char* op, const Description& call) {
+  Plan result = choose(call, options().speed_rules.load(std::memory_order_relaxed));
   if (!result.supported() && options().strict.load(std::memory_order_relaxed))
-    fail("FA4 ", op, " unsupported: ", result.reason);
+    fail("FA4 ", op, " unsupported: ", *result.reason);
   return result;
 }
 

@@ -1,19 +1,19 @@
-// Ours or the stock kernel's: the same decision for every op.
+// Makes the same decision for every op: our kernel or the stock one.
 #pragma once
 
 #include <optional>
-#include <string>
 
-#include "../core/plan.h"
+#include "../core/plan/plan.h"
+#include "describe.h"
 
 namespace fa4::aten {
 
-// The plan of a described call; `reason`, when not empty, is why there can be none.
-Plan choose(const Problem& problem, const std::string& reason, bool speed_rules);
+// The plan of a described call.
+Plan choose(const Description& call, bool speed_rules);
 
-// The same by the registration's options. Not supported: for the stock kernel, unless registration
-// is strict; then it throws "FA4 <op> unsupported: <reason>".
-Plan decide(const char* op, const Problem& problem, const std::string& reason);
+// The same by the registration's options. Where the call is not supported, the stock kernel is to
+// run it, unless registration is strict: then this throws "FA4 <op> unsupported: <reason>".
+Plan decide(const char* op, const Description& call);
 
 // 1 / sqrt(head_dim) where the call gives none
 float softmax_scale(std::optional<double> given, int64_t head_dim);

@@ -1,26 +1,28 @@
-// From the arguments of an aten op to the Problem that core plans, or the reason why there is none.
+// Turns the arguments of an aten op into the Problem that core plans, or into the reason why there
+// is none. A description follows from the call and from the device that it is for, and from nothing
+// else.
 #pragma once
 
+#include <optional>
 #include <string>
 
-#include "../core/driver.h"
-#include "../core/problem.h"
+#include "../core/launch/driver.h"
+#include "../core/plan/problem.h"
 #include "calls.h"
 
 namespace fa4::aten {
 
-struct ForwardDescription {
+struct Description {
   Problem problem;
-  std::string reason;  // not empty: our kernels can't take the call
+  std::optional<std::string> reason;  // why our kernels can't take the call
   Target target;
   TensorInfo query, key, value;
 };
 
-struct BackwardDescription {
-  Problem problem;
-  std::string reason;
-  Target target;
-  TensorInfo grad_out, query, key, value, out, logsumexp;
+using ForwardDescription = Description;
+
+struct BackwardDescription : Description {
+  TensorInfo grad_out, out, logsumexp;
 };
 
 // `simulated`: the device to describe the call for, whatever device the tensors are on; null: the
@@ -32,7 +34,6 @@ BackwardDescription describe(const BackwardCall& call);
 struct LogsumexpShape {
   int64_t dim;
   int64_t size[3];
-  int64_t elements() const { return size[0] * size[1] * (dim == 3 ? size[2] : 1); }
 };
 
 LogsumexpShape logsumexp_shape(const Problem& problem);
@@ -40,8 +41,8 @@ LogsumexpShape logsumexp_shape(const Problem& problem);
 // The offsets that a described call of varlen layout came with; null when it is dense.
 const int32_t* cu_seqlens(const Problem& problem, const Handle& cum_seq);
 
-// Which inputs the kernels read from a copy, in words; empty when none. A tensor without memory
-// goes by its offset in a storage.
-std::string copies(const ForwardCall& call);
+// The names of the inputs that the kernels read from a copy; none where they read all in place. A
+// tensor without memory goes by its offset in a storage.
+std::optional<std::string> copied_inputs(const ForwardCall& call);
 
 }  // namespace fa4::aten

@@ -3,8 +3,8 @@
 #include <optional>
 #include <string>
 
-#include "../core/dynamic_library.h"
 #include "../core/error.h"
+#include "../core/launch/dynamic_library.h"
 #include "calls.h"
 #include "decide.h"
 #include "describe.h"
@@ -27,8 +27,7 @@ constexpr const char* kSchema =
 
 constexpr KnownOp kExplain{"explain", {22, 22}, 6};
 
-// The largest devices of today have 160 multiprocessors; the planner's arithmetic is far from its
-// limits.
+// The largest devices of today have 160 SMs; the planner's arithmetic is far from its limits.
 constexpr int64_t kMaxSmCount = 1024;
 constexpr int64_t kMinCapability = 10,
                   kMaxCapability = 999;  // ten times the major number and the minor one
@@ -50,6 +49,14 @@ std::optional<Processors> device_asked_for(int64_t capability, int64_t sm_count)
   return Processors{static_cast<int32_t>(capability), static_cast<int32_t>(sm_count), true};
 }
 
+// What there is to say of a supported call: which of its inputs are copied.
+std::string note(const ForwardCall& call) {
+  const std::optional<std::string> copied = copied_inputs(call);
+  return copied ? concat("copied first, because TMA takes addresses and strides of 16 bytes only: ",
+                         *copied)
+                : "";
+}
+
 void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   Arguments arguments(stack, num_inputs, num_outputs, kExplain);
   const ForwardCall call = take_flash_forward(arguments, true);
@@ -60,10 +67,10 @@ void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   ForwardDescription d = describe(call, device ? &*device : nullptr);
   d.problem.op = backward ? Op::kBackward : Op::kForward;
   d.problem.deterministic = backward && deterministic;
-  const Plan chosen = choose(d.problem, d.reason, speed_rules);
+  const Plan chosen = choose(d, speed_rules);
   stack[0] = torch::stable::detail::from(chosen.supported());
   stack[1] = torch::stable::detail::from(std::string(chosen.name()));
-  stack[2] = torch::stable::detail::from(chosen.supported() ? copies(call) : chosen.reason);
+  stack[2] = torch::stable::detail::from(chosen.reason ? *chosen.reason : note(call));
   stack[3] = torch::stable::detail::from(chosen.tile_q());
   stack[4] = torch::stable::detail::from(chosen.tile_k());
   stack[5] = torch::stable::detail::from(chosen.supported() ? chosen.workspace.bytes : int64_t{0});

@@ -1,6 +1,6 @@
 #include <limits>
 
-#include "../core/launch.h"
+#include "../core/launch/launch.h"
 #include "decide.h"
 #include "describe.h"
 #include "ops.h"
@@ -94,7 +94,7 @@ void scaled_dot_product_flash_attention(StableIValue* stack, uint64_t num_inputs
   Arguments arguments(stack, num_inputs, num_outputs, kSdpaForward);
   const ForwardCall call = take_sdpa_forward(arguments);
   const ForwardDescription d = describe(call);
-  const Plan plan = decide(call.op, d.problem, d.reason);
+  const Plan plan = decide(call.op, d);
   if (!plan.supported()) return stock_forward(call, stack);
   Outputs outputs = run(call, d, plan);
   stack[0] = give(std::move(outputs.out));
@@ -113,7 +113,7 @@ void flash_attention_forward(StableIValue* stack, uint64_t num_inputs, uint64_t 
   const ForwardCall call = take_flash_forward(arguments, num_inputs == kFlashForward.inputs[1]);
   if (stock_is_running()) return stock_forward(call, stack);
   const ForwardDescription d = describe(call);
-  const Plan plan = decide(call.op, d.problem, d.reason);
+  const Plan plan = decide(call.op, d);
   if (!plan.supported()) return stock_forward(call, stack);
   Outputs outputs = run(call, d, plan);
   stack[0] = give(std::move(outputs.out));
@@ -128,7 +128,7 @@ void flash_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t nu
   Arguments arguments(stack, num_inputs, num_outputs, kFlashForwardInplace);
   const ForwardCall call = take_flash_forward_inplace(arguments);
   const ForwardDescription d = describe(call);
-  const Plan plan = decide(call.op, d.problem, d.reason);
+  const Plan plan = decide(call.op, d);
   if (!plan.supported()) return stock_forward_inplace(call, stack);
   Handle logsumexp = empty_logsumexp(d);
   Writable out(call.out.get(), call.order);

@@ -1,24 +1,23 @@
-// What register() was asked for, and what measurements and tests force. Read by every call.
+// What register() was asked for, and what measurements and tests override. Every call reads it.
 #pragma once
 
 #include <atomic>
 
-#include "../core/problem.h"
+#include "../core/plan/overrides.h"
 
 namespace fa4::aten {
 
 struct Options {
   std::atomic<bool> strict{false};      // raise instead of calling the stock kernel
   std::atomic<bool> speed_rules{true};  // leave to the stock kernel what it runs faster
-  std::atomic<Tile> tile{Tile{}};       // the only one to run; none: the planner's choice
-  std::atomic<Dealing> dealing{
-      Dealing{}};  // where there is one to choose; none: the planner's choice
-  std::atomic<Decode> decode{Decode::kWhereFaster};
 };
 
-inline Options& options() {
-  static Options options;
-  return options;
-}
+Options& options();
+
+// Throws an Error that says which options there are, or which values the option takes.
+void set_option(const char* name, int value);
+
+Overrides overrides();
+void set_overrides(const Overrides& overrides);
 
 }  // namespace fa4::aten

@@ -9,8 +9,8 @@
 #include <string>
 #include <utility>
 
-#include "../core/launch.h"
-#include "../core/strides.h"
+#include "../core/launch/launch.h"
+#include "strides.h"
 
 namespace fa4::aten {
 
@@ -56,7 +56,7 @@ TensorInfo info(AtenTensorHandle tensor);
 void* data(AtenTensorHandle tensor);
 bool defined(AtenTensorHandle tensor);
 
-// As in csrc/core/strides.h.
+// Asks strides.h's function about a tensor.
 bool tma_can_address(const TensorInfo& tensor, int64_t byte_offset);
 
 Handle empty_like(const TensorInfo& tensor);

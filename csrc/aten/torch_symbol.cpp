@@ -1,6 +1,6 @@
 #include "torch_symbol.h"
 
-#include "../core/dynamic_library.h"
+#include "../core/launch/dynamic_library.h"
 
 namespace fa4::aten {
 

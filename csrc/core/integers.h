@@ -8,7 +8,7 @@ namespace fa4 {
 
 constexpr int64_t kMaxGrid = 65535;  // CUDA's bound on a grid's y and z, where heads and batch go
 
-// What a caller makes up may be any number. Products and sums of such, all from 0 on, end at 2^62
+// A caller may pass any number. Products and sums of such numbers, all from 0 on, end at 2^62
 // instead of overflowing; those with a negative number are 0 or more, and mean nothing.
 constexpr int64_t kBound = int64_t{1} << 62;
 

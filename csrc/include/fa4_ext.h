@@ -66,29 +66,16 @@ FA4_EXT_API int fa4_ext_register(void) FA4_EXT_NOEXCEPT;
    be inside one of these ops meanwhile. */
 FA4_EXT_API void fa4_ext_remove(void) FA4_EXT_NOEXCEPT;
 
-/* Sets what the overrides do, from the next call of an op on; registering and removing leave it as
-   it is. strict, 0 at first: not 0: a call that no kernel here runs throws a std::exception, "FA4
-   <op> unsupported: <reason>". 0: PyTorch's own flash attention kernel runs it. speed_rules, 1 at
-   first: not 0: calls that PyTorch's kernel was measured to run faster count as ones that no kernel
-   here runs. */
-FA4_EXT_API void fa4_ext_configure(int strict, int speed_rules) FA4_EXT_NOEXCEPT;
+/* Sets an option of the overrides by its name, from the next call of an op on; registering and
+   removing leave it as it is. Options take 0 or 1:
+   - "strict", 0 at first. 1: a call that no kernel here runs throws a std::exception, "FA4 <op>
+   unsupported: <reason>". 0: PyTorch's own flash attention kernel runs it.
+   - "speed_rules", 1 at first. 1: calls that PyTorch's kernel was measured to run faster count as
+   ones that no kernel here runs.
 
-/* For measurements: from the next call of an op on, only the kernels whose tile has this many rows
-   of queries and of keys run, and other calls count as ones that no kernel here runs. 0, 0: the
-   planner's choice, as at first. */
-FA4_EXT_API void fa4_ext_force_tile(int queries, int keys) FA4_EXT_NOEXCEPT;
-
-/* For measurements and tests: from the next call of an op on, the tiles of a dense forward without
-   a window on Hopper are dealt out to this many thread blocks; under a causal mask those of
-   `paired` heads, counted over the batch, in pairs of a long and a short one
-   (docs/kernels-sm90.md). A call with fewer heads, or on a device with fewer multiprocessors,
-   counts as one that no kernel here runs. 0, 0: the planner's choice, as at first. */
-FA4_EXT_API void fa4_ext_force_dealing(int workers, int paired) FA4_EXT_NOEXCEPT;
-
-/* For measurements and tests: from the next call of an op on, few queries run on the decode kernel
-   wherever it can (1), only where the other one can't (-1), or where it is the faster one (0), as
-   at first. */
-FA4_EXT_API void fa4_ext_force_decode(int where) FA4_EXT_NOEXCEPT;
+   Returns 0, or 1 with fa4_ext_last_error() set, which says what is allowed; nothing has changed
+   then. */
+FA4_EXT_API int fa4_ext_set_option(const char* name, int value) FA4_EXT_NOEXCEPT;
 
 /* Why the calling thread's last failing call failed; "" when none did. Valid until the thread's
  * next failing call or its end. */

@@ -1,12 +1,12 @@
-// The planner for the tests: csrc/core without torch and without a GPU. Not part of the wheel.
+// The planner for the tests, without torch and without a GPU. It is not part of the wheel.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <utility>
 #include <vector>
 
-#include "../core/plan.h"
-#include "../core/strides.h"
+#include "../aten/strides.h"
+#include "../core/plan/plan.h"
 
 namespace py = pybind11;
 using namespace fa4;
@@ -37,10 +37,15 @@ PYBIND11_MODULE(fa4_core, m) {
       .def(py::init([](int queries, int keys) { return Tile{queries, keys}; }))
       .def_readonly("queries", &Tile::queries)
       .def_readonly("keys", &Tile::keys);
-  py::class_<Dealing>(m, "Dealing")
-      .def(py::init([](int workers, int paired) { return Dealing{workers, paired}; }))
-      .def_readonly("workers", &Dealing::workers)
-      .def_readonly("paired", &Dealing::paired);
+  py::class_<TileSchedule>(m, "TileSchedule").def(py::init([](int num_ctas, int paired_heads) {
+    return TileSchedule{num_ctas, paired_heads};
+  }));
+  py::class_<Overrides>(m, "Overrides")
+      .def(py::init([](Tile tile, TileSchedule schedule, Decode decode) {
+             return Overrides{tile, schedule, decode};
+           }),
+           py::kw_only(), py::arg("tile") = Tile(), py::arg("schedule") = TileSchedule(),
+           py::arg("decode") = Decode::kWhereFaster);
 
   py::class_<Problem>(m, "Problem")
       .def(py::init<>())
@@ -63,10 +68,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readwrite("window_size_right", &Problem::window_size_right)
       .def_readwrite("deterministic", &Problem::deterministic)
       .def_readwrite("page_size", &Problem::page_size)
-      .def_readwrite("num_splits", &Problem::num_splits)
-      .def_readwrite("decode", &Problem::decode)
-      .def_readwrite("tile", &Problem::tile)
-      .def_readwrite("dealing", &Problem::dealing);
+      .def_readwrite("num_splits", &Problem::num_splits);
 
   py::class_<Kernel>(m, "Kernel")
       .def_readonly("name", &Kernel::name)
@@ -84,7 +86,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("tuned", &Kernel::tuned)
       .def_readonly("block_m", &Kernel::block_m)
       .def_readonly("block_n", &Kernel::block_n)
-      .def_readonly("blocks_per_sm", &Kernel::blocks_per_sm)
+      .def_readonly("ctas_per_sm", &Kernel::ctas_per_sm)
       .def_readonly("preprocess", &Kernel::preprocess)
       .def_readonly("postprocess_dq", &Kernel::postprocess_dq)
       .def_readonly("postprocess_dk", &Kernel::postprocess_dk)
@@ -129,15 +131,16 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("window_size_left", &Plan::window_size_left)
       .def_readonly("window_size_right", &Plan::window_size_right)
       .def_readonly("splits", &Plan::splits)
-      .def_readonly("workers", &Plan::workers)
-      .def_readonly("paired", &Plan::paired)
+      .def_property_readonly("num_ctas", [](const Plan& plan) { return plan.schedule.num_ctas; })
+      .def_property_readonly("paired_heads",
+                             [](const Plan& plan) { return plan.schedule.paired_heads; })
       .def_readonly("workspace", &Plan::workspace)
       .def_readonly("nothing_to_compute", &Plan::nothing_to_compute)
       .def_readonly("stock_is_faster", &Plan::stock_is_faster)
-      .def_readonly("reason", &Plan::reason);
+      .def_property_readonly("reason", [](const Plan& plan) { return plan.reason.value_or(""); });
 
   m.def("plan", &plan, py::arg("problem"), py::arg("speed_rules") = true,
-        py::arg("tile_rules") = kTileRules);
+        py::arg("overrides") = Overrides(), py::arg("tile_rules") = kTileRules);
   m.def(
       "kernels",
       [] {

@@ -25,7 +25,8 @@ int main(int argc, char** argv) try {
   const at::Tensor stock = model.run({q, k, v}).at(0);
 
   if (fa4_ext_register() != 0) throw std::runtime_error(fa4_ext_last_error());
-  fa4_ext_configure(/*strict=*/1, /*speed_rules=*/0);
+  set_option("strict", 1);
+  set_option("speed_rules", 0);
   const at::Tensor out = model.run({q, k, v}).at(0);
   if (cuda) put_flash_first(q);
   const at::Tensor eager = at::scaled_dot_product_attention(q, k, v, {}, 0.0, /*is_causal=*/true);

@@ -3,8 +3,10 @@
 
 #include <ATen/ATen.h>
 #include <ATen/SDPBackend.h>
+#include <fa4_ext.h>
 
 #include <cstdint>
+#include <stdexcept>
 #include <vector>
 
 // Relative errors of bf16 attention against fp32 are a few thousandths.
@@ -14,6 +16,10 @@ inline double relative_error(const at::Tensor& result, const at::Tensor& referen
   return ((result.to(at::kDouble) - reference.to(at::kDouble)).norm() /
           reference.to(at::kDouble).norm())
       .item<double>();
+}
+
+inline void set_option(const char* name, int value) {
+  if (fa4_ext_set_option(name, value) != 0) throw std::runtime_error(fa4_ext_last_error());
 }
 
 // Makes at::scaled_dot_product_attention try flash attention first; on Hopper and Blackwell PyTorch

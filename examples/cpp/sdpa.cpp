@@ -113,7 +113,8 @@ bool run_attention() {
   }
 
   put_flash_first(q);
-  fa4_ext_configure(/*strict=*/1, /*speed_rules=*/0);
+  set_option("strict", 1);
+  set_option("speed_rules", 0);
   check_that_calls_arrive(q, k, v);
   const Result result = attention(q, k, v, grad), expected = reference(q, k, v, grad);
 

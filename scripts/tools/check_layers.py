@@ -1,5 +1,5 @@
-"""Holds the layers apart: fa4_ext/ -> csrc/aten/ -> csrc/core/ -> kernels/, each unaware of those
-before it.
+"""Holds the layers apart. Each is unaware of those before it: fa4_ext/ -> csrc/aten/ ->
+csrc/core/launch/ -> csrc/core/plan/ -> kernels/.
 
 python scripts/tools/check_layers.py [root]
 """
@@ -18,9 +18,20 @@ class Rule:
 
 
 RULES = (
-    Rule("csrc/core/*", r"#include\s*[<\"](torch|ATen|c10)/", "csrc/core knows no torch"),
-    Rule("csrc/core/*", r"#include\s*[<\"](Python\.h|pybind11/)", "csrc/core knows no Python"),
-    Rule("csrc/core/*", r"#include\s*\"(\.\./)?aten/", "csrc/core does not know its callers"),
+    Rule("csrc/core/**/*", r"#include\s*[<\"](torch|ATen|c10)/", "csrc/core knows no torch"),
+    Rule("csrc/core/**/*", r"#include\s*[<\"](Python\.h|pybind11/)", "csrc/core knows no Python"),
+    Rule("csrc/core/**/*", r"#include\s*\"(\.\./)*aten/", "csrc/core does not know its callers"),
+    Rule("csrc/core/plan/*", r"#include\s*<cuda", "csrc/core/plan knows no CUDA"),
+    Rule(
+        "csrc/core/plan/*",
+        r"#include\s*\"(\.\./)*launch/",
+        "csrc/core/plan does not know what launches its plans",
+    ),
+    Rule(
+        "csrc/core/*",
+        r"#include\s*(<cuda|\"(plan|launch)/)",
+        "what both rooms of csrc/core share knows neither of them",
+    ),
     Rule("csrc/aten/*", r"#include\s*<(Python\.h|pybind11/)", "csrc/aten knows no Python"),
     Rule(
         "csrc/aten/*",
@@ -30,7 +41,7 @@ RULES = (
     Rule(
         "csrc/aten/*",
         r"sm(90|100)_|kKernels|block_[mn]\b",
-        "kernels are chosen in csrc/core/plan.cpp",
+        "kernels are chosen in csrc/core/plan",
     ),
     Rule(
         "csrc/**/*",

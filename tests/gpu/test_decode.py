@@ -36,9 +36,8 @@ ROWS = 64  # of a tile: queries times the heads that share a key/value head
 @pytest.fixture(autouse=True)
 def decode():
     """The planner takes the kernel where it is the faster one; here it runs wherever it can."""
-    _library.force_decode(1)
-    yield
-    _library.force_decode(0)
+    with _library.override(decode=1):
+        yield
 
 
 HEADS = {"mha": (6, 6), "gqa": (16, 4), "mqa": (14, 1)}

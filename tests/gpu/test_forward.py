@@ -39,12 +39,9 @@ ODD_HEAD_DIMS = (8, 16, 24, 40, 72, 80, 104, 120, 136, 160, 200, 232)
 def check(problem: Problem, run=run_flash, *, decoded: bool = True, **options) -> None:
     """`decoded`: few queries may be, as the planner says; test_decode.py is for these."""
     inputs = make_inputs(problem)
-    _library.force_decode(0 if decoded else -1)
-    try:
+    with _library.override(decode=0 if decoded else -1):
         assert decoded or planned(problem, inputs) == "forward"
         result = run(problem, inputs, backward=False)
-    finally:
-        _library.force_decode(0)
     assert result.out.dtype == problem.dtype
     assert_matches_reference(problem, inputs, result, **options)
 

@@ -76,19 +76,17 @@ USED = """
         x = make_inputs(problem)
         expected = flash_forward(problem, x)[0]
         for decode in (1, -1):
-            _library.force_decode(decode)
-            # A sequence has no more keys: all of its own count.
-            for values in ([HUGE] * 4, [10**6] * 4, [301, 130, 8, 65]):
-                used = torch.tensor(values, dtype=torch.int32, device="cuda")
-                begin = time.monotonic()
-                out = flash_forward(problem, x, seqused_k=used)[0]
-                wait(f"seqused_k of {values}", begin)
-                torch.testing.assert_close(out, expected, atol=2e-2, rtol=2e-2)
-            for values in ([-1] * 4, [-2**31] * 4):  # none
-                used = torch.tensor(values, dtype=torch.int32, device="cuda")
-                out, lse = flash_forward(problem, x, seqused_k=used)[:2]
-                assert not out.any() and lse.isneginf().all()
-    _library.force_decode(0)
+            with _library.override(decode=decode):
+                for values in ([HUGE] * 4, [10**6] * 4, [301, 130, 8, 65]):  # all of its keys, then
+                    used = torch.tensor(values, dtype=torch.int32, device="cuda")
+                    begin = time.monotonic()
+                    out = flash_forward(problem, x, seqused_k=used)[0]
+                    wait(f"seqused_k of {values}", begin)
+                    torch.testing.assert_close(out, expected, atol=2e-2, rtol=2e-2)
+                for values in ([-1] * 4, [-2**31] * 4):  # none
+                    used = torch.tensor(values, dtype=torch.int32, device="cuda")
+                    out, lse = flash_forward(problem, x, seqused_k=used)[:2]
+                    assert not out.any() and lse.isneginf().all()
     sound()
 """
 

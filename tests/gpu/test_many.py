@@ -97,11 +97,8 @@ def test_decode(layout):
         else varlen((1,) * batch, (40,) * batch, **fields)
     )
     x = make_inputs(problem)
-    try:
-        fa4_ext._library.force_decode(1)
+    with fa4_ext._library.override(decode=1):
         out, lse = flash_forward(problem, x)[:2]
-    finally:
-        fa4_ext._library.force_decode(0)
     assert_matches_reference(problem, x, Result(out, lse))
 
 

@@ -25,12 +25,9 @@ LAUNCHES, SEED = 1000, 20261122
 
 
 @pytest.fixture(autouse=True)
-def forced():
-    """Not decoded."""
-    _library.force_decode(-1)
-    yield
-    _library.force_decode(0)
-    _library.force_dealing(0, 0)
+def not_decoded():
+    with _library.override(decode=-1):
+        yield
 
 
 def check(problem: Problem) -> None:
@@ -107,8 +104,8 @@ def test_however_dealt_out_the_bits_are_the_same(causal, head_dim, blocks):
     assert_matches_reference(problem, inputs, expected)
     multiprocessors, heads = torch.cuda.get_device_properties(0).multi_processor_count, 3 * 41
     for dealing in product((1, 7, multiprocessors - 1, multiprocessors), (0, 1, heads // 2, heads)):
-        _library.force_dealing(*dealing)
-        result = run_flash(problem, inputs, backward=False)
+        with _library.override(schedule=dealing):
+            result = run_flash(problem, inputs, backward=False)
         assert torch.equal(result.out, expected.out) and torch.equal(result.lse, expected.lse), (
             dealing
         )
@@ -162,17 +159,17 @@ def random_problem(chosen: random.Random) -> Problem:
 def test_launches_of_random_shapes_back_to_back():
     """Launched without waiting in between, then checked: none may touch what is another's. Some, of
     few queries, run on the decode kernel, so that both follow each other."""
-    _library.force_decode(0)
     chosen = random.Random(SEED)
-    for _ in range(LAUNCHES // 50):
-        problems = [random_problem(chosen) for _ in range(50)]
-        inputs = [make_inputs(problem) for problem in problems]
-        torch.cuda.synchronize()
-        results = [
-            flash_forward(problem, x)[:2] for problem, x in zip(problems, inputs, strict=True)
-        ]
-        for problem, x, result in zip(problems, inputs, results, strict=True):
-            assert_matches_reference(problem, x, Result(*result))
+    with _library.override(decode=0):
+        for _ in range(LAUNCHES // 50):
+            problems = [random_problem(chosen) for _ in range(50)]
+            inputs = [make_inputs(problem) for problem in problems]
+            torch.cuda.synchronize()
+            results = [
+                flash_forward(problem, x)[:2] for problem, x in zip(problems, inputs, strict=True)
+            ]
+            for problem, x, result in zip(problems, inputs, results, strict=True):
+                assert_matches_reference(problem, x, Result(*result))
 
 
 def test_runs_on_the_persistent_kernel():

@@ -30,11 +30,8 @@ CASES = {
 
 @contextmanager
 def forced(row: dict) -> Iterator[None]:
-    _library.force_tile(row["block_m"], row["block_n"])
-    try:
+    with _library.override(tile=(row["block_m"], row["block_n"])):
         yield
-    finally:
-        _library.force_tile(0, 0)
 
 
 def check(row: dict, case: str, head_dim: int) -> None:

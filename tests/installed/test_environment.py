@@ -216,7 +216,7 @@ def library_of_another_torch(target: Path) -> str:
 
 def library_of_another_version(target: Path) -> str:
     compile_library('extern "C" int fa4_ext_register() { return 0; }\n', target)
-    return "undefined symbol: fa4_ext_configure"
+    return "undefined symbol: fa4_ext_set_option"
 
 
 @pytest.mark.parametrize(

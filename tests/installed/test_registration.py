@@ -61,10 +61,10 @@ def unregistered():
 @pytest.fixture
 def native_calls(monkeypatch):
     calls = []
-    register, configure, remove = _library.register, _library.configure, _library.remove
+    register, set_option, remove = _library.register, _library.set_option, _library.remove
     monkeypatch.setattr(_library, "register", lambda: calls.append("register") or register())
     monkeypatch.setattr(
-        _library, "configure", lambda **options: calls.append(options) or configure(**options)
+        _library, "set_option", lambda *option: calls.append(option) or set_option(*option)
     )
     monkeypatch.setattr(_library, "remove", lambda: calls.append("remove") or remove())
     return calls
@@ -167,13 +167,34 @@ def test_registered_until_the_last_of_three_handles_is_removed(order):
 def test_newest_live_handles_options_are_in_force(native_calls):
     loose = fa4_ext.register()
     strict = fa4_ext.register(fallback="error", speed_rules=False)
-    assert native_calls[-2:] == [{"strict": True, "speed_rules": False}, "register"]
+    assert native_calls[-3:] == [("strict", True), ("speed_rules", False), "register"]
     del native_calls[:]
     strict.remove()
     # not registered again: a provider above ours stays above
-    assert native_calls == [{"strict": False, "speed_rules": True}]
+    assert native_calls == [("strict", False), ("speed_rules", True)]
     loose.remove()
     assert native_calls[-1] == "remove"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("stict", 1, "there is no option stict; options are strict, speed_rules"),
+        ("strict", 2, "option strict must be 0 or 1, is 2"),
+    ],
+)
+def test_a_wrong_option_says_what_is_allowed(name, value, message):
+    with pytest.raises(RuntimeError, match=f"^{message}$"):
+        _library.set_option(name, value)
+
+
+def test_an_override_ends_with_its_block_and_keeps_those_around_it():
+    with _library.override(tile=(64, 128), decode=1):
+        with pytest.raises(KeyError), _library.override(decode=-1):
+            assert _library._overrides == _library.Overrides(tile=(64, 128), decode=-1)
+            raise KeyError
+        assert _library._overrides == _library.Overrides(tile=(64, 128), decode=1)
+    assert _library._overrides == _library.Overrides()
 
 
 def test_removing_an_older_handle_leaves_the_dispatcher_alone(native_calls):
@@ -188,7 +209,7 @@ def test_refused_registration_raises_and_leaves_no_handle(monkeypatch):
     class Refusing:
         fa4_ext_register = staticmethod(lambda: 1)
         fa4_ext_last_error = staticmethod(lambda: b"the dispatcher says no")
-        fa4_ext_configure = staticmethod(lambda strict, speed_rules: None)
+        fa4_ext_set_option = staticmethod(lambda name, value: 0)
         fa4_ext_remove = staticmethod(lambda: None)
 
     with monkeypatch.context() as patch:

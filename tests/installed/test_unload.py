@@ -13,7 +13,7 @@ from importlib.util import find_spec
 path = str(Path(find_spec("fa4_ext").origin).with_name("libfa4_ext.so"))
 library = ctypes.CDLL(path)
 assert library.fa4_ext_register() == 0
-library.fa4_ext_configure(1, 1)  # strict: a call that no kernel runs raises
+assert library.fa4_ext_set_option(b"strict", 1) == 0  # a call that no kernel runs raises
 ctypes.CDLL(None).dlclose(ctypes.c_void_p(library._handle))
 """
 

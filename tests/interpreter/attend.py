@@ -3,12 +3,11 @@ rule of tests/gpu/compare.py.
 
 Reads a request from standard input:
 
-    {"programs": {digest: PTX file}, "multiprocessors": int, "capability": int, "tile": [queries,
-    keys] or null,
-     "decode": as force_decode takes it, "calls": [{"problem": {...}, "page_size": int, "backward":
-     bool, "deterministic": bool, "seed": int,
-                "beside": rows of NaN before and behind packed sequences, [int, int]; may be left
-                out}]}
+    {"programs": {digest: PTX file}, "multiprocessors": int, "capability": int,
+     "tile": [queries, keys] or null, "decode": as _library.Overrides has it,
+     "calls": [{"problem": {...}, "page_size": int, "backward": bool, "deterministic": bool,
+                "seed": int, "beside": rows of NaN before and behind packed sequences, [int, int];
+                may be left out}]}
 
 Prints a line a call: what was wrong with it, or null.
 """
@@ -85,10 +84,8 @@ def main() -> None:
     device = Device(request["programs"], request["multiprocessors"], request["capability"])
     cases.DEVICE, calls.aten = "cpu", OnCpu(device)
     torch.set_num_threads(1)
-    _library.force_decode(request["decode"])
-    if request["tile"]:
-        _library.force_tile(*request["tile"])
-    with fa4_ext.register(fallback="error", speed_rules=False):
+    overridden = _library.override(tile=request["tile"] or (0, 0), decode=request["decode"])
+    with overridden, fa4_ext.register(fallback="error", speed_rules=False):
         for call in request["calls"]:
             print(json.dumps(wrong(device, call)), flush=True)
 

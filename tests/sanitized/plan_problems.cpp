@@ -12,10 +12,10 @@
 #include <utility>
 #include <vector>
 
-#include "error.h"
-#include "integers.h"
-#include "plan.h"
-#include "strides.h"
+#include "aten/strides.h"
+#include "core/error.h"
+#include "core/integers.h"
+#include "core/plan/plan.h"
 
 namespace fa4 {
 namespace {
@@ -107,17 +107,21 @@ constexpr Op kOps[] = {Op::kForward, Op::kDecode, Op::kBackward, Op::kPreprocess
 constexpr Dtype kDtypes[] = {Dtype::kBf16, Dtype::kFp16};
 constexpr Layout kLayouts[] = {Layout::kDense, Layout::kVarlen, Layout::kAny};
 constexpr Decode kDecodes[] = {Decode::kWhereFaster, Decode::kWherePossible, Decode::kWhereNeeded};
-constexpr int32_t kCapabilities[] = {90, 90, 100, 103},
-                  kMultiprocessors[] = {132, 132, 148, 114, 16, 1};
+constexpr int32_t kCapabilities[] = {90, 90, 100, 103}, kSmCounts[] = {132, 132, 148, 114, 16, 1};
 constexpr Tile kTiles[] = {
     {64, 64}, {128, 128}, {128, 64}, {192, 128}, {64, 128}, {-1, 0}, {INT32_MAX, INT32_MIN}};
 
+struct Asked {
+  Problem problem;
+  Overrides overrides;
+};
+
 // What a program may well ask for.
-Problem realistic(Random& random) {
+Asked realistic(Random& random) {
   Problem p;
   p.op = random.one_in(2) ? Op::kForward : Op::kBackward;
   p.capability = random.of(kCapabilities);
-  p.sm_count = random.of(kMultiprocessors);
+  p.sm_count = random.of(kSmCounts);
   p.dtype = random.of(kDtypes);
   p.layout = random.one_in(2) ? Layout::kDense : Layout::kVarlen;
   p.batch = random.up_to(300);
@@ -136,16 +140,18 @@ Problem realistic(Random& random) {
   p.deterministic = random.one_in(4);
   if (random.one_in(8)) p.page_size = 64 * random.up_to(8);
   if (random.one_in(4)) p.num_splits = random.up_to(32);
-  p.decode = random.of(kDecodes);
-  if (random.one_in(8)) p.tile = random.of(kTiles);
+  Overrides overrides;
+  overrides.decode = random.of(kDecodes);
+  if (random.one_in(8)) overrides.tile = random.of(kTiles);
   if (random.one_in(8))
-    p.dealing = {static_cast<int32_t>(random.up_to(200)),
-                 static_cast<int32_t>(random.up_to(5000)) - 1};
-  return p;
+    overrides.schedule = {static_cast<int32_t>(random.up_to(200)),
+                          static_cast<int32_t>(random.up_to(5000)) - 1};
+  return {p, overrides};
 }
 
 // Puts an extreme value in a field's place.
-void make_extreme(Problem& p, Random& random) {
+void make_extreme(Asked& asked, Random& random) {
+  Problem& p = asked.problem;
   int64_t Problem::* const numbers[] = {
       &Problem::batch,
       &Problem::seqlen_q,
@@ -175,7 +181,7 @@ void make_extreme(Problem& p, Random& random) {
       p.capability = random.of(kExtremes32);
       break;
     case 4:
-      p.dealing = {random.of(kExtremes32), random.of(kExtremes32)};
+      asked.overrides.schedule = {random.of(kExtremes32), random.of(kExtremes32)};
       break;
     case 5:  // heads in the ratio that kernels take
       p.num_heads = p.num_heads_kv = random.of(kExtremes);
@@ -229,7 +235,8 @@ void check_workspace(const Problem& p, const Plan& plan) {
 }
 
 void check(const Problem& p, const Plan& plan) {
-  expect(plan.supported() == plan.reason.empty(), "there is either a kernel or a reason");
+  expect(plan.supported() == !plan.reason, "there is either a kernel or a reason");
+  expect(!plan.reason || !plan.reason->empty(), "a reason says something");
   const bool of_kernels_only =
       (p.op != Op::kForward && p.op != Op::kBackward) || p.layout == Layout::kAny;
   expect(!plan.stock_is_faster || !plan.supported(),
@@ -254,18 +261,20 @@ void check(const Problem& p, const Plan& plan) {
          "window bounds can be added to rows in int32");
   expect(plan.splits >= 1 && plan.splits <= (kernel.op == Op::kDecode ? 16 : 1),
          "a cluster holds the splits");
+  const TileSchedule& schedule = plan.schedule;
   if (kernel.persistent) {
-    expect(plan.workers >= 1 && plan.workers <= std::max(p.sm_count, 1),
-           "thread blocks are no more than multiprocessors");
-    expect(plan.paired >= 0 && plan.paired <= Wide{p.batch} * p.num_heads,
+    expect(schedule.num_ctas >= 1 && schedule.num_ctas <= std::max(p.sm_count, 1),
+           "CTAs are no more than SMs");
+    expect(schedule.paired_heads >= 0 && schedule.paired_heads <= Wide{p.batch} * p.num_heads,
            "no more heads are paired than there are");
   } else {
-    expect(plan.workers == 0 && plan.paired == 0, "only a persistent kernel is dealt out");
+    expect(schedule.num_ctas == 0 && schedule.paired_heads == 0,
+           "only a persistent kernel has a schedule");
   }
   if (p.op == Op::kBackward) {
     check_workspace(p, plan);
     for (int row : {kernel.preprocess, kernel.postprocess_dq})
-      expect(row >= 0 && row < kNumKernels, "its satellites are there");
+      expect(row >= 0 && row < kNumKernels, "its preprocess and postprocess kernels are there");
   } else {
     expect(plan.workspace.bytes == (kernel.persistent && p.layout == Layout::kVarlen ? 4 : 0),
            "the counter is all of the workspace");
@@ -273,11 +282,14 @@ void check(const Problem& p, const Plan& plan) {
 }
 
 bool same(const Plan& a, const Plan& b) {
-  return a.kernel == b.kernel && a.splits == b.splits && a.workers == b.workers &&
-         a.paired == b.paired && a.reason == b.reason && a.workspace.bytes == b.workspace.bytes;
+  return a.kernel == b.kernel && a.splits == b.splits &&
+         a.schedule.num_ctas == b.schedule.num_ctas &&
+         a.schedule.paired_heads == b.schedule.paired_heads && a.reason == b.reason &&
+         a.workspace.bytes == b.workspace.bytes;
 }
 
-std::string text(const Problem& p) {
+std::string text(const Asked& asked) {
+  const auto& [p, overrides] = asked;
   return concat("op ", int{static_cast<int8_t>(p.op)}, ", capability ", p.capability, ", sm_count ",
                 p.sm_count, ", dtype ", int{static_cast<int8_t>(p.dtype)}, ", layout ",
                 int{static_cast<int8_t>(p.layout)}, ", batch ", p.batch, ", seqlen ", p.seqlen_q,
@@ -285,9 +297,10 @@ std::string text(const Problem& p) {
                 p.num_heads, " and ", p.num_heads_kv, ", head_dim ", p.head_dim, " and ",
                 p.head_dim_v, ", causal ", p.is_causal, ", window ", p.window_size_left, " and ",
                 p.window_size_right, ", deterministic ", p.deterministic, ", page_size ",
-                p.page_size, ", num_splits ", p.num_splits, ", tile ", p.tile.queries, "x",
-                p.tile.keys, ", dealing ", p.dealing.workers, " and ", p.dealing.paired,
-                ", decode ", int{static_cast<int8_t>(p.decode)});
+                p.page_size, ", num_splits ", p.num_splits, ", tile ", overrides.tile.queries, "x",
+                overrides.tile.keys, ", schedule ", overrides.schedule.num_ctas, " and ",
+                overrides.schedule.paired_heads, ", decode ",
+                int{static_cast<int8_t>(overrides.decode)});
 }
 
 // How many of the problems have a kernel.
@@ -295,23 +308,24 @@ int plan_all(Random& random) {
   static const std::vector<TileRule> no_rules;
   int supported = 0;
   for (int i = 0; i < kProblems; ++i) {
-    Problem problem = realistic(random);
+    Asked asked = realistic(random);
     // A third as they are, a third with a few extreme values, where the first checks do not yet end
     // it, the rest with many.
     const int64_t extremes = std::array<int64_t, 3>{
         0, random.between(1, 3), random.between(4, 20)}[static_cast<size_t>(i % 3)];
-    for (int64_t n = 0; n < extremes; ++n) make_extreme(problem, random);
+    for (int64_t n = 0; n < extremes; ++n) make_extreme(asked, random);
     const bool speed_rules = random.one_in(2);
     const auto& tile_rules = random.one_in(2) ? kTileRules : no_rules;
     try {
-      const Plan first = plan(problem, speed_rules, tile_rules);
-      check(problem, first);
-      if (i % 16 == 0)
-        expect(same(first, plan(problem, speed_rules, tile_rules)),
-               "the same problem gets the same plan");
+      const auto ask = [&] {
+        return plan(asked.problem, speed_rules, asked.overrides, tile_rules);
+      };
+      const Plan first = ask();
+      check(asked.problem, first);
+      if (i % 16 == 0) expect(same(first, ask()), "the same problem gets the same plan");
       supported += first.supported();
     } catch (const Error& error) {
-      fail(error.what(), ", for ", text(problem));
+      fail(error.what(), ", for ", text(asked));
     }
   }
   return supported;

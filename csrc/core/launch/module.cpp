@@ -3,8 +3,8 @@
 #include <memory>
 #include <mutex>
 
+#include "../error.h"
 #include "driver.h"
-#include "error.h"
 
 namespace fa4 {
 namespace {

@@ -43,9 +43,11 @@ def planned(problem: dict[str, str], forced: tuple[int, int] = (0, 0)) -> fa4_co
     )
     core.is_causal = problem["causal"] == "True"
     core.sm_count = SM_COUNT
-    core.tile = fa4_core.Tile(*map(int, problem["tile"].split("x")))
-    core.dealing = fa4_core.Dealing(*forced)
-    return fa4_core.plan(core, False)
+    overrides = fa4_core.Overrides(
+        tile=fa4_core.Tile(*map(int, problem["tile"].split("x"))),
+        schedule=fa4_core.TileSchedule(*forced),
+    )
+    return fa4_core.plan(core, False, overrides)
 
 
 @cache
@@ -67,8 +69,8 @@ def ratios(kernel: Kernel) -> tuple[dict[tuple[str, ...], float], int]:
     for problem in problems:
         key = schedules.key(problem)
         plan, times = planned(key), measured().get(tuple(key.values()), {})
-        if (plan.workers, plan.paired) in times:
-            found[tuple(key.values())] = times[plan.workers, plan.paired] / min(times.values())
+        if (plan.num_ctas, plan.paired_heads) in times:
+            found[tuple(key.values())] = times[plan.num_ctas, plan.paired_heads] / min(times.values())
     return found, len(problems) - len(found)
 
 
@@ -94,7 +96,7 @@ def test_what_the_planner_may_choose_is_measured():
     for kernel, shape in schedules.missing(None):
         plan = planned(schedules.key((kernel, shape)))
         found = schedules.schedules(kernel, shape)
-        assert (plan.workers, plan.paired) in found, (kernel.name, shape, found)
+        assert (plan.num_ctas, plan.paired_heads) in found, (kernel.name, shape, found)
         assert all(
             1 <= num_ctas <= SM_COUNT and 0 <= paired_heads <= shape.batch * shape.heads
             for num_ctas, paired_heads in found
@@ -111,7 +113,7 @@ def test_the_results_are_of_the_grid():
 
 
 @pytest.mark.parametrize("forced", [(1, 0), (7, 3), (SM_COUNT, 16)], ids=str)
-def test_a_forced_dealing_is_taken(forced):
+def test_a_forced_schedule_is_taken(forced):
     problem = dict(
         batch="1",
         heads="16",
@@ -122,10 +124,10 @@ def test_a_forced_dealing_is_taken(forced):
         causal="True",
     )
     plan = planned(problem, forced)
-    assert (plan.workers, plan.paired) == forced
+    assert (plan.num_ctas, plan.paired_heads) == forced
 
 
-def test_a_call_without_such_a_dealing_says_why_and_others_are_as_before():
+def test_a_call_that_a_forced_schedule_does_not_fit_says_why_and_others_are_as_before():
     def explain(causal=True, heads=16):
         query = torch.empty(1, 2048, heads, 128, dtype=torch.bfloat16, device="meta")
         absent = (None,) * 3
@@ -150,8 +152,7 @@ def test_a_call_without_such_a_dealing_says_why_and_others_are_as_before():
         )[:3]
 
     before = explain(causal=False)
-    try:
-        _library.force_dealing(SM_COUNT, 16)
+    with _library.override(schedule=(SM_COUNT, 16)):
         assert explain()[0]
         assert explain(causal=False) == before
         reason = (
@@ -159,9 +160,7 @@ def test_a_call_without_such_a_dealing_says_why_and_others_are_as_before():
             f"{SM_COUNT} and 16"
         )
         assert explain(heads=8) == (False, "", reason)
-        for wrong in ((SM_COUNT + 1, 0), (-1, 0), (1, -1)):
-            _library.force_dealing(*wrong)
+    for wrong in ((SM_COUNT + 1, 0), (-1, 0), (1, -1)):
+        with _library.override(schedule=wrong):
             assert not explain()[0], wrong
-    finally:
-        _library.force_dealing(0, 0)
     assert explain(heads=8)[0]

@@ -5,7 +5,7 @@
 
 #include <atomic>
 
-#include "kernel_table.h"
+#include "../plan/kernel_table.h"
 
 namespace fa4 {
 

@@ -12,23 +12,21 @@ struct Kernel {
   Op op;
   int16_t arch;  // 90, or 100 for the family 10.0 and 10.3
   Dtype dtype;
-  int16_t head_dim;  // bucket of query's and key's: the kernel serves every multiple of 8 up to it
-  int16_t head_dim_v;  // bucket of value's and the output's
+  int16_t head_dim;    // bucket of q and k: the kernel serves every multiple of 8 up to it
+  int16_t head_dim_v;  // bucket of v and o
   Layout layout;
   Mask mask;
-  bool grouped;  // backward: query heads that share a key/value head add up in accumulators of dK
-                 // and dV
+  bool grouped;  // backward: the kernel for GQA and MQA, which adds up dK and dV of the query heads
+                 // that share a key/value head in accumulators
   bool deterministic;
   bool two_cta;
-  bool persistent;  // launched as many thread blocks as work at a time, each on one tile after the
-                    // other
-  bool tuned;  // runs only where a tile rule says so (tile_rules.h), instead of the default of its
-               // kind
-  int16_t block_m;  // rows of a tile
-  int16_t block_n;
-  int16_t blocks_per_sm;  // decode: thread blocks that a multiprocessor holds
-  int16_t preprocess, postprocess_dq, postprocess_dk,
-      postprocess_dv;  // backward: rows of this table; -1: not launched
+  bool persistent;  // each CTA works on one tile after the other
+  bool tuned;       // runs only where a tile rule says so (tile_rules.h), in the default's place
+  int16_t block_m;  // rows of a query tile
+  int16_t block_n;  // rows of a key block
+  int16_t ctas_per_sm;  // decode: how many CTAs an SM holds
+  // Backward: rows of this table; -1: not launched.
+  int16_t preprocess, postprocess_dq, postprocess_dk, postprocess_dv;
 
   // export_to_c's entry points; each takes an array of pointers to its arguments.
   void (*load)(void** arguments);

@@ -1,9 +1,9 @@
-// From a plan and device pointers to launches on a stream.
+// Turns a plan and device pointers into launches on a stream.
 #pragma once
 
 #include <cstdint>
 
-#include "plan.h"
+#include "../plan/plan.h"
 
 namespace fa4 {
 
@@ -21,15 +21,20 @@ struct Target {
   bool whole_device = true;  // as processors() says of the two
 };
 
+// The rows a head of logsumexp.
+inline int64_t lse_rows(const Problem& p) {
+  return p.layout == Layout::kVarlen ? p.total_q : p.seqlen_q;
+}
+
 struct ForwardArguments {
   TensorView q, k, v, o;
   float* lse = nullptr;  // contiguous [batch, heads, seqlen_q], varlen [heads, total_q]
   const int32_t* cu_seqlens_q = nullptr;  // [batch + 1], varlen only
   const int32_t* cu_seqlens_k = nullptr;
-  const int32_t* seqused_k =
-      nullptr;  // [batch], varlen only: keys in use of each sequence; null: all
-  const int32_t* block_table =
-      nullptr;  // [batch, block_table_columns], paged only: each sequence's pages
+  // [batch], varlen only: keys in use of each sequence; null: all
+  const int32_t* seqused_k = nullptr;
+  // [batch, block_table_columns], paged only: each sequence's pages
+  const int32_t* block_table = nullptr;
   int64_t block_table_columns = 0, block_table_stride = 0;
   float softmax_scale = 0;
   void* workspace = nullptr;  // plan.workspace.bytes, at a multiple of 4
@@ -51,12 +56,13 @@ struct StockGradients {
   const int32_t* cu_seqlens_k = nullptr;
 };
 
-// Zeros where that backward wrote nothing: rows that belong to no sequence, and dK and dV of
-// sequences without queries. Does nothing where the build has no kernel for it, which is where no
-// speed rule holds.
+// Writes zeros where that backward wrote nothing: in rows that belong to no sequence, and in dK and
+// dV of sequences without queries. Does nothing where the build has no kernel for it, which is
+// where no speed rule holds.
 void clear_unwritten(const Problem& problem, const StockGradients& gradients, const Target& target);
 
-// Asynchronous. The plan must be of this problem; throws Error when loading or launching fails.
+// Both are asynchronous. The plan must be of this problem. They throw Error when loading or
+// launching fails.
 void launch_forward(const Problem& problem, const Plan& plan, const ForwardArguments& arguments,
                     const Target& target);
 void launch_backward(const Problem& problem, const Plan& plan, const BackwardArguments& arguments,

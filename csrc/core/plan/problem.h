@@ -7,34 +7,24 @@ namespace fa4 {
 
 enum class Op : int8_t { kForward, kDecode, kBackward, kPreprocess, kPostprocess, kClear };
 enum class Dtype : int8_t { kBf16, kFp16 };
-enum class Layout : int8_t { kDense, kVarlen, kAny };  // kAny: of kernels only
+enum class Layout : int8_t { kDense, kVarlen, kAny };  // kAny: a kernel that serves both
 enum class Mask : int8_t { kFull, kCausalBottomRight, kWindow };
+
+constexpr int64_t kElementBytes = 2;  // of either dtype
 
 // A window bound that masks nothing. Kernels add it to row indices below 2^30 in int32.
 constexpr int32_t kUnbounded = 1 << 30;
 
-// Rows of queries and of keys that a kernel works on at a time.
+// The rows of queries and of keys that a kernel works on at a time.
 struct Tile {
   int32_t queries = 0, keys = 0;
   explicit operator bool() const { return queries != 0; }
 };
 
-// How the tiles of a dense forward without a window are dealt out on Hopper. Under a causal mask:
-// those of `paired` heads, of all batch elements, in pairs of a long and a short one, then the
-// others' longest first.
-struct Dealing {
-  int32_t workers = 0, paired = 0;  // workers: thread blocks
-  explicit operator bool() const { return workers != 0; }
-};
-
-// The forward of few queries on the decode kernel: the planner's choice, or what measurements and
-// tests ask for.
-enum class Decode : int8_t { kWhereFaster, kWherePossible, kWhereNeeded };
-
 struct Problem {
   Op op = Op::kForward;    // kForward or kBackward
   int32_t capability = 0;  // compute capability of the device: 90 for 9.0, 103 for 10.3
-  int32_t sm_count = 0;    // multiprocessors of the device
+  int32_t sm_count = 0;    // SMs of the device
   Dtype dtype = Dtype::kBf16;
   Layout layout = Layout::kDense;
   int64_t batch = 0;
@@ -52,9 +42,12 @@ struct Problem {
   bool deterministic = false;      // backward: the same bits in every run
   int64_t page_size = 0;   // keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
   int64_t num_splits = 0;  // how many parts to split the keys into; 0: the planner's choice
-  Tile tile;               // the only one to run; none: the planner's choice
-  Dealing dealing;         // where there is one to choose; none: the planner's choice
-  Decode decode = Decode::kWhereFaster;
+};
+
+// The mask in force, after what masks nothing has been dropped. A bound is kUnbounded for none.
+struct ResolvedMask {
+  Mask kind = Mask::kFull;
+  int32_t left = kUnbounded, right = kUnbounded;
 };
 
 }  // namespace fa4

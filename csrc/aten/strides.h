@@ -3,16 +3,17 @@
 
 #include <cstdint>
 
+#include "../core/plan/problem.h"
+
 namespace fa4 {
 
 constexpr int kMaxDim = 8;
-constexpr int64_t kElementBytes = 2;  // bf16 and fp16
-constexpr int64_t kTmaBytes = 16;     // addresses and strides that TMA takes are multiples of it
+constexpr int64_t kTmaBytes = 16;  // addresses and strides that TMA takes are multiples of it
 
-// Without gaps, the last dimension innermost.
+// Strides without gaps, the last dimension innermost.
 void contiguous_strides(int64_t dim, const int64_t* size, int64_t* result);
 
-// What at::empty_like gives: the tensor's own order of dimensions, without gaps.
+// The strides that at::empty_like gives: the tensor's own order of dimensions, without gaps.
 void empty_like_strides(int64_t dim, const int64_t* size, const int64_t* stride, int64_t* result);
 
 // Those of an output that has query's shape but for the last dimension, value's: query's order of

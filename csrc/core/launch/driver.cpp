@@ -4,8 +4,8 @@
 #include <atomic>
 #include <mutex>
 
+#include "../error.h"
 #include "dynamic_library.h"
-#include "error.h"
 
 namespace fa4 {
 namespace {
@@ -56,10 +56,10 @@ Driver open_driver() {
   return driver;
 }
 
-// Looked for once: where there is none, every call would ask again.
+// The driver is looked for once: where there is none, every call would ask again.
 struct Opened {
   Driver driver{};
-  std::string problem;
+  std::optional<std::string> problem;
 
   Opened() {
     try {
@@ -110,10 +110,10 @@ CachedDevice& cached_device(int device) {
 
 }  // namespace
 
-const std::string& driver_problem() { return opened().problem; }
+const std::optional<std::string>& driver_problem() { return opened().problem; }
 
 const Driver& driver() {
-  if (!driver_problem().empty()) fail(driver_problem());
+  if (driver_problem()) fail(*driver_problem());
   return opened().driver;
 }
 

@@ -1,6 +1,6 @@
-// What the host code inside a compiled kernel's object calls: CUDA runtime calls under the DSL's
-// names, here on the driver API. A kernel is a CUkernel; the attribute numbers of both APIs are the
-// same.
+// The functions that the host code inside a compiled kernel's object calls: CUDA runtime calls
+// under the DSL's names, here on the driver API. A kernel is a CUkernel; the attribute numbers of
+// both APIs are the same.
 #include "dialect_runtime.h"
 
 #include <algorithm>
@@ -38,7 +38,8 @@ CUresult find_function(CUkernel kernel, CUfunction& function) {
   return function ? CUDA_SUCCESS : fa4::driver().kernel_get_function(&function, kernel);
 }
 
-// After a launch: the first one may fail for want of memory for the kernel's code.
+// Is called after a launch, because the first one may fail for want of memory for the kernel's
+// code.
 void keep(CUfunction function) {
   std::atomic<CUfunction>& known = launching.function->in_primary_context;
   if (launching.whole_device && !known.load(std::memory_order_relaxed))
@@ -114,8 +115,8 @@ int _cuKernelGetAttribute(int* value, int attribute, CUkernel kernel, int device
 int _cudaKernelSetAttributeForDevice(CUkernel kernel, int attribute, int value, int device) {
   const auto set = fa4::driver().kernel_set_attribute;
   const CUresult result = set(static_cast<CUfunction_attribute>(attribute), value, kernel, device);
-  // The decode kernel's clusters may have 16 thread blocks, twice of what every GPU has. No effect
-  // on other kernels.
+  // The decode kernel's clusters may have 16 CTAs, twice what every GPU promises. This has no
+  // effect on other kernels.
   return result == CUDA_SUCCESS
              ? set(CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1, kernel, device)
              : result;

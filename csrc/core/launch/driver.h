@@ -1,11 +1,12 @@
-// The few functions of the CUDA driver that launching a compiled kernel takes, found at run time in
-// the driver that torch loaded. So the library links nothing of CUDA: it loads on a machine without
-// a GPU, and next to any CUDA 13 runtime.
+// The few functions of the CUDA driver that launching a compiled kernel takes. They are found at
+// run time in the driver that torch loaded, so the library links nothing of CUDA: it loads on a
+// machine without a GPU, and next to any CUDA 13 runtime.
 #pragma once
 
 #include <cuda.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace fa4 {
@@ -33,9 +34,9 @@ struct Driver {
   decltype(&cuMemGetInfo) memory_info;
 };
 
-const Driver& driver();  // throws Error where driver_problem() has one
-const std::string&
-driver_problem();  // there is no CUDA driver, or one too old for the kernels; empty: neither
+const Driver& driver();  // throws Error where there is a driver_problem()
+// The reason why there is no driver: the machine has none, or one too old for the kernels.
+const std::optional<std::string>& driver_problem();
 
 void check(CUresult result, const char* what);  // throws Error with the driver's own words
 
@@ -49,8 +50,8 @@ struct Processors {
                       // primary one
 };
 
-// The stream counts, and for the null stream the context that is current. Both may be a green
-// context's.
+// The SMs are those of the stream, and for the null stream those of the context that is current.
+// Both may be a green context's.
 Processors processors(int device, void* stream);
 
 // Makes the device's primary context current for the calling thread where another device's is, and

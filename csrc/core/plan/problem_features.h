@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "integers.h"
+#include "../integers.h"
 #include "kernel_table.h"
 #include "problem.h"
 

@@ -5,13 +5,13 @@
 #include <numeric>
 #include <utility>
 
-#include "error.h"
-#include "integers.h"
+#include "../core/error.h"
+#include "../core/integers.h"
 
 namespace fa4 {
 namespace {
 
-// Without gaps or overlaps, in whatever order of dimensions.
+// Whether the elements lie without gaps or overlaps, in whatever order of dimensions.
 bool dense(int64_t dim, const int64_t* size, const int64_t* stride) {
   std::array<int, kMaxDim> order;
   int count = 0;

@@ -1,0 +1,61 @@
+#include "options.h"
+
+#include <cstring>
+
+#include "../core/error.h"
+
+namespace fa4::aten {
+namespace {
+
+// Every option by the name that fa4_ext_set_option() takes.
+constexpr struct {
+  const char* name;
+  std::atomic<bool> Options::* value;
+} kOptions[] = {
+    {"strict", &Options::strict},
+    {"speed_rules", &Options::speed_rules},
+};
+
+std::string names() {
+  std::string text;
+  for (const auto& option : kOptions) text += concat(text.empty() ? "" : ", ", option.name);
+  return text;
+}
+
+struct {
+  std::atomic<Tile> tile{Tile{}};
+  std::atomic<TileSchedule> schedule{TileSchedule{}};
+  std::atomic<Decode> decode{Decode::kWhereFaster};
+} overridden;
+
+}  // namespace
+
+Options& options() {
+  static Options options;
+  return options;
+}
+
+void set_option(const char* name, int value) {
+  if (!name) fail("the name of an option is a null pointer");
+  for (const auto& option : kOptions) {
+    if (std::strcmp(option.name, name) != 0) continue;
+    if (value != 0 && value != 1) fail("option ", name, " must be 0 or 1, is ", value);
+    options().*option.value = value == 1;
+    return;
+  }
+  fail("there is no option ", name, "; options are ", names());
+}
+
+Overrides overrides() {
+  return {overridden.tile.load(std::memory_order_relaxed),
+          overridden.schedule.load(std::memory_order_relaxed),
+          overridden.decode.load(std::memory_order_relaxed)};
+}
+
+void set_overrides(const Overrides& overrides) {
+  overridden.tile = overrides.tile;
+  overridden.schedule = overrides.schedule;
+  overridden.decode = overrides.decode;
+}
+
+}  // namespace fa4::aten

@@ -1,0 +1,113 @@
+#include "argument_list.h"
+
+#include "../error.h"
+#include "dialect_runtime.h"
+#include "driver.h"
+#include "module.h"
+
+namespace fa4 {
+namespace {
+
+// Throws the error of a launch that failed.
+void launch_failed(CUresult result, const Kernel& kernel, const Function& function) {
+  const bool first = !function.in_primary_context.load(std::memory_order_acquire);
+  if (first || result == CUDA_ERROR_OUT_OF_MEMORY)
+    check_loading(result, kernel, first ? "its first launch" : "a launch");
+  check(result, concat("launching kernel ", kernel.name).c_str());
+}
+
+}  // namespace
+
+ArgumentList::ArgumentList(const Problem& p, const Kernel& kernel, const Part& part)
+    : kernel_(kernel),
+      part_(part),
+      batch_(p.batch),
+      dense_(p.layout == Layout::kDense),
+      varlen_(kernel.layout == Layout::kVarlen) {}
+
+void ArgumentList::add(const TensorView& tensor) {
+  Argument& argument = next();
+  varlen_ ? put(tensor, 1, argument.three) : put(tensor, 2, argument.four);
+}
+
+template <int kRank>
+void ArgumentList::put(const TensorView& t, int heads_dim, ExportedTensor<kRank>& argument) const {
+  const int64_t heads = t.size[heads_dim];
+  const int64_t offset =
+      part_.first_of(heads) * t.stride[heads_dim] + (dense_ ? part_.batch * t.stride[0] : 0);
+  argument.data = static_cast<char*>(t.data) + kElementBytes * offset;
+  for (int i = 0; i < kRank; ++i) argument.shape[i] = static_cast<int32_t>(t.size[i]);
+  argument.shape[heads_dim] = static_cast<int32_t>(part_.count_of(heads));
+  if (dense_) argument.shape[0] = static_cast<int32_t>(part_.batches);
+  // The stride of a single row is never taken and may be anything, but TMA wants multiples of 16
+  // bytes.
+  for (int i = 0; i + 1 < kRank; ++i) argument.stride[i] = argument.shape[i] == 1 ? 0 : t.stride[i];
+}
+
+void ArgumentList::add_rows(const void* data, int64_t heads, int64_t n) {
+  const int64_t batch = dense_ ? part_.batch : 0, batches = dense_ ? part_.batches : 1;
+  void* pointer = const_cast<float*>(static_cast<const float*>(data)) +
+                  (batch * heads + part_.first_of(heads)) * n;
+  const auto heads_here = static_cast<int32_t>(part_.count_of(heads)),
+             rows = static_cast<int32_t>(n);
+  if (varlen_) {
+    next().two = {pointer, {heads_here, rows}, {n}};
+  } else {
+    next().three = {pointer, {static_cast<int32_t>(batches), heads_here, rows}, {heads * n, n}};
+  }
+}
+
+void ArgumentList::add_integers(const int32_t* data, int64_t count) {
+  next().one = {const_cast<int32_t*>(data), {data ? static_cast<int32_t>(count) : 0}};
+}
+
+void ArgumentList::add_semaphore(int32_t* data, int64_t heads, int64_t tiles, int64_t slots) {
+  next().four = {data + (part_.batch * heads + part_.first_of(heads)) * tiles * slots,
+                 {static_cast<int32_t>(part_.batches), static_cast<int32_t>(part_.count_of(heads)),
+                  static_cast<int32_t>(tiles), static_cast<int32_t>(slots)},
+                 {heads * tiles * slots, tiles * slots, slots}};
+}
+
+void ArgumentList::add_table(const int32_t* data, int64_t rows, int64_t columns,
+                             int64_t row_stride) {
+  next().two = {const_cast<int32_t*>(data),
+                {data ? static_cast<int32_t>(rows) : 0, static_cast<int32_t>(columns)},
+                {row_stride}};
+}
+
+void ArgumentList::add_cu_seqlens(const int32_t* cu_seqlens) {
+  if (varlen_) add_integers(cu_seqlens, batch_ + 1);
+}
+
+void ArgumentList::add_key_lengths(const int32_t* cu_seqlens, const int32_t* seqused) {
+  if (!varlen_) return;
+  const auto distance =
+      reinterpret_cast<intptr_t>(seqused) - reinterpret_cast<intptr_t>(cu_seqlens);
+  next().two = {const_cast<int32_t*>(cu_seqlens),
+                {seqused ? 2 : 1, static_cast<int32_t>(batch_ + 1)},
+                {seqused ? distance / static_cast<intptr_t>(sizeof(int32_t)) : batch_ + 1}};
+}
+
+void ArgumentList::add_counter(void* data) {
+  if (varlen_) add_integers(static_cast<int32_t*>(data), 1);
+}
+
+bool ArgumentList::launch_if_clusters_fit(const Target& target) {
+  Function& function = loaded(kernel_, target.device);
+  void* stream = target.stream;
+  int32_t result = 0;
+  pointers_[count_] = &stream;
+  pointers_[count_ + 1] = &result;
+  launch_compiled(kernel_, function, target.whole_device, pointers_, count_ + 2);
+  if (result == CUDA_ERROR_INVALID_CLUSTER_SIZE) return false;
+  if (result) launch_failed(static_cast<CUresult>(result), kernel_, function);
+  return true;
+}
+
+void ArgumentList::launch(const Target& target) {
+  if (launch_if_clusters_fit(target)) return;
+  fail("launching kernel ", kernel_.name,
+       " failed: its clusters do not fit the SMs that the stream may use");
+}
+
+}  // namespace fa4

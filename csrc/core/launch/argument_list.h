@@ -1,0 +1,95 @@
+// The arguments of one launch of a compiled kernel.
+#pragma once
+
+#include <cstdint>
+
+#include "../plan/kernel_table.h"
+#include "../plan/problem.h"
+#include "launch.h"
+#include "part.h"
+
+namespace fa4 {
+
+// The structs that export_to_c's entry points take for a tensor whose shape is dynamic, and whose
+// strides are too, except the last dimension's.
+template <int kRank>
+struct ExportedTensor {
+  void* data;
+  int32_t shape[kRank];
+  int64_t stride[kRank - 1];
+};
+template <>
+struct ExportedTensor<1> {
+  void* data;
+  int32_t shape[1];
+};
+static_assert(sizeof(ExportedTensor<4>) == 48 && sizeof(ExportedTensor<3>) == 40 &&
+                  sizeof(ExportedTensor<2>) == 24 && sizeof(ExportedTensor<1>) == 16,
+              "the objects' ABI");
+
+// Takes the arguments in the order of the kernel's entry under kernels/, which the build checks.
+// Tensors are given whole; the kernel sees the part of them that the list is for. The list holds
+// what it points to, in memory of its own on the stack.
+class ArgumentList {
+ public:
+  ArgumentList(const Problem& problem, const Kernel& kernel, const Part& part);
+  ArgumentList(const ArgumentList&) = delete;
+  ArgumentList& operator=(const ArgumentList&) = delete;
+
+  void add(float value) { next().number = value; }
+  // Returns the argument, which may be changed for another launch.
+  int32_t& add(int32_t value) { return next().integer = value; }
+  // q, k, v, o or one of their gradients
+  void add(const TensorView& tensor);
+  // Contiguous fp32 [batch,] heads, n: lse, delta, an accumulator
+  void add_rows(const void* data, int64_t heads, int64_t n);
+  // Contiguous int32; without elements where there is no data.
+  void add_integers(const int32_t* data, int64_t count);
+  // Contiguous int32 batch, heads, tiles, slots
+  void add_semaphore(int32_t* data, int64_t heads, int64_t tiles, int64_t slots);
+  // Rows of `columns` int32 each; without rows where there is no data.
+  void add_table(const int32_t* data, int64_t rows, int64_t columns, int64_t row_stride);
+
+  // These three are arguments of varlen kernels only; in a dense one's list they add nothing.
+  void add_cu_seqlens(const int32_t* cu_seqlens);
+  // cu_seqlens_k and seqused_k are the two rows of one tensor, whose stride is what lies between
+  // them.
+  void add_key_lengths(const int32_t* cu_seqlens, const int32_t* seqused);
+  void add_counter(void* data);
+
+  // Returns whether the device, or the part of it that the stream has, can hold the kernel's
+  // clusters. Nothing was launched where it cannot.
+  bool launch_if_clusters_fit(const Target& target);
+  void launch(const Target& target);
+
+ private:
+  union Argument {
+    ExportedTensor<4> four;
+    ExportedTensor<3> three;
+    ExportedTensor<2> two;
+    ExportedTensor<1> one;
+    float number;
+    int32_t integer;
+  };
+
+  Argument& next() {
+    pointers_[count_] = &arguments_[count_];
+    return arguments_[count_++];
+  }
+  template <int kRank>
+  void put(const TensorView& tensor, int heads_dim, ExportedTensor<kRank>& argument) const;
+
+  const Kernel& kernel_;
+  const Part part_;
+  const int64_t batch_;  // of the problem
+  const bool dense_;     // the tensors' first dimension is the batch
+  const bool varlen_;
+
+  // The longest list, a deterministic GQA backward's, has 17.
+  static constexpr int kMost = 20;
+  Argument arguments_[kMost];
+  void* pointers_[kMost + 2];  // the stream and the result come last
+  int32_t count_ = 0;
+};
+
+}  // namespace fa4

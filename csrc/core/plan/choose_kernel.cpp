@@ -1,0 +1,188 @@
+#include "choose_kernel.h"
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+
+#include "../error.h"
+#include "decode_choice.h"
+#include "speed_rules.h"
+
+namespace fa4 {
+namespace {
+
+// Everything that selects a kernel except the bucket and the tile.
+struct Key {
+  Op op;
+  int arch;
+  Dtype dtype;
+  Layout layout;
+  Mask mask;
+  bool grouped, deterministic;
+
+  size_t slot() const {
+    const bool flags[] = {op == Op::kBackward,       arch == 100, dtype == Dtype::kFp16,
+                          layout == Layout::kVarlen, grouped,     deterministic};
+    size_t slot = static_cast<size_t>(mask);
+    for (bool flag : flags) slot = 2 * slot + flag;
+    return slot;
+  }
+  static constexpr size_t kSlots = 3 << 6;
+};
+
+Key key_of(const Kernel& k) {
+  return {k.op, k.arch, k.dtype, k.layout, k.mask, k.grouped, k.deterministic};
+}
+
+// Forward and backward kernels by slot, smallest bucket and tile first. Of two kernels that differ
+// in two_cta only, the pair of CTAs has the larger tile.
+const std::vector<const Kernel*>& kernels_for(const Key& key) {
+  static const auto* index = [] {
+    auto* slots = new std::vector<std::vector<const Kernel*>>(Key::kSlots);
+    for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
+      if (k->op != Op::kForward && k->op != Op::kBackward) continue;
+      (*slots)[key_of(*k).slot()].push_back(k);
+    }
+    for (auto& slot : *slots) {
+      std::sort(slot.begin(), slot.end(), [](const Kernel* a, const Kernel* b) {
+        return std::tie(a->head_dim, a->head_dim_v, a->block_m, a->two_cta) <
+               std::tie(b->head_dim, b->head_dim_v, b->block_m, b->two_cta);
+      });
+    }
+    return slots;
+  }();
+  return (*index)[key.slot()];
+}
+
+bool same_bucket(const Kernel& a, const Kernel& b) {
+  return a.head_dim == b.head_dim && a.head_dim_v == b.head_dim_v;
+}
+
+// Takes the smallest bucket that holds both head dims, and of its default tiles the smallest that
+// holds all queries, or else the largest. With one split it takes the largest always: the caller
+// asks for a result that does not depend on the rest of the batch.
+const Kernel* default_kernel(const Problem& p, Mask mask, bool grouped) {
+  const Key key{p.op,
+                kernel_arch(p.capability),
+                p.dtype,
+                p.layout,
+                mask,
+                grouped,
+                p.op == Op::kBackward && p.deterministic};
+  const Kernel* found = nullptr;
+  for (const Kernel* kernel : kernels_for(key)) {
+    if (kernel->tuned || kernel->head_dim < p.head_dim || kernel->head_dim_v < p.head_dim_v)
+      continue;
+    if (found &&
+        (!same_bucket(*kernel, *found) || (found->block_m >= p.seqlen_q && p.num_splits != 1))) {
+      break;
+    }
+    found = kernel;
+  }
+  return found;
+}
+
+const Kernel* default_forward(const Problem& p, const ResolvedMask& mask,
+                              const Overrides& overrides) {
+  const Kernel* forward = default_kernel(p, mask.kind, false);
+  if (!forward || overrides.tile) return forward;
+  const Kernel* decode = choose_decode(p, mask, *forward, overrides.decode);
+  return decode ? decode : forward;
+}
+
+// On SM100 the MHA kernel stores dK and dV without TMA, and so whole rows of its bucket, where a
+// layout is varlen or where no query of a window sees a key block. The GQA kernel leaves the store
+// to the postprocess kernel, which knows the head dim.
+bool stores_beyond_head_dim(const Kernel& kernel, const Problem& p) {
+  return kernel.arch == 100 && !kernel.grouped &&
+         (kernel.head_dim != p.head_dim || kernel.head_dim_v != p.head_dim_v) &&
+         (p.layout == Layout::kVarlen || kernel.mask == Mask::kWindow);
+}
+
+const Kernel* default_backward(const Problem& p, Mask mask) {
+  const Kernel* kernel = default_kernel(p, mask, p.num_heads != p.num_heads_kv);
+  return kernel && stores_beyond_head_dim(*kernel, p) ? default_kernel(p, mask, true) : kernel;
+}
+
+// The kernel of the same kind with this tile, with as many CTAs to a cluster where there is one;
+// null where the build has none.
+const Kernel* with_tile(const Kernel& kernel, Tile tile) {
+  const Kernel* found = nullptr;
+  for (const Kernel* other : kernels_for(key_of(kernel))) {
+    if (same_bucket(*other, kernel) && other->block_m == tile.queries &&
+        other->block_n == tile.keys && (!found || other->two_cta == kernel.two_cta)) {
+      found = other;
+    }
+  }
+  return found;
+}
+
+std::string why_no_kernel(const Problem& p) {
+  int largest = 0, largest_v = 0;
+  for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
+    if (k->arch != kernel_arch(p.capability) || k->op != p.op) continue;
+    largest = std::max<int>(largest, k->head_dim);
+    largest_v = std::max<int>(largest_v, k->head_dim_v);
+  }
+  const auto at_most = [&p](const char* name, int bound, int64_t head_dim) {
+    return concat(name, " must be at most ", bound, " on compute capability ", p.capability / 10,
+                  ".", p.capability % 10, " in this build, is ", head_dim);
+  };
+  if (p.head_dim > largest) return at_most("head_dim", largest, p.head_dim);
+  if (p.head_dim_v > largest_v) return at_most("value's head_dim", largest_v, p.head_dim_v);
+  return "this build's kernel subset leaves this combination out";
+}
+
+// Pages and splits are for the decode kernel alone. Returns the reason why `kernel`, the one that
+// was found, does not have what the problem asks of it.
+std::optional<std::string> lacks_pages_or_splits(const Problem& p, const Kernel& kernel) {
+  const bool decode = kernel.op == Op::kDecode;
+  if (p.page_size && !decode) {
+    if (kernel.arch != 90)
+      return "paged KV (block_table) not supported but on compute capability 9.0";
+    return concat("paged KV (block_table) not supported for more than ", kMaxDecodeQueries,
+                  " queries, or ", kMaxDecodeRows,
+                  " queries times query heads of a key/value head, here ", p.seqlen_q, " and ",
+                  decode_rows(p));
+  }
+  if (p.page_size % kernel.block_n) {
+    return concat("a page of block_table must hold a multiple of ", kernel.block_n, " keys, holds ",
+                  p.page_size);
+  }
+  if (p.num_splits > 1 && !decode)
+    return concat("SplitKV not supported, num_splits is ", p.num_splits);
+  return std::nullopt;
+}
+
+KernelChoice refuse(std::string reason) { return {nullptr, std::move(reason)}; }
+
+}  // namespace
+
+// Compute capability 10.0 and 10.3 run the same objects.
+int kernel_arch(int capability) {
+  return capability == 90 ? 90 : capability == 100 || capability == 103 ? 100 : 0;
+}
+
+KernelChoice choose_kernel(const Problem& p, const ResolvedMask& mask, const Overrides& overrides,
+                           bool speed_rules, const std::vector<TileRule>& tile_rules) {
+  const Kernel* kernel =
+      p.op == Op::kForward ? default_forward(p, mask, overrides) : default_backward(p, mask.kind);
+  if (!kernel) return refuse(why_no_kernel(p));
+  if (auto reason = lacks_pages_or_splits(p, *kernel)) return refuse(*std::move(reason));
+  if (const Tile tile = overrides.tile) {
+    const Kernel* forced = with_tile(*kernel, tile);
+    if (forced) return {forced, {}};
+    return refuse(concat("this build has no kernel with a tile of ", tile.queries, " x ", tile.keys,
+                         " for this"));
+  }
+  const TileRule* rule = find_tile_rule(p, *kernel, tile_rules);
+  const Kernel* tuned = rule ? with_tile(*kernel, rule->tile) : nullptr;
+  // The speed rules were measured with the default tiles.
+  const bool beats_stock = tuned && rule->beats_stock;
+  if (speed_rules && !beats_stock && stock_agrees(p, mask.left, mask.right)) {
+    if (const char* reason = stock_is_faster(p, *kernel)) return {nullptr, reason, true};
+  }
+  return {tuned ? tuned : kernel, {}};
+}
+
+}  // namespace fa4

@@ -1,0 +1,31 @@
+// Which compiled kernel runs a problem, or why none does.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernel_table.h"
+#include "overrides.h"
+#include "problem.h"
+#include "tile_rules.h"
+
+namespace fa4 {
+
+// The `arch` of the kernels that run on a device; 0 where there are none.
+int kernel_arch(int capability);
+
+// A kernel, or the reason why there is none.
+struct KernelChoice {
+  const Kernel* kernel = nullptr;
+  std::string reason;
+  bool stock_is_faster = false;  // this alone is the reason
+};
+
+// Visits each rule once, in this order: the default kernel, what only the decode kernel can do, the
+// tile rules, the speed rules. The problem must have passed plan()'s checks. Without `speed_rules`
+// nothing is left to the stock kernel for being faster there.
+KernelChoice choose_kernel(const Problem& problem, const ResolvedMask& mask,
+                           const Overrides& overrides, bool speed_rules,
+                           const std::vector<TileRule>& tile_rules);
+
+}  // namespace fa4

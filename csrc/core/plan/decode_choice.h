@@ -1,0 +1,29 @@
+// The forward of few queries: when the decode kernel runs, and over how many CTAs it splits the
+// keys.
+#pragma once
+
+#include "kernel_table.h"
+#include "overrides.h"
+#include "problem.h"
+
+namespace fa4 {
+
+// With more rows, tiles are as many as the forward's.
+constexpr int64_t kMaxDecodeRows = 4096;
+// Longer sequences keep their bits whatever else is in the batch, which decides the splits.
+constexpr int64_t kMaxDecodeQueries = 512;
+
+// The rows of its tiles that a sequence has for each key/value head: queries times the query heads
+// that share it.
+int64_t decode_rows(const Problem& problem);
+
+// The decode kernel for a problem that `forward` runs otherwise, where it pays or where `where`
+// asks for it; null elsewhere.
+const Kernel* choose_decode(const Problem& problem, const ResolvedMask& mask, const Kernel& forward,
+                            Decode where);
+
+// The CTAs that share the keys of a tile: problem.num_splits where it is given, up to what a
+// cluster holds.
+int32_t decode_splits(const Problem& problem, const ResolvedMask& mask, const Kernel& kernel);
+
+}  // namespace fa4

@@ -1,0 +1,118 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "../error.h"
+#include "../integers.h"
+#include "choose_kernel.h"
+#include "decode_choice.h"
+#include "speed_rules.h"
+
+namespace fa4 {
+namespace {
+
+std::optional<std::string> why_not(const Problem& p) {
+  if (!kernel_arch(p.capability)) {
+    return concat("FA4 requires compute capability 9.0, 10.0 or 10.3, the device has ",
+                  p.capability / 10, ".", p.capability % 10);
+  }
+  for (const auto& [name, size] : {std::pair("batch", p.batch),
+                                   {"the number of heads", p.num_heads},
+                                   {"the number of key/value heads", p.num_heads_kv},
+                                   {"the number of queries", p.total_q},
+                                   {"the number of keys", p.total_k},
+                                   {"max_q", p.seqlen_q},
+                                   {"max_k", p.seqlen_k}}) {
+    if (size < 0) return concat(name, " must not be negative, is ", size);
+  }
+  if (p.head_dim <= 0) return concat("head_dim must be positive, is ", p.head_dim);
+  if (p.head_dim_v <= 0) return concat("value's head_dim must be positive, is ", p.head_dim_v);
+  if (p.num_heads_kv ? p.num_heads % p.num_heads_kv : p.num_heads) {
+    return concat("the number of query heads, ", p.num_heads,
+                  ", is not a multiple of the number of key/value heads, ", p.num_heads_kv);
+  }
+  if (p.head_dim % 8) return concat("head_dim must be a multiple of 8, is ", p.head_dim);
+  if (p.head_dim_v % 8)
+    return concat("value's head_dim must be a multiple of 8, is ", p.head_dim_v);
+  if (p.num_heads_kv && p.num_heads / p.num_heads_kv > kMaxGrid) {
+    return concat("at most ", kMaxGrid, " query heads can share a key/value head, here ",
+                  p.num_heads / p.num_heads_kv);
+  }
+  if (p.num_heads >= kUnbounded)
+    return concat("the number of heads must be less than 2^30, is ", p.num_heads);
+  if (const int64_t rows = std::max({p.total_q, p.total_k, p.seqlen_q, p.seqlen_k});
+      rows >= kUnbounded) {
+    return concat("queries and keys of all sequences must each be less than 2^30, are ", rows);
+  }
+  return std::nullopt;
+}
+
+bool is_empty(const Problem& p) {
+  return !p.batch || !p.num_heads || !p.total_q || !p.total_k || !p.seqlen_q || !p.seqlen_k;
+}
+
+// These are the stock kernel's rules: a bound of the whole length is none, and causal is a right
+// bound of zero.
+ResolvedMask resolve_mask(const Problem& p) {
+  const auto bound = [&](int64_t size) {
+    return size < 0 || size >= p.seqlen_k ? kUnbounded : static_cast<int32_t>(size);
+  };
+  const int32_t left = bound(p.window_size_left);
+  const int32_t right = p.is_causal ? 0 : bound(p.window_size_right);
+  if (left != kUnbounded) return {Mask::kWindow, left, right};
+  if (right == kUnbounded) return {Mask::kFull, left, right};
+  return {right == 0 ? Mask::kCausalBottomRight : Mask::kWindow, left, right};
+}
+
+// Whether the derivative of what our forward computes can be had: from our own backward, or from
+// PyTorch's. There is none for pages.
+bool has_backward_that_agrees(const Problem& forward, const ResolvedMask& mask) {
+  if (forward.page_size || stock_agrees(forward, mask.left, mask.right)) return true;
+  Problem backward = forward;
+  backward.op = Op::kBackward;
+  const Kernel* kernel = choose_kernel(backward, mask, {}, false, kTileRules).kernel;
+  return kernel && !exceeds_limits(backward_workspace(backward, *kernel), backward, *kernel);
+}
+
+}  // namespace
+
+Plan plan(const Problem& problem, bool speed_rules, const Overrides& overrides,
+          const std::vector<TileRule>& tile_rules) {
+  Plan plan;
+  if ((plan.reason = why_not(problem))) return plan;
+  if (is_empty(problem)) {
+    plan.nothing_to_compute = true;
+    return plan;
+  }
+  const ResolvedMask mask = resolve_mask(problem);
+  KernelChoice choice = choose_kernel(problem, mask, overrides, speed_rules, tile_rules);
+  if (!choice.kernel) {
+    plan.reason = std::move(choice.reason);
+    plan.stock_is_faster = choice.stock_is_faster;
+    return plan;
+  }
+  const Kernel& kernel = *choice.kernel;
+  if (problem.op == Op::kBackward) {
+    plan.workspace = backward_workspace(problem, kernel);
+    if ((plan.reason = exceeds_limits(plan.workspace, problem, kernel))) return plan;
+  }
+  if (kernel.persistent) {
+    plan.reason = schedule_tiles(problem, kernel, overrides.schedule, plan.schedule);
+    if (plan.reason) return plan;
+    if (problem.layout == Layout::kVarlen) plan.workspace.bytes = sizeof(int32_t);
+  }
+  if (problem.op == Op::kForward && !has_backward_that_agrees(problem, mask)) {
+    plan.reason =
+        "this build has no backward for it, and PyTorch's does not compute the derivative of this "
+        "function";
+    return plan;
+  }
+  if (kernel.op == Op::kDecode) plan.splits = decode_splits(problem, mask, kernel);
+  plan.kernel = &kernel;
+  plan.window_size_left = mask.left;
+  plan.window_size_right = mask.right;
+  return plan;
+}
+
+}  // namespace fa4

@@ -1,0 +1,41 @@
+// The one scratch buffer of a call, and where its parts lie in it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "kernel_table.h"
+#include "problem.h"
+
+namespace fa4 {
+
+// Offsets are in bytes. All fields but the last two are the backward's. Everything from `zeroed` on
+// must be zero before the launch. dQ is written last: until then it holds lse_log2 and delta where
+// it has room for them.
+struct Workspace {
+  // Rows a head (and a sequence, when dense) of lse_log2, delta and dq_accum: whole tiles.
+  int64_t rows_q = 0;
+  int64_t rows_k = 0;          // the same of dk_accum and dv_accum
+  bool numbers_in_dq = false;  // lse_log2 and delta are offsets into dQ
+  int64_t lse_log2 = 0;        // fp32 [batch,] heads, rows_q
+  int64_t delta = 0;           // fp32 [batch,] heads, rows_q
+  int64_t dq_accum = 0;        // fp32 [batch,] heads, rows_q * bucket
+  int64_t dk_accum = 0;        // fp32 [batch,] heads_kv, rows_k * bucket; GQA only, like dv_accum
+  int64_t dv_accum = 0;        // fp32 [batch,] heads_kv, rows_k * value's bucket
+  // int32 batch, heads, query tiles, CTAs of a cluster; deterministic only, like the next two
+  int64_t dq_semaphore = 0;
+  int64_t dk_semaphore = 0;  // int32 batch, heads_kv, key blocks, 2; GQA only
+  int64_t dv_semaphore = 0;
+  int64_t tiles_q = 0, tiles_k = 0, cluster = 1;  // shapes of the semaphores
+  int64_t zeroed = 0;
+  int64_t bytes = 0;  // a persistent varlen forward has the counter of its tiles, one int32
+};
+
+Workspace backward_workspace(const Problem& problem, const Kernel& kernel);
+
+// The reason why a backward cannot run with this workspace; none where it can.
+std::optional<std::string> exceeds_limits(const Workspace& workspace, const Problem& problem,
+                                          const Kernel& kernel);
+
+}  // namespace fa4
