@@ -25,7 +25,8 @@ from fa4_ext.bench.correctness import MAX_RELATIVE_ERROR
 from fa4_ext.bench.session import NO_DEVICE, session
 from fa4_ext.bench.shapes import Shape
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
-from kernels.matrix import Kernel, Mask, Op, candidates, with_candidates
+from kernels.kernel import Kernel, Mask, Op
+from kernels.matrix import candidates, with_candidates
 
 TARGET_MS = 1.0
 ROUNDS = 5

@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kernels.errors import BuildError
-from kernels.matrix import Kernel
+from kernels.kernel import Kernel
 
 PACKAGES = ("flash-attn-4", "nvidia-cutlass-dsl", "quack-kernels")
 SECONDS_ABANDONED = 24 * 3600  # a temporary folder this old belongs to a build that was killed
@@ -73,14 +73,14 @@ def _installed_version(package: str) -> str:
 
 
 def sources(kernel: Kernel, root: Path) -> list[Path]:
-    """The files that decide what is compiled: the entry and what it imports. matrix.py's part is
-    the spec itself."""
+    """The files that decide what is compiled: the entry and what it imports. kernel.py's part is
+    the spec itself, which holds all that an entry reads of the tables."""
     # the readers of the facts
     found = {root / name for name in ("worker.py", "header.py", "cubin.py")}
     left = [root / f"{kernel.module}.py"]
     while left:
         found.add(path := left.pop())
-        left += set(imports(path, root)) - found - {root / "matrix.py"}
+        left += set(imports(path, root)) - found - {root / "kernel.py"}
     return sorted(found)
 
 

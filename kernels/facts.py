@@ -3,7 +3,7 @@ goes into C++: so it is checked."""
 
 import re
 
-from kernels.matrix import Kernel
+from kernels.kernel import Kernel
 
 # export_to_c's entry points (kernels/header.py), after what all those of a kernel begin with.
 SYMBOLS = {

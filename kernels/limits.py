@@ -1,6 +1,6 @@
 """What a kernel may cost before its build fails."""
 
-from kernels.matrix import Kernel, Layout, Op
+from kernels.kernel import Kernel, Layout, Op
 
 # Bytes a thread of local memory, the most that the full matrix has: flash-attn-4's varlen kernels
 # for SM100 keep scheduler values there, fp16 causal D 128 most.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kernels.cache import Cache
 from kernels.errors import BuildError
-from kernels.matrix import Kernel
+from kernels.kernel import Kernel
 from kernels.worker import OBJECT
 
 TARGETS = {90: "sm_90a", 100: "sm_100f"}  # 100f: the family, compute capability 10.0 and 10.3

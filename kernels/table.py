@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernels import tile_rules
-from kernels.matrix import Kernel, Layout, Mask, Op, Satellites, satellites, with_candidates
+from kernels.kernel import Kernel, Layout, Mask, Op
+from kernels.matrix import Companions, companions, with_candidates
 
 MASKS = {Mask.FULL: "kFull", Mask.CAUSAL: "kCausalBottomRight", Mask.WINDOW: "kWindow"}
 
@@ -75,8 +76,8 @@ def _raw(json_text: str) -> str:
 def _row(built: Built, index: dict[Kernel, int]) -> str:
     kernel, facts = built.kernel, built.facts
     load, load_to_device, launch = _entry_points(facts)
-    launched = satellites(kernel) if kernel.op is Op.BACKWARD else (None,) * len(Satellites._fields)
-    rows = ", ".join(str(index[satellite] if satellite else -1) for satellite in launched)
+    launched = companions(kernel) if kernel.op is Op.BACKWARD else (None,) * len(Companions._fields)
+    rows = ", ".join(str(index[companion] if companion else -1) for companion in launched)
     flags = ", ".join(
         str(flag).lower()
         for flag in (
@@ -95,7 +96,7 @@ def _row(built: Built, index: dict[Kernel, int]) -> str:
         f"     Op::k{op}, {kernel.arch}, Dtype::k{dtype}, {kernel.head_dim}, {kernel.head_dim_v}, "
         f"Layout::k{layout}, "
         f"Mask::{MASKS[kernel.mask]},\n"
-        f"     {flags}, {kernel.block_m}, {kernel.block_n}, {kernel.blocks_per_sm}, {rows},\n"
+        f"     {flags}, {kernel.block_m}, {kernel.block_n}, {kernel.ctas_per_sm}, {rows},\n"
         f"     {load},\n     {load_to_device},\n     {launch}}},\n"
     )
 

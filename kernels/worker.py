@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 from kernels import cubin, header
-from kernels.matrix import Kernel, Layout, Mask, Op
+from kernels.kernel import Kernel, Layout, Mask, Op
 
 OBJECT = "kernel.o"
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_problems import core_problem, problems
 
-from kernels.matrix import HEAD_DIM_BUCKETS
+from kernels.kernel import HEAD_DIM_BUCKETS
 
 ROWS = fa4_core.kernels()
 BUILT = {row.name for row in ROWS}

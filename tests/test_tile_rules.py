@@ -22,7 +22,7 @@ from benchmarks.fit_speed_rules import MAX
 from benchmarks.fit_tile_rules import MEASURED, PROBLEMS, Box, Row, cells, fit, read, row_of, rule
 from fa4_ext import _library
 from kernels import matrix, tile_rules
-from kernels.matrix import Mask, Op
+from kernels.kernel import Mask, Op
 
 RULES = tile_rules.read()
 CANDIDATES = [kernel for kernel in matrix.with_candidates() if kernel.tuned]
@@ -91,7 +91,7 @@ def test_matrix_holds_the_candidates_that_a_rule_names_and_no_others():
     }
     for kernel in held:
         if kernel.op is Op.BACKWARD:
-            assert {satellite for satellite in matrix.satellites(kernel) if satellite} <= set(
+            assert set(matrix.companions(kernel).present) <= set(
                 matrix.matrix()
             ), kernel.name
 
@@ -109,7 +109,7 @@ def test_a_rule_brings_its_candidate_into_the_matrix(monkeypatch):
         for dtype, heads in product(("bf16", "fp16"), ("mha", "gqa"))
     }
     assert all(
-        {satellite for satellite in matrix.satellites(kernel) if satellite} <= set(matrix.matrix())
+        set(matrix.companions(kernel).present) <= set(matrix.matrix())
         for kernel in tuned
     )
 

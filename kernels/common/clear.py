@@ -10,9 +10,8 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 
-from kernels.common import arguments as arg
-from kernels.common import packed
-from kernels.matrix import Kernel
+from kernels.common import packed, symbolic
+from kernels.kernel import Kernel
 
 THREADS = 256  # a row of 16 heads of 128 elements is one vector of 16 bytes for each
 
@@ -22,14 +21,14 @@ class Clear:
     def __call__(
         self, dq: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, cu_seqlens_q: cute.Tensor,
         cu_seqlens_k: cute.Tensor,
-        workers: Int32, stream: cuda.CUstream,
+        num_ctas: Int32, stream: cuda.CUstream,
     ):  # fmt: skip
         offsets_q, offsets_k = (
             packed.Offsets(cu_seqlens_q, dq.shape[0]),
             packed.Offsets(cu_seqlens_k, dk.shape[0]),
         )
         self.kernel(dq, dk, dv, offsets_q, offsets_k).launch(
-            grid=[workers, 1, 1], block=[THREADS, 1, 1], stream=stream
+            grid=[num_ctas, 1, 1], block=[THREADS, 1, 1], stream=stream
         )
 
     @cute.kernel
@@ -41,8 +40,8 @@ class Clear:
         packed.clear_outside(dk, offsets_k)
         packed.clear_outside(dv, offsets_k)
         worker, _, _ = cute.arch.block_idx()
-        workers, _, _ = cute.arch.grid_dim()
-        for sequence in cutlass.range(worker, offsets_q.shape[0] - 1, workers, unroll=1):
+        num_ctas, _, _ = cute.arch.grid_dim()
+        for sequence in cutlass.range(worker, offsets_q.shape[0] - 1, num_ctas, unroll=1):
             if offsets_q[sequence + 1] <= offsets_q[sequence]:
                 first, last = offsets_k[sequence], offsets_k[sequence + 1]
                 packed.clear_rows(dk, first, last, Int32(0), Int32(1))
@@ -56,8 +55,8 @@ def entry(kernel: Kernel):
     def clear_entry(
         dq: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, cu_seqlens_q: cute.Tensor,
         cu_seqlens_k: cute.Tensor,
-        workers: Int32, stream: cuda.CUstream,
+        num_ctas: Int32, stream: cuda.CUstream,
     ):  # fmt: skip
-        clear(dq, dk, dv, cu_seqlens_q, cu_seqlens_k, workers, stream)
+        clear(dq, dk, dv, cu_seqlens_q, cu_seqlens_k, num_ctas, stream)
 
-    return clear_entry, arg.clear(kernel)
+    return clear_entry, symbolic.arguments(kernel)

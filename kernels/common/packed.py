@@ -17,7 +17,7 @@ from flash_attn.cute.tile_scheduler import SingleTileVarlenScheduler, VarlenDeco
 from quack import copy_utils
 from quack.cute_dsl_utils import ParamsBase
 
-from kernels.common.arguments import TMA_ALIGN
+from kernels.arguments import TMA_ALIGN
 
 
 def clamp(value: Int32, most: Int32) -> Int32:
@@ -91,9 +91,9 @@ def rows_of(tensor: cute.Tensor, row_mode: int, end: Int32, count: Int32) -> cut
 @cute.jit
 def clear_rows(tensor: cute.Tensor, first: Int32, last: Int32, place: Int32, places: Int32):
     """Zeros in the rows [first, last) of a tensor [total, heads, head_dim], by all threads of the
-    thread block.
+    CTA.
 
-    Of several thread blocks that share the rows, it is the one at `place` of `places`.
+    Of several CTAs that share the rows, it is the one at `place` of `places`.
     """
     thread, _, _ = cute.arch.thread_idx()
     threads, _, _ = cute.arch.block_dim()
@@ -112,7 +112,7 @@ def clear_rows(tensor: cute.Tensor, first: Int32, last: Int32, place: Int32, pla
 
 @cute.jit
 def clear_outside(tensor: cute.Tensor, offsets: Offsets):
-    """Zeros before the first sequence and behind the last one, by all thread blocks of the grid. A
+    """Zeros before the first sequence and behind the last one, by all CTAs of the grid. A
     tensor may have no rows."""
     if offsets.total > 0:
         block, _, _ = cute.arch.block_idx()

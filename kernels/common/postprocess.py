@@ -16,9 +16,8 @@ from flash_attn.cute.bwd_accum_tile import AccumTileOrder
 from flash_attn.cute.flash_bwd_postprocess import FlashAttentionBackwardPostprocess
 from quack.cute_dsl_utils import ParamsBase
 
-from kernels.common import arguments as arg
-from kernels.common import packed
-from kernels.matrix import Kernel, Layout
+from kernels.common import packed, symbolic
+from kernels.kernel import Kernel, Layout
 
 
 @dataclass
@@ -69,7 +68,7 @@ def instantiate(kernel: Kernel) -> FlashAttentionBackwardPostprocess:
     if kernel.block_m == 64:  # dK's and dV's of D 256
         order = AccumTileOrder.ROW_MAJOR
     return FlashAttentionBackwardPostprocess(
-        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.arch, kernel.block_m, kernel.threads,
+        symbolic.DTYPES[kernel.dtype], kernel.head_dim, kernel.arch, kernel.block_m, kernel.threads,
         kernel.atom_layout_m,
         kernel.swap_ab, use_2cta_instrs=kernel.two_cta, cluster_size=kernel.cluster,
         accum_order=order if kernel.arch == 100 else None,
@@ -92,4 +91,4 @@ def entry(kernel: Kernel):
             )
         postprocess(accum, gradient, scale, cu_seqlens, None, None, stream=stream)
 
-    return postprocess_entry, arg.postprocess(kernel)
+    return postprocess_entry, symbolic.arguments(kernel)

@@ -7,9 +7,8 @@ from cutlass import Float32, const_expr
 from flash_attn.cute import flash_bwd_preprocess as upstream
 from flash_attn.cute.flash_bwd_preprocess import FlashAttentionBackwardPreprocess
 
-from kernels.common import arguments as arg
-from kernels.common import packed
-from kernels.matrix import Kernel, Layout
+from kernels.common import packed, symbolic
+from kernels.kernel import Kernel, Layout
 
 upstream.SingleTileVarlenScheduler = packed.Scheduler
 
@@ -21,7 +20,9 @@ class Preprocess(FlashAttentionBackwardPreprocess):
 
 
 def instantiate(kernel: Kernel) -> Preprocess:
-    return Preprocess(arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim_v, kernel.block_m)
+    return Preprocess(
+        symbolic.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim_v, kernel.block_m
+    )
 
 
 def entry(kernel: Kernel):
@@ -51,4 +52,4 @@ def entry(kernel: Kernel):
             stream=stream,
         )
 
-    return preprocess_entry, arg.preprocess(kernel)
+    return preprocess_entry, symbolic.arguments(kernel)

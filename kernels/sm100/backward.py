@@ -16,10 +16,9 @@ from flash_attn.cute.seqlen_info import SeqlenInfoQK
 from flash_attn.cute.tile_scheduler import SingleTileLPTBwdScheduler, SingleTileVarlenScheduler
 from quack import layout_utils
 
-from kernels.common import arguments as arg
-from kernels.common import packed
+from kernels.common import packed, symbolic
 from kernels.common.head_ratio import AboveOne, head_ratio
-from kernels.matrix import Kernel, Layout, Mask
+from kernels.kernel import Kernel, Layout, Mask
 
 upstream.SingleTileVarlenScheduler = packed.Scheduler
 
@@ -185,4 +184,4 @@ def entry(kernel: Kernel):
             stream=stream,
         )  # fmt: skip
 
-    return backward_entry, arg.backward(kernel)
+    return backward_entry, symbolic.arguments(kernel)

@@ -8,10 +8,9 @@ from flash_attn.cute import flash_fwd_sm100 as upstream
 from flash_attn.cute.flash_fwd_sm100 import FlashAttentionForwardSm100
 from flash_attn.cute.tile_scheduler import StaticPersistentTileScheduler
 
-from kernels.common import arguments as arg
-from kernels.common import packed
+from kernels.common import packed, symbolic
 from kernels.common.head_ratio import HeadRatio
-from kernels.matrix import Kernel, Layout, Mask
+from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm100 import keys_in_use
 
 upstream.assume_tensor_aligned = packed.assume_tensor_aligned
@@ -21,7 +20,7 @@ BLOCK_M = 128  # rows of one query tile; a kernel of 256 rows keeps two in fligh
 
 
 class PersistentTileScheduler(StaticPersistentTileScheduler):
-    """Upstream's asks the machine that compiles for its number of multiprocessors; this one is told
+    """Upstream's asks the machine that compiles for its number of SMs; this one is told
     at run time."""
 
     sm_count: Int32
@@ -120,4 +119,4 @@ def entry(kernel: Kernel):
             max_seqlen_q=max_seqlen_q, stream=stream,
         )  # fmt: skip
 
-    return forward_entry, arg.forward_sm100(kernel)
+    return forward_entry, symbolic.arguments(kernel)

@@ -11,10 +11,9 @@ from flash_attn.cute import flash_bwd_sm90 as upstream
 from flash_attn.cute.flash_bwd_sm90 import FlashAttentionBackwardSm90
 from flash_attn.cute.seqlen_info import SeqlenInfoQK
 
-from kernels.common import arguments as arg
-from kernels.common import packed
+from kernels.common import packed, symbolic
 from kernels.common.head_ratio import AboveOne, head_ratio
-from kernels.matrix import Kernel, Layout, Mask
+from kernels.kernel import Kernel, Layout, Mask
 
 upstream.assume_tensor_aligned = packed.assume_tensor_aligned
 upstream.SingleTileVarlenScheduler = packed.Scheduler
@@ -78,19 +77,29 @@ class Backward(FlashAttentionBackwardSm90):
 
 
 def instantiate(kernel: Kernel) -> Backward:
-    # shared memory holds two tiles of Q and, of the rest, two of a small dO at most
-    large = kernel.head_dim > 128
     return Backward(
-        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim_v, 2 if kernel.grouped else 1,
-        is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW,
+        symbolic.DTYPES[kernel.dtype],
+        kernel.head_dim,
+        kernel.head_dim_v,
+        2 if kernel.grouped else 1,
+        is_causal=kernel.mask is Mask.CAUSAL,
+        is_local=kernel.mask is Mask.WINDOW,
         deterministic=kernel.deterministic,
-        tile_m=kernel.block_m, tile_n=kernel.block_n,
-        Q_stage=2, dO_stage=1 if kernel.head_dim_v > 128 else 2, PdS_stage=1 if large else 2,
-        SdP_swapAB=not large, dKV_swapAB=kernel.swap_ab_dkv, dQ_swapAB=kernel.swap_ab,
-        AtomLayoutMSdP=1, AtomLayoutNdKV=kernel.atom_layout_dkv, AtomLayoutMdQ=kernel.atom_layout_m,
+        tile_m=kernel.block_m,
+        tile_n=kernel.block_n,
+        Q_stage=kernel.q_stages,
+        dO_stage=kernel.do_stages,
+        PdS_stage=kernel.pds_stages,
+        SdP_swapAB=kernel.swap_ab_sdp,
+        dKV_swapAB=kernel.swap_ab_dkv,
+        dQ_swapAB=kernel.swap_ab,
+        AtomLayoutMSdP=1,
+        AtomLayoutNdKV=kernel.atom_layout_dkv,
+        AtomLayoutMdQ=kernel.atom_layout_m,
         num_threads=384,
-        V_in_regs=False, dQ_single_wg=kernel.dq_warpgroups == 1,
-    )  # fmt: skip
+        V_in_regs=False,
+        dQ_single_wg=kernel.dq_warpgroups == 1,
+    )
 
 
 def entry(kernel: Kernel):
@@ -122,4 +131,4 @@ def entry(kernel: Kernel):
             stream=stream,
         )  # fmt: skip
 
-    return backward_entry, arg.backward(kernel)
+    return backward_entry, symbolic.arguments(kernel)

@@ -2,8 +2,8 @@
 
 A step of decoding reads all keys and values for a handful of query rows, so its time is that of
 reading them. Two things follow. The query heads that share a key/value head are rows of one tile,
-which reads the keys once for all of them. And the keys of one head are split over the thread blocks
-of a cluster, so that a small batch still keeps many multiprocessors loading; the blocks leave their
+which reads the keys once for all of them. And the keys of one head are split over the CTAs
+of a cluster, so that a small batch still keeps many SMs loading; the blocks leave their
 normalised outputs and logsumexps in shared memory and combine them across the cluster, in a fixed
 order, with no workspace and no second kernel.
 
@@ -26,16 +26,16 @@ from flash_attn.cute.cute_dsl_utils import assume_tensor_aligned
 from flash_attn.cute.softmax import Softmax
 from quack import copy_utils, layout_utils, sm90_utils
 
-from kernels.common import arguments as arg
-from kernels.common import packed
-from kernels.matrix import Kernel
+from kernels.common import packed, symbolic
+from kernels.kernel import Kernel
 from kernels.sm90 import staging
+from kernels.sm90.barriers import Barrier
 
 CONSUMERS = 128  # threads: one warpgroup
 CONSUMER_WARPS = CONSUMERS // 32
 THREADS = CONSUMERS + 32  # and a warp that loads
 VECTOR = 8  # elements of 2 bytes in 16 bytes
-MAX_SPLITS = 16  # thread blocks in a cluster, at most, on Hopper
+MAX_SPLITS = 16  # CTAs in a cluster, at most, on Hopper
 OUTPUT_VECTOR = 4  # fp32 elements in 16 bytes
 # fp32 elements a row of partial outputs, which keep the rows of a quad's stores in different banks
 PAD = 8
@@ -43,7 +43,7 @@ LOG2_E = math.log2(math.e)
 
 
 class Tile(NamedTuple):
-    """What a thread block works on. Rows are pairs of query and head, the heads of a group next to
+    """What a CTA works on. Rows are pairs of query and head, the heads of a group next to
     each other."""
 
     batch: Int32
@@ -61,7 +61,7 @@ class Tile(NamedTuple):
     end: Int32
 
 
-class Sight(NamedTuple):
+class KeyBounds(NamedTuple):
     """Which keys the rows of a thread's scores see."""
 
     where: cute.Tensor  # row and column in the tile, of each score
@@ -85,11 +85,11 @@ def sequence(batch: Int32, cu_seqlens: cute.Tensor, rows: Int32):
 
 class Decode:
     def __init__(self, kernel: Kernel):
-        self.dtype = arg.DTYPES[kernel.dtype]
+        self.dtype = symbolic.DTYPES[kernel.dtype]
         self.tile_m, self.tile_n = kernel.block_m, kernel.block_n
         self.head_dim, self.head_dim_v = kernel.head_dim, kernel.head_dim_v
         self.stages = kernel.stages
-        self.blocks_per_sm = kernel.blocks_per_sm
+        self.ctas_per_sm = kernel.ctas_per_sm
 
     @cute.jit
     def __call__(
@@ -127,7 +127,7 @@ class Decode:
         ).launch(
             grid=[splits, heads_kv * tiles, batch], block=[THREADS, 1, 1], cluster=[splits, 1, 1],
             stream=stream,
-            min_blocks_per_mp=self.blocks_per_sm, preferred_smem_carveout=100,
+            min_blocks_per_mp=self.ctas_per_sm, preferred_smem_carveout=100,
         )  # fmt: skip
 
     def shared_storage(self, sq_layout, sk_layout, sv_layout):
@@ -209,7 +209,7 @@ class Decode:
         cute.arch.cluster_wait()
         if warp < CONSUMER_WARPS:
             self.combine(tile, output, row_lse, weights, o, lse)
-        cute.arch.cluster_arrive()  # a thread block's shared memory is there until all have read it
+        cute.arch.cluster_arrive()  # a CTA's shared memory is there until all have read it
         cute.arch.cluster_wait()
 
     @cute.jit
@@ -275,7 +275,7 @@ class Decode:
 
     @cute.jit
     def load(self, tile, load_k, tma_k, sk, pipeline_k, load_v, tma_v, sv, pipeline_v, block_table):
-        """Keys and values of the thread block's share, a block at a time."""
+        """Keys and values of the CTA's share, a block at a time."""
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, self.stages)
         page_size = cute.size(tma_k, mode=[0])
         for block in cutlass.range(tile.begin, tile.end, unroll=1):
@@ -333,7 +333,7 @@ class Decode:
         window_size_left, window_size_right,
         output, row_lse,
     ):  # fmt: skip
-        """Attention of the tile's rows to the thread block's share of the keys, into `output` and
+        """Attention of the tile's rows to the CTA's share of the keys, into `output` and
         `row_lse`."""
         tidx, _, _ = cute.arch.thread_idx()
         thr_copy = self.vector_copy(self.head_dim).get_slice(tidx)
@@ -352,8 +352,8 @@ class Decode:
             layout_utils.transpose_view(sv),
         )
         acc_o.fill(0.0)
-        sight = self.sight(tile, mma_qk.get_slice(tidx), window_size_left, window_size_right)
-        softmax = Softmax.create(scale_log2, num_rows=cute.size(sight.where, mode=[0]))
+        bounds = self.key_bounds(tile, mma_qk.get_slice(tidx), window_size_left, window_size_right)
+        softmax = Softmax.create(scale_log2, num_rows=cute.size(bounds.where, mode=[0]))
         softmax.reset()
 
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Consumer, self.stages)
@@ -363,7 +363,7 @@ class Decode:
             pipeline_k.consumer_wait(state, pipeline_k.consumer_try_wait(state))
             acc_s = qk(B_idx=state.index, wg_wait=0)
             pipeline_k.consumer_release(state)
-            self.mask(acc_s, tile.begin * self.tile_n, sight)
+            self.mask(acc_s, tile.begin * self.tile_n, bounds)
             softmax.online_softmax(acc_s)
             utils.cvt_f16(layout_utils.reshape_acc_to_frgA(acc_s), frag_p)
         # The tensor cores work on the values of the block before during a block's softmax.
@@ -376,7 +376,7 @@ class Decode:
             pv(B_idx=state_v.index)
             warpgroup.wait_group(1)
             pipeline_k.consumer_release(state)
-            self.mask(acc_s, block * self.tile_n, sight)
+            self.mask(acc_s, block * self.tile_n, bounds)
             row_scale = softmax.online_softmax(acc_s)
             warpgroup.wait_group(0)
             pipeline_v.consumer_release(state_v)
@@ -407,7 +407,7 @@ class Decode:
                     row_lse[row] = softmax.row_sum[r]
 
     @cute.jit
-    def sight(self, tile, thr_mma, window_size_left, window_size_right) -> Sight:
+    def key_bounds(self, tile, thr_mma, window_size_left, window_size_right) -> KeyBounds:
         where = layout_utils.reshape_acc_to_mn(
             thr_mma.partition_C(cute.make_identity_tensor((self.tile_m, self.tile_n)))
         )
@@ -420,16 +420,16 @@ class Decode:
         all_end = cutlass.min(
             tile.first_row // tile.ratio + tile.shift + window_size_right + 1, tile.seqlen_k
         )
-        return Sight(where, first, end, all_first, all_end)
+        return KeyBounds(where, first, end, all_first, all_end)
 
     @cute.jit
-    def mask(self, acc_s, key: Int32, sight: Sight):
-        if key < sight.all_first or key + self.tile_n > sight.all_end:
+    def mask(self, acc_s, key: Int32, bounds: KeyBounds):
+        if key < bounds.all_first or key + self.tile_n > bounds.all_end:
             scores = layout_utils.reshape_acc_to_mn(acc_s)
             for r in cutlass.range_constexpr(cute.size(scores, mode=[0])):
                 for c in cutlass.range_constexpr(cute.size(scores, mode=[1])):
-                    column = key + sight.where[r, c][1]
-                    seen = column >= sight.first[r] and column < sight.end[r]
+                    column = key + bounds.where[r, c][1]
+                    seen = column >= bounds.first[r] and column < bounds.end[r]
                     scores[r, c] = scores[r, c] if seen else -Float32.inf
 
     def vector_copy(self, columns: int) -> cute.TiledCopy:
@@ -438,7 +438,7 @@ class Decode:
         )
 
     def sync_consumers(self):
-        cute.arch.barrier(barrier_id=1, number_of_threads=CONSUMERS)
+        cute.arch.barrier(barrier_id=Barrier.WARPGROUP_1, number_of_threads=CONSUMERS)
 
     @cute.jit
     def clear_rows(self, sv: cute.Tensor, first: Int32, tidx: Int32):
@@ -456,11 +456,11 @@ class Decode:
 
     @cute.jit
     def combine(self, tile, output, row_lse, weights, o, lse):
-        """The cluster's outputs into one; each thread block writes its share of the tile."""
+        """The cluster's outputs into one; each CTA writes its share of the tile."""
         tidx, _, _ = cute.arch.thread_idx()
         split, _, _ = cute.arch.block_in_cluster_idx()
         splits, _, _ = cute.arch.block_in_cluster_dim()
-        # Every load from another thread block waits for long, so they are made at once.
+        # Every load from another CTA waits for long, so they are made at once.
         for i in cutlass.range(tidx, splits * tile.rows, CONSUMERS):
             weights[i // tile.rows, i % tile.rows] = self.remote(
                 row_lse, i % tile.rows, i // tile.rows
@@ -515,7 +515,7 @@ class Decode:
 
     @cute.jit
     def remote(self, tensor, coordinate, split, count: cutlass.Constexpr = 1):
-        """`count` elements of another thread block's tensor in shared memory."""
+        """`count` elements of another CTA's tensor in shared memory."""
         pointer = cute.arch.map_dsmem_ptr(utils.elem_pointer(tensor, coordinate), split)
         found = cute.make_rmem_tensor(count, tensor.element_type)
         cute.autovec_copy(cute.make_tensor(pointer, cute.make_layout(count)), found)
@@ -539,4 +539,4 @@ def entry(kernel: Kernel):
             window_size_left, window_size_right, max_seqlen_q, splits, stream,
         )  # fmt: skip
 
-    return decode_entry, arg.decode(kernel)
+    return decode_entry, symbolic.arguments(kernel)

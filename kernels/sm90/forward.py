@@ -1,6 +1,6 @@
 """SM90 forward of many queries: a persistent kernel of our own.
 
-A thread block stays on its multiprocessor and works on one tile of queries after the other, in the
+A CTA stays on its SM and works on one tile of queries after the other, in the
 order of schedule.py. Its warpgroups don't wait for a tile to begin: the first scores of the next
 tile are issued together with the last product of this one, so that the tensor cores have work
 during the next tile's first softmax and this tile's last rescale and store. docs/kernels-sm90.md
@@ -23,10 +23,10 @@ from flash_attn.cute import utils
 from flash_attn.cute.pipeline import PipelineStateSimple
 from quack import copy_utils, layout_utils, sm90_utils
 
-from kernels.common import arguments as arg
-from kernels.common import packed
-from kernels.matrix import Kernel, Layout, Mask
+from kernels.common import packed, symbolic
+from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import schedule, staging
+from kernels.sm90.barriers import Barrier
 from kernels.sm90.masks import Masks
 from kernels.sm90.output import Destination, Output
 from kernels.sm90.schedule import Schedule, Tile, Window
@@ -34,13 +34,6 @@ from kernels.sm90.softmax import Softmax, exponentials, rescale
 
 WARPGROUP = 128  # threads
 ROWS = 64  # of a warpgroup: WGMMA's M
-# Registers of a consuming and of a loading thread, by the number of consuming warpgroups, as
-# setmaxnreg, in steps of 8, can divide a multiprocessor's 65,536. To find varlen tiles takes more
-# than 24.
-REGISTERS = {1: (240, 56), 2: (240, 24), 3: (160, 32)}
-VARLEN_REGISTERS = REGISTERS | {2: (232, 40)}
-# of the named barriers, one a warpgroup: its turn to issue products. 0 is the thread block's
-FIRST_TURN = 1
 LOG2_E = math.log2(math.e)
 
 
@@ -76,20 +69,22 @@ class Span(NamedTuple):
 
 class Forward:
     def __init__(self, kernel: Kernel):
-        self.dtype = arg.DTYPES[kernel.dtype]
+        self.dtype = symbolic.DTYPES[kernel.dtype]
         self.tile_m, self.tile_n = kernel.block_m, kernel.block_n
         self.head_dim, self.head_dim_v = kernel.head_dim, kernel.head_dim_v
-        if self.tile_m % ROWS or self.tile_m // ROWS not in REGISTERS:
+        if self.tile_m % ROWS or self.tile_m // ROWS not in (1, 2, 3):
             raise ValueError(
                 f"block_m of {kernel.name} must be one to three times {ROWS}, is {self.tile_m}"
             )
         self.warpgroups = self.tile_m // ROWS
+        self.consumer_registers = kernel.consumer_registers
+        self.producer_registers = kernel.producer_registers
         self.consumers = WARPGROUP * self.warpgroups
         self.stages = kernel.stages
         self.q_stages = kernel.q_stages * self.warpgroups  # each of a warpgroup's rows
         # the next tile's queries are loaded before this tile's last scores
         self.ahead = kernel.q_stages > 1
-        self.turns = kernel.turns and self.warpgroups > 1
+        self.pingpong = kernel.pingpong and self.warpgroups > 1
         self.window, self.varlen = kernel.mask is Mask.WINDOW, kernel.layout is Layout.VARLEN
         self.skips = self.warpgroups > 1
         self.schedule, self.masks = Schedule(kernel), Masks(kernel, ROWS)
@@ -101,7 +96,7 @@ class Forward:
         scale: Float32,
         cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None, window_size_left: Int32,
         window_size_right: Int32,
-        workers: Int32, paired: Int32, counter: cute.Tensor | None, stream: cuda.CUstream,
+        num_ctas: Int32, paired_heads: Int32, counter: cute.Tensor | None, stream: cuda.CUstream,
     ):  # fmt: skip
         *leading, heads, _ = q.shape
         heads_kv = k.shape[-2]
@@ -114,8 +109,8 @@ class Forward:
             q, k, v = (packed.sequences(tensor) for tensor in (q, k, v))
         else:
             batch, rows = leading
-            order = self.schedule.dense(rows, k.shape[1], heads, heads_kv, batch, paired)
-            workers = cutlass.min(workers, order.end)
+            order = self.schedule.dense(rows, k.shape[1], heads, heads_kv, batch, paired_heads)
+            num_ctas = cutlass.min(num_ctas, order.end)
         if const_expr(self.varlen and self.output.by_tma):
             o = packed.sequences(o)
         q, k, v, o = (self.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, o))
@@ -137,7 +132,7 @@ class Forward:
             Window(window_size_left, window_size_right), order, sq_layout, sk_layout, sv_layout,
             so_layout, mma_qk, mma_pv,
         ).launch(
-            grid=[workers, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream,
+            grid=[num_ctas, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream,
             min_blocks_per_mp=1
         )  # fmt: skip
 
@@ -198,11 +193,8 @@ class Forward:
             else None
         )
         pipeline.pipeline_init_wait()
-        consumer_registers, producer_registers = (VARLEN_REGISTERS if self.varlen else REGISTERS)[
-            self.warpgroups
-        ]
         if warp < WARPGROUP // 32:
-            cute.arch.setmaxregister_decrease(producer_registers)
+            cute.arch.setmaxregister_decrease(self.producer_registers)
             if warp == 0:
                 q, k, v = (
                     Loads(atom_q, tma_q, sq),
@@ -213,7 +205,7 @@ class Forward:
             if warp == 1:
                 self.schedule.run(order, window, ring, words)
         else:
-            cute.arch.setmaxregister_increase(consumer_registers)
+            cute.arch.setmaxregister_increase(self.consumer_registers)
             to = Destination(o, lse, atom_o, so)
             self.attend(
                 order,
@@ -262,7 +254,7 @@ class Forward:
             state_v.advance()
             tile = self.schedule.read(order, ring, words, state_t)
             state_t.advance()
-        # The last arrivals of the consumers must find the thread block's shared memory.
+        # The last arrivals of the consumers must find the CTA's shared memory.
         pipeline_q.producer_tail(state_q)
         pipeline_k.producer_tail(state_k)
         pipeline_v.producer_tail(state_v)
@@ -316,15 +308,15 @@ class Forward:
         state_k = pipeline.make_pipeline_state(consumer, self.stages)
         state_v = pipeline.make_pipeline_state(consumer, self.stages)
         state_t = pipeline.make_pipeline_state(consumer, schedule.RING)
-        if const_expr(self.turns):  # noqa: SIM102, at compile time, the other at run time
+        if const_expr(self.pingpong):  # noqa: SIM102, at compile time, the other at run time
             if group == 0:
-                self.give_turn(group)
+                self.signal_pingpong(group)
 
         tile = self.schedule.read(order, ring, words, state_t)
         state_t.advance()
-        sight = self.masks.sight(tile, window, group, thread, mma_qk)
-        end = self.end(tile, sight)
-        more = tile.end > 0  # a grid of packed sequences may have more thread blocks than tiles
+        bounds = self.masks.key_bounds(tile, window, group, thread, mma_qk)
+        end = self.end(tile, bounds)
+        more = tile.end > 0  # a grid of packed sequences may have more CTAs than tiles
         if more:
             pipeline_q.consumer_wait(state_q)
             pipeline_k.consumer_wait(state_k)
@@ -334,14 +326,14 @@ class Forward:
             state_k.advance()
             if tile.begin + 1 == end:
                 pipeline_q.consumer_release(state_q)
-            self.masks.mask(scores, tile.begin, sight, self.window)
+            self.masks.mask(scores, tile.begin, bounds, self.window)
             exponentials(scores, softmax)
             utils.cvt_f16(layout_utils.reshape_acc_to_frgA(scores), frag_p)
 
         accumulate = Boolean(False)  # the tile's first product overwrites O
         while more:
             self.converge(group)
-            spans = self.spans(tile, sight, end)
+            spans = self.spans(tile, bounds, end)
             for i in cutlass.range_constexpr(len(spans)):
                 span = spans[i]
                 for block in cutlass.range(span.begin, span.end, unroll=1):
@@ -360,7 +352,7 @@ class Forward:
                     if block + 1 == end:
                         pipeline_q.consumer_release(state_q)
                     if const_expr(span.edge):
-                        self.masks.mask(scores, block, sight, span.left)
+                        self.masks.mask(scores, block, bounds, span.left)
                     needed = exponentials(scores, softmax)
                     self.finish(operands, softmax, needed, pipeline_v, state_v)
                     state_v.advance()
@@ -369,8 +361,8 @@ class Forward:
                 for _ in cutlass.range(end, tile.end, unroll=1):
                     self.skip(pipeline_k, state_k)
                     state_k.advance()
-                    self.wait_turn(group)
-                    self.pass_turn(group)
+                    self.await_pingpong(group)
+                    self.pass_pingpong(group)
             for _ in cutlass.range_constexpr(self.warpgroups):
                 state_q.advance()
             upcoming = self.schedule.read(order, ring, words, state_t)
@@ -380,12 +372,12 @@ class Forward:
             ended.reference.store(softmax.reference.load())
             ended.total.store(softmax.total.load())
             if more:
-                sight = self.masks.sight(upcoming, window, group, thread, mma_qk)
-                upcoming_end = self.end(upcoming, sight)
+                bounds = self.masks.key_bounds(upcoming, window, group, thread, mma_qk)
+                upcoming_end = self.end(upcoming, bounds)
                 softmax.begin()
                 if const_expr(self.ahead):
                     pipeline_q.consumer_wait(state_q)
-                    if self.masks.sees_all(sight, upcoming.begin):
+                    if self.masks.sees_all(bounds, upcoming.begin):
                         self.issue(
                             operands,
                             group,
@@ -411,7 +403,7 @@ class Forward:
                             accumulate,
                         )
                         self.await_scores(pipeline_k, state_k)
-                        self.masks.mask(scores, upcoming.begin, sight, self.window)
+                        self.masks.mask(scores, upcoming.begin, bounds, self.window)
                         exponentials(scores, softmax)
                         warpgroup.wait_group(0)
                     pipeline_v.consumer_release(state_v)
@@ -428,7 +420,7 @@ class Forward:
                     self.output.store(tile, group, thread, acc_o, ended, to, mma_pv)
                     warpgroup.wait_group(0)
                     pipeline_k.consumer_release(state_k)
-                    self.masks.mask(scores, upcoming.begin, sight, self.window)
+                    self.masks.mask(scores, upcoming.begin, bounds, self.window)
                     exponentials(scores, softmax)
                 state_k.advance()
                 if upcoming.begin + 1 == upcoming_end:
@@ -448,7 +440,7 @@ class Forward:
             tile, end = upcoming, upcoming_end
         self.output.finish()
 
-    def spans(self, tile: Tile, sight, end) -> list[Span]:
+    def spans(self, tile: Tile, bounds, end) -> list[Span]:
         """The blocks after the first: those of a window's left edge, those that all rows see, those
         of the right edge. A branch between the issue of a product and the wait for it would make
         the compiler wait at the branch, so each has its own loop."""
@@ -456,21 +448,21 @@ class Forward:
         left_end = first
         if self.window:
             left_end = cutlass.max(
-                first, cutlass.min(cute.ceil_div(sight.all_first, self.tile_n), end)
+                first, cutlass.min(cute.ceil_div(bounds.all_first, self.tile_n), end)
             )
-        free_end = cutlass.max(left_end, cutlass.min(sight.all_end // self.tile_n, end))
+        free_end = cutlass.max(left_end, cutlass.min(bounds.all_end // self.tile_n, end))
         spans = [Span(first, left_end, left=True)] if self.window else []
         return [*spans, Span(left_end, free_end, edge=False), Span(free_end, end)]
 
     @cute.jit
-    def end(self, tile: Tile, sight) -> Int32:
+    def end(self, tile: Tile, bounds) -> Int32:
         """Of the blocks that the warpgroup works on: those that any of its rows sees, and at least
         one. It keeps its last stage of values until the next tile: if it left out as many blocks as
         there are stages, the next tile's keys could not be loaded."""
         if const_expr(not self.skips):
             return tile.end
         end = cutlass.max(
-            cute.ceil_div(sight.any_end, self.tile_n), tile.begin + 1, tile.end - self.stages + 1
+            cute.ceil_div(bounds.any_end, self.tile_n), tile.begin + 1, tile.end - self.stages + 1
         )
         return cutlass.min(end, tile.end)
 
@@ -482,17 +474,17 @@ class Forward:
     def issue(self, operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate):
         """Scores of the next block, and the last block's weights times values."""
         pipeline_k.consumer_wait(state_k, pipeline_k.consumer_try_wait(state_k))
-        self.wait_turn(group)
+        self.await_pingpong(group)
         self.issue_scores(operands, state_q.index, state_k.index)
         pipeline_v.consumer_wait(state_v, pipeline_v.consumer_try_wait(state_v))
         self.issue_output(operands, state_v.index, accumulate)
-        self.pass_turn(group)
+        self.pass_pingpong(group)
 
     def issue_last(self, operands, group, pipeline_v, state_v, accumulate):
         pipeline_v.consumer_wait(state_v)
-        self.wait_turn(group)
+        self.await_pingpong(group)
         self.issue_output(operands, state_v.index, accumulate)
-        self.pass_turn(group)
+        self.pass_pingpong(group)
 
     def await_scores(self, pipeline_k, state_k):
         warpgroup.wait_group(1)
@@ -519,19 +511,23 @@ class Forward:
         """Tiles come from memory, so for all that the compiler knows threads differ in them. It
         keeps addresses and loops lane by lane, with 180 moves into uniform registers in place of
         19, unless a barrier says otherwise, as that of the turns does."""
-        if const_expr(not self.turns):
-            cute.arch.barrier(barrier_id=FIRST_TURN + group, number_of_threads=WARPGROUP)
+        if const_expr(not self.pingpong):
+            cute.arch.barrier(barrier_id=Barrier.WARPGROUP_1 + group, number_of_threads=WARPGROUP)
 
-    def wait_turn(self, group):
-        if const_expr(self.turns):
-            cute.arch.barrier(barrier_id=FIRST_TURN + group, number_of_threads=2 * WARPGROUP)
+    def await_pingpong(self, group):
+        if const_expr(self.pingpong):
+            cute.arch.barrier(
+                barrier_id=Barrier.WARPGROUP_1 + group, number_of_threads=2 * WARPGROUP
+            )
 
-    def give_turn(self, group):
-        cute.arch.barrier_arrive(barrier_id=FIRST_TURN + group, number_of_threads=2 * WARPGROUP)
+    def signal_pingpong(self, group):
+        cute.arch.barrier_arrive(
+            barrier_id=Barrier.WARPGROUP_1 + group, number_of_threads=2 * WARPGROUP
+        )
 
-    def pass_turn(self, group):
-        if const_expr(self.turns):
-            self.give_turn((group + 1) % self.warpgroups)
+    def pass_pingpong(self, group):
+        if const_expr(self.pingpong):
+            self.signal_pingpong((group + 1) % self.warpgroups)
 
 
 def entry(kernel: Kernel):
@@ -543,7 +539,7 @@ def entry(kernel: Kernel):
         scale: Float32,
         cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None, window_size_left: Int32,
         window_size_right: Int32,
-        workers: Int32, paired: Int32, counter: cute.Tensor | None, stream: cuda.CUstream,
+        num_ctas: Int32, paired_heads: Int32, counter: cute.Tensor | None, stream: cuda.CUstream,
     ):  # fmt: skip
         forward(
             q,
@@ -556,10 +552,10 @@ def entry(kernel: Kernel):
             key_lengths,
             window_size_left,
             window_size_right,
-            workers,
-            paired,
+            num_ctas,
+            paired_heads,
             counter,
             stream,
         )
 
-    return forward_entry, arg.forward_sm90(kernel)
+    return forward_entry, symbolic.arguments(kernel)

@@ -12,7 +12,7 @@ from cutlass.cute.nvgpu import cpasync
 from flash_attn.cute import utils
 from quack import copy_utils, layout_utils
 
-from kernels.matrix import Kernel, Layout
+from kernels.kernel import Kernel, Layout
 from kernels.sm90 import staging
 from kernels.sm90.schedule import Tile
 from kernels.sm90.softmax import Softmax

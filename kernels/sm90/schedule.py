@@ -1,9 +1,9 @@
-"""How the persistent forward's warps learn what their thread block works on: one warp finds the
+"""How the persistent forward's warps learn what their CTA works on: one warp finds the
 tiles and leaves them in a ring in shared memory, so that the others spend neither time nor
 registers on it.
 
 kernels/sm90/tiles.py has the order. A dense tensor's tiles are known beforehand and dealt out. Of
-packed sequences a thread block takes the next tile in line when it has room for one, by a counter
+packed sequences a CTA takes the next tile in line when it has room for one, by a counter
 in memory: their costs differ too much to be dealt out.
 """
 
@@ -18,14 +18,14 @@ from flash_attn.cute.pipeline import PipelineAsync
 
 from kernels.common import packed
 from kernels.common.packed import KeyLengths, Offsets
-from kernels.matrix import Kernel, Layout, Mask
+from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import tiles
+from kernels.sm90.tiles import RING
 
 WARP = 32
 WORDS = 4  # int32 that are read together
-RING = 4  # tiles: short ones are found ahead, so that the loads of several are on their way
 # Blocks of keys of a tile that is worth waiting for: the next one is taken when it is begun, as
-# another thread block may be free earlier. 1.03 to 1.10 times as fast as taking tiles of up to 4
+# another CTA may be free earlier. 1.03 to 1.10 times as fast as taking tiles of up to 4
 # blocks ahead.
 LONG = 2
 
@@ -60,7 +60,7 @@ class Sequence(NamedTuple):
 class Divisors(NamedTuple):
     blocks: cute.FastDivmodDivisorV2  # of queries, a head
     units: cute.FastDivmodDivisorV2  # tiles.units, a head
-    rest: cute.FastDivmodDivisorV2  # heads that are not paired
+    rest: cute.FastDivmodDivisorV2  # heads that are not paired_heads
     heads: cute.FastDivmodDivisorV2
     ratio: cute.FastDivmodDivisorV2  # query heads a key/value head
 
@@ -68,7 +68,7 @@ class Divisors(NamedTuple):
 class Dense(NamedTuple):
     rows: Int32
     keys: Int32
-    paired: Int32
+    paired_heads: Int32
     end: Int32  # of the cursors
     divisors: Divisors
 
@@ -78,7 +78,7 @@ class Varlen(NamedTuple):
     key_lengths: KeyLengths
     heads: Int32
     heads_kv: Int32
-    # one int32, zero before the launch: tiles taken beyond each thread block's first
+    # one int32, zero before the launch: tiles taken beyond each CTA's first
     counter: cute.Tensor
 
 
@@ -100,21 +100,21 @@ class Schedule:
         self.fields = len(Tile._fields) if self.varlen else Tile._fields.index("rows")
         self.words = -(-self.fields // WORDS) * WORDS
 
-    def dense(self, rows, keys, heads, heads_kv, batch, paired) -> Dense:
+    def dense(self, rows, keys, heads, heads_kv, batch, paired_heads) -> Dense:
         every_head = heads * batch
         blocks = cute.ceil_div(rows, self.tile_m)
         numbers = (
             blocks,
             tiles.units(blocks),
-            cutlass.max(every_head - paired, 1),
+            cutlass.max(every_head - paired_heads, 1),
             heads,
             heads // heads_kv,
         )
         return Dense(
             rows,
             keys,
-            paired,
-            tiles.end(every_head, paired, blocks),
+            paired_heads,
+            tiles.end(every_head, paired_heads, blocks),
             Divisors(*map(cute.FastDivmodDivisorV2, numbers)),
         )
 
@@ -170,21 +170,21 @@ class Schedule:
     def run(self, order, window: Window, ring, words):
         """By one warp."""
         worker, _, _ = cute.arch.block_idx()
-        workers, _, _ = cute.arch.grid_dim()
+        num_ctas, _, _ = cute.arch.grid_dim()
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, RING)
         if const_expr(self.varlen):
-            self.run_varlen(order, window, worker, workers, ring, words, state)
+            self.run_varlen(order, window, worker, num_ctas, ring, words, state)
         else:
-            self.run_dense(order, window, worker, workers, ring, words, state)
+            self.run_dense(order, window, worker, num_ctas, ring, words, state)
 
     @cute.jit
-    def run_dense(self, order: Dense, window: Window, worker, workers, ring, words, state):
+    def run_dense(self, order: Dense, window: Window, worker, num_ctas, ring, words, state):
         cursor, flip = tiles.first(worker)
         blocks, units, rest, heads, ratio = order.divisors
         while cursor < order.end:
             if const_expr(self.causal):
                 entry, block = tiles.causal(
-                    cursor, flip, order.paired, blocks.divisor, units, rest, choose
+                    cursor, flip, order.paired_heads, blocks.divisor, units, rest, choose
                 )
             else:
                 entry, block = tiles.full(cursor, blocks)
@@ -207,12 +207,12 @@ class Schedule:
             self.write(tile, ring, words, state)
             state.advance()
             cursor, flip = tiles.following(
-                cursor, flip, worker, workers, order.paired, blocks.divisor, units, choose
+                cursor, flip, worker, num_ctas, order.paired_heads, blocks.divisor, units, choose
             )
         self.write(self.no_tile(), ring, words, state)
 
     @cute.jit
-    def run_varlen(self, order: Varlen, window: Window, worker, workers, ring, words, state):
+    def run_varlen(self, order: Varlen, window: Window, worker, num_ctas, ring, words, state):
         lane = cute.arch.lane_idx()
         batch, ratio = order.offsets_q.shape[0] - 1, order.heads // order.heads_kv
         # of the tile to work on; of the tiles of earlier groups and levels
@@ -225,7 +225,7 @@ class Schedule:
             # Head by head, sequence by sequence, longest tiles first.
             through = utils.warp_prefix_sum(blocks * ratio, lane)
             a_head = cute.arch.shuffle_sync(through, WARP - 1)
-            last_heads = tiles.last_heads(order.heads_kv, a_head, workers, choose)
+            last_heads = tiles.last_heads(order.heads_kv, a_head, num_ctas, choose)
             first_heads = order.heads_kv - last_heads
             end = before + first_heads * a_head
             while number < end:
@@ -342,8 +342,8 @@ class Schedule:
         taken = Int32(0)
         if cute.arch.lane_idx() == 0:
             taken = cute.arch.atomic_add(order.counter.iterator.llvm_ptr, Int32(1))
-        workers, _, _ = cute.arch.grid_dim()
-        return workers + cute.arch.shuffle_sync(taken, 0)
+        num_ctas, _, _ = cute.arch.grid_dim()
+        return num_ctas + cute.arch.shuffle_sync(taken, 0)
 
     @cute.jit
     def blocks_of_keys(self, row: Int32, rows: Int32, keys: Int32, window: Window):

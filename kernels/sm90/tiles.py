@@ -1,16 +1,16 @@
-"""Which tiles a thread block of the persistent forward works on, and in what order.
+"""Which tiles a CTA of the persistent forward works on, and in what order.
 
 Integer arithmetic for the kernel and for tests without a GPU: `choose(condition, a, b)` is the
 caller's conditional, and divisors are what `divmod` takes. "Heads" are those of all batch elements.
-A worker, which is a thread block, is at (cursor, flip).
+A cta, which is a CTA, is at (cursor, flip).
 
 Without a causal mask all tiles cost the same. They stand in a line head by head, so that neighbours
-read the same keys, and are dealt out to the workers in turns.
+read the same keys, and are dealt out to the num_ctas in turns.
 
-Under a causal mask the last block of queries is the longest. The first heads, `paired` of them, are
+Under a causal mask the last block of queries is the longest. The first heads, `paired_heads` of them, are
 dealt out in units of the same cost, a long block and a short one of one head; few heads are in work
 at a time, so their keys stay in L2. The other heads' blocks follow longest first, dealt out to and
-fro, which leaves all workers with equal loads. csrc/core/persistent.cpp chooses `paired`.
+fro, which leaves all num_ctas with equal loads. csrc/core/persistent.cpp chooses `paired_heads`.
 
 Packed sequences come in groups of as many as a warp has lanes, a lane for each. Most heads of a
 group follow head by head and in it sequence by sequence, so that few keys are read at a time and
@@ -18,10 +18,13 @@ stay in L2. The last heads' tiles follow longest first, level by level: a level 
 blocks of keys, about.
 """
 
+# Tiles in the ring of a CTA: short ones are found ahead, so that the loads of several are on their
+# way.
+RING = 4
 HIGHEST = 1 << 30  # above all levels
-# Tiles a worker, of the heads that follow longest first. Computed for random lengths: 4 leave up to
-# 15% of the workers' time idle, 6 up to 3%; more heads at a time were measured to miss L2.
-LAST_ROUNDS = 6
+# Tiles a cta, of the heads that follow longest first. Computed for random lengths: 4 leave up to
+# 15% of the num_ctas' time idle, 6 up to 3%; more heads at a time were measured to miss L2.
+LAST_WAVES = 6
 
 
 def units(blocks):
@@ -29,36 +32,36 @@ def units(blocks):
     return (blocks + 1) // 2
 
 
-def first(worker):
-    return worker, 0
+def first(cta):
+    return cta, 0
 
 
-def following(cursor, flip, worker, workers, paired, blocks, units_divisor, choose):
-    """The worker's next place."""
-    limit = paired * units(blocks)
+def following(cursor, flip, cta, num_ctas, paired_heads, blocks, units_divisor, choose):
+    """The cta's next place."""
+    limit = paired_heads * units(blocks)
     _, unit = divmod(cursor, units_divisor)
     second = choose(flip == 0, choose(blocks % 2 == 0, 1, choose(unit == 0, 0, 1)), 0)
-    other = choose(flip == 0, 2 * (workers - 1 - worker) + 1, 2 * worker + 1)
-    # In these rounds the first worker comes first. The last of them ends the pairs: who had one
+    other = choose(flip == 0, 2 * (num_ctas - 1 - cta) + 1, 2 * cta + 1)
+    # In these rounds the first cta comes first. The last of them ends the pairs: who had one
     # less begins with a longest block.
-    forth = cursor - worker < limit
-    step = choose(forth, choose(cursor < limit, choose(second == 1, 0, workers), workers), other)
+    forth = cursor - cta < limit
+    step = choose(forth, choose(cursor < limit, choose(second == 1, 0, num_ctas), num_ctas), other)
     return cursor + step, choose(forth, choose(cursor < limit, second, 0), 1 - flip)
 
 
-def end(heads, paired, blocks):
+def end(heads, paired_heads, blocks):
     """The first cursor at which there is no tile."""
-    return paired * units(blocks) + (heads - paired) * blocks
+    return paired_heads * units(blocks) + (heads - paired_heads) * blocks
 
 
-def causal(cursor, flip, paired, blocks, units_divisor, rest_divisor, choose):
-    """Head and block of queries; `rest_divisor`: of the heads that are not paired."""
-    limit = paired * units(blocks)
+def causal(cursor, flip, paired_heads, blocks, units_divisor, rest_divisor, choose):
+    """Head and block of queries; `rest_divisor`: of the heads that are not paired_heads."""
+    limit = paired_heads * units(blocks)
     head, unit = divmod(cursor, units_divisor)
     odd = blocks % 2
     block = choose(flip == 0, blocks - 1 - unit, unit - odd)
     row, other = divmod(choose(cursor < limit, 0, cursor - limit), rest_divisor)
-    return choose(cursor < limit, head, paired + other), choose(
+    return choose(cursor < limit, head, paired_heads + other), choose(
         cursor < limit, block, blocks - 1 - row
     )
 
@@ -91,9 +94,9 @@ def at_level(level, low, high, each, choose):
     return choose(low <= level, choose(level <= high, each, 0), 0)
 
 
-def last_heads(heads_kv, tiles_a_head, workers, choose):
+def last_heads(heads_kv, tiles_a_head, num_ctas, choose):
     """How many key/value heads' tiles of a group follow longest first; `tiles_a_head`: a key/value
     head's."""
     tiles_a_head = choose(tiles_a_head > 0, tiles_a_head, 1)
-    heads = (LAST_ROUNDS * workers + tiles_a_head - 1) // tiles_a_head
+    heads = (LAST_WAVES * num_ctas + tiles_a_head - 1) // tiles_a_head
     return choose(heads < heads_kv, heads, heads_kv)

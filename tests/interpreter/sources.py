@@ -11,7 +11,8 @@ from pathlib import Path
 from built import device_code
 
 from kernels import cubin, pool
-from kernels.matrix import Kernel, Op, matrix, satellites
+from kernels.kernel import Kernel, Op
+from kernels.matrix import companions, matrix
 from kernels.worker import OBJECT, compile_kernel
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ def programs(*kernels: Kernel) -> dict[str, str]:
     What is missing is compiled, on every core.
     """
     launched = (
-        one for kernel in kernels if kernel.op is Op.BACKWARD for one in satellites(kernel) if one
+        one for kernel in kernels if kernel.op is Op.BACKWARD for one in companions(kernel).present
     )
     needed = list(dict.fromkeys((*kernels, *launched)))
     with ThreadPoolExecutor(os.cpu_count()) as workers:
