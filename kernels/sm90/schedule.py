@@ -8,6 +8,7 @@ in memory: their costs differ too much to be dealt out.
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cutlass
@@ -82,6 +83,14 @@ class Varlen(NamedTuple):
     counter: cute.Tensor
 
 
+@dataclass(frozen=True)
+class Ring:
+    """Tiles on their way from the warp that finds them to the others."""
+
+    pipeline: PipelineAsync
+    words: cute.Tensor  # [words of a tile, stages]
+
+
 @cute.jit
 def choose(condition, a, b):
     return a if condition else b
@@ -124,25 +133,25 @@ class Schedule:
     def ring_words(self):
         return cute.struct.Align[cute.struct.MemRange[Int32, RING * self.words], 4 * WORDS]
 
-    def ring(self, barriers, words, readers: int):
+    def ring(self, barriers, words, readers: int) -> Ring:
         """`readers`: warps."""
 
         def group(count):
             return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
 
-        ring = PipelineAsync.create(
+        tiles_in_it = PipelineAsync.create(
             barrier_storage=barriers.data_ptr(), num_stages=RING, producer_group=group(1),
             consumer_group=group(readers),
             elect_one_commit=True, elect_one_release=True, defer_sync=True,
         )  # fmt: skip
-        return ring, words.get_tensor(cute.make_layout((self.words, RING)))
+        return Ring(tiles_in_it, words.get_tensor(cute.make_layout((self.words, RING))))
 
     @cute.jit
-    def read(self, order, ring, words, state) -> Tile:
-        ring.consumer_wait(state)
+    def read(self, order, ring: Ring, state) -> Tile:
+        ring.pipeline.consumer_wait(state)
         found = cute.make_rmem_tensor(self.words, Int32)
-        cute.autovec_copy(words[None, state.index], found)
-        ring.consumer_release(state)
+        cute.autovec_copy(ring.words[None, state.index], found)
+        ring.pipeline.consumer_release(state)
         values = [found[i] for i in range(self.fields)]
         if const_expr(not self.varlen):
             values += [order.rows, order.keys, order.rows, order.keys]
@@ -152,33 +161,34 @@ class Schedule:
         return Tile(*(Int32(0),) * len(Tile._fields))
 
     @cute.jit
-    def write(self, tile: Tile, ring, words, state):
-        ring.producer_acquire(state)
+    def write(self, tile: Tile, ring, state):
+        words = ring.words  # what a branch writes to is carried through it, down to its fields
+        ring.pipeline.producer_acquire(state)
         if cute.arch.lane_idx() == 0:
             for i in cutlass.range_constexpr(self.fields):
                 words[i, state.index] = tile[i]
-        ring.producer_commit(state)
+        ring.pipeline.producer_commit(state)
 
     def await_reading(self, ring, state):
         """Waits until the tile that was just written has been read."""
         its_next = state.clone()
         for _ in range(RING):
             its_next.advance()
-        ring.producer_acquire(its_next)
+        ring.pipeline.producer_acquire(its_next)
 
     @cute.jit
-    def run(self, order, window: Window, ring, words):
+    def run(self, order, window: Window, ring: Ring):
         """By one warp."""
         worker, _, _ = cute.arch.block_idx()
         num_ctas, _, _ = cute.arch.grid_dim()
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, RING)
         if const_expr(self.varlen):
-            self.run_varlen(order, window, worker, num_ctas, ring, words, state)
+            self.run_varlen(order, window, worker, num_ctas, ring, state)
         else:
-            self.run_dense(order, window, worker, num_ctas, ring, words, state)
+            self.run_dense(order, window, worker, num_ctas, ring, state)
 
     @cute.jit
-    def run_dense(self, order: Dense, window: Window, worker, num_ctas, ring, words, state):
+    def run_dense(self, order: Dense, window: Window, worker, num_ctas, ring, state):
         cursor, flip = tiles.first(worker)
         blocks, units, rest, heads, ratio = order.divisors
         while cursor < order.end:
@@ -204,15 +214,15 @@ class Schedule:
                 order.rows,
                 order.keys,
             )
-            self.write(tile, ring, words, state)
+            self.write(tile, ring, state)
             state.advance()
             cursor, flip = tiles.following(
                 cursor, flip, worker, num_ctas, order.paired_heads, blocks.divisor, units, choose
             )
-        self.write(self.no_tile(), ring, words, state)
+        self.write(self.no_tile(), ring, state)
 
     @cute.jit
-    def run_varlen(self, order: Varlen, window: Window, worker, num_ctas, ring, words, state):
+    def run_varlen(self, order: Varlen, window: Window, worker, num_ctas, ring, state):
         lane = cute.arch.lane_idx()
         batch, ratio = order.offsets_q.shape[0] - 1, order.heads // order.heads_kv
         # of the tile to work on; of the tiles of earlier groups and levels
@@ -241,7 +251,6 @@ class Schedule:
                     sequence,
                     lane_of,
                     ring,
-                    words,
                     state,
                 )
                 state.advance()
@@ -269,13 +278,12 @@ class Schedule:
                         sequence,
                         lane_of,
                         ring,
-                        words,
                         state,
                     )
                     state.advance()
                 before = end
                 level = tiles.next_level(level, low, high, largest, choose)
-        self.write(self.no_tile(), ring, words, state)
+        self.write(self.no_tile(), ring, state)
 
     def lane_of(self, through: Int32, place: Int32) -> Int32:
         """The first lane of which more than `place` have gone by."""
@@ -323,7 +331,6 @@ class Schedule:
         sequences: Sequence,
         lane_of,
         ring,
-        words,
         state,
     ) -> Int32:
         """A tile into the ring; the number of the next one."""
@@ -334,7 +341,6 @@ class Schedule:
         self.write(
             Tile(row, head, head_kv, begin, end, Int32(0), of.rows, of.keys, of.end_q, of.end_k),
             ring,
-            words,
             state,
         )
         if end - begin >= LONG:
