@@ -49,14 +49,4 @@ class Clear:
 
 
 def entry(kernel: Kernel):
-    clear = Clear()
-
-    @cute.jit
-    def clear_entry(
-        dq: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, cu_seqlens_q: cute.Tensor,
-        cu_seqlens_k: cute.Tensor,
-        num_ctas: Int32, stream: cuda.CUstream,
-    ):  # fmt: skip
-        clear(dq, dk, dv, cu_seqlens_q, cu_seqlens_k, num_ctas, stream)
-
-    return clear_entry, symbolic.arguments(kernel)
+    return Clear(), symbolic.arguments(kernel)

@@ -30,6 +30,8 @@ from kernels.common import packed, symbolic
 from kernels.kernel import Kernel
 from kernels.sm90 import staging
 from kernels.sm90.barriers import Barrier
+from kernels.sm90.staging import Load
+from kernels.sm90.window import Window
 
 CONSUMERS = 128  # threads: one warpgroup
 CONSUMER_WARPS = CONSUMERS // 32
@@ -59,6 +61,15 @@ class Tile(NamedTuple):
     shift: Int32  # of the diagonal, bottom-right aligned: keys minus queries
     begin: Int32  # blocks of keys, [begin, end)
     end: Int32
+
+
+class Lengths(NamedTuple):
+    """Where the sequences are. What is not given has no elements."""
+
+    cu_seqlens_q: cute.Tensor
+    cu_seqlens_k: cute.Tensor
+    seqused_k: cute.Tensor
+    block_table: cute.Tensor
 
 
 class KeyBounds(NamedTuple):
@@ -183,28 +194,15 @@ class Decode:
         )
         # this block's, and then all blocks'
         row_lse, weights = weights[0, None], cute.domain_offset((1, 0), weights)
-        tile = self.tile(
-            q,
-            tma_k,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            seqused_k,
-            block_table,
-            window_size_left,
-            window_size_right,
-            tiles,
-        )
+        k, v = Load(load_k, tma_k, sk, pipeline_k), Load(load_v, tma_v, sv, pipeline_v)
+        window = Window(window_size_left, window_size_right)
+        lengths = Lengths(cu_seqlens_q, cu_seqlens_k, seqused_k, block_table)
+        tile = self.tile(q, tma_k, lengths, window, tiles)
         pipeline.pipeline_init_wait()
         if warp == CONSUMER_WARPS:
-            self.load(
-                tile, load_k, tma_k, sk, pipeline_k, load_v, tma_v, sv, pipeline_v, block_table
-            )
+            self.load(tile, k, v, block_table)
         else:
-            self.attend(
-                tile, q, sq, sk, sv, pipeline_k, pipeline_v, mma_qk, mma_pv, scale_log2,
-                window_size_left, window_size_right,
-                output, row_lse,
-            )  # fmt: skip
+            self.attend(tile, window, q, sq, k, v, mma_qk, mma_pv, scale_log2, output, row_lse)
         cute.arch.cluster_arrive()
         cute.arch.cluster_wait()
         if warp < CONSUMER_WARPS:
@@ -213,18 +211,8 @@ class Decode:
         cute.arch.cluster_wait()
 
     @cute.jit
-    def tile(
-        self,
-        q,
-        tma_k,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        seqused_k,
-        block_table,
-        window_size_left,
-        window_size_right,
-        tiles,
-    ) -> Tile:
+    def tile(self, q, tma_k, lengths: Lengths, window: Window, tiles) -> Tile:
+        cu_seqlens_q, cu_seqlens_k, seqused_k, block_table = lengths
         _, y, batch = cute.arch.block_idx()
         split, _, _ = cute.arch.block_in_cluster_idx()
         splits, _, _ = cute.arch.block_in_cluster_dim()
@@ -247,10 +235,8 @@ class Decode:
         if cute.size(cu_seqlens_q) > 0:
             entry = Int32(0)
         shift = seqlen_k - seqlen_q
-        last_key = cutlass.min(
-            (first_row + rows - 1) // ratio + shift + window_size_right, seqlen_k - 1
-        )
-        first_key = cutlass.max(first_row // ratio + shift - window_size_left, 0)
+        last_key = cutlass.min((first_row + rows - 1) // ratio + shift + window.right, seqlen_k - 1)
+        first_key = cutlass.max(first_row // ratio + shift - window.left, 0)
         first = first_key // self.tile_n
         blocks = cutlass.max((last_key + self.tile_n) // self.tile_n - first, 0)
         if rows <= 0 or last_key < 0:
@@ -274,31 +260,30 @@ class Decode:
         )
 
     @cute.jit
-    def load(self, tile, load_k, tma_k, sk, pipeline_k, load_v, tma_v, sv, pipeline_v, block_table):
-        """Keys and values of the CTA's share, a block at a time."""
+    def load(self, tile: Tile, k: Load, v: Load, block_table):
+        """Loads the keys and values of the CTA's share, a block at a time."""
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, self.stages)
-        page_size = cute.size(tma_k, mode=[0])
+        page_size = cute.size(k.source, mode=[0])
         for block in cutlass.range(tile.begin, tile.end, unroll=1):
             row, page = tile.offset_k + block * self.tile_n, tile.entry
             if cute.size(block_table, mode=[0]) > 0:
                 index = block * self.tile_n // page_size
                 row, page = block * self.tile_n - index * page_size, block_table[tile.batch, index]
-            self.load_block(tile, load_k, tma_k, sk, pipeline_k, state, row, page, self.head_dim)
-            self.load_block(tile, load_v, tma_v, sv, pipeline_v, state, row, page, self.head_dim_v)
+            self.load_block(tile, k, state, row, page, self.head_dim)
+            self.load_block(tile, v, state, row, page, self.head_dim_v)
             state.advance()
 
     @cute.jit
-    def load_block(
-        self, tile, load, source, stages, pipeline, state, row, page, columns: cutlass.Constexpr
-    ):
-        head = cute.domain_offset((row, 0), source[None, None, tile.head_kv, page])
+    def load_block(self, tile: Tile, load: Load, state, row, page, columns: cutlass.Constexpr):
+        head = cute.domain_offset((row, 0), load.source[None, None, tile.head_kv, page])
         block = cute.local_tile(head, (self.tile_n, columns), (0, 0))
+        stage = load.stages[None, None, state.index]
         copy, _, _ = copy_utils.tma_get_copy_fn(
-            load, 0, cute.make_layout(1), block, stages[None, None, state.index], single_stage=True
+            load.atom, 0, cute.make_layout(1), block, stage, single_stage=True
         )
-        pipeline.producer_acquire(state)
-        copy(tma_bar_ptr=pipeline.producer_get_barrier(state))
-        pipeline.producer_commit(state)
+        load.pipeline.producer_acquire(state)
+        copy(tma_bar_ptr=load.pipeline.producer_get_barrier(state))
+        load.pipeline.producer_commit(state)
 
     @cute.jit
     def load_q(self, tile, q, sq, thr_copy):
@@ -329,12 +314,11 @@ class Decode:
 
     @cute.jit
     def attend(
-        self, tile, q, sq, sk, sv, pipeline_k, pipeline_v, mma_qk, mma_pv, scale_log2,
-        window_size_left, window_size_right,
+        self, tile: Tile, window: Window, q, sq, k: Load, v: Load, mma_qk, mma_pv, scale_log2,
         output, row_lse,
     ):  # fmt: skip
-        """Attention of the tile's rows to the CTA's share of the keys, into `output` and
-        `row_lse`."""
+        """Computes the attention of the tile's rows to the CTA's share of the keys, into `output`
+        and `row_lse`."""
         tidx, _, _ = cute.arch.thread_idx()
         thr_copy = self.vector_copy(self.head_dim).get_slice(tidx)
         self.load_q(tile, q, sq, thr_copy)
@@ -343,16 +327,16 @@ class Decode:
 
         warpgroup_qk, warpgroup_pv = mma_qk.get_slice(0), mma_pv.get_slice(0)
         _, frag_q, frag_k = sm90_utils.partition_fragment_ABC(
-            warpgroup_qk, (self.tile_m, self.tile_n, self.head_dim), sq, sk
+            warpgroup_qk, (self.tile_m, self.tile_n, self.head_dim), sq, k.stages
         )
         acc_o, frag_p, frag_v = sm90_utils.partition_fragment_ABC(
             warpgroup_pv,
             (self.tile_m, self.head_dim_v, self.tile_n),
             None,
-            layout_utils.transpose_view(sv),
+            layout_utils.transpose_view(v.stages),
         )
         acc_o.fill(0.0)
-        bounds = self.key_bounds(tile, mma_qk.get_slice(tidx), window_size_left, window_size_right)
+        bounds = self.key_bounds(tile, mma_qk.get_slice(tidx), window)
         softmax = Softmax.create(scale_log2, num_rows=cute.size(bounds.where, mode=[0]))
         softmax.reset()
 
@@ -360,9 +344,9 @@ class Decode:
         qk = partial(sm90_utils.gemm_zero_init, mma_qk, (self.tile_m, self.tile_n), frag_q, frag_k)
         pv = partial(sm90_utils.gemm_w_idx, mma_pv, acc_o, frag_p, frag_v, zero_init=False)
         if tile.begin < tile.end:
-            pipeline_k.consumer_wait(state, pipeline_k.consumer_try_wait(state))
+            k.pipeline.consumer_wait(state, k.pipeline.consumer_try_wait(state))
             acc_s = qk(B_idx=state.index, wg_wait=0)
-            pipeline_k.consumer_release(state)
+            k.pipeline.consumer_release(state)
             self.mask(acc_s, tile.begin * self.tile_n, bounds)
             softmax.online_softmax(acc_s)
             utils.cvt_f16(layout_utils.reshape_acc_to_frgA(acc_s), frag_p)
@@ -370,23 +354,25 @@ class Decode:
         for block in cutlass.range(tile.begin + 1, tile.end, unroll=1):
             state_v = state.clone()
             state.advance()
-            pipeline_k.consumer_wait(state, pipeline_k.consumer_try_wait(state))
+            k.pipeline.consumer_wait(state, k.pipeline.consumer_try_wait(state))
             acc_s = qk(B_idx=state.index)
-            pipeline_v.consumer_wait(state_v, pipeline_v.consumer_try_wait(state_v))
+            v.pipeline.consumer_wait(state_v, v.pipeline.consumer_try_wait(state_v))
             pv(B_idx=state_v.index)
             warpgroup.wait_group(1)
-            pipeline_k.consumer_release(state)
+            k.pipeline.consumer_release(state)
             self.mask(acc_s, block * self.tile_n, bounds)
             row_scale = softmax.online_softmax(acc_s)
             warpgroup.wait_group(0)
-            pipeline_v.consumer_release(state_v)
+            v.pipeline.consumer_release(state_v)
             utils.cvt_f16(layout_utils.reshape_acc_to_frgA(acc_s), frag_p)
             softmax.rescale_O(acc_o, row_scale)
         if tile.begin < tile.end:
-            pipeline_v.consumer_wait(state, pipeline_v.consumer_try_wait(state))
+            v.pipeline.consumer_wait(state, v.pipeline.consumer_try_wait(state))
             if tile.end * self.tile_n > tile.seqlen_k:
                 self.clear_rows(
-                    sv[None, None, state.index], tile.seqlen_k - (tile.end - 1) * self.tile_n, tidx
+                    v.stages[None, None, state.index],
+                    tile.seqlen_k - (tile.end - 1) * self.tile_n,
+                    tidx,
                 )
             pv(B_idx=state.index, wg_wait=0)
 
@@ -407,18 +393,18 @@ class Decode:
                     row_lse[row] = softmax.row_sum[r]
 
     @cute.jit
-    def key_bounds(self, tile, thr_mma, window_size_left, window_size_right) -> KeyBounds:
+    def key_bounds(self, tile: Tile, thr_mma, window: Window) -> KeyBounds:
         where = layout_utils.reshape_acc_to_mn(
             thr_mma.partition_C(cute.make_identity_tensor((self.tile_m, self.tile_n)))
         )
         first, end = (cute.make_rmem_tensor(cute.size(where, mode=[0]), Int32) for _ in range(2))
         for r in cutlass.range_constexpr(cute.size(where, mode=[0])):
             diagonal = (tile.first_row + where[r, 0][0]) // tile.ratio + tile.shift
-            first[r] = diagonal - window_size_left
-            end[r] = cutlass.min(diagonal + window_size_right + 1, tile.seqlen_k)
-        all_first = (tile.first_row + tile.rows - 1) // tile.ratio + tile.shift - window_size_left
+            first[r] = diagonal - window.left
+            end[r] = cutlass.min(diagonal + window.right + 1, tile.seqlen_k)
+        all_first = (tile.first_row + tile.rows - 1) // tile.ratio + tile.shift - window.left
         all_end = cutlass.min(
-            tile.first_row // tile.ratio + tile.shift + window_size_right + 1, tile.seqlen_k
+            tile.first_row // tile.ratio + tile.shift + window.right + 1, tile.seqlen_k
         )
         return KeyBounds(where, first, end, all_first, all_end)
 
@@ -523,20 +509,4 @@ class Decode:
 
 
 def entry(kernel: Kernel):
-    decode = Decode(kernel)
-
-    @cute.jit
-    def decode_entry(
-        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
-        scale: Float32,
-        cu_seqlens_q: cute.Tensor, cu_seqlens_k: cute.Tensor, seqused_k: cute.Tensor,
-        block_table: cute.Tensor,
-        window_size_left: Int32, window_size_right: Int32, max_seqlen_q: Int32, splits: Int32,
-        stream: cuda.CUstream,
-    ):  # fmt: skip
-        decode(
-            q, k, v, o, lse, scale, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table,
-            window_size_left, window_size_right, max_seqlen_q, splits, stream,
-        )  # fmt: skip
-
-    return decode_entry, symbolic.arguments(kernel)
+    return Decode(kernel), symbolic.arguments(kernel)

@@ -31,22 +31,14 @@ from kernels.sm90 import schedule, staging
 from kernels.sm90.barriers import Barrier
 from kernels.sm90.masks import KeyBounds, Masks
 from kernels.sm90.output import Destination, Output
-from kernels.sm90.schedule import Ring, Schedule, Tile, Window
+from kernels.sm90.schedule import Ring, Schedule, Tile
 from kernels.sm90.softmax import Softmax, exponentials, rescale
+from kernels.sm90.staging import Load
+from kernels.sm90.window import Window
 
 WARPGROUP = 128  # threads
 ROWS = 64  # of a warpgroup: WGMMA's M
 LOG2_E = math.log2(math.e)
-
-
-@dataclass(frozen=True)
-class Load:
-    """One of q, k and v on its way to shared memory."""
-
-    atom: cute.CopyAtom
-    source: cute.Tensor  # [seqlen, head_dim, heads, batch], as TMA takes coordinates
-    stages: cute.Tensor
-    pipeline: PipelineTmaAsync
 
 
 @dataclass(frozen=True)

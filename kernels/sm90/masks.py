@@ -8,7 +8,8 @@ from cutlass import Float32, Int32, const_expr
 from quack import layout_utils
 
 from kernels.kernel import Kernel, Mask
-from kernels.sm90.schedule import Tile, Window
+from kernels.sm90.schedule import Tile
+from kernels.sm90.window import Window
 
 WORD = 16  # columns that a word of bits stands for; lowest_bits() shifts by up to as many
 

@@ -22,6 +22,7 @@ from kernels.common.packed import KeyLengths, Offsets
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import tiles
 from kernels.sm90.tiles import RING
+from kernels.sm90.window import Window
 
 WARP = 32
 WORDS = 4  # int32 that are read together
@@ -29,11 +30,6 @@ WORDS = 4  # int32 that are read together
 # another CTA may be free earlier. 1.03 to 1.10 times as fast as taking tiles of up to 4
 # blocks ahead.
 LONG = 2
-
-
-class Window(NamedTuple):
-    left: Int32
-    right: Int32
 
 
 class Tile(NamedTuple):
