@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
+from flash_attn.cute.seqlen_info import SeqlenInfoQK
 from flash_attn.cute.tile_scheduler import SingleTileVarlenScheduler, VarlenDecoder
 from quack import copy_utils
 from quack.cute_dsl_utils import ParamsBase
@@ -78,6 +79,11 @@ def sequences(packed: cute.Tensor) -> cute.Tensor:
     return cute.make_tensor(view.iterator, cute.make_layout(shape, stride=stride))
 
 
+def as_subclass(kind: type, found, **changes):
+    """A dataclass of upstream's as one of ours that extends it, with some fields changed."""
+    return kind(**{field.name: getattr(found, field.name) for field in fields(found)} | changes)
+
+
 def rows_of(tensor: cute.Tensor, row_mode: int, end: Int32, count: Int32) -> cute.Tensor:
     """The `count` rows before `end` of a tensor of `sequences`, whose last mode is the row
     after."""
@@ -86,6 +92,14 @@ def rows_of(tensor: cute.Tensor, row_mode: int, end: Int32, count: Int32) -> cut
     return cute.domain_offset(
         (0,) * row_mode + (bound - count,) + (0,) * (cute.rank(rows) - 1 - row_mode), rows
     )
+
+
+def queries_of(tensor: cute.Tensor, row_mode: int, info: SeqlenInfoQK) -> cute.Tensor:
+    return rows_of(tensor, row_mode, info.offset_q + info.seqlen_q, info.seqlen_q)
+
+
+def keys_of(tensor: cute.Tensor, row_mode: int, info: SeqlenInfoQK) -> cute.Tensor:
+    return rows_of(tensor, row_mode, info.offset_k + info.seqlen_k, info.seqlen_k)
 
 
 @cute.jit
@@ -160,7 +174,4 @@ class Scheduler(SingleTileVarlenScheduler):
         params = SingleTileVarlenScheduler.to_underlying_arguments(
             replace(args, total_q=args.mCuSeqlensQ.total), **options
         )
-        decoder = Decoder(
-            **{field.name: getattr(params.decoder, field.name) for field in fields(params.decoder)}
-        )
-        return replace(params, decoder=decoder)
+        return replace(params, decoder=as_subclass(Decoder, params.decoder))

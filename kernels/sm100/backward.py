@@ -3,8 +3,6 @@ entry."""
 
 import inspect
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from functools import partial
 from types import SimpleNamespace
 
 import cuda.bindings.driver as cuda
@@ -12,13 +10,13 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr
 from flash_attn.cute import flash_bwd_sm100 as upstream
 from flash_attn.cute.flash_bwd_sm100 import FlashAttentionBackwardSm100
-from flash_attn.cute.seqlen_info import SeqlenInfoQK
 from flash_attn.cute.tile_scheduler import SingleTileLPTBwdScheduler, SingleTileVarlenScheduler
 from quack import layout_utils
 
 from kernels.common import packed, symbolic
 from kernels.common.head_ratio import AboveOne, head_ratio
 from kernels.kernel import Kernel, Layout, Mask
+from kernels.sm100.sequences import Loaded, OffsetRows, telling
 
 upstream.SingleTileVarlenScheduler = packed.Scheduler
 
@@ -30,70 +28,6 @@ def select(tensor: cute.Tensor, mode: list[int]) -> cute.Tensor:
 
 
 upstream.layout_utils = SimpleNamespace(**vars(layout_utils) | {"select": select})
-
-
-class Rows:
-    """A tensor of packed rows for code that offsets it by a sequence's first row, right after
-    asking where the sequence is.
-
-    That code sees the rows of the sequence alone, from row 0 on.
-    """
-
-    def __init__(self, tensor: cute.Tensor, row_mode: int, of_keys: bool):
-        self.tensor, self.row_mode, self.of_keys, self.shape = (
-            tensor,
-            row_mode,
-            of_keys,
-            tensor.shape,
-        )
-
-    def tell(self, info: SeqlenInfoQK) -> None:
-        first, count = (
-            (info.offset_k, info.seqlen_k) if self.of_keys else (info.offset_q, info.seqlen_q)
-        )
-        self.rows = packed.rows_of(self.tensor, self.row_mode, first + count, count)
-
-    @property
-    def iterator(self):
-        return self.rows.iterator
-
-    @property
-    def layout(self):
-        return self.rows.layout
-
-    def __getitem__(self, index):
-        return self.rows[index]
-
-
-@dataclass(frozen=True)
-class Loads(SeqlenInfoQK):
-    """Where a sequence is that the backward loads, of tensors that are `Rows`."""
-
-    def offset_batch_Q(self, tensor, batch_idx, dim, padded=False, **options):
-        # lse and delta, in the workspace, are padded
-        return (
-            super().offset_batch_Q(tensor, batch_idx, dim, padded=True, **options)
-            if padded
-            else tensor
-        )
-
-    def offset_batch_K(self, tensor, batch_idx, dim, **_):
-        return tensor
-
-
-def telling(tensors: list[Rows], create: partial):
-    """What makes upstream's sequence lengths, and tells the tensors."""
-
-    def create_and_tell(batch_idx) -> Loads:
-        info = create(batch_idx)
-        for tensor in tensors:
-            tensor.tell(info)
-        return Loads(
-            **{field.name: getattr(info, field.name) for field in fields(info)}
-            | {"offset_q": 0, "offset_k": 0}
-        )
-
-    return create_and_tell
 
 
 def _num_heads(schedule) -> Int32:
@@ -125,11 +59,12 @@ class Backward(FlashAttentionBackwardSm100):
         if self.is_varlen_k:
             modes = {"mQ": 0, "mQt": 1, "mdO": 1, "mdOt": 0, "mK": 0, "mKt": 1, "mV": 0}
             rows = {
-                name: Rows(given[name], mode, "K" in name or "V" in name)
+                name: OffsetRows(given[name], mode, of_keys="K" in name or "V" in name)
                 for name, mode in modes.items()
                 if given[name] is not None
             }
-            given |= rows | {"SeqlenInfoCls": telling(list(rows.values()), given["SeqlenInfoCls"])}
+            create = telling(given["SeqlenInfoCls"], *rows.values(), given=Loaded.of)
+            given |= rows | {"SeqlenInfoCls": create}
         with self.run_time_ratio(given["mQ"].shape[2], given["mK"].shape[2]):
             super().load(**given)
 

@@ -1,5 +1,7 @@
 """SM100 forward: flash-attn-4's kernel class behind a flat entry."""
 
+from collections.abc import Iterable
+
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
@@ -11,7 +13,7 @@ from flash_attn.cute.tile_scheduler import StaticPersistentTileScheduler
 from kernels.common import packed, symbolic
 from kernels.common.head_ratio import HeadRatio
 from kernels.kernel import Kernel, Layout, Mask
-from kernels.sm100 import keys_in_use
+from kernels.sm100.sequences import IndexedRows, KeysInUse, Rows, block_to_load, telling
 
 upstream.assume_tensor_aligned = packed.assume_tensor_aligned
 upstream.SingleTileVarlenScheduler = packed.Scheduler
@@ -46,32 +48,34 @@ class Forward(FlashAttentionForwardSm100):
 
 
 class VarlenForward(Forward):
+    """Knows which keys are in use, sequence by sequence; its keys and values are those of
+    `packed.sequences`."""
+
     def load(self, thr_mma_qk, thr_mma_pv, mQ, mK, mV, *args, **kwargs):
-        mK, mV = keys_in_use.Sequences(mK, row_mode=0), keys_in_use.Sequences(mV, row_mode=1)
-        super().load(
-            thr_mma_qk,
-            thr_mma_pv,
-            mQ,
-            mK,
-            mV,
-            *keys_in_use.with_keys_in_use(args, mK, mV),
-            **kwargs,
-        )
+        mK, mV = IndexedRows(mK, 0, of_keys=True), IndexedRows(mV, 1, of_keys=True)
+        args = with_keys_in_use(args, mK, mV)
+        super().load(thr_mma_qk, thr_mma_pv, mQ, mK, mV, *args, **kwargs)
 
     def mma(self, *args, **kwargs):
-        super().mma(*keys_in_use.with_keys_in_use(args), **kwargs)
+        super().mma(*with_keys_in_use(args), **kwargs)
 
     def softmax_loop(self, *args, **kwargs):
-        super().softmax_loop(*args, **keys_in_use.with_keys_in_use(kwargs))
+        names, values = zip(*kwargs.items(), strict=True)
+        super().softmax_loop(*args, **dict(zip(names, with_keys_in_use(values), strict=True)))
 
     def correction_loop(self, *args, **kwargs):
-        super().correction_loop(*keys_in_use.with_keys_in_use(args), **kwargs)
+        super().correction_loop(*with_keys_in_use(args), **kwargs)
 
     def epilogue_s2g(self, *args, **kwargs):
-        super().epilogue_s2g(*keys_in_use.with_keys_in_use(args), **kwargs)
+        super().epilogue_s2g(*with_keys_in_use(args), **kwargs)
 
     def load_KV(self, *args, block, **kwargs):
-        super().load_KV(*args, block=keys_in_use.block_to_load(block), **kwargs)
+        super().load_KV(*args, block=block_to_load(block), **kwargs)
+
+
+def with_keys_in_use(arguments: Iterable, *tensors: Rows) -> list:
+    """A method's arguments, of which the one that makes sequence lengths knows the keys in use."""
+    return [telling(argument, *tensors, create=KeysInUse.create) for argument in arguments]
 
 
 def instantiate(kernel: Kernel) -> Forward:

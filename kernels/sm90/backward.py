@@ -1,7 +1,7 @@
 """SM90 backward: dK, dV and the fp32 accumulator of dQ. flash-attn-4's kernel class behind a flat
 entry."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import cuda.bindings.driver as cuda
@@ -27,15 +27,14 @@ class Loads(SeqlenInfoQK):
     def offset_batch_Q(self, tensor, batch_idx, dim, padded=False, **options):
         if padded:  # lse and delta, in the workspace
             return super().offset_batch_Q(tensor, batch_idx, dim, padded=True, **options)
-        return packed.rows_of(tensor, 0, self.offset_q + self.seqlen_q, self.seqlen_q)
+        return packed.queries_of(tensor, 0, self)
 
     def offset_batch_K(self, tensor, batch_idx, dim, **_):
-        return packed.rows_of(tensor, 0, self.offset_k + self.seqlen_k, self.seqlen_k)
+        return packed.keys_of(tensor, 0, self)
 
     @staticmethod
     def create(batch_idx, **given):
-        info = SeqlenInfoQK.create(batch_idx, **given)
-        return Loads(**{field.name: getattr(info, field.name) for field in fields(info)})
+        return packed.as_subclass(Loads, SeqlenInfoQK.create(batch_idx, **given))
 
 
 class Backward(FlashAttentionBackwardSm90):

@@ -10,6 +10,8 @@ from cutlass.utils import LayoutEnum
 from flash_attn.cute.pipeline import PipelineTmaAsync
 from quack import sm90_utils
 
+from kernels.common import packed
+
 
 @dataclass(frozen=True)
 class Load:
@@ -54,9 +56,8 @@ def tma(op, tensor: cute.Tensor, layout: cute.ComposedLayout, rows: int, columns
 
 
 def rows_of(tensor: cute.Tensor, head, batch, rows, end, varlen: bool) -> cute.Tensor:
-    """The rows of one head and sequence, [seqlen, head_dim]: of `packed.sequences`, the last ones
-    before `end`."""
-    if not varlen:
-        return tensor[None, None, head, batch]
-    bound = cute.size(tensor, mode=[0])
-    return cute.domain_offset((bound - rows, 0), tensor[None, None, head, (bound, end)])
+    """The rows of one head and sequence, [seqlen, head_dim]. Those of packed sequences are the last
+    ones before `end`."""
+    if varlen:
+        return packed.rows_of(tensor, 0, end, rows)[None, None, head]
+    return tensor[None, None, head, batch]
