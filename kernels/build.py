@@ -23,11 +23,15 @@ VERSION = Path(__file__).parents[1] / "version.txt"
 
 
 def collect(cache: Cache, keys: dict[Kernel, str], jobs: int) -> dict[Kernel, tuple[bytes, dict]]:
-    """Each kernel's object and facts, compiled where the cache has none that can be true."""
-    found = {kernel: cache.get(key) for kernel, key in keys.items()}
-    missing = [
-        kernel for kernel, entry in found.items() if entry is None or facts.problem(kernel, *entry)
-    ]
+    """The object and the facts of each kernel, compiled where the cache has none that can be
+    true."""
+    cached = {kernel: cache.get(key) for kernel, key in keys.items()}
+    found = {
+        kernel: entry
+        for kernel, entry in cached.items()
+        if entry and not facts.problem(kernel, *entry)
+    }
+    missing = [kernel for kernel in keys if kernel not in found]
     if missing:
         progress = Progress(len(missing))
         compiled = pool.compile_all(
@@ -42,7 +46,7 @@ def collect(cache: Cache, keys: dict[Kernel, str], jobs: int) -> dict[Kernel, tu
             if problem := facts.problem(kernel, *entry):
                 raise pool.CompileError(kernel, problem)
         found |= compiled
-    return found
+    return {kernel: found[kernel] for kernel in keys}
 
 
 def write(

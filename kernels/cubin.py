@@ -95,7 +95,7 @@ def in_fat_binary(read: Callable[[int, int], bytes]) -> bytes:
 def _run(tool: str, *options: str, cubin: bytes) -> str:
     """A tool of the PyPI packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm."""
     nvidia = find_spec("nvidia")
-    roots = nvidia.submodule_search_locations if nvidia else ()
+    roots = (nvidia and nvidia.submodule_search_locations) or ()
     path = next(
         (path for root in roots if (path := Path(root, "cu13", "bin", tool)).exists()), None
     )

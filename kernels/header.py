@@ -50,7 +50,7 @@ def parse(header: str, prefix: str) -> Exports:
             declared[name] = f"{name}: {kind}"
     arguments = tuple(declared[argument.strip().lstrip("&")] for argument in order.split(","))
 
-    entry_points = [f"_mlir_{prefix}_{suffix}" for suffix in ("cuda_init", "cuda_load_to_device")]
-    for symbol in entry_points:
+    load, load_to_device = f"_mlir_{prefix}_cuda_init", f"_mlir_{prefix}_cuda_load_to_device"
+    for symbol in (load, load_to_device):
         _only(rf"void {symbol}\(void \*\*\);", header, prefix)
-    return Exports(*entry_points, launch, arguments)
+    return Exports(load, load_to_device, launch, arguments)

@@ -51,6 +51,8 @@ class Worker:
             stderr=self.log,
             text=True,
         )
+        assert self.process.stdin and self.process.stdout
+        self.requests, self.answers = self.process.stdin, self.process.stdout
 
     def _printed(self) -> str:
         self.log.seek(self.start)
@@ -60,8 +62,8 @@ class Worker:
         self.start = self.log.seek(0, os.SEEK_END)
         request = json.dumps({"kernel": asdict(kernel), "directory": str(directory)})
         with contextlib.suppress(BrokenPipeError):  # it died before; its exit status says how
-            print(request, file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
+            print(request, file=self.requests, flush=True)
+        answer = self.answers.readline()
         if not answer:
             status = self.process.wait()
             ending = (
@@ -83,8 +85,8 @@ class Worker:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self.requests.close()
+        self.answers.close()
         self.log.close()
 
 
@@ -131,7 +133,7 @@ def compile_all(
     def serve() -> None:
         worker = None
         try:
-            while not stop.is_set() and (kernel := queue.take(worker and worker.arch)):
+            while not stop.is_set() and (kernel := queue.take(worker.arch if worker else None)):
                 if worker is None or worker.arch != kernel.arch:
                     if worker:
                         worker.close()

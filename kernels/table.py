@@ -102,7 +102,10 @@ def _row(built: Built, index: dict[Kernel, int]) -> str:
 
 
 def _entry_points(facts: dict) -> tuple[str, str, str]:
-    return tuple(_identifier(facts[fact]) for fact in ("load", "load_to_device", "launch"))
+    load, load_to_device, launch = (
+        _identifier(facts[fact]) for fact in ("load", "load_to_device", "launch")
+    )
+    return load, load_to_device, launch
 
 
 def _declaration(facts: dict) -> str:

@@ -75,8 +75,9 @@ def dynamic_shared_bytes(ir: str) -> int:
     )
     if len(stores) != 1:
         raise ValueError(f"host code launches {len(stores)} kernels, expected 1")
-    launch = ir[: re.search(rf"llvm\.store {stores[0][1]}, {stores[0][0]} : i64", ir).end()]
-    constants = re.findall(rf"{stores[0][1]} = llvm\.mlir\.constant\((\d+) : i64\)", launch)
+    ((pointer, value),) = stores
+    before, _, _ = ir.partition(f"llvm.store {value}, {pointer} : i64")
+    constants = re.findall(rf"{value} = llvm\.mlir\.constant\((\d+) : i64\)", before)
     return int(constants[-1])
 
 

@@ -19,10 +19,15 @@ THREADS = 256  # a row of 16 heads of 128 elements is one vector of 16 bytes for
 class Clear:
     @cute.jit
     def __call__(
-        self, dq: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, cu_seqlens_q: cute.Tensor,
+        self,
+        dq: cute.Tensor,
+        dk: cute.Tensor,
+        dv: cute.Tensor,
+        cu_seqlens_q: cute.Tensor,
         cu_seqlens_k: cute.Tensor,
-        num_ctas: Int32, stream: cuda.CUstream,
-    ):  # fmt: skip
+        num_ctas: Int32,
+        stream: cuda.CUstream,
+    ):
         offsets_q, offsets_k = (
             packed.Offsets(cu_seqlens_q, dq.shape[0]),
             packed.Offsets(cu_seqlens_k, dk.shape[0]),
@@ -33,15 +38,19 @@ class Clear:
 
     @cute.kernel
     def kernel(
-        self, dq: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, offsets_q: packed.Offsets,
-        offsets_k: packed.Offsets
-    ):  # fmt: skip
+        self,
+        dq: cute.Tensor,
+        dk: cute.Tensor,
+        dv: cute.Tensor,
+        offsets_q: packed.Offsets,
+        offsets_k: packed.Offsets,
+    ):
         packed.clear_outside(dq, offsets_q)
         packed.clear_outside(dk, offsets_k)
         packed.clear_outside(dv, offsets_k)
-        worker, _, _ = cute.arch.block_idx()
+        cta, _, _ = cute.arch.block_idx()
         num_ctas, _, _ = cute.arch.grid_dim()
-        for sequence in cutlass.range(worker, offsets_q.shape[0] - 1, num_ctas, unroll=1):
+        for sequence in cutlass.range(cta, offsets_q.shape[0] - 1, num_ctas, unroll=1):
             if offsets_q[sequence + 1] <= offsets_q[sequence]:
                 first, last = offsets_k[sequence], offsets_k[sequence + 1]
                 packed.clear_rows(dk, first, last, Int32(0), Int32(1))

@@ -6,6 +6,9 @@ head indices, which does not care. The classes here stand in for the baked integ
 operators do what the kernel at hand needs, so that one object serves every ratio.
 """
 
+# mypy: ignore-errors
+# The compiler's metaclass takes keywords that no checker knows.
+
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 from cutlass._mlir.extras import types as T

@@ -9,6 +9,7 @@ value that is read from them is clamped to the rows that the tensor has.
 """
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import cutlass
 import cutlass.cute as cute
@@ -94,6 +95,11 @@ def rows_of(tensor: cute.Tensor, row_mode: int, end: Int32, count: Int32) -> cut
     )
 
 
+def makes_lengths(argument) -> bool:
+    """Whether an argument of upstream's method is what makes its sequence lengths."""
+    return isinstance(argument, partial) and argument.func is SeqlenInfoQK.create
+
+
 def queries_of(tensor: cute.Tensor, row_mode: int, info: SeqlenInfoQK) -> cute.Tensor:
     return rows_of(tensor, row_mode, info.offset_q + info.seqlen_q, info.seqlen_q)
 
@@ -129,13 +135,12 @@ def clear_outside(tensor: cute.Tensor, offsets: Offsets):
     """Zeros before the first sequence and behind the last one, by all CTAs of the grid. A
     tensor may have no rows."""
     if offsets.total > 0:
-        block, _, _ = cute.arch.block_idx()
-        blocks, _, _ = cute.arch.grid_dim()
+        cta, _, _ = cute.arch.block_idx()
+        num_ctas, _, _ = cute.arch.grid_dim()
         first = offsets[0]
-        clear_rows(tensor, Int32(0), first, block, blocks)
-        clear_rows(
-            tensor, cutlass.max(offsets[offsets.shape[0] - 1], first), offsets.total, block, blocks
-        )
+        clear_rows(tensor, Int32(0), first, cta, num_ctas)
+        last = cutlass.max(offsets[offsets.shape[0] - 1], first)
+        clear_rows(tensor, last, offsets.total, cta, num_ctas)
 
 
 def assume_tensor_aligned(tensor: cute.Tensor | None) -> cute.Tensor | None:

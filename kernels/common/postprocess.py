@@ -14,6 +14,7 @@ from cutlass import Float32, const_expr
 from flash_attn.cute import flash_bwd_postprocess as upstream
 from flash_attn.cute.bwd_accum_tile import AccumTileOrder
 from flash_attn.cute.flash_bwd_postprocess import FlashAttentionBackwardPostprocess
+from flash_attn.cute.tile_scheduler import SingleTileVarlenScheduler
 from quack.cute_dsl_utils import ParamsBase
 
 from kernels.common import packed, symbolic
@@ -40,7 +41,7 @@ class ClearingScheduler(packed.Scheduler):
 
     @dataclass
     class Params(ParamsBase):
-        schedule: packed.Scheduler.Params
+        schedule: SingleTileVarlenScheduler.Params
         gradients: Gradients
 
     @classmethod
@@ -80,10 +81,15 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def postprocess_entry(
-        accum: cute.Tensor, gradient: cute.Tensor, scale: Float32, cu_seqlens: cute.Tensor | None,
-        dk: cute.Tensor | None, dv: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None,
+        accum: cute.Tensor,
+        gradient: cute.Tensor,
+        scale: Float32,
+        cu_seqlens,  # a tensor, as those that follow, or None
+        dk,
+        dv,
+        cu_seqlens_k,
         stream: cuda.CUstream,
-    ):  # fmt: skip
+    ):
         if const_expr(kernel.layout is Layout.VARLEN):
             cu_seqlens = packed.Offsets(cu_seqlens, gradient.shape[0])
             ClearingScheduler.gradients = Gradients(

@@ -30,10 +30,15 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def preprocess_entry(
-        o: cute.Tensor, dout: cute.Tensor, delta: cute.Tensor, lse: cute.Tensor,
-        lse_log2: cute.Tensor, dq_accum: cute.Tensor,
-        cu_seqlens_q: cute.Tensor | None, stream: cuda.CUstream,
-    ):  # fmt: skip
+        o: cute.Tensor,
+        dout: cute.Tensor,
+        delta: cute.Tensor,
+        lse: cute.Tensor,
+        lse_log2: cute.Tensor,
+        dq_accum: cute.Tensor,
+        cu_seqlens_q: cute.Tensor | None,
+        stream: cuda.CUstream,
+    ):
         if const_expr(kernel.layout is Layout.VARLEN):
             cu_seqlens_q = packed.Offsets(cu_seqlens_q, o.shape[0])
         preprocess(

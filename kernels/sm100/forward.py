@@ -81,19 +81,27 @@ def with_keys_in_use(arguments: Iterable, *tensors: Rows) -> list:
 def instantiate(kernel: Kernel) -> Forward:
     q_stage = kernel.block_m // BLOCK_M
     single_tile = q_stage == 1 and not kernel.two_cta
+    unmasked = kernel.mask is Mask.FULL and kernel.layout is Layout.DENSE
     kind = VarlenForward if kernel.layout is Layout.VARLEN else Forward
     return kind(
-        kernel.head_dim, kernel.head_dim_v, qhead_per_kvhead=1,
-        is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW,
-        is_split_kv=False, pack_gqa=False,
-        m_block_size=BLOCK_M, n_block_size=kernel.block_n, q_stage=q_stage,
+        kernel.head_dim,
+        kernel.head_dim_v,
+        qhead_per_kvhead=1,
+        is_causal=kernel.mask is Mask.CAUSAL,
+        is_local=kernel.mask is Mask.WINDOW,
+        is_split_kv=False,
+        pack_gqa=False,
+        m_block_size=BLOCK_M,
+        n_block_size=kernel.block_n,
+        q_stage=q_stage,
         # A static persistent grid pays where tiles are alike: no mask on a dense batch, or one
         # query tile a sequence.
-        is_static_persistent=single_tile or (kernel.mask is Mask.FULL and kernel.layout is Layout.DENSE),
-        is_varlen_q=kernel.layout is Layout.VARLEN, use_2cta_instrs=kernel.two_cta,
+        is_static_persistent=single_tile or unmasked,
+        is_varlen_q=kernel.layout is Layout.VARLEN,
+        use_2cta_instrs=kernel.two_cta,
         use_clc_scheduler=False,
         use_s_ping_pong=q_stage == 1 and kernel.head_dim == kernel.head_dim_v,
-    )  # fmt: skip
+    )
 
 
 def entry(kernel: Kernel):
@@ -101,12 +109,20 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def forward_entry(
-        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        o: cute.Tensor,
+        lse: cute.Tensor,
         scale: Float32,
-        cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None,
-        window_size_left: Int32, window_size_right: Int32, max_seqlen_q: Int32, sm_count: Int32,
+        cu_seqlens_q: cute.Tensor | None,
+        key_lengths: cute.Tensor | None,
+        window_size_left: Int32,
+        window_size_right: Int32,
+        max_seqlen_q: Int32,
+        sm_count: Int32,
         stream: cuda.CUstream,
-    ):  # fmt: skip
+    ):
         window = (
             (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
         )

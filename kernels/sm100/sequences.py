@@ -7,7 +7,6 @@ the sequence is.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import cutlass
 import cutlass.cute as cute
@@ -102,7 +101,7 @@ def telling(
 ):
     """An argument of upstream's method. Where it makes sequence lengths, what takes its place makes
     them by `create`, tells the tensors, and passes them on as `given` has them."""
-    if not (isinstance(argument, partial) and argument.func is SeqlenInfoQK.create):
+    if not packed.makes_lengths(argument):
         return argument
 
     def create_and_tell(batch_idx):

@@ -61,10 +61,7 @@ class Backward(FlashAttentionBackwardSm90):
     def load(self, *args):
         if self.varlen_k:
             args = [
-                partial(Loads.create, **x.keywords)
-                if getattr(x, "func", None) is SeqlenInfoQK.create
-                else x
-                for x in args
+                partial(Loads.create, **x.keywords) if packed.makes_lengths(x) else x for x in args
             ]
         super().load(*args)
 
@@ -106,14 +103,25 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def backward_entry(
-        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, dout: cute.Tensor, lse_log2: cute.Tensor,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        dout: cute.Tensor,
+        lse_log2: cute.Tensor,
         delta: cute.Tensor,
-        dq_accum: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, scale: Float32,
-        cu_seqlens_q: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None, window_size_left: Int32,
+        dq_accum: cute.Tensor,
+        dk: cute.Tensor,
+        dv: cute.Tensor,
+        scale: Float32,
+        cu_seqlens_q: cute.Tensor | None,
+        cu_seqlens_k: cute.Tensor | None,
+        window_size_left: Int32,
         window_size_right: Int32,
-        dq_semaphore: cute.Tensor | None, dk_semaphore: cute.Tensor | None,
-        dv_semaphore: cute.Tensor | None, stream: cuda.CUstream,
-    ):  # fmt: skip
+        dq_semaphore: cute.Tensor | None,
+        dk_semaphore: cute.Tensor | None,
+        dv_semaphore: cute.Tensor | None,
+        stream: cuda.CUstream,
+    ):
         window = (
             (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
         )

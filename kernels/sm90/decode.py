@@ -104,13 +104,23 @@ class Decode:
 
     @cute.jit
     def __call__(
-        self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
+        self,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        o: cute.Tensor,
+        lse: cute.Tensor,
         scale: Float32,
-        cu_seqlens_q: cute.Tensor, cu_seqlens_k: cute.Tensor, seqused_k: cute.Tensor,
+        cu_seqlens_q: cute.Tensor,
+        cu_seqlens_k: cute.Tensor,
+        seqused_k: cute.Tensor,
         block_table: cute.Tensor,
-        window_size_left: Int32, window_size_right: Int32, max_seqlen_q: Int32, splits: Int32,
+        window_size_left: Int32,
+        window_size_right: Int32,
+        max_seqlen_q: Int32,
+        splits: Int32,
         stream: cuda.CUstream,
-    ):  # fmt: skip
+    ):
         q, k, v, o = (assume_tensor_aligned(tensor) for tensor in (q, k, v, o))
         by_head = [1, 3, 2, 0]  # [seqlen, head_dim, heads, batch or pages]
         sq_layout = staging.smem_layout(self.dtype, self.tile_m, self.head_dim, None)
@@ -154,16 +164,28 @@ class Decode:
 
     @cute.kernel
     def kernel(
-        self, q: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
-        load_k: cute.CopyAtom, tma_k: cute.Tensor, load_v: cute.CopyAtom, tma_v: cute.Tensor,
+        self,
+        q: cute.Tensor,
+        o: cute.Tensor,
+        lse: cute.Tensor,
+        load_k: cute.CopyAtom,
+        tma_k: cute.Tensor,
+        load_v: cute.CopyAtom,
+        tma_v: cute.Tensor,
         scale_log2: Float32,
-        cu_seqlens_q: cute.Tensor, cu_seqlens_k: cute.Tensor, seqused_k: cute.Tensor,
+        cu_seqlens_q: cute.Tensor,
+        cu_seqlens_k: cute.Tensor,
+        seqused_k: cute.Tensor,
         block_table: cute.Tensor,
-        window_size_left: Int32, window_size_right: Int32, tiles: Int32,
-        sq_layout: cute.ComposedLayout, sk_layout: cute.ComposedLayout,
+        window_size_left: Int32,
+        window_size_right: Int32,
+        tiles: Int32,
+        sq_layout: cute.ComposedLayout,
+        sk_layout: cute.ComposedLayout,
         sv_layout: cute.ComposedLayout,
-        mma_qk: cute.TiledMma, mma_pv: cute.TiledMma,
-    ):  # fmt: skip
+        mma_qk: cute.TiledMma,
+        mma_pv: cute.TiledMma,
+    ):
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         if warp == CONSUMER_WARPS:
             cpasync.prefetch_descriptor(load_k)
@@ -314,9 +336,19 @@ class Decode:
 
     @cute.jit
     def attend(
-        self, tile: Tile, window: Window, q, sq, k: Load, v: Load, mma_qk, mma_pv, scale_log2,
-        output, row_lse,
-    ):  # fmt: skip
+        self,
+        tile: Tile,
+        window: Window,
+        q,
+        sq,
+        k: Load,
+        v: Load,
+        mma_qk,
+        mma_pv,
+        scale_log2,
+        output,
+        row_lse,
+    ):
         """Computes the attention of the tile's rows to the CTA's share of the keys, into `output`
         and `row_lse`."""
         tidx, _, _ = cute.arch.thread_idx()

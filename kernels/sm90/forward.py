@@ -127,25 +127,33 @@ class Forward:
 
     @cute.jit
     def __call__(
-        self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
+        self,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        o: cute.Tensor,
+        lse: cute.Tensor,
         scale: Float32,
-        cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None, window_size_left: Int32,
+        cu_seqlens_q: cute.Tensor | None,
+        key_lengths: cute.Tensor | None,
+        window_size_left: Int32,
         window_size_right: Int32,
-        num_ctas: Int32, paired_heads: Int32, counter: cute.Tensor | None, stream: cuda.CUstream,
-    ):  # fmt: skip
+        num_ctas: Int32,
+        paired_heads: Int32,
+        counter: cute.Tensor | None,
+        stream: cuda.CUstream,
+    ):
         *leading, heads, _ = q.shape
         heads_kv = k.shape[-2]
-        if const_expr(self.varlen):
-            lengths = (
-                packed.Offsets(cu_seqlens_q, q.shape[0]),
-                packed.KeyLengths(key_lengths, k.shape[0]),
-            )
-            order = schedule.Varlen(*lengths, heads, heads_kv, counter)
-            q, k, v = (packed.sequences(tensor) for tensor in (q, k, v))
-        else:
+        if const_expr(not self.varlen):
             batch, rows = leading
             order = self.schedule.dense(rows, k.shape[1], heads, heads_kv, batch, paired_heads)
             num_ctas = cutlass.min(num_ctas, order.end)
+        else:
+            offsets_q = packed.Offsets(cu_seqlens_q, q.shape[0])
+            lengths_k = packed.KeyLengths(key_lengths, k.shape[0])
+            order = schedule.Varlen(offsets_q, lengths_k, heads, heads_kv, counter)
+            q, k, v = (packed.sequences(tensor) for tensor in (q, k, v))
         if const_expr(self.varlen and self.output.by_tma):
             o = packed.sequences(o)
         q, k, v, o = (self.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, o))
@@ -192,14 +200,26 @@ class Forward:
 
     @cute.kernel
     def kernel(
-        self, atom_q: cute.CopyAtom, tma_q: cute.Tensor, atom_k: cute.CopyAtom, tma_k: cute.Tensor,
-        atom_v: cute.CopyAtom, tma_v: cute.Tensor, atom_o: cute.CopyAtom | None, o: cute.Tensor,
+        self,
+        atom_q: cute.CopyAtom,
+        tma_q: cute.Tensor,
+        atom_k: cute.CopyAtom,
+        tma_k: cute.Tensor,
+        atom_v: cute.CopyAtom,
+        tma_v: cute.Tensor,
+        atom_o: cute.CopyAtom | None,
+        o: cute.Tensor,
         lse: cute.Tensor,
-        scale_log2: Float32, window: Window, order: schedule.Dense | schedule.Varlen,
-        sq_layout: cute.ComposedLayout, sk_layout: cute.ComposedLayout,
+        scale_log2: Float32,
+        window: Window,
+        order: schedule.Dense | schedule.Varlen,
+        sq_layout: cute.ComposedLayout,
+        sk_layout: cute.ComposedLayout,
         sv_layout: cute.ComposedLayout,
-        so_layout: cute.ComposedLayout | None, mma_qk: cute.TiledMma, mma_pv: cute.TiledMma,
-    ):  # fmt: skip
+        so_layout,
+        mma_qk: cute.TiledMma,
+        mma_pv: cute.TiledMma,
+    ):
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         if warp == 0:
             for atom in (atom_q, atom_k, atom_v, *((atom_o,) if self.output.by_tma else ())):
@@ -315,9 +335,16 @@ class Forward:
 
     @cute.jit
     def attend(
-        self, order, window: Window, ring: Ring, loads: Loads, mma_qk, mma_pv, scale_log2,
+        self,
+        order,
+        window: Window,
+        ring: Ring,
+        loads: Loads,
+        mma_qk,
+        mma_pv,
+        scale_log2,
         to: Destination,
-    ):  # fmt: skip
+    ):
         """Computes the attention of one warpgroup's rows of all tiles."""
         thread, _, _ = cute.arch.thread_idx()
         index = cute.arch.make_warp_uniform(thread // WARPGROUP) - 1
@@ -424,9 +451,15 @@ class Forward:
 
     @cute.jit
     def hand_over(
-        self, group: Warpgroup, work: Work, upcoming: Tile, ended: Softmax, states: States,
-        accumulate: Boolean, to: Destination,
-    ) -> tuple[Work, States]:  # fmt: skip
+        self,
+        group: Warpgroup,
+        work: Work,
+        upcoming: Tile,
+        ended: Softmax,
+        states: States,
+        accumulate: Boolean,
+        to: Destination,
+    ) -> tuple[Work, States]:
         """Ends a tile and begins the next one, if any: the last product of this one runs beside the
         first scores of that one. `ended`: the sums of this one."""
         operands, softmax = group.operands, group.softmax
@@ -485,9 +518,14 @@ class Forward:
 
     @cute.jit
     def first_weights(
-        self, group: Warpgroup, tile: Tile, bounds: KeyBounds, states: States, accumulate,
+        self,
+        group: Warpgroup,
+        tile: Tile,
+        bounds: KeyBounds,
+        states: States,
+        accumulate,
         masked: cutlass.Constexpr,
-    ):  # fmt: skip
+    ):
         """Computes the weights of a tile's first key block beside the last product of the tile
         before."""
         self.issue(group, states, accumulate)

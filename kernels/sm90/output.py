@@ -25,8 +25,9 @@ class Destination(NamedTuple):
     # heads]
     o: cute.Tensor
     lse: cute.Tensor  # [batch, heads, seqlen], varlen [heads, total]
-    atom: cute.CopyAtom | None  # by TMA
-    stages: cute.Tensor | None  # in shared memory, of a warpgroup each
+    # None where O leaves from registers: the atom, and a stage a warpgroup in shared memory
+    atom: cute.CopyAtom
+    stages: cute.Tensor
 
 
 class Output:
