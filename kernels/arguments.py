@@ -16,7 +16,8 @@ ACCUM_ALIGN = 4  # fp32 elements: 16-byte vectors
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor whose shapes, and strides but the innermost, are run-time values."""
+    """A tensor whose shapes are run-time values, and its strides but the innermost, which is
+    one."""
 
     dtype: str | None  # None: the kernel's own
     modes: int  # of a packed tensor
@@ -53,7 +54,7 @@ Kind = Tensor | Scalar
 class Argument:
     name: str
     kind: Kind
-    given: bool = True  # not: the entry's parameter is None, and the object takes no such argument
+    given: bool = True  # else the entry's parameter is None, and the object takes no such argument
 
 
 def _all(kind: Kind, *names: str, given: bool = True) -> Iterator[Argument]:

@@ -1,4 +1,4 @@
-"""Compiled objects by content, outside the clone.
+"""The cache of compiled objects: by content, outside the clone.
 
 An entry is an object and, written after it, a JSON file of facts with a hash of both. The two
 appear by a rename within one file system, so a build that is killed, or two at once, leave whole
@@ -117,8 +117,8 @@ def _imported(source: str) -> list[str] | None:
 
 
 def code(path: Path) -> str:
-    """A source without its comments, docstrings and layout: a better sentence compiles nothing
-    again."""
+    """A source without its comments, docstrings and layout, so that a better sentence compiles
+    nothing again."""
     return _code(path.read_text())
 
 
@@ -135,7 +135,7 @@ def _code(source: str) -> str:
 
 
 def spec(kernel: Kernel) -> dict:
-    """What a kernel says beyond the defaults: a new field changes the keys of those kernels only
+    """What a kernel says beyond the defaults. So a new field changes the keys of those kernels only
     that set it."""
     return {
         field.name: value
@@ -161,14 +161,14 @@ def _sha256(content: bytes) -> str:
 
 
 def _digest(key: str, content: bytes, facts: dict) -> str:
-    """What an entry's facts file holds to tell damage, in the object, in the facts, or in what lies
-    where."""
+    """The digest in an entry's facts file, which tells damage in the object, in the facts, or in
+    what lies where."""
     return _sha256(json.dumps([key, _sha256(content), facts], sort_keys=True).encode())
 
 
 def who_else_writes(status: os.stat_result, user: int) -> str | None:
-    """Who but the user and root could have put something into a file or folder, in words; None:
-    nobody."""
+    """Says in words who but the user and root could have put something into a file or folder. None
+    means nobody."""
     if status.st_uid not in (user, 0):
         return (
             f"it belongs to {_user_name(status.st_uid)}, and this build runs as {_user_name(user)}"
@@ -192,7 +192,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _read(path: Path) -> bytes:
-    """The content of a file that nobody else could have written; OSError where there is none."""
+    """Reads a file that nobody else could have written. Raises OSError where there is none."""
     with open(path, "rb", opener=_open_at_once) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or who_else_writes(status, os.geteuid()):

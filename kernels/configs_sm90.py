@@ -157,8 +157,8 @@ def backward(
 
 
 def candidates(default: Kernel) -> tuple[Kernel, ...]:
-    """The kernels that are measured beside a default: those of equal head dims, that add up in any
-    order."""
+    """The kernels that are measured beside a default. There are none unless its head dims are equal
+    and it may add up in any order."""
     if default.head_dim != default.head_dim_v or default.deterministic:
         return ()
     rows: tuple[Row, ...] = ()

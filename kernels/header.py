@@ -1,5 +1,4 @@
-"""What export_to_c's C header says of an object: its entry points and the arguments of its
-launch."""
+"""Reads an object's entry points and the arguments of its launch from export_to_c's C header."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Shared memory that a kernel of our own takes, computed from its tile and stages.
+"""Computes the shared memory that a kernel of our own takes from its tile and stages.
 
 The build checks it against an SM's limit before anything is compiled, and against what was
 compiled.
@@ -19,7 +19,8 @@ RING_WORDS = {Layout.DENSE: 8, Layout.VARLEN: 12}
 
 
 def computed(kernel: Kernel) -> int | None:
-    """Bytes a CTA; None: the kernel is upstream's, whose classes lay out their own."""
+    """The bytes of a CTA. None means that the kernel is upstream's, whose classes lay out their
+    own."""
     if kernel.op is Op.DECODE:
         return _aligned(kernel.block_m * kernel.head_dim * ELEMENT + _keys_and_values(kernel))
     if kernel.op is Op.FORWARD and kernel.arch == 90:

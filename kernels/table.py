@@ -1,5 +1,5 @@
-"""What the build hands on: the manifest, the C++ table of csrc/core/kernel_table.h and the list of
-objects for CMake."""
+"""Writes what the build hands on: the manifest, the C++ table of kernels (kernel_table.h of the
+planner) and the list of objects for CMake."""
 
 import hashlib
 import re
@@ -61,15 +61,15 @@ def build_info(
 
 
 def _identifier(text: str) -> str:
-    """As it stands, where it is one of C++."""
+    """Returns a text as it stands, if it is an identifier of C++."""
     if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", text):
         raise ValueError(f"{text!r} can't go into the table of kernels: it is no identifier of C++")
     return text
 
 
 def _raw(json_text: str) -> str:
-    """A C++ literal. Without a closing parenthesis, which JSON has in strings only, nothing in it
-    can end that."""
+    """A JSON text as a C++ literal. Without a closing parenthesis, which JSON has in strings only,
+    nothing in it can end the literal."""
     return 'R"json(' + json_text.replace(")", r"\u0029") + ')json"'
 
 
@@ -131,8 +131,8 @@ def _rule(rule: tile_rules.TileRule) -> str:
 
 
 def planner_cpp() -> str:
-    """Every kernel that a build can hold, without entry points: enough to plan with, and nothing to
-    compile. For the tests."""
+    """The tests' table: every kernel that a build can hold, without entry points. It is enough to
+    plan with, and there is nothing to compile."""
     nothing = dict.fromkeys(("load", "load_to_device", "launch"), "nullptr")
     built = [Built(kernel, nothing) for kernel in with_candidates()]
     return _definitions(built, "{}", "[]")
@@ -162,8 +162,8 @@ def _definitions(built: Sequence[Built], info_json: str, manifest_json: str) -> 
 
 
 def write_if_different(path: Path, content: str | bytes) -> None:
-    """Keeps the time stamp of what did not change, so that nothing is compiled or linked for it
-    again."""
+    """Writes a file, but keeps the time stamp of one that did not change, so that nothing is
+    compiled or linked for it again."""
     data = content.encode() if isinstance(content, str) else content
     if path.exists() and path.read_bytes() == data:
         return

@@ -1,8 +1,8 @@
-"""After a backward of PyTorch's own over packed sequences: zeros where it writes no gradient.
+"""Writes zeros where PyTorch's own backward over packed sequences writes no gradient.
 
-That kernel leaves alone the rows that belong to no sequence, and dK and dV of a sequence without
-queries. Ours writes both, and a speed rule may only choose between kernels whose results are the
-same.
+PyTorch's kernel leaves alone the rows that belong to no sequence, and dK and dV of a sequence
+without queries. Our backward writes both, and a speed rule may only choose between kernels whose
+results are the same.
 """
 
 import cuda.bindings.driver as cuda

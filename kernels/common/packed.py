@@ -1,5 +1,5 @@
-"""Packed sequences as every kernel reads them: no row of another sequence, and no row outside of
-the tensor.
+"""Packed sequences as every kernel reads them: it touches no row of another sequence, and none
+outside of the tensor.
 
 Two things need care. A sequence's last tile goes on into the next sequence, or into rows that
 belong to none. Their probabilities are zero, but zero times a NaN there is NaN; so TMA sees a
@@ -68,8 +68,8 @@ def keys_in_use(lengths: KeyLengths, index: Int32, rows: Int32) -> Int32:
 
 
 def sequences(packed: cute.Tensor) -> cute.Tensor:
-    """[total, heads, head_dim] as [(2^30, row after a sequence's last), 2^30, heads, head_dim], the
-    sequence's rows being the last.
+    """A view of [total, heads, head_dim] as [(2^30, row after a sequence's last), 2^30, heads,
+    head_dim], in which the sequence's rows are the last.
 
     A view with one mode less would begin far below the tensor, and TMA faults there when a load
     lies out of bounds altogether.
@@ -81,12 +81,12 @@ def sequences(packed: cute.Tensor) -> cute.Tensor:
 
 
 def as_subclass(kind: type, found, **changes):
-    """A dataclass of upstream's as one of ours that extends it, with some fields changed."""
+    """Makes an upstream dataclass one of ours that extends it, with some fields changed."""
     return kind(**{field.name: getattr(found, field.name) for field in fields(found)} | changes)
 
 
 def rows_of(tensor: cute.Tensor, row_mode: int, end: Int32, count: Int32) -> cute.Tensor:
-    """The `count` rows before `end` of a tensor of `sequences`, whose last mode is the row
+    """The `count` rows before `end` of a tensor that `sequences` made, whose last mode is the row
     after."""
     bound = cute.size(tensor, mode=[row_mode])
     rows = tensor[(None,) * (cute.rank(tensor) - 1) + ((bound, end),)]
@@ -110,10 +110,10 @@ def keys_of(tensor: cute.Tensor, row_mode: int, info: SeqlenInfoQK) -> cute.Tens
 
 @cute.jit
 def clear_rows(tensor: cute.Tensor, first: Int32, last: Int32, place: Int32, places: Int32):
-    """Zeros in the rows [first, last) of a tensor [total, heads, head_dim], by all threads of the
-    CTA.
+    """Writes zeros to the rows [first, last) of a tensor [total, heads, head_dim], with all threads
+    of the CTA.
 
-    Of several CTAs that share the rows, it is the one at `place` of `places`.
+    Several CTAs may share the rows: this one has the `place` of `places`.
     """
     thread, _, _ = cute.arch.thread_idx()
     threads, _, _ = cute.arch.block_dim()
@@ -132,7 +132,7 @@ def clear_rows(tensor: cute.Tensor, first: Int32, last: Int32, place: Int32, pla
 
 @cute.jit
 def clear_outside(tensor: cute.Tensor, offsets: Offsets):
-    """Zeros before the first sequence and behind the last one, by all CTAs of the grid. A
+    """Writes zeros before the first sequence and behind the last one, with all CTAs of the grid. A
     tensor may have no rows."""
     if offsets.total > 0:
         cta, _, _ = cute.arch.block_idx()
@@ -144,8 +144,8 @@ def clear_outside(tensor: cute.Tensor, offsets: Offsets):
 
 
 def assume_tensor_aligned(tensor: cute.Tensor | None) -> cute.Tensor | None:
-    """In place of upstream's, which takes no mode of modes: every stride but the last is a multiple
-    of 16 bytes."""
+    """Tells the compiler that every stride but the last is a multiple of 16 bytes. It stands in for
+    upstream's function, which takes no mode of modes."""
     if tensor is None:
         return None
     elements = 128 // tensor.element_type.width
@@ -171,8 +171,8 @@ class Decoder(VarlenDecoder):
 
 
 class Scheduler(SingleTileVarlenScheduler):
-    """Upstream's, whose sequences are given as `Offsets`. These know the rows, where the tensor at
-    hand is one of `sequences`."""
+    """Upstream's scheduler for sequences that are given as `Offsets`. These know the number of
+    rows, which a tensor that `sequences` made does not say."""
 
     @staticmethod
     def to_underlying_arguments(args, **options):

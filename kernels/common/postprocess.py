@@ -1,5 +1,5 @@
-"""After the backward: an fp32 accumulator, in the order its writer stored it, to dQ, dK or dV. One
-class for both architectures.
+"""The kernel after a backward: it turns an fp32 accumulator, in the order that its writer stored
+it, into dQ, dK or dV. Both architectures share it.
 
 Rows of packed tensors that belong to no sequence get gradients of zero here, since a backward
 always ends with this kernel: a packed buffer of a fixed size goes on behind its last sequence, and
@@ -34,8 +34,8 @@ class Gradients(ParamsBase):
 
 
 class ClearingScheduler(packed.Scheduler):
-    """Upstream's kernel makes its scheduler before all else, on every thread: the place to clear
-    what no tile covers."""
+    """Clears what no tile covers when it is made, which upstream's kernel does before all else, on
+    every thread."""
 
     gradients: Gradients  # of the kernel that is being traced
 

@@ -1,5 +1,5 @@
-"""Before the backward: delta = rowsum(dO * O), lse in base 2, and the dQ accumulator cleared. One
-class for both architectures."""
+"""The kernel before a backward: it computes delta = rowsum(dO * O) and lse in base 2, and clears
+the dQ accumulator. Both architectures share it."""
 
 import cuda.bindings.driver as cuda
 import cutlass.cute as cute

@@ -1,5 +1,5 @@
-"""SM100 backward: dK, dV and the fp32 accumulator of dQ. flash-attn-4's kernel class behind a flat
-entry."""
+"""The SM100 backward: flash-attn-4's kernel class behind a flat entry. It computes dK, dV and the
+fp32 accumulator of dQ."""
 
 import inspect
 from contextlib import contextmanager
@@ -22,8 +22,8 @@ upstream.SingleTileVarlenScheduler = packed.Scheduler
 
 
 def select(tensor: cute.Tensor, mode: list[int]) -> cute.Tensor:
-    """In place of upstream's, which would drop the last mode of packed rows: the one that says
-    where a sequence ends."""
+    """Selects modes and keeps those after them. Upstream's function would drop the last mode of
+    packed rows, which says where a sequence ends."""
     return layout_utils.select(tensor, [*mode, *range(len(mode), cute.rank(tensor))])
 
 
@@ -31,8 +31,8 @@ upstream.layout_utils = SimpleNamespace(**vars(layout_utils) | {"select": select
 
 
 def _num_heads(schedule) -> Int32:
-    """Query heads, as the parameters of the scheduler in use carry them: the compute warps get no
-    query tensor."""
+    """The number of query heads, as the parameters of the scheduler in use carry it: the compute
+    warps get no query tensor."""
     if isinstance(schedule, SingleTileVarlenScheduler.Params):
         return schedule.decoder.num_head
     if isinstance(schedule, SingleTileLPTBwdScheduler.Params):

@@ -1,4 +1,4 @@
-"""SM100 forward: flash-attn-4's kernel class behind a flat entry."""
+"""The SM100 forward: flash-attn-4's kernel class behind a flat entry."""
 
 from collections.abc import Iterable
 
@@ -22,8 +22,8 @@ BLOCK_M = 128  # rows of one query tile; a kernel of 256 rows keeps two in fligh
 
 
 class PersistentTileScheduler(StaticPersistentTileScheduler):
-    """Upstream's asks the machine that compiles for its number of SMs; this one is told
-    at run time."""
+    """Is told the number of SMs at run time. Upstream's scheduler asks the machine that
+    compiles."""
 
     sm_count: Int32
 
@@ -74,7 +74,8 @@ class VarlenForward(Forward):
 
 
 def with_keys_in_use(arguments: Iterable, *tensors: Rows) -> list:
-    """A method's arguments, of which the one that makes sequence lengths knows the keys in use."""
+    """A method's arguments, with what makes sequence lengths replaced by what knows the keys in
+    use."""
     return [telling(argument, *tensors, create=KeysInUse.create) for argument in arguments]
 
 

@@ -33,7 +33,7 @@ class Rows:
 
 
 class OffsetRows(Rows):
-    """For code that offsets the tensor by the sequence's first row, which is row 0 here."""
+    """Serves code that offsets the tensor by the sequence's first row, which is row 0 here."""
 
     def tell(self, info: SeqlenInfoQK) -> None:
         super().tell(info)
@@ -52,7 +52,7 @@ class OffsetRows(Rows):
 
 
 class IndexedRows(Rows):
-    """For code that indexes the tensor by head and, last, by sequence."""
+    """Serves code that indexes the tensor by head and, last, by sequence."""
 
     def __getitem__(self, index):
         *rest, _ = index
@@ -99,8 +99,9 @@ def telling(
     create: Callable[..., SeqlenInfoQK] = SeqlenInfoQK.create,
     given: Callable[[SeqlenInfoQK], SeqlenInfoQK] = lambda info: info,
 ):
-    """An argument of upstream's method. Where it makes sequence lengths, what takes its place makes
-    them by `create`, tells the tensors, and passes them on as `given` has them."""
+    """Returns an argument of upstream's method as it is, but for the one that makes sequence
+    lengths. What takes its place makes them with `create`, tells the tensors, and returns what
+    `given` makes of them."""
     if not packed.makes_lengths(argument):
         return argument
 

@@ -1,5 +1,5 @@
-"""SM90 backward: dK, dV and the fp32 accumulator of dQ. flash-attn-4's kernel class behind a flat
-entry."""
+"""The SM90 backward: flash-attn-4's kernel class behind a flat entry. It computes dK, dV and the
+fp32 accumulator of dQ."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -39,9 +39,9 @@ class Loads(SeqlenInfoQK):
 
 class Backward(FlashAttentionBackwardSm90):
     def __init__(self, dtype, head_dim, head_dim_v, qhead_per_kvhead, **options):
-        # Upstream refuses grouped heads with unequal head dims: their dK goes out by way of V's and
-        # K's shared memory, which then are too small for it. What comes next is dO's, which nobody
-        # reads by then: a block works on a single tile of keys.
+        # Upstream refuses GQA with unequal head dims: dK goes out by way of V's and K's shared
+        # memory, which then are too small for it. What comes next is dO's, which nobody reads by
+        # then: a CTA works on a single key block.
         super().__init__(dtype, head_dim, head_dim_v, 1, **options)
         self.qhead_per_kvhead = qhead_per_kvhead
         rows_k, rows_q = (

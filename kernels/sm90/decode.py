@@ -1,14 +1,14 @@
-"""SM90 forward of few queries, as in decoding: a kernel of our own.
+"""The SM90 forward of few queries, as in decoding: a kernel of our own.
 
 A step of decoding reads all keys and values for a handful of query rows, so its time is that of
-reading them. Two things follow. The query heads that share a key/value head are rows of one tile,
-which reads the keys once for all of them. And the keys of one head are split over the CTAs
-of a cluster, so that a small batch still keeps many SMs loading; the blocks leave their
+reading them. Two things follow. The query heads that share a key/value head (GQA, MQA) are rows of
+one tile, which reads the keys once for all of them. And the keys of one head are split over the
+CTAs of a cluster, so that a small batch still keeps many SMs loading. The CTAs leave their
 normalised outputs and logsumexps in shared memory and combine them across the cluster, in a fixed
 order, with no workspace and no second kernel.
 
-Mask, lengths, paging, ratio of heads and number of splits are run-time values: one object a dtype
-and bucket.
+Mask, lengths, paging, ratio of heads and number of splits are run-time values, so there is one
+object for each dtype and bucket.
 """
 
 import math
@@ -52,14 +52,14 @@ class Tile(NamedTuple):
     # of the batch in q, k, v and o: 0 when varlen, whose tensors are one row of sequences
     entry: Int32
     head_kv: Int32
-    ratio: Int32  # query heads a key/value head
+    ratio: Int32  # query heads of a key/value head
     first_row: Int32
     rows: Int32  # 0 or less where a sequence has fewer queries than the longest
     offset_q: Int32  # varlen: the sequence's first row in q
     offset_k: Int32
     seqlen_k: Int32
     shift: Int32  # of the diagonal, bottom-right aligned: keys minus queries
-    begin: Int32  # blocks of keys, [begin, end)
+    begin: Int32  # key blocks, [begin, end)
     end: Int32
 
 
@@ -75,17 +75,17 @@ class Lengths(NamedTuple):
 class KeyBounds(NamedTuple):
     """Which keys the rows of a thread's scores see."""
 
-    where: cute.Tensor  # row and column in the tile, of each score
-    first: cute.Tensor  # key, a row
+    where: cute.Tensor  # each score's row and column in the tile
+    first: cute.Tensor  # each row's keys, [first, end)
     end: cute.Tensor
-    all_first: Int32  # of the keys that every row of the tile sees
+    all_first: Int32  # [all_first, all_end): the keys that every row of the tile sees
     all_end: Int32
 
 
 @cute.jit
 def sequence(batch: Int32, cu_seqlens: cute.Tensor, rows: Int32):
-    """A sequence's first row and length, of `rows` in all. `cu_seqlens` of a dense tensor has no
-    elements."""
+    """The first row and the length of a sequence in a tensor of `rows`. `cu_seqlens` of a dense
+    tensor has no elements."""
     offset, length = Int32(0), rows
     if cute.size(cu_seqlens) > 0:
         offsets = packed.Offsets(cu_seqlens, rows)
@@ -214,7 +214,7 @@ class Decode:
         weights = cute.make_tensor(
             cute.recast_ptr(storage.q.data_ptr(), dtype=Float32), weights_layout
         )
-        # this block's, and then all blocks'
+        # this CTA's, and then all CTAs'
         row_lse, weights = weights[0, None], cute.domain_offset((1, 0), weights)
         k, v = Load(load_k, tma_k, sk, pipeline_k), Load(load_v, tma_v, sv, pipeline_v)
         window = Window(window_size_left, window_size_right)
@@ -283,7 +283,7 @@ class Decode:
 
     @cute.jit
     def load(self, tile: Tile, k: Load, v: Load, block_table):
-        """Loads the keys and values of the CTA's share, a block at a time."""
+        """Loads the keys and values of the CTA's share, a key block at a time."""
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, self.stages)
         page_size = cute.size(k.source, mode=[0])
         for block in cutlass.range(tile.begin, tile.end, unroll=1):
@@ -309,7 +309,7 @@ class Decode:
 
     @cute.jit
     def load_q(self, tile, q, sq, thr_copy):
-        """Gathers the rows of a tile; columns beyond head_dim become zero, rows beyond the tile's
+        """Gathers the rows of a tile. Columns beyond head_dim become zero, rows beyond the tile's
         are not written."""
         to_shared = thr_copy.partition_D(sq)
         where = thr_copy.partition_S(cute.make_identity_tensor((self.tile_m, self.head_dim)))
@@ -382,7 +382,7 @@ class Decode:
             self.mask(acc_s, tile.begin * self.tile_n, bounds)
             softmax.online_softmax(acc_s)
             utils.cvt_f16(layout_utils.reshape_acc_to_frgA(acc_s), frag_p)
-        # The tensor cores work on the values of the block before during a block's softmax.
+        # During a key block's softmax the tensor cores work on the values of the one before.
         for block in cutlass.range(tile.begin + 1, tile.end, unroll=1):
             state_v = state.clone()
             state.advance()
@@ -460,7 +460,8 @@ class Decode:
 
     @cute.jit
     def clear_rows(self, sv: cute.Tensor, first: Int32, tidx: Int32):
-        """Rows that are no values of the sequence may hold anything, and 0 * NaN is NaN."""
+        """Clears the rows that are no values of the sequence: they may hold anything, and 0 * NaN
+        is NaN."""
         thr_copy = self.vector_copy(self.head_dim_v).get_slice(tidx)
         to_shared = thr_copy.partition_D(sv)
         where = thr_copy.partition_S(cute.make_identity_tensor((self.tile_n, self.head_dim_v)))
@@ -474,7 +475,7 @@ class Decode:
 
     @cute.jit
     def combine(self, tile, output, row_lse, weights, o, lse):
-        """The cluster's outputs into one; each CTA writes its share of the tile."""
+        """Combines the cluster's outputs. Each CTA writes its share of the tile."""
         tidx, _, _ = cute.arch.thread_idx()
         split, _, _ = cute.arch.block_in_cluster_idx()
         splits, _, _ = cute.arch.block_in_cluster_dim()

@@ -1,13 +1,13 @@
-"""SM90 forward of many queries: a persistent kernel of our own.
+"""The SM90 forward of many queries: a persistent kernel of our own.
 
-A CTA stays on its SM and works on one tile of queries after the other, in the
-order of schedule.py. Its warpgroups don't wait for a tile to begin: the first scores of the next
-tile are issued together with the last product of this one, so that the tensor cores have work
-during the next tile's first softmax and this tile's last rescale and store. docs/kernels-sm90.md
-has the pipeline, the barriers and what was tried.
+A CTA stays on its SM and works on one query tile after the other, in the order of schedule.py. Its
+warpgroups don't wait for a tile to begin: the first scores of the next tile are issued together
+with the last product of this one. So the tensor cores have work during the next tile's first
+softmax and this tile's last rescale and store. docs/kernels-sm90.md has the pipeline, the barriers
+and what was tried.
 
-Ratio of heads, lengths, strides and window bounds are run-time values: one object a dtype, bucket,
-layout and kind of mask.
+The ratio of heads, lengths, strides and window bounds are run-time values, so there is one object
+for each dtype, bucket, layout and kind of mask.
 """
 
 import math

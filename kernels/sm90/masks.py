@@ -1,4 +1,4 @@
-"""Which keys a warpgroup's rows see, and the scores of the others set to minus infinity."""
+"""Finds which keys a warpgroup's rows see, and sets the scores of the others to minus infinity."""
 
 from typing import NamedTuple
 
@@ -17,16 +17,17 @@ WORD = 16  # columns that a word of bits stands for; lowest_bits() shifts by up 
 class KeyBounds(NamedTuple):
     """Which keys the rows of a thread's scores see."""
 
-    first: tuple[Int32, Int32]  # key, a row, less the column of the thread's first score
+    # Of each row, [first, end), less the column of the thread's first score
+    first: tuple[Int32, Int32]
     end: tuple[Int32, Int32]
-    all_first: Int32  # of the keys that every row of the warpgroup sees
+    all_first: Int32  # [all_first, all_end): the keys that every row of the warpgroup sees
     all_end: Int32
-    any_end: Int32  # of the keys that any row of the warpgroup sees
+    any_end: Int32  # the end of the keys that any row of the warpgroup sees
 
 
 class Masks:
     def __init__(self, kernel: Kernel, rows: int):
-        """`rows`: of a warpgroup."""
+        """A warpgroup has `rows`."""
         self.rows, self.tile_n = rows, kernel.block_n
         self.window = kernel.mask is Mask.WINDOW
         self.bounded = kernel.mask is not Mask.FULL  # by the row, not by the keys alone
@@ -64,17 +65,18 @@ class Masks:
 
     @cute.jit
     def sees_all(self, bounds: KeyBounds, block):
-        """Whether all rows see all keys of a block."""
+        """Whether all rows see all keys of a key block."""
         return (
             block * self.tile_n >= bounds.all_first and (block + 1) * self.tile_n <= bounds.all_end
         )
 
     @cute.jit
     def mask(self, scores, block, bounds: KeyBounds, left: cutlass.Constexpr):
-        """The bits of a word say which of some columns are seen: half of the instructions that a
-        comparison a score takes.
+        """Hides the scores of a key block that their rows do not see. `left` says whether keys may
+        lie before a row's first.
 
-        `left`: whether keys may lie before a row's first.
+        The bits of a word say which of some columns are seen. That takes half of the instructions
+        of a comparison a score.
         """
         scores = layout_utils.reshape_acc_to_mn(scores)
         for r in cutlass.range_constexpr(2):

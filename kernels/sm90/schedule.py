@@ -1,10 +1,9 @@
-"""How the persistent forward's warps learn what their CTA works on: one warp finds the
-tiles and leaves them in a ring in shared memory, so that the others spend neither time nor
-registers on it.
+"""How the persistent forward's warps learn what their CTA works on: one warp finds the tiles and
+leaves them in a ring in shared memory, so that the others spend neither time nor registers on it.
 
-kernels/sm90/tiles.py has the order. A dense tensor's tiles are known beforehand and dealt out. Of
-packed sequences a CTA takes the next tile in line when it has room for one, by a counter
-in memory: their costs differ too much to be dealt out.
+kernels/sm90/tiles.py has the order. The tiles of a dense tensor are known beforehand, and so is
+each CTA's share of them. The tiles of packed sequences differ too much in cost for that: a CTA
+takes the next one in line when it has room for one, by a counter in memory.
 """
 
 import math
@@ -35,7 +34,7 @@ class Tile(NamedTuple):
     row: Int32  # the first, of its sequence
     head: Int32
     head_kv: Int32
-    begin: Int32  # blocks of keys, [begin, end), at least one; end is 0 where there is no tile
+    begin: Int32  # key blocks, [begin, end), at least one; end is 0 where there is no tile
     end: Int32
     batch: Int32  # varlen: 0
     rows: Int32  # of the sequence
@@ -45,7 +44,7 @@ class Tile(NamedTuple):
 
 
 class Sequence(NamedTuple):
-    """Lane by lane."""
+    """A sequence in each lane of the warp."""
 
     rows: Int32
     keys: Int32
@@ -135,7 +134,7 @@ class Schedule:
         return cute.struct.Align[cute.struct.MemRange[Int32, RING * self.words], 4 * WORDS]
 
     def ring(self, barriers, words, readers: int) -> Ring:
-        """`readers`: warps."""
+        """The ring that as many warps as `readers` read."""
 
         def group(count):
             return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
@@ -179,7 +178,7 @@ class Schedule:
 
     @cute.jit
     def run(self, order, window: Window, ring: Ring):
-        """By one warp."""
+        """Finds all tiles of the CTA. One warp does it."""
         cta, _, _ = cute.arch.block_idx()
         num_ctas, _, _ = cute.arch.grid_dim()
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, RING)
@@ -221,7 +220,7 @@ class Schedule:
         for group in cutlass.range(0, batch, WARP, unroll=1):
             sequence, begin_q, begin_k = self.sequence(order, begin_q, begin_k, group + lane, batch)
             query_tiles = cute.ceil_div(sequence.rows, self.tile_m)
-            # Head by head, sequence by sequence, longest tiles first.
+            # Head by head, sequence by sequence, a sequence's costliest tiles first.
             through = utils.warp_prefix_sum(query_tiles * ratio, lane)
             a_head = cute.arch.shuffle_sync(through, WARP - 1)
             last_heads = tiles.last_heads(order.heads_kv, a_head, num_ctas, choose)
@@ -275,12 +274,12 @@ class Schedule:
         self.write(self.no_tile(), ring, state)
 
     def lane_of(self, through: Int32, place: Int32) -> Int32:
-        """The first lane of which more than `place` have gone by."""
+        """The lane whose tiles hold a place: the first that has more than `place` up to its own."""
         return cute.arch.popc(cute.arch.vote_ballot_sync(through <= place))
 
     @cute.jit
     def sequence(self, order: Varlen, begin_q: Int32, begin_k: Int32, index: Int32, batch: Int32):
-        """The sequences of a group, each in its lane, and where the next group begins.
+        """Finds the sequences of a group, each in its lane, and where the next group begins.
 
         Where cu_seqlens decreases, a sequence begins where the longest one before it ended. So no
         two have rows in common, and all of them together have as many tiles as the planner counted.
@@ -302,7 +301,7 @@ class Schedule:
 
     @cute.jit
     def bounds(self, begin: Int32, end: Int32):
-        """Where each lane's sequence begins and ends, of the ends as they are given. The first
+        """Where each lane's sequence begins and ends, from the ends as they are given. The first
         lane's begins at `begin`."""
         end = cutlass.max(end, begin)
         for i in cutlass.range_constexpr(int(math.log2(WARP))):
@@ -322,7 +321,7 @@ class Schedule:
         ring,
         state,
     ) -> Int32:
-        """A tile into the ring; the number of the next one."""
+        """Puts a tile into the ring, and returns the number of the next one."""
         of = Sequence(*(cute.arch.shuffle_sync(value, lane_of) for value in sequences))
         row = query_tile * self.tile_m
         begin, end = self.key_blocks(row, of.rows, of.keys, window)
@@ -352,5 +351,5 @@ class Schedule:
                 end_key = cutlass.min(last + shift + window.right + 1, keys)
             begin = choose(end_key > first_key, first_key // self.tile_n, 0)
             end = choose(end_key > first_key, cute.ceil_div(end_key, self.tile_n), 0)
-        # no row sees a key: a block in which everything is masked
+        # Where no row sees a key there is one key block, in which everything is masked.
         return begin, cutlass.max(end, 1)

@@ -1,5 +1,4 @@
-"""Shared memory that TMA fills, and the barriers that say when: what the kernels of our own have in
-common."""
+"""What our own kernels share: shared memory that TMA fills, and the barriers that say when."""
 
 from dataclasses import dataclass
 
