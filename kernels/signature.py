@@ -35,6 +35,6 @@ def check(kernel: Kernel, exported: Iterable[str]) -> None:
         raise ValueError(
             f"kernel {kernel.name}: its object takes\n  "
             + "\n  ".join(exported)
-            + "\nbut kernels/signature.py and csrc/core/launch/ have\n  "
+            + "\nbut kernels/arguments.py and csrc/core/launch/ have\n  "
             + "\n  ".join(expected(kernel))
         )

@@ -136,7 +136,7 @@ def test_signature_mismatch_names_the_kernel_and_both_orders():
     kernel = KERNELS[0]
     arguments = signature.expected(kernel)
     signature.check(kernel, arguments)
-    with pytest.raises(ValueError, match=f"kernel {kernel.name}: (.|\n)*signature.py") as error:
+    with pytest.raises(ValueError, match=f"kernel {kernel.name}: (.|\n)*arguments.py") as error:
         signature.check(kernel, arguments[1:])
     assert arguments[0] in str(error.value)
 
