@@ -242,8 +242,8 @@ LENGTHS = st.lists(
 
 
 def in_line(lengths, heads, heads_kv, num_ctas, causal, tile_m=128) -> list[tuple[int, int, int]]:
-    """(sequence, head, query tile) in the order in which schedule.py takes them. `lengths` are those
-    of queries and keys."""
+    """(sequence, head, query tile) in the order in which schedule.py takes them, for sequences of
+    these many queries and keys."""
     found, ratio = [], heads // heads_kv
     for group in range(0, len(lengths), WARP):
         rows, keys = np.array(lengths[group : group + WARP]).T
