@@ -13,22 +13,23 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernels import facts, limits, matrix, pool, signature, table
+from kernels import facts, limits, matrix, pool, shared_memory, signature, table
 from kernels.cache import Cache, default_directory, key, source_versions
 from kernels.errors import BuildError
+from kernels.kernel import ARCHS, Kernel
 from kernels.progress import Progress, duration
 
 VERSION = Path(__file__).parents[1] / "version.txt"
 
 
-def collect(
-    cache: Cache, keys: dict[matrix.Kernel, str], jobs: int
-) -> dict[matrix.Kernel, tuple[bytes, dict]]:
-    """Each kernel's object and facts, compiled where the cache has none that can be true."""
+def collect(cache: Cache, keys: dict[Kernel, str], jobs: int) -> dict[Kernel, tuple[bytes, dict]]:
+    """The object and the facts of each kernel, compiled where the cache has none that can be
+    true."""
+    cached = {kernel: cache.get(key) for kernel, key in keys.items()}
     found = {
         kernel: entry
-        for kernel, key in keys.items()
-        if (entry := cache.get(key)) and not facts.problem(kernel, *entry)
+        for kernel, entry in cached.items()
+        if entry and not facts.problem(kernel, *entry)
     }
     missing = [kernel for kernel in keys if kernel not in found]
     if missing:
@@ -83,6 +84,8 @@ def build(
 ) -> None:
     begin = time.monotonic()
     kernels = [kernel for kernel in matrix.subset(subset) if kernel.arch in archs]
+    for kernel in kernels:
+        shared_memory.check_config(kernel)
     versions = source_versions()
     keys = {kernel: key(kernel, pool.TARGETS[kernel.arch], versions) for kernel in kernels}
     entries = collect(Cache(cache_directory), keys, jobs)
@@ -90,6 +93,7 @@ def build(
     for row in built:
         signature.check(row.kernel, row.facts["arguments"])
         limits.check(row.kernel, row.facts)
+        shared_memory.check(row.kernel, row.facts["shared_memory_bytes"])
     write(
         out,
         built,
@@ -109,9 +113,9 @@ def build(
 
 def _archs(text: str) -> tuple[int, ...]:
     archs = tuple(int(arch) for arch in text.split(",") if arch.isdigit())
-    if not archs or set(archs) - set(matrix.ARCHS) or len(archs) != len(text.split(",")):
+    if not archs or set(archs) - set(ARCHS) or len(archs) != len(text.split(",")):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a comma-separated choice of {', '.join(map(str, matrix.ARCHS))}"
+            f"{text!r} is not a comma-separated choice of {', '.join(map(str, ARCHS))}"
         )
     return archs
 
@@ -127,9 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m kernels.build", description="Compile the kernels and generate their table."
     )
     parser.add_argument("--subset", choices=matrix.SUBSETS, default="core")
-    parser.add_argument(
-        "--arch", type=_archs, default=matrix.ARCHS, help="e.g. 90,100 (the default)"
-    )
+    parser.add_argument("--arch", type=_archs, default=ARCHS, help="e.g. 90,100 (the default)")
     parser.add_argument(
         "--jobs",
         type=_jobs,

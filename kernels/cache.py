@@ -1,4 +1,4 @@
-"""Compiled objects by content, outside the clone.
+"""The cache of compiled objects: by content, outside the clone.
 
 An entry is an object and, written after it, a JSON file of facts with a hash of both. The two
 appear by a rename within one file system, so a build that is killed, or two at once, leave whole
@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kernels.errors import BuildError
-from kernels.matrix import Kernel
+from kernels.kernel import Kernel
 
 PACKAGES = ("flash-attn-4", "nvidia-cutlass-dsl", "quack-kernels")
 SECONDS_ABANDONED = 24 * 3600  # a temporary folder this old belongs to a build that was killed
@@ -73,14 +73,14 @@ def _installed_version(package: str) -> str:
 
 
 def sources(kernel: Kernel, root: Path) -> list[Path]:
-    """The files that decide what is compiled: the entry and what it imports. matrix.py's part is
-    the spec itself."""
+    """The files that decide what is compiled: the entry and what it imports. kernel.py's part is
+    the spec itself, which holds all that an entry reads of the tables."""
     # the readers of the facts
     found = {root / name for name in ("worker.py", "header.py", "cubin.py")}
     left = [root / f"{kernel.module}.py"]
     while left:
         found.add(path := left.pop())
-        left += set(imports(path, root)) - found - {root / "matrix.py"}
+        left += set(imports(path, root)) - found - {root / "kernel.py"}
     return sorted(found)
 
 
@@ -117,8 +117,8 @@ def _imported(source: str) -> list[str] | None:
 
 
 def code(path: Path) -> str:
-    """A source without its comments, docstrings and layout: a better sentence compiles nothing
-    again."""
+    """A source without its comments, docstrings and layout, so that a better sentence compiles
+    nothing again."""
     return _code(path.read_text())
 
 
@@ -135,7 +135,7 @@ def _code(source: str) -> str:
 
 
 def spec(kernel: Kernel) -> dict:
-    """What a kernel says beyond the defaults: a new field changes the keys of those kernels only
+    """What a kernel says beyond the defaults. So a new field changes the keys of those kernels only
     that set it."""
     return {
         field.name: value
@@ -161,14 +161,14 @@ def _sha256(content: bytes) -> str:
 
 
 def _digest(key: str, content: bytes, facts: dict) -> str:
-    """What an entry's facts file holds to tell damage, in the object, in the facts, or in what lies
-    where."""
+    """The digest in an entry's facts file, which tells damage in the object, in the facts, or in
+    what lies where."""
     return _sha256(json.dumps([key, _sha256(content), facts], sort_keys=True).encode())
 
 
 def who_else_writes(status: os.stat_result, user: int) -> str | None:
-    """Who but the user and root could have put something into a file or folder, in words; None:
-    nobody."""
+    """Says in words who but the user and root could have put something into a file or folder. None
+    means nobody."""
     if status.st_uid not in (user, 0):
         return (
             f"it belongs to {_user_name(status.st_uid)}, and this build runs as {_user_name(user)}"
@@ -192,7 +192,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _read(path: Path) -> bytes:
-    """The content of a file that nobody else could have written; OSError where there is none."""
+    """Reads a file that nobody else could have written. Raises OSError where there is none."""
     with open(path, "rb", opener=_open_at_once) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or who_else_writes(status, os.geteuid()):

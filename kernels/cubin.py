@@ -1,4 +1,4 @@
-"""What the device code inside an object needs: read from the ELF that the compiler embedded, not
+"""Reads what the device code inside an object needs from the ELF that the compiler embedded, not
 from what was asked for."""
 
 import re
@@ -15,7 +15,7 @@ FATBIN_MAGIC = 0xBA55ED50
 FATBIN_ELF = 2  # kind of an entry
 # opcodes; WARPGROUP.DEPBAR has bit 47 set, WARPGROUP.ARRIVE not
 HGMMA, HGMMA_RS, WARPGROUP = 0x9F0, 0xDF0, 0x9C5
-# the system's own part of a block's shared memory, which cuobjdump counts as the kernel's
+# the system's own part of a CTA's shared memory, which cuobjdump counts as the kernel's
 RESERVED_SHARED_BYTES = 1024
 
 
@@ -37,7 +37,7 @@ class Symbol:
 
 
 def _section_headers(elf: bytes) -> list[tuple]:
-    """Of a 64-bit little-endian ELF object."""
+    """The section headers of a 64-bit little-endian ELF object."""
     (section_offset,) = struct.unpack_from("<Q", elf, 0x28)
     entry_size, count = struct.unpack_from("<HH", elf, 0x3A)
     return [
@@ -93,9 +93,9 @@ def in_fat_binary(read: Callable[[int, int], bytes]) -> bytes:
 
 
 def _run(tool: str, *options: str, cubin: bytes) -> str:
-    """A tool of the PyPI packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm."""
+    """Runs a tool of the PyPI packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm."""
     nvidia = find_spec("nvidia")
-    roots = nvidia.submodule_search_locations if nvidia else ()
+    roots = (nvidia and nvidia.submodule_search_locations) or ()
     path = next(
         (path for root in roots if (path := Path(root, "cu13", "bin", tool)).exists()),  # type: ignore[union-attr]
         None,
@@ -136,8 +136,8 @@ def resources(cubin: bytes) -> Resources:
 
 
 def _products_and_waits(cubin: bytes) -> tuple[int, int]:
-    """By the low bits of Hopper's instructions, as nvdisasm decodes them. Other architectures have
-    none."""
+    """Counts WGMMA instructions and the waits for them, by the low bits of Hopper's instructions as
+    nvdisasm decodes them. Other architectures have none."""
     if arch(cubin) != 90:
         return 0, 0
     products = waits = 0

@@ -1,9 +1,9 @@
-"""What kernels/worker.py says of an object. It comes out of a file or a process, and some of it
-goes into C++: so it is checked."""
+"""Checks the facts that kernels/worker.py states of an object. They come out of a file or a
+process, and some of them go into C++."""
 
 import re
 
-from kernels.matrix import Kernel
+from kernels.kernel import Kernel
 
 # export_to_c's entry points (kernels/header.py), after what all those of a kernel begin with.
 SYMBOLS = {
@@ -16,7 +16,7 @@ FACTS = {*SYMBOLS, *NUMBERS, "arguments"}
 
 
 def problem(kernel: Kernel, content: bytes, facts: object) -> str | None:
-    """Why these can't be the facts about a kernel's object; None: they can."""
+    """Says why these can't be the facts about a kernel's object. None means that they can."""
     if not isinstance(facts, dict) or set(facts) != FACTS:
         return f"the facts about its object must be {', '.join(sorted(FACTS))}, are {facts!r:.200}"
     for fact, ending in SYMBOLS.items():

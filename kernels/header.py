@@ -1,5 +1,4 @@
-"""What export_to_c's C header says of an object: its entry points and the arguments of its
-launch."""
+"""Reads an object's entry points and the arguments of its launch from export_to_c's C header."""
 
 import re
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ def parse(header: str, prefix: str) -> Exports:
             declared[name] = f"{name}: {kind}"
     arguments = tuple(declared[argument.strip().lstrip("&")] for argument in order.split(","))
 
-    entry_points = [f"_mlir_{prefix}_{suffix}" for suffix in ("cuda_init", "cuda_load_to_device")]
-    for symbol in entry_points:
+    load, load_to_device = f"_mlir_{prefix}_cuda_init", f"_mlir_{prefix}_cuda_load_to_device"
+    for symbol in (load, load_to_device):
         _only(rf"void {symbol}\(void \*\*\);", header, prefix)
-    return Exports(*entry_points, launch, arguments)  # type: ignore[call-arg, arg-type]
+    return Exports(load, load_to_device, launch, arguments)

@@ -1,14 +1,14 @@
-"""What a kernel may cost before its build fails."""
+"""The limits on a kernel's spills and waits, beyond which its build fails."""
 
-from kernels.matrix import Kernel, Layout, Op
+from kernels.kernel import Kernel, Layout, Op
 
-# Bytes a thread of local memory, the most that the full matrix has: flash-attn-4's varlen kernels
+# The most bytes of local memory that a thread has in the full matrix: flash-attn-4's varlen kernels
 # for SM100 keep scheduler values there, fp16 causal D 128 most.
 SPILL_BYTES_SM100_VARLEN = 80
-# Its forward for a pair of CTAs and query's head dim 192.
+# flash-attn-4's forward for a pair of CTAs and a query's head dim of 192.
 SPILL_BYTES_SM100_PAIR_192 = 16
-# D 256, whose accumulators leave few registers: its forward, and its backward, which has as many
-# without our changes.
+# At D 256 accumulators leave few registers to flash-attn-4's forward, and to its backward, which
+# has as many spills without our changes.
 SPILL_BYTES_SM100_256 = {Op.FORWARD: 208, Op.BACKWARD: 504}
 
 
@@ -32,7 +32,7 @@ def check(kernel: Kernel, facts: dict) -> None:
             f"kernel {kernel.name} uses {facts['spill_bytes']} bytes a thread of local memory; "
             f"kernels/limits.py allows {spill_bytes(kernel)}"
         )
-    # At most a quarter as many in every kernel that overlaps them.
+    # Every kernel that overlaps products waits at most a quarter as many times.
     if 2 * facts["waits"] > facts["products"]:
         raise ValueError(
             f"kernel {kernel.name} waits {facts['waits']} times for {facts['products']} WGMMA "

@@ -1,4 +1,5 @@
-"""Worker processes, one a slot at a time, and the queue of kernels they share."""
+"""Compiles kernels in worker processes, one at a time in each slot, from a queue that they
+share."""
 
 import contextlib
 import json
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from kernels.cache import Cache
 from kernels.errors import BuildError
-from kernels.matrix import Kernel
+from kernels.kernel import Kernel
 from kernels.worker import OBJECT
 
 TARGETS = {90: "sm_90a", 100: "sm_100f"}  # 100f: the family, compute capability 10.0 and 10.3
@@ -28,7 +29,7 @@ class CompileError(BuildError):
 
 
 def environment(arch: int) -> dict[str, str]:
-    """The caller's, less what would change the compiler's output."""
+    """The caller's environment without what would change the compiler's output."""
     settings = ("CUTE_DSL_", "FA_", "FLASH_ATTENTION_", "QUACK_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
     root = str(Path(__file__).parent.parent)
@@ -91,7 +92,7 @@ class Worker:
 
 
 class Queue:
-    """What is left to compile, by architecture, so that a slot seldom needs another worker."""
+    """The kernels left to compile, by architecture, so that a slot seldom needs another worker."""
 
     def __init__(self, kernels: Sequence[Kernel]):
         self.lock = threading.Lock()
@@ -102,8 +103,8 @@ class Queue:
         self.slots = dict.fromkeys(TARGETS, 0)  # that work on an architecture
 
     def take(self, arch: int | None) -> Kernel | None:
-        """The next kernel: of `arch` while there are any, else of the architecture with the most
-        left for each slot."""
+        """The next kernel. It is one of `arch` while there are any, else one of the architecture
+        with the most left for each slot."""
         with self.lock:
             if arch is None or not self.left[arch]:
                 if arch is not None:

@@ -1,5 +1,5 @@
-"""What the build hands on: the manifest, the C++ table of csrc/core/plan/kernel_table.h and
-the list of objects for CMake."""
+"""Writes what the build hands on: the manifest, the C++ table of kernels (kernel_table.h of the
+planner) and the list of objects for CMake."""
 
 import hashlib
 import math
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernels import rules
-from kernels.matrix import Kernel, Layout, Mask, Op, Satellites, satellites, with_candidates
+from kernels.kernel import Kernel, Layout, Mask, Op
+from kernels.matrix import Companions, companions, with_candidates
 
 MASKS = {Mask.FULL: "kFull", Mask.CAUSAL: "kCausalBottomRight", Mask.WINDOW: "kWindow"}
 
@@ -61,23 +62,23 @@ def build_info(
 
 
 def _identifier(text: str) -> str:
-    """As it stands, where it is one of C++."""
+    """Returns a text as it stands, if it is an identifier of C++."""
     if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", text):
         raise ValueError(f"{text!r} can't go into the table of kernels: it is no identifier of C++")
     return text
 
 
 def _raw(json_text: str) -> str:
-    """A C++ literal. Without a closing parenthesis, which JSON has in strings only, nothing in it
-    can end that."""
+    """A JSON text as a C++ literal. Without a closing parenthesis, which JSON has in strings only,
+    nothing in it can end the literal."""
     return 'R"json(' + json_text.replace(")", r"\u0029") + ')json"'
 
 
 def _row(built: Built, index: dict[Kernel, int]) -> str:
     kernel, facts = built.kernel, built.facts
     load, load_to_device, launch = _entry_points(facts)
-    launched = satellites(kernel) if kernel.op is Op.BACKWARD else (None,) * len(Satellites._fields)
-    rows = ", ".join(str(index[satellite] if satellite else -1) for satellite in launched)
+    launched = companions(kernel) if kernel.op is Op.BACKWARD else (None,) * len(Companions._fields)
+    rows = ", ".join(str(index[companion] if companion else -1) for companion in launched)
     flags = ", ".join(
         str(flag).lower()
         for flag in (
@@ -96,7 +97,7 @@ def _row(built: Built, index: dict[Kernel, int]) -> str:
         f"     Op::k{op}, {kernel.arch}, Dtype::k{dtype}, {kernel.head_dim}, {kernel.head_dim_v}, "
         f"Layout::k{layout}, "
         f"Mask::{MASKS[kernel.mask]},\n"
-        f"     {flags}, {kernel.block_m}, {kernel.block_n}, {kernel.blocks_per_sm}, {rows},\n"
+        f"     {flags}, {kernel.block_m}, {kernel.block_n}, {kernel.ctas_per_sm}, {rows},\n"
         f"     {load},\n     {load_to_device},\n     {launch}}},\n"
     )
 
@@ -141,8 +142,8 @@ def _vector(kind: str, name: str, rows: Iterable[str]) -> str:
 
 
 def planner_cpp() -> str:
-    """Every kernel that a build can hold, without entry points: enough to plan with, and nothing to
-    compile. For the tests."""
+    """The tests' table: every kernel that a build can hold, without entry points. It is enough to
+    plan with, and there is nothing to compile."""
     nothing = dict.fromkeys(("load", "load_to_device", "launch"), "nullptr")
     built = [Built(kernel, nothing) for kernel in with_candidates()]
     return _definitions(built, "{}", "[]")
@@ -172,8 +173,8 @@ def _definitions(built: Sequence[Built], info_json: str, manifest_json: str) -> 
 
 
 def write_if_different(path: Path, content: str | bytes) -> None:
-    """Keeps the time stamp of what did not change, so that nothing is compiled or linked for it
-    again."""
+    """Writes a file, but keeps the time stamp of one that did not change, so that nothing is
+    compiled or linked for it again."""
     data = content.encode() if isinstance(content, str) else content
     if path.exists() and path.read_bytes() == data:
         return

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 from kernels import cubin, header
-from kernels.matrix import Kernel, Layout, Mask, Op
+from kernels.kernel import Kernel, Layout, Mask, Op
 
 OBJECT = "kernel.o"
 
@@ -51,8 +51,8 @@ def entry(kernel: Kernel):
 
 
 def check_toolkit() -> None:
-    """Fails where the compiler is not its build for CUDA 13: it takes the newest one that this
-    machine's driver, if any, runs."""
+    """Fails where the compiler is not its build for CUDA 13. The compiler takes the newest build
+    that this machine's driver, if any, runs."""
     from cutlass._mlir._mlir_libs import _cutlass_ir
 
     if ".cu13." not in Path(_cutlass_ir.__file__).name:
@@ -65,8 +65,8 @@ def check_toolkit() -> None:
 
 
 def dynamic_shared_bytes(ir: str) -> int:
-    """The launch configuration's third field, a constant. The object holds it as an instruction
-    only, so it is read here."""
+    """Reads the third field of the launch configuration, a constant, from the host code. The object
+    holds it as an instruction only."""
     config = r"!llvm\.struct<\(array<3 x i32>, array<3 x i32>, i64, ptr, ptr, i32\)>"
     stores = re.findall(
         rf"(%\d+) = llvm\.getelementptr %\d+\[0, 2\] : [^\n]*{config}\n\s*llvm\.store (%\d+), \1 : "
@@ -75,8 +75,9 @@ def dynamic_shared_bytes(ir: str) -> int:
     )
     if len(stores) != 1:
         raise ValueError(f"host code launches {len(stores)} kernels, expected 1")
-    launch = ir[: re.search(rf"llvm\.store {stores[0][1]}, {stores[0][0]} : i64", ir).end()]  # type: ignore[union-attr]
-    constants = re.findall(rf"{stores[0][1]} = llvm\.mlir\.constant\((\d+) : i64\)", launch)
+    ((pointer, value),) = stores
+    before, _, _ = ir.partition(f"llvm.store {value}, {pointer} : i64")
+    constants = re.findall(rf"{value} = llvm\.mlir\.constant\((\d+) : i64\)", before)
     return int(constants[-1])
 
 

@@ -18,8 +18,11 @@ import pytest
 
 from kernels import build, pool, signature
 from kernels.cache import Cache, default_directory, key, source_versions, who_else_writes
+from kernels.cache import sources as read_sources
 from kernels.errors import BuildError
-from kernels.matrix import Kernel, Mask, Op, matrix
+from kernels.kernel import Kernel, Mask, Op
+from kernels.matrix import matrix, with_candidates
+from kernels.progress import Progress
 
 ROOT = Path(__file__).parents[1]
 KERNELS = matrix()
@@ -40,8 +43,9 @@ def test_defaults_are_those_that_cached_objects_were_compiled_with():
         "block_n": 0, "mask": Mask.FULL, "grouped": False, "deterministic": False, "two_cta": False,
         "cluster": 1, "threads": 0,
         "atom_layout_m": 1, "swap_ab": False, "atom_layout_dkv": 2, "swap_ab_dkv": False,
-        "dq_warpgroups": 2, "stages": 0, "blocks_per_sm": 0, "q_stages": 0, "turns": True,
-        "tuned": False,
+        "swap_ab_sdp": False, "dq_warpgroups": 2, "stages": 0, "ctas_per_sm": 0, "q_stages": 0,
+        "do_stages": 0, "pds_stages": 0, "pingpong": True, "consumer_registers": 0,
+        "producer_registers": 0, "tuned": False,
     }  # fmt: skip
 
 
@@ -316,10 +320,10 @@ def test_settings_that_change_what_is_compiled_do_not_reach_the_compiler(monkeyp
 
 @pytest.mark.parametrize(
     ("edited", "matters"),
-    [("sm90/forward.py", True), ("sm90/tiles.py", True), ("common/arguments.py", True),
-    ("worker.py", True),
-     ("sm90/decode.py", False), ("sm100/forward.py", False), ("matrix.py", False),
-     ("build.py", False), ("table.py", False),
+    [("sm90/forward.py", True), ("sm90/tiles.py", True), ("arguments.py", True),
+     ("common/symbolic.py", True), ("worker.py", True),
+     ("sm90/decode.py", False), ("sm100/forward.py", False), ("kernel.py", False),
+     ("configs_sm90.py", False), ("matrix.py", False), ("build.py", False), ("table.py", False),
      ("pool.py", False)],
 )  # fmt: skip
 def test_key_depends_on_the_sources_that_compile(sources, edited, matters):
@@ -327,6 +331,16 @@ def test_key_depends_on_the_sources_that_compile(sources, edited, matters):
     with (sources / edited).open("a") as file:
         file.write("edited = True\n")
     assert (key(FORWARD, "sm_90a", VERSIONS, sources) != before) is matters
+
+
+def test_entries_read_no_table():
+    """All that they read of one is in the kernel, and so in the key: another row of a table
+    compiles nothing again."""
+    tables = {"kernel.py", "matrix.py", "configs_sm90.py", "configs_sm100.py", "rules.py"}
+    entries = {kernel.module: kernel for kernel in with_candidates()}
+    for kernel in entries.values():
+        names = {path.name for path in read_sources(kernel, ROOT / "kernels")}
+        assert not names & tables, kernel.module
 
 
 def test_comments_docstrings_and_layout_compile_nothing_again(sources):

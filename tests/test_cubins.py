@@ -8,7 +8,7 @@ import pytest
 from built import device_code, kernels, manifest, object_file
 
 from kernels import cubin, worker
-from kernels.matrix import Op
+from kernels.kernel import Op
 
 KERNELS = kernels()
 ATTENTION = [kernel for kernel in KERNELS if kernel.op in (Op.FORWARD, Op.BACKWARD)]

@@ -13,7 +13,7 @@ import pytest
 from built import kernels
 from interpreter.sources import compiling, programs
 
-from kernels.matrix import Kernel, Layout, Mask, Op
+from kernels.kernel import Kernel, Layout, Mask, Op
 
 ROOT = Path(__file__).parent.parent
 CALLS = int(os.environ.get("FA4_EXT_INTERPRETED_CALLS", "6"))  # a kernel

@@ -1,23 +1,15 @@
 """The matrix declares every kernel that the planner may choose, each once."""
 
 import re
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-from kernels.matrix import (
-    ARCHS,
-    DTYPES,
-    HEAD_DIM_BUCKETS,
-    SUBSETS,
-    Layout,
-    Mask,
-    Op,
-    matrix,
-    satellites,
-    subset,
-)
+from kernels import shared_memory
+from kernels.kernel import ARCHS, DTYPES, HEAD_DIM_BUCKETS, Layout, Mask, Op
+from kernels.matrix import SUBSETS, companions, matrix, subset, with_candidates
 
 KERNELS = matrix()
 README = Path(__file__).parent.parent / "README.md"
@@ -59,7 +51,7 @@ def test_every_combination_is_there(arch, dtype, head_dims, layout, mask):
 def test_a_subset_holds_what_its_backwards_launch(name):
     chosen = set(subset(name))
     for backward in (kernel for kernel in chosen if kernel.op is Op.BACKWARD):
-        preprocess, postprocess_dq, *postprocess_dkv = satellites(backward)
+        preprocess, postprocess_dq, *postprocess_dkv = companions(backward)
         assert {preprocess, postprocess_dq} <= chosen
         assert (
             set(postprocess_dkv) <= chosen if backward.grouped else postprocess_dkv == [None, None]
@@ -95,3 +87,41 @@ def test_readme_s_support_table_says_what_the_matrix_holds():
     assert (rows["deterministic backward"] == "yes") == any(
         kernel.deterministic for kernel in matrix()
     )
+
+
+def test_shared_memory_holds_every_config():
+    for kernel in with_candidates():
+        shared_memory.check_config(kernel)
+
+
+def own(op, **changes):
+    kernel = next(kernel for kernel in KERNELS if kernel.arch == 90 and kernel.op is op)
+    return replace(kernel, **changes)
+
+
+def test_a_config_of_more_shared_memory_than_a_cta_has_is_refused():
+    kernel = own(Op.FORWARD, stages=20)
+    with pytest.raises(ValueError, match=f"{kernel.name} needs .*; a CTA has 232448"):
+        shared_memory.check_config(kernel)
+
+
+def test_more_ctas_than_an_sm_holds_are_refused():
+    kernel = own(Op.DECODE, ctas_per_sm=3)
+    with pytest.raises(ValueError, match=f"3 CTAs of kernel {kernel.name} need .*; an SM has"):
+        shared_memory.check_config(kernel)
+
+
+def test_other_shared_memory_than_computed_is_refused():
+    kernel = own(Op.FORWARD)
+    size = shared_memory.computed(kernel)
+    shared_memory.check(kernel, size)
+    with pytest.raises(ValueError, match=f"shared_memory.py computes {size}"):
+        shared_memory.check(kernel, size - 1024)
+
+
+def test_upstream_s_kernels_have_the_limit_alone():
+    kernel = own(Op.BACKWARD)
+    assert shared_memory.computed(kernel) is None
+    shared_memory.check(kernel, shared_memory.BYTES_PER_CTA)
+    with pytest.raises(ValueError, match="a CTA has 232448"):
+        shared_memory.check(kernel, shared_memory.BYTES_PER_CTA + 1)

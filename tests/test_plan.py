@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_problems import problems
 
-from kernels.matrix import HEAD_DIM_BUCKETS
+from kernels.kernel import HEAD_DIM_BUCKETS
 from scripts.core_problem import core_problem
 
 ROWS = fa4_core.kernels()

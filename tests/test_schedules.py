@@ -13,7 +13,7 @@ import torch
 from test_plan import LEGAL
 
 from fa4_ext import _library
-from kernels.matrix import Kernel
+from kernels.kernel import Kernel
 from scripts.core_problem import core_problem
 from tuning import schedules
 from tuning.tiles_grid import SM_COUNT, tile

@@ -9,7 +9,8 @@ from built import DIRECTORY, SUBSET, kernels, manifest, object_file
 
 import fa4_ext
 from kernels import limits, matrix, signature, table
-from kernels.matrix import Op, satellites, subset
+from kernels.kernel import Op
+from kernels.matrix import companions, subset
 
 KERNELS = kernels()
 
@@ -70,7 +71,7 @@ def built_without_compiling(name):
     return [table.Built(kernel, facts) for kernel in subset(name)]
 
 
-def test_rows_of_satellites():
+def test_rows_of_companions():
     built = built_without_compiling("full")
     source = table.cpp(built, "{}", "[]")
     rows = re.findall(
@@ -83,7 +84,7 @@ def test_rows_of_satellites():
         assert row.kernel.name == name
         launched = [built[int(index)].kernel if int(index) >= 0 else None for index in indices]
         assert launched == (
-            list(satellites(row.kernel)) if row.kernel.op is Op.BACKWARD else [None] * 4
+            list(companions(row.kernel)) if row.kernel.op is Op.BACKWARD else [None] * 4
         )
 
 
@@ -135,7 +136,7 @@ def test_signature_mismatch_names_the_kernel_and_both_orders():
     kernel = KERNELS[0]
     arguments = signature.expected(kernel)
     signature.check(kernel, arguments)
-    with pytest.raises(ValueError, match=f"kernel {kernel.name}: (.|\n)*signature.py") as error:
+    with pytest.raises(ValueError, match=f"kernel {kernel.name}: (.|\n)*arguments.py") as error:
         signature.check(kernel, arguments[1:])
     assert arguments[0] in str(error.value)
 

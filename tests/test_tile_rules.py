@@ -17,7 +17,7 @@ from plan_problems import problems
 
 from fa4_ext import _library
 from kernels import matrix, rules
-from kernels.matrix import Mask, Op
+from kernels.kernel import Mask, Op
 from kernels.rules import TileRule
 from scripts.core_problem import core_problem
 from tuning import fit_tiles, tiles, tiles_grid
@@ -104,9 +104,7 @@ def test_matrix_holds_the_candidates_that_a_rule_names_and_no_others():
     }
     for kernel in held:
         if kernel.op is Op.BACKWARD:
-            assert {satellite for satellite in matrix.satellites(kernel) if satellite} <= set(
-                matrix.matrix()
-            ), kernel.name
+            assert set(matrix.companions(kernel).present) <= set(matrix.matrix()), kernel.name
 
 
 def test_a_rule_brings_its_candidate_into_the_matrix(monkeypatch):
@@ -117,10 +115,7 @@ def test_a_rule_brings_its_candidate_into_the_matrix(monkeypatch):
         f"sm90_backward_{dtype}_d64_varlen_full_{heads}_m96n128"
         for dtype, heads in product(("bf16", "fp16"), ("mha", "gqa"))
     }
-    assert all(
-        {satellite for satellite in matrix.satellites(kernel) if satellite} <= set(matrix.matrix())
-        for kernel in tuned
-    )
+    assert all(set(matrix.companions(kernel).present) <= set(matrix.matrix()) for kernel in tuned)
 
 
 def test_rules_are_read_as_they_were_written(tmp_path):

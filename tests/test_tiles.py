@@ -1,5 +1,5 @@
 """The order of the persistent forward's tiles: every tile once, and equal loads, for any lengths
-and numbers of workers."""
+and numbers of CTAs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scripts.core_problem import core_problem
 
 SM_COUNTS = (1, 2, 7, 78, 114, 132, 144)
 BLOCK_N = 128
-START = 0.7  # of a block of keys: what a tile costs beside its blocks
+START = 0.7  # of a key block: what a tile costs beside its key blocks
 
 
 def choose(condition, a, b):
@@ -36,34 +36,38 @@ def planned(heads: int, seqlen: int, head_dim: int, sm_count: int, **fields) -> 
 
 
 def dealt(
-    heads: int, blocks: int, workers: int, paired: int, causal: bool
+    heads: int, blocks: int, num_ctas: int, paired_heads: int, causal: bool
 ) -> list[list[tuple[int, int]]]:
-    """(head, block of queries) of each CTA's tiles, in its order."""
-    units, rest, end = tiles.units(blocks), max(heads - paired, 1), tiles.end(heads, paired, blocks)
-    workers = min(workers, end)
+    """(head, query tile) of each CTA's tiles, in its order."""
+    units, rest, end = (
+        tiles.units(blocks),
+        max(heads - paired_heads, 1),
+        tiles.end(heads, paired_heads, blocks),
+    )
+    num_ctas = min(num_ctas, end)
     found = []
-    for worker in range(workers):
+    for cta in range(num_ctas):
         found.append([])
-        cursor, flip = tiles.first(worker)
+        cursor, flip = tiles.first(cta)
         while cursor < end:
             tile = (
-                tiles.causal(cursor, flip, paired, blocks, units, rest, choose)
+                tiles.causal(cursor, flip, paired_heads, blocks, units, rest, choose)
                 if causal
                 else tiles.full(cursor, blocks)
             )
             found[-1].append(tile)
             cursor, flip = tiles.following(
-                cursor, flip, worker, workers, paired, blocks, units, choose
+                cursor, flip, cta, num_ctas, paired_heads, blocks, units, choose
             )
     return found
 
 
-def busiest(heads: int, blocks: int, rows: int, workers: int, paired: int) -> float:
-    """Blocks of keys of the CTA that has most of them; `rows`: of a tile."""
-    found = dealt(heads, blocks, workers, paired, causal=True)
+def busiest(heads: int, blocks: int, rows: int, num_ctas: int, paired_heads: int) -> float:
+    """The key blocks of the CTA that has most of them, of tiles of so many `rows`."""
+    found = dealt(heads, blocks, num_ctas, paired_heads, causal=True)
     return max(
-        sum((block + 1) * rows / BLOCK_N + START for _, block in tiles_of_worker)
-        for tiles_of_worker in found
+        sum((block + 1) * rows / BLOCK_N + START for _, block in tiles_of_cta)
+        for tiles_of_cta in found
     )
 
 
@@ -75,13 +79,13 @@ def busiest(heads: int, blocks: int, rows: int, workers: int, paired: int) -> fl
     st.floats(0, 1),
     st.booleans(),
 )
-def test_every_tile_is_dealt_once(heads, blocks, workers, share, causal):
+def test_every_tile_is_dealt_once(heads, blocks, num_ctas, share, causal):
     """For any number of paired heads, not only the planner's."""
-    paired = int(heads * share) if causal else 0
+    paired_heads = int(heads * share) if causal else 0
     found = [
         tile
-        for tiles_of_worker in dealt(heads, blocks, workers, paired, causal)
-        for tile in tiles_of_worker
+        for tiles_of_cta in dealt(heads, blocks, num_ctas, paired_heads, causal)
+        for tile in tiles_of_cta
     ]
     assert sorted(found) == [(head, block) for head in range(heads) for block in range(blocks)]
 
@@ -113,20 +117,23 @@ def test_the_planner_deals_to_multiprocessors_in_whole_rounds(heads, blocks, sm_
 def test_the_planner_takes_the_dealing_with_the_least_busy_multiprocessor(heads, blocks):
     """Of those in whole rounds. It looks at a few multiprocessors alone, and counts a head's
     longest tile as a pair."""
-    workers, seqlen = 132, 128 * blocks
-    plan = planned(heads, seqlen, 128, workers)
+    num_ctas, seqlen = 132, 128 * blocks
+    plan = planned(heads, seqlen, 128, num_ctas)
     if plan.kernel.op == fa4_core.Op.DECODE:
         return
     rows = plan.kernel.block_m
     blocks = -(-seqlen // rows)
     units = tiles.units(blocks)
-    even = workers // math.gcd(workers, units)
-    whole_rounds = heads * units // workers * workers // units // even * even
-    dealings = [(workers, whole_rounds), (-(-heads * units // -(-heads * units // workers)), heads)]
+    even = num_ctas // math.gcd(num_ctas, units)
+    whole_rounds = heads * units // num_ctas * num_ctas // units // even * even
+    dealings = [
+        (num_ctas, whole_rounds),
+        (-(-heads * units // -(-heads * units // num_ctas)), heads),
+    ]
     loads = {dealing: busiest(heads, blocks, rows, *dealing) for dealing in dealings}
     chosen = busiest(heads, blocks, rows, plan.num_ctas, plan.paired_heads)
     assert chosen <= 1.1 * min(loads.values()), (
-        f"{plan.num_ctas} workers, {plan.paired_heads} paired have {chosen}; {loads}"
+        f"{plan.num_ctas} CTAs, {plan.paired_heads} paired heads have {chosen}; {loads}"
     )
 
 
@@ -135,8 +142,8 @@ def test_the_planner_takes_the_dealing_with_the_least_busy_multiprocessor(heads,
 def test_loads_are_balanced(head_dim, seqlen):
     """16k tokens, hidden size 2048: what the busiest multiprocessor has beyond the average is idle
     time of the others."""
-    heads, workers = 16384 // seqlen * (2048 // head_dim), 132
-    plan = planned(heads, seqlen, head_dim, workers)
+    heads, num_ctas = 16384 // seqlen * (2048 // head_dim), 132
+    plan = planned(heads, seqlen, head_dim, num_ctas)
     rows = plan.kernel.block_m
     blocks = -(-seqlen // rows)
     assert plan.kernel.block_n == BLOCK_N
@@ -144,22 +151,22 @@ def test_loads_are_balanced(head_dim, seqlen):
         sum(-(-min((block + 1) * rows, seqlen) // BLOCK_N) + START for _, block in found)
         for found in dealt(heads, blocks, plan.num_ctas, plan.paired_heads, causal=True)
     ]
-    balance = sum(loads) / workers / max(loads)
+    balance = sum(loads) / num_ctas / max(loads)
     assert balance >= 0.965, (
         f"the average is {balance:.3f} of the busiest CTA's load, {plan.paired_heads} of {heads} "
         "heads paired"
     )
 
 
-def loads_without_mask(heads: int, seqlen: int, kernel, workers: int) -> list[float]:
-    """Of each CTA, in tiles. Warpgroups of 64 rows share the work of a tile; one without
+def loads_without_mask(heads: int, seqlen: int, kernel, num_ctas: int) -> list[float]:
+    """The load of each CTA, in tiles. Warpgroups of 64 rows share the work of a tile; one without
     rows leaves its share out."""
     blocks = -(-seqlen // kernel.block_m)
     last = math.ceil((seqlen - (blocks - 1) * kernel.block_m) / 64) / (kernel.block_m // 64)
-    found = dealt(heads, blocks, workers, 0, causal=False)
+    found = dealt(heads, blocks, num_ctas, 0, causal=False)
     return [
-        sum(last if block == blocks - 1 else 1 for _, block in tiles_of_worker)
-        for tiles_of_worker in found
+        sum(last if block == blocks - 1 else 1 for _, block in tiles_of_cta)
+        for tiles_of_cta in found
     ]
 
 
@@ -200,12 +207,12 @@ def test_loads_are_balanced_without_a_mask(seqlen):
 def test_few_heads_are_in_work_at_a_time():
     """A head's keys and values are 4 MB at 8k tokens: those of the paired heads that a round works
     on fit in L2."""
-    heads, blocks, workers = 64, 64, 132
-    paired = planned(heads, 128 * blocks, 128, workers).paired_heads
-    assert paired > heads // 2
-    found = dealt(heads, blocks, workers, paired, causal=True)
+    heads, blocks, num_ctas = 64, 64, 132
+    paired_heads = planned(heads, 128 * blocks, 128, num_ctas).paired_heads
+    assert paired_heads > heads // 2
+    found = dealt(heads, blocks, num_ctas, paired_heads, causal=True)
     rounds = [
-        {tile[0] for tiles_of_worker in found for tile in tiles_of_worker[turn : turn + 1]}
+        {tile[0] for tiles_of_cta in found for tile in tiles_of_cta[turn : turn + 1]}
         for turn in range(4)
     ]
     assert max(map(len, rounds)) <= 6, rounds
@@ -234,15 +241,15 @@ LENGTHS = st.lists(
 )
 
 
-def in_line(lengths, heads, heads_kv, workers, causal, tile_m=128) -> list[tuple[int, int, int]]:
-    """(sequence, head, block of queries) in the order in which schedule.py hands them out;
-    `lengths`: queries and keys."""
+def in_line(lengths, heads, heads_kv, num_ctas, causal, tile_m=128) -> list[tuple[int, int, int]]:
+    """(sequence, head, query tile) in the order in which schedule.py takes them, for sequences of
+    these many queries and keys."""
     found, ratio = [], heads // heads_kv
     for group in range(0, len(lengths), WARP):
         rows, keys = np.array(lengths[group : group + WARP]).T
         blocks = -(-rows // tile_m)
         a_head = int(blocks.sum()) * ratio
-        last_heads = int(tiles.last_heads(heads_kv, a_head, workers, choose))
+        last_heads = int(tiles.last_heads(heads_kv, a_head, num_ctas, choose))
         for head_kv in range(heads_kv - last_heads):
             for lane, count in enumerate(blocks):
                 places = range(count * ratio)
@@ -272,9 +279,9 @@ def in_line(lengths, heads, heads_kv, workers, causal, tile_m=128) -> list[tuple
     st.sampled_from(SM_COUNTS),
     st.booleans(),
 )
-def test_every_tile_of_packed_sequences_is_in_line_once(rows, data, heads, workers, causal):
+def test_every_tile_of_packed_sequences_is_in_line_once(rows, data, heads, num_ctas, causal):
     keys = [data.draw(st.sampled_from((length, 0, 777))) for length in rows]
-    found = in_line(list(zip(rows, keys, strict=True)), *heads, workers, causal)
+    found = in_line(list(zip(rows, keys, strict=True)), *heads, num_ctas, causal)
     every = [
         (i, head, block)
         for i, length in enumerate(rows)
@@ -284,12 +291,12 @@ def test_every_tile_of_packed_sequences_is_in_line_once(rows, data, heads, worke
     assert sorted(found) == every
 
 
-def taken(costs: list[float], workers: int) -> float:
-    """The time until all are done: a worker takes the next in line when it begins the one it
-    has."""
+def taken(costs: list[float], num_ctas: int) -> float:
+    """The time until all are done: a CTA takes the next in line when it begins the one
+    that it has."""
     line = iter(costs)
     # its last one's begin and end
-    begun = [(0.0, cost) for cost, _ in zip(line, range(workers), strict=False)]
+    begun = [(0.0, cost) for cost, _ in zip(line, range(num_ctas), strict=False)]
     heapq.heapify(begun)
     for cost in line:
         _, end = heapq.heappop(begun)
@@ -329,11 +336,11 @@ def test_loads_of_packed_sequences_are_balanced(name, causal, heads):
         "one long": [128] * 16 + [14336],
         "lognormal": [int(length) + 1 for length in np.random.default_rng(0).lognormal(6, 1, 100)],
     }[name]
-    workers = 132
-    line = in_line([(length, length) for length in lengths], *heads, workers, causal)
+    num_ctas = 132
+    line = in_line([(length, length) for length in lengths], *heads, num_ctas, causal)
     costs = [
         -(-(min((block + 1) * 128, lengths[i]) if causal else lengths[i]) // BLOCK_N) + START
         for i, _, block in line
     ]
-    balance = sum(costs) / workers / taken(costs, workers)
-    assert balance >= 0.96, f"the average is {balance:.3f} of the busiest worker's load"
+    balance = sum(costs) / num_ctas / taken(costs, num_ctas)
+    assert balance >= 0.96, f"the average is {balance:.3f} of the busiest CTA's load"

@@ -26,7 +26,7 @@ def upstream(request):
     arch = request.param
     environment = os.environ | {
         "CUTE_DSL_ARCH": {90: "sm_90a", 100: "sm_100f"}[arch], "FLASH_ATTENTION_ARCH": f"sm_{arch}",
-        "FLASH_ATTENTION_HD256_GENERIC_BWD": "1",  # kernels/matrix.py
+        "FLASH_ATTENTION_HD256_GENERIC_BWD": "1",  # kernels/configs_sm100.py
         "FLASH_ATTENTION_NUM_SMS": str(SM_COUNT[arch]), "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("upstream_host.py"))]

@@ -21,7 +21,8 @@ from fa4_ext.bench.contenders import ours_enabled
 from fa4_ext.bench.session import NO_DEVICE, session
 from fa4_ext.bench.shapes import Shape, square
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
-from kernels.matrix import Kernel, Layout, Mask, matrix
+from kernels.kernel import Kernel, Layout, Mask
+from kernels.matrix import matrix
 from kernels.sm90 import tiles
 from tuning import rows
 from tuning.calls import calls, make_inputs

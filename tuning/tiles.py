@@ -24,7 +24,8 @@ from fa4_ext.bench.correctness import MAX_RELATIVE_ERROR
 from fa4_ext.bench.session import NO_DEVICE, session
 from fa4_ext.bench.shapes import Shape
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
-from kernels.matrix import Kernel, Mask, Op, candidates
+from kernels.kernel import Kernel, Mask, Op
+from kernels.matrix import candidates
 from tuning import rows, tiles_grid
 from tuning.calls import agree, calls, fields_of, make_inputs
 from tuning.tiles_grid import defaults, tile

@@ -7,7 +7,8 @@ from __future__ import annotations
 import random
 
 from fa4_ext.bench.shapes import Shape, packed, square
-from kernels.matrix import Kernel, candidates, with_candidates
+from kernels.kernel import Kernel
+from kernels.matrix import candidates, with_candidates
 
 TOKENS = 16384
 HIDDEN = 2048

@@ -1,5 +1,5 @@
-"""Packed sequences as every kernel reads them: no row of another sequence, and no row outside of
-the tensor.
+"""Packed sequences as every kernel reads them: it touches no row of another sequence, and none
+outside of the tensor.
 
 Two things need care. A sequence's last tile goes on into the next sequence, or into rows that
 belong to none. Their probabilities are zero, but zero times a NaN there is NaN; so TMA sees a
@@ -9,15 +9,17 @@ value that is read from them is clamped to the rows that the tensor has.
 """
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
+from flash_attn.cute.seqlen_info import SeqlenInfoQK
 from flash_attn.cute.tile_scheduler import SingleTileVarlenScheduler, VarlenDecoder
 from quack import copy_utils
 from quack.cute_dsl_utils import ParamsBase
 
-from kernels.common.arguments import TMA_ALIGN
+from kernels.arguments import TMA_ALIGN
 
 
 def clamp(value: Int32, most: Int32) -> Int32:
@@ -66,8 +68,8 @@ def keys_in_use(lengths: KeyLengths, index: Int32, rows: Int32) -> Int32:
 
 
 def sequences(packed: cute.Tensor) -> cute.Tensor:
-    """[total, heads, head_dim] as [(2^30, row after a sequence's last), 2^30, heads, head_dim], the
-    sequence's rows being the last.
+    """A view of [total, heads, head_dim] as [(2^30, row after a sequence's last), 2^30, heads,
+    head_dim], in which the sequence's rows are the last.
 
     A view with one mode less would begin far below the tensor, and TMA faults there when a load
     lies out of bounds altogether.
@@ -78,8 +80,13 @@ def sequences(packed: cute.Tensor) -> cute.Tensor:
     return cute.make_tensor(view.iterator, cute.make_layout(shape, stride=stride))
 
 
+def as_subclass(kind: type, found, **changes):
+    """Makes an upstream dataclass one of ours that extends it, with some fields changed."""
+    return kind(**{field.name: getattr(found, field.name) for field in fields(found)} | changes)
+
+
 def rows_of(tensor: cute.Tensor, row_mode: int, end: Int32, count: Int32) -> cute.Tensor:
-    """The `count` rows before `end` of a tensor of `sequences`, whose last mode is the row
+    """The `count` rows before `end` of a tensor that `sequences` made, whose last mode is the row
     after."""
     bound = cute.size(tensor, mode=[row_mode])
     rows = tensor[(None,) * (cute.rank(tensor) - 1) + ((bound, end),)]
@@ -88,12 +95,25 @@ def rows_of(tensor: cute.Tensor, row_mode: int, end: Int32, count: Int32) -> cut
     )
 
 
+def makes_lengths(argument) -> bool:
+    """Whether an argument of upstream's method is what makes its sequence lengths."""
+    return isinstance(argument, partial) and argument.func is SeqlenInfoQK.create
+
+
+def queries_of(tensor: cute.Tensor, row_mode: int, info: SeqlenInfoQK) -> cute.Tensor:
+    return rows_of(tensor, row_mode, info.offset_q + info.seqlen_q, info.seqlen_q)
+
+
+def keys_of(tensor: cute.Tensor, row_mode: int, info: SeqlenInfoQK) -> cute.Tensor:
+    return rows_of(tensor, row_mode, info.offset_k + info.seqlen_k, info.seqlen_k)
+
+
 @cute.jit
 def clear_rows(tensor: cute.Tensor, first: Int32, last: Int32, place: Int32, places: Int32):
-    """Zeros in the rows [first, last) of a tensor [total, heads, head_dim], by all threads of the
-    thread block.
+    """Writes zeros to the rows [first, last) of a tensor [total, heads, head_dim], with all threads
+    of the CTA.
 
-    Of several thread blocks that share the rows, it is the one at `place` of `places`.
+    Several CTAs may share the rows: this one has the `place` of `places`.
     """
     thread, _, _ = cute.arch.thread_idx()
     threads, _, _ = cute.arch.block_dim()
@@ -112,21 +132,20 @@ def clear_rows(tensor: cute.Tensor, first: Int32, last: Int32, place: Int32, pla
 
 @cute.jit
 def clear_outside(tensor: cute.Tensor, offsets: Offsets):
-    """Zeros before the first sequence and behind the last one, by all thread blocks of the grid. A
+    """Writes zeros before the first sequence and behind the last one, with all CTAs of the grid. A
     tensor may have no rows."""
     if offsets.total > 0:
-        block, _, _ = cute.arch.block_idx()
-        blocks, _, _ = cute.arch.grid_dim()
+        cta, _, _ = cute.arch.block_idx()
+        num_ctas, _, _ = cute.arch.grid_dim()
         first = offsets[0]
-        clear_rows(tensor, Int32(0), first, block, blocks)
-        clear_rows(
-            tensor, cutlass.max(offsets[offsets.shape[0] - 1], first), offsets.total, block, blocks
-        )
+        clear_rows(tensor, Int32(0), first, cta, num_ctas)
+        last = cutlass.max(offsets[offsets.shape[0] - 1], first)
+        clear_rows(tensor, last, offsets.total, cta, num_ctas)
 
 
 def assume_tensor_aligned(tensor: cute.Tensor | None) -> cute.Tensor | None:
-    """In place of upstream's, which takes no mode of modes: every stride but the last is a multiple
-    of 16 bytes."""
+    """Tells the compiler that every stride but the last is a multiple of 16 bytes. It stands in for
+    upstream's function, which takes no mode of modes."""
     if tensor is None:
         return None
     elements = 128 // tensor.element_type.width
@@ -152,15 +171,12 @@ class Decoder(VarlenDecoder):
 
 
 class Scheduler(SingleTileVarlenScheduler):
-    """Upstream's, whose sequences are given as `Offsets`. These know the rows, where the tensor at
-    hand is one of `sequences`."""
+    """Upstream's scheduler for sequences that are given as `Offsets`. These know the number of
+    rows, which a tensor that `sequences` made does not say."""
 
     @staticmethod
     def to_underlying_arguments(args, **options):
         params = SingleTileVarlenScheduler.to_underlying_arguments(
             replace(args, total_q=args.mCuSeqlensQ.total), **options
         )
-        decoder = Decoder(
-            **{field.name: getattr(params.decoder, field.name) for field in fields(params.decoder)}
-        )
-        return replace(params, decoder=decoder)
+        return replace(params, decoder=as_subclass(Decoder, params.decoder))

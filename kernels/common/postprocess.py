@@ -1,5 +1,5 @@
-"""After the backward: an fp32 accumulator, in the order its writer stored it, to dQ, dK or dV. One
-class for both architectures.
+"""The kernel after a backward: it turns an fp32 accumulator, in the order that its writer stored
+it, into dQ, dK or dV. Both architectures share it.
 
 Rows of packed tensors that belong to no sequence get gradients of zero here, since a backward
 always ends with this kernel: a packed buffer of a fixed size goes on behind its last sequence, and
@@ -14,11 +14,11 @@ from cutlass import Float32, const_expr
 from flash_attn.cute import flash_bwd_postprocess as upstream
 from flash_attn.cute.bwd_accum_tile import AccumTileOrder
 from flash_attn.cute.flash_bwd_postprocess import FlashAttentionBackwardPostprocess
+from flash_attn.cute.tile_scheduler import SingleTileVarlenScheduler
 from quack.cute_dsl_utils import ParamsBase
 
-from kernels.common import arguments as arg
-from kernels.common import packed
-from kernels.matrix import Kernel, Layout
+from kernels.common import packed, symbolic
+from kernels.kernel import Kernel, Layout
 
 
 @dataclass
@@ -34,14 +34,14 @@ class Gradients(ParamsBase):
 
 
 class ClearingScheduler(packed.Scheduler):
-    """Upstream's kernel makes its scheduler before all else, on every thread: the place to clear
-    what no tile covers."""
+    """Clears what no tile covers when it is made, which upstream's kernel does before all else, on
+    every thread."""
 
     gradients: Gradients  # of the kernel that is being traced
 
     @dataclass
     class Params(ParamsBase):
-        schedule: packed.Scheduler.Params
+        schedule: SingleTileVarlenScheduler.Params
         gradients: Gradients
 
     @classmethod
@@ -69,7 +69,7 @@ def instantiate(kernel: Kernel) -> FlashAttentionBackwardPostprocess:
     if kernel.block_m == 64:  # dK's and dV's of D 256
         order = AccumTileOrder.ROW_MAJOR
     return FlashAttentionBackwardPostprocess(
-        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.arch, kernel.block_m, kernel.threads,
+        symbolic.DTYPES[kernel.dtype], kernel.head_dim, kernel.arch, kernel.block_m, kernel.threads,
         kernel.atom_layout_m,
         kernel.swap_ab, use_2cta_instrs=kernel.two_cta, cluster_size=kernel.cluster,
         accum_order=order if kernel.arch == 100 else None,
@@ -81,10 +81,15 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def postprocess_entry(
-        accum: cute.Tensor, gradient: cute.Tensor, scale: Float32, cu_seqlens: cute.Tensor | None,
-        dk: cute.Tensor | None, dv: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None,
+        accum: cute.Tensor,
+        gradient: cute.Tensor,
+        scale: Float32,
+        cu_seqlens,  # a tensor, as those that follow, or None
+        dk,
+        dv,
+        cu_seqlens_k,
         stream: cuda.CUstream,
-    ):  # fmt: skip
+    ):
         if const_expr(kernel.layout is Layout.VARLEN):
             cu_seqlens = packed.Offsets(cu_seqlens, gradient.shape[0])
             ClearingScheduler.gradients = Gradients(
@@ -92,4 +97,4 @@ def entry(kernel: Kernel):
             )
         postprocess(accum, gradient, scale, cu_seqlens, None, None, stream=stream)
 
-    return postprocess_entry, arg.postprocess(kernel)
+    return postprocess_entry, symbolic.arguments(kernel)

@@ -1,5 +1,5 @@
-"""Before the backward: delta = rowsum(dO * O), lse in base 2, and the dQ accumulator cleared. One
-class for both architectures."""
+"""The kernel before a backward: it computes delta = rowsum(dO * O) and lse in base 2, and clears
+the dQ accumulator. Both architectures share it."""
 
 import cuda.bindings.driver as cuda
 import cutlass.cute as cute
@@ -7,9 +7,8 @@ from cutlass import Float32, const_expr
 from flash_attn.cute import flash_bwd_preprocess as upstream
 from flash_attn.cute.flash_bwd_preprocess import FlashAttentionBackwardPreprocess
 
-from kernels.common import arguments as arg
-from kernels.common import packed
-from kernels.matrix import Kernel, Layout
+from kernels.common import packed, symbolic
+from kernels.kernel import Kernel, Layout
 
 upstream.SingleTileVarlenScheduler = packed.Scheduler
 
@@ -21,7 +20,9 @@ class Preprocess(FlashAttentionBackwardPreprocess):
 
 
 def instantiate(kernel: Kernel) -> Preprocess:
-    return Preprocess(arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim_v, kernel.block_m)
+    return Preprocess(
+        symbolic.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim_v, kernel.block_m
+    )
 
 
 def entry(kernel: Kernel):
@@ -29,10 +30,15 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def preprocess_entry(
-        o: cute.Tensor, dout: cute.Tensor, delta: cute.Tensor, lse: cute.Tensor,
-        lse_log2: cute.Tensor, dq_accum: cute.Tensor,
-        cu_seqlens_q: cute.Tensor | None, stream: cuda.CUstream,
-    ):  # fmt: skip
+        o: cute.Tensor,
+        dout: cute.Tensor,
+        delta: cute.Tensor,
+        lse: cute.Tensor,
+        lse_log2: cute.Tensor,
+        dq_accum: cute.Tensor,
+        cu_seqlens_q: cute.Tensor | None,
+        stream: cuda.CUstream,
+    ):
         if const_expr(kernel.layout is Layout.VARLEN):
             cu_seqlens_q = packed.Offsets(cu_seqlens_q, o.shape[0])
         preprocess(
@@ -51,4 +57,4 @@ def entry(kernel: Kernel):
             stream=stream,
         )
 
-    return preprocess_entry, arg.preprocess(kernel)
+    return preprocess_entry, symbolic.arguments(kernel)

@@ -1,10 +1,8 @@
-"""SM100 backward: dK, dV and the fp32 accumulator of dQ. flash-attn-4's kernel class behind a flat
-entry."""
+"""The SM100 backward: flash-attn-4's kernel class behind a flat entry. It computes dK, dV and the
+fp32 accumulator of dQ."""
 
 import inspect
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from functools import partial
 from types import SimpleNamespace
 
 import cuda.bindings.driver as cuda
@@ -12,94 +10,29 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr
 from flash_attn.cute import flash_bwd_sm100 as upstream
 from flash_attn.cute.flash_bwd_sm100 import FlashAttentionBackwardSm100
-from flash_attn.cute.seqlen_info import SeqlenInfoQK
 from flash_attn.cute.tile_scheduler import SingleTileLPTBwdScheduler, SingleTileVarlenScheduler
 from quack import layout_utils
 
-from kernels.common import arguments as arg
-from kernels.common import packed
+from kernels.common import packed, symbolic
 from kernels.common.head_ratio import AboveOne, head_ratio
-from kernels.matrix import Kernel, Layout, Mask
+from kernels.kernel import Kernel, Layout, Mask
+from kernels.sm100.sequences import Loaded, OffsetRows, telling
 
 upstream.SingleTileVarlenScheduler = packed.Scheduler
 
 
 def select(tensor: cute.Tensor, mode: list[int]) -> cute.Tensor:
-    """In place of upstream's, which would drop the last mode of packed rows: the one that says
-    where a sequence ends."""
+    """Selects modes and keeps those after them. Upstream's function would drop the last mode of
+    packed rows, which says where a sequence ends."""
     return layout_utils.select(tensor, [*mode, *range(len(mode), cute.rank(tensor))])
 
 
 upstream.layout_utils = SimpleNamespace(**vars(layout_utils) | {"select": select})
 
 
-class Rows:
-    """A tensor of packed rows for code that offsets it by a sequence's first row, right after
-    asking where the sequence is.
-
-    That code sees the rows of the sequence alone, from row 0 on.
-    """
-
-    def __init__(self, tensor: cute.Tensor, row_mode: int, of_keys: bool):
-        self.tensor, self.row_mode, self.of_keys, self.shape = (
-            tensor,
-            row_mode,
-            of_keys,
-            tensor.shape,
-        )
-
-    def tell(self, info: SeqlenInfoQK) -> None:
-        first, count = (
-            (info.offset_k, info.seqlen_k) if self.of_keys else (info.offset_q, info.seqlen_q)
-        )
-        self.rows = packed.rows_of(self.tensor, self.row_mode, first + count, count)
-
-    @property
-    def iterator(self):
-        return self.rows.iterator
-
-    @property
-    def layout(self):
-        return self.rows.layout
-
-    def __getitem__(self, index):
-        return self.rows[index]
-
-
-@dataclass(frozen=True)
-class Loads(SeqlenInfoQK):
-    """Where a sequence is that the backward loads, of tensors that are `Rows`."""
-
-    def offset_batch_Q(self, tensor, batch_idx, dim, padded=False, **options):
-        # lse and delta, in the workspace, are padded
-        return (
-            super().offset_batch_Q(tensor, batch_idx, dim, padded=True, **options)
-            if padded
-            else tensor
-        )
-
-    def offset_batch_K(self, tensor, batch_idx, dim, **_):
-        return tensor
-
-
-def telling(tensors: list[Rows], create: partial):
-    """What makes upstream's sequence lengths, and tells the tensors."""
-
-    def create_and_tell(batch_idx) -> Loads:
-        info = create(batch_idx)
-        for tensor in tensors:
-            tensor.tell(info)
-        return Loads(
-            **{field.name: getattr(info, field.name) for field in fields(info)}
-            | {"offset_q": 0, "offset_k": 0}
-        )
-
-    return create_and_tell
-
-
 def _num_heads(schedule) -> Int32:
-    """Query heads, as the parameters of the scheduler in use carry them: the compute warps get no
-    query tensor."""
+    """The number of query heads, as the parameters of the scheduler in use carry it: the compute
+    warps get no query tensor."""
     if isinstance(schedule, SingleTileVarlenScheduler.Params):
         return schedule.decoder.num_head
     if isinstance(schedule, SingleTileLPTBwdScheduler.Params):
@@ -126,11 +59,12 @@ class Backward(FlashAttentionBackwardSm100):
         if self.is_varlen_k:
             modes = {"mQ": 0, "mQt": 1, "mdO": 1, "mdOt": 0, "mK": 0, "mKt": 1, "mV": 0}
             rows = {
-                name: Rows(given[name], mode, "K" in name or "V" in name)
+                name: OffsetRows(given[name], mode, of_keys="K" in name or "V" in name)
                 for name, mode in modes.items()
                 if given[name] is not None
             }
-            given |= rows | {"SeqlenInfoCls": telling(list(rows.values()), given["SeqlenInfoCls"])}
+            create = telling(given["SeqlenInfoCls"], *rows.values(), given=Loaded.of)
+            given |= rows | {"SeqlenInfoCls": create}
         with self.run_time_ratio(given["mQ"].shape[2], given["mK"].shape[2]):
             super().load(**given)
 
@@ -158,14 +92,25 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def backward_entry(
-        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, dout: cute.Tensor, lse_log2: cute.Tensor,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        dout: cute.Tensor,
+        lse_log2: cute.Tensor,
         delta: cute.Tensor,
-        dq_accum: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, scale: Float32,
-        cu_seqlens_q: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None, window_size_left: Int32,
+        dq_accum: cute.Tensor,
+        dk: cute.Tensor,
+        dv: cute.Tensor,
+        scale: Float32,
+        cu_seqlens_q: cute.Tensor | None,
+        cu_seqlens_k: cute.Tensor | None,
+        window_size_left: Int32,
         window_size_right: Int32,
-        dq_semaphore: cute.Tensor | None, dk_semaphore: cute.Tensor | None,
-        dv_semaphore: cute.Tensor | None, stream: cuda.CUstream,
-    ):  # fmt: skip
+        dq_semaphore: cute.Tensor | None,
+        dk_semaphore: cute.Tensor | None,
+        dv_semaphore: cute.Tensor | None,
+        stream: cuda.CUstream,
+    ):
         window = (
             (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
         )
@@ -185,4 +130,4 @@ def entry(kernel: Kernel):
             stream=stream,
         )  # fmt: skip
 
-    return backward_entry, arg.backward(kernel)
+    return backward_entry, symbolic.arguments(kernel)

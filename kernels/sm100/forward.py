@@ -1,4 +1,6 @@
-"""SM100 forward: flash-attn-4's kernel class behind a flat entry."""
+"""The SM100 forward: flash-attn-4's kernel class behind a flat entry."""
+
+from collections.abc import Iterable
 
 import cuda.bindings.driver as cuda
 import cutlass
@@ -8,11 +10,10 @@ from flash_attn.cute import flash_fwd_sm100 as upstream
 from flash_attn.cute.flash_fwd_sm100 import FlashAttentionForwardSm100
 from flash_attn.cute.tile_scheduler import StaticPersistentTileScheduler
 
-from kernels.common import arguments as arg
-from kernels.common import packed
+from kernels.common import packed, symbolic
 from kernels.common.head_ratio import HeadRatio
-from kernels.matrix import Kernel, Layout, Mask
-from kernels.sm100 import keys_in_use
+from kernels.kernel import Kernel, Layout, Mask
+from kernels.sm100.sequences import IndexedRows, KeysInUse, Rows, block_to_load, telling
 
 upstream.assume_tensor_aligned = packed.assume_tensor_aligned
 upstream.SingleTileVarlenScheduler = packed.Scheduler
@@ -21,8 +22,8 @@ BLOCK_M = 128  # rows of one query tile; a kernel of 256 rows keeps two in fligh
 
 
 class PersistentTileScheduler(StaticPersistentTileScheduler):
-    """Upstream's asks the machine that compiles for its number of multiprocessors; this one is told
-    at run time."""
+    """Is told the number of SMs at run time. Upstream's scheduler asks the machine that
+    compiles."""
 
     sm_count: Int32
 
@@ -47,51 +48,61 @@ class Forward(FlashAttentionForwardSm100):
 
 
 class VarlenForward(Forward):
+    """Knows which keys are in use, sequence by sequence; its keys and values are those of
+    `packed.sequences`."""
+
     def load(self, thr_mma_qk, thr_mma_pv, mQ, mK, mV, *args, **kwargs):
-        mK, mV = keys_in_use.Sequences(mK, row_mode=0), keys_in_use.Sequences(mV, row_mode=1)
-        super().load(
-            thr_mma_qk,
-            thr_mma_pv,
-            mQ,
-            mK,
-            mV,
-            *keys_in_use.with_keys_in_use(args, mK, mV),
-            **kwargs,
-        )
+        mK, mV = IndexedRows(mK, 0, of_keys=True), IndexedRows(mV, 1, of_keys=True)
+        args = with_keys_in_use(args, mK, mV)
+        super().load(thr_mma_qk, thr_mma_pv, mQ, mK, mV, *args, **kwargs)
 
     def mma(self, *args, **kwargs):
-        super().mma(*keys_in_use.with_keys_in_use(args), **kwargs)
+        super().mma(*with_keys_in_use(args), **kwargs)
 
     def softmax_loop(self, *args, **kwargs):
-        super().softmax_loop(*args, **keys_in_use.with_keys_in_use(kwargs))
+        names, values = zip(*kwargs.items(), strict=True)
+        super().softmax_loop(*args, **dict(zip(names, with_keys_in_use(values), strict=True)))
 
     def correction_loop(self, *args, **kwargs):
-        super().correction_loop(*keys_in_use.with_keys_in_use(args), **kwargs)
+        super().correction_loop(*with_keys_in_use(args), **kwargs)
 
     def epilogue_s2g(self, *args, **kwargs):
-        super().epilogue_s2g(*keys_in_use.with_keys_in_use(args), **kwargs)
+        super().epilogue_s2g(*with_keys_in_use(args), **kwargs)
 
     def load_KV(self, *args, block, **kwargs):
-        super().load_KV(*args, block=keys_in_use.block_to_load(block), **kwargs)
+        super().load_KV(*args, block=block_to_load(block), **kwargs)
+
+
+def with_keys_in_use(arguments: Iterable, *tensors: Rows) -> list:
+    """A method's arguments, with what makes sequence lengths replaced by what knows the keys in
+    use."""
+    return [telling(argument, *tensors, create=KeysInUse.create) for argument in arguments]
 
 
 def instantiate(kernel: Kernel) -> Forward:
     q_stage = kernel.block_m // BLOCK_M
     single_tile = q_stage == 1 and not kernel.two_cta
+    unmasked = kernel.mask is Mask.FULL and kernel.layout is Layout.DENSE
     kind = VarlenForward if kernel.layout is Layout.VARLEN else Forward
     return kind(
-        kernel.head_dim, kernel.head_dim_v, qhead_per_kvhead=1,
-        is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW,
-        is_split_kv=False, pack_gqa=False,
-        m_block_size=BLOCK_M, n_block_size=kernel.block_n, q_stage=q_stage,
+        kernel.head_dim,
+        kernel.head_dim_v,
+        qhead_per_kvhead=1,
+        is_causal=kernel.mask is Mask.CAUSAL,
+        is_local=kernel.mask is Mask.WINDOW,
+        is_split_kv=False,
+        pack_gqa=False,
+        m_block_size=BLOCK_M,
+        n_block_size=kernel.block_n,
+        q_stage=q_stage,
         # A static persistent grid pays where tiles are alike: no mask on a dense batch, or one
         # query tile a sequence.
-        is_static_persistent=single_tile
-        or (kernel.mask is Mask.FULL and kernel.layout is Layout.DENSE),
-        is_varlen_q=kernel.layout is Layout.VARLEN, use_2cta_instrs=kernel.two_cta,
+        is_static_persistent=single_tile or unmasked,
+        is_varlen_q=kernel.layout is Layout.VARLEN,
+        use_2cta_instrs=kernel.two_cta,
         use_clc_scheduler=False,
         use_s_ping_pong=q_stage == 1 and kernel.head_dim == kernel.head_dim_v,
-    )  # fmt: skip
+    )
 
 
 def entry(kernel: Kernel):
@@ -99,12 +110,20 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def forward_entry(
-        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        o: cute.Tensor,
+        lse: cute.Tensor,
         scale: Float32,
-        cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None,
-        window_size_left: Int32, window_size_right: Int32, max_seqlen_q: Int32, sm_count: Int32,
+        cu_seqlens_q: cute.Tensor | None,
+        key_lengths: cute.Tensor | None,
+        window_size_left: Int32,
+        window_size_right: Int32,
+        max_seqlen_q: Int32,
+        sm_count: Int32,
         stream: cuda.CUstream,
-    ):  # fmt: skip
+    ):
         window = (
             (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
         )
@@ -121,4 +140,4 @@ def entry(kernel: Kernel):
             max_seqlen_q=max_seqlen_q, stream=stream,
         )  # fmt: skip
 
-    return forward_entry, arg.forward_sm100(kernel)
+    return forward_entry, symbolic.arguments(kernel)

@@ -1,7 +1,7 @@
-"""SM90 backward: dK, dV and the fp32 accumulator of dQ. flash-attn-4's kernel class behind a flat
-entry."""
+"""The SM90 backward: flash-attn-4's kernel class behind a flat entry. It computes dK, dV and the
+fp32 accumulator of dQ."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import cuda.bindings.driver as cuda
@@ -11,10 +11,9 @@ from flash_attn.cute import flash_bwd_sm90 as upstream
 from flash_attn.cute.flash_bwd_sm90 import FlashAttentionBackwardSm90
 from flash_attn.cute.seqlen_info import SeqlenInfoQK
 
-from kernels.common import arguments as arg
-from kernels.common import packed
+from kernels.common import packed, symbolic
 from kernels.common.head_ratio import AboveOne, head_ratio
-from kernels.matrix import Kernel, Layout, Mask
+from kernels.kernel import Kernel, Layout, Mask
 
 upstream.assume_tensor_aligned = packed.assume_tensor_aligned
 upstream.SingleTileVarlenScheduler = packed.Scheduler
@@ -28,22 +27,21 @@ class Loads(SeqlenInfoQK):
     def offset_batch_Q(self, tensor, batch_idx, dim, padded=False, **options):
         if padded:  # lse and delta, in the workspace
             return super().offset_batch_Q(tensor, batch_idx, dim, padded=True, **options)
-        return packed.rows_of(tensor, 0, self.offset_q + self.seqlen_q, self.seqlen_q)
+        return packed.queries_of(tensor, 0, self)
 
     def offset_batch_K(self, tensor, batch_idx, dim, **_):
-        return packed.rows_of(tensor, 0, self.offset_k + self.seqlen_k, self.seqlen_k)
+        return packed.keys_of(tensor, 0, self)
 
     @staticmethod
     def create(batch_idx, **given):
-        info = SeqlenInfoQK.create(batch_idx, **given)
-        return Loads(**{field.name: getattr(info, field.name) for field in fields(info)})
+        return packed.as_subclass(Loads, SeqlenInfoQK.create(batch_idx, **given))
 
 
 class Backward(FlashAttentionBackwardSm90):
     def __init__(self, dtype, head_dim, head_dim_v, qhead_per_kvhead, **options):
-        # Upstream refuses grouped heads with unequal head dims: their dK goes out by way of V's and
-        # K's shared memory, which then are too small for it. What comes next is dO's, which nobody
-        # reads by then: a block works on a single tile of keys.
+        # Upstream refuses GQA with unequal head dims: dK goes out by way of V's and K's shared
+        # memory, which then are too small for it. What comes next is dO's, which nobody reads by
+        # then: a CTA works on a single key block.
         super().__init__(dtype, head_dim, head_dim_v, 1, **options)
         self.qhead_per_kvhead = qhead_per_kvhead
         rows_k, rows_q = (
@@ -63,10 +61,7 @@ class Backward(FlashAttentionBackwardSm90):
     def load(self, *args):
         if self.varlen_k:
             args = [
-                partial(Loads.create, **x.keywords)
-                if getattr(x, "func", None) is SeqlenInfoQK.create
-                else x
-                for x in args
+                partial(Loads.create, **x.keywords) if packed.makes_lengths(x) else x for x in args
             ]
         super().load(*args)
 
@@ -78,19 +73,29 @@ class Backward(FlashAttentionBackwardSm90):
 
 
 def instantiate(kernel: Kernel) -> Backward:
-    # shared memory holds two tiles of Q and, of the rest, two of a small dO at most
-    large = kernel.head_dim > 128
     return Backward(
-        arg.DTYPES[kernel.dtype], kernel.head_dim, kernel.head_dim_v, 2 if kernel.grouped else 1,
-        is_causal=kernel.mask is Mask.CAUSAL, is_local=kernel.mask is Mask.WINDOW,
+        symbolic.DTYPES[kernel.dtype],
+        kernel.head_dim,
+        kernel.head_dim_v,
+        2 if kernel.grouped else 1,
+        is_causal=kernel.mask is Mask.CAUSAL,
+        is_local=kernel.mask is Mask.WINDOW,
         deterministic=kernel.deterministic,
-        tile_m=kernel.block_m, tile_n=kernel.block_n,
-        Q_stage=2, dO_stage=1 if kernel.head_dim_v > 128 else 2, PdS_stage=1 if large else 2,
-        SdP_swapAB=not large, dKV_swapAB=kernel.swap_ab_dkv, dQ_swapAB=kernel.swap_ab,
-        AtomLayoutMSdP=1, AtomLayoutNdKV=kernel.atom_layout_dkv, AtomLayoutMdQ=kernel.atom_layout_m,
+        tile_m=kernel.block_m,
+        tile_n=kernel.block_n,
+        Q_stage=kernel.q_stages,
+        dO_stage=kernel.do_stages,
+        PdS_stage=kernel.pds_stages,
+        SdP_swapAB=kernel.swap_ab_sdp,
+        dKV_swapAB=kernel.swap_ab_dkv,
+        dQ_swapAB=kernel.swap_ab,
+        AtomLayoutMSdP=1,
+        AtomLayoutNdKV=kernel.atom_layout_dkv,
+        AtomLayoutMdQ=kernel.atom_layout_m,
         num_threads=384,
-        V_in_regs=False, dQ_single_wg=kernel.dq_warpgroups == 1,
-    )  # fmt: skip
+        V_in_regs=False,
+        dQ_single_wg=kernel.dq_warpgroups == 1,
+    )
 
 
 def entry(kernel: Kernel):
@@ -98,14 +103,25 @@ def entry(kernel: Kernel):
 
     @cute.jit
     def backward_entry(
-        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, dout: cute.Tensor, lse_log2: cute.Tensor,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        dout: cute.Tensor,
+        lse_log2: cute.Tensor,
         delta: cute.Tensor,
-        dq_accum: cute.Tensor, dk: cute.Tensor, dv: cute.Tensor, scale: Float32,
-        cu_seqlens_q: cute.Tensor | None, cu_seqlens_k: cute.Tensor | None, window_size_left: Int32,
+        dq_accum: cute.Tensor,
+        dk: cute.Tensor,
+        dv: cute.Tensor,
+        scale: Float32,
+        cu_seqlens_q: cute.Tensor | None,
+        cu_seqlens_k: cute.Tensor | None,
+        window_size_left: Int32,
         window_size_right: Int32,
-        dq_semaphore: cute.Tensor | None, dk_semaphore: cute.Tensor | None,
-        dv_semaphore: cute.Tensor | None, stream: cuda.CUstream,
-    ):  # fmt: skip
+        dq_semaphore: cute.Tensor | None,
+        dk_semaphore: cute.Tensor | None,
+        dv_semaphore: cute.Tensor | None,
+        stream: cuda.CUstream,
+    ):
         window = (
             (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
         )
@@ -122,4 +138,4 @@ def entry(kernel: Kernel):
             stream=stream,
         )  # fmt: skip
 
-    return backward_entry, arg.backward(kernel)
+    return backward_entry, symbolic.arguments(kernel)

@@ -1,14 +1,14 @@
-"""SM90 forward of few queries, as in decoding: a kernel of our own.
+"""The SM90 forward of few queries, as in decoding: a kernel of our own.
 
 A step of decoding reads all keys and values for a handful of query rows, so its time is that of
-reading them. Two things follow. The query heads that share a key/value head are rows of one tile,
-which reads the keys once for all of them. And the keys of one head are split over the thread blocks
-of a cluster, so that a small batch still keeps many multiprocessors loading; the blocks leave their
+reading them. Two things follow. The query heads that share a key/value head (GQA, MQA) are rows of
+one tile, which reads the keys once for all of them. And the keys of one head are split over the
+CTAs of a cluster, so that a small batch still keeps many SMs loading. The CTAs leave their
 normalised outputs and logsumexps in shared memory and combine them across the cluster, in a fixed
 order, with no workspace and no second kernel.
 
-Mask, lengths, paging, ratio of heads and number of splits are run-time values: one object a dtype
-and bucket.
+Mask, lengths, paging, ratio of heads and number of splits are run-time values, so there is one
+object for each dtype and bucket.
 """
 
 import math
@@ -26,16 +26,18 @@ from flash_attn.cute.cute_dsl_utils import assume_tensor_aligned
 from flash_attn.cute.softmax import Softmax
 from quack import copy_utils, layout_utils, sm90_utils
 
-from kernels.common import arguments as arg
-from kernels.common import packed
-from kernels.matrix import Kernel
+from kernels.common import packed, symbolic
+from kernels.kernel import Kernel
 from kernels.sm90 import staging
+from kernels.sm90.barriers import Barrier
+from kernels.sm90.staging import Load
+from kernels.sm90.window import Window
 
 CONSUMERS = 128  # threads: one warpgroup
 CONSUMER_WARPS = CONSUMERS // 32
 THREADS = CONSUMERS + 32  # and a warp that loads
 VECTOR = 8  # elements of 2 bytes in 16 bytes
-MAX_SPLITS = 16  # thread blocks in a cluster, at most, on Hopper
+MAX_SPLITS = 16  # CTAs in a cluster, at most, on Hopper
 OUTPUT_VECTOR = 4  # fp32 elements in 16 bytes
 # fp32 elements a row of partial outputs, which keep the rows of a quad's stores in different banks
 PAD = 8
@@ -43,38 +45,47 @@ LOG2_E = math.log2(math.e)
 
 
 class Tile(NamedTuple):
-    """What a thread block works on. Rows are pairs of query and head, the heads of a group next to
+    """What a CTA works on. Rows are pairs of query and head, the heads of a group next to
     each other."""
 
     batch: Int32
     # of the batch in q, k, v and o: 0 when varlen, whose tensors are one row of sequences
     entry: Int32
     head_kv: Int32
-    ratio: Int32  # query heads a key/value head
+    ratio: Int32  # query heads of a key/value head
     first_row: Int32
     rows: Int32  # 0 or less where a sequence has fewer queries than the longest
     offset_q: Int32  # varlen: the sequence's first row in q
     offset_k: Int32
     seqlen_k: Int32
     shift: Int32  # of the diagonal, bottom-right aligned: keys minus queries
-    begin: Int32  # blocks of keys, [begin, end)
+    begin: Int32  # key blocks, [begin, end)
     end: Int32
 
 
-class Sight(NamedTuple):
+class Lengths(NamedTuple):
+    """Where the sequences are. What is not given has no elements."""
+
+    cu_seqlens_q: cute.Tensor
+    cu_seqlens_k: cute.Tensor
+    seqused_k: cute.Tensor
+    block_table: cute.Tensor
+
+
+class KeyBounds(NamedTuple):
     """Which keys the rows of a thread's scores see."""
 
-    where: cute.Tensor  # row and column in the tile, of each score
-    first: cute.Tensor  # key, a row
+    where: cute.Tensor  # each score's row and column in the tile
+    first: cute.Tensor  # each row's keys, [first, end)
     end: cute.Tensor
-    all_first: Int32  # of the keys that every row of the tile sees
+    all_first: Int32  # [all_first, all_end): the keys that every row of the tile sees
     all_end: Int32
 
 
 @cute.jit
 def sequence(batch: Int32, cu_seqlens: cute.Tensor, rows: Int32):
-    """A sequence's first row and length, of `rows` in all. `cu_seqlens` of a dense tensor has no
-    elements."""
+    """The first row and the length of a sequence in a tensor of `rows`. `cu_seqlens` of a dense
+    tensor has no elements."""
     offset, length = Int32(0), rows
     if cute.size(cu_seqlens) > 0:
         offsets = packed.Offsets(cu_seqlens, rows)
@@ -85,21 +96,31 @@ def sequence(batch: Int32, cu_seqlens: cute.Tensor, rows: Int32):
 
 class Decode:
     def __init__(self, kernel: Kernel):
-        self.dtype = arg.DTYPES[kernel.dtype]
+        self.dtype = symbolic.DTYPES[kernel.dtype]
         self.tile_m, self.tile_n = kernel.block_m, kernel.block_n
         self.head_dim, self.head_dim_v = kernel.head_dim, kernel.head_dim_v
         self.stages = kernel.stages
-        self.blocks_per_sm = kernel.blocks_per_sm
+        self.ctas_per_sm = kernel.ctas_per_sm
 
     @cute.jit
     def __call__(
-        self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
+        self,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        o: cute.Tensor,
+        lse: cute.Tensor,
         scale: Float32,
-        cu_seqlens_q: cute.Tensor, cu_seqlens_k: cute.Tensor, seqused_k: cute.Tensor,
+        cu_seqlens_q: cute.Tensor,
+        cu_seqlens_k: cute.Tensor,
+        seqused_k: cute.Tensor,
         block_table: cute.Tensor,
-        window_size_left: Int32, window_size_right: Int32, max_seqlen_q: Int32, splits: Int32,
+        window_size_left: Int32,
+        window_size_right: Int32,
+        max_seqlen_q: Int32,
+        splits: Int32,
         stream: cuda.CUstream,
-    ):  # fmt: skip
+    ):
         q, k, v, o = (assume_tensor_aligned(tensor) for tensor in (q, k, v, o))
         by_head = [1, 3, 2, 0]  # [seqlen, head_dim, heads, batch or pages]
         sq_layout = staging.smem_layout(self.dtype, self.tile_m, self.head_dim, None)
@@ -127,7 +148,7 @@ class Decode:
         ).launch(
             grid=[splits, heads_kv * tiles, batch], block=[THREADS, 1, 1], cluster=[splits, 1, 1],
             stream=stream,
-            min_blocks_per_mp=self.blocks_per_sm, preferred_smem_carveout=100,
+            min_blocks_per_mp=self.ctas_per_sm, preferred_smem_carveout=100,
         )  # fmt: skip
 
     def shared_storage(self, sq_layout, sk_layout, sv_layout):
@@ -143,16 +164,28 @@ class Decode:
 
     @cute.kernel
     def kernel(
-        self, q: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
-        load_k: cute.CopyAtom, tma_k: cute.Tensor, load_v: cute.CopyAtom, tma_v: cute.Tensor,
+        self,
+        q: cute.Tensor,
+        o: cute.Tensor,
+        lse: cute.Tensor,
+        load_k: cute.CopyAtom,
+        tma_k: cute.Tensor,
+        load_v: cute.CopyAtom,
+        tma_v: cute.Tensor,
         scale_log2: Float32,
-        cu_seqlens_q: cute.Tensor, cu_seqlens_k: cute.Tensor, seqused_k: cute.Tensor,
+        cu_seqlens_q: cute.Tensor,
+        cu_seqlens_k: cute.Tensor,
+        seqused_k: cute.Tensor,
         block_table: cute.Tensor,
-        window_size_left: Int32, window_size_right: Int32, tiles: Int32,
-        sq_layout: cute.ComposedLayout, sk_layout: cute.ComposedLayout,
+        window_size_left: Int32,
+        window_size_right: Int32,
+        tiles: Int32,
+        sq_layout: cute.ComposedLayout,
+        sk_layout: cute.ComposedLayout,
         sv_layout: cute.ComposedLayout,
-        mma_qk: cute.TiledMma, mma_pv: cute.TiledMma,
-    ):  # fmt: skip
+        mma_qk: cute.TiledMma,
+        mma_pv: cute.TiledMma,
+    ):
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         if warp == CONSUMER_WARPS:
             cpasync.prefetch_descriptor(load_k)
@@ -181,50 +214,27 @@ class Decode:
         weights = cute.make_tensor(
             cute.recast_ptr(storage.q.data_ptr(), dtype=Float32), weights_layout
         )
-        # this block's, and then all blocks'
+        # this CTA's, and then all CTAs'
         row_lse, weights = weights[0, None], cute.domain_offset((1, 0), weights)
-        tile = self.tile(
-            q,
-            tma_k,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            seqused_k,
-            block_table,
-            window_size_left,
-            window_size_right,
-            tiles,
-        )
+        k, v = Load(load_k, tma_k, sk, pipeline_k), Load(load_v, tma_v, sv, pipeline_v)
+        window = Window(window_size_left, window_size_right)
+        lengths = Lengths(cu_seqlens_q, cu_seqlens_k, seqused_k, block_table)
+        tile = self.tile(q, tma_k, lengths, window, tiles)
         pipeline.pipeline_init_wait()
         if warp == CONSUMER_WARPS:
-            self.load(
-                tile, load_k, tma_k, sk, pipeline_k, load_v, tma_v, sv, pipeline_v, block_table
-            )
+            self.load(tile, k, v, block_table)
         else:
-            self.attend(
-                tile, q, sq, sk, sv, pipeline_k, pipeline_v, mma_qk, mma_pv, scale_log2,
-                window_size_left, window_size_right,
-                output, row_lse,
-            )  # fmt: skip
+            self.attend(tile, window, q, sq, k, v, mma_qk, mma_pv, scale_log2, output, row_lse)
         cute.arch.cluster_arrive()
         cute.arch.cluster_wait()
         if warp < CONSUMER_WARPS:
             self.combine(tile, output, row_lse, weights, o, lse)
-        cute.arch.cluster_arrive()  # a thread block's shared memory is there until all have read it
+        cute.arch.cluster_arrive()  # a CTA's shared memory is there until all have read it
         cute.arch.cluster_wait()
 
     @cute.jit
-    def tile(
-        self,
-        q,
-        tma_k,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        seqused_k,
-        block_table,
-        window_size_left,
-        window_size_right,
-        tiles,
-    ) -> Tile:
+    def tile(self, q, tma_k, lengths: Lengths, window: Window, tiles) -> Tile:
+        cu_seqlens_q, cu_seqlens_k, seqused_k, block_table = lengths
         _, y, batch = cute.arch.block_idx()
         split, _, _ = cute.arch.block_in_cluster_idx()
         splits, _, _ = cute.arch.block_in_cluster_dim()
@@ -247,10 +257,8 @@ class Decode:
         if cute.size(cu_seqlens_q) > 0:
             entry = Int32(0)
         shift = seqlen_k - seqlen_q
-        last_key = cutlass.min(
-            (first_row + rows - 1) // ratio + shift + window_size_right, seqlen_k - 1
-        )
-        first_key = cutlass.max(first_row // ratio + shift - window_size_left, 0)
+        last_key = cutlass.min((first_row + rows - 1) // ratio + shift + window.right, seqlen_k - 1)
+        first_key = cutlass.max(first_row // ratio + shift - window.left, 0)
         first = first_key // self.tile_n
         blocks = cutlass.max((last_key + self.tile_n) // self.tile_n - first, 0)
         if rows <= 0 or last_key < 0:
@@ -274,35 +282,34 @@ class Decode:
         )
 
     @cute.jit
-    def load(self, tile, load_k, tma_k, sk, pipeline_k, load_v, tma_v, sv, pipeline_v, block_table):
-        """Keys and values of the thread block's share, a block at a time."""
+    def load(self, tile: Tile, k: Load, v: Load, block_table):
+        """Loads the keys and values of the CTA's share, a key block at a time."""
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, self.stages)
-        page_size = cute.size(tma_k, mode=[0])
+        page_size = cute.size(k.source, mode=[0])
         for block in cutlass.range(tile.begin, tile.end, unroll=1):
             row, page = tile.offset_k + block * self.tile_n, tile.entry
             if cute.size(block_table, mode=[0]) > 0:
                 index = block * self.tile_n // page_size
                 row, page = block * self.tile_n - index * page_size, block_table[tile.batch, index]
-            self.load_block(tile, load_k, tma_k, sk, pipeline_k, state, row, page, self.head_dim)
-            self.load_block(tile, load_v, tma_v, sv, pipeline_v, state, row, page, self.head_dim_v)
+            self.load_block(tile, k, state, row, page, self.head_dim)
+            self.load_block(tile, v, state, row, page, self.head_dim_v)
             state.advance()
 
     @cute.jit
-    def load_block(
-        self, tile, load, source, stages, pipeline, state, row, page, columns: cutlass.Constexpr
-    ):
-        head = cute.domain_offset((row, 0), source[None, None, tile.head_kv, page])
+    def load_block(self, tile: Tile, load: Load, state, row, page, columns: cutlass.Constexpr):
+        head = cute.domain_offset((row, 0), load.source[None, None, tile.head_kv, page])
         block = cute.local_tile(head, (self.tile_n, columns), (0, 0))
+        stage = load.stages[None, None, state.index]
         copy, _, _ = copy_utils.tma_get_copy_fn(
-            load, 0, cute.make_layout(1), block, stages[None, None, state.index], single_stage=True
+            load.atom, 0, cute.make_layout(1), block, stage, single_stage=True
         )
-        pipeline.producer_acquire(state)
-        copy(tma_bar_ptr=pipeline.producer_get_barrier(state))
-        pipeline.producer_commit(state)
+        load.pipeline.producer_acquire(state)
+        copy(tma_bar_ptr=load.pipeline.producer_get_barrier(state))
+        load.pipeline.producer_commit(state)
 
     @cute.jit
     def load_q(self, tile, q, sq, thr_copy):
-        """Gathers the rows of a tile; columns beyond head_dim become zero, rows beyond the tile's
+        """Gathers the rows of a tile. Columns beyond head_dim become zero, rows beyond the tile's
         are not written."""
         to_shared = thr_copy.partition_D(sq)
         where = thr_copy.partition_S(cute.make_identity_tensor((self.tile_m, self.head_dim)))
@@ -329,12 +336,21 @@ class Decode:
 
     @cute.jit
     def attend(
-        self, tile, q, sq, sk, sv, pipeline_k, pipeline_v, mma_qk, mma_pv, scale_log2,
-        window_size_left, window_size_right,
-        output, row_lse,
-    ):  # fmt: skip
-        """Attention of the tile's rows to the thread block's share of the keys, into `output` and
-        `row_lse`."""
+        self,
+        tile: Tile,
+        window: Window,
+        q,
+        sq,
+        k: Load,
+        v: Load,
+        mma_qk,
+        mma_pv,
+        scale_log2,
+        output,
+        row_lse,
+    ):
+        """Computes the attention of the tile's rows to the CTA's share of the keys, into `output`
+        and `row_lse`."""
         tidx, _, _ = cute.arch.thread_idx()
         thr_copy = self.vector_copy(self.head_dim).get_slice(tidx)
         self.load_q(tile, q, sq, thr_copy)
@@ -343,50 +359,52 @@ class Decode:
 
         warpgroup_qk, warpgroup_pv = mma_qk.get_slice(0), mma_pv.get_slice(0)
         _, frag_q, frag_k = sm90_utils.partition_fragment_ABC(
-            warpgroup_qk, (self.tile_m, self.tile_n, self.head_dim), sq, sk
+            warpgroup_qk, (self.tile_m, self.tile_n, self.head_dim), sq, k.stages
         )
         acc_o, frag_p, frag_v = sm90_utils.partition_fragment_ABC(
             warpgroup_pv,
             (self.tile_m, self.head_dim_v, self.tile_n),
             None,
-            layout_utils.transpose_view(sv),
+            layout_utils.transpose_view(v.stages),
         )
         acc_o.fill(0.0)
-        sight = self.sight(tile, mma_qk.get_slice(tidx), window_size_left, window_size_right)
-        softmax = Softmax.create(scale_log2, num_rows=cute.size(sight.where, mode=[0]))
+        bounds = self.key_bounds(tile, mma_qk.get_slice(tidx), window)
+        softmax = Softmax.create(scale_log2, num_rows=cute.size(bounds.where, mode=[0]))
         softmax.reset()
 
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Consumer, self.stages)
         qk = partial(sm90_utils.gemm_zero_init, mma_qk, (self.tile_m, self.tile_n), frag_q, frag_k)
         pv = partial(sm90_utils.gemm_w_idx, mma_pv, acc_o, frag_p, frag_v, zero_init=False)
         if tile.begin < tile.end:
-            pipeline_k.consumer_wait(state, pipeline_k.consumer_try_wait(state))
+            k.pipeline.consumer_wait(state, k.pipeline.consumer_try_wait(state))
             acc_s = qk(B_idx=state.index, wg_wait=0)
-            pipeline_k.consumer_release(state)
-            self.mask(acc_s, tile.begin * self.tile_n, sight)
+            k.pipeline.consumer_release(state)
+            self.mask(acc_s, tile.begin * self.tile_n, bounds)
             softmax.online_softmax(acc_s)
             utils.cvt_f16(layout_utils.reshape_acc_to_frgA(acc_s), frag_p)
-        # The tensor cores work on the values of the block before during a block's softmax.
+        # During a key block's softmax the tensor cores work on the values of the one before.
         for block in cutlass.range(tile.begin + 1, tile.end, unroll=1):
             state_v = state.clone()
             state.advance()
-            pipeline_k.consumer_wait(state, pipeline_k.consumer_try_wait(state))
+            k.pipeline.consumer_wait(state, k.pipeline.consumer_try_wait(state))
             acc_s = qk(B_idx=state.index)
-            pipeline_v.consumer_wait(state_v, pipeline_v.consumer_try_wait(state_v))
+            v.pipeline.consumer_wait(state_v, v.pipeline.consumer_try_wait(state_v))
             pv(B_idx=state_v.index)
             warpgroup.wait_group(1)
-            pipeline_k.consumer_release(state)
-            self.mask(acc_s, block * self.tile_n, sight)
+            k.pipeline.consumer_release(state)
+            self.mask(acc_s, block * self.tile_n, bounds)
             row_scale = softmax.online_softmax(acc_s)
             warpgroup.wait_group(0)
-            pipeline_v.consumer_release(state_v)
+            v.pipeline.consumer_release(state_v)
             utils.cvt_f16(layout_utils.reshape_acc_to_frgA(acc_s), frag_p)
             softmax.rescale_O(acc_o, row_scale)
         if tile.begin < tile.end:
-            pipeline_v.consumer_wait(state, pipeline_v.consumer_try_wait(state))
+            v.pipeline.consumer_wait(state, v.pipeline.consumer_try_wait(state))
             if tile.end * self.tile_n > tile.seqlen_k:
                 self.clear_rows(
-                    sv[None, None, state.index], tile.seqlen_k - (tile.end - 1) * self.tile_n, tidx
+                    v.stages[None, None, state.index],
+                    tile.seqlen_k - (tile.end - 1) * self.tile_n,
+                    tidx,
                 )
             pv(B_idx=state.index, wg_wait=0)
 
@@ -407,29 +425,29 @@ class Decode:
                     row_lse[row] = softmax.row_sum[r]
 
     @cute.jit
-    def sight(self, tile, thr_mma, window_size_left, window_size_right) -> Sight:
+    def key_bounds(self, tile: Tile, thr_mma, window: Window) -> KeyBounds:
         where = layout_utils.reshape_acc_to_mn(
             thr_mma.partition_C(cute.make_identity_tensor((self.tile_m, self.tile_n)))
         )
         first, end = (cute.make_rmem_tensor(cute.size(where, mode=[0]), Int32) for _ in range(2))
         for r in cutlass.range_constexpr(cute.size(where, mode=[0])):
             diagonal = (tile.first_row + where[r, 0][0]) // tile.ratio + tile.shift
-            first[r] = diagonal - window_size_left
-            end[r] = cutlass.min(diagonal + window_size_right + 1, tile.seqlen_k)
-        all_first = (tile.first_row + tile.rows - 1) // tile.ratio + tile.shift - window_size_left
+            first[r] = diagonal - window.left
+            end[r] = cutlass.min(diagonal + window.right + 1, tile.seqlen_k)
+        all_first = (tile.first_row + tile.rows - 1) // tile.ratio + tile.shift - window.left
         all_end = cutlass.min(
-            tile.first_row // tile.ratio + tile.shift + window_size_right + 1, tile.seqlen_k
+            tile.first_row // tile.ratio + tile.shift + window.right + 1, tile.seqlen_k
         )
-        return Sight(where, first, end, all_first, all_end)
+        return KeyBounds(where, first, end, all_first, all_end)
 
     @cute.jit
-    def mask(self, acc_s, key: Int32, sight: Sight):
-        if key < sight.all_first or key + self.tile_n > sight.all_end:
+    def mask(self, acc_s, key: Int32, bounds: KeyBounds):
+        if key < bounds.all_first or key + self.tile_n > bounds.all_end:
             scores = layout_utils.reshape_acc_to_mn(acc_s)
             for r in cutlass.range_constexpr(cute.size(scores, mode=[0])):
                 for c in cutlass.range_constexpr(cute.size(scores, mode=[1])):
-                    column = key + sight.where[r, c][1]
-                    seen = column >= sight.first[r] and column < sight.end[r]
+                    column = key + bounds.where[r, c][1]
+                    seen = column >= bounds.first[r] and column < bounds.end[r]
                     scores[r, c] = scores[r, c] if seen else -Float32.inf
 
     def vector_copy(self, columns: int) -> cute.TiledCopy:
@@ -438,11 +456,12 @@ class Decode:
         )
 
     def sync_consumers(self):
-        cute.arch.barrier(barrier_id=1, number_of_threads=CONSUMERS)
+        cute.arch.barrier(barrier_id=Barrier.WARPGROUP_1, number_of_threads=CONSUMERS)
 
     @cute.jit
     def clear_rows(self, sv: cute.Tensor, first: Int32, tidx: Int32):
-        """Rows that are no values of the sequence may hold anything, and 0 * NaN is NaN."""
+        """Clears the rows that are no values of the sequence: they may hold anything, and 0 * NaN
+        is NaN."""
         thr_copy = self.vector_copy(self.head_dim_v).get_slice(tidx)
         to_shared = thr_copy.partition_D(sv)
         where = thr_copy.partition_S(cute.make_identity_tensor((self.tile_n, self.head_dim_v)))
@@ -456,11 +475,11 @@ class Decode:
 
     @cute.jit
     def combine(self, tile, output, row_lse, weights, o, lse):
-        """The cluster's outputs into one; each thread block writes its share of the tile."""
+        """Combines the cluster's outputs. Each CTA writes its share of the tile."""
         tidx, _, _ = cute.arch.thread_idx()
         split, _, _ = cute.arch.block_in_cluster_idx()
         splits, _, _ = cute.arch.block_in_cluster_dim()
-        # Every load from another thread block waits for long, so they are made at once.
+        # Every load from another CTA waits for long, so they are made at once.
         for i in cutlass.range(tidx, splits * tile.rows, CONSUMERS):
             weights[i // tile.rows, i % tile.rows] = self.remote(
                 row_lse, i % tile.rows, i // tile.rows
@@ -515,7 +534,7 @@ class Decode:
 
     @cute.jit
     def remote(self, tensor, coordinate, split, count: cutlass.Constexpr = 1):
-        """`count` elements of another thread block's tensor in shared memory."""
+        """`count` elements of another CTA's tensor in shared memory."""
         pointer = cute.arch.map_dsmem_ptr(utils.elem_pointer(tensor, coordinate), split)
         found = cute.make_rmem_tensor(count, tensor.element_type)
         cute.autovec_copy(cute.make_tensor(pointer, cute.make_layout(count)), found)
@@ -523,20 +542,4 @@ class Decode:
 
 
 def entry(kernel: Kernel):
-    decode = Decode(kernel)
-
-    @cute.jit
-    def decode_entry(
-        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
-        scale: Float32,
-        cu_seqlens_q: cute.Tensor, cu_seqlens_k: cute.Tensor, seqused_k: cute.Tensor,
-        block_table: cute.Tensor,
-        window_size_left: Int32, window_size_right: Int32, max_seqlen_q: Int32, splits: Int32,
-        stream: cuda.CUstream,
-    ):  # fmt: skip
-        decode(
-            q, k, v, o, lse, scale, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table,
-            window_size_left, window_size_right, max_seqlen_q, splits, stream,
-        )  # fmt: skip
-
-    return decode_entry, arg.decode(kernel)
+    return Decode(kernel), symbolic.arguments(kernel)

@@ -1,16 +1,17 @@
-"""SM90 forward of many queries: a persistent kernel of our own.
+"""The SM90 forward of many queries: a persistent kernel of our own.
 
-A thread block stays on its multiprocessor and works on one tile of queries after the other, in the
-order of schedule.py. Its warpgroups don't wait for a tile to begin: the first scores of the next
-tile are issued together with the last product of this one, so that the tensor cores have work
-during the next tile's first softmax and this tile's last rescale and store. docs/kernels-sm90.md
-has the pipeline, the barriers and what was tried.
+A CTA stays on its SM and works on one query tile after the other, in the order of schedule.py. Its
+warpgroups don't wait for a tile to begin: the first scores of the next tile are issued together
+with the last product of this one. So the tensor cores have work during the next tile's first
+softmax and this tile's last rescale and store. docs/kernels-sm90.md has the pipeline, the barriers
+and what was tried.
 
-Ratio of heads, lengths, strides and window bounds are run-time values: one object a dtype, bucket,
-layout and kind of mask.
+The ratio of heads, lengths, strides and window bounds are run-time values, so there is one object
+for each dtype, bucket, layout and kind of mask.
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cuda.bindings.driver as cuda
@@ -18,41 +19,37 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Float32, Int32, const_expr, pipeline
 from cutlass.cute.nvgpu import cpasync, warpgroup
+from cutlass.pipeline import PipelineState
 from cutlass.utils import SmemAllocator
 from flash_attn.cute import utils
-from flash_attn.cute.pipeline import PipelineStateSimple
+from flash_attn.cute.pipeline import PipelineStateSimple, PipelineTmaAsync
 from quack import copy_utils, layout_utils, sm90_utils
 
-from kernels.common import arguments as arg
-from kernels.common import packed
-from kernels.matrix import Kernel, Layout, Mask
+from kernels.common import packed, symbolic
+from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import schedule, staging
-from kernels.sm90.masks import Masks
+from kernels.sm90.barriers import Barrier
+from kernels.sm90.masks import KeyBounds, Masks
 from kernels.sm90.output import Destination, Output
-from kernels.sm90.schedule import Schedule, Tile, Window
+from kernels.sm90.schedule import Ring, Schedule, Tile
 from kernels.sm90.softmax import Softmax, exponentials, rescale
+from kernels.sm90.staging import Load
+from kernels.sm90.window import Window
 
 WARPGROUP = 128  # threads
 ROWS = 64  # of a warpgroup: WGMMA's M
-# Registers of a consuming and of a loading thread, by the number of consuming warpgroups, as
-# setmaxnreg, in steps of 8, can divide a multiprocessor's 65,536. To find varlen tiles takes more
-# than 24.
-REGISTERS = {1: (240, 56), 2: (240, 24), 3: (160, 32)}
-VARLEN_REGISTERS = REGISTERS | {2: (232, 40)}
-# of the named barriers, one a warpgroup: its turn to issue products. 0 is the thread block's
-FIRST_TURN = 1
 LOG2_E = math.log2(math.e)
 
 
-class Loads(NamedTuple):
-    """One of q, k and v on its way to shared memory."""
+@dataclass(frozen=True)
+class Loads:
+    q: Load
+    k: Load
+    v: Load
 
-    atom: cute.CopyAtom
-    source: cute.Tensor  # [seqlen, head_dim, heads, batch], as TMA takes coordinates
-    stages: cute.Tensor
 
-
-class Operands(NamedTuple):
+@dataclass(frozen=True)
+class Operands:
     """What the products of a warpgroup read and write."""
 
     mma_qk: cute.TiledMma
@@ -65,8 +62,39 @@ class Operands(NamedTuple):
     o: cute.Tensor
 
 
+@dataclass(frozen=True)
+class Warpgroup:
+    """What a consuming warpgroup works with, whichever its tile."""
+
+    index: Int32
+    thread: Int32  # in the warpgroup
+    window: Window
+    operands: Operands
+    softmax: Softmax  # of the tile at hand
+    q: PipelineTmaAsync
+    k: PipelineTmaAsync
+    v: PipelineTmaAsync
+
+
+class States(NamedTuple):
+    """Where a warp is in each pipeline."""
+
+    q: PipelineState | PipelineStateSimple
+    k: PipelineState
+    v: PipelineState
+    tile: PipelineState
+
+
+class Work(NamedTuple):
+    """A warpgroup's part of a tile."""
+
+    tile: Tile
+    bounds: KeyBounds
+    end: Int32  # of its key blocks
+
+
 class Span(NamedTuple):
-    """Blocks of keys that are alike: [begin, end)."""
+    """Key blocks that are alike: [begin, end)."""
 
     begin: Int32
     end: Int32
@@ -76,20 +104,22 @@ class Span(NamedTuple):
 
 class Forward:
     def __init__(self, kernel: Kernel):
-        self.dtype = arg.DTYPES[kernel.dtype]
+        self.dtype = symbolic.DTYPES[kernel.dtype]
         self.tile_m, self.tile_n = kernel.block_m, kernel.block_n
         self.head_dim, self.head_dim_v = kernel.head_dim, kernel.head_dim_v
-        if self.tile_m % ROWS or self.tile_m // ROWS not in REGISTERS:
+        if self.tile_m % ROWS or self.tile_m // ROWS not in (1, 2, 3):
             raise ValueError(
                 f"block_m of {kernel.name} must be one to three times {ROWS}, is {self.tile_m}"
             )
         self.warpgroups = self.tile_m // ROWS
+        self.consumer_registers = kernel.consumer_registers
+        self.producer_registers = kernel.producer_registers
         self.consumers = WARPGROUP * self.warpgroups
         self.stages = kernel.stages
         self.q_stages = kernel.q_stages * self.warpgroups  # each of a warpgroup's rows
         # the next tile's queries are loaded before this tile's last scores
         self.ahead = kernel.q_stages > 1
-        self.turns = kernel.turns and self.warpgroups > 1
+        self.pingpong = kernel.pingpong and self.warpgroups > 1
         self.window, self.varlen = kernel.mask is Mask.WINDOW, kernel.layout is Layout.VARLEN
         self.skips = self.warpgroups > 1
         self.schedule, self.masks = Schedule(kernel), Masks(kernel, ROWS)
@@ -97,25 +127,33 @@ class Forward:
 
     @cute.jit
     def __call__(
-        self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
+        self,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        o: cute.Tensor,
+        lse: cute.Tensor,
         scale: Float32,
-        cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None, window_size_left: Int32,
+        cu_seqlens_q: cute.Tensor | None,
+        key_lengths: cute.Tensor | None,
+        window_size_left: Int32,
         window_size_right: Int32,
-        workers: Int32, paired: Int32, counter: cute.Tensor | None, stream: cuda.CUstream,
-    ):  # fmt: skip
+        num_ctas: Int32,
+        paired_heads: Int32,
+        counter: cute.Tensor | None,
+        stream: cuda.CUstream,
+    ):
         *leading, heads, _ = q.shape
         heads_kv = k.shape[-2]
-        if const_expr(self.varlen):
-            lengths = (
-                packed.Offsets(cu_seqlens_q, q.shape[0]),
-                packed.KeyLengths(key_lengths, k.shape[0]),
-            )
-            order = schedule.Varlen(*lengths, heads, heads_kv, counter)
-            q, k, v = (packed.sequences(tensor) for tensor in (q, k, v))
-        else:
+        if const_expr(not self.varlen):
             batch, rows = leading
-            order = self.schedule.dense(rows, k.shape[1], heads, heads_kv, batch, paired)
-            workers = cutlass.min(workers, order.end)
+            order = self.schedule.dense(rows, k.shape[1], heads, heads_kv, batch, paired_heads)
+            num_ctas = cutlass.min(num_ctas, order.end)
+        else:
+            offsets_q = packed.Offsets(cu_seqlens_q, q.shape[0])
+            lengths_k = packed.KeyLengths(key_lengths, k.shape[0])
+            order = schedule.Varlen(offsets_q, lengths_k, heads, heads_kv, counter)
+            q, k, v = (packed.sequences(tensor) for tensor in (q, k, v))
         if const_expr(self.varlen and self.output.by_tma):
             o = packed.sequences(o)
         q, k, v, o = (self.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, o))
@@ -137,7 +175,7 @@ class Forward:
             Window(window_size_left, window_size_right), order, sq_layout, sk_layout, sv_layout,
             so_layout, mma_qk, mma_pv,
         ).launch(
-            grid=[workers, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream,
+            grid=[num_ctas, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream,
             min_blocks_per_mp=1
         )  # fmt: skip
 
@@ -162,14 +200,26 @@ class Forward:
 
     @cute.kernel
     def kernel(
-        self, atom_q: cute.CopyAtom, tma_q: cute.Tensor, atom_k: cute.CopyAtom, tma_k: cute.Tensor,
-        atom_v: cute.CopyAtom, tma_v: cute.Tensor, atom_o: cute.CopyAtom | None, o: cute.Tensor,
+        self,
+        atom_q: cute.CopyAtom,
+        tma_q: cute.Tensor,
+        atom_k: cute.CopyAtom,
+        tma_k: cute.Tensor,
+        atom_v: cute.CopyAtom,
+        tma_v: cute.Tensor,
+        atom_o: cute.CopyAtom | None,
+        o: cute.Tensor,
         lse: cute.Tensor,
-        scale_log2: Float32, window: Window, order: schedule.Dense | schedule.Varlen,
-        sq_layout: cute.ComposedLayout, sk_layout: cute.ComposedLayout,
+        scale_log2: Float32,
+        window: Window,
+        order: schedule.Dense | schedule.Varlen,
+        sq_layout: cute.ComposedLayout,
+        sk_layout: cute.ComposedLayout,
         sv_layout: cute.ComposedLayout,
-        so_layout: cute.ComposedLayout | None, mma_qk: cute.TiledMma, mma_pv: cute.TiledMma,
-    ):  # fmt: skip
+        so_layout,
+        mma_qk: cute.TiledMma,
+        mma_pv: cute.TiledMma,
+    ):
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         if warp == 0:
             for atom in (atom_q, atom_k, atom_v, *((atom_o,) if self.output.by_tma else ())):
@@ -187,379 +237,393 @@ class Forward:
         pipeline_v = staging.tma_pipeline(
             self.dtype, storage.barriers_v, sv_layout, self.stages, warps
         )
-        ring, words = self.schedule.ring(storage.barriers_tiles, storage.tiles, readers=warps + 1)
+        ring = self.schedule.ring(storage.barriers_tiles, storage.tiles, readers=warps + 1)
         pipeline.pipeline_init_arrive()
         sq = storage.q.get_tensor(sq_layout.outer, swizzle=sq_layout.inner)
         sk = storage.k.get_tensor(sk_layout.outer, swizzle=sk_layout.inner)
         sv = storage.v.get_tensor(sv_layout.outer, swizzle=sv_layout.inner)
-        so = (
-            storage.o.get_tensor(so_layout.outer, swizzle=so_layout.inner)
-            if self.output.by_tma
-            else None
+        so = None
+        if const_expr(self.output.by_tma):
+            so = storage.o.get_tensor(so_layout.outer, swizzle=so_layout.inner)
+        loads = Loads(
+            Load(atom_q, tma_q, sq, pipeline_q),
+            Load(atom_k, tma_k, sk, pipeline_k),
+            Load(atom_v, tma_v, sv, pipeline_v),
         )
         pipeline.pipeline_init_wait()
-        consumer_registers, producer_registers = (VARLEN_REGISTERS if self.varlen else REGISTERS)[
-            self.warpgroups
-        ]
         if warp < WARPGROUP // 32:
-            cute.arch.setmaxregister_decrease(producer_registers)
+            cute.arch.setmaxregister_decrease(self.producer_registers)
             if warp == 0:
-                q, k, v = (
-                    Loads(atom_q, tma_q, sq),
-                    Loads(atom_k, tma_k, sk),
-                    Loads(atom_v, tma_v, sv),
-                )
-                self.load(order, ring, words, q, pipeline_q, k, pipeline_k, v, pipeline_v)
+                self.load(order, ring, loads)
             if warp == 1:
-                self.schedule.run(order, window, ring, words)
+                self.schedule.run(order, window, ring)
         else:
-            cute.arch.setmaxregister_increase(consumer_registers)
+            cute.arch.setmaxregister_increase(self.consumer_registers)
             to = Destination(o, lse, atom_o, so)
-            self.attend(
-                order,
-                window,
-                ring,
-                words,
-                sq,
-                pipeline_q,
-                sk,
-                pipeline_k,
-                sv,
-                pipeline_v,
-                mma_qk,
-                mma_pv,
-                scale_log2,
-                to,
-            )
+            self.attend(order, window, ring, loads, mma_qk, mma_pv, scale_log2, to)
 
     @cute.jit
-    def load(
-        self, order, ring, words, q: Loads, pipeline_q, k: Loads, pipeline_k, v: Loads, pipeline_v
-    ):
-        """Queries, keys and values of all tiles, in the order in which the consumers take them."""
+    def load(self, order, ring: Ring, loads: Loads):
+        """Loads queries, keys and values of all tiles, in the order in which the consumers take
+        them."""
+        q, k, v = loads.q, loads.k, loads.v
         producer = pipeline.PipelineUserType.Producer
         state_q = pipeline.make_pipeline_state(producer, self.q_stages)
         state_k = pipeline.make_pipeline_state(producer, self.stages)
         state_v = pipeline.make_pipeline_state(producer, self.stages)
         state_t = pipeline.make_pipeline_state(pipeline.PipelineUserType.Consumer, schedule.RING)
-        tile = self.schedule.read(order, ring, words, state_t)
+        tile = self.schedule.read(order, ring, state_t)
         state_t.advance()
         while tile.end > 0:
-            self.load_block(k, pipeline_k, tile, tile.begin, state_k)
+            self.load_block(k, tile, tile.begin, state_k)
             state_k.advance()
             queries = staging.rows_of(
                 q.source, tile.head, tile.batch, tile.rows, tile.end_q, self.varlen
             )
             for i in cutlass.range_constexpr(self.warpgroups):
-                self.load_rows(q, pipeline_q, queries, tile.row + i * ROWS, state_q)
+                self.load_rows(q, queries, tile.row + i * ROWS, state_q)
                 state_q.advance()
             for block in cutlass.range(tile.begin + 1, tile.end, unroll=1):
-                self.load_block(k, pipeline_k, tile, block, state_k)
+                self.load_block(k, tile, block, state_k)
                 state_k.advance()
-                self.load_block(v, pipeline_v, tile, block - 1, state_v)
+                self.load_block(v, tile, block - 1, state_v)
                 state_v.advance()
-            self.load_block(v, pipeline_v, tile, tile.end - 1, state_v)
+            self.load_block(v, tile, tile.end - 1, state_v)
             state_v.advance()
-            tile = self.schedule.read(order, ring, words, state_t)
+            tile = self.schedule.read(order, ring, state_t)
             state_t.advance()
-        # The last arrivals of the consumers must find the thread block's shared memory.
-        pipeline_q.producer_tail(state_q)
-        pipeline_k.producer_tail(state_k)
-        pipeline_v.producer_tail(state_v)
+        # The last arrivals of the consumers must find the CTA's shared memory.
+        q.pipeline.producer_tail(state_q)
+        k.pipeline.producer_tail(state_k)
+        v.pipeline.producer_tail(state_v)
 
-    def load_block(self, loads: Loads, pipeline, tile: Tile, block: Int32, state):
+    def load_block(self, load: Load, tile: Tile, block: Int32, state):
         source = staging.rows_of(
-            loads.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen
+            load.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen
         )
-        self.load_rows(loads, pipeline, source, block * self.tile_n, state)
+        self.load_rows(load, source, block * self.tile_n, state)
 
-    def load_rows(self, loads: Loads, pipeline, source: cute.Tensor, row: Int32, state):
-        """As many as a stage holds, from `row` on."""
-        pipeline.producer_acquire(state)
-        stage, barrier = loads.stages[None, None, state.index], pipeline.producer_get_barrier(state)
+    def load_rows(self, load: Load, source: cute.Tensor, row: Int32, state):
+        """Loads as many rows as a stage holds, from `row` on."""
+        load.pipeline.producer_acquire(state)
+        stage = load.stages[None, None, state.index]
+        barrier = load.pipeline.producer_get_barrier(state)
         source = cute.local_tile(
             cute.domain_offset((row, 0), source), cute.product_each(stage.shape), (0, 0)
         )
         copy, _, _ = copy_utils.tma_get_copy_fn(
-            loads.atom, 0, cute.make_layout(1), source, stage, single_stage=True
+            load.atom, 0, cute.make_layout(1), source, stage, single_stage=True
         )
         copy(tma_bar_ptr=barrier)
-        pipeline.producer_commit(state)
+        load.pipeline.producer_commit(state)
 
-    @cute.jit
-    def attend(
-        self, order, window: Window, ring, words, sq, pipeline_q, sk, pipeline_k, sv, pipeline_v,
-        mma_qk, mma_pv, scale_log2,
-        to: Destination,
-    ):  # fmt: skip
-        """Attention of one warpgroup's rows of all tiles."""
-        thread, _, _ = cute.arch.thread_idx()
-        group = cute.arch.make_warp_uniform(thread // WARPGROUP) - 1
-        thread = thread % WARPGROUP
+    def operands(self, loads: Loads, mma_qk, mma_pv) -> Operands:
         _, frag_q, frag_k = sm90_utils.partition_fragment_ABC(
-            mma_qk.get_slice(0), (ROWS, self.tile_n, self.head_dim), sq, sk
+            mma_qk.get_slice(0),
+            (ROWS, self.tile_n, self.head_dim),
+            loads.q.stages,
+            loads.k.stages,
         )
         acc_o, frag_p, frag_v = sm90_utils.partition_fragment_ABC(
             mma_pv.get_slice(0),
             (ROWS, self.head_dim_v, self.tile_n),
             None,
-            layout_utils.transpose_view(sv),
+            layout_utils.transpose_view(loads.v.stages),
         )
         scores = cute.make_rmem_tensor(mma_qk.partition_shape_C((ROWS, self.tile_n)), Float32)
-        operands = Operands(mma_qk, mma_pv, frag_q, frag_k, frag_v, frag_p, scores, acc_o)
-        acc_o.fill(0.0)
-        # of the tile, and of the one that ends
+        return Operands(mma_qk, mma_pv, frag_q, frag_k, frag_v, frag_p, scores, acc_o)
+
+    @cute.jit
+    def attend(
+        self,
+        order,
+        window: Window,
+        ring: Ring,
+        loads: Loads,
+        mma_qk,
+        mma_pv,
+        scale_log2,
+        to: Destination,
+    ):
+        """Computes the attention of one warpgroup's rows of all tiles."""
+        thread, _, _ = cute.arch.thread_idx()
+        index = cute.arch.make_warp_uniform(thread // WARPGROUP) - 1
+        thread = thread % WARPGROUP
+        operands = self.operands(loads, mma_qk, mma_pv)
+        operands.o.fill(0.0)
+        # of the tile at hand, and of the one that ends
         softmax, ended = Softmax.create(scale_log2), Softmax.create(scale_log2)
         softmax.begin()
+        group = Warpgroup(
+            index,
+            thread,
+            window,
+            operands,
+            softmax,
+            loads.q.pipeline,
+            loads.k.pipeline,
+            loads.v.pipeline,
+        )
         consumer = pipeline.PipelineUserType.Consumer
-        state_q = PipelineStateSimple(self.q_stages, group)
-        state_k = pipeline.make_pipeline_state(consumer, self.stages)
-        state_v = pipeline.make_pipeline_state(consumer, self.stages)
-        state_t = pipeline.make_pipeline_state(consumer, schedule.RING)
-        if const_expr(self.turns):  # noqa: SIM102, at compile time, the other at run time
-            if group == 0:
-                self.give_turn(group)
+        states = States(
+            PipelineStateSimple(self.q_stages, index),
+            pipeline.make_pipeline_state(consumer, self.stages),
+            pipeline.make_pipeline_state(consumer, self.stages),
+            pipeline.make_pipeline_state(consumer, schedule.RING),
+        )
+        if const_expr(self.pingpong):  # noqa: SIM102, at compile time, the other at run time
+            if index == 0:
+                self.signal_pingpong(index)
 
-        tile = self.schedule.read(order, ring, words, state_t)
-        state_t.advance()
-        sight = self.masks.sight(tile, window, group, thread, mma_qk)
-        end = self.end(tile, sight)
-        more = tile.end > 0  # a grid of packed sequences may have more thread blocks than tiles
+        tile = self.schedule.read(order, ring, states.tile)
+        states.tile.advance()
+        work = self.work(group, tile)
+        more = tile.end > 0  # a grid of packed sequences may have more CTAs than tiles
         if more:
-            pipeline_q.consumer_wait(state_q)
-            pipeline_k.consumer_wait(state_k)
-            self.issue_scores(operands, state_q.index, state_k.index)
-            warpgroup.wait_group(0)
-            pipeline_k.consumer_release(state_k)
-            state_k.advance()
-            if tile.begin + 1 == end:
-                pipeline_q.consumer_release(state_q)
-            self.masks.mask(scores, tile.begin, sight, self.window)
-            exponentials(scores, softmax)
-            utils.cvt_f16(layout_utils.reshape_acc_to_frgA(scores), frag_p)
-
-        accumulate = Boolean(False)  # the tile's first product overwrites O
+            states = self.prologue(group, work, states)
         while more:
-            self.converge(group)
-            spans = self.spans(tile, sight, end)
-            for i in cutlass.range_constexpr(len(spans)):
-                span = spans[i]
-                for block in cutlass.range(span.begin, span.end, unroll=1):
-                    self.issue(
-                        operands,
-                        group,
-                        state_q,
-                        pipeline_k,
-                        state_k,
-                        pipeline_v,
-                        state_v,
-                        accumulate,
-                    )
-                    self.await_scores(pipeline_k, state_k)
-                    state_k.advance()
-                    if block + 1 == end:
-                        pipeline_q.consumer_release(state_q)
-                    if const_expr(span.edge):
-                        self.masks.mask(scores, block, sight, span.left)
-                    needed = exponentials(scores, softmax)
-                    self.finish(operands, softmax, needed, pipeline_v, state_v)
-                    state_v.advance()
-                    accumulate = Boolean(True)
-            if const_expr(self.skips):
-                for _ in cutlass.range(end, tile.end, unroll=1):
-                    self.skip(pipeline_k, state_k)
-                    state_k.advance()
-                    self.wait_turn(group)
-                    self.pass_turn(group)
+            self.converge(index)
+            states, accumulate = self.main_loop(group, work, states)
             for _ in cutlass.range_constexpr(self.warpgroups):
-                state_q.advance()
-            upcoming = self.schedule.read(order, ring, words, state_t)
-            state_t.advance()
-            more = upcoming.end > 0
-            upcoming_end = end
+                states.q.advance()
+            tile = self.schedule.read(order, ring, states.tile)
+            states.tile.advance()
+            more = tile.end > 0
             ended.reference.store(softmax.reference.load())
             ended.total.store(softmax.total.load())
-            if more:
-                sight = self.masks.sight(upcoming, window, group, thread, mma_qk)
-                upcoming_end = self.end(upcoming, sight)
-                softmax.begin()
-                if const_expr(self.ahead):
-                    pipeline_q.consumer_wait(state_q)
-                    if self.masks.sees_all(sight, upcoming.begin):
-                        self.issue(
-                            operands,
-                            group,
-                            state_q,
-                            pipeline_k,
-                            state_k,
-                            pipeline_v,
-                            state_v,
-                            accumulate,
-                        )
-                        self.await_scores(pipeline_k, state_k)
-                        exponentials(scores, softmax)
-                        warpgroup.wait_group(0)
-                    else:
-                        self.issue(
-                            operands,
-                            group,
-                            state_q,
-                            pipeline_k,
-                            state_k,
-                            pipeline_v,
-                            state_v,
-                            accumulate,
-                        )
-                        self.await_scores(pipeline_k, state_k)
-                        self.masks.mask(scores, upcoming.begin, sight, self.window)
-                        exponentials(scores, softmax)
-                        warpgroup.wait_group(0)
-                    pipeline_v.consumer_release(state_v)
-                    self.output.store(tile, group, thread, acc_o, ended, to, mma_pv)
-                # the queries come while the last product is computed, and the store runs beside the
-                # scores
-                else:
-                    self.issue_last(operands, group, pipeline_v, state_v, accumulate)
-                    pipeline_q.consumer_wait(state_q)
-                    pipeline_k.consumer_wait(state_k)
-                    self.issue_scores(operands, state_q.index, state_k.index)
-                    warpgroup.wait_group(1)
-                    pipeline_v.consumer_release(state_v)
-                    self.output.store(tile, group, thread, acc_o, ended, to, mma_pv)
-                    warpgroup.wait_group(0)
-                    pipeline_k.consumer_release(state_k)
-                    self.masks.mask(scores, upcoming.begin, sight, self.window)
-                    exponentials(scores, softmax)
-                state_k.advance()
-                if upcoming.begin + 1 == upcoming_end:
-                    pipeline_q.consumer_release(state_q)
-                utils.cvt_f16(layout_utils.reshape_acc_to_frgA(scores), frag_p)
-            else:
-                self.issue_last(operands, group, pipeline_v, state_v, accumulate)
-                warpgroup.wait_group(0)
-                pipeline_v.consumer_release(state_v)
-                self.output.store(tile, group, thread, acc_o, ended, to, mma_pv)
-            state_v.advance()
-            if const_expr(self.skips):
-                for _ in cutlass.range(end, tile.end, unroll=1):
-                    self.skip(pipeline_v, state_v)
-                    state_v.advance()
-            accumulate = Boolean(False)
-            tile, end = upcoming, upcoming_end
+            work, states = self.hand_over(group, work, tile, ended, states, accumulate, to)
         self.output.finish()
 
-    def spans(self, tile: Tile, sight, end) -> list[Span]:
-        """The blocks after the first: those of a window's left edge, those that all rows see, those
-        of the right edge. A branch between the issue of a product and the wait for it would make
-        the compiler wait at the branch, so each has its own loop."""
-        first = tile.begin + 1
+    def work(self, group: Warpgroup, tile: Tile) -> Work:
+        bounds = self.masks.key_bounds(
+            tile, group.window, group.index, group.thread, group.operands.mma_qk
+        )
+        return Work(tile, bounds, self.end(tile, bounds))
+
+    @cute.jit
+    def prologue(self, group: Warpgroup, work: Work, states: States) -> States:
+        """Computes the weights of the first tile's first key block."""
+        group.q.consumer_wait(states.q)
+        group.k.consumer_wait(states.k)
+        self.issue_scores(group.operands, states)
+        warpgroup.wait_group(0)
+        group.k.consumer_release(states.k)
+        states.k.advance()
+        if work.tile.begin + 1 == work.end:
+            group.q.consumer_release(states.q)
+        self.masks.mask(group.operands.scores, work.tile.begin, work.bounds, self.window)
+        exponentials(group.operands.scores, group.softmax)
+        self.convert_weights(group.operands)
+        return states
+
+    @cute.jit
+    def main_loop(self, group: Warpgroup, work: Work, states: States) -> tuple[States, Boolean]:
+        """Computes the weights of the other key blocks, each beside the product of the weights
+        before with their values. Returns whether there was a product, to which the tile's last one
+        adds up."""
+        accumulate = Boolean(False)  # the tile's first product overwrites O
+        spans = self.spans(work)
+        for i in cutlass.range_constexpr(len(spans)):
+            span = spans[i]
+            for block in cutlass.range(span.begin, span.end, unroll=1):
+                self.issue(group, states, accumulate)
+                self.await_scores(group, states)
+                states.k.advance()
+                if block + 1 == work.end:
+                    group.q.consumer_release(states.q)
+                if const_expr(span.edge):
+                    self.masks.mask(group.operands.scores, block, work.bounds, span.left)
+                needed = exponentials(group.operands.scores, group.softmax)
+                # The new weights take the place of those just used.
+                warpgroup.wait_group(0)
+                group.v.consumer_release(states.v)
+                self.convert_weights(group.operands)
+                rescale(group.operands.o, group.softmax.rescale, needed)
+                states.v.advance()
+                accumulate = Boolean(True)
+        if const_expr(self.skips):
+            for _ in cutlass.range(work.end, work.tile.end, unroll=1):
+                self.skip(group.k, states.k)
+                states.k.advance()
+                self.await_pingpong(group.index)
+                self.pass_pingpong(group.index)
+        return states, accumulate
+
+    @cute.jit
+    def hand_over(
+        self,
+        group: Warpgroup,
+        work: Work,
+        upcoming: Tile,
+        ended: Softmax,
+        states: States,
+        accumulate: Boolean,
+        to: Destination,
+    ) -> tuple[Work, States]:
+        """Ends a tile and begins the next one, if any: the last product of this one runs beside the
+        first scores of that one. `ended`: the sums of this one."""
+        operands, softmax = group.operands, group.softmax
+        bounds, upcoming_end = work.bounds, work.end
+        if upcoming.end > 0:
+            bounds = self.masks.key_bounds(
+                upcoming, group.window, group.index, group.thread, operands.mma_qk
+            )
+            upcoming_end = self.end(upcoming, bounds)
+            softmax.begin()
+            if const_expr(self.ahead):
+                group.q.consumer_wait(states.q)
+                # A branch between the issue of a product and the wait for it would make the
+                # compiler wait at the branch, so each way has both.
+                if self.masks.sees_all(bounds, upcoming.begin):
+                    self.first_weights(group, upcoming, bounds, states, accumulate, masked=False)
+                else:
+                    self.first_weights(group, upcoming, bounds, states, accumulate, masked=True)
+                group.v.consumer_release(states.v)
+                self.output.store(
+                    work.tile, group.index, group.thread, operands.o, ended, to, operands.mma_pv
+                )
+            # The queries come while the last product is computed, and the store runs beside the
+            # scores.
+            else:
+                self.issue_last(group, states, accumulate)
+                group.q.consumer_wait(states.q)
+                group.k.consumer_wait(states.k)
+                self.issue_scores(operands, states)
+                warpgroup.wait_group(1)
+                group.v.consumer_release(states.v)
+                self.output.store(
+                    work.tile, group.index, group.thread, operands.o, ended, to, operands.mma_pv
+                )
+                warpgroup.wait_group(0)
+                group.k.consumer_release(states.k)
+                self.masks.mask(operands.scores, upcoming.begin, bounds, self.window)
+                exponentials(operands.scores, softmax)
+            states.k.advance()
+            if upcoming.begin + 1 == upcoming_end:
+                group.q.consumer_release(states.q)
+            self.convert_weights(operands)
+        else:
+            self.issue_last(group, states, accumulate)
+            warpgroup.wait_group(0)
+            group.v.consumer_release(states.v)
+            self.output.store(
+                work.tile, group.index, group.thread, operands.o, ended, to, operands.mma_pv
+            )
+        states.v.advance()
+        if const_expr(self.skips):
+            for _ in cutlass.range(work.end, work.tile.end, unroll=1):
+                self.skip(group.v, states.v)
+                states.v.advance()
+        return Work(upcoming, bounds, upcoming_end), states
+
+    @cute.jit
+    def first_weights(
+        self,
+        group: Warpgroup,
+        tile: Tile,
+        bounds: KeyBounds,
+        states: States,
+        accumulate,
+        masked: cutlass.Constexpr,
+    ):
+        """Computes the weights of a tile's first key block beside the last product of the tile
+        before."""
+        self.issue(group, states, accumulate)
+        self.await_scores(group, states)
+        if const_expr(masked):
+            self.masks.mask(group.operands.scores, tile.begin, bounds, self.window)
+        exponentials(group.operands.scores, group.softmax)
+        warpgroup.wait_group(0)
+
+    def spans(self, work: Work) -> list[Span]:
+        """The key blocks after the first: those of a window's left edge, those that all rows see,
+        those of the right edge. A branch between the issue of a product and the wait for it would
+        make the compiler wait at the branch, so each has its own loop."""
+        first, bounds, end = work.tile.begin + 1, work.bounds, work.end
         left_end = first
         if self.window:
             left_end = cutlass.max(
-                first, cutlass.min(cute.ceil_div(sight.all_first, self.tile_n), end)
+                first, cutlass.min(cute.ceil_div(bounds.all_first, self.tile_n), end)
             )
-        free_end = cutlass.max(left_end, cutlass.min(sight.all_end // self.tile_n, end))
+        free_end = cutlass.max(left_end, cutlass.min(bounds.all_end // self.tile_n, end))
         spans = [Span(first, left_end, left=True)] if self.window else []
         return [*spans, Span(left_end, free_end, edge=False), Span(free_end, end)]
 
     @cute.jit
-    def end(self, tile: Tile, sight) -> Int32:
-        """Of the blocks that the warpgroup works on: those that any of its rows sees, and at least
-        one. It keeps its last stage of values until the next tile: if it left out as many blocks as
-        there are stages, the next tile's keys could not be loaded."""
+    def end(self, tile: Tile, bounds: KeyBounds) -> Int32:
+        """The end of the key blocks that the warpgroup works on: those that any of its rows sees,
+        and at least one. It keeps its last stage of values until the next tile: if it left out as
+        many blocks as there are stages, the next tile's keys could not be loaded."""
         if const_expr(not self.skips):
             return tile.end
         end = cutlass.max(
-            cute.ceil_div(sight.any_end, self.tile_n), tile.begin + 1, tile.end - self.stages + 1
+            cute.ceil_div(bounds.any_end, self.tile_n), tile.begin + 1, tile.end - self.stages + 1
         )
         return cutlass.min(end, tile.end)
 
     def skip(self, pipeline, state):
-        """Of a block that only other warpgroups' rows see."""
+        """Releases a key block that only other warpgroups' rows see."""
         pipeline.consumer_wait(state)
         pipeline.consumer_release(state)
 
-    def issue(self, operands, group, state_q, pipeline_k, state_k, pipeline_v, state_v, accumulate):
-        """Scores of the next block, and the last block's weights times values."""
-        pipeline_k.consumer_wait(state_k, pipeline_k.consumer_try_wait(state_k))
-        self.wait_turn(group)
-        self.issue_scores(operands, state_q.index, state_k.index)
-        pipeline_v.consumer_wait(state_v, pipeline_v.consumer_try_wait(state_v))
-        self.issue_output(operands, state_v.index, accumulate)
-        self.pass_turn(group)
+    def issue(self, group: Warpgroup, states: States, accumulate):
+        """Issues the scores of the next key block, and the product of the last one's weights and
+        values."""
+        group.k.consumer_wait(states.k, group.k.consumer_try_wait(states.k))
+        self.await_pingpong(group.index)
+        self.issue_scores(group.operands, states)
+        group.v.consumer_wait(states.v, group.v.consumer_try_wait(states.v))
+        self.issue_output(group.operands, states, accumulate)
+        self.pass_pingpong(group.index)
 
-    def issue_last(self, operands, group, pipeline_v, state_v, accumulate):
-        pipeline_v.consumer_wait(state_v)
-        self.wait_turn(group)
-        self.issue_output(operands, state_v.index, accumulate)
-        self.pass_turn(group)
+    def issue_last(self, group: Warpgroup, states: States, accumulate):
+        """Issues the product of a tile's last weights and values."""
+        group.v.consumer_wait(states.v)
+        self.await_pingpong(group.index)
+        self.issue_output(group.operands, states, accumulate)
+        self.pass_pingpong(group.index)
 
-    def await_scores(self, pipeline_k, state_k):
+    def await_scores(self, group: Warpgroup, states: States):
         warpgroup.wait_group(1)
-        pipeline_k.consumer_release(state_k)
+        group.k.consumer_release(states.k)
 
-    def finish(self, operands: Operands, softmax: Softmax, needed: Boolean, pipeline_v, state_v):
-        """Waits for O; the new weights take the place of those just used."""
-        warpgroup.wait_group(0)
-        pipeline_v.consumer_release(state_v)
-        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(operands.scores), operands.p)
-        rescale(operands.o, softmax.rescale, needed)
+    def convert_weights(self, x: Operands):
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.scores), x.p)
 
-    def issue_scores(self, x: Operands, index_q, index_k):
-        q, k = x.q[None, None, None, index_q], x.k[None, None, None, index_k]
+    def issue_scores(self, x: Operands, states: States):
+        q, k = x.q[None, None, None, states.q.index], x.k[None, None, None, states.k.index]
         sm90_utils.gemm(x.mma_qk, x.scores, q, k, zero_init=True, wg_wait=-1)
 
     @cute.jit
-    def issue_output(self, x: Operands, index_v, accumulate):
-        sm90_utils.gemm(
-            x.mma_pv, x.o, x.p, x.v[None, None, None, index_v], zero_init=not accumulate, wg_wait=-1
-        )
+    def issue_output(self, x: Operands, states: States, accumulate):
+        v = x.v[None, None, None, states.v.index]
+        sm90_utils.gemm(x.mma_pv, x.o, x.p, v, zero_init=not accumulate, wg_wait=-1)
 
-    def converge(self, group):
+    def converge(self, index):
         """Tiles come from memory, so for all that the compiler knows threads differ in them. It
         keeps addresses and loops lane by lane, with 180 moves into uniform registers in place of
-        19, unless a barrier says otherwise, as that of the turns does."""
-        if const_expr(not self.turns):
-            cute.arch.barrier(barrier_id=FIRST_TURN + group, number_of_threads=WARPGROUP)
+        19, unless a barrier says otherwise, as that of pingpong does."""
+        if const_expr(not self.pingpong):
+            cute.arch.barrier(barrier_id=Barrier.WARPGROUP_1 + index, number_of_threads=WARPGROUP)
 
-    def wait_turn(self, group):
-        if const_expr(self.turns):
-            cute.arch.barrier(barrier_id=FIRST_TURN + group, number_of_threads=2 * WARPGROUP)
+    def await_pingpong(self, index):
+        """Waits for the warpgroup's turn to issue products."""
+        if const_expr(self.pingpong):
+            cute.arch.barrier(
+                barrier_id=Barrier.WARPGROUP_1 + index, number_of_threads=2 * WARPGROUP
+            )
 
-    def give_turn(self, group):
-        cute.arch.barrier_arrive(barrier_id=FIRST_TURN + group, number_of_threads=2 * WARPGROUP)
+    def signal_pingpong(self, index):
+        """Says that it is a warpgroup's turn."""
+        cute.arch.barrier_arrive(
+            barrier_id=Barrier.WARPGROUP_1 + index, number_of_threads=2 * WARPGROUP
+        )
 
-    def pass_turn(self, group):
-        if const_expr(self.turns):
-            self.give_turn((group + 1) % self.warpgroups)
+    def pass_pingpong(self, index):
+        """Says that it is the next warpgroup's turn."""
+        if const_expr(self.pingpong):
+            self.signal_pingpong((index + 1) % self.warpgroups)
 
 
 def entry(kernel: Kernel):
-    forward = Forward(kernel)
-
-    @cute.jit
-    def forward_entry(
-        q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor,
-        scale: Float32,
-        cu_seqlens_q: cute.Tensor | None, key_lengths: cute.Tensor | None, window_size_left: Int32,
-        window_size_right: Int32,
-        workers: Int32, paired: Int32, counter: cute.Tensor | None, stream: cuda.CUstream,
-    ):  # fmt: skip
-        forward(
-            q,
-            k,
-            v,
-            o,
-            lse,
-            scale,
-            cu_seqlens_q,
-            key_lengths,
-            window_size_left,
-            window_size_right,
-            workers,
-            paired,
-            counter,
-            stream,
-        )
-
-    return forward_entry, arg.forward_sm90(kernel)
+    return Forward(kernel), symbolic.arguments(kernel)

@@ -1,4 +1,4 @@
-"""Which keys a warpgroup's rows see, and the scores of the others set to minus infinity."""
+"""Finds which keys a warpgroup's rows see, and sets the scores of the others to minus infinity."""
 
 from typing import NamedTuple
 
@@ -7,31 +7,33 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr
 from quack import layout_utils
 
-from kernels.matrix import Kernel, Mask
-from kernels.sm90.schedule import Tile, Window
+from kernels.kernel import Kernel, Mask
+from kernels.sm90.schedule import Tile
+from kernels.sm90.window import Window
 
 WORD = 16  # columns that a word of bits stands for; lowest_bits() shifts by up to as many
 
 
-class Sight(NamedTuple):
+class KeyBounds(NamedTuple):
     """Which keys the rows of a thread's scores see."""
 
-    first: tuple[Int32, Int32]  # key, a row, less the column of the thread's first score
+    # Of each row, [first, end), less the column of the thread's first score
+    first: tuple[Int32, Int32]
     end: tuple[Int32, Int32]
-    all_first: Int32  # of the keys that every row of the warpgroup sees
+    all_first: Int32  # [all_first, all_end): the keys that every row of the warpgroup sees
     all_end: Int32
-    any_end: Int32  # of the keys that any row of the warpgroup sees
+    any_end: Int32  # the end of the keys that any row of the warpgroup sees
 
 
 class Masks:
     def __init__(self, kernel: Kernel, rows: int):
-        """`rows`: of a warpgroup."""
+        """A warpgroup has `rows`."""
         self.rows, self.tile_n = rows, kernel.block_n
         self.window = kernel.mask is Mask.WINDOW
         self.bounded = kernel.mask is not Mask.FULL  # by the row, not by the keys alone
 
     @cute.jit
-    def sight(self, tile: Tile, window: Window, group, thread, mma_qk) -> Sight:
+    def key_bounds(self, tile: Tile, window: Window, group, thread, mma_qk) -> KeyBounds:
         where = mma_qk.get_slice(thread).partition_C(
             cute.make_identity_tensor((self.rows, self.tile_n))
         )
@@ -59,24 +61,27 @@ class Masks:
             else tile.keys
         )
         any_end = any_end if tile.row + group * self.rows < tile.rows else 0
-        return Sight(tuple(first), tuple(end), all_first, all_end, any_end)
+        return KeyBounds(tuple(first), tuple(end), all_first, all_end, any_end)
 
     @cute.jit
-    def sees_all(self, sight: Sight, block):
-        """Whether all rows see all keys of a block."""
-        return block * self.tile_n >= sight.all_first and (block + 1) * self.tile_n <= sight.all_end
+    def sees_all(self, bounds: KeyBounds, block):
+        """Whether all rows see all keys of a key block."""
+        return (
+            block * self.tile_n >= bounds.all_first and (block + 1) * self.tile_n <= bounds.all_end
+        )
 
     @cute.jit
-    def mask(self, scores, block, sight: Sight, left: cutlass.Constexpr):
-        """The bits of a word say which of some columns are seen: half of the instructions that a
-        comparison a score takes.
+    def mask(self, scores, block, bounds: KeyBounds, left: cutlass.Constexpr):
+        """Hides the scores of a key block that their rows do not see. `left` says whether keys may
+        lie before a row's first.
 
-        `left`: whether keys may lie before a row's first.
+        The bits of a word say which of some columns are seen. That takes half of the instructions
+        of a comparison a score.
         """
         scores = layout_utils.reshape_acc_to_mn(scores)
         for r in cutlass.range_constexpr(2):
-            seen = self.columns_before(sight.end[r] - block * self.tile_n)
-            hidden = self.columns_before(sight.first[r] - block * self.tile_n) if left else 0
+            seen = self.columns_before(bounds.end[r] - block * self.tile_n)
+            hidden = self.columns_before(bounds.first[r] - block * self.tile_n) if left else 0
             for c in cutlass.range_constexpr(0, cute.size(scores, mode=[1]), WORD):
                 bits = self.lowest_bits(seen - c)
                 if const_expr(left):

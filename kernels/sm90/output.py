@@ -1,5 +1,5 @@
-"""What a warpgroup leaves of a tile: normalised O and logsumexp. Every warp stores its own rows, so
-that none waits for another."""
+"""The epilogue of a tile: a warpgroup writes normalised O and logsumexp. Every warp stores its own
+rows, so that none waits for another."""
 
 import math
 import operator
@@ -12,7 +12,7 @@ from cutlass.cute.nvgpu import cpasync
 from flash_attn.cute import utils
 from quack import copy_utils, layout_utils
 
-from kernels.matrix import Kernel, Layout
+from kernels.kernel import Kernel, Layout
 from kernels.sm90 import staging
 from kernels.sm90.schedule import Tile
 from kernels.sm90.softmax import Softmax
@@ -21,18 +21,20 @@ LN_2 = math.log(2)
 
 
 class Destination(NamedTuple):
-    # [seqlen, head_dim, heads, batch]; from registers into packed sequences [total, head_dim,
-    # heads]
+    # [seqlen, head_dim, heads, batch]. Where O leaves from registers into packed sequences: [total,
+    # head_dim, heads].
     o: cute.Tensor
     lse: cute.Tensor  # [batch, heads, seqlen], varlen [heads, total]
-    atom: cute.CopyAtom | None  # by TMA
-    stages: cute.Tensor | None  # in shared memory, of a warpgroup each
+    # The TMA atom, and shared memory with a stage for each warpgroup. Both are None where O leaves
+    # from registers.
+    atom: cute.CopyAtom
+    stages: cute.Tensor
 
 
 class Output:
     def __init__(self, kernel: Kernel, dtype, rows: int, by_tma: bool):
-        """`rows`: of a warpgroup. By TMA where shared memory has room for O, which is 2% faster;
-        else from registers."""
+        """A warpgroup has `rows`. O leaves by TMA where shared memory has room for it, which is 2%
+        faster, else from registers."""
         self.dtype, self.rows, self.warp_rows, self.by_tma = dtype, rows, rows // 4, by_tma
         self.head_dim_v, self.warpgroups = kernel.head_dim_v, kernel.block_m // rows
         self.varlen = kernel.layout is Layout.VARLEN
@@ -53,7 +55,7 @@ class Output:
 
     @cute.jit
     def store(self, tile: Tile, group, thread, acc_o, softmax: Softmax, to: Destination, mma_pv):
-        """`softmax`: of the tile."""
+        """Stores a tile, whose sums are those of `softmax`."""
         outputs = layout_utils.reshape_acc_to_mn(acc_o)
         sums = cute.make_rmem_tensor(2, Float32)
         for r in cutlass.range_constexpr(2):
@@ -117,14 +119,14 @@ class Output:
         cute.arch.cp_async_bulk_commit_group()
 
     def finish(self):
-        """After the last tile: shared memory is read until then."""
+        """Waits after the last tile until shared memory has been read."""
         if const_expr(self.by_tma):
             cute.arch.cp_async_bulk_wait_group(0, read=True)
 
     @cute.jit
     def write_from_registers(self, tile: Tile, row, result, to: Destination):
-        """A thread holds two columns of every eight; the four lanes of a row exchange them until
-        each has all of one eight."""
+        """Stores O from registers. A thread holds two columns of every eight. The four lanes of a
+        row exchange them until each has all of one eight."""
         lane = cute.arch.lane_idx()
         part = lane % 4
         odd, high = part % 2 == 1, part >= 2
@@ -151,6 +153,6 @@ class Output:
 
     @cute.jit
     def exchange(self, a: Int32, b: Int32, second, distance: int):
-        """Of two lanes the first gets both lanes' a, the second both lanes' b."""
+        """Gives the first of two lanes both lanes' a, and the second both lanes' b."""
         other = cute.arch.shuffle_sync_bfly(a if second else b, distance)
         return (other if second else a), (b if second else other)

@@ -1,13 +1,13 @@
-"""How the persistent forward's warps learn what their thread block works on: one warp finds the
-tiles and leaves them in a ring in shared memory, so that the others spend neither time nor
-registers on it.
+"""How the persistent forward's warps learn what their CTA works on: one warp finds the tiles and
+leaves them in a ring in shared memory, so that the others spend neither time nor registers on it.
 
-kernels/sm90/tiles.py has the order. A dense tensor's tiles are known beforehand and dealt out. Of
-packed sequences a thread block takes the next tile in line when it has room for one, by a counter
-in memory: their costs differ too much to be dealt out.
+kernels/sm90/tiles.py has the order. The tiles of a dense tensor are known beforehand, and so is
+each CTA's share of them. The tiles of packed sequences differ too much in cost for that: a CTA
+takes the next one in line when it has room for one, by a counter in memory.
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cutlass
@@ -18,28 +18,23 @@ from flash_attn.cute.pipeline import PipelineAsync
 
 from kernels.common import packed
 from kernels.common.packed import KeyLengths, Offsets
-from kernels.matrix import Kernel, Layout, Mask
+from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import tiles
+from kernels.sm90.tiles import RING
+from kernels.sm90.window import Window
 
 WARP = 32
 WORDS = 4  # int32 that are read together
-RING = 4  # tiles: short ones are found ahead, so that the loads of several are on their way
-# Blocks of keys of a tile that is worth waiting for: the next one is taken when it is begun, as
-# another thread block may be free earlier. 1.03 to 1.10 times as fast as taking tiles of up to 4
-# blocks ahead.
+# Key blocks of a tile that is worth waiting for: the next one is taken when it is begun, as another
+# CTA may be free earlier. 1.03 to 1.10 times as fast as taking tiles of up to 4 key blocks ahead.
 LONG = 2
-
-
-class Window(NamedTuple):
-    left: Int32
-    right: Int32
 
 
 class Tile(NamedTuple):
     row: Int32  # the first, of its sequence
     head: Int32
     head_kv: Int32
-    begin: Int32  # blocks of keys, [begin, end), at least one; end is 0 where there is no tile
+    begin: Int32  # key blocks, [begin, end), at least one; end is 0 where there is no tile
     end: Int32
     batch: Int32  # varlen: 0
     rows: Int32  # of the sequence
@@ -49,7 +44,7 @@ class Tile(NamedTuple):
 
 
 class Sequence(NamedTuple):
-    """Lane by lane."""
+    """A sequence in each lane of the warp."""
 
     rows: Int32
     keys: Int32
@@ -58,19 +53,24 @@ class Sequence(NamedTuple):
 
 
 class Divisors(NamedTuple):
-    blocks: cute.FastDivmodDivisorV2  # of queries, a head
-    units: cute.FastDivmodDivisorV2  # tiles.units, a head
+    query_tiles: cute.FastDivmodDivisorV2  # of a head
+    units: cute.FastDivmodDivisorV2  # of a head (tiles.units)
     rest: cute.FastDivmodDivisorV2  # heads that are not paired
     heads: cute.FastDivmodDivisorV2
-    ratio: cute.FastDivmodDivisorV2  # query heads a key/value head
+    ratio: cute.FastDivmodDivisorV2  # query heads of a key/value head
 
 
 class Dense(NamedTuple):
     rows: Int32
     keys: Int32
-    paired: Int32
+    paired_heads: Int32
     end: Int32  # of the cursors
     divisors: Divisors
+
+    @property
+    def sequence(self):
+        """What every tile says of its sequence."""
+        return self.rows, self.keys, self.rows, self.keys
 
 
 class Varlen(NamedTuple):
@@ -78,8 +78,16 @@ class Varlen(NamedTuple):
     key_lengths: KeyLengths
     heads: Int32
     heads_kv: Int32
-    # one int32, zero before the launch: tiles taken beyond each thread block's first
+    # one int32, zero before the launch: tiles taken beyond each CTA's first
     counter: cute.Tensor
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Tiles on their way from the warp that finds them to the others."""
+
+    pipeline: PipelineAsync
+    words: cute.Tensor  # [words of a tile, stages]
 
 
 @cute.jit
@@ -100,21 +108,22 @@ class Schedule:
         self.fields = len(Tile._fields) if self.varlen else Tile._fields.index("rows")
         self.words = -(-self.fields // WORDS) * WORDS
 
-    def dense(self, rows, keys, heads, heads_kv, batch, paired) -> Dense:
+    def dense(self, rows, keys, heads, heads_kv, batch, paired_heads):
+        """The order of a dense tensor's tiles."""
         every_head = heads * batch
-        blocks = cute.ceil_div(rows, self.tile_m)
+        query_tiles = cute.ceil_div(rows, self.tile_m)
         numbers = (
-            blocks,
-            tiles.units(blocks),
-            cutlass.max(every_head - paired, 1),
+            query_tiles,
+            tiles.units(query_tiles),
+            cutlass.max(every_head - paired_heads, 1),
             heads,
             heads // heads_kv,
         )
         return Dense(
             rows,
             keys,
-            paired,
-            tiles.end(every_head, paired, blocks),
+            paired_heads,
+            tiles.end(every_head, paired_heads, query_tiles),
             Divisors(*map(cute.FastDivmodDivisorV2, numbers)),
         )
 
@@ -124,131 +133,119 @@ class Schedule:
     def ring_words(self):
         return cute.struct.Align[cute.struct.MemRange[Int32, RING * self.words], 4 * WORDS]
 
-    def ring(self, barriers, words, readers: int):
-        """`readers`: warps."""
+    def ring(self, barriers, words, readers: int) -> Ring:
+        """The ring that as many warps as `readers` read."""
 
         def group(count):
             return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
 
-        ring = PipelineAsync.create(
+        tiles_in_it = PipelineAsync.create(
             barrier_storage=barriers.data_ptr(), num_stages=RING, producer_group=group(1),
             consumer_group=group(readers),
             elect_one_commit=True, elect_one_release=True, defer_sync=True,
         )  # fmt: skip
-        return ring, words.get_tensor(cute.make_layout((self.words, RING)))
+        return Ring(tiles_in_it, words.get_tensor(cute.make_layout((self.words, RING))))
 
     @cute.jit
-    def read(self, order, ring, words, state) -> Tile:
-        ring.consumer_wait(state)
+    def read(self, order, ring: Ring, state) -> Tile:
+        ring.pipeline.consumer_wait(state)
         found = cute.make_rmem_tensor(self.words, Int32)
-        cute.autovec_copy(words[None, state.index], found)
-        ring.consumer_release(state)
+        cute.autovec_copy(ring.words[None, state.index], found)
+        ring.pipeline.consumer_release(state)
         values = [found[i] for i in range(self.fields)]
         if const_expr(not self.varlen):
-            values += [order.rows, order.keys, order.rows, order.keys]
+            values += order.sequence
         return Tile(*values)
 
     def no_tile(self) -> Tile:
         return Tile(*(Int32(0),) * len(Tile._fields))
 
     @cute.jit
-    def write(self, tile: Tile, ring, words, state):
-        ring.producer_acquire(state)
+    def write(self, tile: Tile, ring, state):
+        words = ring.words  # what a branch writes to is carried through it, down to its fields
+        ring.pipeline.producer_acquire(state)
         if cute.arch.lane_idx() == 0:
             for i in cutlass.range_constexpr(self.fields):
                 words[i, state.index] = tile[i]
-        ring.producer_commit(state)
+        ring.pipeline.producer_commit(state)
 
     def await_reading(self, ring, state):
         """Waits until the tile that was just written has been read."""
         its_next = state.clone()
         for _ in range(RING):
             its_next.advance()
-        ring.producer_acquire(its_next)
+        ring.pipeline.producer_acquire(its_next)
 
     @cute.jit
-    def run(self, order, window: Window, ring, words):
-        """By one warp."""
-        worker, _, _ = cute.arch.block_idx()
-        workers, _, _ = cute.arch.grid_dim()
+    def run(self, order, window: Window, ring: Ring):
+        """Finds all tiles of the CTA. One warp does it."""
+        cta, _, _ = cute.arch.block_idx()
+        num_ctas, _, _ = cute.arch.grid_dim()
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, RING)
         if const_expr(self.varlen):
-            self.run_varlen(order, window, worker, workers, ring, words, state)
+            self.run_varlen(order, window, cta, num_ctas, ring, state)
         else:
-            self.run_dense(order, window, worker, workers, ring, words, state)
+            self.run_dense(order, window, cta, num_ctas, ring, state)
 
     @cute.jit
-    def run_dense(self, order: Dense, window: Window, worker, workers, ring, words, state):
-        cursor, flip = tiles.first(worker)
-        blocks, units, rest, heads, ratio = order.divisors
+    def run_dense(self, order: Dense, window: Window, cta, num_ctas, ring, state):
+        cursor, flip = tiles.first(cta)
+        query_tiles, units, rest, heads, ratio = order.divisors
         while cursor < order.end:
             if const_expr(self.causal):
-                entry, block = tiles.causal(
-                    cursor, flip, order.paired, blocks.divisor, units, rest, choose
+                entry, query_tile = tiles.causal(
+                    cursor, flip, order.paired_heads, query_tiles.divisor, units, rest, choose
                 )
             else:
-                entry, block = tiles.full(cursor, blocks)
+                entry, query_tile = tiles.full(cursor, query_tiles)
             batch, head = divmod(entry, heads)
             head_kv, _ = divmod(head, ratio)
-            row = block * self.tile_m
-            begin, end = self.blocks_of_keys(row, order.rows, order.keys, window)
-            tile = Tile(
-                row,
-                head,
-                head_kv,
-                begin,
-                end,
-                batch,
-                order.rows,
-                order.keys,
-                order.rows,
-                order.keys,
-            )
-            self.write(tile, ring, words, state)
+            row = query_tile * self.tile_m
+            begin, end = self.key_blocks(row, order.rows, order.keys, window)
+            self.write(Tile(row, head, head_kv, begin, end, batch, *order.sequence), ring, state)
             state.advance()
             cursor, flip = tiles.following(
-                cursor, flip, worker, workers, order.paired, blocks.divisor, units, choose
+                cursor, flip, cta, num_ctas, order.paired_heads, query_tiles.divisor, units, choose
             )
-        self.write(self.no_tile(), ring, words, state)
+        self.write(self.no_tile(), ring, state)
 
     @cute.jit
-    def run_varlen(self, order: Varlen, window: Window, worker, workers, ring, words, state):
+    def run_varlen(self, order: Varlen, window: Window, cta, num_ctas, ring, state):
         lane = cute.arch.lane_idx()
         batch, ratio = order.offsets_q.shape[0] - 1, order.heads // order.heads_kv
         # of the tile to work on; of the tiles of earlier groups and levels
-        number, before = worker, Int32(0)
+        number, before = cta, Int32(0)
         # of the group's first sequence
         begin_q, begin_k = order.offsets_q[0], order.key_lengths.offset(0)
         for group in cutlass.range(0, batch, WARP, unroll=1):
             sequence, begin_q, begin_k = self.sequence(order, begin_q, begin_k, group + lane, batch)
-            blocks = cute.ceil_div(sequence.rows, self.tile_m)
-            # Head by head, sequence by sequence, longest tiles first.
-            through = utils.warp_prefix_sum(blocks * ratio, lane)
+            query_tiles = cute.ceil_div(sequence.rows, self.tile_m)
+            # Head by head, sequence by sequence, a sequence's costliest tiles first.
+            through = utils.warp_prefix_sum(query_tiles * ratio, lane)
             a_head = cute.arch.shuffle_sync(through, WARP - 1)
-            last_heads = tiles.last_heads(order.heads_kv, a_head, workers, choose)
+            last_heads = tiles.last_heads(order.heads_kv, a_head, num_ctas, choose)
             first_heads = order.heads_kv - last_heads
             end = before + first_heads * a_head
             while number < end:
                 head_kv, place = (number - before) // a_head, (number - before) % a_head
                 lane_of = self.lane_of(through, place)
-                place -= cute.arch.shuffle_sync(through - blocks * ratio, lane_of)
-                block = cute.arch.shuffle_sync(blocks, lane_of) - 1 - place // ratio
+                place -= cute.arch.shuffle_sync(through - query_tiles * ratio, lane_of)
+                query_tile = cute.arch.shuffle_sync(query_tiles, lane_of) - 1 - place // ratio
                 number = self.put(
                     order,
                     window,
-                    block,
+                    query_tile,
                     head_kv * ratio + place % ratio,
                     sequence,
                     lane_of,
                     ring,
-                    words,
                     state,
                 )
                 state.advance()
             before = end
             # The last heads level by level.
             low, high, each = tiles.levels(
-                blocks, sequence.rows, sequence.keys, self.tile_m, self.causal, choose
+                query_tiles, sequence.rows, sequence.keys, self.tile_m, self.causal, choose
             )
             level = tiles.next_level(tiles.HIGHEST, low, high, largest, choose)
             while level >= 0:
@@ -259,31 +256,30 @@ class Schedule:
                 while number < end:
                     head, place = (number - before) // total, (number - before) % total
                     lane_of = self.lane_of(through, place)
-                    block = level - low if self.causal else place - (through - at_level)
-                    block = cute.arch.shuffle_sync(block, lane_of)
+                    query_tile = level - low if self.causal else place - (through - at_level)
+                    query_tile = cute.arch.shuffle_sync(query_tile, lane_of)
                     number = self.put(
                         order,
                         window,
-                        block,
+                        query_tile,
                         first_heads * ratio + head,
                         sequence,
                         lane_of,
                         ring,
-                        words,
                         state,
                     )
                     state.advance()
                 before = end
                 level = tiles.next_level(level, low, high, largest, choose)
-        self.write(self.no_tile(), ring, words, state)
+        self.write(self.no_tile(), ring, state)
 
     def lane_of(self, through: Int32, place: Int32) -> Int32:
-        """The first lane of which more than `place` have gone by."""
+        """The lane whose tiles hold a place: the first that has more than `place` up to its own."""
         return cute.arch.popc(cute.arch.vote_ballot_sync(through <= place))
 
     @cute.jit
     def sequence(self, order: Varlen, begin_q: Int32, begin_k: Int32, index: Int32, batch: Int32):
-        """The sequences of a group, each in its lane, and where the next group begins.
+        """Finds the sequences of a group, each in its lane, and where the next group begins.
 
         Where cu_seqlens decreases, a sequence begins where the longest one before it ended. So no
         two have rows in common, and all of them together have as many tiles as the planner counted.
@@ -305,7 +301,7 @@ class Schedule:
 
     @cute.jit
     def bounds(self, begin: Int32, end: Int32):
-        """Where each lane's sequence begins and ends, of the ends as they are given. The first
+        """Where each lane's sequence begins and ends, from the ends as they are given. The first
         lane's begins at `begin`."""
         end = cutlass.max(end, begin)
         for i in cutlass.range_constexpr(int(math.log2(WARP))):
@@ -318,23 +314,21 @@ class Schedule:
         self,
         order: Varlen,
         window: Window,
-        block,
+        query_tile,
         head,
         sequences: Sequence,
         lane_of,
         ring,
-        words,
         state,
     ) -> Int32:
-        """A tile into the ring; the number of the next one."""
+        """Puts a tile into the ring, and returns the number of the next one."""
         of = Sequence(*(cute.arch.shuffle_sync(value, lane_of) for value in sequences))
-        row = block * self.tile_m
-        begin, end = self.blocks_of_keys(row, of.rows, of.keys, window)
+        row = query_tile * self.tile_m
+        begin, end = self.key_blocks(row, of.rows, of.keys, window)
         head_kv = head // (order.heads // order.heads_kv)
         self.write(
             Tile(row, head, head_kv, begin, end, Int32(0), of.rows, of.keys, of.end_q, of.end_k),
             ring,
-            words,
             state,
         )
         if end - begin >= LONG:
@@ -342,11 +336,11 @@ class Schedule:
         taken = Int32(0)
         if cute.arch.lane_idx() == 0:
             taken = cute.arch.atomic_add(order.counter.iterator.llvm_ptr, Int32(1))
-        workers, _, _ = cute.arch.grid_dim()
-        return workers + cute.arch.shuffle_sync(taken, 0)
+        num_ctas, _, _ = cute.arch.grid_dim()
+        return num_ctas + cute.arch.shuffle_sync(taken, 0)
 
     @cute.jit
-    def blocks_of_keys(self, row: Int32, rows: Int32, keys: Int32, window: Window):
+    def key_blocks(self, row: Int32, rows: Int32, keys: Int32, window: Window):
         begin, end = Int32(0), cute.ceil_div(keys, self.tile_n)
         if const_expr(self.causal or self.window):
             shift = keys - rows
@@ -357,5 +351,5 @@ class Schedule:
                 end_key = cutlass.min(last + shift + window.right + 1, keys)
             begin = choose(end_key > first_key, first_key // self.tile_n, 0)
             end = choose(end_key > first_key, cute.ceil_div(end_key, self.tile_n), 0)
-        # no row sees a key: a block in which everything is masked
+        # Where no row sees a key there is one key block, in which everything is masked.
         return begin, cutlass.max(end, 1)

@@ -1,4 +1,4 @@
-"""The softmax of one warpgroup's rows, block of keys by block of keys."""
+"""The softmax of one warpgroup's rows, key block by key block."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ LAZY = 8.0
 
 
 class Softmax(NamedTuple):
-    """Of a thread's two rows."""
+    """The softmax of a thread's two rows so far."""
 
     scale_log2: Float32
     reference: cute.Tensor
@@ -33,7 +33,8 @@ class Softmax(NamedTuple):
 
 @cute.jit
 def exponentials(scores, softmax: Softmax) -> Boolean:
-    """Of the scores, in their place; whether any row's older sums must be rescaled."""
+    """Replaces the scores by their exponentials. Returns whether any row's older sums must be
+    rescaled."""
     scores = layout_utils.reshape_acc_to_mn(scores)
     scale = softmax.scale_log2
     for r in cutlass.range_constexpr(2):

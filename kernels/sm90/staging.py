@@ -1,5 +1,6 @@
-"""Shared memory that TMA fills, and the barriers that say when: what the kernels of our own have in
-common."""
+"""What our own kernels share: shared memory that TMA fills, and the barriers that say when."""
+
+from dataclasses import dataclass
 
 import cutlass.cute as cute
 from cutlass import pipeline
@@ -8,14 +9,26 @@ from cutlass.utils import LayoutEnum
 from flash_attn.cute.pipeline import PipelineTmaAsync
 from quack import sm90_utils
 
+from kernels.common import packed
+
+
+@dataclass(frozen=True)
+class Load:
+    """One of q, k and v on its way to shared memory."""
+
+    atom: cute.CopyAtom
+    source: cute.Tensor  # [seqlen, head_dim, heads, batch or pages], as TMA takes coordinates
+    stages: cute.Tensor
+    pipeline: PipelineTmaAsync
+
 
 def smem_layout(dtype, rows: int, columns: int, stages: int | None):
     return sm90_utils.make_smem_layout(dtype, LayoutEnum.ROW_MAJOR, (rows, columns), stages)
 
 
 def elements(dtype, layout: cute.ComposedLayout | None):
-    """Of a layout, aligned as its swizzle wants it: a field of a cute.struct. No elements of no
-    layout."""
+    """A field of a cute.struct: the elements of a layout, aligned as its swizzle wants it. There
+    are none where there is no layout."""
     if layout is None:
         return cute.struct.MemRange[dtype, 0]
     return cute.struct.Align[cute.struct.MemRange[dtype, cute.cosize(layout)], 1024]
@@ -34,17 +47,16 @@ def tma_pipeline(dtype, barriers, layout: cute.ComposedLayout, stages: int, cons
 
 
 def tma(op, tensor: cute.Tensor, layout: cute.ComposedLayout, rows: int, columns: int):
-    """The atom and the tensor as it takes coordinates: of [rows, columns] at a time, as a stage of
-    the layout holds them."""
+    """The atom that copies [rows, columns] at a time, as a stage of the layout holds them, and the
+    tensor as it takes coordinates."""
     return cpasync.make_tiled_tma_atom(
         op, tensor, cute.select(layout, mode=[0, 1]), (rows, columns), 1
     )
 
 
 def rows_of(tensor: cute.Tensor, head, batch, rows, end, varlen: bool) -> cute.Tensor:
-    """The rows of one head and sequence, [seqlen, head_dim]: of `packed.sequences`, the last ones
-    before `end`."""
-    if not varlen:
-        return tensor[None, None, head, batch]
-    bound = cute.size(tensor, mode=[0])
-    return cute.domain_offset((bound - rows, 0), tensor[None, None, head, (bound, end)])
+    """The rows of one head and sequence, [seqlen, head_dim]. Those of packed sequences are the last
+    ones before `end`."""
+    if varlen:
+        return packed.rows_of(tensor, 0, end, rows)[None, None, head]
+    return tensor[None, None, head, batch]

@@ -1,99 +1,107 @@
-"""Which tiles a thread block of the persistent forward works on, and in what order.
+"""Which query tiles a CTA of the persistent forward works on, and in what order.
 
-Integer arithmetic for the kernel and for tests without a GPU: `choose(condition, a, b)` is the
-caller's conditional, and divisors are what `divmod` takes. "Heads" are those of all batch elements.
-A worker, which is a thread block, is at (cursor, flip).
+This is integer arithmetic for the kernel and for tests without a GPU: `choose(condition, a, b)` is
+the caller's conditional, and divisors are what `divmod` takes. "Heads" are those of all batch
+elements, and `count` is the number of a head's query tiles. A CTA's place is (cursor, flip).
 
 Without a causal mask all tiles cost the same. They stand in a line head by head, so that neighbours
-read the same keys, and are dealt out to the workers in turns.
+read the same keys, and the CTAs take them round robin.
 
-Under a causal mask the last block of queries is the longest. The first heads, `paired` of them, are
-dealt out in units of the same cost, a long block and a short one of one head; few heads are in work
-at a time, so their keys stay in L2. The other heads' blocks follow longest first, dealt out to and
-fro, which leaves all workers with equal loads. csrc/core/persistent.cpp chooses `paired`.
+Under a causal mask a head's last tile costs most. The first `paired_heads` heads are scheduled in
+units of the same cost, a costly tile and a cheap one of one head. Few heads are in work at a time,
+so their keys stay in L2. The other heads' tiles follow by LPT (longest processing time first), to
+and fro over the CTAs, which leaves all with equal loads. The planner's tile schedule
+(csrc/core/plan/tile_schedule.cpp) chooses `paired_heads`.
 
 Packed sequences come in groups of as many as a warp has lanes, a lane for each. Most heads of a
-group follow head by head and in it sequence by sequence, so that few keys are read at a time and
-stay in L2. The last heads' tiles follow longest first, level by level: a level is a number of
-blocks of keys, about.
+group follow head by head, and in a head sequence by sequence, so that few keys are read at a time
+and stay in L2. The last heads' tiles follow by LPT, level by level. A tile's level is about the
+number of its key blocks.
 """
 
+# Tiles in the ring of a CTA: short ones are found ahead, so that the loads of several are on their
+# way.
+RING = 4
 HIGHEST = 1 << 30  # above all levels
-# Tiles a worker, of the heads that follow longest first. Computed for random lengths: 4 leave up to
-# 15% of the workers' time idle, 6 up to 3%; more heads at a time were measured to miss L2.
-LAST_ROUNDS = 6
+# Waves of tiles of the heads that follow by LPT. Computed for random lengths: 4 leave up to 15% of
+# the CTAs' time idle, 6 up to 3%; more heads at a time were measured to miss L2.
+LAST_WAVES = 6
 
 
-def units(blocks):
-    """Of a head. With an odd number of blocks the longest is a unit by itself."""
-    return (blocks + 1) // 2
+def units(count):
+    """The number of a head's units. With an odd number of tiles the costliest is a unit by
+    itself."""
+    return (count + 1) // 2
 
 
-def first(worker):
-    return worker, 0
+def first(cta):
+    """A CTA's first place."""
+    return cta, 0
 
 
-def following(cursor, flip, worker, workers, paired, blocks, units_divisor, choose):
-    """The worker's next place."""
-    limit = paired * units(blocks)
+def following(cursor, flip, cta, num_ctas, paired_heads, count, units_divisor, choose):
+    """A CTA's next place."""
+    limit = paired_heads * units(count)
     _, unit = divmod(cursor, units_divisor)
-    second = choose(flip == 0, choose(blocks % 2 == 0, 1, choose(unit == 0, 0, 1)), 0)
-    other = choose(flip == 0, 2 * (workers - 1 - worker) + 1, 2 * worker + 1)
-    # In these rounds the first worker comes first. The last of them ends the pairs: who had one
-    # less begins with a longest block.
-    forth = cursor - worker < limit
-    step = choose(forth, choose(cursor < limit, choose(second == 1, 0, workers), workers), other)
+    second = choose(flip == 0, choose(count % 2 == 0, 1, choose(unit == 0, 0, 1)), 0)
+    other = choose(flip == 0, 2 * (num_ctas - 1 - cta) + 1, 2 * cta + 1)
+    # In these waves the first CTA comes first. The last of them ends the pairs: who had one less
+    # begins with a costliest tile.
+    forth = cursor - cta < limit
+    step = choose(forth, choose(cursor < limit, choose(second == 1, 0, num_ctas), num_ctas), other)
     return cursor + step, choose(forth, choose(cursor < limit, second, 0), 1 - flip)
 
 
-def end(heads, paired, blocks):
+def end(heads, paired_heads, count):
     """The first cursor at which there is no tile."""
-    return paired * units(blocks) + (heads - paired) * blocks
+    return paired_heads * units(count) + (heads - paired_heads) * count
 
 
-def causal(cursor, flip, paired, blocks, units_divisor, rest_divisor, choose):
-    """Head and block of queries; `rest_divisor`: of the heads that are not paired."""
-    limit = paired * units(blocks)
+def causal(cursor, flip, paired_heads, count, units_divisor, rest_divisor, choose):
+    """The head and the query tile at a place under a causal mask. `rest_divisor` divides by the
+    number of heads that are not paired."""
+    limit = paired_heads * units(count)
     head, unit = divmod(cursor, units_divisor)
-    odd = blocks % 2
-    block = choose(flip == 0, blocks - 1 - unit, unit - odd)
+    odd = count % 2
+    tile = choose(flip == 0, count - 1 - unit, unit - odd)
     row, other = divmod(choose(cursor < limit, 0, cursor - limit), rest_divisor)
-    return choose(cursor < limit, head, paired + other), choose(
-        cursor < limit, block, blocks - 1 - row
+    return choose(cursor < limit, head, paired_heads + other), choose(
+        cursor < limit, tile, count - 1 - row
     )
 
 
-def full(cursor, blocks_divisor):
-    """Head and block of queries."""
-    return divmod(cursor, blocks_divisor)
+def full(cursor, count_divisor):
+    """The head and the query tile at a cursor without a causal mask."""
+    return divmod(cursor, count_divisor)
 
 
-def levels(blocks, rows, keys, tile_m, causal, choose):
-    """Of a sequence with this many blocks of queries: its lowest level, its highest, and its tiles
-    at each.
+def levels(count, rows, keys, tile_m, causal, choose):
+    """The lowest and the highest level of a sequence with this many query tiles, and the number of
+    its tiles at each.
 
-    Under a causal mask one tile at each of them, the last block of queries at the highest; without
-    one all tiles at one level.
+    Under a causal mask there is one tile at each level, the last query tile at the highest. Without
+    one all tiles are at one level.
     """
     if causal:
         low = choose(keys > rows, keys - rows, 0) // tile_m
-        return low, choose(blocks > 0, low + blocks - 1, -1), 1
+        return low, choose(count > 0, low + count - 1, -1), 1
     level = keys // tile_m
-    return level, choose(blocks > 0, level, -1), blocks
+    return level, choose(count > 0, level, -1), count
 
 
 def next_level(level, low, high, largest, choose):
-    """The highest below `level` that any sequence has tiles at; -1: none."""
+    """The highest level below `level` that any sequence has tiles at, or -1."""
     return largest(choose(low < level, choose(high < level, high, level - 1), -1))
 
 
 def at_level(level, low, high, each, choose):
+    """The number of a sequence's tiles at a level."""
     return choose(low <= level, choose(level <= high, each, 0), 0)
 
 
-def last_heads(heads_kv, tiles_a_head, workers, choose):
-    """How many key/value heads' tiles of a group follow longest first; `tiles_a_head`: a key/value
-    head's."""
+def last_heads(heads_kv, tiles_a_head, num_ctas, choose):
+    """The number of key/value heads whose tiles of a group follow by LPT. `tiles_a_head` are those
+    of a key/value head."""
     tiles_a_head = choose(tiles_a_head > 0, tiles_a_head, 1)
-    heads = (LAST_ROUNDS * workers + tiles_a_head - 1) // tiles_a_head
+    heads = (LAST_WAVES * num_ctas + tiles_a_head - 1) // tiles_a_head
     return choose(heads < heads_kv, heads, heads_kv)

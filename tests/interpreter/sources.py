@@ -12,7 +12,8 @@ from built import device_code
 from filelock import FileLock
 
 from kernels import cubin, pool
-from kernels.matrix import ARCHS, Kernel, Op, matrix, satellites
+from kernels.kernel import ARCHS, Kernel, Op
+from kernels.matrix import companions, matrix
 from kernels.worker import OBJECT, compile_kernel
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,7 @@ def programs(*kernels: Kernel) -> dict[str, str]:
     What is missing is compiled, on every core.
     """
     launched = (
-        one for kernel in kernels if kernel.op is Op.BACKWARD for one in satellites(kernel) if one
+        one for kernel in kernels if kernel.op is Op.BACKWARD for one in companions(kernel).present
     )
     needed = list(dict.fromkeys((*kernels, *launched)))
     missing = [kernel for kernel in needed if not _ptx(kernel).exists()]

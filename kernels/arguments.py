@@ -1,0 +1,138 @@
+"""The arguments of every op's entry, in the order they are passed: the one declaration of them.
+
+The symbolic tensors that an entry is compiled for (kernels/common/symbolic.py) and the C signature
+that its object must export (kernels/signature.py) both derive from it. The C++ side passes an array
+of pointers in this order without knowing better.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from kernels.kernel import Kernel, Layout, Op
+
+TMA_ALIGN = 8  # elements of 2 bytes: TMA wants 16-byte strides and addresses
+ACCUM_ALIGN = 4  # fp32 elements: 16-byte vectors
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor whose shapes are run-time values, and its strides but the innermost, which is
+    one."""
+
+    dtype: str | None  # None: the kernel's own
+    modes: int  # of a packed tensor
+    batched: bool = False  # a dense one has a mode more, the batch
+    align: int = 1  # elements that its address and strides are multiples of
+    align_last: int = 1  # elements that its last shape is a multiple of
+
+    def modes_of(self, kernel: Kernel) -> int:
+        return self.modes + (self.batched and kernel.layout is not Layout.VARLEN)
+
+
+@dataclass(frozen=True)
+class Scalar:
+    dtype: str
+
+
+# [batch, seqlen, heads, head_dim] or [total, heads, head_dim]: q, k, v, o and their gradients
+ATTENTION = Tensor(None, 3, batched=True, align=TMA_ALIGN, align_last=TMA_ALIGN)
+LSE = Tensor("fp32", 2, batched=True)  # [batch, heads, seqlen] or [heads, total]
+# [batch, heads, n] or [heads, n], in the workspace: delta, lse in base 2, accumulators
+WORKSPACE = Tensor("fp32", 2, batched=True, align=ACCUM_ALIGN)
+SEMAPHORE = Tensor("int32", 4)  # [batch, heads, blocks, slots]
+VECTOR = Tensor("int32", 1)  # cu_seqlens [batch + 1], seqused_k [batch], a counter [1]
+# Of packed keys [1 or 2, batch + 1]: cu_seqlens_k and, as far away as the stride says, the batch
+# elements of seqused_k if given. A block table: [batch, pages].
+MATRIX = Tensor("int32", 2)
+FLOAT = Scalar("fp32")
+INT = Scalar("int32")
+
+Kind = Tensor | Scalar
+
+
+@dataclass(frozen=True)
+class Argument:
+    name: str
+    kind: Kind
+    given: bool = True  # else the entry's parameter is None, and the object takes no such argument
+
+
+def _all(kind: Kind, *names: str, given: bool = True) -> Iterator[Argument]:
+    return (Argument(name, kind, given) for name in names)
+
+
+def forward(kernel: Kernel) -> Iterator[Argument]:
+    varlen = kernel.layout is Layout.VARLEN
+    yield from _all(ATTENTION, "q", "k", "v", "o")
+    yield Argument("lse", LSE)
+    yield Argument("scale", FLOAT)
+    yield Argument("cu_seqlens_q", VECTOR, varlen)
+    yield Argument("key_lengths", MATRIX, varlen)
+    yield from _all(INT, "window_size_left", "window_size_right")
+    if kernel.arch == 90:
+        yield from _all(INT, "num_ctas", "paired_heads")
+        yield Argument("counter", VECTOR, varlen)
+    else:
+        yield from _all(INT, "max_seqlen_q", "sm_count")
+
+
+def decode(kernel: Kernel) -> Iterator[Argument]:
+    yield from _all(ATTENTION, "q", "k", "v", "o")
+    yield Argument("lse", LSE)
+    yield Argument("scale", FLOAT)
+    # tensors of no elements where the caller gives none
+    yield from _all(VECTOR, "cu_seqlens_q", "cu_seqlens_k", "seqused_k")
+    yield Argument("block_table", MATRIX)
+    yield from _all(INT, "window_size_left", "window_size_right", "max_seqlen_q", "splits")
+
+
+def backward(kernel: Kernel) -> Iterator[Argument]:
+    varlen = kernel.layout is Layout.VARLEN
+    yield from _all(ATTENTION, "q", "k", "v", "dout")
+    yield from _all(WORKSPACE, "lse_log2", "delta", "dq_accum")
+    yield from _all(WORKSPACE if kernel.grouped else ATTENTION, "dk", "dv")
+    yield Argument("scale", FLOAT)
+    yield from _all(VECTOR, "cu_seqlens_q", "cu_seqlens_k", given=varlen)
+    yield from _all(INT, "window_size_left", "window_size_right")
+    yield Argument("dq_semaphore", SEMAPHORE, kernel.deterministic)
+    shared = kernel.deterministic and kernel.grouped
+    yield from _all(SEMAPHORE, "dk_semaphore", "dv_semaphore", given=shared)
+
+
+def preprocess(kernel: Kernel) -> Iterator[Argument]:
+    yield from _all(ATTENTION, "o", "dout")
+    yield Argument("delta", WORKSPACE)
+    yield Argument("lse", LSE)
+    yield from _all(WORKSPACE, "lse_log2", "dq_accum")
+    yield Argument("cu_seqlens_q", VECTOR, kernel.layout is Layout.VARLEN)
+
+
+def postprocess(kernel: Kernel) -> Iterator[Argument]:
+    varlen = kernel.layout is Layout.VARLEN
+    yield Argument("accum", WORKSPACE)
+    yield Argument("gradient", ATTENTION)
+    yield Argument("scale", FLOAT)
+    yield Argument("cu_seqlens", VECTOR, varlen)
+    yield from _all(ATTENTION, "dk", "dv", given=varlen)
+    yield Argument("cu_seqlens_k", VECTOR, varlen)
+
+
+def clear(kernel: Kernel) -> Iterator[Argument]:
+    yield from _all(ATTENTION, "dq", "dk", "dv")
+    yield from _all(VECTOR, "cu_seqlens_q", "cu_seqlens_k")
+    yield Argument("num_ctas", INT)
+
+
+DECLARED: dict[Op, Callable[[Kernel], Iterator[Argument]]] = {
+    Op.FORWARD: forward,
+    Op.DECODE: decode,
+    Op.BACKWARD: backward,
+    Op.PREPROCESS: preprocess,
+    Op.POSTPROCESS: postprocess,
+    Op.CLEAR: clear,
+}
+
+
+def declared(kernel: Kernel) -> tuple[Argument, ...]:
+    """The parameters of a kernel's entry but the last, a stream."""
+    return tuple(DECLARED[kernel.op](kernel))

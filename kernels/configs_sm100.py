@@ -1,0 +1,67 @@
+"""Blackwell's tiles: the pinned flash-attn-4's own choices (tile_size functions of its
+interface.py); a test holds the two side by side. Stages and registers are up to its kernel classes.
+"""
+
+from collections.abc import Iterator
+
+from kernels.kernel import Kernel, Layout, Mask, Op
+
+HeadDims = tuple[int, int]
+
+# Query rows and keys. Two 128-row query tiles are in flight. D 256 leaves tensor memory for one.
+FORWARD: dict[HeadDims, tuple[int, int]] = {
+    (64, 64): (256, 128),
+    (128, 128): (256, 128),
+    (192, 128): (256, 128),
+    (256, 256): (128, 128),
+}
+# For queries that fit a single tile, where the second would idle.
+SHORT_FORWARD = (128, 128)
+# D 256: tensor memory holds the accumulators of 64 keys a CTA. Upstream has two more kernels for
+# it, which it takes by default and which one object can't launch; this is the one behind its
+# FLASH_ATTENTION_HD256_GENERIC_BWD.
+BACKWARD: dict[HeadDims, tuple[int, int]] = {
+    (64, 64): (128, 128),
+    (128, 128): (128, 128),
+    (192, 128): (128, 128),
+    (256, 256): (128, 64),
+}
+
+
+def forward_two_cta(head_dims: HeadDims, layout: Layout, mask: Mask) -> bool:
+    """A pair of CTAs needs full tiles of value's D 128 and no mask (upstream's use_2cta_instrs). At
+    D 256 longer queries always go to a pair, which halves what each CTA loads of K and V."""
+    unmasked = layout is Layout.DENSE and mask is Mask.FULL and head_dims[1] == 128
+    return unmasked or head_dims == (256, 256)
+
+
+def backward_two_cta(head_dims: HeadDims) -> bool:
+    return head_dims[0] >= 128
+
+
+def forward(dtype: str, head_dims: HeadDims, layout: Layout, mask: Mask) -> Iterator[Kernel]:
+    pair = forward_two_cta(head_dims, layout, mask)
+    for tile, two_cta in ((FORWARD[head_dims], pair), (SHORT_FORWARD, False)):
+        yield Kernel(Op.FORWARD, 100, dtype, *head_dims, layout, *tile, mask, two_cta=two_cta)
+
+
+def backward(
+    dtype: str,
+    head_dims: HeadDims,
+    layout: Layout,
+    mask: Mask,
+    grouped: bool,
+    deterministic: bool,
+) -> Iterator[Kernel]:
+    yield Kernel(
+        Op.BACKWARD,
+        100,
+        dtype,
+        *head_dims,
+        layout,
+        *BACKWARD[head_dims],
+        mask,
+        grouped,
+        deterministic,
+        two_cta=backward_two_cta(head_dims),
+    )
