@@ -1,5 +1,5 @@
-"""Writes docs/support.md: what runs on our kernels, tile by tile, and what becomes of the calls in
-tests/realistic_calls.py.
+"""Writes docs/support.md: the tile of every combination, and what no kernel takes. Prints which of
+the calls in tests/realistic_calls.py PyTorch's own kernels run.
 
 python -m scripts.support
 python -m scripts.support --check
@@ -13,7 +13,6 @@ import argparse
 import difflib
 import sys
 import textwrap
-from collections import Counter
 from dataclasses import dataclass
 
 from scripts import markdown
@@ -114,7 +113,6 @@ def prose(text: str) -> str:
 
 
 def page() -> str:
-    mix = Counter(call.use for call in CALLS)
     combinations = [
         part
         for capability, name in DEVICES.items()
@@ -124,47 +122,26 @@ def page() -> str:
     parts = [
         "# What runs on our kernels",
         prose(
-            "`python -m scripts.support` writes this file: do not edit it. All of it is the "
-            "planner's own answers for the full "
-            "matrix of kernels, and a test keeps it so. The wheel has all of these kernels; "
-            "`python -m fa4_ext kernels` lists what "
-            "a smaller build has. What our kernels do not run, PyTorch's own kernel does, or with "
-            '`fallback="error"` an '
-            "exception says why not."
+            "`python -m scripts.support` writes this file from the planner's answers for all "
+            "kernels of the wheel; do not edit it. PyTorch's own kernel runs what these kernels "
+            'do not; with `fallback="error"` the call raises the reason instead.'
         ),
-        "## Combinations",
+        "## Head dims and tiles",
         prose(
-            "A cell is the tile of the kernel that runs: the queries x keys that it works on at a "
-            "time. Head dims are multiples of "
+            "A cell is the tile of the kernel that runs, queries x keys; 2 CTAs share one where it "
+            "says so. 192/128 is query's head dim 192 and value's 128. Head dims are multiples of "
             "8; `F.scaled_dot_product_attention` pads others itself. Causal and window masks are "
-            "aligned bottom-right. GQA is "
-            "every ratio of heads, MQA too. The speed rules, which leave calls to PyTorch's kernel "
-            "where it is faster, are not "
-            "applied. Up to which number of queries SM90's decode kernel runs, with tiles of 64 "
-            "queries, depends on the heads and "
-            "the batch; the tables are of 2 sequences of 8 heads, and with GQA 2 key/value heads. "
-            "Self-attention on SM90 runs "
-            "another tile where kernels/tile_rules.csv has a rule for its length and number of "
-            "tiles."
+            "aligned bottom-right. GQA includes MQA. Speed rules are not applied."
+        ),
+        prose(
+            "On SM90 two things are left out. How many queries the decode kernel takes, whose "
+            "tiles have 64 queries, depends on the numbers of heads and sequences; the tables are "
+            "of 2 sequences of 8 heads, with GQA of 2 key/value heads. For self-attention "
+            "kernels/tile_rules.csv names other tiles for some lengths and numbers of tiles."
         ),
         *combinations,
         "## What no kernel takes",
         limits(),
-        f"## {len(CALLS)} realistic calls",
-        prose(
-            "tests/realistic_calls.py lists calls that public models make and where each shape "
-            "comes from: "
-            + ", ".join(f"{count} {use}" for use, count in mix.items())
-            + ". A device's first number is how many run on our kernels as `import fa4_ext` "
-            "registers them, the second how many do "
-            "after `register(speed_rules=False)`: for the difference we have kernels, but "
-            "PyTorch's were measured to be faster. "
-            "DeepSeek's calls are those of the ops themselves and of `torch.nn.attention.varlen`: "
-            "`F.scaled_dot_product_attention` takes unequal head dims to flash attention only "
-            "where torch 2.15's switch for "
-            "its own FA4 is on (docs/compatibility.md)."
-        ),
-        calls(),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -8,6 +8,9 @@ from scripts import markdown
 from scripts.planner import BASE, explain_op, meta, plan
 
 LIMITS = (
+    ("head dim 264", {"head_dim": 264, "head_dim_v": 264}),
+    ("head dim 576, value's 512", {"head_dim": 576, "head_dim_v": 512}),
+    ("head dim 100", {"head_dim": 100, "head_dim_v": 100}),
     ("another GPU, such as 8.0", {"capability": 80}),
     ("8 query heads, 3 key/value heads", {"num_heads_kv": 3}),
     ("65,536 query heads on one key/value head", {"num_heads": 65_536, "num_heads_kv": 1}),
