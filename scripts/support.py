@@ -25,8 +25,8 @@ from realistic_calls import CALLS, Call  # where scripts.planner says
 
 PAGE = ROOT / "docs" / "support.md"
 DEVICES = {
-    90: "SM90: Hopper, compute capability 9.0",
-    100: "SM100: Blackwell, compute capability 10.0 and 10.3",
+    90: "SM90 (Hopper, 9.0)",
+    100: "SM100 (Blackwell, 10.0 and 10.3)",
 }
 
 
@@ -123,21 +123,18 @@ def page() -> str:
         "# What runs on our kernels",
         prose(
             "`python -m scripts.support` writes this file from the planner's answers for all "
-            "kernels of the wheel; do not edit it. PyTorch's own kernel runs what these kernels "
-            'do not; with `fallback="error"` the call raises the reason instead.'
+            "kernels of the wheel; do not edit it. PyTorch's own kernel runs the other calls, or "
+            'they raise the reason with `fallback="error"`.'
         ),
         "## Head dims and tiles",
         prose(
-            "A cell is the tile of the kernel that runs, queries x keys; 2 CTAs share one where it "
-            "says so. 192/128 is query's head dim 192 and value's 128. Head dims are multiples of "
-            "8; `F.scaled_dot_product_attention` pads others itself. Causal and window masks are "
-            "aligned bottom-right. GQA includes MQA. Speed rules are not applied."
-        ),
-        prose(
-            "On SM90 two things are left out. How many queries the decode kernel takes, whose "
-            "tiles have 64 queries, depends on the numbers of heads and sequences; the tables are "
-            "of 2 sequences of 8 heads, with GQA of 2 key/value heads. For self-attention "
-            "kernels/tile_rules.csv names other tiles for some lengths and numbers of tiles."
+            "A cell is the tile, queries x keys; a pair of CTAs shares it where it says 2 CTAs. "
+            "192/128 is query's head dim 192 and value's 128. Head dims are multiples of 8; "
+            "`F.scaled_dot_product_attention` pads others. Causal and window masks are aligned "
+            "bottom-right. Speed rules are not applied. On SM90, the longest query length of the "
+            "decode kernel (64 queries a tile) depends on the numbers of heads and sequences: the "
+            "tables are of 2 sequences of 8 heads. kernels/tile_rules.csv names other tiles for "
+            "some self-attention on SM90."
         ),
         *combinations,
         "## What no kernel takes",

@@ -101,7 +101,7 @@ def head_dim_rows(capability: int, op: str) -> list[tuple[str, list[Box]]]:
             ranges[-1][0].append(head_dim)
         else:
             ranges.append(([head_dim], found))
-    rows = [(f"{members[0]} to {members[-1]}", found) for members, found in ranges]
+    rows = [(f"{members[0]}-{members[-1]}", found) for members, found in ranges]
     for name, head_dims in OTHER_HEAD_DIMS.items():
         found = boxes_of(capability, op, head_dims)
         same = [index for index, (_, known) in enumerate(rows) if known == found]
@@ -117,7 +117,7 @@ def words(axis: str, values: tuple) -> str:
     if axis != "queries":
         return ", ".join(values)
     first, last = values[0], values[-1]
-    return f"{first} and more" if last == QUERIES[-1] else f"{first} to {last}"
+    return f"{first}+" if last == QUERIES[-1] else f"{first}-{last}"
 
 
 def tiles(capability: int, op: str) -> str:
@@ -138,15 +138,15 @@ def tiles(capability: int, op: str) -> str:
         for box, outcomes in found
     ]
     same = {
-        "queries": "every number of queries",
+        "queries": "all lengths",
         "layout": "dense and varlen",
         "heads": "MHA and GQA",
         "dtype": "bf16 and fp16",
-        "deterministic": "the deterministic backward and the other",
+        "deterministic": "deterministic or not",
     }
     return "\n\n".join(
         [
-            f"The same for {'; '.join(same[axis] for axis in axes if axis not in split)}.",
+            f"Same for {'; '.join(same[axis] for axis in axes if axis not in split)}.",
             markdown.table(("head dim", *split, *MASKS), *lines),
         ]
     )
