@@ -10,7 +10,6 @@ says what.
 """
 
 import argparse
-import csv
 import difflib
 import json
 import re
@@ -24,12 +23,11 @@ from scripts import markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-TILE_RULES = ROOT / "kernels" / "tile_rules.csv"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "commands.md")
 PRINTED = re.compile(
     r"(^```\n\$ python -m fa4_ext bench --from (\S+)\n).*?(^```$)", re.DOTALL | re.MULTILINE
 )
-LINES_SHOWN = 14  # of those that `bench --from` prints: the header and four rows
+LINES_SHOWN = 12  # of those that `bench --from` prints: the header and two rows
 MARKED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 NAMES = {
@@ -162,25 +160,8 @@ def host() -> str:
     )
 
 
-def tile_rules() -> str:
-    by_line: dict[tuple[str, ...], list[float]] = {}
-    with open(TILE_RULES, newline="") as file:
-        for rule in csv.DictReader(file):
-            speed = float(rule["tuned_tflops"]) / float(rule["default_tflops"])
-            by_line.setdefault((rule["op"], rule["layout"]), []).append(speed)
-    lines = [
-        (
-            f"{op}, {layout}",
-            len(found),
-            " to ".join(sorted({f"{min(found):.2f}", f"{max(found):.2f}"})),
-        )
-        for (op, layout), found in by_line.items()
-    ]
-    return markdown.table(("", "rules", "speed over the default tile"), *lines)
-
-
 TABLES: dict[str, Callable[[], str]] = {
-    make.__name__: make for make in (against, fastest, ceiling, host, tile_rules)
+    make.__name__: make for make in (against, fastest, ceiling, host)
 }
 
 
