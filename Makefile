@@ -1,6 +1,6 @@
 # Every target sets up what it needs: .venv with pinned packages, the compiled kernels, the library.
 PYTHON ?= python3
-KERNELS ?=# full, core, or tuning for benchmarks/tune.py; the wheel and the GPU tests take full, the rest core
+KERNELS ?=# full, core, or tuning for tuning/tiles.py; the wheel and the GPU tests take full, the rest core
 WHEEL_DIR ?= dist
 # Dates the files in the wheel, so that a commit makes the same wheel every time.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --no-deps --require-hashes
 LOCK := uv pip compile --quiet --no-deps --no-strip-extras --no-annotate --generate-hashes --only-binary :all: \
 	--emit-build-options --python-version 3.11 --custom-compile-command "make lock"
-SOURCES := kernels fa4_ext tests benchmarks scripts examples setup.py
+SOURCES := kernels fa4_ext tests benchmarks tuning scripts examples setup.py
 CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*.cpp examples/cpp/*.cpp examples/cpp/*.h tests/*/*.c tests/*/*.cpp)
 
 .DEFAULT_GOAL := help
@@ -23,13 +23,13 @@ help: ## list the targets
 
 # A virtual environment for each list of packages would hold torch twice, so the lists stack in one.
 $(VENV)/bin/python:
-	scripts/bootstrap.sh $(PYTHON)
+	scripts/tools/bootstrap.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
 # The lists are complete, so that pip need not look for what their packages need, and `pip check`
 # finds what they lack.
 $(VENV)/build.stamp: requirements/torch.txt requirements/build.txt requirements/torch_cuda.txt | $(VENV)/bin/python
-	scripts/bootstrap.sh $(PYTHON)
+	scripts/tools/bootstrap.sh $(PYTHON)
 	$(PIP) download --no-deps --only-binary :all: --dest $(VENV)/torch -r requirements/torch.in
 	$(INSTALL) --no-index --find-links $(VENV)/torch -r requirements/torch.txt
 	rm -r $(VENV)/torch
@@ -39,7 +39,7 @@ $(VENV)/build.stamp: requirements/torch.txt requirements/build.txt requirements/
 	touch $@
 
 $(VENV)/test.stamp: requirements/test.txt $(VENV)/build.stamp
-	scripts/bootstrap.sh $(PYTHON) tests
+	scripts/tools/bootstrap.sh $(PYTHON) tests
 	$(INSTALL) -r $<
 	$(PIP) check
 	touch $@
@@ -55,8 +55,8 @@ build: $(VENV)/test.stamp ## compile the core kernels and link the library into 
 	FA4_EXT_KERNELS=$(or $(KERNELS),core) FA4_EXT_TESTS=1 $(BIN)/python setup.py --quiet build_ext --inplace
 
 docs: build ## renew docs/support.md and the documents' tables of results, and print which realistic calls fall back
-	$(BIN)/python -m scripts.performance
-	$(BIN)/python -m scripts.support
+	$(BIN)/python -m scripts.documents.performance
+	PYTHONPATH=build/tests $(BIN)/python -m scripts.documents.support
 
 test: build ## run the tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
@@ -69,7 +69,7 @@ lint: $(VENV)/test.stamp ## check the style of Python and C++, and the direction
 	$(BIN)/ruff check $(wildcard $(SOURCES))
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
-	$(BIN)/python scripts/check_layers.py
+	$(BIN)/python scripts/tools/check_layers.py
 
 format: $(VENV)/test.stamp ## rewrite Python and C++ in that style
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
@@ -80,10 +80,10 @@ wheel: $(VENV)/build.stamp ## compile the full matrix into dist/*.whl
 	rm -rf build/lib build/bdist.* $(WHEEL_DIR)/*.whl
 	FA4_EXT_KERNELS=$(or $(KERNELS),full) $(BIN)/python -m pip wheel --verbose --no-build-isolation --no-deps \
 		--disable-pip-version-check --wheel-dir $(WHEEL_DIR) .
-	$(BIN)/python scripts/check_wheel.py $(WHEEL_DIR)/*.whl
+	$(BIN)/python scripts/tools/check_wheel.py $(WHEEL_DIR)/*.whl
 
 compat: $(VENV)/bin/python ## run tests/installed on the wheel beside every torch since 2.11 and renew docs/compatibility.md's table
-	$(BIN)/python -m scripts.compat --wheel $(WHEEL_DIR)/*.whl --table docs/compatibility.md $(ARGS)
+	$(BIN)/python -m scripts.tools.compat --wheel $(WHEEL_DIR)/*.whl --table docs/compatibility.md $(ARGS)
 
 gpu-test: ## run the tests that need a Hopper or Blackwell GPU; against an installed wheel with PYTEST=/its/bin/pytest
 	$(if $(PYTEST),,$(MAKE) build KERNELS=$(or $(KERNELS),full))

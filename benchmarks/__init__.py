@@ -1,6 +1,6 @@
-"""Measurements that developers of fa4_ext make beside those of `python -m fa4_ext bench`, each a
-command of its own.
+"""Measurements that developers of fa4_ext make beside those of `python -m fa4_ext bench`.
 
-`python -m benchmarks.startup`, `.memory`, `.rules`, `.fit_speed_rules`, `.tune`, `.fit_tile_rules`
-and `.uncovered`, with `--help`.
+Each is a command of its own: `python -m benchmarks.startup`, `.memory` and `.uncovered`, with
+`--help`. `python -m benchmarks.renew` renews all results. What the planner follows is measured by
+tuning/.
 """

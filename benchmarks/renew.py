@@ -1,11 +1,9 @@
-"""Measures what benchmarks/results has again, each file by its own command and in a process of its
-own.
+"""Measures again what benchmarks/results has, each file by its own command in its own process.
 
 python -m benchmarks.renew --into benchmarks/results
 python -m benchmarks.renew --into benchmarks/results --limit 600 varlen memory
 
-Files are named after the device. Rules and dealings add what their files lack, the others are
-measured anew. Not among them is the tuning, which needs a build of its own (benchmarks/tune.py).
+Files are named after the device. What the planner follows is measured by tuning/.
 """
 
 from __future__ import annotations
@@ -45,10 +43,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "llama": (*BENCH, "--grid", "llama", "--contenders", "ours,stock,cudnn"),
     "startup": ("benchmarks.startup",),
     "uncovered": ("benchmarks.uncovered",),
-    "rules": ("benchmarks.rules",),
-    "dealings": ("benchmarks.dealings",),
 }
-ADDED_TO = ("rules", "dealings")  # CSV files, which a run adds to
 
 
 def device() -> str:
@@ -57,16 +52,16 @@ def device() -> str:
 
 
 def command(name: str, into: Path, device: str) -> list[str]:
-    """With the options that say where the result goes."""
+    """Adds the options that say where the result goes."""
     path = into / f"{device}_{name}"
-    written = [f"--csv={path}.csv"] if name in ADDED_TO else [f"--json={path}.json"]
+    written = [f"--json={path}.json"]
     if COMMANDS[name][: len(BENCH)] == BENCH:
         written.append(f"--figure={path}.png")
     return [sys.executable, "-m", *COMMANDS[name], *written]
 
 
 def renew(name: str, into: Path, limit_s: float) -> bool:
-    """What the command prints goes to a file beside its result."""
+    """Runs the command; what it prints goes to a file beside its result."""
     with open(into / f"{device()}_{name}.log", "w") as log:
         try:
             return (

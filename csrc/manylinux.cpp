@@ -1,5 +1,5 @@
 // What a newer compiler and C library than manylinux_2_28's would import from the user's machine,
-// defined here instead. scripts/check_wheel.py finds what is missing.
+// defined here instead. scripts/tools/check_wheel.py finds what is missing.
 #include <sstream>
 
 // GLIBCXX_3.4.26

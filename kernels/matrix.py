@@ -16,7 +16,7 @@ from enum import Enum
 from itertools import product
 from typing import NamedTuple
 
-from kernels import tile_rules
+from kernels import rules
 
 
 class Op(str, Enum):
@@ -278,7 +278,7 @@ _FORWARD_CANDIDATES = {
 
 
 def candidates(default: Kernel) -> tuple[Kernel, ...]:
-    """The kernels that benchmarks/tune.py measures beside a default: on Hopper, of equal head dims,
+    """The kernels that tuning/tiles.py measures beside a default: on Hopper, of equal head dims,
     that add up in any order."""
     if default.arch != 90 or default.head_dim != default.head_dim_v or default.deterministic:
         return ()
@@ -358,7 +358,7 @@ def matrix() -> tuple[Kernel, ...]:
     """Every kernel of a wheel: the defaults, and the candidates that a tile rule names."""
     named = {
         (rule.op, rule.layout, rule.head_dim, rule.mask, rule.block_m, rule.block_n)
-        for rule in tile_rules.read()
+        for rule in rules.tile_rules()
     }
     return _kernels(
         lambda k: (
@@ -382,7 +382,7 @@ SUBSETS = {
         and not kernel.deterministic
         and kernel.mask is not Mask.WINDOW
     ),
-    # For benchmarks/tune.py: what the candidates are measured beside, and all of them.
+    # For tuning/tiles.py: what the candidates are measured beside, and all of them.
     "tuning": lambda kernel: (
         kernel.arch == 90 and not kernel.deterministic and kernel.mask is not Mask.WINDOW
     ),

@@ -1,12 +1,15 @@
-"""How far a long job is: one line that is rewritten on a terminal, a line now and then
-elsewhere."""
+"""Shows how far a build is, by a line now and then: that reads as well in a log.
 
+fa4_ext/bench/progress.py has the one that draws on a terminal. The build can't import it, because
+fa4_ext needs the library that is being built.
+"""
+
+import math
 import sys
 import threading
 import time
 
-SECONDS_BETWEEN_LINES = 10  # where output goes to a file
-BAR_WIDTH = 24
+SECONDS_BETWEEN_LINES = 10
 
 
 def duration(seconds: float) -> str:
@@ -14,9 +17,9 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    def __init__(self, total: int, stream=sys.stderr, clock=time.monotonic, what: str = "kernels"):
-        self.total, self.stream, self.clock, self.what = total, stream, clock, what
-        self.done, self.current, self.begin, self.shown = 0, "", clock(), clock()
+    def __init__(self, total: int, what: str = "kernels", stream=sys.stderr, clock=time.monotonic):
+        self.total, self.what, self.stream, self.clock = total, what, stream, clock
+        self.done, self.current, self.begin, self.shown = 0, "", clock(), -math.inf
         self.lock = threading.Lock()
 
     def started(self, name: str) -> None:
@@ -29,28 +32,13 @@ class Progress:
             self.done += 1
             self._show()
 
-    def text(self) -> str:
-        elapsed = self.clock() - self.begin
-        left = (
-            f"{duration(elapsed / self.done * (self.total - self.done))} left"
-            if self.done
-            else "starting"
-        )
-        return (
-            f"{self.done}/{self.total} {self.what}, {duration(elapsed)} elapsed, {left}: "
-            f"{self.current}"
-        )
-
     def _show(self) -> None:
-        if self.stream.isatty():
-            filled = BAR_WIDTH * self.done // self.total
-            end = "\n" if self.done == self.total else ""
-            print(
-                f"\r\033[K[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {self.text()}",
-                end=end,
-                file=self.stream,
-                flush=True,
-            )
-        elif self.done == self.total or self.clock() - self.shown >= SECONDS_BETWEEN_LINES:
-            self.shown = self.clock()
-            print(self.text(), file=self.stream, flush=True)
+        now = self.clock()
+        if self.done < self.total and now - self.shown < SECONDS_BETWEEN_LINES:
+            return
+        self.shown, elapsed = now, now - self.begin
+        times = f"{duration(elapsed)} elapsed"
+        if self.done:
+            times += f", {duration(elapsed / self.done * (self.total - self.done))} left"
+        line = f"{self.done}/{self.total} {self.what}, {times}: {self.current}"
+        print(line, file=self.stream, flush=True)

@@ -1,31 +1,10 @@
-"""Problems for the planner's tests: hypothesis strategies and the way to core's Problem."""
+"""Random problems for the planner's tests, as hypothesis strategies."""
 
 from __future__ import annotations
 
-import fa4_core
 from hypothesis import strategies as st
 
 LARGEST_HEAD_DIMS = {90: (256, 256), 100: (256, 256)}  # query's, value's
-SM_COUNT = {90: 132, 100: 148, 103: 160}
-FIELDS = (
-    "batch", "seqlen_q", "seqlen_k", "total_q", "total_k", "num_heads", "num_heads_kv", "head_dim",
-    "head_dim_v", "is_causal",
-    "window_size_left", "window_size_right", "deterministic",
-)  # fmt: skip
-
-
-def core_problem(problem: dict) -> fa4_core.Problem:
-    core = fa4_core.Problem()
-    core.op = fa4_core.Op.BACKWARD if problem["op"] == "backward" else fa4_core.Op.FORWARD
-    core.dtype = fa4_core.Dtype.BF16 if problem["dtype"] == "bf16" else fa4_core.Dtype.FP16
-    core.layout = fa4_core.Layout.VARLEN if problem["layout"] == "varlen" else fa4_core.Layout.DENSE
-    core.capability = problem["capability"]
-    core.sm_count = SM_COUNT.get(problem["capability"], 100)
-    for field in FIELDS:
-        setattr(core, field, problem[field])
-    for field in ("page_size", "num_splits"):  # of a forward's keys
-        setattr(core, field, problem.get(field, 0))
-    return core
 
 
 @st.composite

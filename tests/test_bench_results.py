@@ -12,7 +12,7 @@ import pytest
 from benchmarks import renew
 from fa4_ext.bench import results, table
 from fa4_ext.bench.grids import GRIDS
-from scripts import performance
+from scripts.documents import performance
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -65,15 +65,14 @@ def test_a_result_is_read_and_has_every_problem_of_its_grid(path):
 @pytest.mark.parametrize("document", ["README.md", "docs/performance.md"])
 def test_results_and_figures_that_a_document_names_are_there(document):
     text = (ROOT / document).read_text()
-    named = set(re.findall(r"benchmarks/results/[\w.]+\w", text))
+    named = set(re.findall(r"(?:benchmarks|tuning)/results/[\w.]+\w", text))
     assert named, f"{document} names none"
     assert not [name for name in sorted(named) if not (ROOT / name).exists()]
 
 
 def test_every_result_has_the_command_that_renews_it():
-    """But the tuning."""
-    found = {path.stem.removeprefix("h200_") for path in RESULTS.glob("*.[jc]s*")}
-    assert found - {"tuning"} == set(renew.COMMANDS)
+    found = {path.stem.removeprefix("h200_") for path in RESULTS.glob("*.json")}
+    assert found == set(renew.COMMANDS)
 
 
 def test_the_documents_show_the_results(monkeypatch, capsys):

@@ -20,7 +20,6 @@ from kernels import build, pool, signature
 from kernels.cache import Cache, default_directory, key, source_versions, who_else_writes
 from kernels.errors import BuildError
 from kernels.matrix import Kernel, Mask, Op, matrix
-from kernels.progress import Progress
 
 ROOT = Path(__file__).parents[1]
 KERNELS = matrix()
@@ -563,37 +562,3 @@ def test_concurrent_builds_share_a_cache(cache):
         json.loads(path.read_text())["facts"]["registers"]
         for path in cache.directory.glob("*/*.json")
     } == {1}
-
-
-class Output(list):
-    def __init__(self, terminal):
-        self.isatty = lambda: terminal
-
-    write = list.append
-
-    def flush(self):
-        pass
-
-
-def test_progress_on_a_terminal_rewrites_one_line():
-    now = [0.0]
-    output = Output(terminal=True)
-    progress = Progress(2, output, clock=lambda: now[0])
-    progress.started(KERNELS[0].name)
-    now[0] = 65
-    progress.finished()
-    text = "".join(output)
-    assert f"1/2 kernels, 1:05 elapsed, 1:05 left: {KERNELS[0].name}" in text
-    assert "\n" not in text and text.count("\r") == 2
-
-
-def test_progress_elsewhere_is_a_line_now_and_then():
-    now = [0.0]
-    output = Output(terminal=False)
-    progress = Progress(100, output, clock=lambda: now[0])
-    for kernel in KERNELS[:100]:
-        now[0] += 1
-        progress.started(kernel.name)
-        progress.finished()
-    lines = "".join(output).splitlines()
-    assert 10 <= len(lines) <= 11 and lines[-1].startswith("100/100 kernels")

@@ -1,4 +1,4 @@
-"""scripts/compat.py: what it makes of a report, and where it writes the table. Whole environments
+"""scripts/tools/compat.py: what it makes of a report, and where it writes the table. Whole environments
 are `make compat`'s business."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import compat
+from scripts.tools import compat
 
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.test_a" name="test_passes"/>

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CHECK = [sys.executable, str(ROOT / "scripts" / "check_layers.py")]
+CHECK = [sys.executable, str(ROOT / "scripts" / "tools" / "check_layers.py")]
 
 
 def test_layers_are_kept():

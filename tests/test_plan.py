@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_problems import core_problem, problems
+from plan_problems import problems
+from scripts.core_problem import core_problem
 
 from kernels.matrix import HEAD_DIM_BUCKETS
 

@@ -1,5 +1,4 @@
-"""What a run of the tuning or the rules benchmark has measured is in its file, however the run
-ends."""
+"""What a run of tuning/ has measured is in its file, however the run ends."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import rows, rules, rules_grid, tune
+from tuning import rows, stock, stock_grid, tiles
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,7 +94,9 @@ rows.measure([1, 2, 4], slow, str, 60, sys.argv[1])
 
 
 @pytest.mark.parametrize(
-    ("module", "default"), [(rules, rules.BUDGET_S), (tune, tune.BUDGET_S)], ids=["rules", "tune"]
+    ("module", "default"),
+    [(stock, stock.BUDGET_S), (tiles, tiles.BUDGET_S)],
+    ids=["stock", "tiles"],
 )
 @pytest.mark.parametrize("given", [None, 12.5])
 def test_both_benchmarks_take_a_budget_and_a_file(module, default, given, monkeypatch, tmp_path):
@@ -111,12 +112,12 @@ def test_both_benchmarks_take_a_budget_and_a_file(module, default, given, monkey
     assert asked == [(given or default, str(tmp_path / "some.csv"))]
 
 
-def test_rules_measures_the_direction_that_a_file_lacks(tmp_path):
-    shapes = rules_grid.rules(quick=True)
-    everything = rules.missing(shapes, None)
+def test_stock_measures_the_direction_that_a_file_lacks(tmp_path):
+    shapes = stock_grid.problems(quick=True)
+    everything = stock.missing(shapes, None)
     assert len(everything) == 2 * len(shapes)
     rows.add(
-        [rules.key(problem) | {"ours_us": 1.0} for problem in everything[:5]],
+        [stock.key(problem) | {"ours_us": 1.0} for problem in everything[:5]],
         str(tmp_path / "some.csv"),
     )
-    assert rules.missing(shapes, str(tmp_path / "some.csv")) == everything[5:]
+    assert stock.missing(shapes, str(tmp_path / "some.csv")) == everything[5:]

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import tomllib
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import build_backend
+from scripts.tools import build_backend
 
 ROOT = Path(__file__).parent.parent
 

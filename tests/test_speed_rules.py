@@ -3,20 +3,19 @@ as they were fitted."""
 
 from __future__ import annotations
 
-import csv
-
 import fa4_core
 import pytest
-from plan_problems import core_problem
 
-from benchmarks.fit_speed_rules import MEASURED, RULES, fit, read, render
+from kernels import rules
+from kernels.rules import Rule
+from scripts.core_problem import core_problem
+from tuning.fit_stock import fit, lines, read
 
-ROWS = read(MEASURED)
+ROWS = read()
+RULES = rules.speed_rules()
 
 
 def measured_problems() -> list[dict]:
-    with open(MEASURED) as file:
-        lines = [line for line in csv.DictReader(file) if line["kernel"] != "decode"]
     return [
         {
             "op": line["direction"], "dtype": "bf16", "layout": line["layout"], "capability": 90,
@@ -30,12 +29,17 @@ def measured_problems() -> list[dict]:
             "window_size_left": -1,
             "window_size_right": -1, "deterministic": False,
         }
-        for line in lines
+        for line in lines()
     ]  # fmt: skip
 
 
 def test_rules_are_what_the_measurements_give():
-    assert RULES.read_text() == render(fit(ROWS)), "run python -m benchmarks.fit_speed_rules"
+    assert fit(ROWS) == RULES, "run python -m tuning.fit_stock"
+
+
+def test_rules_are_read_as_they_were_written(tmp_path):
+    rules.write(Rule, RULES, tmp_path / "rules.csv")
+    assert rules.read(Rule, tmp_path / "rules.csv") == RULES
 
 
 @pytest.mark.parametrize(
@@ -43,20 +47,20 @@ def test_rules_are_what_the_measurements_give():
     [(op, layout) for op in ("forward", "backward") for layout in ("dense", "varlen")],
 )
 def test_planner_applies_the_rules_to_every_measured_problem(op, layout):
-    rules, wrong, slower = fit(ROWS), [], []
+    wrong, slower = [], []
     for row, problem in zip(ROWS, measured_problems(), strict=True):
         if (row.op, row.layout) != (op, layout):
             continue
         plan = fa4_core.plan(core_problem(problem), True)
-        # the rules were measured with the default; tests/test_tile_rules.py
+        # The rules were measured with the default tile; tests/test_tile_rules.py has the others.
         if plan.supported and plan.kernel.tuned:
             continue
-        if plan.supported == any(rule.holds(row) for rule in rules):
+        if plan.supported == any(rule.holds(row) for rule in RULES):
             wrong.append((row, plan.reason))
         if plan.supported and row.ratio > 1.05:
             slower.append(row)
     assert not wrong, f"{len(wrong)} problems, the first: {wrong[0]}"
-    if op == "forward":  # which has no rules
+    if op == "forward":  # A forward has no rules.
         measured = [row.ratio for row in ROWS if row.op == "forward"]
         assert max(measured) < 1.3 and len(slower) < 0.02 * len(measured), (
             max(measured),

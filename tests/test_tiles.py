@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_problems import core_problem
+from scripts.core_problem import core_problem
 from test_plan import LEGAL
 
 from kernels.sm90 import tiles

@@ -12,7 +12,8 @@ from pathlib import Path
 import fa4_core
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
-from plan_problems import LARGEST_HEAD_DIMS, SM_COUNT, core_problem, problems
+from plan_problems import LARGEST_HEAD_DIMS, problems
+from scripts.core_problem import SM_COUNT, core_problem
 
 ROWS = fa4_core.kernels()
 ROOT = Path(__file__).parent.parent

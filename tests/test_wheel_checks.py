@@ -8,14 +8,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import built
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import built
-import check_wheel
-
 import fa4_ext
+from scripts.tools import check_wheel
 
 ROOT = Path(__file__).parent.parent
 NAME = "fa4_ext-0.1.0-py3-none-manylinux_2_28_x86_64.whl"

@@ -1,9 +1,12 @@
-// What measurements tell problems apart by: features of the speed rules and of the tile rules.
+// What measurements tell problems apart by, and rules, which are boxes of these features. Both
+// tables of rules are data, kernels/*_rules.csv, which the build turns into C++.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "integers.h"
+#include "kernel_table.h"
 #include "problem.h"
 
 namespace fa4 {
@@ -15,15 +18,53 @@ struct Range {
   bool holds(int64_t value) const { return low <= value && value <= high; }
 };
 
-// Rows of q a sequence; varlen: on average.
-inline int64_t queries_a_sequence(const Problem& p) {
-  return p.layout == Layout::kVarlen ? p.total_q / p.batch : p.seqlen_q;
+// The features of a problem and of the kernel that runs it by default.
+struct Features {
+  Op op;
+  Layout layout;
+  int16_t head_dim;  // bucket of the kernel
+  Mask mask;
+  bool grouped;     // GQA and MQA
+  int64_t queries;  // rows of q a sequence; varlen: on average
+  int64_t keys;     // varlen: of the longest sequence
+  int64_t batch;
+  int64_t rows;   // of another tile in whole tiles, per cent of those in the default's
+  int64_t tiles;  // the default's query tiles of all heads and sequences, per 100 SMs
+};
+
+// A rule holds for the problems whose features lie in its ranges. A selector without a value
+// selects everything.
+struct Rule {
+  Op op;
+  Layout layout;
+  int16_t head_dim;
+  std::optional<Mask> mask;
+  std::optional<bool> grouped;
+  Range queries, keys, batch, rows, tiles;
+
+  bool same_kind(const Features& f) const {
+    return op == f.op && layout == f.layout && head_dim == f.head_dim &&
+           (!mask || *mask == f.mask) && (!grouped || *grouped == f.grouped);
+  }
+  bool holds(const Features& f) const {
+    return same_kind(f) && queries.holds(f.queries) && keys.holds(f.keys) && batch.holds(f.batch) &&
+           rows.holds(f.rows) && tiles.holds(f.tiles);
+  }
+};
+
+// The rows of a sequence's queries in whole tiles.
+inline int64_t rows_in_tiles(int64_t queries, int64_t tile) {
+  return ceil_div(queries, tile) * tile;
 }
 
-// Query tiles of all heads and sequences, per 100 multiprocessors.
-inline int64_t tiles_per_100(const Problem& p, int64_t tiles_a_head) {
-  return p.sm_count > 0 ? bounded_product(100, p.batch, p.num_heads, tiles_a_head) / p.sm_count
-                        : kMax;
+inline Features features(const Problem& p, const Kernel& kernel) {
+  const int64_t queries = p.layout == Layout::kVarlen ? p.total_q / p.batch : p.seqlen_q;
+  const int64_t tiles = p.sm_count > 0 ? bounded_product(100, p.batch, p.num_heads,
+                                                         ceil_div(queries, kernel.block_m)) /
+                                             p.sm_count
+                                       : kMax;
+  return {kernel.op, p.layout,   kernel.head_dim, kernel.mask,  p.num_heads != p.num_heads_kv,
+          queries,   p.seqlen_k, p.batch,         /*rows=*/100, tiles};
 }
 
 }  // namespace fa4

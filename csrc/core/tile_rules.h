@@ -1,8 +1,6 @@
-// Problems that another tile than the default was measured to run faster. The rules are data:
-// kernels/tile_rules.csv, which the build turns into kTileRules.
+// Problems that another tile than the default was measured to run faster: kernels/tile_rules.csv.
 #pragma once
 
-#include <cstdint>
 #include <vector>
 
 #include "kernel_table.h"
@@ -11,23 +9,17 @@
 
 namespace fa4 {
 
-// The tile is faster than the default's where all of these hold.
+// The tile is faster than the default's where the rule holds.
 struct TileRule {
-  Op op;
-  Layout layout;
-  int16_t head_dim;  // bucket, of query's and value's
-  Mask mask;
-  Range queries;  // rows a sequence; varlen: on average
-  Range rows;     // of the tile's in whole tiles, per cent of those in the default's
-  Range tiles;    // the default's query tiles of all heads and sequences, per 100 multiprocessors
+  Rule where;
   Tile tile;
   bool beats_stock;  // and the stock kernel, on every problem that was measured
 };
 
-extern const std::vector<TileRule>&
-    kTileRules;  // for good, as all that a call reads while the process exits
+// It is never destroyed: a call reads it while the process exits.
+extern const std::vector<TileRule>& kTileRules;
 
-// The first rule that holds for a problem which `kernel` runs by default; null: none.
+// The first rule that holds for a problem which `kernel` runs by default; null where none does.
 const TileRule* find_tile_rule(const Problem& problem, const Kernel& kernel,
                                const std::vector<TileRule>& rules);
 

@@ -97,8 +97,10 @@ PYBIND11_MODULE(fa4_core, m) {
         const auto range = [](std::pair<int64_t, int64_t> bounds) {
           return Range{bounds.first, bounds.second};
         };
-        return TileRule{op,          layout,       head_dim, mask,       range(queries),
-                        range(rows), range(tiles), tile,     beats_stock};
+        constexpr Range any{0, kMax};
+        const Rule where{op,  layout, head_dim,    mask,        {}, range(queries),
+                         any, any,    range(rows), range(tiles)};
+        return TileRule{where, tile, beats_stock};
       }));
 
   py::class_<Workspace>(m, "Workspace")

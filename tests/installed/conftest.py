@@ -1,5 +1,5 @@
 """The tests of the package that need no GPU. They run against whatever `fa4_ext` is found, a
-checkout's or an installed one, and import nothing else of the repository: scripts/compat.py copies
+checkout's or an installed one, and import nothing else of the repository: scripts/tools/compat.py copies
 this folder away and runs it in one environment after another."""
 
 from __future__ import annotations

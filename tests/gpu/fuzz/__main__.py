@@ -12,17 +12,17 @@ from pathlib import Path
 
 sys.path.pop(0)  # this folder, or the checkout with its own fa4_ext
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the helpers of the GPU tests
-# kernels.progress; an installed fa4_ext comes first
+# the checkout's fa4_ext; an installed one comes first
 sys.path.append(str(Path(__file__).resolve().parents[3]))
 
 import torch
 
 import fa4_ext
+from fa4_ext.bench.progress import Progress
 from fuzz.case import parse
 from fuzz.engine import Engine
 from fuzz.generate import cases
 from fuzz.runner import run_cases
-from kernels.progress import Progress
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def main() -> int:
         ([options.case], 1) if options.case else (cases(options.seed, options.count), options.count)
     )
     with _stderr_set_aside() as stream:
-        report = run_cases(options.seed, chosen, Engine(), Progress(count, stream, what="cases"))
+        report = run_cases(options.seed, chosen, Engine(), Progress(count, "cases", stream))
     print(report.text())
     if options.json:
         device = torch.cuda.get_device_name()

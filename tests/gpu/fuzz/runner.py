@@ -90,7 +90,7 @@ class Report:
 
 
 def run_cases(seed: int, cases: Iterable[Case], engine, progress=None) -> Report:
-    """Every case, unless one breaks the CUDA context. `progress`: of kernels/progress.py."""
+    """Every case, unless one breaks the CUDA context. `progress`: of fa4_ext/bench/progress.py."""
     report = Report(seed)
     begin = time.monotonic()
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""A forward's tiles, dealt out to the thread blocks in several ways: the planner's choice among
-them is held to these rows.
+"""A persistent forward under several tile schedules: the planner's choice among them is held to
+these rows.
 
-python -m benchmarks.dealings --csv benchmarks/results/h200_dealings.csv
+python -m tuning.schedules --csv tuning/results/h200_schedules.csv
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from statistics import geometric_mean
 
 import torch
 
-from benchmarks import rows
-from benchmarks.rules import calls, make_inputs
-from benchmarks.tune_grid import HIDDEN, SM_COUNT
 from fa4_ext import _library
 from fa4_ext.bench.contenders import ours_enabled
 from fa4_ext.bench.session import NO_DEVICE, session
@@ -26,6 +23,9 @@ from fa4_ext.bench.shapes import Shape, square
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
 from kernels.matrix import Kernel, Layout, Mask, matrix
 from kernels.sm90 import tiles
+from tuning import rows
+from tuning.calls import calls, make_inputs
+from tuning.tiles_grid import HIDDEN, SM_COUNT, tile
 
 TARGET_MS = 1.0
 ROUNDS = 5
@@ -33,30 +33,31 @@ PAUSE_S = 0.005  # runs of a millisecond leave the device cool enough
 BUDGET_S = 260  # of a run; the next one adds what is missing
 LENGTHS = (256, 384, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384)
 TOKENS = (4096, 8192, 16384)
-# without a mask: one round and a half, in which half the multiprocessors could wait
+# Without a mask: one wave and a half, in which half the SMs could wait.
 FEW_TOKENS = 2048
 MANY_TOKENS, THEIR_LENGTHS = 65536, (512, 1024, 2048, 4096)
 GROUPS = (1, 2, 4, 8)  # query heads that share a key/value head
-LONGEST_FIRST = 5  # rounds of the multiprocessors, less one, that are at most left out of the pairs
+LPT_WAVES = 5  # waves, less one, that are at most left out of the pairs
 
-# the columns that tell problems apart
+# The columns that tell problems apart.
 PROBLEM = ("head_dim", "tile", "batch", "heads", "heads_kv", "seqlen_q", "causal")
 
-# Ways to deal out, with a causal mask or without one: of a problem's rows the one with the least of
-# this.
+# The schedules that could always be taken, under a causal mask or without one: of a problem's rows
+# the one with the least of this.
 ALWAYS = (
-    ("causal: no pairs", True, lambda row: (row["paired"], -row["workers"])),
-    ("causal: all in pairs", True, lambda row: (-row["paired"], -row["workers"])),
-    ("full: to all multiprocessors", False, lambda row: -row["workers"]),
+    ("causal: no pairs", True, lambda row: (row["paired_heads"], -row["num_ctas"])),
+    ("causal: all in pairs", True, lambda row: (-row["paired_heads"], -row["num_ctas"])),
+    ("full: a CTA on every SM", False, lambda row: -row["num_ctas"]),
 )
 
 Problem = tuple[Kernel, Shape]
-# thread blocks; heads, over the batch, whose tiles are dealt out in pairs
-Dealing = tuple[int, int]
+# num_ctas, and paired_heads: the heads, over the batch, whose tiles are taken in pairs.
+Schedule = tuple[int, int]
 
 
 def kernels() -> list[Kernel]:
-    """Of one dtype. Tiles of 64 rows are for calls whose heads have one tile."""
+    """The kernels that are measured, in one dtype. Those with tiles of 64 rows are left out: their
+    calls have one tile a head."""
     found = (
         k
         for k in matrix()
@@ -66,8 +67,8 @@ def kernels() -> list[Kernel]:
 
 
 def problems(kernel: Kernel) -> list[Problem]:
-    """Of one hidden size. Under a causal mask with as many heads of keys as of queries, and with
-    fewer where that divides them."""
+    """The kernel's problems, of one hidden size. Under a causal mask they are MHA, and GQA where
+    that divides the heads."""
     causal = kernel.mask is Mask.CAUSAL
     tokens = TOKENS if causal else (FEW_TOKENS, *TOKENS)
     sizes = [(seqlen, some) for seqlen in LENGTHS for some in tokens] + [
@@ -85,27 +86,26 @@ def problems(kernel: Kernel) -> list[Problem]:
     ]
 
 
-def dealings(kernel: Kernel, shape: Shape) -> list[Dealing]:
-    heads, blocks = shape.batch * shape.heads, ceil(shape.seqlen_q / kernel.block_m)
-    return (
-        in_pairs(heads, tiles.units(blocks)) if shape.causal else unpaired(heads * blocks, blocks)
-    )
+def schedules(kernel: Kernel, shape: Shape) -> list[Schedule]:
+    heads, tiles_a_head = shape.batch * shape.heads, ceil(shape.seqlen_q / kernel.block_m)
+    if shape.causal:
+        return in_pairs(heads, tiles.units(tiles_a_head))
+    return unpaired(heads * tiles_a_head, tiles_a_head)
 
 
-def unpaired(count: int, blocks: int) -> list[Dealing]:
-    """Of that many tiles, `blocks` a head, to all multiprocessors, to as few as need no more
-    rounds, and to the most and the fewest of these that share no factor with a head's tiles, so
-    that each gets some last ones."""
+def unpaired(count: int, tiles_a_head: int) -> list[Schedule]:
+    """Schedules of `count` tiles: on all SMs, on as few as need no more waves, and on the most and
+    the fewest of these that share no factor with a head's tiles, so that each gets some last
+    ones."""
     fewest = ceil(count / ceil(count / SM_COUNT))
-    alternating = [workers for workers in range(fewest, SM_COUNT + 1) if gcd(workers, blocks) == 1]
-    return sorted(
-        {(workers, 0) for workers in (fewest, *alternating[:1], *alternating[-1:], SM_COUNT)}
-    )
+    alternating = [n for n in range(fewest, SM_COUNT + 1) if gcd(n, tiles_a_head) == 1]
+    return sorted({(n, 0) for n in (fewest, *alternating[:1], *alternating[-1:], SM_COUNT)})
 
 
-def in_pairs(heads: int, units: int) -> list[Dealing]:
-    """`heads`: of all batch elements; `units`: pairs a head, and what has no other."""
-    left = {max(heads * units - rounds * SM_COUNT, 0) // units for rounds in range(LONGEST_FIRST)}
+def in_pairs(heads: int, units: int) -> list[Schedule]:
+    """Schedules of the heads of all batch elements, with `units` a head: pairs of a long and a
+    short tile, and a tile that has no other."""
+    left = {max(heads * units - waves * SM_COUNT, 0) // units for waves in range(LPT_WAVES)}
     even = SM_COUNT // gcd(SM_COUNT, units)
     paired = {0, heads} | left | {count // even * even for count in left}
     fewest = ceil(heads * units / ceil(heads * units / SM_COUNT))
@@ -115,13 +115,13 @@ def in_pairs(heads: int, units: int) -> list[Dealing]:
 
 def key(problem: Problem) -> dict[str, str]:
     kernel, shape = problem
-    fields = vars(shape) | {"tile": f"{kernel.block_m}x{kernel.block_n}"}
+    fields = vars(shape) | {"tile": tile(kernel)}
     return {name: str(fields[name]) for name in PROBLEM}
 
 
 def missing(path: str | None) -> list[Problem]:
-    """What a file lacks, in a random order, so that a run cut short has seen a fair sample;
-    everything when there is none."""
+    """Returns what a file lacks, in a random order, so that a run cut short has seen a fair sample;
+    everything where there is no file."""
     every = [problem for kernel in kernels() for problem in problems(kernel)]
     there = rows.measured(path, key(every[0]))
     left = [problem for problem in every if tuple(key(problem).values()) not in there]
@@ -130,10 +130,10 @@ def missing(path: str | None) -> list[Problem]:
 
 
 @contextmanager
-def forced(kernel: Kernel, dealing: Dealing) -> Iterator[None]:
+def forced(kernel: Kernel, schedule: Schedule) -> Iterator[None]:
     with ours_enabled():
         _library.force_tile(kernel.block_m, kernel.block_n)
-        _library.force_dealing(*dealing)
+        _library.force_dealing(*schedule)
         try:
             yield
         finally:
@@ -142,36 +142,36 @@ def forced(kernel: Kernel, dealing: Dealing) -> Iterator[None]:
 
 
 def _rows(problem: Problem) -> list[dict]:
-    """A row a dealing, which must all give the same bits."""
+    """Measures a problem, and returns a row for each schedule. All must give the same bits."""
     kernel, shape = problem
     sets = [make_inputs(shape, "bf16") for _ in range(sets_for(shape.bytes))]
     call = calls(shape, sets, ours_enabled)["forward"]
     prepared, first = {}, None
-    for dealing in dealings(kernel, shape):
-        enabled = partial(forced, kernel, dealing)
-        prepared[dealing] = prepare(call, len(sets), enabled, TARGET_MS)
+    for schedule in schedules(kernel, shape):
+        enabled = partial(forced, kernel, schedule)
+        prepared[schedule] = prepare(call, len(sets), enabled, TARGET_MS)
         with enabled():
             output = call(0)[0]
         first = output if first is None else first
         if not torch.equal(output, first):
-            raise RuntimeError(f"dealt out as {dealing} the output has other bits")
+            raise RuntimeError(f"under the schedule {schedule} the output has other bits")
     us = {
-        dealing: round(summary(times)["ms"] * 1e3, 3)
-        for dealing, times in in_turns(prepared, ROUNDS, PAUSE_S).items()
+        schedule: round(summary(times)["ms"] * 1e3, 3)
+        for schedule, times in in_turns(prepared, ROUNDS, PAUSE_S).items()
     }
     return [
-        key(problem) | {"workers": workers, "paired": paired, "us": us[workers, paired]}
-        for workers, paired in prepared
+        key(problem) | {"num_ctas": num_ctas, "paired_heads": paired, "us": us[num_ctas, paired]}
+        for num_ctas, paired in prepared
     ]
 
 
 def print_table(found: list[dict]) -> None:
-    """What always dealing out in the same way would cost."""
+    """Prints what always taking the same kind of schedule would cost."""
     by_problem: dict[tuple, list[dict]] = {}
     for row in found:
         by_problem.setdefault(tuple(row[name] for name in PROBLEM), []).append(row)
     print(
-        f"{len(by_problem)} problems; the time beside the fastest dealing's, in geometric mean and "
+        f"{len(by_problem)} problems; the time beside the fastest schedule's, in geometric mean and "
         "at worst:"
     )
     for name, causal, pick in ALWAYS:

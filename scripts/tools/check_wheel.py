@@ -1,7 +1,7 @@
 """Fails where a wheel is not what is published: its tag, content, requirement, size, and what its
 library needs, exports and is protected by.
 
-python scripts/check_wheel.py dist/fa4_ext-0.1.0-py3-none-manylinux_2_28_x86_64.whl
+python scripts/tools/check_wheel.py dist/fa4_ext-0.1.0-py3-none-manylinux_2_28_x86_64.whl
 
 auditwheel judges the platform, torch-abi-audit the use of torch.
 """
@@ -30,7 +30,6 @@ PACKAGE = {
     "fa4_ext/__init__.py",
     "fa4_ext/py.typed",
     "fa4_ext/bench/__init__.py",
-    "fa4_ext/bench/progress.py",  # a link to kernels/progress.py in the sources
     LIBRARY,
     "fa4_ext/include/fa4_ext.h",
     "fa4_ext/cmake/fa4_ext-config.cmake",

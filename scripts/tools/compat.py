@@ -1,8 +1,8 @@
 """Installs a wheel beside one torch after another, each in a clean environment, and runs
 tests/installed there. Needs no GPU.
 
-python -m scripts.compat --wheel dist/*.whl --table docs/compatibility.md
-python -m scripts.compat --wheel dist/*.whl --torch 2.11.0 2.15.0 --python python3.12
+python -m scripts.tools.compat --wheel dist/*.whl --table docs/compatibility.md
+python -m scripts.tools.compat --wheel dist/*.whl --torch 2.11.0 2.15.0 --python python3.12
 
 Without --torch and --python it goes through SWEEP, with the interpreters python3.10, python3.11 ...
 on PATH; with them, through every pair of the two lists. An environment takes some 9 GB of disk
@@ -37,7 +37,7 @@ SWEEP = (
 )  # fmt: skip
 BYTES_EACH = 9 << 30  # a CUDA torch, once as pip's downloads and once installed
 SECONDS_EACH = 1800  # of one step
-BEGIN, END = "<!-- python -m scripts.compat writes from here", "<!-- to here -->"
+BEGIN, END = "<!-- python -m scripts.tools.compat writes from here", "<!-- to here -->"
 WHAT_IS_INSTALLED = """
 import json, platform, torch, fa4_ext
 print(json.dumps({"torch": torch.__version__.partition("+")[0], "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),

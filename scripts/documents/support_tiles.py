@@ -2,8 +2,8 @@
 
 from itertools import product
 
-from scripts import markdown
-from scripts.planner import BASE, plan
+from scripts.documents import markdown
+from scripts.documents.planner import BASE, plan
 
 OPS = ("forward", "backward")
 MASKS = {

@@ -1,8 +1,8 @@
 """Writes docs/support.md: the tile of every combination, and what no kernel takes. Prints which of
-the calls in tests/realistic_calls.py PyTorch's own kernels run.
+the calls in realistic_calls.py PyTorch's own kernels run.
 
-python -m scripts.support
-python -m scripts.support --check
+PYTHONPATH=build/tests python -m scripts.documents.support
+PYTHONPATH=build/tests python -m scripts.documents.support --check
 
 All of it comes from the planner, which plans with the whole matrix whatever subset is compiled, and
 from torch.ops.fa4_ext.explain; `make build` first. --check writes nothing: its exit status is 1
@@ -15,13 +15,11 @@ import sys
 import textwrap
 from dataclasses import dataclass
 
-from scripts import markdown
-from scripts.planner import ROOT, explain_op, plan
-from scripts.support_limits import limits
-from scripts.support_tiles import OPS, tiles
-
-# isort: split
-from realistic_calls import CALLS, Call  # where scripts.planner says
+from scripts.documents import markdown
+from scripts.documents.planner import ROOT, explain_op, plan
+from scripts.documents.realistic_calls import CALLS, Call
+from scripts.documents.support_limits import limits
+from scripts.documents.support_tiles import OPS, tiles
 
 PAGE = ROOT / "docs" / "support.md"
 DEVICES = {
@@ -122,7 +120,7 @@ def page() -> str:
     parts = [
         "# What runs on our kernels",
         prose(
-            "`python -m scripts.support` writes this file from the planner's answers for all "
+            "`make docs` writes this file from the planner's answers for all "
             "kernels of the wheel; do not edit it. PyTorch's own kernel runs the other calls, or "
             'they raise the reason with `fallback="error"`.'
         ),
@@ -158,7 +156,7 @@ def main() -> int:
         text = "\n".join(difference)
         if text:
             print(
-                f"{text}\ndocs/support.md is out of date: run python -m scripts.support",
+                f"{text}\ndocs/support.md is out of date: run make docs",
                 file=sys.stderr,
             )
         return 1 if text else 0

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def parser(description: str, budget_s: float) -> argparse.ArgumentParser:
-    """The options of a run; `budget_s`: seconds by default."""
+    """Returns the parser of a run's options. The budget is `budget_s` seconds by default."""
     found = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,7 +31,7 @@ def parser(description: str, budget_s: float) -> argparse.ArgumentParser:
 
 
 def measured(path: str | None, names: Iterable[str]) -> set[tuple[str, ...]]:
-    """What these columns of a file say; nothing when there is no such file."""
+    """Returns what these columns of a file say; nothing where there is no such file."""
     if not path or not os.path.exists(path):
         return set()
     names = tuple(names)
@@ -52,7 +52,7 @@ def add(rows: list[dict], path: str) -> None:
 
 
 def _within(budget_s: float, problems: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
-    """The problems one after the other, with a progress bar, until the budget is spent."""
+    """Yields the problems, with a progress bar, until the budget is spent."""
     end = time.monotonic() + budget_s
     progress = Progress(len(problems), what="problems")
     for problem in problems:
@@ -71,8 +71,8 @@ def measure(
     budget_s: float,
     path: str | None,
 ) -> list[dict]:
-    """The rows of the problems that were measured within the budget, which the file has as soon as
-    a problem is done. A problem that fails has none, and a line on stderr."""
+    """Measures the problems within the budget and returns their rows, which the file has as soon
+    as a problem is done. A problem that fails has no row, and a line on stderr."""
     rows = []
     for problem in _within(budget_s, problems, name):
         try:

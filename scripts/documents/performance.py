@@ -1,8 +1,8 @@
 """Renews what the documents show of benchmarks/results: tables, and what `bench --from` prints of a
 result.
 
-python -m scripts.performance
-python -m scripts.performance --check
+python -m scripts.documents.performance
+python -m scripts.documents.performance --check
 
 A table stands between `<!-- measured: NAME -->` and `<!-- end of NAME -->`; NAME is one of TABLES.
 --check writes nothing: its exit status is 1 where a document says otherwise, and standard error
@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import geometric_mean
 
 from fa4_ext.bench import results, table
-from scripts import markdown
+from scripts.documents import markdown
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "commands.md")
 PRINTED = re.compile(
@@ -194,7 +194,7 @@ def main() -> int:
             )
             print(
                 "\n".join(difference),
-                f"\n{path.name} is out of date: run python -m scripts.performance",
+                f"\n{path.name} is out of date: run make docs",
                 file=sys.stderr,
             )
             stale = True

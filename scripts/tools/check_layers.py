@@ -1,7 +1,7 @@
 """Holds the layers apart: fa4_ext/ -> csrc/aten/ -> csrc/core/ -> kernels/, each unaware of those
 before it.
 
-python scripts/check_layers.py [root]
+python scripts/tools/check_layers.py [root]
 """
 
 import re

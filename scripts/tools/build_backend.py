@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
 
-REQUIREMENTS = Path(__file__).parent.parent / "requirements"
+REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 
 
 def get_requires_for_build_wheel(config_settings=None):

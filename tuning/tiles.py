@@ -1,10 +1,11 @@
 """Every candidate of kernels/matrix.py beside its default and stock: the tile rules are fitted to
 these rows.
 
-make build KERNELS=tuning                                           # needs no GPU; leaves
-fa4_ext/libfa4_ext.so
-python -m benchmarks.tune --csv benchmarks/results/h200_tuning.csv  # with that library on a GPU, until nothing is missing
-python -m benchmarks.fit_tile_rules                                 # writes kernels/tile_rules.csv
+make build KERNELS=tuning    # needs no GPU; leaves fa4_ext/libfa4_ext.so
+python -m tuning.tiles --csv tuning/results/h200_tiles.csv
+python -m tuning.fit_tiles   # writes kernels/tile_rules.csv
+
+The second command measures with that library on a GPU; repeat it until nothing is missing.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from functools import partial
 
 import torch
 
-from benchmarks import rows, tune_grid
-from benchmarks.rules import agree, calls, fields_of, make_inputs
 from fa4_ext import _library
 from fa4_ext.bench.contenders import ours_enabled
 from fa4_ext.bench.correctness import MAX_RELATIVE_ERROR
 from fa4_ext.bench.session import NO_DEVICE, session
 from fa4_ext.bench.shapes import Shape
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
-from kernels.matrix import Kernel, Mask, Op, candidates, with_candidates
+from kernels.matrix import Kernel, Mask, Op, candidates
+from tuning import rows, tiles_grid
+from tuning.calls import agree, calls, fields_of, make_inputs
+from tuning.tiles_grid import defaults, tile
 
 TARGET_MS = 1.0
 ROUNDS = 5
@@ -35,14 +37,8 @@ BUDGET_S = 60  # of a run; the next one adds what is missing
 Problem = tuple[str, str, Shape]  # direction, dtype
 
 
-def defaults() -> list[Kernel]:
-    """The kernels that have candidates, one for both dtypes and kinds of heads."""
-    kernels = (kernel for kernel in with_candidates() if not kernel.tuned and candidates(kernel))
-    return [k for k in kernels if k.dtype == "bf16" and not k.grouped]
-
-
 def grid(default: Kernel) -> list[Problem]:
-    found = tune_grid.problems(default.head_dim, default.mask is Mask.CAUSAL, default.block_m)
+    found = tiles_grid.problems(default.head_dim, default.mask is Mask.CAUSAL, default.block_m)
     return list(
         dict.fromkeys(
             (default.op.value, dtype, shape) for dtype, shape in found if is_for(default, shape)
@@ -65,8 +61,8 @@ def key(problem: Problem) -> dict[str, str]:
 
 
 def missing(path: str | None) -> list[tuple[Kernel, Problem]]:
-    """What a file lacks, in a random order, so that a run cut short has seen a fair sample;
-    everything when there is none."""
+    """Returns what a file lacks, in a random order, so that a run cut short has seen a fair sample;
+    everything where there is no file."""
     every = [(kernel, problem) for kernel in defaults() for problem in grid(kernel)]
     there = rows.measured(path, key(every[0][1]))
     left = [
@@ -86,12 +82,8 @@ def forced(kernel: Kernel) -> Iterator[None]:
             _library.force_tile(0, 0)
 
 
-def tile(kernel: Kernel) -> str:
-    return f"{kernel.block_m}x{kernel.block_n}"
-
-
 def _rows(pair: tuple[Kernel, Problem]) -> list[dict]:
-    """A row a candidate."""
+    """Measures a problem, and returns a row for each candidate."""
     default, problem = pair
     direction, dtype, shape = problem
     sets = [make_inputs(shape, dtype) for _ in range(sets_for(shape.bytes))]
@@ -123,7 +115,7 @@ def _rows(pair: tuple[Kernel, Problem]) -> list[dict]:
 
 
 def print_table(found: list[dict]) -> None:
-    """The rows on which a candidate is faster than the default, best first."""
+    """Prints the rows on which a candidate is faster than the default, best first."""
     faster = sorted(
         (row for row in found if row["us"] < row["default_us"]),
         key=lambda row: row["us"] / row["default_us"],

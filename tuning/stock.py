@@ -1,6 +1,6 @@
 """Ours against stock where ours may lose: the planner's speed rules are fitted to these rows.
 
-python -m benchmarks.rules --csv benchmarks/results/h200_rules.csv
+python -m tuning.stock --csv tuning/results/h200_stock.csv
 """
 
 from __future__ import annotations
@@ -11,70 +11,24 @@ from contextlib import nullcontext
 import torch
 
 import fa4_ext
-from benchmarks import rows, rules_grid
 from fa4_ext.bench.contenders import ours_enabled
-from fa4_ext.bench.correctness import DTYPES, make_cu_seqlens
+from fa4_ext.bench.correctness import make_cu_seqlens
 from fa4_ext.bench.session import NO_DEVICE, session
 from fa4_ext.bench.shapes import DIRECTIONS, Shape
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
+from tuning import rows, stock_grid
+from tuning.calls import agree, calls, fields_of, make_inputs
 
 TARGET_MS = 1.0
 ROUNDS = 5
 MAX_DIFFERENCE = 3e-2  # of ours and stock's: norm over norm
 BUDGET_S = 260  # of a run; the next one adds what is missing
-aten = torch.ops.aten
 
 Problem = tuple[Shape, str]  # direction
 
 
-def make_inputs(p: Shape, dtype: str) -> list[torch.Tensor]:
-    """q, k, v, dO in the layout of `_flash_attention_forward`."""
-    rows_q = (p.total_q,) if p.layout == "varlen" else (p.batch, p.seqlen_q)
-    rows_k = rows_q if p.layout == "varlen" else (p.batch, p.seqlen_k)
-    q = (*rows_q, p.heads, p.head_dim)
-    k = (*rows_k, p.heads_kv, p.head_dim)
-    return [torch.randn(size, dtype=DTYPES[dtype], device="cuda") for size in (q, k, k, q)]
-
-
-def calls(p: Shape, sets: list, enabled):
-    """The forward and the backward as functions of the index of a set; `enabled`: for the forward
-    of which the backward is."""
-    cu_seqlens = make_cu_seqlens(p)
-    longest = (p.longest, p.longest) if p.layout == "varlen" else (p.seqlen_q, p.seqlen_k)
-
-    def forward(i):
-        q, k, v, _ = sets[i]
-        return aten._flash_attention_forward(
-            q, k, v, cu_seqlens, cu_seqlens, *longest, 0.0, p.causal, False
-        )
-
-    with enabled():
-        saved = [forward(i) for i in range(len(sets))]
-
-    def backward(i):
-        q, k, v, do = sets[i]
-        out, lse, rng_state, unused, _ = saved[i]
-        return aten._flash_attention_backward(
-            do,
-            q,
-            k,
-            v,
-            out,
-            lse,
-            cu_seqlens,
-            cu_seqlens,
-            *longest,
-            0.0,
-            p.causal,
-            rng_state,
-            unused,
-        )
-
-    return {"forward": forward, "backward": backward}
-
-
 def _kernel(p: Shape, direction: str, inputs: list[torch.Tensor]) -> str:
-    """Which of our kernels runs it: forward, decode or backward. The mask plays no part in that."""
+    """Says which of our kernels runs it: forward, decode or backward. The mask plays no part."""
     q, k, v, _ = inputs
     with ours_enabled():
         if p.layout == "varlen":
@@ -87,43 +41,14 @@ def _kernel(p: Shape, direction: str, inputs: list[torch.Tensor]) -> str:
         )[1]
 
 
-def agree(outputs, others, at_most: float) -> None:
-    """Both are right or both are wrong; the test suite says which."""
-    for a, b in zip(outputs, others, strict=True):
-        difference = ((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-3)).item()
-        if not difference <= at_most:
-            raise RuntimeError(
-                f"outputs differ by {difference:.2e}, at most {at_most:.1e} is allowed"
-            )
-
-
-def fields_of(p: Shape) -> dict:
-    """What a row says about its problem."""
-    fields = (
-        "layout",
-        "batch",
-        "heads",
-        "heads_kv",
-        "seqlen_q",
-        "seqlen_k",
-        "head_dim",
-        "causal",
-        "longest",
-    )
-    return {name: getattr(p, name) for name in fields} | {
-        "uniform": len(set(p.lengths)) <= 1,
-        "total_q": p.total_q,
-    }
-
-
 def key(problem: Problem) -> dict[str, str]:
-    """What the file says about a problem."""
+    """Returns what the file says about a problem."""
     p, direction = problem
     return {name: str(value) for name, value in (fields_of(p) | {"direction": direction}).items()}
 
 
 def missing(shapes: list[Shape], path: str | None) -> list[Problem]:
-    """What a file lacks; everything when there is none."""
+    """Returns what a file lacks; everything where there is no file."""
     every = [(p, direction) for p in shapes for direction in DIRECTIONS]
     there = rows.measured(path, key(every[0]))
     return [problem for problem in every if tuple(key(problem).values()) not in there]
@@ -138,7 +63,8 @@ def _name(problem: Problem) -> str:
 
 
 def _row(problem: Problem) -> dict:
-    """Problem fields, direction, kernel, and microseconds of ours and stock."""
+    """Measures a problem. The row has its fields, direction, kernel, and microseconds of ours and
+    stock."""
     p, direction = problem
     sets = [make_inputs(p, "bf16") for _ in range(sets_for(p.bytes))]
     providers = {"ours": ours_enabled, "stock": nullcontext}
@@ -160,7 +86,7 @@ def _row(problem: Problem) -> dict:
 
 
 def print_table(found: list[dict]) -> None:
-    """The rows on which ours is slower, worst first."""
+    """Prints the rows on which ours is slower, worst first."""
     slower = sorted(
         (row for row in found if row["ours_us"] > row["stock_us"]),
         key=lambda row: row["stock_us"] / row["ours_us"],
@@ -183,7 +109,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit(NO_DEVICE)
-    problems = missing(rules_grid.rules(arguments.quick), arguments.csv)
+    problems = missing(stock_grid.problems(arguments.quick), arguments.csv)
     with session():
         print_table(
             rows.measure(

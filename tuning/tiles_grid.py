@@ -7,15 +7,26 @@ from __future__ import annotations
 import random
 
 from fa4_ext.bench.shapes import Shape, packed, square
+from kernels.matrix import Kernel, candidates, with_candidates
 
 TOKENS = 16384
 HIDDEN = 2048
-GROUP = 4  # query heads that share a key/value head, where heads are grouped
+GROUP = 4  # query heads that share a key/value head under GQA
 SM_COUNT = 132  # of the device that is measured
 LENGTHS = (128, 197, 256, 384, 512, 577, 1024, 2048, 4096, 8192, 16384)  # 197 and 577: ViT's
 FEW_LENGTHS = (320, 577, 1024, 2048)
-FEW_TILES = (45, 85, 200)  # per 100 multiprocessors: a part of a wave, most of one, and two
+FEW_TILES = (45, 85, 200)  # per 100 SMs: a part of a wave, most of one, and two
 MEANS = (128, 256, 577, 1024, 4096, 8192)
+
+
+def defaults() -> list[Kernel]:
+    """The kernels that have candidates, one for both dtypes and for MHA and GQA."""
+    kernels = (kernel for kernel in with_candidates() if not kernel.tuned and candidates(kernel))
+    return [k for k in kernels if k.dtype == "bf16" and not k.grouped]
+
+
+def tile(kernel: Kernel) -> str:
+    return f"{kernel.block_m}x{kernel.block_n}"
 
 
 def _heads(head_dim: int) -> int:
@@ -23,7 +34,7 @@ def _heads(head_dim: int) -> int:
 
 
 def _many_tiles(seqlen: int, head_dim: int, causal: bool) -> list[tuple[str, Shape]]:
-    """As most train, and with grouped heads in fp16."""
+    """The shapes that most train, and GQA in fp16."""
     heads, batch = _heads(head_dim), max(1, TOKENS // seqlen)
     return [
         ("bf16", square(batch, heads, seqlen, head_dim, causal)),
@@ -42,7 +53,7 @@ def _few_tiles(seqlen: int, head_dim: int, causal: bool, block_m: int) -> list[t
 
 
 def _packed(mean: int, head_dim: int, causal: bool) -> list[tuple[str, Shape]]:
-    """All of one length, with grouped heads; and of two random ones a pair, which together are as
+    """Sequences of one length, with GQA; and pairs of two random lengths, which together are as
     long."""
     heads, pairs = _heads(head_dim), TOKENS // (2 * mean)
     chosen = random.Random(mean)
@@ -55,7 +66,7 @@ def _packed(mean: int, head_dim: int, causal: bool) -> list[tuple[str, Shape]]:
 
 
 def problems(head_dim: int, causal: bool, block_m: int) -> list[tuple[str, Shape]]:
-    """dtypes and shapes; `block_m`: rows of the default's tile."""
+    """Returns dtypes and shapes for a default whose tile has `block_m` rows."""
     return [
         *(problem for seqlen in LENGTHS for problem in _many_tiles(seqlen, head_dim, causal)),
         *(

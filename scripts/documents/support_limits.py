@@ -2,8 +2,8 @@
 
 import torch
 
-from scripts import markdown
-from scripts.planner import BASE, explain_op, meta, plan
+from scripts.documents import markdown
+from scripts.documents.planner import BASE, explain_op, meta, plan
 
 LIMITS = (
     ("head dim 264", {"head_dim": 264, "head_dim_v": 264}),

@@ -30,10 +30,10 @@ def decode_like(quick: bool) -> list[Shape]:
 def short(quick: bool) -> list[Shape]:
     """Self-attention over short sequences, dense: images, sentences."""
     lengths = (64, 197) if quick else (32, 64, 77, 128, 197, 256, 384)
-    problems = product((8, 64, 512), ((12, 12), (32, 8)), lengths, (64, 128), (False, True))
+    every = product((8, 64, 512), ((12, 12), (32, 8)), lengths, (64, 128), (False, True))
     return [
         square(batch, heads, length, dim, causal, heads_kv=kv)
-        for batch, (heads, kv), length, dim, causal in problems
+        for batch, (heads, kv), length, dim, causal in every
     ]
 
 
@@ -46,7 +46,7 @@ def many_short(quick: bool) -> list[Shape]:
         tokens, means, ((16, 16), (32, 8)), (64, 128), (False, True), (True, False)
     ):
         count = total // mean
-        # more are lost by far: every block looks for its sequence among all
+        # More are lost by far: every CTA looks for its sequence among all.
         if not 1 <= count <= 1024:
             continue
         chosen = random.Random(f"{total} {mean}")
@@ -59,9 +59,9 @@ def many_short(quick: bool) -> list[Shape]:
     return shapes
 
 
-def rules(quick: bool) -> list[Shape]:
-    """In a random order that is the same in every run, so that a run cut short has seen a fair
-    sample."""
+def problems(quick: bool) -> list[Shape]:
+    """All of them, in a random order that is the same in every run, so that a run cut short has
+    seen a fair sample."""
     shapes = decode_like(quick) + short(quick) + many_short(quick)
     random.Random(0).shuffle(shapes)
     return shapes
