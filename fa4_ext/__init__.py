@@ -2,7 +2,14 @@
 
 Importing this package puts its kernels behind PyTorch's flash attention ops, so that
 F.scaled_dot_product_attention and torch.nn.attention.varlen run them on Hopper and Blackwell GPUs.
-With FA4_EXT_AUTOREGISTER=0, false, no or off in the environment it only loads them.
+If the environment variable FA4_EXT_AUTOREGISTER is 0, false, no or off, the import only loads the
+library. The import warns where the library cannot be used; it raises ImportError only in a checkout
+that was never built.
+
+Attributes:
+    default_handle: the `Handle` of the import's own registration, or None without one.
+    cmake_prefix_path: a folder for CMAKE_PREFIX_PATH of a C++ project (str).
+    __version__: the version of this package (str).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""python -m fa4_ext bench"""
+"""This module is the command `python -m fa4_ext bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m fa4_ext demo"""
+"""This module is the command `python -m fa4_ext demo`."""
 
 from __future__ import annotations
 

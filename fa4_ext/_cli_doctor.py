@@ -1,4 +1,4 @@
-"""python -m fa4_ext doctor"""
+"""This module is the command `python -m fa4_ext doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m fa4_ext explain"""
+"""This module is the command `python -m fa4_ext explain`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ examples:
 
 @dataclass(frozen=True)
 class Call:
-    # batch, heads, length, head_dim; tokens, heads, head_dim of sequences back to back
+    # [batch, heads, length, head_dim], or with `sequences` [tokens, heads, head_dim]
     q: tuple[int, ...]
     k: tuple[int, ...]
     v: tuple[int, ...]
@@ -161,7 +161,8 @@ def add_to(commands) -> None:
 
 
 def join_window(words: list[str]) -> list[str]:
-    """`--window -1,0` as `--window=-1,0`: argparse would take the value for an option."""
+    """Writes `--window -1,0` as `--window=-1,0`, because argparse would take the value for an
+    option."""
     joined: list[str] = []
     for word in words:
         if joined and joined[-1] == "--window" and re.match(r"-\d", word):
@@ -178,10 +179,10 @@ def _run(arguments) -> None:
 
 
 def call_of(arguments) -> Call:
-    """The call that the options describe.
+    """Returns the call that the options describe.
 
     Raises:
-        ValueError: they contradict each other, or there is no GPU and none is named.
+        ValueError: the options contradict each other, or there is no GPU and none is named.
     """
     k = _key_shape(arguments)
     v = (*k[:-1], arguments.v_head_dim or k[-1])

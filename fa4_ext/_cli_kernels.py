@@ -1,4 +1,4 @@
-"""python -m fa4_ext kernels"""
+"""This module is the command `python -m fa4_ext kernels`."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def _run(arguments) -> None:
 
 
 def select(kernels: Sequence[_info.KernelInfo], wanted: dict) -> list[_info.KernelInfo]:
-    """Those that have each wanted value.
+    """Returns the kernels that have every wanted value.
 
     Raises:
-        ValueError: no kernel has one of them.
+        ValueError: no kernel has one of the values.
     """
     for name, value in wanted.items():
         there = sorted({getattr(kernel, name) for kernel in kernels})

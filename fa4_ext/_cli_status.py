@@ -1,4 +1,4 @@
-"""python -m fa4_ext status"""
+"""This module is the command `python -m fa4_ext status`."""
 
 from __future__ import annotations
 

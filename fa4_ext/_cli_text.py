@@ -1,4 +1,4 @@
-"""Text for terminals and JSON for programs."""
+"""This module lays out text for terminals and JSON for programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def json_text(value) -> str:
 
 
 def labelled(rows: list[tuple[str, str]], indent: str = "") -> list[str]:
-    """A line or more for each label and its text, the texts below each other."""
+    """Returns the lines of labels and texts in two columns; a long text takes several lines."""
     width = max(len(label) for label, _ in rows)
     return [line for label, text in rows for line in _wrapped(f"{indent}{label:{width}}  ", text)]
 

@@ -1,4 +1,4 @@
-"""Values of options, from the words of a command line. Errors say what is allowed."""
+"""This module reads the values of options from a command line. Errors say what is allowed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHAPES = (
 
 
 def shape(text: str) -> tuple[int, ...]:
-    """Also as torch prints it: [2, 16, 4096, 128]."""
+    """Reads a shape such as 2x16x4096x128, also as torch prints it, [2, 16, 4096, 128]."""
     if not re.fullmatch(
         r"\d+(x\d+){2,3}", compact := re.sub(r"[,*X]", "x", re.sub(r"[\s()\[\]]", "", text))
     ):
@@ -37,7 +37,7 @@ def count(text: str) -> int:
 
 
 def window(text: str) -> tuple[int, int]:
-    """-1 where there is no bound."""
+    """Reads LEFT,RIGHT. A bound of -1 means that there is none."""
     if not (match := re.fullmatch(r"(all|-1|\d{1,12}),(all|-1|\d{1,12})", text.replace(" ", ""))):
         raise ArgumentTypeError(
             f"{text!r} is not LEFT,RIGHT, such as 1024,0: each a number from 0 on, or all for no "

@@ -1,4 +1,4 @@
-"""The demonstration behind `python -m fa4_ext demo`."""
+"""This module is the demonstration behind `python -m fa4_ext demo`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Case:
         ]
 
     def flop(self, backward: bool) -> float:
-        """Of the matrix products: two in the forward, five in the backward."""
+        """Counts the operations of the matrix products: two in a forward, five in a backward."""
         forward = (
             4
             * self.batch
@@ -134,7 +134,7 @@ def _run_attention() -> None:
             fa4_ext.explain(*inputs, **case.options, backward=backward)
             for backward in (False, True)
         ]
-        # Strict where ours are planned, so that the plan shown is what ran.
+        # Where our kernels are planned, an error replaces the fallback: the plan shown is what ran.
         with fa4_ext.register(
             fallback="error" if all(plan.supported for plan in plans) else "stock"
         ):
@@ -157,7 +157,7 @@ def _measure(who: str, inputs, case: Case, reference, kernels: tuple[str, ...]) 
 def _results(
     inputs, case: Case, backend=SDPBackend.FLASH_ATTENTION, dtype=torch.bfloat16
 ) -> list[torch.Tensor]:
-    """The output and the gradients of query, key and value."""
+    """Returns the output and the gradients of query, key and value."""
     inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
     with sdpa_kernel(backend):
         out = F.scaled_dot_product_attention(*inputs, **case.options)
@@ -176,7 +176,7 @@ def _relative_error(tensors, references) -> float:
 
 
 def _times(inputs, case: Case, repetitions: int = 20) -> tuple[float, float]:
-    """Median milliseconds of a forward and of a backward."""
+    """Returns the median milliseconds of a forward and of a backward."""
     samples: tuple[list[float], list[float]] = ([], [])
     grad = torch.randn_like(inputs[0])
     for _ in range(repetitions):

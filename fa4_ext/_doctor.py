@@ -1,4 +1,4 @@
-"""What an administrator asks about this machine, this torch and this build, check by check."""
+"""This module checks what an administrator asks about the machine, torch and the build."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Report:
 
 
 def examine(gpu: bool = True) -> Report:
-    """Looks at everything. Without `gpu` no GPU is asked for and none is touched."""
+    """Runs all checks. With `gpu=False` no GPU is required and none is touched."""
     facts, devices_failed = _facts(gpu)
     version, info = _info.version(), {} if _library.problem else _info.build_info()
     problem = (
@@ -109,7 +109,7 @@ def package(version: str, folder: Path) -> Check:
 
 
 def installed() -> list[tuple[str, Path]]:
-    """Version of each distribution of ours that Python can find, and the folder of its package."""
+    """Returns the version and the folder of each distribution of fa4_ext that Python finds."""
     found: dict[tuple[str, Path], None] = {}
     for distribution in metadata.distributions(name="fa4_ext"):
         folder = Path(str(distribution.locate_file("fa4_ext"))).resolve()
@@ -176,8 +176,8 @@ def library(problem: str | None, version: str, info: dict) -> Check:
 
 
 def platform(facts: Facts, gpu: bool) -> list[Check]:
-    """Torch, the driver, and whether there is a device; what a machine without a GPU lacks is a
-    note where none is asked for."""
+    """Checks torch, the driver, and whether there is a device. With `gpu=False`, what a machine
+    without a GPU lacks is a note."""
     lacking = WRONG if gpu else NOTE
     found = []
     remarks = _environment.remarks(facts)
@@ -204,8 +204,8 @@ def platform(facts: Facts, gpu: bool) -> list[Check]:
 def devices(
     names: list[str], capabilities: tuple[tuple[int, int], ...], archs: list[int]
 ) -> list[Check]:
-    """What each GPU can run. One that runs none of our kernels is wrong where it has no better one
-    beside it."""
+    """Checks what each GPU can run. A GPU that runs none of our kernels is wrong unless another GPU
+    runs them; then it is a note."""
     lacking = (
         NOTE
         if any(_environment.ARCHS.get(capability) in archs for capability in capabilities)
@@ -256,7 +256,7 @@ def order(
     handle: _register.Handle | None,
     flash_enabled: bool,
 ) -> Check:
-    """In which order F.scaled_dot_product_attention tries its backends."""
+    """Checks the order in which F.scaled_dot_product_attention tries its backends."""
     if backends is None:
         return Check("order", NOTE, f"{_sdpa_order.problem()}")
     known = {backend.value: name.lower() for name, backend in SDPBackend.__members__.items()}

@@ -1,4 +1,4 @@
-"""Calls that stand for what people run, and what would become of them."""
+"""This module lists calls that stand for what people run, and says what would run them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fa4_ext._explain import Explanation, explain_shapes
 @dataclass(frozen=True)
 class Call:
     name: str
-    # batch, heads, seqlen, head_dim; tokens, heads, head_dim of sequences back to back
+    # [batch, heads, seqlen, head_dim], or with `sequences` [tokens, heads, head_dim]
     q: tuple[int, ...]
-    kv: tuple[int, ...] | None = None  # as q by default
+    kv: tuple[int, ...] | None = None  # None: the shape of q
     is_causal: bool = True
     dropout_p: float = 0.0
     dtype: torch.dtype = torch.bfloat16
-    sequences: int = 0  # of equal length, back to back
+    sequences: int = 0  # packed sequences of equal length; 0 for a dense call
     trains: bool = True
 
     def explain(self, capability: tuple[int, int], backward: bool) -> Explanation:
@@ -66,7 +66,7 @@ CALLS = (
 
 @dataclass(frozen=True)
 class Row:
-    """What would become of one direction of a call."""
+    """What would run one direction of a call."""
 
     capability: tuple[int, int]
     call: str

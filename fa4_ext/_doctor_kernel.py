@@ -1,5 +1,5 @@
-"""One real forward and backward on a GPU: right or wrong, how long the first takes, and the memory
-that its kernels fill."""
+"""This module runs one real forward and backward on a GPU. It says whether the results are right,
+how long the first calls take, and how much memory their kernels fill."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fa4_ext
 
-# batch, heads, seqlen, head_dim: kernels that every subset of the matrix holds
+# [batch, heads, seqlen, head_dim], whose kernels every subset of the matrix holds
 SHAPE = (2, 8, 1024, 128)
 
-# Of the relative error against fp32. bf16 rounds by up to 2**-9 and these results carry a few
-# roundings; a wrong kernel is wrong by a multiple of its results.
+# The largest relative error against fp32 that is right. bf16 rounds by up to 2**-9 and these
+# results carry a few roundings; a wrong kernel is wrong by a multiple of its results.
 BOUND = 0.01
 
 
 @dataclass(frozen=True)
 class KernelRun:
     device: str
-    kernels: tuple[str | None, ...]  # of the forward and of the backward
-    errors: dict[str, float]  # relative, of the output and of each gradient
-    bound: float
-    milliseconds: tuple[float, float]  # of the process's first calls, which load the kernels
+    kernels: tuple[str | None, ...]  # names of the forward's and the backward's kernel
+    errors: dict[str, float]  # relative errors of the output and of each gradient
+    bound: float  # the largest relative error that is right
+    milliseconds: tuple[float, float]  # the process's first calls, which load the kernels
     module_bytes: int  # device memory that loading them took
 
     @property
     def right(self) -> bool:
-        return all(error <= self.bound for error in self.errors.values())  # not where one is NaN
+        return all(error <= self.bound for error in self.errors.values())  # False for NaN
 
 
 def run(device: int) -> KernelRun:
-    """Runs F.scaled_dot_product_attention on our kernels.
+    """Runs F.scaled_dot_product_attention on our kernels, on the CUDA device of this index.
 
     Raises:
-        RuntimeError: they could not be run.
+        RuntimeError: the kernels could not be run.
     """
     with torch.cuda.device(device):
         inputs = [
@@ -46,8 +46,8 @@ def run(device: int) -> KernelRun:
             for _ in range(3)
         ]
         grad = torch.randn(SHAPE, dtype=torch.bfloat16, device="cuda")
-        # Autograd's thread is up before anything is measured, and what torch imports at the first
-        # gradient that is passed to it.
+        # Autograd's thread starts before anything is measured, and torch imports what it needs for
+        # the first gradient that is passed to it.
         one = torch.ones(1, device="cuda", requires_grad=True)
         torch.autograd.grad(one.exp(), one, torch.ones_like(one))
         kernels = tuple(
@@ -80,8 +80,8 @@ def run(device: int) -> KernelRun:
 
 
 def _first(call):
-    """The result of a call, its milliseconds, and the bytes of device memory that it took besides
-    what torch's allocator did."""
+    """Returns the result of a call, its milliseconds, and the bytes of device memory that it took
+    outside torch's allocator."""
     torch.cuda.synchronize()
     before = _bytes_beside_torch()
     begin = time.perf_counter()

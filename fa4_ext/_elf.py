@@ -1,6 +1,6 @@
-"""Whether a library's file is as long as its first bytes say. The system's loader maps what is
-missing all the same, and the process ends with SIGBUS where it is first used: with a kernel, long
-after the import."""
+"""This module checks whether a library's file is as long as its headers say. The system's loader
+maps a file that is cut off all the same, and the process ends with SIGBUS where the missing part is
+first used: at a kernel, long after the import."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _LOAD = 1
 
 
 def check_whole(path: Path) -> None:
-    """Reads the headers alone, which takes microseconds.
+    """Raises if a library's file is cut off. It reads the headers alone, which takes microseconds.
+    A file of another kind passes; the loader says what is wrong with it.
 
     Raises:
         OSError: the file is shorter than the end of its segments, or of its tables of segments and
-        sections. A file of another kind
-            passes: what it is, the loader says.
+            sections.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size

@@ -1,5 +1,5 @@
-"""What torch, the CUDA driver and the devices of this machine offer, and what of it keeps the
-kernels from running."""
+"""This module says what torch, the CUDA driver and the devices of the machine offer, and what keeps
+the kernels from running."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ _DRIVERS = "CUDA 13.0 or newer, which is NVIDIA driver 580 or newer"
 
 @dataclass(frozen=True)
 class Facts:
-    torch: str  # its version
-    torch_cuda: str | None  # the CUDA that it is built for
+    torch: str  # torch's version
+    torch_cuda: str | None  # the CUDA that torch is built for
     # the newest CUDA that the driver runs, 13000 for 13.0; None without a driver
     driver: int | None
-    # compute capabilities of those that this process sees; None: not looked for
+    # compute capabilities of the devices that this process sees; None if it did not look
     devices: tuple[tuple[int, int], ...] | None = None
 
 
 def gather(devices: bool = False) -> Facts:
-    """The facts of this process. Asking for the devices initialises CUDA; the others leave a
-    process that may fork as it is."""
+    """Returns the facts of this process. Asking for the devices initialises CUDA; the other facts
+    leave a process that may fork as it is."""
     return Facts(
         str(torch.__version__), torch.version.cuda, _driver(), _devices() if devices else None
     )
@@ -69,7 +69,7 @@ def _devices() -> tuple[tuple[int, int], ...]:
 
 
 def torch_too_old(version: str) -> str | None:
-    """What to tell about a torch that the native library is not made for."""
+    """Returns the sentence about a torch that is too old for the native library, or None."""
     numbers = re.match(r"(\d+)\.(\d+)", version)
     # a version without numbers is somebody's own build
     if not numbers or tuple(map(int, numbers.groups())) >= OLDEST_TORCH:
@@ -82,8 +82,8 @@ def torch_too_old(version: str) -> str | None:
 
 
 def torch_unknown() -> str | None:
-    """What to tell about a torch whose ops have arguments or results that csrc/aten/calls.cpp does
-    not know."""
+    """Returns the sentence about a torch whose ops have arguments or results that
+    csrc/aten/calls.cpp does not know, or None."""
     for op, (arguments, results) in _KNOWN.items():
         try:
             schema = getattr(torch.ops.aten, op).default._schema
@@ -104,8 +104,8 @@ def torch_unknown() -> str | None:
 
 
 def autoregister(value: str | None) -> tuple[bool, str | None]:
-    """Whether `import fa4_ext` registers, as FA4_EXT_AUTOREGISTER has it, and what to tell about a
-    value that is not allowed."""
+    """Returns whether `import fa4_ext` registers with this value of FA4_EXT_AUTOREGISTER, and the
+    sentence about a value that is not allowed, or None."""
     word = (value or "").strip().lower()
     if word and word not in _OFF + _ON:
         allowed = ", ".join(_OFF), ", ".join(_ON)
@@ -171,21 +171,21 @@ def device_problems(facts: Facts) -> list[str]:
 
 
 def problems(facts: Facts) -> list[str]:
-    """What keeps the kernels from running, in sentences: what is, what is needed, what happens
-    until then."""
+    """Returns sentences about what keeps the kernels from running: what is there, what is needed,
+    and what happens until then."""
     found = [problem for problem in (torch_problem(facts), driver_problem(facts)) if problem]
     no_device_follows = facts.torch_cuda is None or facts.driver is None
     return found if no_device_follows else found + device_problems(facts)
 
 
 def surprises(facts: Facts) -> list[str]:
-    """The problems of a process that is meant to use CUDA: torch is built for it, or there is a
-    driver."""
+    """Returns the problems of a process that is meant to use CUDA, because torch is built for it or
+    there is a driver."""
     return [] if facts.torch_cuda is None and facts.driver is None else problems(facts)
 
 
 def remarks(facts: Facts) -> list[str]:
-    """What should work and was never tried."""
+    """Returns sentences about what should work and was never tried."""
     if facts.torch_cuda is None or int(facts.torch_cuda.partition(".")[0]) >= OLDEST_DRIVER // 1000:
         return []
     return [
@@ -196,11 +196,11 @@ def remarks(facts: Facts) -> list[str]:
 
 
 def driver_too_old() -> bool:
-    """There is one, and our kernels cannot run on it."""
+    """Returns whether there is a driver on which our kernels cannot run."""
     driver = _driver()
     return driver is not None and driver < OLDEST_DRIVER
 
 
 def cuda_version(number: int) -> str:
-    """As people write it: 13.0 for 13000."""
+    """Returns a CUDA version as people write it, 13.0 for 13000."""
     return f"{number // 1000}.{number % 1000 // 10}"

@@ -1,4 +1,4 @@
-"""Which kernel a call would run, or why none of ours."""
+"""This module says which kernel a call would run, or why none of ours does."""
 
 from __future__ import annotations
 
@@ -8,28 +8,36 @@ import torch
 
 from fa4_ext import _library, _register
 
-# Multiprocessors to plan for without a device: H100 SXM and H200, B200, B300.
+# SMs to plan for without a device: H100 SXM and H200, B200, B300.
 _SM_COUNT = {90: 132, 100: 148, 103: 160}
 
-# What gets a call that none of our kernels runs.
+# Who gets a call that none of our kernels runs (`Explanation.fallback`).
 FLASH, OTHER = "flash", "other"
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What would become of a call. `print` it for a sentence."""
+    """The answer of `explain`: what runs a call. `print` shows it as a sentence.
 
-    supported: bool  # one of our kernels runs it, or none is needed
-    # that kernel's name, as in `kernels()`; None also for a call without queries or without keys
+    Attributes:
+        supported: whether one of these kernels runs the call, or no kernel is needed.
+        kernel: the kernel's name, as in `kernels()`. None if the call is not supported, or has no
+            queries or no keys.
+        reason: why the call is not supported. For a supported call: which inputs are copied or
+            padded first, why no kernel is needed, or "".
+        tile: the kernel's tile, (queries, keys); None without a kernel.
+        workspace_bytes: device memory that the call takes while it runs, besides its results.
+        fallback: None if the call is supported. "flash": PyTorch's own flash attention gets the
+            call, and raises if it cannot run it either. "other": F.scaled_dot_product_attention
+            never takes such a call to flash attention; its cuDNN, memory-efficient or math backend
+            gets it, or it raises.
+    """
+
+    supported: bool
     kernel: str | None
-    # why not; when supported, which inputs are copied or padded first, why no kernel is needed, or
-    # empty
     reason: str
-    tile: tuple[int, int] | None = None  # that kernel's tile: rows of queries, rows of keys
-    workspace_bytes: int = 0  # device memory that the call takes while it runs, besides its results
-    # When not supported: "flash", PyTorch's own flash attention gets the call, and raises where it
-    # can't run it either; "other", F.scaled_dot_product_attention never takes such a call to flash
-    # attention, and its cuDNN, memory-efficient or math backend gets it, or it raises.
+    tile: tuple[int, int] | None = None
+    workspace_bytes: int = 0
     fallback: str | None = None
 
     def __str__(self) -> str:
@@ -59,46 +67,50 @@ def explain(
     deterministic: bool | None = None,
     device_capability: tuple[int, int] | None = None,
 ) -> Explanation:
-    """Says which kernel a call would run, in which tile and with how much workspace, or why not and
-    what gets the call instead. Launches nothing; with meta tensors it needs no GPU.
+    """Says which kernel a call would run, in which tile and with how much workspace, or why none
+    does and what gets the call instead. It launches nothing, and with meta tensors needs no GPU.
 
-    The answer follows the `speed_rules` of the registration in force, those of `register()` where
-    there is none.
+    The answer follows `speed_rules` of the registration in force, or the default of `register()`
+    without one.
 
     Args:
-        query, key, value: float16 or bfloat16. 4-D: [batch, heads, seqlen, head_dim], as
-        F.scaled_dot_product_attention takes
-            them. 3-D: [total, heads, head_dim], sequences back to back, as
-            torch.nn.attention.varlen takes them; value's head_dim may be another than query's and
-            key's. On any device.
-        dropout_p: probability; our kernels run 0 only.
-        is_causal: 4-D: F.scaled_dot_product_attention's top-left mask. 3-D, or with a window:
-            bottom-right aligned.
-        scale: of the scores; our kernels run positive numbers only.
-        enable_gqa: 4-D: key and value may have fewer heads than query. cu_seqlens_q, cu_seqlens_k:
-            3-D: int32 [batch + 1], where each sequence starts. cu_seqlens_k is cu_seqlens_q by
-            default. max_seqlen_q, max_seqlen_k: 3-D: tokens of the longest sequence. max_seqlen_k
-            is max_seqlen_q by default.
-        window_size: (left, right) tokens that a query sees besides its own, bottom-right aligned;
-            -1: all. A 4-D call with a window is one of aten._flash_attention_forward:
-            F.scaled_dot_product_attention has none.
-        seqused_k: 3-D, forward: int32 [batch], the keys in use of each sequence.
-        block_table: 3-D, forward: int32 [batch, pages of a sequence]; key and value are [pages,
-            page size, heads, head_dim] then, and without cu_seqlens_k their lengths are
-            seqused_k's.
-        num_splits: 3-D, forward: parts of the keys that are worked on side by side; 1 for the same
-            bits in every batch.
-        backward: ask about the backward.
-        deterministic: backward: the same bits in every run. None: as
-            torch.use_deterministic_algorithms says.
-        device_capability: such as (9, 0); None: that of the tensors' CUDA device. With it the
-            planner takes the multiprocessors of the usual part: 132 for 9.0, 148 for 10.0, 160 for
-            10.3.
+        query, key, value: tensors on any device; the kernels take float16 and bfloat16. A dense
+            call has 4-D tensors, [batch, heads, seqlen, head_dim], as
+            F.scaled_dot_product_attention takes them. A packed call has 3-D tensors, [total, heads,
+            head_dim], whose sequences lie back to back, as torch.nn.attention.varlen takes them.
+            Value's head_dim may differ from query's and key's.
+        dropout_p: probability from 0 to 1; the kernels run 0 only.
+        is_causal: a causal mask. It is aligned top-left for 4-D tensors, as in
+            F.scaled_dot_product_attention, and bottom-right for 3-D tensors or with a window.
+        scale: factor of the scores, 1 / sqrt(head_dim) if None; the kernels run positive numbers
+            only.
+        enable_gqa: for 4-D tensors: whether key and value may have fewer heads than query.
+        cu_seqlens_q, cu_seqlens_k: for 3-D tensors: int32 [batch + 1], the first row of each
+            sequence, and the end of the last. cu_seqlens_k is cu_seqlens_q by default.
+        max_seqlen_q, max_seqlen_k: for 3-D tensors: tokens of the longest sequence. max_seqlen_k is
+            max_seqlen_q by default.
+        window_size: (left, right), the numbers of keys before and after its own that a query
+            attends to, bottom-right aligned; -1 is no bound. A 4-D call with a window is one of
+            aten._flash_attention_forward, because F.scaled_dot_product_attention has none.
+        seqused_k: for the forward of 3-D tensors: int32 [batch], the keys in use of each sequence.
+        block_table: for the forward of 3-D tensors: int32 [batch, pages of a sequence]. Key and
+            value are then [pages, page size, heads, head_dim], and without cu_seqlens_k their
+            lengths are seqused_k's.
+        num_splits: for the forward of 3-D tensors: into how many parts the keys are split. With 1 a
+            sequence has the same bits in every batch.
+        backward: whether the question is about the backward.
+        deterministic: whether the backward gives the same bits in every run. None follows
+            torch.use_deterministic_algorithms.
+        device_capability: a compute capability such as (9, 0), for which the planner takes the SMs
+            of the usual part: 132 for 9.0, 148 for 10.0, 160 for 10.3. None is the tensors' CUDA
+            device.
+
+    Returns:
+        The kernel, tile and workspace, or the reason and the fallback.
 
     Raises:
         ValueError: the arguments name no device capability, 3-D tensors come without cu_seqlens_q
-        and max_seqlen_q, or window_size
-            is not a pair.
+            and max_seqlen_q, or window_size is not a pair.
         RuntimeError: torch is too old, or the native library could not be loaded.
     """
     _library.native()
@@ -182,10 +194,14 @@ def explain_shapes(
     sequences: int | None = None,
     **options,
 ) -> Explanation:
-    """`explain` of tensors of these shapes, with any number of key/value heads that divides
-    query's.
+    """Calls `explain` for tensors of these shapes, with GQA where their heads differ.
 
-    sequences: they are [total, heads, head_dim] and hold this many of equal length, rounded up.
+    Args:
+        q, k, v: shapes, [batch, heads, seqlen, head_dim], or with `sequences` [total, heads,
+            head_dim].
+        dtype: of all three tensors.
+        sequences: the number of packed sequences, of equal length, rounded up.
+        options: further arguments of `explain`.
     """
     query, key, value = (torch.empty(shape, dtype=dtype, device="meta") for shape in (q, k, v))
     if sequences:
@@ -196,7 +212,7 @@ def explain_shapes(
 
 
 def _device(query: torch.Tensor, device_capability: tuple[int, int] | None) -> tuple[int, int]:
-    """Compute capability as one number, and multiprocessors."""
+    """Returns the compute capability as one number, 90 for 9.0, and the number of SMs."""
     if device_capability is not None:
         try:
             major, minor = device_capability
@@ -221,7 +237,8 @@ def _device(query: torch.Tensor, device_capability: tuple[int, int] | None) -> t
 def _never_flash(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, enable_gqa: bool
 ) -> str | None:
-    """What F.scaled_dot_product_attention itself keeps from flash attention."""
+    """Returns why F.scaled_dot_product_attention itself keeps a call from flash attention, or
+    None."""
     if any(tensor.dim() != 4 for tensor in (query, key, value)):
         return None
     if 0 in (query.size(2), key.size(2)):
@@ -256,8 +273,8 @@ def _never_flash(
 def _can_be_flash(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: int
 ) -> bool:
-    """The other conditions of F.scaled_dot_product_attention for flash attention:
-    can_use_flash_attention in its sdp_utils.cpp."""
+    """Returns whether a call meets the other conditions of F.scaled_dot_product_attention for flash
+    attention, can_use_flash_attention in its sdp_utils.cpp."""
     tensors = (query, key, value)
     if any(tensor.dim() != 4 for tensor in tensors):
         return False
@@ -280,7 +297,8 @@ def _can_be_flash(
 
 
 def _padded(tensor: torch.Tensor) -> torch.Tensor:
-    """What F.scaled_dot_product_attention hands on: head_dim padded to a multiple of 8."""
+    """Returns what F.scaled_dot_product_attention passes on: a tensor whose head_dim is padded to a
+    multiple of 8."""
     if tensor.dim() != 4 or tensor.size(3) % 8 == 0:
         return tensor
     *sizes, head_dim = tensor.shape

@@ -1,4 +1,4 @@
-"""What this build contains."""
+"""This module says what the build contains."""
 
 from __future__ import annotations
 
@@ -7,31 +7,47 @@ from pathlib import Path
 
 from fa4_ext import _library
 
-#: For CMAKE_PREFIX_PATH of a C++ project that says find_package(fa4_ext).
+#: A folder for CMAKE_PREFIX_PATH of a C++ project that calls find_package(fa4_ext).
 cmake_prefix_path = str(Path(__file__).with_name("cmake"))
 
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """One compiled kernel."""
+    """One compiled kernel.
+
+    Attributes:
+        name: its name, unique in a build.
+        arch: 90, or 100 for compute capability 10.0 and 10.3.
+        op: "forward", "decode" or "backward"; "preprocess" or "postprocess", which are launched
+            with a backward; "clear", which is launched with PyTorch's own backward.
+        dtype: "bf16" or "fp16".
+        head_dim: the largest head dim of query and key that it serves; for a postprocess kernel,
+            of its gradient.
+        head_dim_v: the largest head dim of value that it serves.
+        registers: registers per thread.
+        spill_bytes: bytes of local memory per thread.
+        shared_memory_bytes: bytes of shared memory per CTA.
+        object_bytes: bytes of the compiled object.
+    """
 
     name: str
-    arch: int  # 90, or 100 for compute capability 10.0 and 10.3
-    # "forward", "decode", "backward"; "preprocess" and "postprocess", which go with a backward;
-    # "clear", which goes with PyTorch's
+    arch: int
     op: str
-    dtype: str  # "bf16" or "fp16"
-    # the largest that it serves, of query and key; of a postprocess kernel, of its gradient
+    dtype: str
     head_dim: int
-    head_dim_v: int  # the largest of value that it serves
-    registers: int  # a thread
-    spill_bytes: int  # a thread
-    shared_memory_bytes: int  # a thread block
+    head_dim_v: int
+    registers: int
+    spill_bytes: int
+    shared_memory_bytes: int
     object_bytes: int
 
 
 def kernels() -> tuple[KernelInfo, ...]:
-    """Every kernel that this build contains, from the manifest compiled into the library."""
+    """Returns every kernel of this build, from the manifest that is compiled into the library.
+
+    Raises:
+        RuntimeError: the native library could not be loaded.
+    """
     names = [field.name for field in fields(KernelInfo)]
     return tuple(
         KernelInfo(**{name: kernel[name] for name in names}) for kernel in _library.manifest()
@@ -39,13 +55,18 @@ def kernels() -> tuple[KernelInfo, ...]:
 
 
 def build_info() -> dict:
-    """The kernel subset, architectures and versions that the library was built from."""
+    """Returns what the library was built from: `version`, `commit`, `subset`, `archs`, `versions`
+    of the compiling packages, and `manifest_sha256`.
+
+    Raises:
+        RuntimeError: the native library could not be loaded.
+    """
     return _library.build_info()
 
 
 def version() -> str:
-    """The package's version: of the checkout that it is imported from, or else of the installed
-    distribution."""
+    """Returns the version of the checkout that the package is imported from, or outside a checkout
+    that of the installed distribution."""
     checkout = Path(__file__).parents[1] / "version.txt"
     if checkout.exists():
         return checkout.read_text().strip()

@@ -1,5 +1,5 @@
-"""Registrations with PyTorch: handles, the options in force, torch's registry of flash attention
-providers."""
+"""This module registers the kernels with PyTorch. It keeps the handles and the options in force,
+and offers the package to torch's registry of flash attention providers."""
 
 from __future__ import annotations
 
@@ -15,48 +15,54 @@ from fa4_ext._lock import Lock
 
 PROVIDER = "FA4_EXT"
 
-# : The import's own registration; None where FA4_EXT_AUTOREGISTER is off, and where the native
-# library could not be loaded.
+#: The import's own registration. None if FA4_EXT_AUTOREGISTER is off or the native library could
+#: not be loaded.
 default_handle: Handle | None = None
 
 _lock = Lock()
 _numbers = itertools.count(1)
 _live: list[Handle] = []  # oldest first; the newest one's options are in force
 _overriding = False  # our overrides are in the dispatcher, or an interrupted call put them there
-# whose options the library has; None where an interrupted call may have changed them
+# The handle whose options the library has; None where an interrupted call may have changed them.
 _in_force: Handle | None = None
 _imported = False
 _warned = False
 
 
 class Handle:
-    """A live registration; `register` makes them.
+    """A registration, made by `register`.
 
-    Our kernels are in PyTorch's dispatcher exactly while at least one handle is live, and the
+    The kernels are in PyTorch's dispatcher exactly while at least one handle is live, and the
     newest live handle's options are in force. Dropping the last reference to a handle does not
-    remove it. As a context manager it ends with its block.
+    remove it. As a context manager, a handle is removed at the end of its block.
+
+    Attributes:
+        fallback: the option of `register`, "stock" or "error".
+        prefer: the option of `register`; False also where flash attention could not come first.
+        speed_rules: the option of `register`.
     """
 
     def __init__(self, fallback: str, prefer: bool, speed_rules: bool):
         self.fallback = fallback
         self.prefer = prefer
         self.speed_rules = speed_rules
-        self._number = 0  # how many began before it and with it; 0 before it began
+        self._number = 0  # its place among all registrations, from 1 on; 0 before it began
 
     @property
     def active(self) -> bool:
-        """Whether it has not been removed yet."""
+        """Whether this registration is live: it began and has not been removed."""
         return self in _live
 
     @_lock
     def remove(self) -> None:
-        """Ends the registration; the last one leaves PyTorch as it was. Calling it again does
-        nothing, unless an exception such as KeyboardInterrupt cut the first time short: then it
-        does the rest.
+        """Ends this registration. Removing the last live handle leaves PyTorch as it was.
 
-        Ending the last one changes PyTorch's dispatcher, which does not guard running calls against
-        that: let no thread be inside an attention call meanwhile. Ending any other changes nothing
-        there and is safe.
+        Removing a handle again does nothing, unless an exception such as KeyboardInterrupt cut the
+        first time short: then it does the rest.
+
+        Removing the last live handle changes PyTorch's dispatcher, which does not protect running
+        calls: no thread may be inside an attention call meanwhile. Removing any other handle leaves
+        the dispatcher alone and is safe.
         """
         if self in _live:
             _live.remove(self)
@@ -79,38 +85,36 @@ class Handle:
 def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = True) -> Handle:
     """Puts the compiled kernels behind PyTorch's flash attention ops on CUDA devices.
 
-    The overrides go on top of whatever other provider is registered; registering again puts them on
-    top again, and does nothing to PyTorch's dispatcher where they are on top already. Needs no GPU
-    and touches none.
+    The overrides go on top of any other provider's. Registering again puts them on top again, and
+    leaves PyTorch's dispatcher alone if they are on top already. No GPU is needed or touched.
 
-    PyTorch's dispatcher does not guard running calls against changes: a call that meets one may run
-    half of one kernel and half of another, and crash. Whatever leaves the dispatcher alone is safe
-    beside calls of other threads: registering while a handle lives and no other provider is on top,
-    and removing any handle but the last. So one handle that lives as long as the process, such as
-    the import's own, makes all others safe. Let no thread be inside one of these ops while the
-    first handle is made, while the last one is removed, and while registering again over another
-    provider.
+    PyTorch's dispatcher does not protect running calls from changes: a call during a change may run
+    half of one kernel and half of another, and crash. Other threads may call attention whenever the
+    dispatcher stays as it is: while a handle lives and no other provider is on top, registering
+    leaves it alone, and so does removing any handle but the last. So one handle that lives as long
+    as the process, such as the import's own, makes all others safe. No thread may be inside one of
+    these ops while the first handle is made, while the last one is removed, or while registering
+    again over another provider.
 
     An exception such as KeyboardInterrupt leaves nothing registered by this call.
 
-    Where no call could run these kernels, the first call of `register` in a process says so in a
-    RuntimeWarning: the driver is missing or too old, or torch is built without CUDA although there
-    is a driver. It is silent where torch has no CUDA and the machine no driver: nothing there is
-    meant to run on a GPU, and tests that turn warnings into errors can register. It is silent about
-    the devices too, since asking for them would initialise CUDA and keep it from processes forked
-    later. `python -m fa4_ext doctor` looks at everything.
+    The first call in a process gives a RuntimeWarning if no attention call could run these kernels:
+    the driver is missing or too old, or torch is built without CUDA although there is a driver. It
+    is silent if torch has no CUDA and the machine no driver, because nothing there is meant to run
+    on a GPU, and tests that turn warnings into errors can register. It does not look at the
+    devices, because that would initialise CUDA and keep it from processes that are forked later.
+    `python -m fa4_ext doctor` looks at everything.
 
     Args:
-        fallback: what happens to a call that no compiled kernel covers. "stock": PyTorch's own
-        flash kernel runs it. "error": it
-            raises a RuntimeError, "FA4 <op> unsupported: <reason>".
-        prefer: make F.scaled_dot_product_attention try flash attention before its other backends;
-        PyTorch prefers cuDNN on Hopper
-            and Blackwell. The switches of torch.nn.attention.sdpa_kernel and torch.backends.cuda
-            keep their meaning. Without effect where the driver is too old for our kernels. A
-            RuntimeWarning where this torch has no such order to change; the handle's `prefer` is
-            False then.
-        speed_rules: leave calls to the stock kernel that it is measured to run faster.
+        fallback: what happens to a call that no compiled kernel covers. With "stock" PyTorch's own
+            flash attention kernel runs it. With "error" the call raises a RuntimeError, "FA4 <op>
+            unsupported: <reason>".
+        prefer: whether F.scaled_dot_product_attention tries flash attention before its other
+            backends; PyTorch prefers cuDNN on Hopper and Blackwell. The switches of
+            torch.nn.attention.sdpa_kernel and torch.backends.cuda keep their meaning. This has no
+            effect if the driver is too old for the kernels. If this torch has no such order to
+            change, there is a RuntimeWarning and the handle's `prefer` is False.
+        speed_rules: whether PyTorch's own kernel runs the calls that it was measured to run faster.
 
     Returns:
         The handle that undoes the registration.
@@ -137,12 +141,12 @@ def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = T
 
 @_lock
 def _begin(handle: Handle) -> str | None:
-    """Makes it live. Returns why flash attention cannot come first, where it should; the handle's
-    `prefer` says so, too."""
+    """Makes the handle live. If `prefer` asked for flash attention first and that is impossible, it
+    returns why and sets the handle's `prefer` to False."""
     global _overriding
     handle._number = next(_numbers)
-    # first: the garbage collector may end another registration meanwhile, which must not be the
-    # last one
+    # This comes first: the garbage collector may end another registration meanwhile, which must not
+    # be the last one.
     _live.append(handle)
     _put_in_force(handle)
     _overriding = True
@@ -156,8 +160,8 @@ def _begin(handle: Handle) -> str | None:
 
 
 def _settle() -> None:
-    """Brings the library, the dispatcher and the order in line with the live handles. Doing so
-    again changes nothing, and ends what an exception interrupted."""
+    """Brings the library, the dispatcher and the order of backends in line with the live handles.
+    Doing so again changes nothing, and completes what an exception interrupted."""
     while True:
         live = list(_live)
         _library.put_warnings_back()
@@ -205,7 +209,7 @@ def _warn_once() -> None:
 
 
 def register_at_import() -> None:
-    """What `import fa4_ext` does to PyTorch, and its warnings."""
+    """Registers as `import fa4_ext` does, and gives the import's warnings."""
     global default_handle, _imported
     if _library.problem:
         _warn_at_import(_library.problem)
@@ -234,8 +238,8 @@ def _warn_at_import(sentence: str) -> None:
 
 
 def _offer_to_registry() -> str | None:
-    """Lets torch.nn.attention.activate_flash_attention_impl("FA4_EXT") find us. Returns what is
-    wrong with that.
+    """Lets torch.nn.attention.activate_flash_attention_impl("FA4_EXT") find this package. Returns a
+    sentence for the warning if torch's registry refuses, or None.
 
     The registry asks providers not to activate themselves, so the import's own registration stays
     outside of it: a provider that is activated later goes on top of ours, and restoring brings ours
@@ -256,7 +260,7 @@ def _offer_to_registry() -> str | None:
 
 
 def options_in_force() -> Handle | None:
-    """The newest live handle."""
+    """Returns the newest live handle, or None without one."""
     live = list(_live)
     return live[-1] if live else None
 

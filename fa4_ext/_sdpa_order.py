@@ -1,9 +1,9 @@
-"""The order in which F.scaled_dot_product_attention tries its backends: flash first while a
-registration asks for it.
+"""This module lets F.scaled_dot_product_attention try flash attention before its other backends
+while a registration asks for it.
 
-On Hopper and Blackwell torch prefers cuDNN, and our kernels would never be asked. Torch decides
-that once, in the first choice of a backend on CUDA, and overwrites what was set before; what is set
-afterwards stays. So the order changes when CUDA comes up, or at once where it is up: we have torch
+On Hopper and Blackwell torch prefers cuDNN, and our kernels would never be asked. Torch sets its
+order once, at the first choice of a backend on CUDA, and overwrites what was set before; what is
+set afterwards stays. So the order changes when CUDA comes up, or at once if it is up: we have torch
 make its first choice, keep the order that it leaves, and put flash in front. Nothing here brings
 CUDA up. The flags that enable a backend are the user's and stay as they are.
 """
@@ -37,13 +37,14 @@ _NEEDED = (
 # Taken below torch.cuda's own lock: hold it across no call that may take that one.
 _lock = Lock()
 _wanted = False
-_queued_for: int | None = None  # a call of _apply waits for CUDA, on behalf of whom
+# The registration for which a call of _apply waits for CUDA; None if none waits.
+_queued_for: int | None = None
 _replaced: list[_Replaced] = []  # oldest first
 
 
 class _Replaced(NamedTuple):
-    """An order, ours in its place, and on behalf of which registration; a newer one has a higher
-    number."""
+    """An order of backends, the one that replaced it, and the number of the registration that asked
+    for that. A newer registration has a higher number."""
 
     before: list[int]
     ours: list[int]
@@ -92,7 +93,7 @@ def _apply_queued() -> None:
 
 @_lock
 def _apply(owner: int) -> None:
-    # every call is PyTorch's then, whose own order is the faster one
+    # Every call runs PyTorch's kernels then, for which PyTorch's own order is the faster one.
     if _environment.driver_too_old():
         return
     _make_first_choice()
@@ -100,7 +101,7 @@ def _apply(owner: int) -> None:
     ours = [_FLASH, *(backend for backend in current if backend != _FLASH)]
     if current == ours:
         return
-    # first, so that where this is interrupted it can be put back
+    # This comes first, so that the order can be put back if this is interrupted.
     _replaced.append(_Replaced(current, ours, owner))
     try:
         torch._C._set_sdp_priority_order(ours)
@@ -110,7 +111,7 @@ def _apply(owner: int) -> None:
 
 
 def problem() -> str | None:
-    """Why the order of this torch cannot be changed."""
+    """Returns why the order of this torch cannot be changed, or None."""
     missing = [name for name in _NEEDED if not _has(name)]
     if not missing:
         return None
@@ -137,7 +138,7 @@ def _has(name: str) -> bool:
 
 
 def current() -> list[int] | None:
-    """The backends in order; None where this torch does not tell."""
+    """Returns the backends in order, or None if this torch does not tell."""
     return torch._C._get_sdp_priority_order() if _has("torch._C._get_sdp_priority_order") else None
 
 
@@ -146,8 +147,8 @@ def is_wanted() -> bool:
 
 
 def put_flash_first(owner: int) -> str | None:
-    """Puts flash first from now on, or where CUDA is not up from the moment it comes up. Returns
-    why it can't."""
+    """Puts flash first from now on, or if CUDA is not up, from the moment that it comes up. Returns
+    why that is impossible, or None."""
     global _wanted, _queued_for
     if found := problem():
         return found
@@ -168,8 +169,8 @@ def put_flash_first(owner: int) -> str | None:
 
 
 def put_back() -> None:
-    """Flash is not to come first any more: restores the order of before, unless someone has changed
-    ours since."""
+    """Restores the order of before, unless someone has changed ours since. From then on flash need
+    not come first."""
     global _wanted
     _wanted = False
     put_back_newer_than(0)
@@ -177,8 +178,8 @@ def put_back() -> None:
 
 @_lock
 def put_back_newer_than(owner: int) -> None:
-    """Restores what newer registrations than this one replaced, unless someone has changed ours
-    since."""
+    """Restores the orders that newer registrations than `owner` replaced, unless someone has
+    changed ours since."""
     if not any(replaced.owner > owner for replaced in _replaced):
         return
     current = torch._C._get_sdp_priority_order()
@@ -186,5 +187,5 @@ def put_back_newer_than(owner: int) -> None:
         if replaced.owner > owner:
             if current == replaced.ours:
                 torch._C._set_sdp_priority_order(replaced.before)
-            # last, so that what interrupts this leaves it to the next time
+            # This comes last, so that an interruption leaves the rest to the next time.
             _replaced.remove(replaced)

@@ -96,13 +96,13 @@ def test_check_names_a_number_that_is_not_the_results_and_leaves_the_file(
     before = (
         (ROOT / "docs" / "performance.md")
         .read_text()
-        .replace("| D 64, full | fa4_ext | ", "| D 64, full | fa4_ext | 9", 1)
+        .replace("| Llama models, forward | ", "| Llama models, forward | 9", 1)
     )
     page.write_text(before)
     monkeypatch.setattr(performance, "DOCUMENTS", (page,))
     monkeypatch.setattr("sys.argv", ["performance", "--check"])
     assert performance.main() == 1
-    assert "-| D 64, full | fa4_ext | 9" in capsys.readouterr().err
+    assert "-| Llama models, forward | 9" in capsys.readouterr().err
     assert page.read_text() == before
 
 

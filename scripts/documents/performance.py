@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import geometric_mean
 
 from fa4_ext.bench import results, table
-from kernels import rules
 from scripts.documents import markdown
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +27,7 @@ DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs"
 PRINTED = re.compile(
     r"(^```\n\$ python -m fa4_ext bench --from (\S+)\n).*?(^```$)", re.DOTALL | re.MULTILINE
 )
-LINES_SHOWN = 14  # of those that `bench --from` prints: the header and four rows
+LINES_SHOWN = 12  # of those that `bench --from` prints: the header and two rows
 MARKED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 NAMES = {
@@ -37,14 +36,13 @@ NAMES = {
 }  # fmt: skip
 GRIDS = {
     "paper": "head dims 64 and 128",
-    "paper_gqa": "the same, 8 query heads on a head of keys and values",
-    "fp16": "the same in fp16", "dims": "head dims 96, 192 and 256", "llama": "Llama models",
+    "paper_gqa": "the same, GQA 8:1",
+    "fp16": "the same, fp16", "dims": "head dims 96, 192 and 256", "llama": "Llama models",
     "vit": "images",
-    "gqa": "ratios of heads", "varlen": "packed sequences", "decode": "few queries, many keys",
+    "gqa": "GQA ratios", "varlen": "packed sequences", "decode": "few queries, many keys",
 }  # fmt: skip
 # the rules, which `bench` leaves out, leave part of it to PyTorch's kernel
 SPEED_RULES = ("varlen backward",)
-MIB = 2**20
 
 
 def result(name: str) -> dict:
@@ -114,37 +112,14 @@ def against() -> str:
 
 
 def fastest() -> str:
-    """Every grid, beside the fastest contender in each row."""
+    """Every grid, against the fastest contender in each row."""
     found = []
     for direction in ("forward", "backward"):
         for name, title in GRIDS.items():
             some = rows(name, direction)
             if some and f"{name} {direction}" not in SPEED_RULES:
-                measured = ", ".join(
-                    NAMES[who] for who in peers(name) if any(who in row["results"] for row in some)
-                )
-                found.append(
-                    (f"{title}, {direction}", *mean_and_worst(some, peers(name)), measured)
-                )
-    return markdown.table(("", "geometric mean", "worst row", "beside"), *found)
-
-
-def forwards() -> str:
-    """TFLOP/s of the grid `paper`."""
-    by_line: dict[tuple[int, bool], list[dict]] = {}
-    for row in rows("paper", "forward"):
-        by_line.setdefault((row["head_dim"], row["causal"]), []).append(row)
-    lengths = [row["seqlen_q"] for row in next(iter(by_line.values()))]
-    lines = [
-        (
-            f"D {head_dim}, {'causal' if causal else 'full'}",
-            NAMES[who],
-            *(f"{row['results'][who]['tflops']:.0f}" for row in some),
-        )
-        for (head_dim, causal), some in by_line.items()
-        for who in ("ours", *peers("paper"))
-    ]
-    return markdown.table(("forward, TFLOP/s", "", *lengths), *lines)
+                found.append((f"{title}, {direction}", *mean_and_worst(some, peers(name))))
+    return markdown.table(("", "geometric mean", "worst row"), *found)
 
 
 def ceiling() -> str:
@@ -169,40 +144,6 @@ def ceiling() -> str:
     return markdown.table(("head dim", *head_dims), *lines)
 
 
-def packed() -> str:
-    who = ("ours", *peers("varlen"))
-    both = {
-        direction: {problem(row): row["results"] for row in rows("varlen", direction)}
-        for direction in ("forward", "backward")
-    }
-    lines = [
-        (
-            name,
-            *(f"{both[direction][name][one]['tflops']:.0f}" for direction in both for one in who),
-        )
-        for name in both["forward"]
-    ]
-    return markdown.table(
-        ("TFLOP/s", *(f"{direction}: {NAMES[one]}" for direction in both for one in who)), *lines
-    )
-
-
-def decoding() -> str:
-    who = ("ours", *peers("decode"))
-    lines = [
-        (
-            row["batch"],
-            row["seqlen_q"],
-            f"{row['seqlen_k']:,}",
-            *(number(1e3 * row["results"][one]["ms"]) for one in who),
-        )
-        for row in rows("decode", "forward")
-    ]
-    return markdown.table(
-        ("batch", "queries", "keys", *(f"{NAMES[one]}, us" for one in who)), *lines
-    )
-
-
 def host() -> str:
     who = ("ours", *peers("paper"))
     times = {row["name"]: row["us"] for row in result("paper")["host"]}
@@ -219,64 +160,8 @@ def host() -> str:
     )
 
 
-def nodes() -> str:
-    who = ("ours", *peers("paper"))
-    lines = [
-        (row["name"], *(row["graph_nodes"].get(one, "") for one in who))
-        for row in result("paper")["host"]
-    ]
-    return markdown.table(("CUDA graph nodes", *(NAMES[one] for one in who)), *lines)
-
-
-def memory() -> str:
-    found = result("memory")["rows"]
-    who = [name for name in NAMES if name in found[0]["results"]]
-    lines = [
-        (
-            row["name"],
-            *(
-                f"{size / MIB:.1f}"
-                for size in (
-                    row["returned_bytes"],
-                    *(row["results"][one]["peak_bytes"] for one in who),
-                )
-            ),
-        )
-        for row in found
-    ]
-    return markdown.table(("MiB", "returned", *(NAMES[one] for one in who)), *lines)
-
-
-def tile_rules() -> str:
-    by_line: dict[tuple, list[float]] = {}
-    for rule in rules.tile_rules():
-        speed = rule.tuned_tflops / rule.default_tflops
-        by_line.setdefault((rule.op, rule.head_dim, rule.layout), []).append(speed)
-    lines = [
-        (
-            f"{op}, D {head_dim}, {layout}",
-            len(found),
-            " to ".join(sorted({f"{min(found):.2f}", f"{max(found):.2f}"})),
-        )
-        for (op, head_dim, layout), found in by_line.items()
-    ]
-    return markdown.table(("", "rules", "speed over the default tile"), *lines)
-
-
 TABLES: dict[str, Callable[[], str]] = {
-    make.__name__: make
-    for make in (
-        against,
-        fastest,
-        forwards,
-        ceiling,
-        packed,
-        decoding,
-        host,
-        nodes,
-        memory,
-        tile_rules,
-    )
+    make.__name__: make for make in (against, fastest, ceiling, host)
 }
 
 

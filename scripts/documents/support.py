@@ -1,5 +1,5 @@
-"""Writes docs/support.md: what runs on our kernels, tile by tile, and what becomes of the calls in
-scripts/documents/realistic_calls.py.
+"""Writes docs/support.md: the tile of every combination, and what no kernel takes. Prints which of
+the calls in realistic_calls.py PyTorch's own kernels run.
 
 PYTHONPATH=build/tests python -m scripts.documents.support
 PYTHONPATH=build/tests python -m scripts.documents.support --check
@@ -13,7 +13,6 @@ import argparse
 import difflib
 import sys
 import textwrap
-from collections import Counter
 from dataclasses import dataclass
 
 from scripts.documents import markdown
@@ -24,8 +23,8 @@ from scripts.documents.support_tiles import OPS, tiles
 
 PAGE = ROOT / "docs" / "support.md"
 DEVICES = {
-    90: "SM90: Hopper, compute capability 9.0",
-    100: "SM100: Blackwell, compute capability 10.0 and 10.3",
+    90: "SM90 (Hopper, 9.0)",
+    100: "SM100 (Blackwell, 10.0 and 10.3)",
 }
 
 
@@ -112,7 +111,6 @@ def prose(text: str) -> str:
 
 
 def page() -> str:
-    mix = Counter(call.use for call in CALLS)
     combinations = [
         part
         for capability, name in DEVICES.items()
@@ -122,47 +120,23 @@ def page() -> str:
     parts = [
         "# What runs on our kernels",
         prose(
-            "`make docs` writes this file: do not edit it. All of it is the "
-            "planner's own answers for the full "
-            "matrix of kernels, and a test keeps it so. The wheel has all of these kernels; "
-            "`python -m fa4_ext kernels` lists what "
-            "a smaller build has. What our kernels do not run, PyTorch's own kernel does, or with "
-            '`fallback="error"` an '
-            "exception says why not."
+            "`make docs` writes this file from the planner's answers for all "
+            "kernels of the wheel; do not edit it. PyTorch's own kernel runs the other calls, or "
+            'they raise the reason with `fallback="error"`.'
         ),
-        "## Combinations",
+        "## Head dims and tiles",
         prose(
-            "A cell is the tile of the kernel that runs: the queries x keys that it works on at a "
-            "time. Head dims are multiples of "
-            "8; `F.scaled_dot_product_attention` pads others itself. Causal and window masks are "
-            "aligned bottom-right. GQA is "
-            "every ratio of heads, MQA too. The speed rules, which leave calls to PyTorch's kernel "
-            "where it is faster, are not "
-            "applied. Up to which number of queries SM90's decode kernel runs, with tiles of 64 "
-            "queries, depends on the heads and "
-            "the batch; the tables are of 2 sequences of 8 heads, and with GQA 2 key/value heads. "
-            "Self-attention on SM90 runs "
-            "another tile where kernels/tile_rules.csv has a rule for its length and number of "
-            "tiles."
+            "A cell is the tile, queries x keys; a pair of CTAs shares it where it says 2 CTAs. "
+            "192/128 is query's head dim 192 and value's 128. Head dims are multiples of 8; "
+            "`F.scaled_dot_product_attention` pads others. Causal and window masks are aligned "
+            "bottom-right. Speed rules are not applied. On SM90, the longest query length of the "
+            "decode kernel (64 queries a tile) depends on the numbers of heads and sequences: the "
+            "tables are of 2 sequences of 8 heads. kernels/tile_rules.csv names other tiles for "
+            "some self-attention on SM90."
         ),
         *combinations,
         "## What no kernel takes",
         limits(),
-        f"## {len(CALLS)} realistic calls",
-        prose(
-            "scripts/documents/realistic_calls.py lists calls that public models make and where "
-            "each shape comes from: "
-            + ", ".join(f"{count} {use}" for use, count in mix.items())
-            + ". A device's first number is how many run on our kernels as `import fa4_ext` "
-            "registers them, the second how many do "
-            "after `register(speed_rules=False)`: for the difference we have kernels, but "
-            "PyTorch's were measured to be faster. "
-            "DeepSeek's calls are those of the ops themselves and of `torch.nn.attention.varlen`: "
-            "`F.scaled_dot_product_attention` takes unequal head dims to flash attention only "
-            "where torch 2.15's switch for "
-            "its own FA4 is on (docs/compatibility.md)."
-        ),
-        calls(),
     ]
     return "\n\n".join(parts) + "\n"
 

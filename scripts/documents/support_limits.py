@@ -1,13 +1,14 @@
-"""docs/support.md's tables of what no kernel takes, whatever the combination, and of what is copied
-first."""
+"""docs/support.md's table of what no kernel takes."""
 
 import torch
 
-import fa4_ext
 from scripts.documents import markdown
 from scripts.documents.planner import BASE, explain_op, meta, plan
 
 LIMITS = (
+    ("head dim 264", {"head_dim": 264, "head_dim_v": 264}),
+    ("head dim 576, value's 512", {"head_dim": 576, "head_dim_v": 512}),
+    ("head dim 100", {"head_dim": 100, "head_dim_v": 100}),
     ("another GPU, such as 8.0", {"capability": 80}),
     ("8 query heads, 3 key/value heads", {"num_heads_kv": 3}),
     ("65,536 query heads on one key/value head", {"num_heads": 65_536, "num_heads_kv": 1}),
@@ -40,42 +41,9 @@ ARGUMENTS = {  # of aten::_flash_attention_forward
         "cum_seq_k": meta(3, dtype=torch.int64),
     },
 }
-COPIED = {
-    "strides that are no multiples of 16 bytes": (meta(2, 512, 8, 132)[..., :128],) * 3,
-    "an address that is no multiple of 16 bytes": (
-        meta(2 * 512 * 8 * 128 + 1)[1:].view(2, 512, 8, 128),
-    )
-    * 3,
-}
-SDPA = {  # of F.scaled_dot_product_attention
-    "`is_causal` with 1 query and 512 keys": (
-        (meta(2, 8, 1, 128), *(meta(2, 8, 512, 128),) * 2),
-        {"is_causal": True},
-    ),
-    "2 key/value heads for 8 query heads without `enable_gqa`": (
-        (meta(2, 8, 512, 128), *(meta(2, 2, 512, 128),) * 2),
-        {},
-    ),
-}
 
 
 def limits() -> str:
     rows = [(what, plan(BASE | {"capability": 90} | change).reason) for what, change in LIMITS]
     rows += [(what, explain_op(**arguments)[2]) for what, arguments in ARGUMENTS.items()]
-    rows += [
-        (
-            f"{what}, in `F.scaled_dot_product_attention`",
-            fa4_ext.explain(*tensors, **options, device_capability=(9, 0)).reason,
-        )
-        for what, (tensors, options) in SDPA.items()
-    ]
-    copied = [(what, explain_op(tensors=tensors)) for what, tensors in COPIED.items()]
-    return "\n\n".join(
-        [
-            markdown.table(("not on our kernels", "reason"), *rows),
-            markdown.table(
-                ("on our kernels, after a copy", "what `explain()` says"),
-                *((what, reason) for what, (supported, _, reason, *_) in copied if supported),
-            ),
-        ]
-    )
+    return markdown.table(("not on our kernels", "reason"), *rows)

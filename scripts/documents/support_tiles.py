@@ -1,7 +1,5 @@
-"""docs/support.md's tables of combinations: which tile each one gets, or why none."""
+"""docs/support.md's tables of head dims and tiles."""
 
-import re
-from dataclasses import dataclass
 from itertools import product
 
 from scripts.documents import markdown
@@ -24,35 +22,20 @@ AXES = {
     "deterministic": ("no", "yes"),  # of the backward
 }
 # Query's and key's, value's.
-HEAD_DIMS = [(head_dim, head_dim) for head_dim in range(8, 321, 8)]
-OTHER_HEAD_DIMS = {
-    "no multiple of 8": (100, 100),
-    "128, value 64": (128, 64),
-    "64, value 128": (64, 128),
-    "192, value 128": (192, 128),
-    "576, value 512": (576, 512),
-}
+HEAD_DIMS = [(head_dim, head_dim) for head_dim in range(8, 257, 8)]
+OTHER_HEAD_DIMS = {"128/64": (128, 64), "64/128": (64, 128), "192/128": (192, 128)}
+
+# the values of each axis, and the tile that each mask gets with all of them
+Box = tuple[dict[str, tuple], tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    tile: str = ""
-    reason: str = ""
-
-
-# the values of each axis, and what each mask gets with all of them
-Box = tuple[dict[str, tuple], tuple[Outcome, ...]]
-
-
-def outcome(problem: dict) -> Outcome:
+def tile(problem: dict) -> str:
+    """The tile of the kernel that runs, or why none does."""
     chosen = plan(problem)
     if not chosen.supported:
-        # which head dim was asked about is in the row already
-        return Outcome(reason=re.sub(r", is \d+$", "", chosen.reason))
-    return Outcome(
-        tile=f"{chosen.kernel.block_m} x {chosen.kernel.block_n}"
-        + (", 2 CTAs" if chosen.kernel.two_cta else "")
-    )
+        return f"none: {chosen.reason}"
+    pair = ", 2 CTAs" if chosen.kernel.two_cta else ""
+    return f"{chosen.kernel.block_m}x{chosen.kernel.block_n}{pair}"
 
 
 def problem_of(
@@ -73,7 +56,7 @@ def problem_of(
     }  # fmt: skip
 
 
-def boxes(outcomes: dict[tuple, tuple[Outcome, ...]], axes: dict[str, tuple]) -> list[Box]:
+def boxes(outcomes: dict[tuple, tuple[str, ...]], axes: dict[str, tuple]) -> list[Box]:
     """The combinations gathered into as few boxes as splitting one axis after another gives."""
     if len(set(outcomes.values())) == 1:
         return [(axes, next(iter(outcomes.values())))]
@@ -102,7 +85,7 @@ def boxes_of(capability: int, op: str, head_dims: tuple[int, int]) -> list[Box]:
     combinations = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     outcomes = {
         tuple(values.values()): tuple(
-            outcome(problem_of(capability, op, head_dims, mask, values)) for mask in MASKS
+            tile(problem_of(capability, op, head_dims, mask, values)) for mask in MASKS
         )
         for values in combinations
     }
@@ -110,7 +93,7 @@ def boxes_of(capability: int, op: str, head_dims: tuple[int, int]) -> list[Box]:
 
 
 def head_dim_rows(capability: int, op: str) -> list[tuple[str, list[Box]]]:
-    """Head dims with what they get; neighbours that get the same are one row."""
+    """Head dims and what they get; those that get the same share a row."""
     ranges: list[tuple[list[int], list[Box]]] = []
     for head_dim, head_dim_v in HEAD_DIMS:
         found = boxes_of(capability, op, (head_dim, head_dim_v))
@@ -118,25 +101,23 @@ def head_dim_rows(capability: int, op: str) -> list[tuple[str, list[Box]]]:
             ranges[-1][0].append(head_dim)
         else:
             ranges.append(([head_dim], found))
-    rows = [
-        (span(members, tuple(head_dim for head_dim, _ in HEAD_DIMS)), found)
-        for members, found in ranges
-    ]
-    return rows + [
-        (name, boxes_of(capability, op, head_dims)) for name, head_dims in OTHER_HEAD_DIMS.items()
-    ]
-
-
-def span(members: list[int] | tuple[int, ...], possible: tuple[int, ...]) -> str:
-    """Neighbouring numbers in words; the last possible one stands for all that follow."""
-    first, last = members[0], members[-1]
-    if last == possible[-1]:
-        return f"{first} and more"
-    return f"{first}" if first == last else f"{first} to {last}"
+    rows = [(f"{members[0]}-{members[-1]}", found) for members, found in ranges]
+    for name, head_dims in OTHER_HEAD_DIMS.items():
+        found = boxes_of(capability, op, head_dims)
+        same = [index for index, (_, known) in enumerate(rows) if known == found]
+        if same:
+            rows[same[0]] = (f"{rows[same[0]][0]}, {name}", found)
+        else:
+            rows.append((name, found))
+    return rows
 
 
 def words(axis: str, values: tuple) -> str:
-    return span(values, QUERIES) if axis == "queries" else ", ".join(values)
+    """Neighbouring numbers of queries as a range; the largest one stands for all that follow."""
+    if axis != "queries":
+        return ", ".join(values)
+    first, last = values[0], values[-1]
+    return f"{first}+" if last == QUERIES[-1] else f"{first}-{last}"
 
 
 def tiles(capability: int, op: str) -> str:
@@ -147,35 +128,25 @@ def tiles(capability: int, op: str) -> str:
         for axis in axes
         if any(box[axis] != AXES[axis] for _, found in rows for box, _ in found)
     ]
-    reasons: list[str] = []
-
-    def cell(got: Outcome) -> str:
-        if got.tile:
-            return got.tile
-        if got.reason not in reasons:
-            reasons.append(got.reason)
-        return f"no ({reasons.index(got.reason) + 1})"
-
     lines = [
         (
             name,
             *(words(axis, box[axis]) if box[axis] != AXES[axis] else "all" for axis in split),
-            *map(cell, outcomes),
+            *outcomes,
         )
         for name, found in rows
         for box, outcomes in found
     ]
     same = {
-        "queries": "every number of queries",
+        "queries": "all lengths",
         "layout": "dense and varlen",
         "heads": "MHA and GQA",
         "dtype": "bf16 and fp16",
-        "deterministic": "the deterministic backward and the other",
+        "deterministic": "deterministic or not",
     }
     return "\n\n".join(
         [
-            f"The same for {'; '.join(same[axis] for axis in axes if axis not in split)}.",
+            f"Same for {'; '.join(same[axis] for axis in axes if axis not in split)}.",
             markdown.table(("head dim", *split, *MASKS), *lines),
-            "\n".join(f"- ({number}) {reason}" for number, reason in enumerate(reasons, 1)),
         ]
     )
