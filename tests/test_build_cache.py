@@ -22,7 +22,6 @@ from kernels.cache import sources as read_sources
 from kernels.errors import BuildError
 from kernels.kernel import Kernel, Mask, Op
 from kernels.matrix import matrix, with_candidates
-from kernels.progress import Progress
 
 ROOT = Path(__file__).parents[1]
 KERNELS = matrix()

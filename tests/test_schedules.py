@@ -70,7 +70,9 @@ def ratios(kernel: Kernel) -> tuple[dict[tuple[str, ...], float], int]:
         key = schedules.key(problem)
         plan, times = planned(key), measured().get(tuple(key.values()), {})
         if (plan.num_ctas, plan.paired_heads) in times:
-            found[tuple(key.values())] = times[plan.num_ctas, plan.paired_heads] / min(times.values())
+            found[tuple(key.values())] = times[plan.num_ctas, plan.paired_heads] / min(
+                times.values()
+            )
     return found, len(problems) - len(found)
 
 

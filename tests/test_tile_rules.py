@@ -254,7 +254,9 @@ def test_deterministic_gradients_keep_the_default_tile():
     table = [core_rule(box("backward", "dense", "causal", 64, 128))]
     plans = [
         fa4_core.plan(
-            core_problem(DENSE | {"op": "backward", "deterministic": deterministic}), True, tile_rules=table
+            core_problem(DENSE | {"op": "backward", "deterministic": deterministic}),
+            True,
+            tile_rules=table,
         )
         for deterministic in (False, True)
     ]

@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def _compile(kernels: list[Kernel]) -> None:
     settings = pool.environment(kernels[0].arch) | {"CUTE_DSL_KEEP_PTX": "1"}
     settings["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), settings["PYTHONPATH"]])
     command = [sys.executable, "-m", "interpreter.sources", *(kernel.name for kernel in kernels)]
-    done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory(dir=DIRECTORY) as folder:
+        done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
     if done.returncode:
         names = ", ".join(kernel.name for kernel in kernels)
         raise RuntimeError(f"one of these kernels was not compiled: {names}\n{done.stderr}")
@@ -77,11 +79,10 @@ def programs(*kernels: Kernel) -> dict[str, str]:
 def _write(kernel: Kernel) -> None:
     directory = _directory(kernel)
     directory.mkdir(parents=True, exist_ok=True)
-    os.chdir(directory)  # where the compiler leaves the PTX
     compile_kernel(kernel, directory)
     if cubin.extract((directory / OBJECT).read_bytes()) != device_code(kernel):
         raise RuntimeError(f"{kernel.name}, compiled once more, is not what was built")
-    (written,) = directory.glob("*.ptx")
+    (written,) = Path.cwd().glob("*.ptx")  # where the compiler leaves it
     written.rename(_ptx(kernel))
 
 
