@@ -8,7 +8,7 @@ import os
 import torch
 
 import fa4_ext
-from fa4_ext import _cli_text, _dispatcher, _environment, _library
+from fa4_ext import _cli_text, _dispatcher, _environment, _library, _register
 
 _JSON = """--json prints an object:
   version        of this package
@@ -17,7 +17,7 @@ _JSON = """--json prints an object:
   build          what the library was built from, as fa4_ext.build_info(); null where it
                  can't be loaded, like kernels
   kernels        how many there are
-  registration   the import's own: active, fallback, prefer, speed_rules; null where there
+  registration   the import's own: active, and register()'s options; null where there
                  is none
   dispatcher     of each op that a registration overrides, what PyTorch calls on CUDA tensors
   problems       what keeps the kernels from running, in sentences
@@ -54,9 +54,7 @@ def report() -> dict:
         "build": fa4_ext.build_info() if loaded else None,
         "kernels": len(fa4_ext.kernels()) if loaded else None,
         "registration": handle
-        and {
-            name: getattr(handle, name) for name in ("active", "fallback", "prefer", "speed_rules")
-        },
+        and {name: getattr(handle, name) for name in ("active", *_register.OPTIONS)},
         "dispatcher": {f"aten::{op}": _dispatcher.entry(op) for op in _dispatcher.OPS},
         "problems": list(
             dict.fromkeys(filter(None, [_library.problem, *_environment.problems(facts)]))
@@ -97,7 +95,4 @@ def _registration(options: dict | None) -> str:
     if options is None:
         return f"none, FA4_EXT_AUTOREGISTER is {os.environ.get('FA4_EXT_AUTOREGISTER', 'unset')}"
     active = "active" if options["active"] else "removed"
-    return (
-        f"{active} fallback={options['fallback']!r} prefer={options['prefer']} "
-        f"speed_rules={options['speed_rules']}"
-    )
+    return " ".join([active, *(f"{name}={options[name]!r}" for name in _register.OPTIONS)])

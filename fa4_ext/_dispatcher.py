@@ -6,15 +6,9 @@ import contextlib
 
 import torch
 
-_INPLACE = "_flash_attention_forward_no_dropout_inplace"  # since torch 2.12
+from fa4_ext import _environment
 
-OPS = (
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_flash_attention_backward",
-    "_flash_attention_forward",
-    "_flash_attention_backward",
-    *([_INPLACE] if hasattr(torch.ops.aten, _INPLACE) else []),
-)
+OPS = tuple(op for op in _environment.KNOWN if hasattr(torch.ops.aten, op))  # of this torch
 
 
 UNKNOWN = "unknown (this PyTorch does not show its dispatcher)"

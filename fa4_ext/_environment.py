@@ -16,13 +16,13 @@ OLDEST_DRIVER = 13000  # CUDA 13.0, as csrc/core/launch/driver.cpp asks for
 # has it.
 ARCHS = {(9, 0): 90, (10, 0): 100, (10, 3): 100}
 
-# Arguments and results of the ops that csrc/aten overrides, as csrc/aten/calls.h knows them.
-_KNOWN = {
+# The ops that csrc/aten overrides; their arguments and results as csrc/aten/calls.h knows them.
+KNOWN = {
     "_scaled_dot_product_flash_attention": ((7,), (9,)),
     "_scaled_dot_product_flash_attention_backward": ((15,), (3,)),
     "_flash_attention_forward": ((15, 17), (5,)),  # torch 2.12 added block_table and num_splits
-    "_flash_attention_forward_no_dropout_inplace": ((18,), (1,)),
     "_flash_attention_backward": ((17,), (3,)),
+    "_flash_attention_forward_no_dropout_inplace": ((18,), (1,)),  # since torch 2.12
 }
 
 _OFF, _ON = ("0", "false", "no", "off"), ("1", "true", "yes", "on")  # of FA4_EXT_AUTOREGISTER
@@ -84,7 +84,7 @@ def torch_too_old(version: str) -> str | None:
 def torch_unknown() -> str | None:
     """Returns the sentence about a torch whose ops have arguments or results that
     csrc/aten/calls.cpp does not know, or None."""
-    for op, (arguments, results) in _KNOWN.items():
+    for op, (arguments, results) in KNOWN.items():
         try:
             schema = getattr(torch.ops.aten, op).default._schema
             what, count, known = "arguments", len(schema.arguments), arguments

@@ -14,6 +14,7 @@ from fa4_ext import _environment, _library, _sdpa_order
 from fa4_ext._lock import Lock
 
 PROVIDER = "FA4_EXT"
+OPTIONS = ("fallback", "prefer", "speed_rules")  # of `register`
 
 #: The import's own registration. None if FA4_EXT_AUTOREGISTER is off or the native library could
 #: not be loaded.
@@ -76,10 +77,8 @@ class Handle:
 
     def __repr__(self) -> str:
         state = "active" if self.active else "removed"
-        return (
-            f"<fa4_ext.Handle {state} fallback={self.fallback!r} prefer={self.prefer} "
-            f"speed_rules={self.speed_rules}>"
-        )
+        options = " ".join(f"{name}={getattr(self, name)!r}" for name in OPTIONS)
+        return f"<fa4_ext.Handle {state} {options}>"
 
 
 def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = True) -> Handle:

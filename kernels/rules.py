@@ -5,7 +5,7 @@ lie in its ranges. tile_rules.csv says where another tile than the default was m
 faster, and with which tile; `python -m tuning.fit_tiles` writes it. Its tiles are the only
 candidates of kernels/matrix.py that a wheel holds. speed_rules.csv says where PyTorch's kernel was
 measured to be faster; `python -m tuning.fit_stock` writes it. kernels/table.py turns both into C++,
-and csrc/core/problem_features.h says what the features are.
+and csrc/core/plan/problem_features.h says what the features are.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def _declaration(facts: dict) -> str:
 
 
 def _rule(rule: rules.Rule) -> str:
-    """The initializer of a Rule of csrc/core/problem_features.h; `{}` stands for any."""
+    """The initializer of a Rule of csrc/core/plan/problem_features.h; `{}` stands for any."""
 
     def bounds(low: float, high: float) -> str:
         return f"{{{low}, {'kMax' if high == math.inf else high}}}"

@@ -10,6 +10,9 @@ import fake_device
 import pytest
 import torch
 
+from kernels import configs_sm90
+from kernels.kernel import Layout, Mask
+
 CPU_BUILD = pytest.mark.skipif(
     torch.version.cuda is not None, reason="a CUDA build of torch fails otherwise without a GPU"
 )
@@ -19,7 +22,7 @@ FORWARD = [
     [[2], [1], "torch.uint64"], [[], [], "torch.uint64"], [[0], [1], "torch.bfloat16"],
 ]  # fmt: skip
 BACKWARD = 3 * FORWARD[:1]
-KERNEL = "sm90_forward_bf16_d128_dense_causal_m128n128"
+KERNEL = next(configs_sm90.forward("bf16", (128, 128), Layout.DENSE, Mask.CAUSAL)).name
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ def test_a_rule_says_whether_stock_was_slower_too(over_stock, beats):
 
 
 def features(problem: dict, default_m: int, sm_count: int, candidate: tuple[int, int]) -> Row:
-    """The features that csrc/core/problem_features.h computes, in Python."""
+    """The features that csrc/core/plan/problem_features.h computes, in Python."""
     queries = (
         problem["total_q"] // problem["batch"]
         if problem["layout"] == "varlen"

@@ -146,9 +146,9 @@ def test_loads_are_balanced(head_dim, seqlen):
     plan = planned(heads, seqlen, head_dim, num_ctas)
     rows = plan.kernel.block_m
     blocks = -(-seqlen // rows)
-    assert plan.kernel.block_n == BLOCK_N
+    block_n = plan.kernel.block_n
     loads = [
-        sum(-(-min((block + 1) * rows, seqlen) // BLOCK_N) + START for _, block in found)
+        sum(-(-min((block + 1) * rows, seqlen) // block_n) + START for _, block in found)
         for found in dealt(heads, blocks, plan.num_ctas, plan.paired_heads, causal=True)
     ]
     balance = sum(loads) / num_ctas / max(loads)
@@ -207,8 +207,9 @@ def test_loads_are_balanced_without_a_mask(seqlen):
 def test_few_heads_are_in_work_at_a_time():
     """A head's keys and values are 4 MB at 8k tokens: those of the paired heads that a round works
     on fit in L2."""
-    heads, blocks, num_ctas = 64, 64, 132
-    paired_heads = planned(heads, 128 * blocks, 128, num_ctas).paired_heads
+    heads, seqlen, num_ctas = 64, 8192, 132
+    plan = planned(heads, seqlen, 128, num_ctas)
+    paired_heads, blocks = plan.paired_heads, -(-seqlen // plan.kernel.block_m)
     assert paired_heads > heads // 2
     found = dealt(heads, blocks, num_ctas, paired_heads, causal=True)
     rounds = [

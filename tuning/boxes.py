@@ -28,7 +28,7 @@ class Features:
 
 
 def features(line: dict[str, str]) -> dict:
-    """The features of a line of a CSV file, as csrc/core/problem_features.h computes them."""
+    """The features of a line of a CSV file, as csrc/core/plan/problem_features.h computes them."""
     varlen = line["layout"] == "varlen"
     return dict(
         op=line["direction"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from cases import Inputs, poison
+from cases import HEAD_DIMS, Inputs, poison
 
 import fa4_ext
 from fuzz.case import Case
@@ -20,7 +20,7 @@ class Engine:
 
     def __init__(self):
         self.ops = TorchOps()
-        self.largest_head_dim = 128 if torch.cuda.get_device_capability()[0] == 10 else 256
+        self.largest_head_dim = max(HEAD_DIMS)
 
     def cannot_run(self, case: Case) -> str:
         """Why this machine has no way to run a case, or nothing."""
