@@ -55,7 +55,8 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   return gradients;
 }
 
-// The gradients that a speed rule leaves to PyTorch's kernel have the rows that ours would have.
+// Clears the rows of gradients that PyTorch's kernel leaves unwritten. Where a speed rule chooses
+// that kernel, the gradients then have the same rows as those of our own kernel.
 void clear_unwritten(const BackwardCall& call, const BackwardDescription& d,
                      const StableIValue* stack) {
   const auto gradient = [&](int i) {

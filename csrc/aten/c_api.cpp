@@ -1,4 +1,4 @@
-// The library's exported C functions. Their headers say what they promise: fa4_ext.h to programs
+// Exports the library's C functions. Their headers say what they promise: fa4_ext.h to programs
 // without Python and to fa4_ext/_library.py, overrides_api.h to measurements and tests.
 #include "fa4_ext.h"
 
@@ -13,7 +13,7 @@
 
 namespace {
 
-// This is not a std::string, because keeping an error must not raise another.
+// The text is not a std::string, because keeping an error must not raise another.
 thread_local char last_error[4096] = "";
 
 int failed(const char* what) noexcept {
@@ -21,7 +21,7 @@ int failed(const char* what) noexcept {
   return 1;
 }
 
-// Returns 0, or 1 with the last error set where `function` throws.
+// Returns 0. Where `function` throws, it sets the last error and returns 1.
 template <class Function>
 int attempt(Function&& function) noexcept {
   try {

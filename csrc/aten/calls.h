@@ -1,5 +1,5 @@
-// The arguments of the aten ops, taken off the boxed stack. Optional tensors that were not given
-// are empty handles.
+// The arguments of the aten ops are taken off the boxed stack here. Optional tensors that were not
+// given are empty handles.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -10,17 +10,18 @@
 
 namespace fa4::aten {
 
-// An op as the versions of torch that are known here declare it.
+// Describes an op as the known versions of torch declare it.
 struct KnownOp {
   const char* name;
-  uint64_t inputs[2];  // how many arguments it had at first, and has now
+  // The number of arguments in the oldest known torch comes first, then that in the newest.
+  uint64_t inputs[2];
   uint64_t outputs;
 };
 
 inline constexpr KnownOp kSdpaForward{"_scaled_dot_product_flash_attention", {7, 7}, 9};
 inline constexpr KnownOp kSdpaBackward{"_scaled_dot_product_flash_attention_backward", {15, 15}, 3};
-inline constexpr KnownOp kFlashForward{
-    "_flash_attention_forward", {15, 17}, 5};  // torch 2.12 added block_table and num_splits
+// torch 2.12 added block_table and num_splits.
+inline constexpr KnownOp kFlashForward{"_flash_attention_forward", {15, 17}, 5};
 inline constexpr KnownOp kFlashForwardInplace{
     "_flash_attention_forward_no_dropout_inplace", {18, 18}, 1};
 inline constexpr KnownOp kFlashBackward{"_flash_attention_backward", {17, 17}, 3};
@@ -28,7 +29,8 @@ inline constexpr KnownOp kFlashBackward{"_flash_attention_backward", {17, 17}, 3
 struct ForwardCall {
   const char* op;
   DimOrder order;
-  Handle out;  // the in-place op's
+  // Only the in-place op has it.
+  Handle out;
   Handle query, key, value;
   Handle cum_seq_q, cum_seq_k;
   int64_t max_q = 0, max_k = 0;
@@ -38,16 +40,19 @@ struct ForwardCall {
   std::optional<double> scale;
   std::optional<int64_t> window_size_left, window_size_right;
   Handle seqused_k, alibi_slopes;
-  Handle block_table;  // torch 2.12 and later, like num_splits
+  // block_table and num_splits exist since torch 2.12.
+  Handle block_table;
   std::optional<int64_t> num_splits;
-  bool has_block_table = false;  // the running torch's schema has the two
+  // Says whether the running torch's schema has block_table and num_splits.
+  bool has_block_table = false;
 };
 
 struct BackwardCall {
   const char* op;
   DimOrder order;
   Handle grad_out, query, key, value, out, logsumexp;
-  Handle cum_seq_q, cum_seq_k;  // undefined tensors when dense
+  // Both are undefined tensors in a dense call.
+  Handle cum_seq_q, cum_seq_k;
   int64_t max_q = 0, max_k = 0;
   double dropout_p = 0;
   bool is_causal = false;
@@ -58,11 +63,12 @@ struct BackwardCall {
 
 [[noreturn]] void refuse(const KnownOp& op, uint64_t num_inputs, uint64_t num_outputs);
 
-// Reads a stack from the bottom; each argument is owned by whoever takes it.
+// Reads a stack from the bottom. Whoever takes an argument owns it.
 class Arguments {
  public:
-  // Throws an Error where torch has other arguments or results than are known: they would be read
-  // as something else. The tensors among them leak, because nothing tells which ones these are.
+  // Throws an Error where torch has a number of arguments or results that is not known, because
+  // they would be read as something else. The tensors among them leak, because nothing tells which
+  // ones these are.
   Arguments(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, const KnownOp& op)
       : next_(stack) {
     const bool known = num_inputs == op.inputs[0] || num_inputs == op.inputs[1];
@@ -87,11 +93,11 @@ class Arguments {
 };
 
 ForwardCall take_sdpa_forward(Arguments& arguments);
-// `has_block_table`: the stack has the 17 arguments of torch 2.12 and later, not 15.
+// `has_block_table` says that the stack has the 17 arguments of torch 2.12 and later, not 15.
 ForwardCall take_flash_forward(Arguments& arguments, bool has_block_table);
 ForwardCall take_flash_forward_inplace(Arguments& arguments);
-// The two backward ops differ in the order of dimensions and in the window, which that of
-// scaled_dot_product lacks.
+// The two backward ops differ in the order of dimensions and in the window, which the
+// scaled_dot_product op lacks.
 BackwardCall take_backward(Arguments& arguments, const KnownOp& op, DimOrder order);
 
 inline StableIValue give(Handle handle) { return torch::stable::detail::from(handle.release()); }

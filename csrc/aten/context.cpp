@@ -7,7 +7,7 @@
 namespace fa4::aten {
 namespace {
 
-// at::globalContext() and two of its getters, which every torch since 2.11 exports.
+// These are at::globalContext() and two of its getters, which every torch since 2.11 exports.
 struct Context {
   const void* context = nullptr;
   bool (*deterministic)(const void*) = nullptr;
@@ -36,7 +36,7 @@ bool known() { return context().context && context().deterministic && context().
 }  // namespace
 
 bool deterministic_algorithms() {
-  if (!known()) return true;  // the same bits are never wrong
+  if (!known()) return true;  // A deterministic backward is never wrong.
   return context().deterministic(context().context) && !context().warn_only(context().context);
 }
 
@@ -44,7 +44,7 @@ void warn_of_nondeterminism() {
   if (!known() || !context().deterministic(context().context) ||
       !context().warn_only(context().context))
     return;
-  static const bool warned = [] {  // once a process
+  static const bool warned = [] {  // The warning comes once a process.
     aoti_torch_warn("fa4_ext", "backward", 0,
                     "Flash Attention defaults to a non-deterministic algorithm. "
                     "torch.use_deterministic_algorithms(True, warn_only=False) "

@@ -8,12 +8,12 @@
 namespace fa4::aten {
 namespace {
 
-struct IntList {  // c10::ArrayRef<int64_t>
+struct IntList {  // This is c10::ArrayRef<int64_t>.
   const int64_t* data;
   size_t size;
 };
 
-// at::detail::empty_strided_cuda
+// This is the type of at::detail::empty_strided_cuda.
 using EmptyStridedCuda = TensorValue(IntList size, IntList stride, int8_t dtype,
                                      std::optional<DeviceValue> device);
 

@@ -1,15 +1,16 @@
-// Tensors in CUDA memory without a way through torch's dispatcher, as code that Inductor generates
-// has them: a forward has five, which took a third of its time on the host. The function is C++,
-// looked up under the mangled name that holds its parameters' types (torch_errors.h says how these
-// are passed); where a torch lacks it, the stable interface's does the same, later.
+// Allocates tensors in CUDA memory without a way through torch's dispatcher, as code that Inductor
+// generates does. A forward allocates five, which took a third of its time on the host. The
+// function is C++, looked up under the mangled name that holds its parameters' types
+// (torch_errors.h says how these are passed). Where a torch lacks it, the caller goes through the
+// stable interface, which does the same but takes longer.
 #pragma once
 
 #include "tensors.h"
 
 namespace fa4::aten {
 
-// An uninitialised tensor, or an empty handle where this torch has no such function. Raises torch's
-// own errors.
+// Returns an uninitialised tensor, or an empty handle where this torch has no such function. Raises
+// torch's own errors.
 Handle empty_cuda(int64_t dim, const int64_t* size, const int64_t* stride, int32_t dtype,
                   int32_t device_index);
 

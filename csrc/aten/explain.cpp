@@ -13,8 +13,8 @@
 namespace fa4::aten {
 namespace {
 
-// The arguments of _flash_attention_forward as torch 2.12 has them, then what to ask about them.
-// capability 0: query's own device.
+// The op takes the arguments of _flash_attention_forward as torch 2.12 has them, then what to ask
+// about them. A capability of 0 stands for query's own device.
 constexpr const char* kSchema =
     "explain(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, int "
     "max_q, int max_k, "
@@ -27,12 +27,12 @@ constexpr const char* kSchema =
 
 constexpr KnownOp kExplain{"explain", {22, 22}, 6};
 
-// The largest devices of today have 160 SMs; the planner's arithmetic is far from its limits.
+// The largest devices of today have 160 SMs. The planner's arithmetic is far from its limits.
 constexpr int64_t kMaxSmCount = 1024;
-constexpr int64_t kMinCapability = 10,
-                  kMaxCapability = 999;  // ten times the major number and the minor one
+// A capability is ten times the major number, plus the minor one.
+constexpr int64_t kMinCapability = 10, kMaxCapability = 999;
 
-// None: query's own device.
+// Returns nothing where query's own device is asked for.
 std::optional<Processors> device_asked_for(int64_t capability, int64_t sm_count) {
   if (capability != 0 && (capability < kMinCapability || capability > kMaxCapability)) {
     fail(
@@ -49,7 +49,7 @@ std::optional<Processors> device_asked_for(int64_t capability, int64_t sm_count)
   return Processors{static_cast<int32_t>(capability), static_cast<int32_t>(sm_count), true};
 }
 
-// What there is to say of a supported call: which of its inputs are copied.
+// Returns the note on a supported call, which says which of its inputs are copied.
 std::string note(const ForwardCall& call) {
   const std::optional<std::string> copied = copied_inputs(call);
   return copied ? concat("copied first, because TMA takes addresses and strides of 16 bytes only: ",
@@ -76,7 +76,7 @@ void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   stack[5] = torch::stable::detail::from(chosen.supported() ? chosen.workspace.bytes : int64_t{0});
 }
 
-// The path of this library, which tells copies apart in torch's errors.
+// Returns the path of this library, which tells copies apart in torch's errors.
 const char* own_path() {
   Dl_info info;
   return dladdr(reinterpret_cast<const void*>(&explain_problem), &info) && info.dli_fname
@@ -94,8 +94,8 @@ struct Definition {
   }
 };
 
-// The problem, or "". The definition is never destroyed, because other threads may still call while
-// the process exits.
+// Returns the problem, or an empty text. The definition is never destroyed, because other threads
+// may still call while the process exits.
 std::string define() noexcept {
   try {
     new Definition;

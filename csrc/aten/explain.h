@@ -1,11 +1,11 @@
-// torch.ops.fa4_ext.explain: what a call would get, for any tensors (meta too) and any device.
-// Defined when the library is loaded.
+// Defines torch.ops.fa4_ext.explain, which says what a call would get, for any tensors (meta too)
+// and any device. The op is defined when the library is loaded.
 #pragma once
 
 namespace fa4::aten {
 
-// Why torch refused the op, for people to read: the namespace fa4_ext is taken, by another copy of
-// this library for example. "" where the op is defined.
+// Returns why torch refused the op, for people to read: another copy of this library has taken the
+// namespace fa4_ext, for example. The text is empty where the op is defined.
 const char* explain_problem() noexcept;
 
 }  // namespace fa4::aten

@@ -16,7 +16,7 @@ Handle empty_logsumexp(const ForwardDescription& d) {
   return empty(shape.dim, shape.size, aoti_torch_dtype_float32(), d.query.device_index);
 }
 
-// The plan's workspace, in `memory` where that is enough.
+// Holds the plan's workspace, in `memory` where that is large enough.
 struct Scratch {
   Handle own;
   void* data = nullptr;
@@ -29,7 +29,7 @@ struct Scratch {
   }
 };
 
-// Attention into `out` and `logsumexp`. `out_tensor`: what `out` is a view of.
+// Computes attention into `out` and `logsumexp`. `out` is a view of `out_tensor`.
 void run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan,
          AtenTensorHandle out_tensor, const TensorView& out, const Handle& logsumexp,
          const Scratch& scratch) {
@@ -61,12 +61,12 @@ void run(const ForwardCall& call, const ForwardDescription& d, const Plan& plan,
   launching([&] { launch_forward(p, plan, arguments, d.target); });
 }
 
-// Each in memory of its own, as the schema promises: what wraps the op, saves its results or frees
-// them one by one relies on that.
+// Each output has memory of its own, as the schema promises: code that wraps the op, saves its
+// results or frees them one by one relies on that.
 struct Outputs {
   Handle out, logsumexp;
-  // Never read without dropout, and uninitialised in the stock kernel's results too: filling them
-  // would cost two launches.
+  // These are never read without dropout, and the stock kernel leaves them uninitialised too.
+  // Filling them would cost two launches.
   Handle rng_state, unused, debug_mask;
 };
 
@@ -77,11 +77,12 @@ Outputs run(const ForwardCall& call, const ForwardDescription& d, const Plan& pl
   const TensorInfo out = shape.info(d.query);
   Outputs outputs{empty(out), empty_logsumexp(d), Handle(), empty(0, nullptr, number, device),
                   Handle()};
-  // A counter of tiles, the workspace of packed calls, fits the number that nobody reads.
+  // The workspace of packed calls is one counter of tiles, which fits into this number. Nobody
+  // reads the number.
   const Scratch scratch(plan, device, outputs.unused, sizeof(uint64_t));
   run(call, d, plan, outputs.out.get(), view(outputs.out.get(), out, call.order), outputs.logsumexp,
       scratch);
-  // The kernel runs already while these are allocated.
+  // The kernel is running already while these are allocated.
   outputs.rng_state = empty(1, &kTwo, number, device);
   outputs.debug_mask = empty(1, &kZero, d.query.dtype, device);
   return outputs;
@@ -99,7 +100,8 @@ void scaled_dot_product_flash_attention(StableIValue* stack, uint64_t num_inputs
   Outputs outputs = run(call, d, plan);
   stack[0] = give(std::move(outputs.out));
   stack[1] = give(std::move(outputs.logsumexp));
-  stack[2] = give(undefined());  // cum_seq_q and cum_seq_k of dense inputs
+  // Dense inputs have no cum_seq_q and no cum_seq_k.
+  stack[2] = give(undefined());
   stack[3] = give(undefined());
   stack[4] = torch::stable::detail::from(d.problem.seqlen_q);
   stack[5] = torch::stable::detail::from(d.problem.seqlen_k);

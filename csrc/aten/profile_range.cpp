@@ -5,7 +5,8 @@
 namespace fa4::aten {
 namespace {
 
-// In torch's C shim, but under names that its stable interface does not promise.
+// These functions are in torch's C shim, but under names that its stable interface does not
+// promise.
 struct RecordFunction {
   decltype(&aoti_record_function_start) start = nullptr;
   decltype(&aoti_record_function_end) end = nullptr;

@@ -16,9 +16,9 @@ namespace {
 
 std::mutex mutex;
 
-// Newest last. Older ones stay below it until all of them end: another thread may have looked one
-// of their kernels up and not entered it yet. The vector itself is never destroyed, because other
-// threads may still call while the process exits.
+// The newest library is the last one. Older ones stay below it until all of them end, because
+// another thread may have looked up one of their kernels and not entered it yet. The vector itself
+// is never destroyed, because other threads may still call while the process exits.
 std::vector<DispatcherLibrary>& overrides() {
   static auto* const held = new std::vector<DispatcherLibrary>;
   return *held;

@@ -1,11 +1,12 @@
-// Putting the overrides into torch's dispatcher and taking them out again.
+// Puts the overrides into torch's dispatcher and takes them out again.
 #pragma once
 
 namespace fa4::aten {
 
-// On top of whatever is registered; ours, if they are there already, move to the top. Throws an
-// Error, after which what was registered before is in force.
+// Puts our overrides on top of whatever is registered; if they are there already, they move to the
+// top. Throws an Error, after which what was registered before is in force.
 void register_overrides();
-void remove_overrides();  // does nothing when not registered
+// Does nothing where no overrides are registered.
+void remove_overrides();
 
 }  // namespace fa4::aten

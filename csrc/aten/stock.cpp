@@ -10,7 +10,7 @@
 #include "torch_errors.h"
 #include "torch_symbol.h"
 
-// Absent from a CPU build of torch.
+// A CPU build of torch lacks these functions.
 #pragma weak aoti_torch_cuda__flash_attention_forward
 #pragma weak aoti_torch_cuda__flash_attention_backward
 #pragma weak aoti_torch_cuda__scaled_dot_product_flash_attention
@@ -19,7 +19,7 @@
 namespace fa4::aten {
 namespace {
 
-// Since torch 2.12: the 17 arguments of its schema.
+// The C function has had the 17 arguments of its schema since torch 2.12.
 using ForwardV2 = AOTITorchError(AtenTensorHandle query, AtenTensorHandle key,
                                  AtenTensorHandle value, AtenTensorHandle* cum_seq_q,
                                  AtenTensorHandle* cum_seq_k, int64_t max_q, int64_t max_k,
@@ -53,8 +53,8 @@ ForwardInplaceV2* forward_inplace_v2() {
   return function;
 }
 
-// The C++ functions behind the C ones, which raise torch's own errors; they do not consult the
-// dispatcher for the op itself either.
+// These are the C++ functions behind the C ones. They raise torch's own errors, and they do not
+// consult the dispatcher for the op itself either.
 using Tensor = AtenTensorHandle;
 using OptionalTensorArgument = const OptionalTensorValue&;
 using OptionalFloat = std::optional<double>;
@@ -89,7 +89,7 @@ Function* cpp_function(const char* name) {
   return torch_function<Function>("libtorch_cuda.so", name);
 }
 
-// Where the calling thread is with a scaled_dot_product op of stock.
+// Says where the calling thread is with a stock scaled_dot_product op.
 enum class Sdpa { kOutside, kFirstTime, kAgain };
 thread_local Sdpa sdpa = Sdpa::kOutside;
 
@@ -102,9 +102,10 @@ class Stage {
   Sdpa before_;
 };
 
-// Whether the C function has done it, with the thread at `stage`; otherwise the C++ one is to raise
-// torch's own error. Inside a scaled_dot_product op the C function of the op around would catch
-// that: so it fails once more there, and raises when the op around is asked again.
+// Returns whether the C function has succeeded, with the thread at `stage`. Where it has not, the
+// C++ function must raise torch's own error. Inside a scaled_dot_product op, the C function of the
+// outer op would catch that error: so the call fails once more there, and raises when the outer op
+// is asked again.
 template <class Shim, class Cpp, class... Arguments>
 bool done(const char* op, Sdpa stage, Shim* shim, Cpp* cpp, Arguments... arguments) {
   if (!shim) fail(op, ": this build of torch has no CUDA kernel for it");
@@ -119,13 +120,13 @@ bool done(const char* op, Sdpa stage, Shim* shim, Cpp* cpp, Arguments... argumen
   return false;
 }
 
-// A Tensor? argument.
+// This is an argument of type Tensor? in the schema.
 struct OptionalTensor {
   AtenTensorHandle handle;
   explicit OptionalTensor(const Handle& tensor) : handle(tensor.get()) {}
 };
 
-// Arguments as the C functions take them: an optional is a pointer that may be null.
+// The C functions take these arguments. An optional one is a pointer that may be null.
 template <class T>
 T for_shim(T& value) {
   return value;
@@ -139,7 +140,7 @@ AtenTensorHandle* for_shim(OptionalTensor& tensor) {
   return tensor.handle ? &tensor.handle : nullptr;
 }
 
-// The same arguments as the C++ functions take them.
+// The C++ functions take the same arguments in this form.
 template <class T>
 const T& for_cpp(const T& value) {
   return value;
@@ -148,7 +149,7 @@ OptionalTensorValue for_cpp(const OptionalTensor& tensor) {
   return OptionalTensorValue(tensor.handle);
 }
 
-// What a C function fills in for the results of a C++ one.
+// Maps the results of a C++ function to the values that the C function fills in.
 template <class Results>
 struct FromShim;
 template <>
@@ -175,8 +176,8 @@ void put_all(StableIValue* stack, std::tuple<Values...>&& results) {
   std::apply([&](auto&... value) { (put(stack++, value), ...); }, results);
 }
 
-// Puts on the stack what an op of stock returns, through its C function, or if that fails through
-// its C++ function. `stage`: of the thread in the op.
+// Puts the results of a stock op on the stack. It calls the C function and, if that fails, the C++
+// function. The thread is at `stage` while the op runs.
 template <class Shim, class Results, class... Parameters, class... Arguments>
 void run(StableIValue* stack, const char* op, Sdpa stage, Shim* shim, Results (*cpp)(Parameters...),
          Arguments... arguments) {
@@ -186,8 +187,8 @@ void run(StableIValue* stack, const char* op, Sdpa stage, Shim* shim, Results (*
   };
   if (std::apply(call_shim, results)) return put_all(stack, std::move(results));
   const Stage scope(stage == Sdpa::kFirstTime ? Sdpa::kAgain : stage);
-  put_all(stack,
-          cpp(for_cpp(arguments)...));  // which may succeed: memory has been freed since, say
+  // This call may succeed, for example because memory has been freed since.
+  put_all(stack, cpp(for_cpp(arguments)...));
 }
 
 void sdpa_forward(const ForwardCall& call, StableIValue* stack) {

@@ -1,18 +1,19 @@
-// The stock kernels, through torch's versioned C shims, which do not consult the dispatcher for the
-// op itself.
+// The stock kernels are called through torch's versioned C shims, which do not consult the
+// dispatcher for the op itself.
 #pragma once
 
 #include "calls.h"
 
 namespace fa4::aten {
 
-// Each passes the call's arguments on as they came and puts the results on the stack.
+// Each function passes the call's arguments on as they came and puts the results on the stack.
 void stock_forward(const ForwardCall& call, StableIValue* stack);
 void stock_forward_inplace(const ForwardCall& call, StableIValue* stack);
 void stock_backward(const BackwardCall& call, StableIValue* stack);
 
-// Whether the calling thread is inside a stock scaled_dot_product op: that one calls the low-level
-// op through the dispatcher, which is ours, and has been turned down already.
+// Returns whether the calling thread is inside a stock scaled_dot_product op. That op calls the
+// low-level op through the dispatcher, which finds our override, and we have turned the call down
+// already.
 bool stock_is_running();
 
 }  // namespace fa4::aten

@@ -86,7 +86,8 @@ Handle empty_like(const TensorInfo& tensor) {
 OutputShape::OutputShape(const TensorInfo& query, const TensorInfo& value) {
   const int64_t last = query.dim - 1;
   std::copy_n(query.size, last, size);
-  size[last] = value.size[value.dim - 1];  // in pages value has a dimension more
+  // In pages value has one dimension more than query.
+  size[last] = value.size[value.dim - 1];
   if (size[last] == query.size[last]) {
     empty_like_strides(query.dim, query.size, query.stride, stride);
   } else {
@@ -153,7 +154,8 @@ Writable::Writable(AtenTensorHandle tensor, DimOrder order) : tensor(tensor) {
   view = aten::view(copy ? copy.get() : tensor, given, order);
 }
 
-void Writable::finish() {  // raises what PyTorch raises for a tensor that cannot be written
+// Raises what PyTorch raises for a tensor that cannot be written.
+void Writable::finish() {
   if (copy) aten::copy(tensor, copy.get(), "copying into out");
 }
 

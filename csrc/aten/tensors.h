@@ -1,5 +1,5 @@
-// Tensors as the glue handles them: owned handles of torch's stable C interface, and what is read
-// from them.
+// Defines the tensors of the glue code: owned handles of torch's stable C interface, and what is
+// read from them.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -14,13 +14,14 @@
 
 namespace fa4::aten {
 
-void check_shim(AOTITorchError error, const char* what);  // throws Error
+// Throws an Error where torch's function has failed.
+void check_shim(AOTITorchError error, const char* what);
 
-// What torch's C interface last failed with. Before torch 2.13 it keeps that to itself: then
-// `otherwise`, and where to look.
+// Returns the error with which torch's C interface failed last. torch keeps that text to itself
+// before 2.13: then the result is `otherwise`, and where to look.
 std::string exception_text(const std::string& otherwise);
 
-// Owns one reference. torch::stable::Tensor does too, at the price of a shared_ptr.
+// Owns one reference. torch::stable::Tensor does so too, at the price of a shared_ptr.
 class Handle {
  public:
   Handle() = default;
@@ -36,13 +37,14 @@ class Handle {
 
   AtenTensorHandle get() const { return handle_; }
   AtenTensorHandle release() { return std::exchange(handle_, nullptr); }
-  explicit operator bool() const { return handle_ != nullptr; }  // a tensor argument was given
+  // Says whether a tensor argument was given.
+  explicit operator bool() const { return handle_ != nullptr; }
 
  private:
   AtenTensorHandle handle_ = nullptr;
 };
 
-// A tensor's metadata. Sizes and strides are borrowed from the tensor.
+// Holds a tensor's metadata. Sizes and strides are borrowed from the tensor.
 struct TensorInfo {
   int64_t dim = 0;
   const int64_t* size = nullptr;
@@ -56,36 +58,37 @@ TensorInfo info(AtenTensorHandle tensor);
 void* data(AtenTensorHandle tensor);
 bool defined(AtenTensorHandle tensor);
 
-// Asks strides.h's function about a tensor.
+// Asks the function of strides.h about a tensor.
 bool tma_can_address(const TensorInfo& tensor, int64_t byte_offset);
 
 Handle empty_like(const TensorInfo& tensor);
 
-// Sizes and strides of attention's output, as torch promises them: query's, but for the last
-// dimension, value's.
+// Holds the sizes and strides of attention's output as torch promises them: query's sizes, with
+// value's as the last one.
 struct OutputShape {
   int64_t size[kMaxDim], stride[kMaxDim];
 
   OutputShape(const TensorInfo& query, const TensorInfo& value);
-  TensorInfo info(const TensorInfo& query) const;  // with query's dtype and device
+  // Returns the metadata of an output with query's dtype and device.
+  TensorInfo info(const TensorInfo& query) const;
 };
 
 Handle empty(const TensorInfo& shape);
-Handle empty(int64_t dim, const int64_t* size, int32_t dtype,
-             int32_t device_index);  // contiguous, CUDA
+// Allocates a contiguous CUDA tensor.
+Handle empty(int64_t dim, const int64_t* size, int32_t dtype, int32_t device_index);
 Handle undefined();
 void fill(AtenTensorHandle tensor, double value);
-Handle contiguous_copy(AtenTensorHandle tensor,
-                       const TensorInfo& info);  // in memory of its own, aligned as allocations are
+// Returns a copy in memory of its own, which is aligned as allocations are.
+Handle contiguous_copy(AtenTensorHandle tensor, const TensorInfo& info);
 
-// [batch, heads, seqlen, head_dim], as scaled_dot_product_attention has it, or [batch, seqlen,
-// heads, head_dim]
+// kHeadsFirst is [batch, heads, seqlen, head_dim], as scaled_dot_product_attention has it;
+// kSequenceFirst is [batch, seqlen, heads, head_dim].
 enum class DimOrder { kHeadsFirst, kSequenceFirst };
 
 TensorView view(AtenTensorHandle tensor, const TensorInfo& info, DimOrder order);
 
-// A tensor of 2-byte elements as the kernels can read it: itself, or a copy that lives as long as
-// this.
+// Holds a tensor of 2-byte elements as the kernels can read it: the tensor itself, or a copy that
+// lives as long as this object.
 struct Readable {
   Handle copy;
   TensorView view;
@@ -93,8 +96,8 @@ struct Readable {
   Readable(AtenTensorHandle tensor, const TensorInfo& given, DimOrder order);
 };
 
-// A tensor of 2-byte elements as the kernels can write it: itself, or memory that finish() copies
-// into it.
+// Holds a tensor of 2-byte elements as the kernels can write it: the tensor itself, or memory that
+// finish() copies into it.
 struct Writable {
   AtenTensorHandle tensor;
   Handle copy;

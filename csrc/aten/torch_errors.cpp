@@ -12,31 +12,31 @@ namespace {
 
 constexpr const char* kTorchCpu = "libtorch_cpu.so";
 
-// c10::ArrayRef<c10::SymInt>: a SymInt that is a plain number holds that number.
+// This is c10::ArrayRef<c10::SymInt>. A SymInt that is a plain number holds that number.
 struct SymIntList {
   const int64_t* data;
   size_t size;
 };
 
-// at::_ops::empty_strided::call
+// This is the type of at::_ops::empty_strided::call.
 using EmptyStrided = TensorValue(SymIntList size, SymIntList stride, std::optional<int8_t> dtype,
                                  std::optional<int8_t> layout, std::optional<DeviceValue> device,
                                  std::optional<bool> pin_memory);
 
-// at::_ops::copy_::call
+// This is the type of at::_ops::copy_::call.
 using Copy = void*(AtenTensorHandle to, AtenTensorHandle from, bool non_blocking);
 
 [[noreturn]] void fail_with_text(const char* what) {
   fail(exception_text(concat(what, " failed")));
 }
 
-struct SourceLocation {  // c10::SourceLocation
+struct SourceLocation {  // This is c10::SourceLocation.
   const char *function, *file;
   uint32_t line;
 };
 
-// c10::OutOfMemoryError, which adds nothing to c10::Error but its type. Before torch 2.13
-// libc10_cuda has its vtable.
+// c10::OutOfMemoryError adds nothing to c10::Error but its type. Before torch 2.13 its vtable is in
+// libc10_cuda.
 struct OutOfMemoryClass {
   void (*construct_error)(void* memory, SourceLocation, std::string text) = nullptr;
   void** vtable = nullptr;
@@ -91,8 +91,10 @@ void copy_again(AtenTensorHandle to, AtenTensorHandle from, const char* what) {
 void raise_out_of_memory(const std::string& text) {
   static const OutOfMemoryClass found = find_out_of_memory_class();
   if (!found) fail(text);
-  constexpr size_t kMemory = 1024;   // c10::Error takes 128 bytes in torch 2.13
-  constexpr int kFirstFunction = 2;  // behind the offset to the top and the type; the destructor
+  // c10::Error takes 128 bytes in torch 2.13.
+  constexpr size_t kMemory = 1024;
+  // The destructor comes first, after the offset to the top and the type.
+  constexpr int kFirstFunction = 2;
   void* error = abi::__cxa_allocate_exception(kMemory);
   found.construct_error(error, {"launch", "fa4_ext", 0}, text);
   *static_cast<void***>(error) = found.vtable + kFirstFunction;

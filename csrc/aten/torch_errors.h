@@ -1,12 +1,12 @@
-// torch's own errors, which its C interface keeps from us: each of its functions catches what torch
+// torch's C interface keeps torch's own errors from us: each of its functions catches what torch
 // throws and returns a code, and a program would get a RuntimeError where torch raises
 // torch.OutOfMemoryError, ValueError or NotImplementedError. So a call that has failed is made once
 // more through the exported C++ function behind it, which lets the exception pass. Calls that
-// succeed go through the stable interface, but for allocations (cuda_memory.h); where a torch lacks
-// the function, under the mangled name that holds its parameters' types, the error stays a
-// RuntimeError. The types below are how C++ passes torch's in registers and memory, with the tests
-// to hold them to it: at::Tensor is one counted pointer, as AtenTensorHandle, which points to one,
-// has it.
+// succeed go through the stable interface, except for allocations (cuda_memory.h). The C++ function
+// is looked up under the mangled name, which holds its parameters' types; where a torch lacks it,
+// the error stays a RuntimeError. The types below pass values in registers and memory as C++ passes
+// torch's own types, and the tests check this: at::Tensor is one counted pointer, and
+// AtenTensorHandle points to an at::Tensor.
 #pragma once
 
 #include <cstddef>
@@ -19,20 +19,21 @@
 
 namespace fa4::aten {
 
-// An at::Tensor that a C++ function returns.
+// This is an at::Tensor that a C++ function returns.
 class TensorValue {
  public:
   TensorValue(const TensorValue&) = delete;
   TensorValue& operator=(const TensorValue&) = delete;
   ~TensorValue() { take(); }
 
-  Handle take();  // leaves an undefined tensor
+  // Takes the tensor out and leaves an undefined one.
+  Handle take();
 
  private:
   void* impl_;
 };
 
-// A const std::optional<at::Tensor>& argument, borrowed from a handle that may be null.
+// This is a const std::optional<at::Tensor>& argument, borrowed from a handle that may be null.
 struct OptionalTensorValue {
   void* impl;
   bool given;
@@ -41,7 +42,7 @@ struct OptionalTensorValue {
       : impl(handle ? *reinterpret_cast<void**>(handle) : nullptr), given(handle != nullptr) {}
 };
 
-struct DeviceValue {  // c10::Device
+struct DeviceValue {  // This is c10::Device.
   int8_t type, index;
 };
 
@@ -49,17 +50,17 @@ inline DeviceValue cuda_device(int32_t index) {
   return {static_cast<int8_t>(aoti_torch_device_type_cuda()), static_cast<int8_t>(index)};
 }
 
-// Each makes a call again that failed with its C function. `what` is for the error of a torch that
-// lacks the C++ function.
+// Each function repeats a call that failed with its C function. `what` goes into the error where
+// this torch lacks the C++ function.
 Handle empty_strided_again(int64_t dim, const int64_t* size, const int64_t* stride, int32_t dtype,
                            int32_t device_index, const char* what);
 void copy_again(AtenTensorHandle to, AtenTensorHandle from, const char* what);
 
-// Raises torch.OutOfMemoryError with this text, or where this torch does not export what that
-// takes, an Error.
+// Raises torch.OutOfMemoryError with this text. Where this torch does not export what that takes,
+// it raises an Error.
 [[noreturn]] void raise_out_of_memory(const std::string& text);
 
-// Runs what loads and launches kernels.
+// Runs code that loads and launches kernels.
 template <class Launch>
 void launching(Launch launch) {
   try {

@@ -1,6 +1,6 @@
-// A CUDA driver without a device, to be preloaded: launches are noted and do nothing unless someone
-// else does it, memory is the host's. Before it also come the few functions of torch's C interface
-// that would say that a tensor is the CPU's.
+// This is a CUDA driver without a device, to be preloaded. It notes launches and does nothing
+// unless someone else runs them; its memory is the host's. It also replaces the few functions of
+// torch's C interface that would say that a tensor is on the CPU.
 #include <cuda.h>
 #include <dlfcn.h>
 #include <stdint.h>
@@ -9,29 +9,31 @@
 
 struct kernel {
   const char* name;
-  const void* code;  // the fat binary
+  const void* code;  // This is the fat binary.
 };
 
-const char* launched[1024];  // the kernels' names
+const char* launched[1024];  // These are the kernels' names.
 int launches = 0;
 int64_t cleared_bytes = 0, cleared_at = 0;
 int allocations = 0;
 int multiprocessors = 132, capability = 90;
 int driver_version = 13000, version_questions = 0;
-int launch_result = 0, function_result = 0,
-    load_result = 0;  // what cuLaunchKernelEx, cuKernelGetFunction and cuLibraryLoadData say
+// cuLaunchKernelEx, cuKernelGetFunction and cuLibraryLoadData return these.
+int launch_result = 0, function_result = 0, load_result = 0;
 int64_t free_memory = (int64_t)1 << 36;
-// How many of the next ones fail in torch's C interface; impossible ones fail in C++ as well,
-// because they are of the device type that is next: CUDA's, which a CPU build of torch has no
-// allocations for.
+// Says how many of the next calls fail in torch's C interface. An impossible allocation fails in
+// C++ as well: it asks for the device type that comes next, CUDA's, for which a CPU build of torch
+// has no allocator.
 int failing_allocations = 0, impossible_allocations = 0, failing_copies = 0;
 static int next_device_type = 0;
-// Asked to do a launch, 0: done; told of a tensor that was allocated. Null: nobody.
+// `on_launch` runs a launch and returns 0 when it is done; `on_allocation` hears of each tensor
+// that is allocated. Both are null where nobody runs launches.
 int (*on_launch)(const void* code, void** arguments, const unsigned* grid, unsigned threads,
                  unsigned cluster, unsigned shared) = NULL;
 void (*on_allocation)(void* data, int64_t bytes) = NULL;
 
-static int attribute(CUdevice_attribute which) {  // an H200's
+// Returns an attribute of an H200.
+static int attribute(CUdevice_attribute which) {
   switch (which) {
     case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR:
       return capability / 10;
@@ -123,8 +125,8 @@ CUresult cuMemGetInfo(size_t* free, size_t* total) {
   return *free = free_memory, *total = (size_t)1 << 37, CUDA_SUCCESS;
 }
 
-int32_t aoti_torch_device_type_cuda(
-    void) {  // the CPU's, 0, unless an impossible allocation comes next
+// Returns the type of the CPU, 0, unless an impossible allocation comes next.
+int32_t aoti_torch_device_type_cuda(void) {
   const int type = next_device_type;
   return next_device_type = 0, type;
 }

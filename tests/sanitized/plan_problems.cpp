@@ -1,6 +1,6 @@
-// The planner and the strides of results on random and extreme problems: built with the address and
-// undefined-behaviour sanitizers, which end the program at the first fault; what a plan must hold
-// is checked here. `make sanitize` builds and runs it.
+// Runs the planner and the strides of results on random and extreme problems. The address and
+// undefined-behaviour sanitizers, with which it is built, end the program at the first fault; what
+// a plan must hold is checked here. `make sanitize` builds and runs it.
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -20,7 +20,8 @@
 namespace fa4 {
 namespace {
 
-using Wide = __int128;  // holds every product of a plan's numbers
+// This type holds every product of a plan's numbers.
+using Wide = __int128;
 
 constexpr int kProblems = 500'000, kShapes = 500'000;
 
@@ -88,7 +89,7 @@ class Random {
     return low + static_cast<int64_t>(engine_() % static_cast<uint64_t>(high - low + 1));
   }
   bool one_in(int64_t n) { return between(1, n) == 1; }
-  // Draws every order of magnitude as often.
+  // Draws every order of magnitude equally often.
   int64_t up_to(int64_t most) {
     int bits = 0;
     while (most >> bits > 1) ++bits;
@@ -116,7 +117,7 @@ struct Asked {
   Overrides overrides;
 };
 
-// What a program may well ask for.
+// Draws a problem that a program may well ask for.
 Asked realistic(Random& random) {
   Problem p;
   p.op = random.one_in(2) ? Op::kForward : Op::kBackward;
@@ -149,7 +150,7 @@ Asked realistic(Random& random) {
   return {p, overrides};
 }
 
-// Puts an extreme value in a field's place.
+// Puts an extreme value in the place of a field.
 void make_extreme(Asked& asked, Random& random) {
   Problem& p = asked.problem;
   int64_t Problem::* const numbers[] = {
@@ -183,10 +184,12 @@ void make_extreme(Asked& asked, Random& random) {
     case 4:
       asked.overrides.schedule = {random.of(kExtremes32), random.of(kExtremes32)};
       break;
-    case 5:  // heads in the ratio that kernels take
+    // The heads keep a ratio that kernels take.
+    case 5:
       p.num_heads = p.num_heads_kv = random.of(kExtremes);
       break;
-    case 6:  // lengths that a caller gives alike
+    // A caller may give these lengths alike.
+    case 6:
       p.total_q = p.total_k = p.seqlen_q = p.seqlen_k = random.of(kExtremes);
       break;
     default:
@@ -198,7 +201,8 @@ void expect(bool holds, const char* what) {
   if (!holds) fail("it does not hold that ", what);
 }
 
-// Scratch memory: each part after the other, aligned, and as large as the kernels take it to be.
+// Checks the scratch memory: each part comes after the other, is aligned, and is as large as the
+// kernels take it to be.
 void check_workspace(const Problem& p, const Plan& plan) {
   const Workspace& w = plan.workspace;
   const Kernel& kernel = *plan.kernel;
@@ -303,14 +307,14 @@ std::string text(const Asked& asked) {
                 int{static_cast<int8_t>(overrides.decode)});
 }
 
-// How many of the problems have a kernel.
+// Plans all problems and returns how many of them have a kernel.
 int plan_all(Random& random) {
   static const std::vector<TileRule> no_rules;
   int supported = 0;
   for (int i = 0; i < kProblems; ++i) {
     Asked asked = realistic(random);
-    // A third as they are, a third with a few extreme values, where the first checks do not yet end
-    // it, the rest with many.
+    // A third of the problems stay as they are. A third get a few extreme values, with which the
+    // first checks do not yet end the plan. The rest get many.
     const int64_t extremes = std::array<int64_t, 3>{
         0, random.between(1, 3), random.between(4, 20)}[static_cast<size_t>(i % 3)];
     for (int64_t n = 0; n < extremes; ++n) make_extreme(asked, random);
@@ -331,7 +335,8 @@ int plan_all(Random& random) {
   return supported;
 }
 
-// Without gaps or overlaps: innermost first, each stride is the number of elements further in.
+// Checks that there are no gaps and no overlaps: from the innermost dimension on, each stride is
+// the number of elements further in.
 void check_strides(int64_t dim, const int64_t* size, const int64_t* stride) {
   std::vector<std::pair<int64_t, int64_t>> order;
   for (int64_t d = 0; d < dim; ++d) {

@@ -1,6 +1,6 @@
-// The functions that the host code inside a compiled kernel's object calls: CUDA runtime calls
-// under the DSL's names, here on the driver API. A kernel is a CUkernel; the attribute numbers of
-// both APIs are the same.
+// The host code inside a compiled kernel's object calls these functions. They are CUDA runtime
+// calls under the DSL's names, written on the driver API. A kernel is a CUkernel; the attribute
+// numbers of both APIs are the same.
 #include "dialect_runtime.h"
 
 #include <algorithm>
@@ -16,7 +16,7 @@ struct Launching {
 
 thread_local Launching launching;
 
-// cudaLaunchConfig_t, as the runtime's ABI fixes it.
+// This is cudaLaunchConfig_t, as the runtime's ABI fixes it.
 struct LaunchConfig {
   unsigned int grid[3], block[3];
   size_t shared_memory_bytes;
@@ -25,9 +25,9 @@ struct LaunchConfig {
   unsigned int num_attributes;
 };
 
-// The driver takes a CUkernel in place of a function, and finds the function of the stream's
-// context at every launch, which was measured to take 0.3 us. A function that was found once holds
-// in the primary context, and in others by luck at best.
+// The driver takes a CUkernel in place of a function, and then finds the function of the stream's
+// context at every launch, which was measured to take 0.3 us. A function that was found once is
+// valid in the primary context. In another context it would be valid by luck at best.
 CUresult find_function(CUkernel kernel, CUfunction& function) {
   if (!launching.whole_device) {
     function = reinterpret_cast<CUfunction>(kernel);
@@ -38,8 +38,8 @@ CUresult find_function(CUkernel kernel, CUfunction& function) {
   return function ? CUDA_SUCCESS : fa4::driver().kernel_get_function(&function, kernel);
 }
 
-// Is called after a launch, because the first one may fail for want of memory for the kernel's
-// code.
+// Keeps the function after a launch has succeeded, because the first launch may fail for want of
+// memory for the kernel's code.
 void keep(CUfunction function) {
   std::atomic<CUfunction>& known = launching.function->in_primary_context;
   if (launching.whole_device && !known.load(std::memory_order_relaxed))
@@ -55,7 +55,8 @@ uint32_t cluster_size(const CUlaunchConfig& config) {
   return 1;
 }
 
-// The driver answers for the context that is current, a launch runs in the stream's.
+// The driver answers for the context that is current, but a launch runs in the context of the
+// stream.
 template <class Question>
 CUresult ask_in_context_of(CUstream stream, const Question& question) {
   CUcontext context, popped;
@@ -67,9 +68,9 @@ CUresult ask_in_context_of(CUstream stream, const Question& question) {
   return answer;
 }
 
-// A cluster's CTAs run in one part of the GPU, of which a green context or a share under MPS may
-// have less than the cluster needs. A graph that captures the launch would notice only when it is
-// made.
+// A cluster's CTAs run in one part of the GPU. A green context or a share under MPS may have less
+// of it than the cluster needs. A graph that captures the launch would report this only when
+// the graph is made.
 bool cluster_fits(CUfunction function, const CUlaunchConfig& config) {
   const uint32_t size = cluster_size(config);
   if (size <= 1) return true;

@@ -1,4 +1,4 @@
-// How a launch tells the CUDA calls of a compiled kernel's object what they are for.
+// Tells the CUDA calls of a compiled kernel's object which launch they belong to.
 #pragma once
 
 #include "module.h"
@@ -6,8 +6,8 @@
 namespace fa4 {
 
 // Runs a kernel's host code, which ends in _cudaLaunchKernelEx and leaves a CUresult in the last
-// argument. `function`: of the device that is current. `whole_device`: the stream is one of the
-// device's primary context.
+// argument. `function` belongs to the device that is current. `whole_device` says that the stream
+// belongs to the device's primary context.
 void launch_compiled(const Kernel& kernel, Function& function, bool whole_device, void** arguments,
                      int32_t count);
 

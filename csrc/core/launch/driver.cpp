@@ -10,7 +10,7 @@
 namespace fa4 {
 namespace {
 
-constexpr int kOldestVersion = 13000;  // CUDA 13.0
+constexpr int kOldestVersion = 13000;  // This is CUDA 13.0.
 
 template <class Function>
 void find(void* library, const char* name, Function& function) {
@@ -18,8 +18,8 @@ void find(void* library, const char* name, Function& function) {
   if (!function) fail("the CUDA driver is too old: it has no function ", name);
 }
 
-// cuda.h renames some functions to their current version (cuCtxPushCurrent_v2): expand before
-// quoting.
+// cuda.h renames some functions to their current version (cuCtxPushCurrent_v2), so the name is
+// expanded before it is quoted.
 #define FA4_QUOTE(name) #name
 #define FA4_FIND(field, name) find(library, FA4_QUOTE(name), driver.field)
 
@@ -56,7 +56,7 @@ Driver open_driver() {
   return driver;
 }
 
-// The driver is looked for once: where there is none, every call would ask again.
+// The driver is looked for once. Where there is none, every call would search again.
 struct Opened {
   Driver driver{};
   std::optional<std::string> problem;
@@ -71,8 +71,8 @@ struct Opened {
 };
 
 const Opened& opened() {
-  static const Opened* const opened =
-      new Opened;  // for good: a call may run while the process exits
+  // It is never destroyed, because a call may run while the process exits.
+  static const Opened* const opened = new Opened;
   return *opened;
 }
 
@@ -128,7 +128,7 @@ void check(CUresult result, const char* what) {
 Processors processors(int device, void* stream) {
   const CachedDevice& cached = cached_device(device);
   CUcontext context;
-  // Without a context current, or with another device's, DeviceScope will make the primary one
+  // Where no context is current, or that of another device, DeviceScope will make the primary one
   // current.
   if (driver().stream_get_context(static_cast<CUstream>(stream), &context) != CUDA_SUCCESS)
     return cached.all;
@@ -136,7 +136,8 @@ Processors processors(int device, void* stream) {
   CUdevice current;
   if (!stream && driver().context_get_device(&current) == CUDA_SUCCESS && current != device)
     return cached.all;
-  // Contexts come and go, and a new one may have an old one's address: nothing about them is kept.
+  // Contexts come and go, and a new one may have the address of an old one. So nothing about them
+  // is kept.
   CUdevResource part;
   if (driver().context_get_resource(context, &part, CU_DEV_RESOURCE_TYPE_SM) != CUDA_SUCCESS)
     return cached.all;

@@ -1,5 +1,5 @@
-// The few functions of the CUDA driver that launching a compiled kernel takes. They are found at
-// run time in the driver that torch loaded, so the library links nothing of CUDA: it loads on a
+// Holds the few functions of the CUDA driver that launching a compiled kernel takes. They are found
+// at run time in the driver that torch loaded, so the library links nothing of CUDA: it loads on a
 // machine without a GPU, and next to any CUDA 13 runtime.
 #pragma once
 
@@ -34,30 +34,33 @@ struct Driver {
   decltype(&cuMemGetInfo) memory_info;
 };
 
-const Driver& driver();  // throws Error where there is a driver_problem()
-// The reason why there is no driver: the machine has none, or one too old for the kernels.
+// Throws an Error where there is a driver_problem().
+const Driver& driver();
+// Returns why there is no driver: the machine has none, or one too old for the kernels.
 const std::optional<std::string>& driver_problem();
 
-void check(CUresult result, const char* what);  // throws Error with the driver's own words
+// Throws an Error with the driver's own words unless the call succeeded.
+void check(CUresult result, const char* what);
 
 constexpr int kMaxDevices = 64;
 
-// What a launch on a stream runs on.
+// Describes what a launch on a stream runs on.
 struct Processors {
-  int32_t capability;  // 90 for 9.0
+  int32_t capability;  // 90 stands for 9.0.
   int32_t sm_count;
   bool whole_device;  // false: a part of it, as a green context has, or a context that is not the
                       // primary one
 };
 
-// The SMs are those of the stream, and for the null stream those of the context that is current.
-// Both may be a green context's.
+// Returns the SMs of the stream. The null stream has the SMs of the context that is current. Both
+// may be those of a green context.
 Processors processors(int device, void* stream);
 
-// Makes the device's primary context current for the calling thread where another device's is, and
-// puts that back. A thread that has none keeps it, as after any call of the CUDA runtime: what runs
-// next in autograd's threads counts on one. A context of the same device stays: it may be a green
-// one, whose share of the device the null stream then stands for.
+// Makes the device's primary context current for the calling thread where the context of another
+// device is current, and puts that one back at its end. A thread without a context keeps the
+// primary one, as after any call of the CUDA runtime, because what runs next in autograd's threads
+// counts on one. A context of the same device stays current: it may be a green one, and the null
+// stream then stands for its share of the device.
 class DeviceScope {
  public:
   explicit DeviceScope(int device);

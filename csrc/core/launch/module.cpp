@@ -11,8 +11,10 @@ namespace {
 
 struct Module {
   CUlibrary library = nullptr;
-  std::atomic<uint64_t> devices{0};       // bit i: loaded on device i
-  std::unique_ptr<Function[]> functions;  // by device
+  // Bit i says that the kernel is loaded on device i.
+  std::atomic<uint64_t> devices{0};
+  // There is one for each device.
+  std::unique_ptr<Function[]> functions;
 };
 static_assert(kMaxDevices <= 64, "a bit a device");
 
@@ -32,12 +34,12 @@ void load(const Kernel& kernel, Module& module, int device) {
 
 }  // namespace
 
-// The driver loads a kernel's code when that is first used, and for want of memory may then say
-// "unknown error" or "invalid argument".
+// The driver loads a kernel's code at the first use of the kernel. For want of memory it may then
+// say "unknown error" or "invalid argument".
 void check_loading(CUresult result, const Kernel& kernel, const char* step) {
   if (result == CUDA_SUCCESS) return;
-  // Many times what a kernel's code takes; torch leaves less on a device that it has filled, by 2
-  // or 20 MiB at a time.
+  // This is many times what a kernel's code takes. torch leaves less on a device that it has
+  // filled, by 2 or 20 MiB at a time.
   constexpr size_t kLittle = 64 << 20;
   size_t free = 0, total = 0;
   const bool known = driver().memory_info(&free, &total) == CUDA_SUCCESS;
@@ -54,8 +56,8 @@ void check_loading(CUresult result, const Kernel& kernel, const char* step) {
 }
 
 Function& loaded(const Kernel& kernel, int device) {
-  static Module* const modules =
-      new Module[kNumKernels];  // for good: a call may run while the process exits
+  // The modules are never destroyed, because a call may run while the process exits.
+  static Module* const modules = new Module[kNumKernels];
   static std::mutex mutex;
   Module& module = modules[&kernel - kKernels];
   const uint64_t bit = uint64_t{1} << device;

@@ -1,5 +1,6 @@
-// What measurements tell problems apart by, and rules, which are boxes of these features. Both
-// tables of rules are data, kernels/*_rules.csv, which the build turns into C++.
+// Defines the features by which measurements and rules tell problems apart. A rule is a box of
+// these features. Both tables of rules are data, kernels/*_rules.csv, which the build turns into
+// C++.
 #pragma once
 
 #include <cstdint>
@@ -14,22 +15,28 @@ namespace fa4 {
 constexpr int64_t kMax = INT64_MAX;
 
 struct Range {
-  int64_t low, high;  // both included
+  int64_t low, high;  // Both ends are included.
   bool holds(int64_t value) const { return low <= value && value <= high; }
 };
 
-// The features of a problem and of the kernel that runs it by default.
+// Holds the features of a problem and of the kernel that runs it by default.
 struct Features {
   Op op;
   Layout layout;
-  int16_t head_dim;  // bucket of the kernel
+  // This is the bucket of the kernel.
+  int16_t head_dim;
   Mask mask;
-  bool grouped;     // GQA and MQA
-  int64_t queries;  // rows of q a sequence; varlen: on average
-  int64_t keys;     // varlen: of the longest sequence
+  // GQA and MQA are grouped.
+  bool grouped;
+  // A sequence has this many rows of q; with varlen, on average.
+  int64_t queries;
+  // With varlen, this is the number of keys of the longest sequence.
+  int64_t keys;
   int64_t batch;
-  int64_t rows;   // of another tile in whole tiles, per cent of those in the default's
-  int64_t tiles;  // the default's query tiles of all heads and sequences, per 100 SMs
+  // The rows of another tile in whole tiles are given in per cent of the default tile's.
+  int64_t rows;
+  // These are the default tile's query tiles of all heads and sequences, per 100 SMs.
+  int64_t tiles;
 };
 
 // A rule holds for the problems whose features lie in its ranges. A selector without a value
@@ -52,7 +59,7 @@ struct Rule {
   }
 };
 
-// The rows of a sequence's queries in whole tiles.
+// Returns the rows of a sequence's queries in whole tiles.
 inline int64_t rows_in_tiles(int64_t queries, int64_t tile) {
   return ceil_div(queries, tile) * tile;
 }

@@ -3,8 +3,9 @@
 namespace fa4 {
 namespace {
 
-// The bucket whose measurements stand for a kernel's. Larger ones than 128 were not measured over
-// the whole grid; what makes ours lose is too few or too short tiles, of which they have as many.
+// Returns the bucket whose measurements stand for a kernel's. Buckets above 128 were not measured
+// over the whole grid. Ours loses where tiles are too few or too short, and those buckets have as
+// many tiles as 128.
 int16_t measured_head_dim(const Kernel& kernel) { return kernel.head_dim <= 64 ? 64 : 128; }
 
 const char* reason(const Rule& rule) {
@@ -13,23 +14,26 @@ const char* reason(const Rule& rule) {
              : "the stock kernel is faster for this few queries, or this few keys";
 }
 
-// PyTorch narrows window bounds to this type.
+// PyTorch narrows window bounds to int.
 bool fits_int(int64_t bound) { return bound == static_cast<int>(bound); }
 
 }  // namespace
 
 bool stock_agrees(const Problem& p, int32_t left, int32_t right) {
-  // Its grids have the batch in y and the heads in z.
+  // The stock kernel's grids have the batch in y and the heads in z.
   if (p.batch > kMaxGrid || p.num_heads > kMaxGrid) return false;
   if (!fits_int(p.window_size_left) || !fits_int(p.window_size_right)) return false;
-  // With a left bound alone it takes the longest sequence's number of keys for a right bound. Where
-  // a sequence has more queries than that, and one more, its first query does not see the last key.
+  // With a left bound alone, the stock kernel takes the longest sequence's number of keys for a
+  // right bound. Where a sequence has at least two more queries than that, its first query does not
+  // see the last key.
   return left == kUnbounded || right != kUnbounded || p.seqlen_q <= p.seqlen_k + 1;
 }
 
 const char* stock_is_faster(const Problem& p, const Kernel& kernel) {
-  if (kernel.arch != 90 || kernel.op == Op::kDecode) return nullptr;  // measured on Hopper only
-  if (p.head_dim != p.head_dim_v) return nullptr;  // the stock kernel has none for these
+  // The rules were measured on Hopper only.
+  if (kernel.arch != 90 || kernel.op == Op::kDecode) return nullptr;
+  // The stock kernel cannot run unequal head dims.
+  if (p.head_dim != p.head_dim_v) return nullptr;
   Features f = features(p, kernel);
   f.head_dim = measured_head_dim(kernel);
   for (const Rule& rule : kSpeedRules) {

@@ -1,4 +1,5 @@
-// Problems that another tile than the default was measured to run faster: kernels/tile_rules.csv.
+// Some problems were measured to run faster on another tile than the default:
+// kernels/tile_rules.csv.
 #pragma once
 
 #include <vector>
@@ -9,17 +10,19 @@
 
 namespace fa4 {
 
-// The tile is faster than the default's where the rule holds.
+// Where the rule holds, its tile is faster than the default tile.
 struct TileRule {
   Rule where;
   Tile tile;
-  bool beats_stock;  // and the stock kernel, on every problem that was measured
+  // The tile was also faster than the stock kernel, on every problem that was measured.
+  bool beats_stock;
 };
 
-// It is never destroyed: a call reads it while the process exits.
+// The rules are never destroyed, because a call may read them while the process exits.
 extern const std::vector<TileRule>& kTileRules;
 
-// The first rule that holds for a problem which `kernel` runs by default; null where none does.
+// Returns the first rule that holds for a problem which `kernel` runs by default, or null where
+// none does.
 const TileRule* find_tile_rule(const Problem& problem, const Kernel& kernel,
                                const std::vector<TileRule>& rules);
 
