@@ -1,4 +1,4 @@
-"""The command line of the benchmarks that have one option, where to write their result."""
+"""Defines the command line of the benchmarks that have one option, where to write their result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fa4_ext.bench.session import NO_DEVICE
 
 
 def json_path(description: str) -> str | None:
-    """What `--json` gives; ends the process where there is no GPU to measure on."""
+    """Returns what `--json` gives. Ends the process where there is no GPU to measure on."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,5 +1,5 @@
-"""What startup.py calls in its processes, by contender. This module imports nothing itself: the
-import of each is timed."""
+"""Holds what startup.py calls in its processes, by contender. This module imports nothing itself,
+because the import of each contender is timed."""
 
 from __future__ import annotations
 

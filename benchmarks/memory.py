@@ -30,9 +30,11 @@ from fa4_ext.bench.throughput import attention_of
 
 NAMES = ("ours", "stock", "fa4")
 DTYPE = "bf16"
-ROUNDS = 3  # of the ceiling in the header
+# The ceiling in the header is measured in so many rounds.
+ROUNDS = 3
 LONG = 1 << 17
-# of a long context: of queries, which see every key, and of keys, which no other query sees
+# The rows of a long context that are compared: queries, which see every key, and keys, which no
+# other query sees.
 LAST_ROWS = 256
 MIB = 1 << 20
 T = TypeVar("T")
@@ -63,21 +65,24 @@ SHAPES = (
 
 
 def directions(shape: Shape) -> tuple[str, ...]:
-    """Decoding has no backward."""
+    """Returns the directions of a shape. Decoding has no backward."""
     return DIRECTIONS if shape.seqlen_q == shape.seqlen_k else DIRECTIONS[:1]
 
 
 def returned_bytes(shape: Shape, direction: str) -> int:
-    """Of what every implementation returns: output and fp32 logsumexp, or the three gradients."""
+    """Returns the size of what every implementation returns: output and fp32 logsumexp, or the
+    three gradients."""
     if direction == "backward":
         return shape.bytes
     return shape.total_q * shape.heads * (2 * shape.head_dim + 4)
 
 
 def peak(call: Callable[[], T]) -> tuple[T, int]:
-    """What the call returns, and the most bytes that it held beside those that were held before."""
+    """Returns what the call returns, and the most bytes that it held beside those that were held
+    before."""
     torch.cuda.synchronize()
-    torch.cuda.empty_cache()  # so that no block is larger than what it is for
+    # Then no block of the allocator is larger than what it is for.
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     result = call()
@@ -88,9 +93,9 @@ def peak(call: Callable[[], T]) -> tuple[T, int]:
 def error_of_last_rows(
     shape: Shape, inputs: list[torch.Tensor], outputs: list[torch.Tensor]
 ) -> float:
-    """The largest relative error of out, dq, dk and dv against fp32, for dense causal
-    self-attention: of the last sequence's last rows, in the last head of keys and values and the
-    query heads that share it. `inputs`: q, k, v, dO."""
+    """Returns the largest relative error of out, dq, dk and dv against fp32, for dense causal
+    self-attention. It compares the last rows of the last sequence, in the last key/value head and
+    the query heads that share it. `inputs` are q, k, v and dO."""
     q, k, v, do = (corner_of(t, shape, -1) for t in inputs)
     last = slice(-LAST_ROWS, None)
     truths = attention(q[:, last], k, v, do[:, last], causal=True)
@@ -102,7 +107,7 @@ def error_of_last_rows(
 
 
 def _measure(contender: Contender, shape: Shape, inputs: list[torch.Tensor]) -> dict[str, dict]:
-    """Peak bytes of each direction; of a long context also the error.
+    """Returns the peak bytes of each direction and, of a long context, the error.
 
     Raises:
         RuntimeError: it is larger than rounding explains.
@@ -128,8 +133,8 @@ def _measure(contender: Contender, shape: Shape, inputs: list[torch.Tensor]) -> 
 
 
 def measure(chosen: list[Contender], shapes: tuple[Shape, ...]) -> list[dict]:
-    """A row for each shape and direction: the shape, the bytes that are returned, and of each
-    contender its peak, or why none."""
+    """Returns a row for each shape and direction: the shape, the bytes that are returned, and of
+    each contender its peak, or why it has none."""
     rows = []
     progress = Progress(len(shapes) * len(chosen), what="measurements")
     for shape in shapes:
@@ -142,7 +147,8 @@ def measure(chosen: list[Contender], shapes: tuple[Shape, ...]) -> list[dict]:
             progress.started(f"{contender.name}, {shape.name}")
             try:
                 results[contender.name] = _measure(contender, shape, inputs)
-            except Exception as error:  # of any kind: other packages raise their own
+            # Other packages raise errors of their own types.
+            except Exception as error:
                 print(f"\n{contender.name}, {shape.name}: {error}", file=sys.stderr)
                 results[contender.name] = {
                     direction: {"error": f"{error!r:.300}"} for direction in directions(shape)
@@ -169,7 +175,7 @@ def _cell(found: dict | None) -> str:
 
 
 def text(rows: list[dict], names: list[str]) -> str:
-    """MiB, and where ours takes the largest part of another's."""
+    """Returns a table in MiB, and says where ours takes the largest part of another's memory."""
     cells = [
         (
             row["name"],

@@ -19,7 +19,7 @@ import torch
 from fa4_ext.bench.session import NO_DEVICE
 
 BENCH = ("fa4_ext", "bench")
-# By the name of the file: a module and its options. flash-attn-4 compiles for long
+# The module and the options of each result, by the name of its file. flash-attn-4 compiles for long
 # (FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED=1 keeps what it compiled), and is left out where it was
 # never close.
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -47,7 +47,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 
 def device() -> str:
-    """h200 for an NVIDIA H200."""
+    """Returns the device's name in file names: h200 for an NVIDIA H200."""
     return torch.cuda.get_device_name().split()[1].lower()
 
 
@@ -61,7 +61,7 @@ def command(name: str, into: Path, device: str) -> list[str]:
 
 
 def renew(name: str, into: Path, limit_s: float) -> bool:
-    """Runs the command; what it prints goes to a file beside its result."""
+    """Runs the command. What it prints goes to a file beside its result."""
     with open(into / f"{device()}_{name}.log", "w") as log:
         try:
             return (

@@ -20,10 +20,11 @@ from fa4_ext.bench.session import header, session
 from fa4_ext.bench.table import columns
 
 SAMPLES = 5
-ROUNDS = 7  # of the ceiling in the header
+# The ceiling in the header is measured in so many rounds.
+ROUNDS = 7
 
-# CUDA, its allocator, cuBLAS and autograd are warm, torch has chosen a backend once, before a
-# contender is imported and called.
+# Before a contender is imported and called, CUDA, its allocator, cuBLAS and autograd are warm, and
+# torch has chosen a backend once.
 FIRST_CALL = """
 import sys, time
 import torch
@@ -72,7 +73,7 @@ def _seconds(code: str) -> tuple[float, float]:
 
 
 def measure(names: list[str], samples: int) -> dict:
-    """Median seconds: of the first calls, by contender, and of the imports."""
+    """Returns the median seconds of the first calls, by contender, and of the imports."""
     progress = Progress((len(names) + 2) * samples, what="fresh processes")
     collected: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(samples):

@@ -32,7 +32,7 @@ def _mask() -> torch.Tensor:
     return torch.rand(SEQLEN, SEQLEN, device="cuda") > 0.1
 
 
-# name: (head dim, dtype, arguments)
+# Each call has a name, and a head dim, a dtype and arguments.
 CALLS = {
     "covered, for comparison": (128, torch.bfloat16, {}),
     "dropout_p=0.1": (128, torch.bfloat16, {"dropout_p": 0.1}),
@@ -45,7 +45,7 @@ CALLS = {
 
 
 def _backend(query: torch.Tensor, arguments: dict) -> str:
-    """What PyTorch chooses for the call."""
+    """Returns the backend that PyTorch chooses for the call."""
     return (
         SDPBackend(torch._fused_sdp_choice(query, query, query, **arguments))
         .name.removesuffix("_ATTENTION")
@@ -54,7 +54,8 @@ def _backend(query: torch.Tensor, arguments: dict) -> str:
 
 
 def measure(rounds: int) -> list[dict]:
-    """Rows of call, direction, and of each state the backend and median microseconds."""
+    """Returns a row for each call and direction, with the backend and the median microseconds in
+    each state."""
     rows = []
     progress = Progress(len(CALLS), what="calls")
     for name, (head_dim, dtype, given) in CALLS.items():
@@ -94,7 +95,7 @@ def measure(rounds: int) -> list[dict]:
 
 
 def print_table(rows: list[dict]) -> None:
-    """As a table of Markdown."""
+    """Prints the rows as a table of Markdown."""
     print(f"B{BATCH} H{HEADS} S{SEQLEN}, microseconds\n")
     print("| call | direction | before | while registered | ratio |\n|---|---|---|---|---|")
     for row in rows:

@@ -1,4 +1,4 @@
-"""The way from a dict to the planner's Problem, for the tests and the documents.
+"""Makes the planner's Problem from a dict, for the tests and the documents.
 
 fa4_core is the planner as `make build` compiles it into build/tests, with the whole matrix whatever
 subset is compiled.
@@ -24,6 +24,7 @@ def core_problem(problem: dict) -> fa4_core.Problem:
     core.sm_count = SM_COUNT.get(problem["capability"], 100)
     for field in FIELDS:
         setattr(core, field, problem[field])
-    for field in ("page_size", "num_splits"):  # of a forward's keys
+    # These describe a forward's keys.
+    for field in ("page_size", "num_splits"):
         setattr(core, field, problem.get(field, 0))
     return core

@@ -1,4 +1,5 @@
-"""Measurements that the planner follows, and the fitting of its rules to them.
+"""This folder holds the measurements that the planner follows, and the fitting of its rules to
+them.
 
 Each of these measures on a GPU and adds to a file in tuning/results what that file lacks:
 

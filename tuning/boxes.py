@@ -1,4 +1,4 @@
-"""What both fits share: the features of a measured problem, and boxes of them."""
+"""Defines what both fits share: the features of a measured problem, and boxes of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Features:
 
 
 def features(line: dict[str, str]) -> dict:
-    """The features of a line of a CSV file, as csrc/core/plan/problem_features.h computes them."""
+    """Returns the features of a line of a CSV file, as csrc/core/plan/problem_features.h computes
+    them."""
     varlen = line["layout"] == "varlen"
     return dict(
         op=line["direction"],
@@ -43,7 +44,7 @@ def features(line: dict[str, str]) -> dict:
 
 
 def classes(values: Iterable[int]) -> list[Range]:
-    """Consecutive ranges from 0 on, each from one of the values up to the next."""
+    """Returns consecutive ranges from 0 on, each from one of the values up to the next."""
     ordered = sorted(set(values))
     return [
         (0 if i == 0 else value, ordered[i + 1] - 1 if i + 1 < len(ordered) else math.inf)
@@ -56,7 +57,8 @@ def class_of(value: int, bounds: Iterable[Range]) -> Range:
 
 
 def merged(rules: list[R]) -> list[R]:
-    """The rules, with those joined that touch along one range and agree in everything else."""
+    """Returns the rules, with those joined that touch along one range and agree in everything
+    else."""
     for (i, a), (j, b) in combinations(enumerate(rules), 2):
         different = [f.name for f in fields(a) if getattr(a, f.name) != getattr(b, f.name)]
         if len(different) != 1 or not isinstance(getattr(a, different[0]), tuple):

@@ -20,19 +20,21 @@ from kernels.rules import Range, Rule, inside
 from tuning.boxes import Features, classes, features, merged
 
 MEASURED = Path(__file__).parent / "results" / "h200_stock.csv"
-NOISE = 1.05  # a ratio up to it counts as equal
+# A ratio up to it counts as equal.
+NOISE = 1.05
 
 
 @dataclass(frozen=True)
 class Row(Features):
     """A measured problem."""
 
-    ratio: float  # our time over stock's
+    # This is our time over stock's.
+    ratio: float
 
 
 def lines(path: Path = MEASURED) -> list[dict[str, str]]:
-    """The lines of the file. Those of the decode kernel are left out, which no rule turns down:
-    docs/kernels-sm90.md has its measurements."""
+    """Returns the lines of the file. Those of the decode kernel are left out, which no rule turns
+    down: docs/kernels-sm90.md has its measurements."""
     with open(path, newline="") as file:
         return [line for line in csv.DictReader(file) if line["kernel"] != "decode"]
 
@@ -45,7 +47,7 @@ def read(path: Path = MEASURED) -> list[Row]:
 
 
 def lost(rows: Iterable[Row], feature: Callable[[Row], int]) -> list[Range]:
-    """The ranges of the feature in which ours is slower on some row."""
+    """Returns the ranges of the feature in which ours is slower on some row."""
     worst: dict[int, float] = {}
     for row in rows:
         worst[feature(row)] = max(worst.get(feature(row), 0.0), row.ratio)
@@ -65,7 +67,7 @@ def lost(rows: Iterable[Row], feature: Callable[[Row], int]) -> list[Range]:
 
 
 def backwards(rows: list[Row], layout: str) -> Iterable[tuple[int, bool, list[Row]]]:
-    """The rows that rules are fitted to together, with their head dim and whether heads are
+    """Returns the rows that rules are fitted to together, with their head dim and whether heads are
     grouped."""
     for head_dim in sorted({row.head_dim for row in rows}):
         for grouped in (False, True):
@@ -79,8 +81,8 @@ def within(rows: Iterable[Row], queries: Range) -> Iterable[Row]:
 
 
 def dense_backward(rows: list[Row]) -> Iterable[Rule]:
-    """The rules for few queries against many keys: clearing and converting the accumulators of dK
-    and dV under GQA takes the time."""
+    """Returns the rules for few queries against many keys, where clearing and converting the
+    accumulators of dK and dV under GQA takes the time."""
     for head_dim, grouped, here in backwards(rows, "dense"):
         for queries in ((0, 128), (129, 256), (257, math.inf)):
             for keys in lost(within(here, queries), lambda row: row.keys):
@@ -90,8 +92,8 @@ def dense_backward(rows: list[Row]) -> Iterable[Rule]:
 
 
 def varlen_backward(rows: list[Row]) -> Iterable[Rule]:
-    """The rules for short sequences, which waste a tile, and for many, among which every CTA looks
-    for its own."""
+    """Returns the rules for short sequences, which waste a tile, and for many sequences, among
+    which every CTA looks for its own."""
     for head_dim, grouped, here in backwards(rows, "varlen"):
         for queries in classes(1 << (row.queries.bit_length() - 1) for row in here):
             for batch in lost(within(here, queries), lambda row: row.batch):
@@ -101,8 +103,8 @@ def varlen_backward(rows: list[Row]) -> Iterable[Rule]:
 
 
 def fit(rows: list[Row]) -> tuple[Rule, ...]:
-    """The rules. A forward has none: on the rows that stock runs faster it does so by little, and
-    they are no box."""
+    """Returns the rules. A forward has none: stock is faster on few rows, by little, and they form
+    no box."""
     return tuple(merged([*dense_backward(rows), *varlen_backward(rows)]))
 
 

@@ -23,20 +23,24 @@ from tuning.boxes import Features, class_of, features, merged
 from tuning.tiles_grid import SM_COUNT, defaults, tile
 
 MEASURED = Path(__file__).parent / "results" / "h200_tiles.csv"
-GAIN = 1.03  # a geometric mean of the speedups in a box up to it counts as noise
-WORST = 0.99  # of the speedups in a box
-PROBLEMS = 2  # in a box, at least
+# A geometric mean of the speedups in a box up to it counts as noise.
+GAIN = 1.03
+# No speedup in a box may be lower.
+WORST = 0.99
+# A box has at least so many problems.
+PROBLEMS = 2
 # The columns that tell problems apart.
 PROBLEM = (
     "direction", "dtype", "layout", "batch", "heads", "heads_kv", "seqlen_q", "head_dim", "causal",
     "uniform",
 )  # fmt: skip
-LONGEST_CLASS = 14  # 2^14 rows a sequence and more
-# The rows of the tile's in whole tiles, per cent of those in the default's: what the tile saves, or
-# wastes, of the last one.
+# The last class holds 2^14 rows a sequence and more.
+LONGEST_CLASS = 14
+# The ranges are of the tile's rows in whole tiles, in per cent of those in the default's. They show
+# what the tile saves, or wastes, of the last one.
 ROWS_CLASSES = ((0, 74), (75, 94), (95, 104), (105, math.inf))
-# The query tiles of the default, per 100 SMs. A tile of two thirds of the rows still fits a single
-# wave up to 66; from 400 on, a partial last wave matters little.
+# The ranges are of the default's query tiles per 100 SMs. A tile of two thirds of the rows still
+# fits a single wave up to 66; from 400 on, a partial last wave matters little.
 TILES_CLASSES = ((0, 66), (67, 100), (101, 399), (400, math.inf))
 UNMEASURED = dict(
     problems=0, default_tflops=0.0, tuned_tflops=0.0, worst_speedup=0.0,
@@ -63,7 +67,7 @@ class Row(Features):
 
 
 def lines(path: Path = MEASURED) -> list[dict[str, str]]:
-    """The lines of the file that are of today's defaults and candidates."""
+    """Returns the lines of the file that are of today's defaults and candidates."""
     kinds = {
         (k.op.value, k.layout.value, str(k.head_dim), k.mask.value, tile(k), tile(candidate))
         for k in defaults()
@@ -104,7 +108,7 @@ def read(path: Path = MEASURED) -> list[Row]:
 
 
 def queries_class(queries: int) -> Range:
-    """The range from one power of two up to the next."""
+    """Returns the range from one power of two up to the next."""
     exponent = min(queries.bit_length() - 1, LONGEST_CLASS)
     return 1 << exponent, math.inf if exponent == LONGEST_CLASS else (2 << exponent) - 1
 
@@ -119,7 +123,7 @@ def wins(rows: list[Row]) -> bool:
 
 
 def box_of(row: Row) -> TileRule:
-    """The smallest box that holds a row, without what was measured in it."""
+    """Returns the smallest box that holds a row, without what was measured in it."""
     return TileRule(
         row.op, row.layout, row.head_dim, row.mask, queries=queries_class(row.queries),
         rows=class_of(row.rows, ROWS_CLASSES), tiles=class_of(row.tiles, TILES_CLASSES),
@@ -135,8 +139,8 @@ def cells(rows: Iterable[Row]) -> dict[TileRule, list[Row]]:
 
 
 def chosen(rows: Iterable[Row]) -> list[TileRule]:
-    """The boxes of the candidates that win there, but for those that win only where another one
-    gains more."""
+    """Returns the boxes of the candidates that win there, except for those that win only where
+    another one gains more."""
     winning = sorted(
         (item for item in cells(rows).items() if wins(item[1])), key=lambda item: -gain(item[1])
     )
@@ -150,7 +154,7 @@ def chosen(rows: Iterable[Row]) -> list[TileRule]:
 
 
 def measured_in(box: TileRule, rows: list[Row]) -> TileRule:
-    """The box with what was measured of its tile in it."""
+    """Returns the box with what was measured of its tile in it."""
     here = [
         row
         for row in rows
@@ -166,8 +170,8 @@ def measured_in(box: TileRule, rows: list[Row]) -> TileRule:
 
 
 def fit(rows: list[Row]) -> tuple[TileRule, ...]:
-    """The rules, of a kind of call the one that gains most first: a problem gets the first one that
-    holds for it."""
+    """Returns the rules. Within a kind of call, the one that gains most comes first: a problem gets
+    the first one that holds for it."""
     return tuple(
         sorted(
             (measured_in(box, rows) for box in merged(chosen(rows))),

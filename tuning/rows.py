@@ -1,5 +1,5 @@
-"""Rows of measurements in a CSV file: a run adds what the file lacks, until its time is spent or it
-is ended."""
+"""Adds rows of measurements to a CSV file. A run adds what the file lacks, until its time is spent
+or it is ended."""
 
 from __future__ import annotations
 

@@ -30,21 +30,25 @@ from tuning.tiles_grid import HIDDEN, SM_COUNT, tile
 
 TARGET_MS = 1.0
 ROUNDS = 5
-PAUSE_S = 0.005  # runs of a millisecond leave the device cool enough
-BUDGET_S = 260  # of a run; the next one adds what is missing
+# Runs of a millisecond leave the device cool enough.
+PAUSE_S = 0.005
+# A run takes so many seconds; the next one adds what is missing.
+BUDGET_S = 260
 LENGTHS = (256, 384, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384)
 TOKENS = (4096, 8192, 16384)
-# Without a mask: one wave and a half, in which half the SMs could wait.
+# Without a mask these tiles fill one wave and a half, in which half the SMs could wait.
 FEW_TOKENS = 2048
 MANY_TOKENS, THEIR_LENGTHS = 65536, (512, 1024, 2048, 4096)
-GROUPS = (1, 2, 4, 8)  # query heads that share a key/value head
-LPT_WAVES = 5  # waves, less one, that are at most left out of the pairs
+# So many query heads share a key/value head.
+GROUPS = (1, 2, 4, 8)
+# At most so many waves, less one, are left out of the pairs.
+LPT_WAVES = 5
 
 # The columns that tell problems apart.
 PROBLEM = ("head_dim", "tile", "batch", "heads", "heads_kv", "seqlen_q", "causal")
 
-# The schedules that could always be taken, under a causal mask or without one: of a problem's rows
-# the one with the least of this.
+# These schedules could always be taken, under a causal mask or without one. Each takes, of a
+# problem's rows, the one with the least of this.
 ALWAYS = (
     ("causal: no pairs", True, lambda row: (row["paired_heads"], -row["num_ctas"])),
     ("causal: all in pairs", True, lambda row: (-row["paired_heads"], -row["num_ctas"])),
@@ -52,13 +56,14 @@ ALWAYS = (
 )
 
 Problem = tuple[Kernel, Shape]
-# num_ctas, and paired_heads: the heads, over the batch, whose tiles are taken in pairs.
+# A schedule is num_ctas and paired_heads: the heads, over the batch, whose tiles are taken in
+# pairs.
 Schedule = tuple[int, int]
 
 
 def kernels() -> list[Kernel]:
-    """The kernels that are measured, in one dtype. Those with tiles of 64 rows are left out: their
-    calls have one tile a head."""
+    """Returns the kernels that are measured, in one dtype. Those with tiles of 64 rows are left
+    out: their calls have one tile a head."""
     found = (
         k
         for k in matrix()
@@ -68,8 +73,8 @@ def kernels() -> list[Kernel]:
 
 
 def problems(kernel: Kernel) -> list[Problem]:
-    """The kernel's problems, of one hidden size. Under a causal mask they are MHA, and GQA where
-    that divides the heads."""
+    """Returns the kernel's problems, of one hidden size. Under a causal mask they are MHA, and GQA
+    where the ratio divides the heads."""
     causal = kernel.mask is Mask.CAUSAL
     tokens = TOKENS if causal else (FEW_TOKENS, *TOKENS)
     sizes = [(seqlen, some) for seqlen in LENGTHS for some in tokens] + [
@@ -95,17 +100,17 @@ def schedules(kernel: Kernel, shape: Shape) -> list[Schedule]:
 
 
 def unpaired(count: int, tiles_a_head: int) -> list[Schedule]:
-    """Schedules of `count` tiles: on all SMs, on as few as need no more waves, and on the most and
-    the fewest of these that share no factor with a head's tiles, so that each gets some last
-    ones."""
+    """Returns schedules of `count` tiles: on all SMs, on as few as need no more waves, and on the
+    most and the fewest of these that share no factor with a head's tiles, so that each gets some
+    last ones."""
     fewest = ceil(count / ceil(count / SM_COUNT))
     alternating = [n for n in range(fewest, SM_COUNT + 1) if gcd(n, tiles_a_head) == 1]
     return sorted({(n, 0) for n in (fewest, *alternating[:1], *alternating[-1:], SM_COUNT)})
 
 
 def in_pairs(heads: int, units: int) -> list[Schedule]:
-    """Schedules of the heads of all batch elements, with `units` a head: pairs of a long and a
-    short tile, and a tile that has no other."""
+    """Returns schedules of the heads of all batch elements, with `units` a head. A unit is a pair
+    of a long and a short tile, or a tile that has no other."""
     left = {max(heads * units - waves * SM_COUNT, 0) // units for waves in range(LPT_WAVES)}
     even = SM_COUNT // gcd(SM_COUNT, units)
     paired = {0, heads} | left | {count // even * even for count in left}

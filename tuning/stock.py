@@ -21,10 +21,13 @@ from tuning.calls import agree, calls, fields_of, make_inputs
 
 TARGET_MS = 1.0
 ROUNDS = 5
-MAX_DIFFERENCE = 3e-2  # of ours and stock's: norm over norm
-BUDGET_S = 260  # of a run; the next one adds what is missing
+# This bounds the norm of the difference between ours and stock's over the norm.
+MAX_DIFFERENCE = 3e-2
+# A run takes so many seconds; the next one adds what is missing.
+BUDGET_S = 260
 
-Problem = tuple[Shape, str]  # direction
+# The text is the direction.
+Problem = tuple[Shape, str]
 
 
 def _kernel(p: Shape, direction: str, inputs: list[torch.Tensor]) -> str:
@@ -72,7 +75,8 @@ def _row(problem: Problem) -> dict:
     for name, enabled in providers.items():
         call = calls(p, sets, enabled)[direction]
         prepared[name] = prepare(call, len(sets), enabled, TARGET_MS)
-        with enabled():  # the last call may have met another set of inputs: compare on the first
+        # The last call may have met another set of inputs, so both are compared on the first.
+        with enabled():
             outputs.append(call(0)[: 1 if direction == "forward" else 3])
     agree(*outputs, MAX_DIFFERENCE)
     row = fields_of(p) | {"direction": direction, "kernel": _kernel(p, direction, sets[0])}

@@ -1,4 +1,4 @@
-"""Problems on which our kernels might lose to stock's."""
+"""Lists problems on which our kernels might lose to stock's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GIB = 1 << 30
 
 
 def decode_like(quick: bool) -> list[Shape]:
-    """Few queries against many keys."""
+    """Returns problems of few queries against many keys."""
     seqlens_q = (1, 4, 16, 32, 64, 128, 256, 512)
     seqlens_k = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
     batches = ((1, 8, 8), (1, 32, 8), (2, 16, 1), (4, 16, 16), (8, 32, 8), (32, 16, 2), (64, 32, 8))
@@ -28,7 +28,7 @@ def decode_like(quick: bool) -> list[Shape]:
 
 
 def short(quick: bool) -> list[Shape]:
-    """Self-attention over short sequences, dense: images, sentences."""
+    """Returns dense self-attention over short sequences, such as images and sentences."""
     lengths = (64, 197) if quick else (32, 64, 77, 128, 197, 256, 384)
     every = product((8, 64, 512), ((12, 12), (32, 8)), lengths, (64, 128), (False, True))
     return [
@@ -38,7 +38,7 @@ def short(quick: bool) -> list[Shape]:
 
 
 def many_short(quick: bool) -> list[Shape]:
-    """Packed sequences, all of one length or of random ones."""
+    """Returns packed sequences, all of one length or of random ones."""
     tokens = (16384,) if quick else (2048, 8192, 16384, 65536, 262144)
     means = (32, 128, 512) if quick else (16, 32, 64, 128, 256, 512, 1024, 2048)
     shapes = []
@@ -46,7 +46,7 @@ def many_short(quick: bool) -> list[Shape]:
         tokens, means, ((16, 16), (32, 8)), (64, 128), (False, True), (True, False)
     ):
         count = total // mean
-        # More are lost by far: every CTA looks for its sequence among all.
+        # Ours loses on more sequences by far, because every CTA looks for its sequence among all.
         if not 1 <= count <= 1024:
             continue
         chosen = random.Random(f"{total} {mean}")
@@ -60,8 +60,8 @@ def many_short(quick: bool) -> list[Shape]:
 
 
 def problems(quick: bool) -> list[Shape]:
-    """All of them, in a random order that is the same in every run, so that a run cut short has
-    seen a fair sample."""
+    """Returns all problems in a random order that is the same in every run, so that a run cut short
+    has seen a fair sample."""
     shapes = decode_like(quick) + short(quick) + many_short(quick)
     random.Random(0).shuffle(shapes)
     return shapes

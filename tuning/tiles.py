@@ -32,10 +32,13 @@ from tuning.tiles_grid import defaults, tile
 
 TARGET_MS = 1.0
 ROUNDS = 5
-PAUSE_S = 0.005  # runs of a millisecond leave the device cool enough
-BUDGET_S = 60  # of a run; the next one adds what is missing
+# Runs of a millisecond leave the device cool enough.
+PAUSE_S = 0.005
+# A run takes so many seconds; the next one adds what is missing.
+BUDGET_S = 60
 
-Problem = tuple[str, str, Shape]  # direction, dtype
+# The texts are the direction and the dtype.
+Problem = tuple[str, str, Shape]
 
 
 def grid(default: Kernel) -> list[Problem]:

@@ -1,6 +1,5 @@
-"""Self-attention problems on which another tile than the default might win. Each combination of the
-features that the rules see is measured twice, so that no rule stands on one measurement.
-"""
+"""Lists self-attention problems on which another tile than the default might win. Each combination
+of the features that the rules see is measured twice, so that no rule stands on one measurement."""
 
 from __future__ import annotations
 
@@ -12,16 +11,20 @@ from kernels.matrix import candidates, with_candidates
 
 TOKENS = 16384
 HIDDEN = 2048
-GROUP = 4  # query heads that share a key/value head under GQA
-SM_COUNT = 132  # of the device that is measured
-LENGTHS = (128, 197, 256, 384, 512, 577, 1024, 2048, 4096, 8192, 16384)  # 197 and 577: ViT's
+# Under GQA so many query heads share a key/value head.
+GROUP = 4
+# The device that is measured has so many SMs.
+SM_COUNT = 132
+# ViT has lengths of 197 and 577.
+LENGTHS = (128, 197, 256, 384, 512, 577, 1024, 2048, 4096, 8192, 16384)
 FEW_LENGTHS = (320, 577, 1024, 2048)
-FEW_TILES = (45, 85, 200)  # per 100 SMs: a part of a wave, most of one, and two
+# So many tiles per 100 SMs make a part of a wave, most of one, and two.
+FEW_TILES = (45, 85, 200)
 MEANS = (128, 256, 577, 1024, 4096, 8192)
 
 
 def defaults() -> list[Kernel]:
-    """The kernels that have candidates, one for both dtypes and for MHA and GQA."""
+    """Returns the kernels that have candidates, one for both dtypes and for MHA and GQA."""
     kernels = (kernel for kernel in with_candidates() if not kernel.tuned and candidates(kernel))
     return [k for k in kernels if k.dtype == "bf16" and not k.grouped]
 
@@ -35,7 +38,7 @@ def _heads(head_dim: int) -> int:
 
 
 def _many_tiles(seqlen: int, head_dim: int, causal: bool) -> list[tuple[str, Shape]]:
-    """The shapes that most train, and GQA in fp16."""
+    """Returns the shapes that most train, and GQA in fp16."""
     heads, batch = _heads(head_dim), max(1, TOKENS // seqlen)
     return [
         ("bf16", square(batch, heads, seqlen, head_dim, causal)),
@@ -54,8 +57,8 @@ def _few_tiles(seqlen: int, head_dim: int, causal: bool, block_m: int) -> list[t
 
 
 def _packed(mean: int, head_dim: int, causal: bool) -> list[tuple[str, Shape]]:
-    """Sequences of one length, with GQA; and pairs of two random lengths, which together are as
-    long."""
+    """Returns sequences of one length, with GQA, and pairs of two random lengths, which together
+    are as long."""
     heads, pairs = _heads(head_dim), TOKENS // (2 * mean)
     chosen = random.Random(mean)
     shorter = [chosen.randint(1, mean) for _ in range(pairs)]

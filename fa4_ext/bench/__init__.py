@@ -1,2 +1,2 @@
-"""The measurements of `python -m fa4_ext bench`. Nothing else of the package imports this
-folder."""
+"""This folder holds the measurements of `python -m fa4_ext bench`. Nothing else of the package
+imports it."""

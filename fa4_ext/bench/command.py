@@ -1,4 +1,4 @@
-"""What `python -m fa4_ext bench` does with its options."""
+"""Runs `python -m fa4_ext bench` with its options."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from fa4_ext.bench.contenders import contenders
 from fa4_ext.bench.grids import GRIDS, Grid
 from fa4_ext.bench.session import NO_DEVICE, header, session
 
-ROUNDS, QUICK_ROUNDS = 7, 5  # enough for a median that repeats within the spread that is printed
+# So many give a median that repeats within the spread that is printed.
+ROUNDS, QUICK_ROUNDS = 7, 5
 
 
 def run(arguments) -> int:
-    """The exit status.
+    """Runs the command and returns its exit status.
 
     Raises:
         ValueError: an option's value is wrong.
@@ -39,7 +40,8 @@ def run(arguments) -> int:
         results.save(result, arguments.json)
     if arguments.csv:
         results.write_csv(result, arguments.csv)
-    print(table.text(result))  # after the files: printing into a pipe that closes ends the process
+    # It comes after the files, because printing into a pipe that closes ends the process.
+    print(table.text(result))
     if old:
         print(f"\n{compare.text(old, result)}")
     if figures:
@@ -48,7 +50,7 @@ def run(arguments) -> int:
 
 
 def check_shows_alone(arguments) -> None:
-    """--from measures nothing."""
+    """Refuses options of a measurement beside --from, which measures nothing."""
     defaults = {
         "grid": "paper",
         "op": "both",

@@ -1,4 +1,4 @@
-"""A result beside an older one of the same grid."""
+"""Compares a result with an older one of the same grid."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import statistics
 
 from fa4_ext.bench.table import NONE, columns
 
-# where these differ, so may the speeds, whatever happened here
+# Where these differ, the speeds may differ for that reason alone.
 SAME = ("device", "torch", "cudnn", "dtype")
 
 
 def ratios(old: dict, new: dict) -> dict[str, dict[str, float]]:
-    """{row: {contender: old time over new time}} of the rows and contenders that both have: above 1
-    the new one is faster."""
+    """Returns {row: {contender: old time over new time}} for the rows and contenders that both
+    have. Above 1 the new one is faster."""
     before = {row["name"]: row["results"] for row in old["throughput"]}
     found = {}
     for row in new["throughput"]:

@@ -1,4 +1,5 @@
-"""Who is measured: a differentiable function each, and what has to be switched on around it."""
+"""Defines who is measured: a differentiable function for each contender, and what has to be
+switched on around it."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ from fa4_ext.bench.shapes import Shape
 
 @dataclass(frozen=True)
 class Contender:
-    """`dense(q, k, v, causal)` takes and returns [batch, heads, seqlen, head_dim]; `varlen(q, k, v,
-    cu_seqlens, longest, causal)`, None where it has none, [tokens, heads, head_dim]."""
+    """An implementation of attention that can be measured. `dense(q, k, v, causal)` takes and
+    returns [batch, heads, seqlen, head_dim]. `varlen(q, k, v, cu_seqlens, longest, causal)` takes
+    and returns [tokens, heads, head_dim]; it is None where the contender has none."""
 
     name: str
     label: str
@@ -33,7 +35,7 @@ class Contender:
     dtypes: tuple[str, ...] = ("bf16", "fp16")
 
     def has(self, shape: Shape, dtype: str, direction: str) -> bool:
-        """Whether it is asked to run this."""
+        """Returns whether the contender is asked to run this."""
         layout = self.varlen if shape.lengths else self.dense
         return (
             layout is not None
@@ -49,14 +51,15 @@ def _sdpa(q, k, v, causal):
 
 
 def _aten_varlen(q, k, v, cu_seqlens, longest, causal):
-    """What torch.nn.attention.varlen calls; its own signature differs from torch to torch."""
+    """Calls the op that torch.nn.attention.varlen calls, because the signature of torch's own
+    function differs from torch to torch."""
     return torch.ops.aten._flash_attention_forward(
         q, k, v, cu_seqlens, cu_seqlens, longest, longest, 0.0, causal, False
     )[0]
 
 
 def _sequence_first(function):
-    """A function of [batch, seqlen, heads, head_dim] that may return more than its output."""
+    """Wraps a function of [batch, seqlen, heads, head_dim] that may return more than its output."""
 
     def dense(q, k, v, causal):
         out = function(*(t.transpose(1, 2) for t in (q, k, v)), causal=causal)
@@ -66,8 +69,8 @@ def _sequence_first(function):
 
 
 def ours_enabled() -> AbstractContextManager:
-    """Our kernels or an error: a number that is stock's, by a speed rule or otherwise, must not
-    stand under our name."""
+    """Runs our kernels or raises an error, because a number of the stock kernel, by a speed rule or
+    otherwise, must not stand under our name."""
     stack = ExitStack()
     stack.enter_context(fa4_ext.register(fallback="error", speed_rules=False))
     stack.enter_context(sdpa_kernel(SDPBackend.FLASH_ATTENTION))
@@ -103,13 +106,14 @@ def _cudnn() -> Contender:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # its modules lie on the path, but it was not installed
+    # Its modules lie on the path, but it was not installed.
+    except PackageNotFoundError:
         return "unknown"
 
 
 def _fa4() -> Contender:
-    # With the logsumexp, which the aten ops return and a training step needs: without it a call
-    # does less.
+    # The call returns the logsumexp too, as the aten ops do and as a training step needs. A call
+    # without it does less.
     interface = import_module("flash_attn.cute.interface")
     dense = functools.partial(interface.flash_attn_func, return_lse=True)
 
@@ -130,7 +134,7 @@ def _fa4() -> Contender:
 
 
 def _fa3() -> Contender:
-    """A build of FlashAttention-3 that has the forward in bf16 alone."""
+    """Wraps a build of FlashAttention-3 that has the forward in bf16 alone."""
     module = import_module("fa3_fwd_interface")
     dense = _sequence_first(module.flash_attn_func)
     return Contender(
@@ -148,7 +152,8 @@ KNOWN = {"ours": _ours, "stock": _stock, "cudnn": _cudnn, "fa4": _fa4, "fa3": _f
 
 
 def contenders(names: list[str] | None = None) -> list[Contender]:
-    """The named ones; None: all that can be had, and a line on stderr for each of the others.
+    """Returns the named contenders. None stands for all that can be had; stderr then gets a line
+    for each of the others.
 
     Raises:
         ValueError: a name is not known, or what it names can't be had.
@@ -159,7 +164,7 @@ def contenders(names: list[str] | None = None) -> list[Contender]:
             raise ValueError(f"argument --contenders: {name!r} is none of {', '.join(KNOWN)}")
         try:
             found.append(KNOWN[name]())
-        # not installed, or whatever else a package raises where it does not load
+        # The package is not installed, or raises something else where it does not load.
         except Exception as error:
             if names:
                 raise ValueError(f"argument --contenders: {name} can't be had: {error}") from error

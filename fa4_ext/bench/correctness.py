@@ -1,4 +1,4 @@
-"""Inputs of a problem, and whether a contender's outputs are right: against attention in fp32."""
+"""Makes the inputs of a problem, and checks a contender's outputs against attention in fp32."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import torch
 from fa4_ext.bench.shapes import Shape
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Norm of the error over the norm of the truth. bf16 attention is at 2 to 6 in a thousand, fp16 at
-# an eighth of it; a wrong mask or scale at 1 in 10.
+# The limit is on the norm of the error over the norm of the truth. bf16 attention is at 2 to 6 in a
+# thousand, fp16 at an eighth of it; a wrong mask or scale is at 1 in 10.
 MAX_RELATIVE_ERROR = {"bf16": 1.5e-2, "fp16": 1.5e-2 / 8}
-ROWS = 2048  # of queries at a time: the scores of 32k keys take 256 MiB
-# What is compared: the first sequence with the first head of keys and values and the query heads
-# that share it, and the last ones. What is off by a row, a head or a sequence is seen in one of
-# them.
+# The truth is computed for so many queries at a time: the scores of 32k keys take 256 MiB.
+ROWS = 2048
+# The comparison takes the first sequence with the first key/value head and the query heads that
+# share it, and the last sequence with the last ones. One of them shows what is off by a row, a head
+# or a sequence.
 CORNERS = (0, -1)
 
 
 def make_inputs(shape: Shape, dtype: str) -> list[torch.Tensor]:
-    """q, k, v, dO. Dense: [batch, heads, seqlen, head_dim] views of [batch, seqlen, heads,
-    head_dim] memory, as models have them; varlen: [tokens, heads, head_dim]."""
+    """Makes q, k, v and dO. Dense ones are [batch, heads, seqlen, head_dim] views of [batch,
+    seqlen, heads, head_dim] memory, as models have them; with varlen they are [tokens, heads,
+    head_dim]."""
     sizes = [
         (shape.seqlen_q, shape.heads),
         (shape.seqlen_k, shape.heads_kv),
@@ -38,7 +40,7 @@ def make_inputs(shape: Shape, dtype: str) -> list[torch.Tensor]:
 
 
 def make_cu_seqlens(shape: Shape) -> torch.Tensor | None:
-    """int32 [sequences + 1] of a varlen problem."""
+    """Makes the int32 [sequences + 1] tensor of a varlen problem."""
     return (
         torch.tensor([0, *accumulate(shape.lengths)], dtype=torch.int32, device="cuda")
         if shape.lengths
@@ -47,7 +49,8 @@ def make_cu_seqlens(shape: Shape) -> torch.Tensor | None:
 
 
 def corner_of(tensor: torch.Tensor, shape: Shape, corner: int) -> torch.Tensor:
-    """[heads, rows, head_dim] of a tensor that is laid out as the inputs."""
+    """Returns the corner as [heads, rows, head_dim], from a tensor that is laid out as the
+    inputs."""
     group = tensor.shape[1] // shape.heads_kv
     heads = tensor[:, :group] if corner == 0 else tensor[:, -group:]
     if not shape.lengths:
@@ -57,11 +60,11 @@ def corner_of(tensor: torch.Tensor, shape: Shape, corner: int) -> torch.Tensor:
 
 
 def attention(q, k, v, do, causal: bool) -> tuple[torch.Tensor, ...]:
-    """out, dq, dk, dv in fp32 of q and do [heads, rows, head_dim] on k and v [1, rows, head_dim],
-    written out."""
+    """Computes out, dq, dk and dv in fp32, written out, from q and do [heads, rows, head_dim] and k
+    and v [1, rows, head_dim]."""
     q, k, v, do = (t.float() for t in (q, k[0], v[0], do))
     scale = q.shape[-1] ** -0.5
-    # the query row on whose diagonal a key lies
+    # This is the query row on whose diagonal a key lies.
     columns = torch.arange(k.shape[0], device=q.device) - (k.shape[0] - q.shape[1])
     out, dq, dk, dv = (
         torch.empty_like(q),
@@ -89,7 +92,7 @@ def attention(q, k, v, do, causal: bool) -> tuple[torch.Tensor, ...]:
 
 
 def truth(shape: Shape, inputs: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
-    """out, dq, dk, dv of each of CORNERS."""
+    """Returns out, dq, dk and dv for each of CORNERS."""
     corners = [[corner_of(t, shape, corner) for t in inputs] for corner in CORNERS]
     return [attention(q, k, v, do, shape.causal) for q, k, v, do in corners]
 
@@ -97,14 +100,15 @@ def truth(shape: Shape, inputs: list[torch.Tensor]) -> list[tuple[torch.Tensor, 
 def worst_error(
     shape: Shape, outputs: tuple[torch.Tensor, ...], truths: list[tuple[torch.Tensor, ...]]
 ) -> float:
-    """Of the outputs, as many as each corner has truths: the largest relative error. Not a number
-    where an output is none."""
+    """Returns the largest relative error of the outputs, which are as many as each corner has
+    truths. It is not a number where an output is none."""
     errors = [
         (corner_of(output, shape, corner).float() - truth).norm() / truth.norm()
         for corner, of_corner in zip(CORNERS, truths, strict=True)
         for output, truth in zip(outputs, of_corner, strict=True)
     ]
-    return torch.stack(errors).max().item()  # max() keeps a NaN
+    # max() keeps a NaN.
+    return torch.stack(errors).max().item()
 
 
 def check(
@@ -113,7 +117,7 @@ def check(
     outputs: tuple[torch.Tensor, ...],
     truths: list[tuple[torch.Tensor, ...]],
 ) -> float:
-    """The error.
+    """Returns the error.
 
     Raises:
         RuntimeError: it is larger than rounding explains.

@@ -1,4 +1,5 @@
-"""A result as a figure. The only module that needs matplotlib, on which fa4_ext does not depend."""
+"""Draws a result as a figure. This is the only module that needs matplotlib, on which fa4_ext does
+not depend."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from fa4_ext.bench.grids import GRIDS, HIDDEN_SIZE, MICROSECONDS
 from fa4_ext.bench.shapes import DIRECTIONS
 
 FORMATS = (".png", ".svg", ".pdf")
-# The same hue for a contender in every figure; ours is the strong one.
+# A contender has the same hue in every figure; ours is the strong one.
 COLOURS = {
     "ours": "#c0392b",
     "stock": "#b8bec6",
@@ -17,7 +18,8 @@ COLOURS = {
     "fa4": "#5b8fd0",
     "fa3": "#9b7fc1",
 }
-BARS = 0.82  # of the room between two groups
+# Bars take this part of the room between two groups.
+BARS = 0.82
 CEILING = {
     "color": "#444444",
     "linestyle": ":",
@@ -27,8 +29,8 @@ CEILING = {
 
 
 def check(paths: list[str]) -> None:
-    """Raises ValueError where the figure could not be written: before, not after, minutes of
-    measuring."""
+    """Raises ValueError where the figure could not be written, so that a run fails before minutes
+    of measuring and not after them."""
     for path in paths:
         if Path(path).suffix not in FORMATS:
             raise ValueError(f"argument --figure: {path} must end in {', '.join(FORMATS)}")
@@ -40,7 +42,7 @@ def check(paths: list[str]) -> None:
 
 
 def draw(result: dict, paths: list[str]) -> None:
-    """Writes the figure once per path; its suffix is the format."""
+    """Writes the figure once for each path. The suffix of a path is the format."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -63,13 +65,13 @@ def _directions(result: dict) -> list[str]:
 
 
 def _value(row: dict, contender: str, unit: str) -> float:
-    """0 where it was not measured."""
+    """Returns the value to draw, 0 where it was not measured."""
     measured = row["results"].get(contender, {})
     return 1e3 * measured.get("ms", 0.0) if unit == MICROSECONDS else measured.get("tflops", 0.0)
 
 
 def _bars(axis, result: dict, panel: list[dict], unit: str, bar) -> None:
-    """A group for each row of the panel; `bar` is axis.bar or axis.barh."""
+    """Draws a group of bars for each row of the panel. `bar` is axis.bar or axis.barh."""
     labels = result["contenders"]
     width = BARS / len(labels)
     for index, (name, label) in enumerate(labels.items()):
@@ -91,7 +93,7 @@ def _legend(figure, axis, place: str) -> None:
 
 
 def _by_length(pyplot, result: dict):
-    """Bars by sequence length; a panel per head dim, mask and direction."""
+    """Draws bars by sequence length, in a panel for each head dim, mask and direction."""
     rows, unit, directions = result["throughput"], GRIDS[result["grid"]].unit, _directions(result)
     columns = sorted({(row["head_dim"], row["causal"]) for row in rows})
     size = (4.2 * len(columns), 3.5 * len(directions))
@@ -122,7 +124,7 @@ def _by_length(pyplot, result: dict):
     shared = f", {ratio} query heads on a head of keys and values" if ratio > 1 else ""
     conditions = f"{_conditions(result)}, 16k tokens, hidden size {HIDDEN_SIZE}{shared}"
     figure.text(0.5, 0.005, conditions, ha="center", color="#666666")
-    # inches, for the conditions and the legend
+    # The conditions and the legend take so many inches.
     figure.tight_layout(rect=(0, 0.18 / size[1], 1, 1 - 0.35 / size[1]))
     return figure
 
@@ -132,7 +134,7 @@ def _length(tokens: int) -> str:
 
 
 def _by_name(pyplot, result: dict):
-    """Horizontal bars by row, the first on top; a panel per direction."""
+    """Draws horizontal bars by row, the first on top, in a panel for each direction."""
     unit, directions = GRIDS[result["grid"]].unit, _directions(result)
     panels = [
         [row for row in result["throughput"] if row["direction"] == direction]
@@ -146,12 +148,14 @@ def _by_name(pyplot, result: dict):
         _bars(axis, result, panel, unit, axis.barh)
         axis.grid(axis="x", color="#e6e6e6", zorder=0)
         if unit == MICROSECONDS:
-            axis.set_xscale("log")  # from a single short sequence to a hundred long ones
+            # Rows go from a single short sequence to a hundred long ones.
+            axis.set_xscale("log")
             axis.set_title(f"{direction}, {unit}, logarithmic, lower is better", fontsize=11)
         else:
             axis.axvline(result["header"]["matmul_tflops"], **CEILING)
             axis.set_title(f"{direction}, {unit}", fontsize=11)
-    first = axes[0][0]  # the panels share its axis
+    # The panels share its axis.
+    first = axes[0][0]
     first.set_yticks(
         range(len(panels[0])), [row["name"].removesuffix(f" {directions[0]}") for row in panels[0]]
     )

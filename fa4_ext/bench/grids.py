@@ -1,4 +1,4 @@
-"""The named grids of problems."""
+"""Defines the named grids of problems."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from itertools import product
 from fa4_ext.bench.shapes import DIRECTIONS, Shape, packed, square
 
 TFLOPS, MICROSECONDS = "TFLOP/s", "us"
-TOKENS = 16384  # of a batch, as in the FlashAttention-3 paper
+# A batch has so many tokens, as in the FlashAttention-3 paper.
+TOKENS = 16384
 HIDDEN_SIZE = 2048
-HEAD_DIMS = (64, 128)  # the paper's, of 16-bit types
+# These are the paper's head dims of 16-bit types.
+HEAD_DIMS = (64, 128)
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
-# --quick takes each fifth problem: of the paper's grid five lengths, both masks and both head dims
+# --quick takes each fifth problem. Of the paper's grid these are five lengths, both masks and both
+# head dims.
 QUICK_STEP = 5
 
 
@@ -23,7 +26,8 @@ class Grid:
     shapes: tuple[Shape, ...]
     unit: str = TFLOPS
     directions: tuple[str, ...] = DIRECTIONS
-    by_length: bool = False  # its figure has the lengths on the axis, not the names
+    # Its figure has the lengths on the axis, not the names.
+    by_length: bool = False
 
     def part(self, quick: bool) -> tuple[Shape, ...]:
         return self.shapes[::QUICK_STEP] if quick else self.shapes
@@ -32,7 +36,7 @@ class Grid:
 def _by_length(
     head_dims: tuple[int, ...], seqlens: tuple[int, ...], ratio: int = 1
 ) -> tuple[Shape, ...]:
-    """`ratio`: query heads that share a key/value head."""
+    """Returns problems by length. `ratio` query heads share a key/value head."""
     return tuple(
         square(
             TOKENS // seqlen, HIDDEN_SIZE // head_dim, seqlen, head_dim, causal,
@@ -44,8 +48,9 @@ def _by_length(
 
 
 def _llama() -> tuple[Shape, ...]:
-    """Training steps and prompts. tp8: the heads of one of eight GPUs."""
-    calls = (  # model, batch, heads, heads of keys and values, length, head dim
+    """Returns training steps and prompts. tp8 has the heads of one of eight GPUs."""
+    # The columns are model, batch, heads, key/value heads, length and head dim.
+    calls = (
         ("llama-2-7b", 4, 32, 32, 4096, 128),
         ("llama-3-8b", 8, 32, 8, 1024, 128),
         ("llama-3-8b", 2, 32, 8, 8192, 128),
@@ -71,7 +76,8 @@ def _llama() -> tuple[Shape, ...]:
 
 
 def _vit() -> tuple[Shape, ...]:
-    calls = (  # model, batch, heads, tokens of an image, head dim
+    # The columns are model, batch, heads, tokens of an image and head dim.
+    calls = (
         ("vit-b/16", 128, 12, 197, 64),
         ("vit-l/16", 32, 16, 577, 64),
         ("vit-h/14", 64, 16, 257, 80),
@@ -88,8 +94,10 @@ def _vit() -> tuple[Shape, ...]:
 
 
 def _decode() -> tuple[Shape, ...]:
-    """The next tokens of Llama-3-8B after keys and values that are there."""
-    calls = (  # batch, new tokens, keys
+    """Returns steps of decoding: the next tokens of Llama-3-8B after keys and values that are
+    there."""
+    # The columns are batch, new tokens and keys.
+    calls = (
         (1, 1, 4096), (1, 1, 65536), (8, 1, 8192), (64, 1, 2048), (128, 1, 8192), (1, 16, 65536),
         (8, 16, 8192), (8, 128, 8192),
     )  # fmt: skip
@@ -99,9 +107,10 @@ def _decode() -> tuple[Shape, ...]:
 
 
 def _varlen() -> tuple[Shape, ...]:
-    """16k packed tokens, as documents or answers come."""
+    """Returns batches of 16k packed tokens, with lengths as documents or answers have them."""
     mixed = [4096, 2048, 2048, 1024, 1024, 1024, 1024, *[512] * 4, *[256] * 6, *[128] * 4]
-    random.Random(0).shuffle(mixed)  # not longest first
+    # Sequences do not come longest first.
+    random.Random(0).shuffle(mixed)
     batches = {
         "uniform 16x1024": (1024,) * 16,
         "mixed": tuple(mixed),

@@ -1,5 +1,5 @@
-"""Host time of a call, how long Python and C++ take to enqueue it while the device is idle or
-behind, and how many nodes it is in a CUDA graph."""
+"""Measures the host time of a call: how long Python and C++ take to enqueue it while the device is
+idle or behind. It also counts the call's nodes in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ SHAPES = (
     square(8, 16, 512, 128, False, name="B8 H16 S512 D128"),
 )
 DIRECTIONS = ("forward", "forward+backward")
-# a batch: the launches of no contender fill the queue, in which the host would wait for the device
+# This is the number of calls in a batch. The launches of no contender fill the queue then, and the
+# host never waits for the device.
 CALLS = 50
 BATCHES, QUICK_BATCHES = 40, 10
 
@@ -47,7 +48,7 @@ def _batch_us(work: Callable[[], object]) -> float:
 
 
 def _graph_nodes(work: Callable[[], object]) -> int:
-    """Of a call that has run before."""
+    """Counts the nodes of a call that has run before."""
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     torch.cuda.synchronize()
     graph.capture_begin()
@@ -67,8 +68,8 @@ def _graph_nodes(work: Callable[[], object]) -> int:
 def _alternating(
     works: dict[str, tuple[Contender, Callable]], batches: int, name: str
 ) -> dict[str, float]:
-    """Median microseconds a call. Who begins moves on from batch to batch; who fails is left
-    out."""
+    """Returns the median microseconds of a call for each contender. Who begins moves on from batch
+    to batch; who fails is left out."""
     times: dict[str, list[float]] = {}
     for batch in range(batches):
         order = list(works)
@@ -78,27 +79,29 @@ def _alternating(
             try:
                 with contender.enabled():
                     times.setdefault(who, []).append(_batch_us(work))
-            except Exception as error:  # of any kind: other packages raise their own
+            # Other packages raise errors of their own types.
+            except Exception as error:
                 print(f"\n{who}, {name}: {error!r:.300}", file=sys.stderr)
                 del works[who]
     return {who: statistics.median(values) for who, values in times.items() if who in works}
 
 
 def _nodes(works: dict[str, tuple[Contender, Callable]], name: str) -> dict[str, int]:
-    """Who can't be captured is left out."""
+    """Counts the nodes of each contender. One that can't be captured is left out."""
     found = {}
     for who, (contender, work) in works.items():
         try:
             with contender.enabled():
                 found[who] = _graph_nodes(work)
-        except Exception as error:  # of any kind: other packages raise their own
+        # Other packages raise errors of their own types.
+        except Exception as error:
             print(f"\n{who}, {name}, in a graph: {error!r:.300}", file=sys.stderr)
             torch.cuda.synchronize()
     return found
 
 
 def measure(contenders: list[Contender], dtype: str, batches: int) -> list[dict]:
-    """Rows of a call: of each contender median microseconds and graph nodes."""
+    """Returns a row for each call, with median microseconds and graph nodes of each contender."""
     rows = []
     progress = Progress(len(SHAPES) * len(DIRECTIONS), what="host times")
     for shape in SHAPES:

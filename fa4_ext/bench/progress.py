@@ -4,7 +4,8 @@ elsewhere."""
 import sys
 import time
 
-SECONDS_BETWEEN_LINES = 10  # where output goes to a file
+# Output that goes to a file gets a line this often.
+SECONDS_BETWEEN_LINES = 10
 BAR_WIDTH = 24
 
 

@@ -1,4 +1,4 @@
-"""Result files: JSON, which every other output can be made of again, and CSV.
+"""Reads and writes result files: JSON, of which every other output can be made again, and CSV.
 
 A result is a dict: header, what the numbers depend on; grid, its name; contenders, {name: label};
 throughput, rows of throughput.measure; and, where asked for, host, rows of host.measure.
@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 def load(path: str, option: str) -> dict:
-    """A result from a JSON file.
+    """Returns a result from a JSON file.
 
     Raises:
         ValueError: there is none, or something else is in it; `option` named the file.
@@ -55,7 +55,7 @@ def save(result: dict, path: str) -> None:
 
 
 def lines(result: dict) -> Iterator[dict]:
-    """A line for each row and contender."""
+    """Returns a line for each row and contender."""
     for row in result["throughput"]:
         for contender, measured in row["results"].items():
             yield (

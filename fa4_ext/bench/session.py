@@ -1,5 +1,5 @@
-"""The process of a measurement: PyTorch as it is without us, on one side stream, and what its
-numbers depend on."""
+"""Sets up the process of a measurement: PyTorch as it is without us, on one side stream, and what
+its numbers depend on."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from fa4_ext.bench.timing import in_turns, prepare, stream, summary
 
 NO_DEVICE = "no CUDA device is available: measuring needs one"
 QUERY = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
-CEILING_SIZE = 8192  # of the square matrices: from there on cuBLAS gets no faster
+# The square matrices are this large: from there on cuBLAS gets no faster.
+CEILING_SIZE = 8192
 
 
 @contextmanager
 def session() -> Iterator[None]:
-    """Ours is registered only while it is measured; all work runs on the side stream."""
+    """Runs all work on the side stream. Ours is registered only while it is measured."""
     if fa4_ext.default_handle is not None:
         fa4_ext.default_handle.remove()
     with torch.cuda.stream(stream()):
@@ -30,7 +31,8 @@ def session() -> Iterator[None]:
 
 
 def matmul_ceiling(rounds: int, dtype: str) -> float:
-    """TFLOP/s of a matrix product: what the device gives to a dense kernel in this process."""
+    """Returns the TFLOP/s of a matrix product, which is what the device gives to a dense kernel in
+    this process."""
     a, b = (
         torch.randn(CEILING_SIZE, CEILING_SIZE, dtype=DTYPES[dtype], device="cuda")
         for _ in range(2)
@@ -42,7 +44,8 @@ def matmul_ceiling(rounds: int, dtype: str) -> float:
 
 
 def _device_state() -> dict[str, str]:
-    """Driver, clocks and power as nvidia-smi says them; empty where it does not know the device."""
+    """Returns driver, clocks and power as nvidia-smi says them. The result is empty where
+    nvidia-smi does not know the device."""
     device = f"GPU-{torch.cuda.get_device_properties().uuid}"
     command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "-i", device]
     try:
@@ -53,8 +56,8 @@ def _device_state() -> dict[str, str]:
 
 
 def header(rounds: int, dtype: str, contenders: list[Contender]) -> dict:
-    """What the numbers depend on. The clocks are read after the matrix products, when the device is
-    warm."""
+    """Returns what the numbers depend on. The clocks are read after the matrix products, when the
+    device is warm."""
     ceiling = matmul_ceiling(rounds, dtype)
     return {
         "device": torch.cuda.get_device_name(),

@@ -1,4 +1,4 @@
-"""A problem that is measured."""
+"""Describes a problem that is measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DIRECTIONS = ("forward", "backward")
 
 @dataclass(frozen=True)
 class Shape:
-    """One call of attention. Of packed sequences (varlen) `seqlen_q` and `seqlen_k` are the mean
+    """One call of attention. For packed sequences (varlen), `seqlen_q` and `seqlen_k` are the mean
     length."""
 
     batch: int
@@ -18,8 +18,10 @@ class Shape:
     seqlen_q: int
     seqlen_k: int
     head_dim: int
-    causal: bool  # bottom-right aligned
-    lengths: tuple[int, ...] = ()  # varlen: of every sequence, the same for queries and keys
+    # A causal mask is bottom-right aligned.
+    causal: bool
+    # With varlen these are the lengths of every sequence, the same for queries and keys.
+    lengths: tuple[int, ...] = ()
     name: str = ""
 
     @property
@@ -40,12 +42,12 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        """Of q, k and v in a dtype of two bytes."""
+        """Returns the bytes of q, k and v in a dtype of two bytes."""
         return 2 * self.head_dim * (self.total_q * self.heads + 2 * self.total_k * self.heads_kv)
 
     def flops(self, direction: str) -> float:
-        """4 D for every query head and pair of query and key that the mask leaves, half of a square
-        with a causal one; the backward counts 2.5 times the forward."""
+        """Returns 4 D for every query head and every pair of query and key that the mask leaves. A
+        causal mask leaves half of a square. The backward counts 2.5 times the forward."""
         sizes = [(length, length) for length in self.lengths] or [
             (self.seqlen_q, self.seqlen_k)
         ] * self.batch
@@ -63,7 +65,8 @@ def square(
     heads_kv: int = 0,
     name: str = "",
 ) -> Shape:
-    """Self-attention; `heads_kv` 0: as many as the query's."""
+    """Returns self-attention. With `heads_kv` 0, there are as many key/value heads as query
+    heads."""
     return Shape(batch, heads, heads_kv or heads, seqlen, seqlen, head_dim, causal, name=name)
 
 
@@ -77,7 +80,7 @@ def packed(
     mean: int = 0,
     name: str = "",
 ) -> Shape:
-    """Self-attention of sequences back to back; `mean`: that the lengths were drawn around, by
-    default their own."""
+    """Returns self-attention of sequences back to back. `mean` is the length around which the
+    lengths were drawn, by default their own mean."""
     mean = mean or sum(lengths) // len(lengths)
     return Shape(len(lengths), heads, heads_kv, mean, mean, head_dim, causal, lengths, name)

@@ -1,4 +1,4 @@
-"""A result as text for a terminal."""
+"""Formats a result as text for a terminal."""
 
 from __future__ import annotations
 

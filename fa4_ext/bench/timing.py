@@ -1,5 +1,5 @@
-"""Device time: CUDA events around replays of a CUDA graph, contenders in turns. Everything here
-runs on one side stream."""
+"""Measures device time by CUDA events around replays of a CUDA graph, contenders in turns.
+Everything here runs on one side stream."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from typing import Any
 
 import torch
 
-# More than any L2 of these devices: inputs rotate among sets of at least this size together, so
+# The sets of inputs together are larger than any L2 of these devices. Inputs rotate among them, so
 # that none is found there. Flushing instead would put a kernel between two calls, and into the time
 # or into a graph of its own.
 L2_BYTES = 128 << 20
 MAX_CALLS = 64
-PAUSE_S = 0.02  # between contenders: power, and with it the clock, evens out in milliseconds
+# The device pauses between contenders: power, and with it the clock, evens out in milliseconds.
+PAUSE_S = 0.02
 
 
 @functools.cache
 def stream() -> torch.cuda.Stream:
-    """The side stream of all work: graphs can't be captured on the default one, and a backward runs
-    where its forward ran."""
+    """Returns the side stream of all work: graphs can't be captured on the default one, and a
+    backward runs where its forward ran."""
     return torch.cuda.Stream()
 
 
 @functools.cache
 def _pool():
-    """Memory shared by all graphs; a first graph keeps it alive between problems."""
+    """Returns the memory that all graphs share. A first graph keeps it alive between problems."""
     pool = torch.cuda.graph_pool_handle()
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
@@ -45,22 +46,25 @@ def _pool():
 
 @dataclass
 class Prepared:
-    """Work that is ready to be timed: `run()` enqueues `calls` calls."""
+    """Work that is ready to be timed. `run()` enqueues `calls` calls."""
 
     run: Callable[[], Any]
     calls: int
     captured: bool
-    outputs: Any  # of the last call, valid after a run
-    call: Callable[[int], Any]  # which owns tensors that a graph reads
-    sleep_cycles: int = 0  # not captured: how long the device sleeps while the host enqueues
+    # These are the last call's, valid after a run.
+    outputs: Any
+    # The call owns tensors that a graph reads.
+    call: Callable[[int], Any]
+    # Where nothing is captured, the device sleeps so long while the host enqueues.
+    sleep_cycles: int = 0
 
     def ms(self) -> float:
-        """Milliseconds a call, of one run."""
+        """Returns the milliseconds of a call in one run."""
         return _event_ms(self.run, self.sleep_cycles) / self.calls
 
 
 def sets_for(set_bytes: int) -> int:
-    """How many sets of inputs to rotate among, so that none is found in L2."""
+    """Returns how many sets of inputs to rotate among, so that none is found in L2."""
     return max(1, min(32, math.ceil(L2_BYTES / max(1, set_bytes))))
 
 
@@ -70,8 +74,8 @@ def prepare(
     enabled: Callable[[], AbstractContextManager],
     target_ms: float,
 ) -> Prepared:
-    """`call(i)` runs the problem on the i-th set of inputs. Captured where possible, otherwise a
-    loop behind a sleeping kernel."""
+    """Prepares `call(i)`, which runs the problem on the i-th set of inputs. It is captured where
+    possible; otherwise it is a loop behind a sleeping kernel."""
     with enabled():
         for i in range(2):
             call(i % sets)
@@ -84,7 +88,8 @@ def prepare(
         )
         try:
             return _capture(call, sets, calls)
-        except Exception as error:  # of any kind: other packages raise their own
+        # Other packages raise errors of their own types.
+        except Exception as error:
             torch.cuda.synchronize()
             print(f"\nnot captured, timed as a loop: {error!r:.200}", file=sys.stderr)
     return _loop(call, sets, enabled, calls)
@@ -117,7 +122,7 @@ def _loop(call, sets: int, enabled, calls: int) -> Prepared:
             for i in range(calls):
                 call(i % sets)
 
-    # 2 cycles a nanosecond: no clock here is faster.
+    # The sleep counts 2 cycles a nanosecond. No clock here is faster.
     return Prepared(run, calls, False, outputs, call, int(2e9 * host_seconds * (calls + 2)))
 
 
@@ -135,8 +140,8 @@ def _event_ms(work: Callable[[], Any], sleep_cycles: int = 0) -> float:
 def in_turns(
     prepared: dict[str, Prepared], rounds: int, pause_s: float = PAUSE_S
 ) -> dict[str, list[float]]:
-    """Milliseconds a call of every contender in every round. The order is drawn anew for each
-    round: who comes after a hungry one meets lower clocks."""
+    """Returns the milliseconds of a call for every contender in every round. The order is drawn
+    anew for each round: who comes after a hungry one meets lower clocks."""
     order = random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in prepared}
     for _ in range(rounds):
@@ -147,7 +152,7 @@ def in_turns(
 
 
 def summary(times: list[float]) -> dict[str, float]:
-    """Median milliseconds, and the distance from the fastest to the slowest round as a fraction of
-    it."""
+    """Returns the median milliseconds, and the distance from the fastest to the slowest round as a
+    fraction of it."""
     median = statistics.median(times)
     return {"ms": median, "spread": (max(times) - min(times)) / median}

@@ -1,7 +1,7 @@
-"""Markdown that scripts write."""
+"""Formats the Markdown that scripts write."""
 
 
 def table(*rows: tuple) -> str:
-    """The first row is the head."""
+    """Returns a table whose head is the first row."""
     head, *body = (f"| {' | '.join(str(cell) for cell in row)} |" for row in rows)
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])

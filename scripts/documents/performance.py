@@ -27,7 +27,8 @@ DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs"
 PRINTED = re.compile(
     r"(^```\n\$ python -m fa4_ext bench --from (\S+)\n).*?(^```$)", re.DOTALL | re.MULTILINE
 )
-LINES_SHOWN = 12  # of those that `bench --from` prints: the header and two rows
+# The excerpts of what `bench --from` prints have so many lines: the header and two rows.
+LINES_SHOWN = 12
 MARKED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 NAMES = {
@@ -41,7 +42,7 @@ GRIDS = {
     "vit": "images",
     "gqa": "GQA ratios", "varlen": "packed sequences", "decode": "few queries, many keys",
 }  # fmt: skip
-# the rules, which `bench` leaves out, leave part of it to PyTorch's kernel
+# The rules, which `bench` leaves out, leave part of this grid to PyTorch's kernel.
 SPEED_RULES = ("varlen backward",)
 
 
@@ -58,7 +59,7 @@ def problem(row: dict) -> str:
 
 
 def ratio(value: float) -> str:
-    # who loses does so in the third decimal
+    # A narrow loss shows only in the third decimal.
     return f"{value:.3f}" if value < 1.1 else f"{value:.2f}"
 
 
@@ -67,7 +68,7 @@ def number(value: float) -> str:
 
 
 def speeds(found: list[dict], names: tuple[str, ...]) -> dict[str, tuple[float, str]]:
-    """Our speed beside the fastest of these contenders, and who that is, by problem."""
+    """Returns our speed beside the fastest of these contenders, and who that is, by problem."""
     return {
         problem(row): min(
             (row["speed_of_ours"][name], name) for name in names if name in row["speed_of_ours"]
@@ -78,7 +79,8 @@ def speeds(found: list[dict], names: tuple[str, ...]) -> dict[str, tuple[float, 
 
 
 def mean_and_worst(found: list[dict], names: tuple[str, ...]) -> tuple[str, str]:
-    """The worst with its problem, and where several are compared with whom."""
+    """Returns the mean and the worst, with its problem and, where several contenders are compared,
+    with the name of the fastest."""
     by_problem = speeds(found, names)
     if not by_problem:
         return "", ""
@@ -95,7 +97,7 @@ def peers(name: str) -> tuple[str, ...]:
 
 
 def against() -> str:
-    """Each contender of the grid `paper`."""
+    """Compares us with each contender of the grid `paper`."""
     forward, backward = rows("paper", "forward"), rows("paper", "backward")
     each = [
         (NAMES[who], *mean_and_worst(forward, (who,)), *mean_and_worst(backward, (who,)))
@@ -112,7 +114,7 @@ def against() -> str:
 
 
 def fastest() -> str:
-    """Every grid, against the fastest contender in each row."""
+    """Compares us, on every grid, with the fastest contender in each row."""
     found = []
     for direction in ("forward", "backward"):
         for name, title in GRIDS.items():
@@ -123,7 +125,8 @@ def fastest() -> str:
 
 
 def ceiling() -> str:
-    """Beside the matrix product of the same process, at the longest length without a mask."""
+    """Compares us with the matrix product of the same process, at the longest length without a
+    mask."""
     found = {"forward": {}, "backward": {}}
     for name in ("paper", "dims"):
         for direction, of_head_dim in found.items():
@@ -166,7 +169,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def shortened(path: str) -> str:
-    """What `bench --from` prints, with `...` for most rows."""
+    """Returns what `bench --from` prints, with `...` for most rows."""
     printed = results.load(str(ROOT / path), "--from")
     lines = table.text(printed).splitlines()
     summary = table.summary(printed)

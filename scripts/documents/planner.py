@@ -1,4 +1,4 @@
-"""What the planner answers about a call, for the documents."""
+"""Asks the planner about a call, for the documents."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import fa4_ext  # noqa: F401 (torch.ops.fa4_ext)
 from scripts.core_problem import SM_COUNT, core_problem
 
 ROOT = Path(__file__).parents[2]
-# A call that runs, to be changed.
+# This call runs; the documents change it.
 BASE = {
     "op": "forward", "dtype": "bf16", "layout": "dense", "batch": 2, "seqlen_q": 4096,
     "seqlen_k": 4096, "total_q": 8192,
@@ -30,8 +30,8 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 def explain_op(
     capability: int = 90, tensors: tuple[torch.Tensor, ...] = (), **arguments
 ) -> tuple[bool, str, str]:
-    """torch.ops.fa4_ext.explain of a call that runs but for these arguments, which need not be in
-    the planner's problem."""
+    """Asks torch.ops.fa4_ext.explain about a call that runs but for these arguments, which need not
+    be in the planner's problem."""
     tensors = tensors or (meta(2, 512, 8, 128),) * 3
     absent = ("cum_seq_q", "cum_seq_k", "scale", "window_size_left", "window_size_right")
     call = dict.fromkeys((*absent, "seqused_k", "alibi_slopes", "block_table", "num_splits"))

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-PAGE_SIZE = 256  # keys; PyTorch's own kernel takes multiples of it only
+# A page holds so many keys; PyTorch's own kernel takes only multiples of it.
+PAGE_SIZE = 256
 TRAINING = ("training forward", "training backward")
 INFERENCE = ("inference",)
 DECODE = ("decode",)
@@ -37,15 +38,17 @@ class Model:
     heads_kv: int
     head_dim: int
     source: str
-    head_dim_v: int = 0  # 0: as head_dim
+    # 0 stands for head_dim.
+    head_dim_v: int = 0
     causal: bool = False
-    window: tuple[int, int] = (-1, -1)  # of the layers that have one: left, right
+    # Layers with a window have these bounds, left and right.
+    window: tuple[int, int] = (-1, -1)
 
 
 def _litgpt(
     family: str, name: str, heads: int, heads_kv: int, head_dim: int, window: int = 0
 ) -> Model:
-    """A language model whose window of n tokens includes the query's own."""
+    """Describes a language model whose window of n tokens includes the query's own."""
     source = (
         "Lightning-AI/litgpt litgpt/config.py: n_head, n_query_groups, head_size, "
         "sliding_window_size"
@@ -204,7 +207,8 @@ class Call:
     use: str
     layout: str
     batch: int
-    seqlen_q: int  # packed: of the longest sequence
+    # With packed sequences this is the longest length.
+    seqlen_q: int
     seqlen_k: int
     total_q: int
     total_k: int
@@ -244,7 +248,7 @@ class Call:
         return f"packed {total}, longest {longest}"
 
     def problem(self, capability: int) -> dict:
-        """As plan_problems.core_problem takes it. Dropout has no place there."""
+        """Returns the call as plan_problems.core_problem takes it. Dropout has no place there."""
         return {
             "op": "backward" if self.use == "training backward" else "forward",
             "capability": capability,
@@ -286,7 +290,8 @@ def _calls(
 ) -> list[Call]:
     found = MODELS[model]
     if causal is None:
-        causal = found.causal and sizes[1] > 1  # one query sees every key
+        # One query sees every key.
+        causal = found.causal and sizes[1] > 1
     window = found.window if windowed else (-1, -1)
     heads, heads_kv = found.heads // ranks, max(found.heads_kv // ranks, 1)
     rest = (heads, heads_kv, causal, window, dtype, deterministic, dropout_p, paged)
@@ -320,8 +325,8 @@ def packed(
     total_k: int = 0,
     **options,
 ) -> list[Call]:
-    """`longest`: by default all sequences are of one length. `total_k`: keys of sequences that have
-    one query each."""
+    """Returns packed calls. By default all sequences have one length; `longest` says otherwise.
+    `total_k` counts the keys of sequences that have one query each."""
     longest = longest or total // batch
     return _calls(
         model,

@@ -31,8 +31,10 @@ DEVICES = {
 @dataclass(frozen=True)
 class Verdict:
     call: Call
-    uncovered: str  # why we have no kernel for it; empty where we have one
-    slower: str  # a speed rule's reason to leave it to stock all the same
+    # Says why we have no kernel for the call; empty where we have one.
+    uncovered: str
+    # A speed rule gives this reason to leave the call to stock all the same.
+    slower: str
 
     @property
     def runs(self) -> bool:
@@ -40,7 +42,8 @@ class Verdict:
 
 
 def verdict(call: Call, capability: int) -> Verdict:
-    if call.dropout_p:  # no part of the planner's problem
+    # Dropout is no part of the planner's problem.
+    if call.dropout_p:
         return Verdict(call, explain_op(capability, dropout_p=call.dropout_p)[2], "")
     problem = call.problem(capability)
     uncovered = plan(problem).reason

@@ -1,4 +1,4 @@
-"""docs/support.md's table of what no kernel takes."""
+"""Writes docs/support.md's table of what no kernel takes."""
 
 import torch
 
@@ -24,7 +24,8 @@ LIMITS = (
         {"op": "backward", "batch": 1, "seqlen_q": 2**24, "total_q": 2**24},
     ),
 )
-ARGUMENTS = {  # of aten::_flash_attention_forward
+# These are arguments of aten::_flash_attention_forward.
+ARGUMENTS = {
     "dropout": {"dropout_p": 0.1},
     "ALiBi": {"alibi_slopes": meta(8, dtype=torch.float32)},
     "`seqused_k` without `cum_seq_k`": {"seqused_k": meta(2, dtype=torch.int32)},

@@ -1,4 +1,4 @@
-"""docs/support.md's tables of head dims and tiles."""
+"""Writes docs/support.md's tables of head dims and tiles."""
 
 from itertools import product
 
@@ -11,26 +11,27 @@ MASKS = {
     "causal": {"is_causal": True},
     "window": {"window_size_left": 100, "window_size_right": 0},
 }
-# Lengths on both sides of every tile, so that a tile which is chosen by the number of queries
-# shows.
+# There are lengths on both sides of every tile, so that the table shows a tile which is chosen by
+# the number of queries.
 QUERIES = (1, 64, 65, 128, 129, 192, 193, 256, 257, 512, 513, 4096)
 AXES = {
     "queries": QUERIES,
     "layout": ("dense", "varlen"),
     "heads": ("MHA", "GQA"),
     "dtype": ("bf16", "fp16"),
-    "deterministic": ("no", "yes"),  # of the backward
+    # Only the backward has this.
+    "deterministic": ("no", "yes"),
 }
-# Query's and key's, value's.
+# These are the head dim of query and key, and that of value.
 HEAD_DIMS = [(head_dim, head_dim) for head_dim in range(8, 257, 8)]
 OTHER_HEAD_DIMS = {"128/64": (128, 64), "64/128": (64, 128), "192/128": (192, 128)}
 
-# the values of each axis, and the tile that each mask gets with all of them
+# A box holds the values of each axis, and the tile that each mask gets with all of them.
 Box = tuple[dict[str, tuple], tuple[str, ...]]
 
 
 def tile(problem: dict) -> str:
-    """The tile of the kernel that runs, or why none does."""
+    """Returns the tile of the kernel that runs, or why none does."""
     chosen = plan(problem)
     if not chosen.supported:
         return f"none: {chosen.reason}"
@@ -57,7 +58,7 @@ def problem_of(
 
 
 def boxes(outcomes: dict[tuple, tuple[str, ...]], axes: dict[str, tuple]) -> list[Box]:
-    """The combinations gathered into as few boxes as splitting one axis after another gives."""
+    """Gathers the combinations into as few boxes as splitting one axis after another gives."""
     if len(set(outcomes.values())) == 1:
         return [(axes, next(iter(outcomes.values())))]
     for position, (axis, values) in enumerate(axes.items()):
@@ -93,7 +94,7 @@ def boxes_of(capability: int, op: str, head_dims: tuple[int, int]) -> list[Box]:
 
 
 def head_dim_rows(capability: int, op: str) -> list[tuple[str, list[Box]]]:
-    """Head dims and what they get; those that get the same share a row."""
+    """Returns head dims and what they get. Those that get the same share a row."""
     ranges: list[tuple[list[int], list[Box]]] = []
     for head_dim, head_dim_v in HEAD_DIMS:
         found = boxes_of(capability, op, (head_dim, head_dim_v))
@@ -113,7 +114,8 @@ def head_dim_rows(capability: int, op: str) -> list[tuple[str, list[Box]]]:
 
 
 def words(axis: str, values: tuple) -> str:
-    """Neighbouring numbers of queries as a range; the largest one stands for all that follow."""
+    """Describes neighbouring numbers of queries as a range. The largest one stands for all that
+    follow."""
     if axis != "queries":
         return ", ".join(values)
     first, last = values[0], values[-1]

@@ -1,5 +1,6 @@
-"""setuptools' PEP 517 backend: a wheel is built with what requirements/torch.in and build.in list.
-The hashes of build.txt have no place in what a backend can ask for."""
+"""This is setuptools' PEP 517 backend with our requirements: a wheel is built with what
+requirements/torch.in and build.in list. The hashes of build.txt have no place in what a backend can
+ask for."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""Holds the layers apart. Each is unaware of those before it: fa4_ext/ -> csrc/aten/ ->
-csrc/core/launch/ -> csrc/core/plan/ -> kernels/.
+"""Checks that the layers stay apart. Each one is unaware of those before it: fa4_ext/ -> csrc/aten/
+-> csrc/core/launch/ -> csrc/core/plan/ -> kernels/.
 
 python scripts/tools/check_layers.py [root]
 """
@@ -12,7 +12,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Rule:
-    files: str  # glob below the root
+    # It is a glob below the root.
+    files: str
     pattern: str
     reason: str
 

@@ -38,7 +38,8 @@ PACKAGE = {
 ALLOWED = (
     rf"fa4_ext/(bench/)?\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|fa4_ext-[^/]+\.dist-info/.*"
 )
-TORCH_LIBRARIES = {"libtorch.so", "libtorch_cpu.so"}  # torch has loaded them when ours is
+# torch has loaded them when our library is loaded.
+TORCH_LIBRARIES = {"libtorch.so", "libtorch_cpu.so"}
 INTERFACE = "fa4_ext_"
 DF_1_NODELETE = 0x8
 # These functions of the C library write without a bound. Their checked forms have other names, such
@@ -79,7 +80,7 @@ def tool_json(program: str, *arguments: str | Path) -> dict:
 
 
 def platform_problems(audit: dict) -> list[str]:
-    """`audit`: what `auditwheel show --json` prints."""
+    """Returns what is wrong with the platform. `audit` is what `auditwheel show --json` prints."""
     found = []
     symbols = re.fullmatch(r"manylinux_(\d+)_(\d+)_x86_64", audit["sym_tag"])
     allowed = tuple(map(int, re.findall(r"\d+", PLATFORM)[:2]))
@@ -98,7 +99,8 @@ def platform_problems(audit: dict) -> list[str]:
 
 
 def torch_problems(audit: dict) -> list[str]:
-    """`audit`: what `torch-abi-audit --json` prints about the library."""
+    """Returns what is wrong with the use of torch. `audit` is what `torch-abi-audit --json` prints
+    about the library."""
     (library,) = audit["bundled_libs"]
     found = []
     if not library["torch"]["stable"]:
@@ -110,10 +112,12 @@ def torch_problems(audit: dict) -> list[str]:
 
 
 class Elf(NamedTuple):
-    """What a library's file says to the system's loader."""
+    """Holds what a library's file says to the system's loader."""
 
-    segments: list[tuple[str, int]]  # type, flags
-    tags: dict[str, int]  # of the dynamic section
+    # Each has a type and flags.
+    segments: list[tuple[str, int]]
+    # These are of the dynamic section.
+    tags: dict[str, int]
     imports: set[str]
     exports: list[str]
 
@@ -153,7 +157,8 @@ def library_problems(library: Path) -> list[str]:
 
 
 def hardening_problems(library: Path) -> list[str]:
-    """What of the protection against faults in memory it lacks (CMakeLists.txt switches it on)."""
+    """Returns which protection against faults in memory the library lacks (CMakeLists.txt switches
+    it on)."""
     found = []
     segments, tags, imports, _ = Elf.read(library)
     if "PT_GNU_RELRO" not in (kind for kind, _ in segments):

@@ -32,8 +32,10 @@ from kernels.progress import Progress
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "installed"
 TESTED = ROOT / "requirements" / "compat.in"
-BYTES_EACH = 9 << 30  # a CUDA torch, once as pip's downloads and once installed
-SECONDS_EACH = 1800  # of one step
+# A CUDA torch takes this much, once as pip's downloads and once installed.
+BYTES_EACH = 9 << 30
+# One step may take this long.
+SECONDS_EACH = 1800
 BEGIN, END = "<!-- python -m scripts.tools.compat writes from here", "<!-- to here -->"
 WHAT_IS_INSTALLED = """
 import json, platform, torch, fa4_ext
@@ -60,7 +62,7 @@ class Result:
     installed: dict = field(default_factory=dict)
     passed: int = 0
     skipped: int = 0
-    # a test's name or a step's, and below it what it printed last
+    # Each failure has the name of a test or a step, and below it what it printed last.
     failures: list[str] = field(default_factory=list)
     install_seconds: float = 0
     test_seconds: float = 0
@@ -71,7 +73,8 @@ def last_lines(text: str) -> str:
 
 
 def run(*command: str | Path, cwd: Path, allowed: tuple[int, ...] = (0,)) -> str:
-    """A command's output. The checkout is not on its path: what is installed must do."""
+    """Returns a command's output. The checkout is not on the command's path, so that what is
+    installed must do."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -95,7 +98,7 @@ def run(*command: str | Path, cwd: Path, allowed: tuple[int, ...] = (0,)) -> str
 
 
 def requirement(name: str) -> str:
-    """As requirements/test.txt pins it."""
+    """Returns the requirement as requirements/test.txt pins it."""
     (line,) = re.findall(
         rf"^{name}==\S+", (ROOT / "requirements" / "test.txt").read_text(), re.MULTILINE
     )
@@ -103,7 +106,8 @@ def requirement(name: str) -> str:
 
 
 def install(folder: Path, torch: str, python: str, wheel: Path) -> dict:
-    """What the new environment folder/venv then holds."""
+    """Installs the wheel and torch into a new environment, folder/venv, and returns what it then
+    holds."""
     run(python, "-m", "venv", "venv", cwd=folder)
     pip = (
         folder / "venv/bin/python",
@@ -113,8 +117,8 @@ def install(folder: Path, torch: str, python: str, wheel: Path) -> dict:
         "--no-cache-dir",
         "install",
     )
-    # Three equals signs, so that no 2.13.0+cpu that a machine may have lying about stands in for
-    # 2.13.0.
+    # The requirement has three equals signs, so that a 2.13.0+cpu that a machine may have lying
+    # about does not stand in for 2.13.0.
     run(*pip, f"torch==={torch}", requirement("pytest"), wheel, cwd=folder)
     found = json.loads(
         run(
@@ -217,7 +221,7 @@ def table(results: list[Result], wheel: Path) -> str:
 
 
 def replace(text: str, new: str) -> str:
-    """The text with what lies between its two marked lines replaced."""
+    """Returns the text with what lies between its two marked lines replaced."""
     before, begin, rest = text.partition(BEGIN)
     first_line, _, rest = rest.partition("\n")
     _, end, after = rest.partition(END)
@@ -230,13 +234,14 @@ def replace(text: str, new: str) -> str:
 
 
 def tested() -> dict[str, list[str]]:
-    """The versions of torch in requirements/compat.in, oldest first, and of CPython for each."""
+    """Returns the versions of torch in requirements/compat.in, oldest first, and those of CPython
+    for each."""
     lines = re.findall(r"^torch==(\S+) # (.+)$", TESTED.read_text(), re.MULTILINE)
     return {torch: versions.split() for torch, versions in lines}
 
 
 def combinations(torches: list[str] | None, pythons: list[str] | None) -> list[tuple[str, str]]:
-    """Versions of torch and commands of interpreters."""
+    """Returns pairs of a version of torch and the command of an interpreter."""
     listed = tested()
     named = {"oldest": next(iter(listed)), "newest": next(reversed(listed))}
     if torches or pythons:
@@ -251,8 +256,8 @@ def combinations(torches: list[str] | None, pythons: list[str] | None) -> list[t
             for torch, versions in listed.items()
             for version in versions
         ]
-    # Not resolved further: a virtual environment's interpreter is a link to one that lacks its
-    # packages.
+    # The path is not resolved further, because a virtual environment's interpreter is a link to one
+    # that lacks its packages.
     found = {python: shutil.which(python) for _, python in pairs}
     missing = [
         python
@@ -278,7 +283,8 @@ def main() -> int:
     if not wheel.is_file():
         parser.error(f"there is no {arguments.wheel}; `make wheel` builds one")
     if arguments.table:
-        replace(arguments.table.read_text(), "")  # before anything takes long
+        # This fails before anything takes long.
+        replace(arguments.table.read_text(), "")
     pairs = combinations(arguments.torch, arguments.python)
     needed, free = arguments.jobs * BYTES_EACH, shutil.disk_usage(tempfile.gettempdir()).free
     if free < needed:
