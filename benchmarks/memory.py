@@ -81,7 +81,7 @@ def peak(call: Callable[[], T]) -> tuple[T, int]:
     """Returns what the call returns, and the most bytes that it held beside those that were held
     before."""
     torch.cuda.synchronize()
-    # Then no block of the allocator is larger than what it is for.
+    # After this no block of the allocator is larger than what it is for.
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -147,8 +147,8 @@ def measure(chosen: list[Contender], shapes: tuple[Shape, ...]) -> list[dict]:
             progress.started(f"{contender.name}, {shape.name}")
             try:
                 results[contender.name] = _measure(contender, shape, inputs)
-            # Other packages raise errors of their own types.
             except Exception as error:
+                # Other packages raise errors of their own types.
                 print(f"\n{contender.name}, {shape.name}: {error}", file=sys.stderr)
                 results[contender.name] = {
                     direction: {"error": f"{error!r:.300}"} for direction in directions(shape)

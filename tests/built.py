@@ -1,4 +1,5 @@
-"""The kernels as `make build` leaves them: the core subset, unless it was asked for another."""
+"""Reads the kernels as `make build` leaves them: the core subset, unless it was asked for
+another."""
 
 import json
 from functools import cache

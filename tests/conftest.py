@@ -9,7 +9,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory) -> Path:
-    """tests/fake_device, compiled."""
-    import fake_device  # not above: the GPU suite passes here too, from wherever it lies
+    """Returns tests/fake_device, compiled."""
+    # It is not imported above, because the GPU suite passes here too, from wherever it lies.
+    import fake_device
 
     return fake_device.compiled(tmp_path_factory.mktemp("fake_device"))

@@ -1,10 +1,11 @@
-"""Random problems for the planner's tests, as hypothesis strategies."""
+"""Draws random problems for the planner's tests, as hypothesis strategies."""
 
 from __future__ import annotations
 
 from hypothesis import strategies as st
 
-LARGEST_HEAD_DIMS = {90: (256, 256), 100: (256, 256)}  # query's, value's
+# These are the head dims of query and value.
+LARGEST_HEAD_DIMS = {90: (256, 256), 100: (256, 256)}
 
 
 @st.composite
@@ -15,8 +16,8 @@ def problems(
     capabilities=(90, 100, 103),
     legal: bool = True,
 ) -> dict:
-    """`legal`: inside what the matrix covers; else anything that fits the fields, the hopeless
-    included."""
+    """Draws problems. A `legal` one is inside what the matrix covers; others are anything that fits
+    the fields, the hopeless included."""
     size = st.integers(1, largest) if legal else st.integers(-1, 2**40)
     layout = draw(st.sampled_from(["dense", "varlen"]))
     heads_kv = draw(st.integers(1, 8)) if legal else draw(st.integers(-1, 70_000))
@@ -46,7 +47,7 @@ def problems(
         "batch": batch,
         "seqlen_q": seqlen_q,
         "seqlen_k": seqlen_k,
-        # ragged: no sequence is longer than the longest, which is there
+        # Lengths are ragged: no sequence is longer than the longest, which is there.
         "total_q": batch * seqlen_q
         if layout == "dense"
         else draw(st.integers(seqlen_q, max(batch, 1) * max(seqlen_q, 1))),

@@ -29,7 +29,8 @@ def test_the_ones_of_the_command_are_found():
 def test_a_result_is_read_and_has_every_problem_of_its_grid(path):
     result = results.load(str(path), "--from")
     grid = GRIDS[result["grid"]]
-    directions = {row["direction"] for row in result["throughput"]}  # --op may have left one out
+    # --op may have left one out.
+    directions = {row["direction"] for row in result["throughput"]}
     names = [
         f"{shape.name} {direction}"
         for shape in grid.shapes

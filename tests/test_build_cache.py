@@ -1,5 +1,5 @@
-"""The cache of compiled kernels: what its keys depend on, kills, concurrent builds, and kernels
-that fail."""
+"""Checks the cache of compiled kernels: what its keys depend on, kills, concurrent builds, and
+kernels that fail."""
 
 import dataclasses
 import json
@@ -31,8 +31,8 @@ VERSIONS = {"flash-attn-4": "1"}
 
 
 def test_defaults_are_those_that_cached_objects_were_compiled_with():
-    """A key leaves out what is at its default, so that a default never changes: another value takes
-    a name of its own."""
+    """A key leaves out what is at its default, so a default never changes: another value takes a
+    name of its own."""
     defaults = {
         field.name: field.default
         for field in dataclasses.fields(Kernel)
@@ -78,7 +78,8 @@ def a_pipe(path):
     os.mkfifo(path)
 
 
-def a_loop(path):  # as good as a file that may not be read, which root may
+# A loop is as good as a file that may not be read, which root may.
+def a_loop(path):
     path.unlink()
     path.symlink_to(path)
 
@@ -102,7 +103,7 @@ def written(content):
 
 
 def facts_changed(**change):
-    """Facts that are well formed, and not those that were put."""
+    """Returns facts that are well formed, and not those that were put."""
 
     def damage(path):
         entry = json.loads(path.read_text())
@@ -164,7 +165,7 @@ def test_a_file_where_a_folder_of_entries_shall_be_is_replaced(cache):
 
 @pytest.fixture
 def umask():
-    """Sets it for a test."""
+    """Sets the umask for a test."""
     before = os.umask(0o022)
     yield os.umask
     os.umask(before)
@@ -198,7 +199,7 @@ ME, ROOT_USER, ANOTHER = 1000, 0, 1001
 )  # fmt: skip
 def test_who_may_write_to_a_cache(monkeypatch, owner, mode, user, words):
     root = pwd.getpwuid(0)
-    # KeyError for all others
+    # All others raise KeyError.
     monkeypatch.setattr(pwd, "getpwuid", lambda number: {0: root}[number])
     said = who_else_writes(
         os.stat_result((stat.S_IFDIR | mode, 0, 0, 0, owner, 0, 0, 0, 0, 0)), user
@@ -209,7 +210,8 @@ def test_who_may_write_to_a_cache(monkeypatch, owner, mode, user, words):
 def give_away(path, monkeypatch):
     if os.geteuid() == 0:
         os.chown(path, 12345, -1)
-    else:  # what belongs to this user is another's to that one
+    else:
+        # What belongs to this user is another's to that one.
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
 
 
@@ -275,7 +277,7 @@ def test_directory_comes_from_the_environment(monkeypatch):
 def test_without_a_home_folder_a_directory_must_be_named(monkeypatch):
     for name in ("FA4_EXT_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    # KeyError, as of a user that no list names
+    # It raises KeyError, as for a user that no list names.
     monkeypatch.setattr(pwd, "getpwuid", lambda user: {}[user])
     with pytest.raises(BuildError, match="no home folder: name one with FA4_EXT_CACHE"):
         default_directory()
@@ -333,8 +335,8 @@ def test_key_depends_on_the_sources_that_compile(sources, edited, matters):
 
 
 def test_entries_read_no_table():
-    """All that they read of one is in the kernel, and so in the key: another row of a table
-    compiles nothing again."""
+    """All that the entries read of a table is in the kernel, and so in the key: another row of a
+    table compiles nothing again."""
     tables = {"kernel.py", "matrix.py", "configs_sm90.py", "configs_sm100.py", "rules.py"}
     entries = {kernel.module: kernel for kernel in with_candidates()}
     for kernel in entries.values():
@@ -370,7 +372,7 @@ def test_a_package_without_a_version_is_named(monkeypatch, version):
 
 
 def run_build(*arguments, **environment):
-    """`python -m kernels.build`, with what the environment lacks as None."""
+    """Runs `python -m kernels.build`, without the environment variables that are None."""
     settings = {
         name: value for name, value in (os.environ | environment).items() if value is not None
     }
@@ -461,7 +463,8 @@ def test_a_worker_that_dies_fails_the_build_with_the_kernel_and_its_message(
 
 
 def test_a_kernel_that_fails_fails_the_build_with_its_name_and_the_compiler_s_message(cache):
-    broken = dataclasses.replace(FORWARD, block_m=100)  # not a multiple of a warpgroup's 64 rows
+    # It is not a multiple of a warpgroup's 64 rows.
+    broken = dataclasses.replace(FORWARD, block_m=100)
     with pytest.raises(pool.CompileError) as error:
         compile_with(pool.WORKER, cache, [broken], jobs=1)
     assert f"kernel {broken.name} failed to compile" in str(error.value)
@@ -481,8 +484,8 @@ FACTS = {
 
 
 def collect_with(monkeypatch, cache, facts):
-    """What a build takes from a cache that holds these facts about an object, and which kernels it
-    compiles, rightly."""
+    """Returns what a build takes from a cache that holds these facts about an object, and which
+    kernels it compiles, rightly."""
     with cache.workspace() as directory:
         (directory / "kernel.o").write_bytes(b"cached")
         cache.put(FORWARD.name, directory / "kernel.o", facts)

@@ -13,7 +13,7 @@ NAMED = sorted(
 
 
 def names_in(path: Path) -> set[str]:
-    """`test` and `Class::test` of a file's functions."""
+    """Returns `test` and `Class::test` of a file's functions."""
     names = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef):

@@ -1,5 +1,5 @@
-"""C++ without Python: the header, find_package(fa4_ext), and the programs of examples/cpp where no
-GPU is in sight."""
+"""Checks C++ without Python: the header, find_package(fa4_ext), and the programs of examples/cpp
+where no GPU is in sight."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def programs(tmp_path_factory):
 
 
 def registrations(output: str) -> list[dict[str, str]]:
-    """For every heading of sdpa's output, who registered the CUDA kernel of each op."""
+    """Returns, for every heading of sdpa's output, who registered the CUDA kernel of each op."""
     parts = re.split(r"^(?:Before|After) .*$", output, flags=re.MULTILINE)[1:]
     return [dict(re.findall(r"^  (aten::\S+)  (.+)$", part, flags=re.MULTILINE)) for part in parts]
 

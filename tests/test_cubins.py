@@ -55,7 +55,7 @@ def test_host_code_runs_on_any_x86_64(kernel, tmp_path):
     code = subprocess.run(
         ["objdump", "-d", path], capture_output=True, text=True, check=True
     ).stdout
-    # the compiler's default would be the building machine's AVX
+    # The compiler's default would be the building machine's AVX.
     assert "%xmm" in code and not re.search(r"%[yz]mm", code)
 
 

@@ -1,5 +1,5 @@
-"""The fuzzer without a GPU: what it generates, and that its checks find what is wrong, on attention
-written out on the CPU."""
+"""Runs the fuzzer without a GPU, on attention written out on the CPU: what it generates, and that
+its checks find what is wrong."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def first_with_each_fault() -> dict[str, Case]:
 
 
 def left_out(reason: str) -> bool:
-    """Whether a kernel is missing in the core subset alone, which the tests without a GPU build."""
+    """Returns whether a kernel is missing in the core subset alone, which the tests without a GPU
+    build."""
     too_large = re.search(r"head_dim must be at most .* in this build, is (\d+)", reason)
     return int(too_large[1]) <= 256 if too_large else "this build's kernel subset" in reason
 
@@ -93,7 +94,7 @@ class TestGenerator:
         assert 0.6 < share < 0.85
 
     def test_classification_agrees_with_explain(self):
-        """On meta tensors, for what explain can be asked of without a GPU."""
+        """On meta tensors, explain agrees where it can be asked without a GPU."""
         asked = 0
         with fa4_ext.register(prefer=False, speed_rules=False):
             for case in FIRST[:800]:
@@ -109,8 +110,8 @@ class TestGenerator:
         assert asked > 200
 
     def test_promises_are_those_of_pytorchs_meta_functions(self):
-        """What check.py asks of sizes, strides and dtypes, in every layout, asked of PyTorch's own
-        ops on meta tensors."""
+        """What check.py asks of sizes, strides and dtypes, in every layout, is asked of PyTorch's
+        own ops on meta tensors."""
         asked = 0
         for case in FIRST[:500]:
             if case.op == "functional" or case.fault or not runs_on_ours(case, 256):
@@ -136,7 +137,7 @@ class TestGenerator:
         wrong = dict(right)
         FAULTS[name].change(wrong)
         changed = [key for key in right if right[key] is not wrong[key]]
-        # on the CPU everything is on the CPU
+        # On the CPU everything is on the CPU.
         assert changed or name.endswith("on_cpu"), f"{name} changes nothing"
         assert (
             not case.dropout_p
@@ -146,11 +147,12 @@ class TestGenerator:
 
 
 class Refused(RuntimeError):
-    """What stands for an error of PyTorch's kernel."""
+    """Stands for an error of PyTorch's kernel."""
 
 
 def _attention(arguments: dict, do: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-    """`_flash_attention_forward`, and its backward where there is a `do`, by math in fp32."""
+    """Computes `_flash_attention_forward`, and its backward where there is a `do`, by math in
+    fp32."""
     q, k, v = (arguments[name].detach() for name in ("query", "key", "value"))
     starts = [arguments[name] for name in ("cum_seq_q", "cum_seq_k")]
     if starts[0] is None:
@@ -186,7 +188,8 @@ def _attention(arguments: dict, do: torch.Tensor | None = None) -> dict[str, tor
         )
         if t is not None
     }
-    with torch.enable_grad():  # in the backward of an autograd.Function it is off
+    # In the backward of an autograd.Function grad mode is off.
+    with torch.enable_grad():
         result = compute(
             problem, Inputs(**({"do": None} | parts)), torch.float32, backward=do is not None
         )
@@ -221,7 +224,7 @@ def _like_op(arguments: dict) -> dict:
 
 
 def _refuse(arguments: dict) -> None:
-    """Raises for what no kernel takes; what stands for PyTorch's takes seqused_k of dense tensors,
+    """Raises for what no kernel takes. What stands for PyTorch's takes seqused_k of dense tensors,
     and does not look at it."""
     names = ("deterministic", "backward", "speed_rules")
     asked = (
@@ -237,8 +240,8 @@ def _refuse(arguments: dict) -> None:
 
 
 class HeadsFirst(torch.autograd.Function):
-    """`_scaled_dot_product_flash_attention`: query, key and value as [batch, heads, seqlen,
-    head_dim]."""
+    """Stands for `_scaled_dot_product_flash_attention`: query, key and value are [batch, heads,
+    seqlen, head_dim]."""
 
     @staticmethod
     def forward(ctx, query, key, value, options):
@@ -263,7 +266,7 @@ class HeadsFirst(torch.autograd.Function):
 
 
 def _others(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """rng_state, unused and the debug mask."""
+    """Returns rng_state, unused and the debug mask."""
     return (
         torch.empty(2, dtype=torch.uint64),
         torch.empty((), dtype=torch.uint64),
@@ -360,7 +363,7 @@ class MathEngine:
 
 
 def test_dry_run_finds_nothing():
-    """Small cases of every kind, faults included, with the same math on both sides."""
+    """Small cases of every kind run, faults included, with the same math on both sides."""
     small = [
         case
         for case in cases(2, 600)
@@ -375,7 +378,7 @@ def test_dry_run_finds_nothing():
 
 
 class Broken(MathOps):
-    """Right but for what a subclass does to the results of the forward or the backward."""
+    """Is right but for what a subclass does to the results of the forward or the backward."""
 
     def flash_forward(self, **arguments):
         return self.forward(arguments, list(super().flash_forward(**arguments)))
@@ -416,7 +419,7 @@ class OtherBits(Broken):
 
 
 class StockLse(Broken):
-    """+inf for a row without keys, as FlashAttention-2 has it."""
+    """Returns +inf for a row without keys, as FlashAttention-2 does."""
 
     def forward(self, arguments, results):
         results[1].masked_fill_(results[1].isneginf(), float("inf"))
@@ -523,7 +526,7 @@ def test_json_counts():
 
 
 def varlen_case() -> Case:
-    """Everything special that a varlen call can have."""
+    """Returns a case with everything special that a varlen call can have."""
     problem = varlen(
         (5, 0, 33), (7, 20, 0), heads=4, heads_kv=2, head_dim=64, window=(9, 4), slack=(3, 1)
     )

@@ -1,6 +1,6 @@
-"""Errors as programs get them, without a GPU: the overrides run on tensors of the CPU, behind a
-CUDA driver and a C interface of torch that fail when told to. tests/gpu/test_out_of_memory.py has
-the memory of a GPU run out."""
+"""Checks errors as programs get them, without a GPU: the overrides run on tensors of the CPU,
+behind a CUDA driver and a C interface of torch that fail when told to.
+tests/gpu/test_out_of_memory.py has the memory of a GPU run out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KERNEL = next(configs_sm90.forward("bf16", (128, 128), Layout.DENSE, Mask.CAUSAL
 
 @pytest.fixture
 def outcomes(driver):
-    """What errors.py prints."""
+    """Returns what errors.py prints."""
     return partial(fake_device.reported, driver, "errors.py")
 
 
@@ -38,7 +38,7 @@ def test_an_allocation_that_fails_is_asked_for_again_and_raises_torchs_error(out
     )
     assert [right["results"], once["results"], every["results"], after["results"]] == 4 * [FORWARD]
     assert [gradients["results"], gradients_again["results"]] == 2 * [BACKWARD]
-    # of a type that no C function tells, nor could a RuntimeError stand in for it
+    # The error has a type that no C function tells, nor could a RuntimeError stand in for it.
     for error in (forward, backward):
         assert error["type"] == "NotImplementedError", error
         assert error["text"].startswith(
@@ -54,7 +54,8 @@ def test_a_copy_that_fails_is_made_again_and_raises_torchs_error(outcomes):
     )
 
 
-# What fails and with which CUresult; MiB of free memory; whether memory is what lacks.
+# The columns say what fails and with which CUresult, the MiB of free memory, and whether memory is
+# what lacks.
 MODULE = {
     "launch_unknown_and_full": ("launch_result", 999, 3, True),
     "launch_out_of_memory": ("launch_result", 2, 70_000, True),
@@ -68,8 +69,8 @@ MODULE = {
 
 @pytest.mark.parametrize("case", MODULE)
 def test_a_kernel_that_cannot_be_loaded_is_named(outcomes, case):
-    """The call after it, when memory is there, is right; and a kernel that is loaded already fails
-    at its launch."""
+    """The call after it, when memory is there, is right. A kernel that is loaded already fails at
+    its launch."""
     failing, result, free, out_of_memory = MODULE[case]
     first, then, later = outcomes("module", failing, result, free)
     assert first["out_of_memory"] == out_of_memory, first
@@ -91,8 +92,8 @@ def test_a_kernel_that_cannot_be_loaded_is_named(outcomes, case):
 
 
 def test_results_stand_what_relies_on_the_schema(outcomes):
-    """A custom_op around the op, torch's check of schemas, torch.save; no result shares memory with
-    another or with an input."""
+    """A custom_op around the op, torch's check of schemas and torch.save work, and no result shares
+    memory with another or with an input."""
     custom_op, shared, loaded = outcomes("results")
     assert custom_op.get("results") == FORWARD[:4], custom_op
     assert len(set(shared["storages"])) == len(shared["storages"]) == 3 + 5 + 3, shared

@@ -1,5 +1,5 @@
-"""What a call allocates and launches, on a machine without a GPU: the overrides run on tensors of
-the CPU, behind a CUDA driver that notes launches and does nothing."""
+"""Checks what a call allocates and launches, on a machine without a GPU: the overrides run on
+tensors of the CPU, behind a CUDA driver that notes launches and does nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEADS = {"mha": (4, 4), "gqa": (4, 2)}
 
 @pytest.fixture
 def calls(driver):
-    """What calls.py prints."""
+    """Returns what calls.py prints."""
     return partial(fake_device.reported, driver, "calls.py")
 
 
@@ -23,13 +23,13 @@ def layout(tensor: dict) -> tuple:
 
 
 def memory(tensors: list[dict]) -> dict[int, int]:
-    """Address and size of each allocation."""
+    """Returns address and size of each allocation."""
     return {tensor["memory"]: tensor["memory_bytes"] for tensor in tensors}
 
 
 def check_forward(found: dict, out: tuple, lse: tuple) -> None:
-    """One launch, and nothing allocated but the results: each in memory of its own, of its own
-    size."""
+    """Asserts one launch, and nothing allocated but the results: each in memory of its own, of its
+    own size."""
     assert len(found["launches"]) == 1, found["launches"]
     tensors = found["tensors"]
     assert [layout(t) for t in tensors] == [
@@ -85,8 +85,8 @@ def test_a_call_with_keys_in_pages(calls, heads_kv):
 
 
 def check_backward(found: dict, heads: str) -> None:
-    """Each gradient in memory of its own. The accumulators of grouped heads are cleared before, and
-    converted after."""
+    """Asserts that each gradient has memory of its own. Under GQA, the accumulators are cleared
+    before and converted after."""
     steps = ["reprocess", "ackward", "ostprocess"] + (["ostprocess"] * 2 if heads == "gqa" else [])
     assert all(step in name for step, name in zip(steps, found["launches"], strict=True)), found[
         "launches"

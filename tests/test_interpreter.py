@@ -16,9 +16,10 @@ from interpreter.sources import compiling, programs
 from kernels.kernel import Kernel, Layout, Mask, Op
 
 ROOT = Path(__file__).parent.parent
-CALLS = int(os.environ.get("FA4_EXT_INTERPRETED_CALLS", "6"))  # a kernel
+# A kernel gets so many calls.
+CALLS = int(os.environ.get("FA4_EXT_INTERPRETED_CALLS", "6"))
 SEED = int(os.environ.get("FA4_EXT_SEED", "0"))
-# A kernel takes ten seconds to compile again, and as much to run: those of one dtype.
+# A kernel takes ten seconds to compile again, and as much to run, so these are of one dtype.
 ATTENTION = [kernel for kernel in kernels() if kernel.dtype == "bf16"]
 FORWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.FORWARD]
 DECODES = [kernel for kernel in ATTENTION if kernel.op is Op.DECODE]
@@ -49,7 +50,7 @@ def each(kernels: list[Kernel]) -> pytest.MarkDecorator:
 
 
 def lengths(draw: random.Random, kernel: Kernel, varlen: bool) -> tuple[list[int], list[int]]:
-    """Around tiles' ends: queries and keys of the sequences."""
+    """Draws lengths around tiles' ends: queries and keys of the sequences."""
     longest = draw.choice((kernel.block_m, 2 * kernel.block_m, 3 * kernel.block_m))
 
     def length() -> int:
@@ -88,11 +89,11 @@ def problem(draw: random.Random, kernel: Kernel) -> dict:
 
 
 def run_by(kernel: Kernel) -> list[Kernel]:
-    """The kernels that a test of this one runs, but for those that they launch."""
+    """Returns the kernels that a test of this one runs, but for those that they launch."""
     if kernel.op is not Op.BACKWARD:
         return [kernel]
     alike = ("arch", "dtype", "head_dim", "head_dim_v", "layout", "mask")
-    # where heads are not grouped, Blackwell's kernel for grouped ones may run, too
+    # Where heads are not grouped, Blackwell's kernel for grouped ones may run, too.
     variants = (*alike, "deterministic")
     forwards = [
         one
@@ -120,7 +121,7 @@ def check(
     problems: list[dict],
     launched: dict[str, str],
     *,
-    multiprocessors: int = 3,
+    sm_count: int = 3,
     **options,
 ) -> None:
     defaults = {"page_size": 0, "backward": False, "deterministic": False, "beside": [0, 0]}
@@ -134,7 +135,7 @@ def check(
         "decode": -1,
         "capability": 90,
         "programs": launched,
-        "multiprocessors": multiprocessors,
+        "multiprocessors": sm_count,
     }
     for call, wrong in zip(
         calls, answers(driver, request | options | {"calls": calls}), strict=True
@@ -149,7 +150,7 @@ def drawn(kernel: Kernel) -> list[dict]:
 
 @each(FORWARDS)
 def test_forward(driver, kernel):
-    """Several tiles a thread block, and thread blocks without any."""
+    """A CTA has several tiles, or none."""
     check(
         driver,
         drawn(kernel),
@@ -161,13 +162,13 @@ def test_forward(driver, kernel):
 
 @each(DECODES)
 def test_decode(driver, kernel):
-    """With as many multiprocessors as make it split the keys."""
-    check(driver, drawn(kernel), programs(kernel), decode=1, multiprocessors=16)
+    """There are as many SMs as make it split the keys."""
+    check(driver, drawn(kernel), programs(kernel), decode=1, sm_count=16)
 
 
 @each(DECODES)
 def test_decode_in_pages(driver, kernel):
-    """Of one head of keys, of some, and of as many as value's head dim has elements: an output of
+    """There is one head of keys, or some, or as many as value's head dim has elements: an output of
     another shape was once taken."""
     draw = random.Random(f"{SEED} {kernel.name} pages")
     fields = {
@@ -187,13 +188,13 @@ def test_decode_in_pages(driver, kernel):
         }
         for kv, ratio, queries in cases
     ]
-    check(driver, problems, programs(kernel), page_size=2 * kernel.block_n, multiprocessors=16)
+    check(driver, problems, programs(kernel), page_size=2 * kernel.block_n, sm_count=16)
 
 
 @each(BACKWARDS)
 def test_backward(driver, kernel):
-    """With the forward and the launches before and after it, on the tiles that the planner takes;
-    packed, among rows of NaN."""
+    """It runs with the forward and the launches before and after it, on the tiles that the planner
+    takes; packed, among rows of NaN."""
     problems = [
         one | {"heads": one["heads_kv"] * (2 if kernel.grouped else 1)}
         for one in drawn(kernel)[: CALLS // 2]

@@ -40,7 +40,7 @@ def inputs_of(shape: Shape, _dtype: str = "") -> list[torch.Tensor]:
 
 @pytest.fixture
 def measure(monkeypatch):
-    """Rows of named functions on the CPU, each call of which takes 5 MiB."""
+    """Returns rows of named functions on the CPU, each call of which takes 5 MiB."""
     torch.manual_seed(0)
     monkeypatch.setattr(memory, "make_inputs", inputs_of)
     monkeypatch.setattr(memory, "peak", lambda call: (call(), 5 << 20))

@@ -77,7 +77,7 @@ def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
 
 
 def stores_whole_rows(problem, kernel) -> bool:
-    """Where the SM100 kernel for equal heads would store beyond head_dim, and the one with
+    """Returns where the SM100 kernel for MHA would store beyond head_dim, and the one with
     accumulators runs instead."""
     head_dims = problem["head_dim"], problem["head_dim_v"]
     below_bucket = kernel.arch == 100 and head_dims != (kernel.head_dim, kernel.head_dim_v)
@@ -147,8 +147,8 @@ def test_sm100_gradients_below_the_bucket_come_from_accumulators(
 
 
 def end_of(parts: dict[str, tuple[int, int]]) -> int:
-    """Where the last of (offset, size) ends; none overlap, and each is aligned as an allocation of
-    its own would be."""
+    """Returns where the last of (offset, size) ends. None overlap, and each is aligned as an
+    allocation of its own would be."""
     end = 0
     for name, (offset, size) in sorted(parts.items(), key=lambda part: part[1][0]):
         assert offset % 256 == 0, f"{name} starts at {offset}"
@@ -202,7 +202,7 @@ def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
     )
     assert max(w.rows_q, w.rows_k) * kernel.head_dim < 2**31
     longest = "seqlen" if problem["layout"] == "dense" else "total"
-    # Whatever the caller says is the longest, a sequence may be all there is.
+    # Whatever the caller says is the longest, one sequence may be all there is.
     tiles = w.tiles_q * kernel.block_m, w.tiles_k * kernel.block_n
     assert all(
         rows >= problem[f"{longest}_{side}"] for rows, side in zip(tiles, "qk", strict=True)
@@ -256,10 +256,10 @@ def test_a_reason_names_the_argument_and_the_value(change, reason):
     ("is_causal", "left", "right", "mask", "bounds"),
     [
         (False, -1, -1, "FULL", (fa4_core.UNBOUNDED, fa4_core.UNBOUNDED)),
-        # a window of the whole length masks nothing
+        # A window of the whole length masks nothing.
         (False, 512, 512, "FULL", (fa4_core.UNBOUNDED, fa4_core.UNBOUNDED)),
         (True, -1, -1, "CAUSAL", (fa4_core.UNBOUNDED, 0)),
-        # causal is a right bound of zero, whatever the window says
+        # A causal mask is a right bound of zero, whatever the window says.
         (True, -1, 100, "CAUSAL", (fa4_core.UNBOUNDED, 0)),
         (False, -1, 0, "CAUSAL", (fa4_core.UNBOUNDED, 0)),
         (True, 100, 0, "WINDOW", (100, 0)),
@@ -270,7 +270,7 @@ def test_a_reason_names_the_argument_and_the_value(change, reason):
     ],
 )
 def test_masks_resolve_as_the_stock_kernel_resolves_them(is_causal, left, right, mask, bounds):
-    # with half the tiles it would be decoded, whose mask is any
+    # With half the tiles it would be decoded, whose mask is any.
     forward = {"batch": 4, "total_q": 2048, "total_k": 2048}
     chosen = plan(
         LEGAL
@@ -325,7 +325,8 @@ def test_the_decode_kernel_can_be_forced_up_to_its_most_rows_and_avoided(problem
 
 @pytest.mark.parametrize("capability", (90, 100))
 def test_with_one_split_the_tile_does_not_depend_on_the_batch(capability):
-    """Batch invariance: a sequence gets the same kernel alone, with longer ones and with many."""
+    """By batch invariance, a sequence gets the same kernel alone, with longer ones and with
+    many."""
     packed = {
         "layout": "varlen",
         "num_splits": 1,
@@ -386,7 +387,7 @@ DECODE = {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "num_heads_kv": 2}
             {"page_size": 64, "head_dim": 64, "head_dim_v": 64},
             "a page of block_table must hold a multiple of 128 keys, holds 64",
         ),
-        # whatever would pay otherwise
+        # These hold whatever would pay otherwise.
         ({"page_size": 256, "batch": 32, "seqlen_q": 96, "total_q": 3072, "num_heads_kv": 8}, ""),
         (
             {"page_size": 256, "seqlen_q": 513, "total_q": 513},
@@ -425,7 +426,7 @@ def test_number_of_splits_is_the_caller_s_where_given(asked, splits):
     "change", [{}, {"batch": 8, "total_q": 8}, {"seqlen_q": 100, "total_q": 101}], ids=str
 )
 def test_one_split_gets_the_same_kernel_whatever_the_batch(change):
-    """torch's promise for num_splits=1: the same bits alone and in any batch."""
+    """torch promises for num_splits=1 the same bits alone and in any batch."""
     assert plan(LEGAL | DECODE | {"num_splits": 1} | change).kernel.op == fa4_core.Op.FORWARD
     chosen = plan(LEGAL | DECODE | {"num_splits": 1, "page_size": 256} | change)
     assert (chosen.kernel.op, chosen.splits) == (fa4_core.Op.DECODE, 1)
@@ -438,7 +439,8 @@ def test_a_cluster_is_no_larger_than_the_kernel_and_the_gpu_allow():
         LEGAL | DECODE | {"batch": 1, "num_heads": 1, "num_heads_kv": 1, "seqlen_k": 2**20}
     )
     assert fa4_core.plan(problem, False).splits == most == 16
-    problem.sm_count = 78  # of a part that may have no 16 SMs side by side
+    # A part of a device may have no 16 SMs side by side.
+    problem.sm_count = 78
     assert fa4_core.plan(problem, False).splits == 8
 
 
@@ -502,7 +504,7 @@ def test_every_backward_row_names_its_companions():
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
 def test_strides_of_results_are_empty_likes(sizes, data):
-    """Views of every kind: permuted, sliced, expanded."""
+    """Views of every kind are tried: permuted, sliced, expanded."""
     given_sizes = [size * data.draw(st.integers(1, 2)) for size in sizes]
     tensor = torch.empty(given_sizes).permute(*data.draw(st.permutations(range(len(sizes)))))
     for dim in range(tensor.dim()):
@@ -522,7 +524,7 @@ def test_strides_of_an_output_with_value_s_head_dim_are_torch_s(rank, data):
     sizes = data.draw(st.lists(st.integers(1, 4), min_size=rank, max_size=rank))
     query = torch.empty(sizes, device="meta").permute(*data.draw(st.permutations(range(rank))))
     shape = (*query.shape[:-1], query.size(-1) + 1)
-    # torch 2.15's rule, of every rank
+    # Torch 2.15's rule holds for every rank.
     order = sorted(range(rank), key=lambda dim: query.stride(dim), reverse=True)
     inverse = [order.index(dim) for dim in range(rank)]
     expected = torch.empty([shape[dim] for dim in order], device="meta").permute(inverse).stride()

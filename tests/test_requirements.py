@@ -19,7 +19,7 @@ def normal(name: str) -> str:
 
 
 def wanted(name: str) -> dict[str, Requirement]:
-    """The requirements of a list without hashes, by name."""
+    """Returns the requirements of a list without hashes, by name."""
     lines = (
         line.partition("#")[0].strip()
         for line in (ROOT / "requirements" / f"{name}.in").read_text().splitlines()
@@ -28,7 +28,7 @@ def wanted(name: str) -> dict[str, Requirement]:
 
 
 def hashed(name: str) -> dict[str, tuple[Requirement, list[str]]]:
-    """Those of a list with hashes, by name."""
+    """Returns those of a list with hashes, by name."""
     text = (ROOT / "requirements" / f"{name}.txt").read_text().replace("\\\n", " ")
     lines = [
         line

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def rows_of(problem: int) -> list[dict]:
-    """Two of each problem; the third fails."""
+    """Returns two rows of each problem. The third problem fails."""
     if problem == 3:
         raise RuntimeError("wrong by a mile")
     return [{"problem": str(problem), "part": part, "us": 1.5, "us_spread": 0.1} for part in "ab"]

@@ -20,9 +20,9 @@ from tuning.tiles_grid import SM_COUNT, tile
 
 RESULTS = Path(schedules.__file__).parent / "results" / "h200_schedules.csv"
 MEASURE = "python -m tuning.schedules --csv tuning/results/h200_schedules.csv, on an H200"
-# One that is measured again is up to 1.2 times another of the same problem.
+# A schedule that is measured again is up to 1.2 times another of the same problem.
 MEAN, MEAN_OF_A_KERNEL, WORST = 1.006, 1.01, 1.2
-# The default tile of causal calls at head dim 128.
+# This is the default tile of causal calls at head dim 128.
 TILE_128 = next(
     tile(k)
     for k in schedules.kernels()
@@ -31,7 +31,7 @@ TILE_128 = next(
 
 
 def planned(problem: dict[str, str], forced: tuple[int, int] = (0, 0)) -> fa4_core.Plan:
-    """The plan of a row's problem, on its tile."""
+    """Returns the plan of a row's problem, on its tile."""
     batch, heads, heads_kv, seqlen, head_dim = (
         int(problem[name]) for name in ("batch", "heads", "heads_kv", "seqlen_q", "head_dim")
     )
@@ -58,7 +58,7 @@ def planned(problem: dict[str, str], forced: tuple[int, int] = (0, 0)) -> fa4_co
 
 @cache
 def measured() -> dict[tuple[str, ...], dict[tuple[int, int], float]]:
-    """Microseconds by schedule, by problem."""
+    """Returns microseconds by schedule, by problem."""
     found: dict = {}
     with open(RESULTS, newline="") as file:
         for row in csv.DictReader(file):
@@ -69,8 +69,8 @@ def measured() -> dict[tuple[str, ...], dict[tuple[int, int], float]]:
 
 @cache
 def ratios(kernel: Kernel) -> tuple[dict[tuple[str, ...], float], int]:
-    """The planned schedules' times over the fastest's, by problem; and how many problems are left
-    out, because their schedule or their tile was not measured."""
+    """Returns the planned schedules' times over the fastest's, by problem, and how many problems
+    are left out because their schedule or their tile was not measured."""
     found, problems = {}, schedules.problems(kernel)
     for problem in problems:
         key = schedules.key(problem)
@@ -112,7 +112,7 @@ def test_what_the_planner_may_choose_is_measured():
 
 
 def test_the_results_are_of_the_grid():
-    """Those on a tile that no kernel has any more count for nothing."""
+    """Results on a tile that no kernel has any more count for nothing."""
     tiles = {(str(kernel.head_dim), tile(kernel)) for kernel in schedules.kernels()}
     every = {tuple(schedules.key(problem).values()) for problem in schedules.missing(None)}
     current = {problem for problem in measured() if problem[:2] in tiles}

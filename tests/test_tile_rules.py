@@ -42,7 +42,7 @@ def with_tile_of(kernel: matrix.Kernel) -> fa4_core.Overrides:
 
 
 def box(op, layout, mask, block_m, block_n, beats_stock=True, **ranges) -> TileRule:
-    """A rule of head dim 64."""
+    """Returns a rule of head dim 64."""
     return TileRule(
         op, layout, 64, mask, block_m=block_m, block_n=block_n, beats_stock=beats_stock,
         **UNMEASURED | ranges,
@@ -65,7 +65,7 @@ counter = itertools.count()
 
 
 def row(**changes) -> Row:
-    """A row of a problem of its own, unless `changes` say which."""
+    """Returns a row of a problem of its own, unless `changes` say which."""
     kind = dict(op="forward", layout="dense", head_dim=64, mask="causal", block_m=128, block_n=128)
     kind |= dict(grouped=False, batch=16, keys=1024)
     features = dict(problem=(str(next(counter)),), queries=1024, rows=88, tiles=2327)
@@ -160,7 +160,7 @@ def test_a_rule_says_whether_stock_was_slower_too(over_stock, beats):
 
 
 def features(problem: dict, default_m: int, sm_count: int, candidate: tuple[int, int]) -> Row:
-    """The features that csrc/core/plan/problem_features.h computes, in Python."""
+    """Returns the features that csrc/core/plan/problem_features.h computes, in Python."""
     queries = (
         problem["total_q"] // problem["batch"]
         if problem["layout"] == "varlen"
@@ -199,7 +199,7 @@ def boxes(draw) -> TileRule:
     st.booleans(),
 )
 def test_planner_follows_the_table(problem, table, self_attention):
-    """Any table: the first rule that holds gives the tile, and no rule the default's."""
+    """With any table, the first rule that holds gives the tile, and no rule gives the default's."""
     problem |= {
         "head_dim": 64,
         "head_dim_v": 64,

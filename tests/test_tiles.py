@@ -1,5 +1,5 @@
-"""The order of the persistent forward's tiles: every tile once, and equal loads, for any lengths
-and numbers of CTAs."""
+"""Checks the order of the persistent forward's tiles: every tile once, and equal loads, for any
+lengths and numbers of CTAs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from scripts.core_problem import core_problem
 
 SM_COUNTS = (1, 2, 7, 78, 114, 132, 144)
 BLOCK_N = 128
-START = 0.7  # of a key block: what a tile costs beside its key blocks
+# A tile costs this much of a key block beside its key blocks.
+START = 0.7
 
 
 def choose(condition, a, b):
@@ -35,10 +36,10 @@ def planned(heads: int, seqlen: int, head_dim: int, sm_count: int, **fields) -> 
     return fa4_core.plan(problem, False)
 
 
-def dealt(
+def scheduled(
     heads: int, blocks: int, num_ctas: int, paired_heads: int, causal: bool
 ) -> list[list[tuple[int, int]]]:
-    """(head, query tile) of each CTA's tiles, in its order."""
+    """Returns (head, query tile) of each CTA's tiles, in its order."""
     units, rest, end = (
         tiles.units(blocks),
         max(heads - paired_heads, 1),
@@ -63,8 +64,8 @@ def dealt(
 
 
 def busiest(heads: int, blocks: int, rows: int, num_ctas: int, paired_heads: int) -> float:
-    """The key blocks of the CTA that has most of them, of tiles of so many `rows`."""
-    found = dealt(heads, blocks, num_ctas, paired_heads, causal=True)
+    """Returns the key blocks of the CTA that has most of them, for tiles of so many `rows`."""
+    found = scheduled(heads, blocks, num_ctas, paired_heads, causal=True)
     return max(
         sum((block + 1) * rows / BLOCK_N + START for _, block in tiles_of_cta)
         for tiles_of_cta in found
@@ -79,12 +80,12 @@ def busiest(heads: int, blocks: int, rows: int, num_ctas: int, paired_heads: int
     st.floats(0, 1),
     st.booleans(),
 )
-def test_every_tile_is_dealt_once(heads, blocks, num_ctas, share, causal):
-    """For any number of paired heads, not only the planner's."""
+def test_every_tile_is_scheduled_once(heads, blocks, num_ctas, share, causal):
+    """It holds for any number of paired heads, not only the planner's."""
     paired_heads = int(heads * share) if causal else 0
     found = [
         tile
-        for tiles_of_cta in dealt(heads, blocks, num_ctas, paired_heads, causal)
+        for tiles_of_cta in scheduled(heads, blocks, num_ctas, paired_heads, causal)
         for tile in tiles_of_cta
     ]
     assert sorted(found) == [(head, block) for head in range(heads) for block in range(blocks)]
@@ -92,30 +93,28 @@ def test_every_tile_is_dealt_once(heads, blocks, num_ctas, share, causal):
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 400), st.integers(2, 40), st.sampled_from((0, *SM_COUNTS)))
-def test_the_planner_deals_to_multiprocessors_in_whole_rounds(heads, blocks, sm_count):
+def test_the_planner_schedules_whole_waves_of_sms(heads, blocks, sm_count):
     plan = planned(heads, 128 * blocks, 128, sm_count)
     if plan.kernel.op == fa4_core.Op.DECODE:
         return
-    units, multiprocessors = tiles.units(-(-128 * blocks // plan.kernel.block_m)), max(sm_count, 1)
+    units, sms = tiles.units(-(-128 * blocks // plan.kernel.block_m)), max(sm_count, 1)
     assert 0 <= plan.paired_heads <= heads
-    assert 1 <= plan.num_ctas <= multiprocessors
+    assert 1 <= plan.num_ctas <= sms
     found = (heads, blocks, plan.num_ctas, plan.paired_heads)
-    if plan.num_ctas < multiprocessors:
+    if plan.num_ctas < sms:
         assert plan.paired_heads == heads, found
-        assert -(-heads * units // plan.num_ctas) == -(-heads * units // multiprocessors), (
+        assert -(-heads * units // plan.num_ctas) == -(-heads * units // sms), (
             f"more rounds than necessary: {found}"
         )
     elif 0 < plan.paired_heads < heads:
         rest = (heads - plan.paired_heads) * units
-        assert plan.paired_heads * units % multiprocessors == 0 or rest >= 2 * multiprocessors, (
-            found
-        )
+        assert plan.paired_heads * units % sms == 0 or rest >= 2 * sms, found
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 600), st.integers(2, 16))
-def test_the_planner_takes_the_dealing_with_the_least_busy_multiprocessor(heads, blocks):
-    """Of those in whole rounds. It looks at a few multiprocessors alone, and counts a head's
+def test_the_planner_takes_the_schedule_with_the_least_busy_sm(heads, blocks):
+    """The schedules come in whole waves. The planner looks at a few SMs alone, and counts a head's
     longest tile as a pair."""
     num_ctas, seqlen = 132, 128 * blocks
     plan = planned(heads, seqlen, 128, num_ctas)
@@ -125,12 +124,12 @@ def test_the_planner_takes_the_dealing_with_the_least_busy_multiprocessor(heads,
     blocks = -(-seqlen // rows)
     units = tiles.units(blocks)
     even = num_ctas // math.gcd(num_ctas, units)
-    whole_rounds = heads * units // num_ctas * num_ctas // units // even * even
-    dealings = [
-        (num_ctas, whole_rounds),
+    whole_waves = heads * units // num_ctas * num_ctas // units // even * even
+    schedules = [
+        (num_ctas, whole_waves),
         (-(-heads * units // -(-heads * units // num_ctas)), heads),
     ]
-    loads = {dealing: busiest(heads, blocks, rows, *dealing) for dealing in dealings}
+    loads = {schedule: busiest(heads, blocks, rows, *schedule) for schedule in schedules}
     chosen = busiest(heads, blocks, rows, plan.num_ctas, plan.paired_heads)
     assert chosen <= 1.1 * min(loads.values()), (
         f"{plan.num_ctas} CTAs, {plan.paired_heads} paired heads have {chosen}; {loads}"
@@ -140,8 +139,8 @@ def test_the_planner_takes_the_dealing_with_the_least_busy_multiprocessor(heads,
 @pytest.mark.parametrize("seqlen", (512, 1024, 2048, 4096, 8192, 16384))
 @pytest.mark.parametrize("head_dim", (64, 128))
 def test_loads_are_balanced(head_dim, seqlen):
-    """16k tokens, hidden size 2048: what the busiest multiprocessor has beyond the average is idle
-    time of the others."""
+    """At 16k tokens and a hidden size of 2048, the other SMs are idle while the busiest one does
+    what it has beyond the average."""
     heads, num_ctas = 16384 // seqlen * (2048 // head_dim), 132
     plan = planned(heads, seqlen, head_dim, num_ctas)
     rows = plan.kernel.block_m
@@ -149,7 +148,7 @@ def test_loads_are_balanced(head_dim, seqlen):
     block_n = plan.kernel.block_n
     loads = [
         sum(-(-min((block + 1) * rows, seqlen) // block_n) + START for _, block in found)
-        for found in dealt(heads, blocks, plan.num_ctas, plan.paired_heads, causal=True)
+        for found in scheduled(heads, blocks, plan.num_ctas, plan.paired_heads, causal=True)
     ]
     balance = sum(loads) / num_ctas / max(loads)
     assert balance >= 0.965, (
@@ -159,11 +158,11 @@ def test_loads_are_balanced(head_dim, seqlen):
 
 
 def loads_without_mask(heads: int, seqlen: int, kernel, num_ctas: int) -> list[float]:
-    """The load of each CTA, in tiles. Warpgroups of 64 rows share the work of a tile; one without
-    rows leaves its share out."""
+    """Returns the load of each CTA, in tiles. Warpgroups of 64 rows share the work of a tile; one
+    without rows leaves its share out."""
     blocks = -(-seqlen // kernel.block_m)
     last = math.ceil((seqlen - (blocks - 1) * kernel.block_m) / 64) / (kernel.block_m // 64)
-    found = dealt(heads, blocks, num_ctas, 0, causal=False)
+    found = scheduled(heads, blocks, num_ctas, 0, causal=False)
     return [
         sum(last if block == blocks - 1 else 1 for _, block in tiles_of_cta)
         for tiles_of_cta in found
@@ -177,24 +176,23 @@ def loads_without_mask(heads: int, seqlen: int, kernel, num_ctas: int) -> list[f
     st.sampled_from((64, 96, 128, 256)),
     st.sampled_from(SM_COUNTS),
 )
-def test_without_a_mask_fewer_ctas_are_never_busier(heads, seqlen, head_dim, multiprocessors):
-    plan = planned(heads, seqlen, head_dim, multiprocessors, is_causal=False)
+def test_without_a_mask_fewer_ctas_are_never_busier(heads, seqlen, head_dim, sm_count):
+    plan = planned(heads, seqlen, head_dim, sm_count, is_causal=False)
     if plan.kernel.op == fa4_core.Op.DECODE or plan.kernel.block_m == 64:
         return
-    assert 1 <= plan.num_ctas <= multiprocessors and plan.paired_heads == 0
+    assert 1 <= plan.num_ctas <= sm_count and plan.paired_heads == 0
     busiest, of_all = (
-        max(loads_without_mask(heads, seqlen, plan.kernel, n))
-        for n in (plan.num_ctas, multiprocessors)
+        max(loads_without_mask(heads, seqlen, plan.kernel, n)) for n in (plan.num_ctas, sm_count)
     )
     assert busiest <= of_all + 1e-9, (
-        f"{plan.num_ctas} CTAs: {busiest:.2f} tiles, {multiprocessors}: {of_all:.2f}"
+        f"{plan.num_ctas} CTAs: {busiest:.2f} tiles, {sm_count}: {of_all:.2f}"
     )
 
 
 @pytest.mark.parametrize("seqlen", (512, 577, 1000, 1024, 2048, 4096, 8192, 16384))
 def test_loads_are_balanced_without_a_mask(seqlen):
-    """16k tokens, head dim 64, 192 rows a tile. 132 CTAs would be at 0.81 to 0.94 up to
-    4k."""
+    """There are 16k tokens, head dim 64 and 192 rows a tile. 132 CTAs would be at 0.81 to 0.94 up
+    to 4k."""
     heads = 16384 // seqlen * 32
     plan = planned(heads, seqlen, 64, 132, is_causal=False)
     loads = loads_without_mask(heads, seqlen, plan.kernel, plan.num_ctas)
@@ -205,18 +203,18 @@ def test_loads_are_balanced_without_a_mask(seqlen):
 
 
 def test_few_heads_are_in_work_at_a_time():
-    """A head's keys and values are 4 MB at 8k tokens: those of the paired heads that a round works
+    """A head's keys and values are 4 MB at 8k tokens: those of the paired heads that a wave works
     on fit in L2."""
     heads, seqlen, num_ctas = 64, 8192, 132
     plan = planned(heads, seqlen, 128, num_ctas)
     paired_heads, blocks = plan.paired_heads, -(-seqlen // plan.kernel.block_m)
     assert paired_heads > heads // 2
-    found = dealt(heads, blocks, num_ctas, paired_heads, causal=True)
-    rounds = [
-        {tile[0] for tiles_of_cta in found for tile in tiles_of_cta[turn : turn + 1]}
-        for turn in range(4)
+    found = scheduled(heads, blocks, num_ctas, paired_heads, causal=True)
+    waves = [
+        {tile[0] for tiles_of_cta in found for tile in tiles_of_cta[wave : wave + 1]}
+        for wave in range(4)
     ]
-    assert max(map(len, rounds)) <= 6, rounds
+    assert max(map(len, waves)) <= 6, waves
 
 
 def test_a_problem_of_more_tiles_than_cursors_is_refused():
@@ -243,8 +241,8 @@ LENGTHS = st.lists(
 
 
 def in_line(lengths, heads, heads_kv, num_ctas, causal, tile_m=128) -> list[tuple[int, int, int]]:
-    """(sequence, head, query tile) in the order in which schedule.py takes them, for sequences of
-    these many queries and keys."""
+    """Returns (sequence, head, query tile) in the order in which schedule.py takes them, for
+    sequences of these many queries and keys."""
     found, ratio = [], heads // heads_kv
     for group in range(0, len(lengths), WARP):
         rows, keys = np.array(lengths[group : group + WARP]).T
@@ -293,10 +291,10 @@ def test_every_tile_of_packed_sequences_is_in_line_once(rows, data, heads, num_c
 
 
 def taken(costs: list[float], num_ctas: int) -> float:
-    """The time until all are done: a CTA takes the next in line when it begins the one
-    that it has."""
+    """Returns the time until all are done. A CTA takes the next in line when it begins the one that
+    it has."""
     line = iter(costs)
-    # its last one's begin and end
+    # Each CTA's entry is its last one's begin and end.
     begun = [(0.0, cost) for cost, _ in zip(line, range(num_ctas), strict=False)]
     heapq.heapify(begun)
     for cost in line:

@@ -18,14 +18,14 @@ from kernels import matrix, shared_memory
 from scripts.core_problem import SM_COUNT, core_problem
 
 ROWS = fa4_core.kernels()
-# kernels of our own
+# These are kernels of our own.
 OWN = {k.name for k in matrix.with_candidates() if shared_memory.computed(k) is not None}
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module", params=[90, 100], ids=["sm90", "sm100"])
 def upstream(request):
-    """A process in which upstream's host code believes to be on the architecture."""
+    """Starts a process in which upstream's host code believes to be on the architecture."""
     arch = request.param
     environment = os.environ | {
         "CUTE_DSL_ARCH": {90: "sm_90a", 100: "sm_100f"}[arch], "FLASH_ATTENTION_ARCH": f"sm_{arch}",
@@ -49,7 +49,8 @@ def upstream(request):
 
 
 def compiled(kernel) -> list[str]:
-    """Names of the kernels that a plan launches, each once, in the order of their first launch."""
+    """Returns names of the kernels that a plan launches, each once, in the order of their first
+    launch."""
     if kernel.op == fa4_core.Op.FORWARD:
         return [kernel.name]
     postprocess = [
@@ -85,14 +86,16 @@ def test_plan_chooses_what_upstream_would_compile(upstream, problem):
         problem["window_size_left"] >= problem["seqlen_k"]
         or problem["window_size_right"] >= problem["seqlen_k"]
     ):
+        # A mask that masks nothing is none, to us and the stock kernel.
         problem |= {
             "window_size_left": -1,
             "window_size_right": -1,
-        }  # a mask that masks nothing is none, to us and the stock kernel
+        }
     plan = fa4_core.plan(core_problem(problem), False)
     assert plan.supported, (problem, plan.reason)
-    assume(plan.kernel.name not in OWN)  # tests/test_plan.py and test_tiles.py say when
-    # a tile that was measured to be faster; tests/test_tile_rules.py says where
+    # tests/test_plan.py and test_tiles.py say when kernels of our own run.
+    assume(plan.kernel.name not in OWN)
+    # This tile was measured to be faster; tests/test_tile_rules.py says where.
     assume(not plan.kernel.tuned)
     # Below the bucket, of which upstream is not told here, SM100 gradients may come from
     # accumulators (csrc/core/plan/workspace.cpp).

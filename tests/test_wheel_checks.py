@@ -168,7 +168,7 @@ __asm__(".text\\n.quad copy");
 
 
 def small_library(folder: Path, *flags: str) -> Path:
-    """One with a function that copies into its frame."""
+    """Returns one with a function that copies into its frame."""
     (folder / "copies.c").write_text(COPIES)
     command = ["cc", "-shared", "-fPIC", *flags, "-o", folder / "library.so", folder / "copies.c"]
     subprocess.run(command, check=True)

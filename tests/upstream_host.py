@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels import matrix
 
-# Ours on purpose: head_dim is a run-time value below the bucket, the head ratio a run-time value,
-# the SM count too.
+# These differences are ours on purpose: head_dim is a run-time value below the bucket, the head
+# ratio is a run-time value, and so is the SM count.
 DELIBERATE = {"check_hdim_oob", "check_hdim_v_oob", "qhead_per_kvhead", "TileScheduler"}
 BLOCK_SPARSE_ONLY = {"q_subtile_factor", "kv_subtile_factor"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,7 +45,7 @@ def ours(name: str):
 
 
 def tensors(problem: dict):
-    """query, key, value, output and the varlen arguments, with the buckets as head dims."""
+    """Returns query, key, value, output and the varlen arguments, with the buckets as head dims."""
     lead_q, lead_k = (
         (problem["batch"], problem["seqlen_q"]),
         (problem["batch"], problem["seqlen_k"]),
@@ -97,8 +97,8 @@ def run_upstream(problem: dict) -> None:
 
 
 def compare_objects(expected: list[str]) -> list[str]:
-    """Our kernels, in the order of their first launch, against the objects that upstream would
-    compile."""
+    """Compares our kernels, in the order of their first launch, with the objects that upstream
+    would compile."""
     differences = []
     theirs = [kernel for kernel, _ in compiled]
     if len(theirs) != len(expected):
@@ -118,7 +118,7 @@ def compare_objects(expected: list[str]) -> list[str]:
 
 
 def compare_workspace(problem: dict, workspace: dict) -> list[str]:
-    """Shapes of the backward's scratch tensors: upstream's fake tensors against our plan's
+    """Compares shapes of the backward's scratch tensors: upstream's fake tensors with our plan's
     sizes."""
     batch = [problem["batch"]] if problem["layout"] == "dense" else []
     heads, heads_kv = problem["num_heads"], problem["num_heads_kv"]
@@ -141,7 +141,7 @@ def compare_workspace(problem: dict, workspace: dict) -> list[str]:
             expected["dv_semaphore"] = (arguments[18], [problem["batch"], heads_kv, tiles_k, 2])
 
     def holds(name: str, shape: list[int], theirs: list[int]) -> bool:
-        # upstream trusts the caller's longest
+        # Upstream trusts the caller's longest.
         if name.endswith("semaphore") and problem["layout"] == "varlen":
             return shape[:2] == theirs[:2] and shape[2] >= theirs[2] and shape[3] == theirs[3]
         return shape == theirs

@@ -51,7 +51,8 @@ def grid(default: Kernel) -> list[Problem]:
 
 
 def is_for(default: Kernel, shape: Shape) -> bool:
-    """Whether a problem gets this default: up to 64 queries have one of their own on Hopper."""
+    """Returns whether a problem gets this default: up to 64 queries have one of their own on
+    Hopper."""
     short = default.op is Op.FORWARD and max(shape.lengths or (shape.seqlen_q,)) <= 64
     return shape.layout == default.layout.value and not short
 

@@ -106,8 +106,8 @@ def _cudnn() -> Contender:
 def _version(package: str) -> str:
     try:
         return version(package)
-    # Its modules lie on the path, but it was not installed.
     except PackageNotFoundError:
+        # Its modules lie on the path, but it was not installed.
         return "unknown"
 
 
@@ -164,8 +164,8 @@ def contenders(names: list[str] | None = None) -> list[Contender]:
             raise ValueError(f"argument --contenders: {name!r} is none of {', '.join(KNOWN)}")
         try:
             found.append(KNOWN[name]())
-        # The package is not installed, or raises something else where it does not load.
         except Exception as error:
+            # The package is not installed, or raises something else where it does not load.
             if names:
                 raise ValueError(f"argument --contenders: {name} can't be had: {error}") from error
             print(f"{name} is left out: {error}", file=sys.stderr)

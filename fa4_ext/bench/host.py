@@ -79,8 +79,8 @@ def _alternating(
             try:
                 with contender.enabled():
                     times.setdefault(who, []).append(_batch_us(work))
-            # Other packages raise errors of their own types.
             except Exception as error:
+                # Other packages raise errors of their own types.
                 print(f"\n{who}, {name}: {error!r:.300}", file=sys.stderr)
                 del works[who]
     return {who: statistics.median(values) for who, values in times.items() if who in works}
@@ -93,8 +93,8 @@ def _nodes(works: dict[str, tuple[Contender, Callable]], name: str) -> dict[str,
         try:
             with contender.enabled():
                 found[who] = _graph_nodes(work)
-        # Other packages raise errors of their own types.
         except Exception as error:
+            # Other packages raise errors of their own types.
             print(f"\n{who}, {name}, in a graph: {error!r:.300}", file=sys.stderr)
             torch.cuda.synchronize()
     return found

@@ -1,5 +1,5 @@
-"""Device time of every contender over a list of problems; each is checked against fp32 before it is
-timed."""
+"""Measures the device time of every contender over a list of problems. Each contender is checked
+against fp32 before it is timed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from fa4_ext.bench.progress import Progress
 from fa4_ext.bench.shapes import Shape
 from fa4_ext.bench.timing import Prepared, in_turns, prepare, sets_for, summary
 
-TARGET_MS = 8.0  # of one timed run: long beside the launch of a graph
+# One timed run takes this long, which is long beside the launch of a graph.
+TARGET_MS = 8.0
 
 
 def attention_of(contender: Contender, shape: Shape) -> Callable[..., torch.Tensor]:
-    """Of q, k and v, with what else the problem needs."""
+    """Returns a function of q, k and v that has what else the problem needs."""
     if not shape.lengths:
         return lambda q, k, v: contender.dense(q, k, v, shape.causal)
     cu_seqlens, varlen = make_cu_seqlens(shape), contender.varlen
@@ -32,8 +33,8 @@ def attention_of(contender: Contender, shape: Shape) -> Callable[..., torch.Tens
 def _calls(
     contender: Contender, shape: Shape, direction: str, sets: list
 ) -> Callable[[int], tuple[torch.Tensor, ...]]:
-    """The work on the i-th set of inputs. The backward alone is timed, on the graph that one
-    forward has left."""
+    """Returns the work on the i-th set of inputs. The backward alone is timed, on the graph that
+    one forward has left."""
     attention = attention_of(contender, shape)
     if direction == "forward":
 
@@ -58,7 +59,7 @@ def _calls(
 def _prepare(
     contender: Contender, shape: Shape, direction: str, dtype: str, sets: list, truths
 ) -> tuple[Prepared, float]:
-    """Ready to be timed, and right; with the error."""
+    """Prepares a call to be timed and checks that it is right. Returns the error too."""
     prepared = prepare(
         _calls(contender, shape, direction, sets), len(sets), contender.enabled, TARGET_MS
     )
@@ -86,7 +87,8 @@ def _row(
             continue
         try:
             ready[contender.name] = _prepare(contender, shape, direction, dtype, sets, truths)
-        except Exception as error:  # of any kind: other packages raise their own
+        except Exception as error:
+            # Other packages raise errors of their own types.
             print(f"\n{contender.name}, {name}: not timed: {error}", file=sys.stderr)
             results[contender.name] = {"error": f"{error!r:.300}"}
     measured = in_turns({who: prepared for who, (prepared, _) in ready.items()}, rounds)
@@ -115,8 +117,8 @@ def measure(
     dtype: str,
     rounds: int,
 ) -> list[dict]:
-    """A row for each shape and direction: the shape, and of each contender median ms, spread,
-    TFLOP/s and error, or why not."""
+    """Returns a row for each shape and direction: the shape, and of each contender median ms,
+    spread, TFLOP/s and error, or why not."""
     rows = []
     progress = Progress(len(shapes) * len(directions), what="problems")
     for shape in shapes:
@@ -130,8 +132,8 @@ def measure(
 
 
 def speed_of_ours(measured: dict[str, list[float]]) -> dict[str, float]:
-    """Our speed over each other contender's: the median over the rounds, in each of which both met
-    the same clocks."""
+    """Returns our speed over each other contender's: the median over the rounds, in each of which
+    both met the same clocks."""
     ours = measured.get("ours", [])
     others = {name: times for name, times in measured.items() if name != "ours" and ours}
     return {

@@ -1,4 +1,4 @@
-"""Measures device time by CUDA events around replays of a CUDA graph, contenders in turns.
+"""Measures device time by CUDA events around replays of a CUDA graph. The contenders take turns.
 Everything here runs on one side stream."""
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def prepare(
         )
         try:
             return _capture(call, sets, calls)
-        # Other packages raise errors of their own types.
         except Exception as error:
+            # Other packages raise errors of their own types.
             torch.cuda.synchronize()
             print(f"\nnot captured, timed as a loop: {error!r:.200}", file=sys.stderr)
     return _loop(call, sets, enabled, calls)

@@ -1,4 +1,4 @@
-"""device.c, compiled, and scripts behind it."""
+"""Compiles device.c and runs scripts behind it."""
 
 import json
 import os
@@ -32,8 +32,8 @@ def printed(
     asked: str = "",
     timeout: int,
 ) -> list:
-    """The JSON in each line that the script prints behind the driver; `imported`: folders for
-    PYTHONPATH."""
+    """Returns the JSON in each line that the script prints behind the driver. `imported` lists
+    folders for PYTHONPATH."""
     folders = os.pathsep.join(map(str, imported))
     environment = os.environ | {
         "LD_PRELOAD": str(driver),
@@ -49,5 +49,5 @@ def printed(
 
 
 def reported(driver: Path, script: str, *arguments) -> list[dict]:
-    """What a script of this folder prints about the library of the checkout."""
+    """Returns what a script of this folder prints about the library of the checkout."""
     return printed(driver, FOLDER / script, *arguments, imported=(FOLDER.parents[1],), timeout=120)

@@ -24,7 +24,7 @@ def described(tensor: torch.Tensor) -> dict:
 
 
 def call(op, *arguments, **options) -> tuple:
-    """The results; prints them with the launches."""
+    """Returns the results, and prints them with the launches."""
     ctypes.c_int.in_dll(device, "launches").value = 0
     ctypes.c_int.in_dll(device, "allocations").value = 0
     ctypes.c_int64.in_dll(device, "cleared_bytes").value = ctypes.c_int64.in_dll(

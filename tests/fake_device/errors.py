@@ -73,7 +73,7 @@ def inplace(out: torch.Tensor):
 
 
 def allocation() -> None:
-    """torch's C function fails: first its C++ function does what it would have done, then it
+    """Makes torch's C function fail: first its C++ function does what it would have done, then it
     raises."""
     outcome(forward)
     for failing in (1, 5):
@@ -97,8 +97,8 @@ def copy() -> None:
 
 
 def module() -> None:
-    """A kernel's code cannot be loaded. Arguments: what fails, with which result, and how much
-    memory is free, in MiB."""
+    """Makes the loading of a kernel's code fail. The arguments say what fails, with which result,
+    and how much memory is free, in MiB."""
     failing, value, free = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     fake(free_memory=free * MIB, **{failing: value})
     outcome(forward)
@@ -109,7 +109,7 @@ def module() -> None:
 
 
 def results() -> None:
-    """The results of the op as programs handle them that rely on its schema."""
+    """Handles the results of the op as programs do that rely on its schema."""
     library = torch.library.Library("aten", "IMPL")
     for op in (aten._flash_attention_forward.default, aten._flash_attention_backward.default):
         library.impl(
@@ -143,7 +143,7 @@ def results() -> None:
 
 
 def driver() -> None:
-    """A driver that is too old, for three calls."""
+    """Runs three calls with a driver that is too old."""
     fake(driver_version=12080)
     outcome(forward)
     fake(version_questions=0)

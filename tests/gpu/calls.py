@@ -1,4 +1,4 @@
-"""The ways into the kernels: the low-level aten ops, the SDPA aten ops, and
+"""Defines the ways into the kernels: the low-level aten ops, the SDPA aten ops, and
 F.scaled_dot_product_attention with autograd."""
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def flash_forward(
     return_debug_mask: bool = False,
     **options,
 ):
-    """`_flash_attention_forward` -> (out, lse, rng_state, unused, debug_mask). Absent window bounds
-    are None."""
+    """Calls `_flash_attention_forward` and returns (out, lse, rng_state, unused, debug_mask).
+    Absent window bounds are None."""
     left, right = (None if bound < 0 else bound for bound in problem.window)
     options = {
         "scale": problem.scale,
@@ -52,8 +52,8 @@ def flash_forward(
 def explained(
     problem: Problem, x: Inputs, *, backward: bool = False, speed_rules: bool = False
 ) -> tuple[bool, str, str]:
-    """Whether one of our kernels runs the forward or the backward, that kernel's name, and why
-    not."""
+    """Returns whether one of our kernels runs the forward or the backward, that kernel's name, and
+    why not."""
     left, right = problem.window
     return torch.ops.fa4_ext.explain(
         x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k, 0.0,
@@ -65,13 +65,14 @@ def explained(
 
 
 def planned(problem: Problem, x: Inputs) -> str:
-    """Which of our kernels the forward gets: forward, or decode for few queries."""
+    """Returns which of our kernels the forward gets: forward, or decode for few queries."""
     _, kernel, _ = explained(problem, x)
     return kernel.split("_")[1]
 
 
 def flash_forward_into(out: torch.Tensor, problem: Problem, x: Inputs, **options) -> torch.Tensor:
-    """`_flash_attention_forward_no_dropout_inplace`, of torch 2.12 and later -> lse."""
+    """Calls `_flash_attention_forward_no_dropout_inplace`, of torch 2.12 and later, and returns
+    lse."""
     left, right = (None if bound < 0 else bound for bound in problem.window)
     options = {
         "scale": problem.scale,
@@ -87,9 +88,9 @@ def flash_forward_into(out: torch.Tensor, problem: Problem, x: Inputs, **options
 def paged(
     problem: Problem, x: Inputs, page_size: int, spare: int = 3
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Caches of keys and values, [pages, page_size, heads_kv, head_dim], with NaN where none is,
-    and the block_table: pages in a random order, rows of the table beyond a sequence's pages
-    pointing nowhere."""
+    """Makes caches of keys and values, [pages, page_size, heads_kv, head_dim], with NaN where none
+    is, and the block_table. Its pages are in a random order, and rows of the table beyond a
+    sequence's pages point nowhere."""
     counts = [-(-length // page_size) for length in problem.seqlens_k]
     order = torch.randperm(sum(counts) + spare).tolist()
     table = torch.full((problem.batch, max(counts) + 1), -1, dtype=torch.int32)
@@ -112,8 +113,8 @@ def paged(
 def flash_forward_paged(
     problem: Problem, x: Inputs, page_size: int, *, by: str = "seqused_k", **options
 ) -> Result:
-    """`flash_forward` of keys and values in pages, whose lengths `by` gives, seqused_k or
-    cum_seq_k."""
+    """Calls `flash_forward` with keys and values in pages. `by` says what gives their lengths,
+    seqused_k or cum_seq_k."""
     k, v, table = paged(problem, x, page_size)
     lengths = torch.tensor(problem.seqlens_k, dtype=torch.int32, device=x.q.device)
     known = {"seqused_k": lengths} if by == "seqused_k" else {}
@@ -122,7 +123,8 @@ def flash_forward_paged(
 
 
 def flash_backward(problem: Problem, x: Inputs, forward, *, dropout_p: float = 0.0, **options):
-    """`_flash_attention_backward` on the outputs of `flash_forward` -> (dq, dk, dv)."""
+    """Calls `_flash_attention_backward` on the outputs of `flash_forward` and returns (dq, dk,
+    dv)."""
     out, lse, rng_state, unused, _ = forward
     left, right = (None if bound < 0 else bound for bound in problem.window)
     options = {
@@ -137,8 +139,8 @@ def flash_backward(problem: Problem, x: Inputs, forward, *, dropout_p: float = 0
 
 
 def sdpa_forward(problem: Problem, x: Inputs):
-    """`_scaled_dot_product_flash_attention`, its nine outputs. Tensors go in as [batch, heads,
-    seqlen, head_dim] views."""
+    """Calls `_scaled_dot_product_flash_attention` and returns its nine outputs. Tensors go in as
+    [batch, heads, seqlen, head_dim] views."""
     q, k, v = (t.transpose(1, 2) for t in (x.q, x.k, x.v))
     return aten._scaled_dot_product_flash_attention(
         q, k, v, 0.0, problem.is_causal, False, scale=problem.scale
@@ -146,8 +148,8 @@ def sdpa_forward(problem: Problem, x: Inputs):
 
 
 def sdpa_backward(problem: Problem, x: Inputs, forward):
-    """`_scaled_dot_product_flash_attention_backward` -> (dq, dk, dv), [batch, heads, seqlen,
-    head_dim]."""
+    """Calls `_scaled_dot_product_flash_attention_backward` and returns (dq, dk, dv), each [batch,
+    heads, seqlen, head_dim]."""
     out, lse, cum_seq_q, cum_seq_k, max_q, max_k, rng_state, unused, _ = forward
     do, q, k, v = (t.transpose(1, 2) for t in (x.do, x.q, x.k, x.v))
     return aten._scaled_dot_product_flash_attention_backward(
@@ -170,7 +172,7 @@ def sdpa_backward(problem: Problem, x: Inputs, forward):
 
 
 def run_flash(problem: Problem, x: Inputs, *, backward: bool, **options) -> Result:
-    """`options`: of both ops, in place of what the problem says."""
+    """Runs both ops. `options` replace what the problem says."""
     return _run(
         partial(flash_forward, **options), partial(flash_backward, **options), problem, x, backward
     )
@@ -203,8 +205,8 @@ def run_autograd(
     backward: bool,
     backend: SDPBackend | None = SDPBackend.FLASH_ATTENTION,
 ) -> Result:
-    """F.scaled_dot_product_attention and autograd; `backend` None is the plain call. The result has
-    no lse."""
+    """Runs F.scaled_dot_product_attention and autograd. With `backend` None it is the plain call.
+    The result has no lse."""
     q, k, v = (t.detach().transpose(1, 2).requires_grad_(backward) for t in (x.q, x.k, x.v))
     poison(x)
     options = dict(

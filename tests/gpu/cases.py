@@ -1,5 +1,5 @@
-"""What a test asks of attention: the problem, its random inputs, and the lists that the tests are
-parametrised over."""
+"""Defines what a test asks of attention: the problem, its random inputs, and the lists that the
+tests are parametrised over."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 
 DEVICE = "cuda"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# The buckets of the kernel matrix.
+# These are the buckets of the kernel matrix.
 BLACKWELL = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 10
 HEAD_DIMS = (64, 128, 256) if BLACKWELL else (64, 96, 128, 192, 256)
-# Query's and value's: the bucket for unequal ones, below it, and in the buckets of equal ones.
+# Pairs of query's and value's head dim: the bucket for unequal ones, below it, and in the buckets
+# of equal ones.
 UNEQUAL_HEAD_DIMS = (
     (192, 128), (160, 128), (136, 96), (192, 8), (128, 64), (40, 120), (192, 136), (128, 192),
     (256, 64), (8, 248),
@@ -29,8 +30,8 @@ NASTY_LENGTHS = (1, 2, 3, 63, 65, 127, 129, 239, 799, 1023, 4224)
 
 @dataclass(frozen=True)
 class Problem:
-    """One attention call. `seqlens_q` and `seqlens_k` hold a length for every batch entry; a dense
-    problem's are all equal."""
+    """One attention call. `seqlens_q` and `seqlens_k` hold a length for every batch entry; those of
+    a dense problem are all equal."""
 
     dtype: torch.dtype = torch.bfloat16
     head_dim: int = 128
@@ -39,11 +40,15 @@ class Problem:
     seqlens_q: tuple[int, ...] = (239, 239)
     seqlens_k: tuple[int, ...] = (239, 239)
     varlen: bool = False
-    is_causal: bool = False  # bottom-right aligned
-    window: tuple[int, int] = (-1, -1)  # keys to the left and right of the diagonal; -1: all
+    # A causal mask is bottom-right aligned.
+    is_causal: bool = False
+    # A window has this many keys to the left and right of the diagonal; -1 stands for all.
+    window: tuple[int, int] = (-1, -1)
     scale: float | None = None
-    head_dim_v: int | None = None  # None: head_dim
-    slack: tuple[int, int] = (0, 0)  # varlen: what max_q and max_k have above the longest sequence
+    # None stands for head_dim.
+    head_dim_v: int | None = None
+    # With varlen, max_q and max_k exceed the longest sequence by so much.
+    slack: tuple[int, int] = (0, 0)
 
     @property
     def max_q(self) -> int:
@@ -59,8 +64,8 @@ class Problem:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Window bounds with the causal mask written as one; -1: unbounded. A bound of max_k or
-        more is none, as in stock."""
+        """Returns window bounds with the causal mask written as one; -1 is unbounded. A bound of
+        max_k or more is none, as in stock."""
         left, right = (-1 if bound >= self.max_k else bound for bound in self.window)
         return (left, 0) if self.is_causal else (left, right)
 
@@ -69,8 +74,8 @@ class Problem:
         return len(self.seqlens_q)
 
     def shape(self, side: str) -> tuple[int, ...]:
-        """[batch, seqlen, heads, head_dim], or [total, heads, head_dim] when varlen; `side` is "q",
-        "k", "v" or "o"."""
+        """Returns [batch, seqlen, heads, head_dim], or [total, heads, head_dim] with varlen. `side`
+        is "q", "k", "v" or "o"."""
         seqlens, heads = (
             (self.seqlens_q, self.heads) if side in "qo" else (self.seqlens_k, self.heads_kv)
         )
@@ -94,14 +99,15 @@ def varlen(seqlens_q, seqlens_k=None, **fields) -> Problem:
 
 @dataclass
 class Inputs:
-    """Tensors of a call in the layout of `_flash_attention_forward`; `do` is the gradient of the
-    output."""
+    """The tensors of a call in the layout of `_flash_attention_forward`. `do` is the gradient of
+    the output."""
 
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
     do: torch.Tensor
-    cu_seqlens_q: torch.Tensor | None = None  # int32 [batch + 1]
+    # It is int32 [batch + 1].
+    cu_seqlens_q: torch.Tensor | None = None
     cu_seqlens_k: torch.Tensor | None = None
 
 
@@ -121,7 +127,7 @@ def make_inputs(problem: Problem) -> Inputs:
 
 
 def poison(inputs: Inputs) -> None:
-    """Fill the allocator's free blocks of the sizes that a call asks for with 0xFF: a NaN in every
+    """Fills the allocator's free blocks of the sizes that a call asks for with 0xFF: a NaN in every
     float dtype, -1 in a counter."""
     rows = inputs.q.nbytes // inputs.q.shape[-1]
     sizes = {

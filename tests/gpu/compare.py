@@ -1,5 +1,5 @@
-"""The comparison rule of FlashAttention's own tests: at most twice the error of same-precision
-math, plus two roundings."""
+"""Applies the comparison rule of FlashAttention's own tests: at most twice the error of
+same-precision math, plus two roundings."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from cases import Inputs, Problem
 from reference import Result, compute
 
-# Where the exact gradient is 0 (a row that sees one key) dP - delta leaves the noise of two fp32
-# sums, plain math none.
+# Where the exact gradient is 0 (a row that sees one key), dP - delta leaves the noise of two fp32
+# sums, and plain math leaves none.
 GRADIENT_FLOOR = 1e-4
 LSE_TOLERANCE = 5e-4
 
@@ -18,7 +18,7 @@ def _where(flat_index: int, shape) -> tuple[int, ...]:
 
 
 def _assert_same_class(name: str, classify, ours: torch.Tensor, truth: torch.Tensor) -> None:
-    """NaN or inf stand where they should, and nowhere else."""
+    """Asserts that NaN and inf stand where they should, and nowhere else."""
     wrong = classify(ours) != classify(truth)
     if wrong.any():
         index = _where(int(wrong.flatten().int().argmax()), wrong.shape)
@@ -32,7 +32,7 @@ def _assert_same_class(name: str, classify, ours: torch.Tensor, truth: torch.Ten
 def assert_close(
     name: str, ours: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, floor: float = 0.0
 ) -> None:
-    """`plain` is same-precision math, `truth` fp32 math on the same inputs."""
+    """Compares a result. `plain` is same-precision math, `truth` fp32 math on the same inputs."""
     assert ours.shape == truth.shape, (
         f"{name}: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}"
     )
@@ -59,8 +59,8 @@ def assert_close(
 
 
 def assert_lse(ours: torch.Tensor, truth: torch.Tensor) -> None:
-    """fp32, natural logarithm, -inf for a row that sees no key (the FA3/FA4 convention; FA2 writes
-    +inf)."""
+    """Asserts that lse is fp32 and a natural logarithm, and -inf for a row that sees no key (the
+    FA3/FA4 convention; FA2 writes +inf)."""
     assert ours.dtype == torch.float32, f"lse: {ours.dtype}"
     assert ours.shape == truth.shape, (
         f"lse: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}"
@@ -81,7 +81,7 @@ def assert_lse(ours: torch.Tensor, truth: torch.Tensor) -> None:
 def assert_matches_reference(
     problem: Problem, inputs: Inputs, ours: Result, *, check_lse: bool = True
 ) -> None:
-    """Every output that `ours` holds against fp32."""
+    """Compares every output that `ours` holds against fp32."""
     backward = ours.dq is not None
     truth = compute(problem, inputs, torch.float32, backward=backward)
     plain = compute(problem, inputs, problem.dtype, backward=backward)

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # the helpers next to this file, under every import mode of pytest
+# The helpers next to this file are found so under every import mode of pytest.
+sys.path.insert(0, str(HERE))
 
 
 def _missing() -> str | None:
-    """Why the suite can't run here, or None."""
+    """Returns why the suite can't run here, or None."""
     if not torch.cuda.is_available():
         return "no CUDA device"
     capability = torch.cuda.get_device_capability()
@@ -56,7 +57,8 @@ def pytest_report_header():
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Fresh random inputs in every run; a failure shows the seed, FA4_TEST_SEED repeats it."""
+    """Draws fresh random inputs in every run. A failure shows the seed, and FA4_TEST_SEED repeats
+    it."""
     value = int(os.environ.get("FA4_TEST_SEED", int.from_bytes(os.urandom(4), "little")))
     print(f"FA4_TEST_SEED={value}")
     torch.manual_seed(value)
@@ -65,7 +67,7 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def plain_settings():
-    """The settings that change results are off before a test and after it, and only what a test
+    """Switches the settings that change results off before a test and after it. Only what a test
     registers is registered."""
     import fa4_ext
 
@@ -79,8 +81,8 @@ def plain_settings():
 
 @pytest.fixture
 def strict():
-    """Our kernels or an error: a silent fallback to stock can't pass a test, however short its
-    problem is."""
+    """Runs our kernels or raises an error: a silent fallback to stock can't pass a test, however
+    short its problem is."""
     import fa4_ext
 
     with fa4_ext.register(fallback="error", speed_rules=False) as handle:
@@ -89,7 +91,7 @@ def strict():
 
 @pytest.fixture
 def lenient():
-    """As users run it: what our kernels don't cover goes to stock."""
+    """Registers as users do: what our kernels don't cover goes to stock."""
     import fa4_ext
 
     with fa4_ext.register(fallback="stock") as handle:

@@ -1,4 +1,4 @@
-"""examples/cpp, built against the fa4_ext and the torch that this process imports."""
+"""Builds examples/cpp against the fa4_ext and the torch that this process imports."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "cpp"
 
 
 def tool(name: str) -> str | None:
-    """A program of this environment or, failing that, of the machine."""
+    """Returns a program of this environment or, failing that, of the machine."""
     path = Path(sysconfig.get_path("scripts"), name)
     return str(path) if path.exists() else shutil.which(name)
 
 
 def run(*command: str | Path, timeout: float = 600, **variables: str) -> str:
-    """A command's output, or an AssertionError with it."""
+    """Returns a command's output, or raises an AssertionError with it."""
     arguments = [str(part) for part in command]
     done = subprocess.run(
         arguments, capture_output=True, text=True, timeout=timeout, env={**os.environ, **variables}

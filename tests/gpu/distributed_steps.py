@@ -1,4 +1,4 @@
-"""What each rank of test_distributed.py runs and checks."""
+"""Defines what each rank of test_distributed.py runs and checks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from training import (
     snapshot,
 )
 
-SEQ_DIM = 2  # of [batch, heads, seqlen, head_dim]
+# The sequence is this dimension of [batch, heads, seqlen, head_dim].
+SEQ_DIM = 2
 
 
 def mesh() -> DeviceMesh:
@@ -40,7 +41,7 @@ def mesh() -> DeviceMesh:
 
 
 def block_and_batch() -> tuple[Block, torch.Tensor]:
-    """The same on every rank."""
+    """Returns the same block and batch on every rank."""
     block, x = Block().to(DEVICE), torch.randn(4, 500, 512, device=DEVICE)
     for tensor in (x, *block.parameters()):
         dist.broadcast(tensor.detach(), src=0)
@@ -48,13 +49,14 @@ def block_and_batch() -> tuple[Block, torch.Tensor]:
 
 
 def assert_runs_ours(work) -> None:
-    """`work` is done twice, on every rank."""
+    """Asserts that `work`, which is done twice on every rank, runs our kernels."""
     providers = providers_of(work)
     assert "ours" in providers and not providers & {"stock", "cudnn", "efficient"}, providers
 
 
 def train(model, block, x: torch.Tensor, *, autocast: bool) -> Step:
-    """One step of `model` with SGD. `block` is what it wraps, whose parameters have plain names."""
+    """Takes one step of `model` with SGD. `block` is what it wraps, whose parameters have plain
+    names."""
     # DTensors beside tensors, one by one
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, foreach=False)
 
@@ -90,8 +92,8 @@ def fully_sharded() -> None:
 
 
 def tensor_parallel(attention_on: str) -> None:
-    """attention_on: "tensors", a rank's own heads; "dtensors", heads sharded over the mesh, so that
-    DTensor dispatches our op."""
+    """Trains with tensor parallelism. attention_on is "tensors", a rank's own heads, or "dtensors",
+    heads sharded over the mesh, so that DTensor dispatches our op."""
     block, x = block_and_batch()
     truth = reference(block, x, in_bf16=None)
     plain = reference(block, x, in_bf16=False)
@@ -104,8 +106,8 @@ def tensor_parallel(attention_on: str) -> None:
 
 
 def ring_attention(is_causal: bool, load_balance: bool, rotate_method: str) -> None:
-    """torch's context parallelism: each rank has a part of the sequence, keys and values go round,
-    results are merged by lse."""
+    """Runs torch's context parallelism: each rank has a part of the sequence, keys and values go
+    round, and results are merged by lse."""
     problem = dense(1024, 1024, heads=4, heads_kv=4, is_causal=is_causal)
     inputs = make_inputs(problem)
     for tensor in (inputs.q, inputs.k, inputs.v, inputs.do):

@@ -1,4 +1,4 @@
-"""Code that a test runs in a process of its own, where nothing has been initialised."""
+"""Runs code for a test in a process of its own, where nothing has been initialised."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import fa4_ext
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """In which a process finds the fa4_ext that this one has imported, installed or not."""
+    """Returns the environment in which a process finds the fa4_ext that this one has imported,
+    installed or not."""
     path = os.pathsep.join(
         [str(Path(fa4_ext.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
@@ -20,7 +21,8 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def run_script(code: str, *, timeout: float = 120, **variables: str) -> str:
-    """Runs `code` in a fresh interpreter; its output, or an AssertionError with it."""
+    """Runs `code` in a fresh interpreter and returns its output, or raises an AssertionError with
+    it."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True, text=True, timeout=timeout, env=environment(**variables),

@@ -1,16 +1,16 @@
-"""Tensors of the same values laid out in memory as users lay them out. A layout is a function from
+"""Lays tensors of the same values out in memory as users lay them out. A layout is a function from
 a tensor to such a one."""
 
 from __future__ import annotations
 
 import torch
 
-# Dimensions of [batch, seqlen, heads, head_dim].
+# These are the dimensions of [batch, seqlen, heads, head_dim].
 BATCH, SEQLEN, HEADS, DIM = range(4)
 
 
 def permuted(*order: int):
-    """The same values with the memory's dimensions in another order, the first one outermost."""
+    """Returns a layout with the memory's dimensions in another order, the first one outermost."""
 
     def layout(t: torch.Tensor) -> torch.Tensor:
         inverse = [order.index(d) for d in range(len(order))]
@@ -20,7 +20,8 @@ def permuted(*order: int):
 
 
 def cut_from(dim: int, before: int, after: int):
-    """A slice of a larger tensor whose other elements are NaN: reading beyond the slice shows."""
+    """Returns a layout that is a slice of a larger tensor whose other elements are NaN, so that
+    reading beyond the slice shows."""
 
     def layout(t: torch.Tensor) -> torch.Tensor:
         shape = list(t.shape)
@@ -34,7 +35,7 @@ def cut_from(dim: int, before: int, after: int):
 
 
 def offset(elements: int):
-    """The same strides, the storage beginning `elements` later."""
+    """Returns a layout of the same strides, in a storage that begins `elements` earlier."""
 
     def layout(t: torch.Tensor) -> torch.Tensor:
         whole = torch.full((t.numel() + elements,), float("nan"), dtype=t.dtype, device=t.device)
@@ -46,7 +47,7 @@ def offset(elements: int):
 
 
 def expanded(*dims: int):
-    """Stride 0 along `dims`: one entry stands for all."""
+    """Returns a layout of stride 0 along `dims`: one entry stands for all."""
 
     def layout(t: torch.Tensor) -> torch.Tensor:
         part = t

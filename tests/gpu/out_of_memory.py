@@ -11,8 +11,8 @@ import torch
 
 
 def accelerate_would_shrink(error: BaseException) -> bool:
-    """What accelerate.utils.memory.should_reduce_batch_size asks for where a GPU's memory is out:
-    words with their full stop."""
+    """Asks what accelerate.utils.memory.should_reduce_batch_size asks for where a GPU's memory is
+    out: words with their full stop."""
     return (
         isinstance(error, RuntimeError)
         and len(error.args) == 1
@@ -21,7 +21,7 @@ def accelerate_would_shrink(error: BaseException) -> bool:
 
 
 def lightning_would_shrink(error: BaseException) -> bool:
-    """What lightning.pytorch.utilities.memory.is_oom_error asks for there."""
+    """Asks what lightning.pytorch.utilities.memory.is_oom_error asks for there."""
     words = "CUDA", "out of memory"
     return (
         isinstance(error, RuntimeError)
@@ -36,7 +36,8 @@ WOULD_SHRINK = {"accelerate": accelerate_would_shrink, "lightning": lightning_wo
 def largest_batch(
     attempt: Callable[[int], object], batch: int, would_shrink: Callable[[BaseException], bool]
 ) -> int:
-    """The first of `batch`, its half, and so on that fits, as these programs look for it."""
+    """Returns the first of `batch`, its half, and so on that fits, as these programs look for
+    it."""
     while batch:
         try:
             attempt(batch)
@@ -56,7 +57,8 @@ def little_memory(spare: int = 2**24):
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-    held = []  # what torch's allocator keeps for later in blocks that are in use in part
+    # torch's allocator keeps this for later, in blocks that are in use in part.
+    held = []
     try:
         _allow_reserved(0)
         for size in (2**26, 2**20, 2**9):

@@ -10,7 +10,8 @@ NAN = float("nan")
 
 
 def amid(x: Inputs, before: int, after: int, filler: float = NAN) -> Inputs:
-    """The same sequences with rows of `filler` before the first one and behind the last one."""
+    """Returns the same sequences with rows of `filler` before the first one and behind the last
+    one."""
     tensors = {
         name: torch.cat(
             [t.new_full((rows, *t.shape[1:]), filler) if rows else t for rows in (before, 0, after)]
@@ -24,7 +25,7 @@ def amid(x: Inputs, before: int, after: int, filler: float = NAN) -> Inputs:
 
 
 def cut(result: Result, before: int, queries: int, keys: int) -> Result:
-    """The rows of sequences alone, of which there are so many behind the first `before`."""
+    """Returns the rows of sequences alone, which come behind the first `before`."""
     queries, keys = slice(before, before + queries), slice(before, before + keys)
     forward = result.out[queries], result.lse[:, queries]
     return (
@@ -35,7 +36,7 @@ def cut(result: Result, before: int, queries: int, keys: int) -> Result:
 
 
 def assert_zero_outside(result: Result, before: int, queries: int, keys: int) -> None:
-    """Gradients of the rows that belong to no sequence."""
+    """Asserts that the gradients of the rows that belong to no sequence are zero."""
     for name, count in (("dq", queries), ("dk", keys), ("dv", keys)):
         for where, rows in (("before", slice(before)), ("behind", slice(before + count, None))):
             wrong = (getattr(result, name)[rows] != 0).sum().item()

@@ -8,8 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def kernels_of(work) -> list[str]:
-    """Names of the CUDA kernels that `work()` runs, in order; lazy initialisation has happened in a
-    run before."""
+    """Returns the names of the CUDA kernels that `work()` runs, in order. A run before has done
+    lazy initialisation."""
     work()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -20,8 +20,8 @@ def kernels_of(work) -> list[str]:
 
 
 def provider(kernel: str) -> str:
-    """Whose kernel has this name. CuTe DSL's names hold "kernel_cutlass" and the module path, which
-    says flash too."""
+    """Returns whose kernel has this name. CuTe DSL's names hold "kernel_cutlass" and the module
+    path, which says flash too."""
     for owner, mark in (
         ("ours", "kernel_cutlass"),
         ("stock", "flash_"),
@@ -34,5 +34,5 @@ def provider(kernel: str) -> str:
 
 
 def providers_of(work) -> set[str]:
-    """Of the kernels, whoever clears memory for them."""
+    """Returns the providers of the kernels, whoever clears memory for them."""
     return {provider(name) for name in kernels_of(work) if "emset" not in name}

@@ -1,4 +1,4 @@
-"""Work that several processes share, one GPU each."""
+"""Runs work that several processes share, with one GPU each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.multiprocessing
 
 import fa4_ext
 
-# Seconds. Starting CUDA and NCCL takes some 15 of them, the work a few.
+# The limit is in seconds. Starting CUDA and NCCL takes some 15 of them, the work a few.
 COLLECTIVE_LIMIT = 60
 PROCESS_LIMIT = 150
 
@@ -22,7 +22,7 @@ PROCESS_LIMIT = 150
 def _rank(
     rank: int, world: int, meeting_point: str, seed: int, work: Callable, arguments: tuple
 ) -> None:
-    # says where a rank hangs, and ends it
+    # It says where a rank hangs, and ends it.
     faulthandler.dump_traceback_later(PROCESS_LIMIT, exit=True)
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
@@ -37,8 +37,8 @@ def _rank(
 
 
 def run_ranks(work: Callable, *arguments, seed: int, world: int = 2) -> None:
-    """`work(*arguments)` in `world` processes that form the default process group, ours registered
-    without a fallback.
+    """Runs `work(*arguments)` in `world` processes that form the default process group, with ours
+    registered without a fallback.
 
     work: a module's function. Every rank has the same random state, its own GPU as the current
     device. Raises torch.multiprocessing.ProcessRaisedException with the traceback of the rank that

@@ -1,5 +1,5 @@
-"""Attention written out: in fp32, the truth; in the inputs' own dtype, the error that PyTorch's
-plain math makes."""
+"""Writes attention out: in fp32, which gives the truth, and in the inputs' own dtype, which gives
+the error that PyTorch's plain math makes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cases import Inputs, Problem
 
 @dataclass
 class Result:
-    """Outputs of a forward and of its backward, in the layout of `_flash_attention_forward`.
+    """The outputs of a forward and of its backward, in the layout of `_flash_attention_forward`.
 
     lse: fp32 natural logarithm, [batch, heads, seqlen_q], or [heads, total_q] when varlen; -inf for
     a row that sees no key.
@@ -25,8 +25,8 @@ class Result:
 
 
 def hidden(seqlens_q, seqlens_k, bounds: tuple[int, int], device) -> torch.Tensor:
-    """Bool [batch, 1, longest q, longest k]: what the mask hides, or is beyond a sequence's end.
-    Its last query and last key are aligned (bottom-right)."""
+    """Returns a bool [batch, 1, longest q, longest k] tensor of what the mask hides or is beyond a
+    sequence's end. The last query and the last key of a sequence are aligned (bottom-right)."""
     rows, keys = (
         torch.tensor(seqlens, device=device)[:, None, None, None]
         for seqlens in (seqlens_q, seqlens_k)
@@ -44,20 +44,20 @@ def hidden(seqlens_q, seqlens_k, bounds: tuple[int, int], device) -> torch.Tenso
 
 
 def attention(q, k, v, softmax_scale: float, mask: torch.Tensor):
-    """Math attention in the dtype of its inputs, [batch, seqlen, heads, head_dim] -> out, lse
-    [batch, heads, seqlen_q]."""
+    """Computes math attention in the dtype of its inputs, [batch, seqlen, heads, head_dim], and
+    returns out and lse, [batch, heads, seqlen_q]."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     group = q.shape[1] // k.shape[1]
     k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
     scores = (q @ (k * softmax_scale).transpose(-1, -2)).masked_fill(mask, float("-inf"))
-    # A row without keys has softmax 0/0; its output and gradients are 0.
+    # A row without keys has softmax 0/0. Its output and gradients are 0.
     probabilities = scores.softmax(dim=-1).masked_fill(mask.all(dim=-1, keepdim=True), 0.0)
     return (probabilities @ v).transpose(1, 2), scores.float().logsumexp(dim=-1)
 
 
 class Padding:
-    """Between [total, heads, head_dim], sequences back to back, and [batch, longest, heads,
-    head_dim]. Gradients pass through."""
+    """Converts between [total, heads, head_dim], sequences back to back, and [batch, longest,
+    heads, head_dim]. Gradients pass through."""
 
     def __init__(self, seqlens, device):
         self.shape = len(seqlens), max(seqlens)
@@ -76,7 +76,7 @@ class Padding:
 
 
 def compute(problem: Problem, inputs: Inputs, dtype: torch.dtype, *, backward: bool) -> Result:
-    """Forward and, if asked, backward of the whole problem with math in `dtype`."""
+    """Runs the forward and, if asked, the backward of the whole problem with math in `dtype`."""
     q, k, v = (
         t.detach().to(dtype).requires_grad_(backward) for t in (inputs.q, inputs.k, inputs.v)
     )

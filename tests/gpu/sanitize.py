@@ -25,7 +25,8 @@ from fuzz.ops import TorchOps, run
 
 import fa4_ext
 
-PROBLEMS = [  # on Hopper the forward of so few queries and heads is the decode kernel
+# On Hopper the forward of so few queries and heads is the decode kernel.
+PROBLEMS = [
     dense(65, 200, batch=1, heads=2, heads_kv=2, head_dim=64, is_causal=True),
     dense(130, 65, batch=2, heads=2, heads_kv=1, head_dim=128),
     dense(65, 129, batch=1, heads=2, heads_kv=2, head_dim=72, window=(30, 10)),
@@ -39,10 +40,11 @@ FORWARD_ALONE = [
     dense(577, 129, batch=1, heads=2, heads_kv=2, head_dim=72, window=(30, 10)),
     dense(300, 129, batch=1, heads=2, heads_kv=1, head_dim=max(HEAD_DIMS), is_causal=True),
     varlen((1, 65, 0, 300), (70, 0, 3, 130), heads=2, heads_kv=1, head_dim=128, is_causal=True),
-    # decoded without splits
+    # This one is decoded without splits.
     dense(3, 200, batch=70, heads=4, heads_kv=2, head_dim=64, window=(30, 10)),
 ]
-# Random calls that our kernels run, small enough for a tool that slows them down a hundred times.
+# These are random calls that our kernels run, small enough for a tool that slows them down a
+# hundred times.
 FUZZ_SEED, FUZZ_COUNT, FUZZ_ROWS = 1, 40, 400
 
 

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.usefixtures("strict")
 
 
 def check(problem, inputs, leaves, out) -> None:
-    """`out` of the fp32 `leaves`, in the layout of `inputs`, whose values fp32 holds exactly."""
+    """Checks `out` of the fp32 `leaves`, in the layout of `inputs`, whose values fp32 holds
+    exactly."""
     assert out.dtype == problem.dtype
     gradients = torch.autograd.grad(out, leaves, inputs.do)
     assert {gradient.dtype for gradient in gradients} == {torch.float32}

@@ -164,8 +164,8 @@ def test_scaled_dot_product_attention(run, head_dim, heads, mask):
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(("head_dim", "head_dim_v"), [*((d, d) for d in HEAD_DIMS), (192, 128)])
 def test_deterministic_is_bitwise(head_dim, head_dim_v, mask, heads, layout):
-    """The same bits in five runs, other work on the device between them; the accumulators start
-    from poisoned memory each time."""
+    """The bits are the same in five runs, with other work on the device between them. The
+    accumulators start from poisoned memory each time."""
     fields = dict(
         head_dim=head_dim,
         head_dim_v=head_dim_v,

@@ -16,7 +16,7 @@ import fa4_ext
 
 PAIRS = {"ours-ours": (1, 1), "ours-stock": (1, 0), "stock-ours": (0, 1), "stock-stock": (0, 0)}
 FIELDS = dict(heads=4, heads_kv=2, head_dim=64)
-# What the two could read differently. Lengths as short as these have rows that see no key, and
+# The two could read these differently. Lengths as short as these have rows that see no key, and
 # sequences beside longer ones.
 CASES = {
     "full": dense(129, 77, **FIELDS),

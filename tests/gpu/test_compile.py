@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("strict")
 
 @pytest.fixture(params=("aot_eager", "inductor"))
 def backend(request) -> str:
-    """A compiler, with nothing compiled before."""
+    """Returns a compiler, with nothing compiled before."""
     if request.param == "inductor" and not (
         (shutil.which("cc") or shutil.which("gcc")) and has_triton()
     ):
@@ -36,7 +36,8 @@ def heads_first(inputs, *, requires_grad: bool = True):
 
 
 def check_gradients(problem, inputs, out, tensors) -> None:
-    """`out` [batch, heads, seqlen, head_dim] of `tensors`, and its gradients, against fp32."""
+    """Compares `out` [batch, heads, seqlen, head_dim] of `tensors`, and its gradients, with
+    fp32."""
     gradients = torch.autograd.grad(out, tensors, inputs.do.transpose(1, 2))
     out, *gradients = (t.detach().transpose(1, 2) for t in (out, *gradients))
     assert_matches_reference(problem, inputs, Result(out, None, *gradients), check_lse=False)
@@ -57,7 +58,7 @@ def test_compile_without_graph_break(backend, dynamic):
 
 @pytest.mark.parametrize("heads", HEADS)
 def test_compiled_output_has_the_layout_of_the_eager_one(backend, heads):
-    """Queries as [batch, heads, seqlen, head_dim] in memory and as users' transposed views."""
+    """Queries are [batch, heads, seqlen, head_dim] in memory, or users' transposed views."""
     compiled = torch.compile(F.scaled_dot_product_attention, fullgraph=True, backend=backend)
     inputs = make_inputs(dense(300, 300, heads=HEADS[heads][0], heads_kv=HEADS[heads][1]))
     for layout in (lambda t: t, lambda t: t.contiguous()):
@@ -103,8 +104,8 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("decomposed", (False, True), ids=("exported", "decomposed"))
 def test_exported_program_runs_ours(decomposed):
-    """With a symbolic sequence length; once as F.scaled_dot_product_attention, once as the aten op
-    that export chooses for it."""
+    """The program has a symbolic sequence length; once it calls F.scaled_dot_product_attention,
+    once the aten op that export chooses for it."""
     inputs = make_inputs(dense(300, 300, is_causal=True))
     seqlen = torch.export.Dim("seqlen", min=16, max=4096)
     tensors = tuple(heads_first(inputs, requires_grad=False))

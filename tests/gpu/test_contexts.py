@@ -1,5 +1,4 @@
-"""CUDA contexts and streams that have a part of the device: results are right there, on the part's
-multiprocessors.
+"""Results are right in CUDA contexts and streams that have a part of the device, on the part's SMs.
 
 The scripts make green contexts by the driver's own functions, and by PyTorch's class where it has
 one.
@@ -62,11 +61,11 @@ PREAMBLE = """
         status = getattr(cuda, function)(*arguments)
         assert status == 0, f"{function}: {status}"
 
-    def green(multiprocessors):
+    def green(sm_count):
         whole, parts, rest = (ctypes.create_string_buffer(4096) for _ in range(3))
         call("cuDeviceGetDevResource", 0, whole, 1)
         count = ctypes.c_uint(1)
-        split = (parts, ctypes.byref(count), whole, rest, 0, multiprocessors)
+        split = (parts, ctypes.byref(count), whole, rest, 0, sm_count)
         call("cuDevSmResourceSplitByCount", *split)
         descriptor, context = ctypes.c_void_p(), ctypes.c_void_p()
         call("cuDevResourceGenerateDesc", ctypes.byref(descriptor), parts, 1)

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fa4_ext
 
-# long enough that no speed rule sends it to stock
+# It is long enough that no speed rule sends it to stock.
 LONG = dict(batch=2, heads=8, heads_kv=8, is_causal=True)
 
 
@@ -34,7 +34,8 @@ def bhsd(inputs: Inputs):
 
 
 def requested_bytes(call) -> int:
-    """Of torch's allocator: how much more a call holds at most than was held before it."""
+    """Returns how many bytes of torch's allocator a call holds at most, beyond those that were held
+    before it."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     call()
@@ -92,7 +93,7 @@ class TestOutputs:
 
 
 def _calls_and_their_tensors():
-    """Each op's inputs and results."""
+    """Returns each op's inputs and results."""
     inputs = make_inputs(problem := dense(129, 203, heads_kv=2))
     forward = flash_forward(problem, inputs)
     given = [inputs.q, inputs.k, inputs.v, inputs.do]
@@ -119,7 +120,7 @@ def _calls_and_their_tensors():
 def wrapped_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As xformers wraps the op: all of its results that are not of a debug mask."""
+    """Wraps the op as xformers does, with all of its results that are not of a debug mask."""
     return aten._flash_attention_forward(
         q, k, v, None, None, q.shape[1], k.shape[1], 0.0, True, False
     )[:4]
@@ -147,7 +148,7 @@ class TestMemoryOfResults:
             addresses = [storage.data_ptr() for storage in storages if storage.nbytes()]
             assert len({storage._cdata for storage in storages}) == len(storages), name
             assert len(set(addresses)) == len(addresses), name
-            # Dense ones: a storage holds its tensor and nothing beside it.
+            # The storage of a dense one holds its tensor and nothing beside it.
             assert all(t.untyped_storage().nbytes() == t.nbytes for t in results), (
                 name,
                 [t.untyped_storage() for t in results],
@@ -214,7 +215,8 @@ class TestWhoRuns:
 
     def test_removal_puts_the_order_back(self):
         q, k, v = bhsd(make_inputs(dense(1024, 1024, **LONG)))
-        F.scaled_dot_product_attention(q, k, v)  # the first choice sets torch's own order
+        # The first choice sets torch's own order.
+        F.scaled_dot_product_attention(q, k, v)
         order = torch._C._get_sdp_priority_order()
         with fa4_ext.register():
             assert torch._C._get_sdp_priority_order()[0] == SDPBackend.FLASH_ATTENTION.value
@@ -255,7 +257,8 @@ class TestWhoRuns:
 
 
 def _attention(**options):
-    """F.sdpa with flash attention alone enabled, so that both registrations ask the same op."""
+    """Calls F.sdpa with flash attention alone enabled, so that both registrations ask the same
+    op."""
 
     def call(q, k, v):
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
@@ -295,7 +298,8 @@ LEFT_TO_STOCK = {
 
 @pytest.mark.parametrize("case", LEFT_TO_STOCK)
 def test_left_to_stock(case):
-    """The same results, to the bit and with the same random state, as without a registration."""
+    """The results are the same as without a registration, to the bit and with the same random
+    state."""
     call, fields = LEFT_TO_STOCK[case]
     fields = dict(head_dim=128, dtype=torch.bfloat16, device=DEVICE) | fields
     inputs = _normal(2, 4, 256, fields["head_dim"], dtype=fields["dtype"], device=fields["device"])
@@ -368,7 +372,7 @@ def test_dropout_trains_through_stock():
         assert "stock" in owners and "ours" not in owners
         ours = run()
     for name, a, b in zip(("dq", "dk", "dv"), ours, without, strict=True):
-        # dq is summed with atomics
+        # dq is summed with atomics.
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -417,8 +421,8 @@ def test_strict_refuses_with_the_reason(case):
 @pytest.mark.parametrize("heads", ("mha", "gqa"))
 @pytest.mark.parametrize("first", ("ours", "stock"))
 def test_forward_and_backward_by_different_providers(first, heads, mask):
-    """Causal with more queries than keys has rows without keys, whose lse is -inf in ours and +inf
-    in stock's."""
+    """A causal mask with more queries than keys has rows without keys, whose lse is -inf in ours
+    and +inf in stock's."""
     problem = dense(
         301, 203, heads=HEADS[heads][0], heads_kv=HEADS[heads][1], is_causal=mask == "causal"
     )

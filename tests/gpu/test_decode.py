@@ -1,5 +1,5 @@
-"""Few queries against many keys, as in decoding, against fp32: the kernel that packs heads into a
-tile and splits the keys."""
+"""Checks few queries against many keys, as in decoding, against fp32: the kernel that packs heads
+into a tile and splits the keys."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ pytestmark = [
     pytest.mark.skipif(BLACKWELL, reason="the decode kernel is for Hopper"),
 ]
 
-ROWS = 64  # of a tile: queries times the heads that share a key/value head
+# A tile has so many rows: queries times the heads that share a key/value head.
+ROWS = 64
 
 
 @pytest.fixture(autouse=True)
@@ -82,14 +83,15 @@ def test_head_dims(head_dims):
 @pytest.mark.parametrize("queries", (1, 2, 7, 16, 64))
 @pytest.mark.parametrize("mask", MASKS)
 def test_lengths(mask, queries, seqlen_k):
-    """More queries than keys too: rows that see no key are 0, and -inf in the logsumexp."""
+    """There are more queries than keys too: rows that see no key are 0, and -inf in the
+    logsumexp."""
     check(dense(queries, seqlen_k, heads=2, heads_kv=2, **MASKS[mask]))
 
 
 @pytest.mark.parametrize("heads_kv", (1, 2, 3, 5, 8, 13, 33, 50, 66, 100, 131, 132, 140, 300))
 def test_every_number_of_splits(heads_kv):
-    """The keys of a head are split by how many multiprocessors the heads leave idle: 16 ways for
-    the first, not for the last."""
+    """The keys of a head are split by how many SMs the heads leave idle: 16 ways for the first, not
+    for the last."""
     check(dense(1, 2100, batch=1, heads=heads_kv, heads_kv=heads_kv, head_dim=64))
 
 
@@ -144,7 +146,7 @@ def test_as_many_sequences_as_a_grid_holds():
 
 @pytest.mark.parametrize("heads_kv", (1, 40, 200))
 def test_strides(heads_kv):
-    """A cache whose rows have room, heads first, and batch entries of no stride."""
+    """The cache has rows with room, heads first, and batch entries of no stride."""
     problem = dense(2, 300, heads=2 * heads_kv, heads_kv=heads_kv, head_dim=64, batch=2)
     inputs = make_inputs(problem)
     inputs.k = torch.randn(
@@ -158,7 +160,7 @@ def test_strides(heads_kv):
 
 
 def test_nan_of_a_neighbouring_sequence_stays_there():
-    """The last block of a sequence's keys reaches into the next sequence, whose values may be
+    """The last key block of a sequence reaches into the next sequence, whose values may be
     anything."""
     problem = varlen((1, 1, 1), (70, 65, 130), heads=4, heads_kv=1)
     inputs = make_inputs(problem)

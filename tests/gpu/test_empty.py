@@ -12,7 +12,7 @@ from reference import Result
 
 import fa4_ext
 
-# batch, rows of queries and of keys, heads, heads of keys
+# The columns are batch, rows of queries and of keys, heads, and heads of keys.
 DENSE = {
     "no_queries": (2, 0, 65, 4, 2),
     "no_keys": (2, 65, 0, 4, 2),
@@ -20,7 +20,7 @@ DENSE = {
     "no_batch": (0, 65, 65, 4, 2),
     "no_heads": (2, 65, 65, 0, 0),
 }
-# lengths of queries and of keys
+# These are lengths of queries and of keys.
 PACKED = {
     "no_queries": ((0, 0), (65, 7)),
     "no_keys": ((65, 7), (0, 0)),
@@ -108,7 +108,7 @@ def test_varlen_attn(case):
 
 @pytest.mark.usefixtures("strict")
 def test_a_longest_sequence_of_nothing_is_what_cu_seqlens_says():
-    """max_q and max_k of 0 while sequences have rows: cu_seqlens counts."""
+    """Where max_q and max_k are 0 while sequences have rows, cu_seqlens counts."""
     problem = Problem(seqlens_q=(65, 7), seqlens_k=(65, 7), varlen=True, heads=2, heads_kv=2)
     x = make_inputs(problem)
     out, lse = torch.ops.aten._flash_attention_forward(

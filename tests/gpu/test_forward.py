@@ -37,7 +37,8 @@ ODD_HEAD_DIMS = (8, 16, 24, 40, 72, 80, 104, 120, 136, 160, 200, 232)
 
 
 def check(problem: Problem, run=run_flash, *, decoded: bool = True, **options) -> None:
-    """`decoded`: few queries may be, as the planner says; test_decode.py is for these."""
+    """Runs a call and compares it. With `decoded`, few queries may be decoded, as the planner says;
+    test_decode.py is for these."""
     inputs = make_inputs(problem)
     with _library.override(decode=0 if decoded else -1):
         assert decoded or planned(problem, inputs) == "forward"
@@ -158,13 +159,14 @@ def test_windows(window, seqlens):
 
 @pytest.mark.parametrize("window", [(17, -1), (17, 0), (17, 9), (-1, 9)], ids=str)
 def test_causal_narrows_the_window(window):
-    """is_causal with a window: the right bound is 0 whatever was asked, the left one stays."""
+    """With is_causal and a window, the right bound is 0 whatever was asked, and the left one
+    stays."""
     check(dense(239, 301, heads=2, heads_kv=2, window=window, is_causal=True))
 
 
 def test_a_bound_of_the_whole_length_is_none():
-    """Stock's rule, which matters with more queries than keys: a right bound of at least seqlen_k
-    masks nothing."""
+    """By stock's rule, which matters with more queries than keys, a right bound of at least
+    seqlen_k masks nothing."""
     problem = dense(799, 130, heads=2, heads_kv=2)
     inputs = make_inputs(problem)
     assert torch.equal(
@@ -199,7 +201,7 @@ def test_dense_lengths_come_from_shapes():
 
 
 def test_large_values():
-    """The online softmax rescales: rows whose maximum grows by hundreds from tile to tile."""
+    """The online softmax rescales rows whose maximum grows by hundreds from tile to tile."""
     problem = dense(239, 799, heads=2, heads_kv=2)
     inputs = make_inputs(problem)
     inputs.k.mul_(

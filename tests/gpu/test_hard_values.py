@@ -62,7 +62,8 @@ def test_many_queries_of_one_key(head_dim, mask):
     result = run_flash(problem, inputs, backward=True)
     for name in ("dq", "dk"):
         worst = getattr(result, name).abs().max().item()
-        assert worst <= 1e-2, f"{name}: {worst:.3e}, should be 0"  # of products of hundreds
+        # The error is of products of hundreds.
+        assert worst <= 1e-2, f"{name}: {worst:.3e}, should be 0"
     truth, plain = (
         compute(problem, inputs, dtype, backward=True) for dtype in (torch.float32, problem.dtype)
     )

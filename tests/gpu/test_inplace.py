@@ -23,21 +23,22 @@ def contiguous(like: torch.Tensor) -> torch.Tensor:
 
 
 def wider_rows(like: torch.Tensor) -> torch.Tensor:
-    """Part of a larger tensor whose strides TMA can take."""
+    """Returns part of a larger tensor whose strides TMA can take."""
     return torch.full((*like.shape[:-1], like.shape[-1] + 8), NAN, dtype=like.dtype, device=DEVICE)[
         ..., :-8
     ]
 
 
 def unaligned(like: torch.Tensor) -> torch.Tensor:
-    """Strides that TMA cannot take: written by way of a copy."""
+    """Returns a tensor of strides that TMA cannot take, which is written by way of a copy."""
     return torch.full((*like.shape[:-1], like.shape[-1] + 3), NAN, dtype=like.dtype, device=DEVICE)[
         ..., :-3
     ]
 
 
 def transposed(like: torch.Tensor) -> torch.Tensor:
-    """The last dimension is not the contiguous one: by way of a copy too."""
+    """Returns a tensor whose last dimension is not the contiguous one. It is written by way of a
+    copy too."""
     return torch.full(
         (*like.shape[:-2], like.shape[-1], like.shape[-2]), NAN, dtype=like.dtype, device=DEVICE
     ).transpose(-1, -2)

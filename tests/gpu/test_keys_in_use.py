@@ -26,7 +26,8 @@ from fresh_process import run_script
 from profiling import providers_of
 from reference import Result
 
-QUERIES = (129, 1, 577, 64, 0, 7, 65)  # more than 512: with fewer, so few heads are decoded
+# The longest sequence has more than 512 queries: with fewer, so few heads are decoded.
+QUERIES = (129, 1, 577, 64, 0, 7, 65)
 CAPACITY = (512, 300, 330, 129, 64, 20, 1)
 USED = (461, 300, 128, 0, 64, 1, 1)
 MATRIX = list(product(DTYPES, HEAD_DIMS, MASKS, HEADS))
@@ -37,7 +38,8 @@ def used_of(lengths) -> torch.Tensor:
 
 
 def cache(problem: Problem, used, junk: float = float("nan")) -> tuple[Inputs, Problem, Inputs]:
-    """Inputs whose keys and values beyond `used` are junk, and the same problem without them."""
+    """Makes inputs whose keys and values beyond `used` are junk, and the same problem without
+    them."""
     inputs = make_inputs(problem)
     kept = {}
     for name in ("k", "v"):
@@ -128,7 +130,7 @@ class TestUnusedKeys:
         assert torch.equal(given[0], none[0]) and torch.equal(given[1], none[1])
 
     def test_lengths_are_read_when_the_kernel_runs(self):
-        """A captured decode step whose lengths grow between replays."""
+        """The lengths of a captured decode step grow between replays."""
         problem = varlen((1, 1), (512, 512), heads=8, heads_kv=2)
         inputs = make_inputs(problem)
         used = used_of((100, 511))
@@ -182,8 +184,8 @@ class TestUnusedKeys:
 
 
 def test_as_stock():
-    """Finite rows beyond the ones in use, so that the comparison does not depend on how stock reads
-    them."""
+    """The rows beyond the ones in use are finite, so that the comparison does not depend on how
+    stock reads them."""
     import fa4_ext
 
     problem = varlen((64, 577, 7), (512, 700, 129), is_causal=True)
@@ -201,7 +203,7 @@ def test_as_stock():
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_sequence_of_nans_stays_by_itself(mask, head_dim):
-    """Lengths that are no multiples of a tile: the last tile of the sequence before it ends in its
+    """The lengths are no multiples of a tile: the last tile of the sequence before it ends in its
     rows."""
     problem = varlen(
         (129, 64, 65, 577),
@@ -227,7 +229,8 @@ def test_a_sequence_of_nans_stays_by_itself(mask, head_dim):
     assert torch.equal(lse[:, others], clean_lse[:, others])
 
 
-# In processes of their own, because a wrong address there would end this one's CUDA context.
+# These run in processes of their own, because a wrong address there would end this one's CUDA
+# context.
 ADDRESSES = """
     import torch
     from calls import flash_forward

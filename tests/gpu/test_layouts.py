@@ -162,7 +162,7 @@ class TestAddressable:
 @pytest.mark.parametrize("which", ("q", "k", "v", "all"))
 @pytest.mark.parametrize("layout", UNALIGNED)
 def test_what_tma_cannot_address(layout, which):
-    """It is copied first; but a last dimension that is not contiguous is refused, by stock too."""
+    """It is copied first. A last dimension that is not contiguous is refused, as by stock."""
     import fa4_ext
 
     problem = dense(129, 203, batch=3, heads=4, heads_kv=2)
@@ -178,11 +178,11 @@ def test_what_tma_cannot_address(layout, which):
 
 
 def test_inputs_that_overlap_themselves_are_left_to_stock():
-    """PyTorch promises results in the order of the input's strides, which puts such a one's last
-    dimension further out."""
+    """PyTorch promises results in the order of the input's strides, which puts the last dimension
+    of such an input further out."""
     import fa4_ext
 
-    # [batch, seqlen, heads, head_dim]
+    # The dimensions are [batch, seqlen, heads, head_dim].
     q = torch.randn(1, 4, 95, dtype=torch.bfloat16, device=DEVICE).unfold(-1, 64, 1)
     call = torch.ops.aten._flash_attention_forward
     with (
@@ -205,7 +205,7 @@ META_LAYOUTS = LAYOUTS | {"expanded_heads": expanded(HEADS), "expanded_batch": e
 @pytest.mark.parametrize("op", ("flash", "sdpa"))
 @pytest.mark.parametrize("layout", META_LAYOUTS)
 def test_outputs_are_what_meta_promises(layout, op):
-    """Sizes, strides and dtypes of every output: inductor asserts them."""
+    """Inductor asserts sizes, strides and dtypes of every output."""
     forward_op, backward_op = {
         "flash": (flash_forward, flash_backward),
         "sdpa": (sdpa_forward, sdpa_backward),

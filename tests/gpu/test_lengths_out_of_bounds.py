@@ -1,5 +1,5 @@
-"""cu_seqlens and seqused_k that no tensor has the rows for: no fault, no long wait, and the next
-call is right.
+"""No tensor has the rows for these cu_seqlens and seqused_k: there is no fault and no long wait,
+and the next call is right.
 
 Each in a process of its own, since a wrong address would end the CUDA context.
 """

@@ -18,7 +18,7 @@ SEQLENS = {"self": ((799, 65, 300), None), "cross": ((129, 300, 1), (461, 64, 20
 
 
 def jagged(values: torch.Tensor, cu_seqlens: torch.Tensor, seqlens) -> torch.Tensor:
-    """[batch, heads, (seqlens), head_dim] of the packed [total, heads, head_dim]."""
+    """Returns [batch, heads, (seqlens), head_dim] of the packed [total, heads, head_dim]."""
     return torch.nested.nested_tensor_from_jagged(
         values, cu_seqlens.long(), max_seqlen=max(seqlens)
     ).transpose(1, 2)

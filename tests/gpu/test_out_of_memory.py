@@ -14,7 +14,8 @@ from fresh_process import run_script
 from out_of_memory import WOULD_SHRINK, largest_batch, little_memory
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-PROBLEM = dense(4096, 4096, batch=4, heads=16, heads_kv=16)  # a tensor takes 64 MiB
+# A tensor takes 64 MiB.
+PROBLEM = dense(4096, 4096, batch=4, heads=16, heads_kv=16)
 
 
 def assert_torchs_error(error: BaseException) -> None:
@@ -24,7 +25,7 @@ def assert_torchs_error(error: BaseException) -> None:
 
 
 def assert_out_of_memory(call, spare: int = 2**24) -> None:
-    """`call` has too little memory; then, with enough of it, it succeeds."""
+    """Asserts that `call` has too little memory and then, with enough of it, succeeds."""
     with little_memory(spare), pytest.raises(RuntimeError) as raised:
         call()
     assert_torchs_error(raised.value)
@@ -35,7 +36,7 @@ def assert_out_of_memory(call, spare: int = 2**24) -> None:
 
 
 def misaligned(t: torch.Tensor) -> torch.Tensor:
-    """Its values at an odd address, which the kernels read and write through a copy."""
+    """Returns the values at an odd address, which the kernels read and write through a copy."""
     return torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)[1:].view(t.shape).copy_(t)
 
 
@@ -92,7 +93,7 @@ class TestOurs:
 
 
 class TestStock:
-    """Calls with dropout, which are left to PyTorch's kernel."""
+    """Calls with dropout are left to PyTorch's kernel."""
 
     def test_forward(self, lenient):
         inputs = make_inputs(PROBLEM)
@@ -141,7 +142,8 @@ class TestStock:
         return None
 
     def test_same_random_numbers_after_an_error(self, lenient):
-        """As without us: what failed may have drawn, what comes after a seed has not."""
+        """As without us, what failed may have drawn random numbers; what comes after a seed has
+        not."""
         inputs = make_inputs(PROBLEM)
         with little_memory(), pytest.raises(torch.OutOfMemoryError):
             flash_forward(PROBLEM, inputs, dropout_p=0.1)
@@ -153,8 +155,8 @@ class TestStock:
 
 
 def _attempt(dropout_p: float):
-    """Attention of a batch that fits 80 MiB up to 4: a tensor takes 16 MiB an entry, and logsumexp
-    1 MiB."""
+    """Returns a function that runs attention on a batch. Batches of up to 4 fit in 80 MiB: a tensor
+    takes 16 MiB an entry, and logsumexp 1 MiB."""
     q, k, v = (torch.randn(1, 16, 4096, 128, dtype=torch.bfloat16, device=DEVICE) for _ in range(3))
 
     def attempt(batch: int) -> torch.Tensor:
@@ -163,7 +165,8 @@ def _attempt(dropout_p: float):
                 *(t.expand(batch, -1, -1, -1) for t in (q, k, v)), dropout_p=dropout_p
             )
 
-    attempt(1)  # loads the kernel
+    # This loads the kernel.
+    attempt(1)
     return attempt
 
 
@@ -187,7 +190,8 @@ class TestBatchFinders:
             return batch_size
 
         with little_memory(self.SPARE):
-            assert 1 <= find() < 64  # newer versions shrink by a tenth
+            # Newer versions shrink by a tenth.
+            assert 1 <= find() < 64
 
     def test_lightning(self, dropout_p, lenient):
         memory = pytest.importorskip("lightning.pytorch.utilities.memory")
@@ -248,5 +252,5 @@ FULL_DEVICE = """
 
 
 def test_no_memory_for_a_kernels_code():
-    """The first call of a process, on a device that is full."""
+    """This is the first call of a process, on a device that is full."""
     run_script(FULL_DEVICE, FA4_EXT_AUTOREGISTER="0")

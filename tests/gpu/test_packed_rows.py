@@ -16,8 +16,8 @@ from reference import Result
 
 import fa4_ext
 
-# No multiples of a tile, so that last tiles go on into what is beside them; one without queries,
-# one without keys.
+# These are no multiples of a tile, so that last tiles go on into what is beside them. One sequence
+# has no queries, one no keys.
 SEQLENS_Q, SEQLENS_K = (129, 0, 65, 300, 7), (129, 64, 0, 200, 77)
 MATRIX = list(product(DTYPES, HEAD_DIMS, MASKS, HEADS))
 NAMES = ["-".join(map(str, row)) for row in MATRIX]
@@ -81,7 +81,7 @@ class TestOurs:
         )
 
     def test_no_sequence_has_a_row(self):
-        """A step of static shape in which nothing is left to do."""
+        """A step of static shape has nothing left to do."""
         problem = varlen((1, 1), heads=2, heads_kv=2)
         x = make_inputs(replace(problem, seqlens_q=(50, 50), seqlens_k=(50, 50)))
         x.cu_seqlens_q.zero_(), x.cu_seqlens_k.zero_()
@@ -92,7 +92,7 @@ class TestOurs:
     @pytest.mark.parametrize("mask", MASKS)
     @pytest.mark.parametrize("heads", HEADS)
     def test_a_sequence_of_nans_stays_by_itself(self, heads, mask, head_dim):
-        """In query, key, value and the gradient of the output."""
+        """The NaNs are in query, key, value and the gradient of the output."""
         lengths = (129, 64, 65, 577)
         problem = varlen(
             lengths,
@@ -129,7 +129,7 @@ class TestOurs:
 @pytest.mark.parametrize("heads", ("mha", "gqa"))
 @pytest.mark.parametrize("head_dim", (64, 128))
 def test_where_a_speed_rule_leaves_the_backward_to_pytorch(heads, head_dim):
-    """Short sequences, some of them without queries: the same rows are written as by our own
+    """With short sequences, some of them without queries, the same rows are written as by our own
     backward."""
     problem = varlen(
         (16, 0, 9) * 150,

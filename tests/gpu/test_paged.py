@@ -1,5 +1,5 @@
-"""Keys and values in pages (block_table): each sequence's pages lie anywhere in the cache. Decoding
-reads them as they are."""
+"""Checks keys and values in pages (block_table). Each sequence's pages lie anywhere in the cache,
+and decoding reads them as they are."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The persistent forward against fp32, mostly of more tiles than multiprocessors: thread blocks go
-from one to the next."""
+"""Checks the persistent forward against fp32, mostly with more tiles than SMs: CTAs go from one
+tile to the next."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def test_matrix(dtype, head_dim, mask, heads):
     ("head_dim", "mask", "heads"), list(product((64, 128, 256), MASKS, HEADS)), ids=str
 )
 def test_packed_sequences(head_dim, mask, heads, sequences):
-    """Of any lengths, 0 among them, and in groups of 32 as the tiles are found; from fewer tiles
-    than multiprocessors to many."""
+    """The sequences have any lengths, 0 among them, and are in groups of 32 as the tiles are found;
+    there are from fewer tiles than SMs to many."""
     query_heads, heads_kv = HEADS[heads]
     chosen = random.Random(f"{head_dim} {mask} {heads} {sequences}")
     lengths = (0, 1, (1, 200), (1, 30_000 // sequences))
@@ -72,7 +72,8 @@ def test_packed_sequences(head_dim, mask, heads, sequences):
         ]
         for _ in "qk"
     )
-    rows[0] = keys[0] = 600  # some are there
+    # At least one sequence has rows and keys.
+    rows[0] = keys[0] = 600
     check(
         varlen(rows, keys, heads=query_heads, heads_kv=heads_kv, head_dim=head_dim, **MASKS[mask])
     )
@@ -81,8 +82,8 @@ def test_packed_sequences(head_dim, mask, heads, sequences):
 @pytest.mark.parametrize("blocks", range(1, 8))
 @pytest.mark.parametrize("heads", (67, 134, 263, 397))
 def test_pairs(blocks, heads):
-    """Odd and even numbers of tiles a head, with and without pairs, and heads that no round
-    divides."""
+    """Heads have odd and even numbers of tiles, with and without pairs, and no wave divides the
+    heads."""
     check(
         dense(
             128 * blocks - 5, 128 * blocks - 5, batch=1, heads=heads, heads_kv=heads, is_causal=True
@@ -93,7 +94,7 @@ def test_pairs(blocks, heads):
 @pytest.mark.parametrize("blocks", (2, 3, 5))
 @pytest.mark.parametrize("head_dim", (64, 256))
 @pytest.mark.parametrize("causal", (True, False))
-def test_however_dealt_out_the_bits_are_the_same(causal, head_dim, blocks):
+def test_every_schedule_gives_the_same_bits(causal, head_dim, blocks):
     lengths = (256 * blocks - 5,) * 2
     inputs = make_inputs(
         problem := dense(
@@ -102,19 +103,19 @@ def test_however_dealt_out_the_bits_are_the_same(causal, head_dim, blocks):
     )
     expected = run_flash(problem, inputs, backward=False)
     assert_matches_reference(problem, inputs, expected)
-    multiprocessors, heads = torch.cuda.get_device_properties(0).multi_processor_count, 3 * 41
-    for dealing in product((1, 7, multiprocessors - 1, multiprocessors), (0, 1, heads // 2, heads)):
-        with _library.override(schedule=dealing):
+    sm_count, heads = torch.cuda.get_device_properties(0).multi_processor_count, 3 * 41
+    for schedule in product((1, 7, sm_count - 1, sm_count), (0, 1, heads // 2, heads)):
+        with _library.override(schedule=schedule):
             result = run_flash(problem, inputs, backward=False)
         assert torch.equal(result.out, expected.out) and torch.equal(result.lse, expected.lse), (
-            dealing
+            schedule
         )
 
 
 @pytest.mark.parametrize("lengths", [(1700, 300), (300, 1700), (1000, 1), (2500, 130)], ids=str)
 @pytest.mark.parametrize("mask", MASKS)
 def test_unequal_lengths(mask, lengths):
-    """Tiles without a key beside tiles with some."""
+    """There are tiles without a key beside tiles with some."""
     check(dense(*lengths, batch=30, heads=4, heads_kv=2, head_dim=64, **MASKS[mask]))
 
 
@@ -129,8 +130,8 @@ def test_windows(head_dim, window):
 
 
 def test_rising_scores_rescale_every_block():
-    """Keys that grow along the sequence raise the row's reference in every block; shrinking ones
-    never do."""
+    """Keys that grow along the sequence raise the row's reference in every key block; shrinking
+    ones never do."""
     for order in (slice(None), slice(None, None, -1)):
         problem = dense(900, 900, batch=20, head_dim=64)
         inputs = make_inputs(problem)
@@ -157,8 +158,8 @@ def random_problem(chosen: random.Random) -> Problem:
 
 
 def test_launches_of_random_shapes_back_to_back():
-    """Launched without waiting in between, then checked: none may touch what is another's. Some, of
-    few queries, run on the decode kernel, so that both follow each other."""
+    """Calls are launched without waiting in between, then checked: none may touch what is
+    another's. Some, of few queries, run on the decode kernel, so that both follow each other."""
     chosen = random.Random(SEED)
     with _library.override(decode=0):
         for _ in range(LAUNCHES // 50):

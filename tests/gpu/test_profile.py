@@ -14,7 +14,8 @@ OPS = {"flash": "aten::_flash_attention", "sdpa": "aten::_scaled_dot_product_fla
 
 
 def ranges_of(work) -> dict[str, str | None]:
-    """Names of the host events of `work()`, and the name of the event that each is in."""
+    """Returns the names of the host events of `work()`, and the name of the event that each is
+    in."""
     work()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
@@ -57,7 +58,8 @@ def test_a_varlen_call_has_a_range_too():
 def test_a_call_of_the_stock_kernel_has_none(lenient):
     q, k, v = (torch.randn(2, 4, 256, 128, device=DEVICE, dtype=torch.bfloat16) for _ in range(3))
     call = torch.ops.aten._scaled_dot_product_flash_attention
-    found = ranges_of(lambda: call(q, k, v, 0.1, False, False))  # dropout: stock's
+    # Calls with dropout are stock's.
+    found = ranges_of(lambda: call(q, k, v, 0.1, False, False))
     names = {kernel.name for kernel in fa4_ext.kernels()}
     assert not names & set(found), (
         f"ranges {names & set(found)} of a call that ran PyTorch's own kernel"

@@ -53,7 +53,7 @@ def test_first_call_of_a_process_is_captured(mode):
 
 @pytest.mark.usefixtures("strict")
 def test_training_step_in_a_graph():
-    """Forward and autograd in one graph, replayed on other values."""
+    """Forward and autograd run in one graph, which is replayed on other values."""
     problem = dense(512, 512, is_causal=True)
     inputs = make_inputs(problem)
     q, k, v = (t.transpose(1, 2).requires_grad_() for t in (inputs.q, inputs.k, inputs.v))
@@ -172,7 +172,7 @@ def _in_threads(count: int, work) -> None:
     "run", (run_flash, partial(run_autograd, backend=None)), ids=("aten", "autograd")
 )
 def test_threads(run):
-    """Plain F.sdpa under autograd: `sdpa_kernel` switches backends for all threads."""
+    """Plain F.sdpa runs under autograd; `sdpa_kernel` switches backends for all threads."""
     problems = _many_problems()
 
     def work(index):
@@ -227,7 +227,7 @@ def test_backward_of_one_graph_from_many_threads():
 
 
 def test_first_calls_of_a_process_from_many_threads():
-    """Lazy loading of the same module from eight threads at once."""
+    """Eight threads load the same module lazily at once."""
     run_script("""
         import torch
         import fa4_ext
@@ -274,7 +274,7 @@ def _needs(gib: float) -> None:
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("dim", ("batch", "rows", "heads"))
 def test_strides_beyond_int32(dim):
-    """Few elements, 2^31 and more between them."""
+    """There are few elements, with 2^31 and more between them."""
     _needs(12)
     problem = dense(129, 129, batch=2, heads=2, heads_kv=2, is_causal=True)
     batch, rows, heads, head_dim = problem.shape("q")

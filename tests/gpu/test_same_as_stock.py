@@ -1,5 +1,5 @@
-"""Where PyTorch refuses a call or rewrites it before it reaches us, a registration changes nothing:
-the same result or error."""
+"""A registration changes nothing where PyTorch refuses a call or rewrites it before it reaches us:
+the result or the error is the same."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fa4_ext
 
-# two correct kernels differ by some roundings in bf16; what a transform gets wrong differs by the
-# values
+# Two correct kernels differ by some roundings in bf16. What a transform gets wrong differs by the
+# values.
 TOLERANCE = 2e-2
 
 
 def outcome(call):
-    """What `call()` returns, or the exception that it raises."""
+    """Returns what `call()` returns, or the exception that it raises."""
     try:
         return call()
     except Exception as error:
@@ -35,12 +35,14 @@ def tensors_of(result) -> list[torch.Tensor]:
 
 
 def described(error: Exception) -> tuple:
-    """Type and text; where that has more lines they may list what is registered, fa4_ext too."""
+    """Returns type and text. Where the text has more lines, they may list what is registered,
+    fa4_ext too."""
     return type(error), str(error).strip().partition("\n")[0]
 
 
 def assert_same_outcome(call) -> None:
-    """`call` with PyTorch's flash attention and with ours, or what falls back from ours."""
+    """Asserts that `call` has the same outcome with PyTorch's flash attention and with ours, or
+    what falls back from ours."""
     stock = outcome(call)
     with fa4_ext.register(speed_rules=False):
         ours = outcome(call)
@@ -98,7 +100,7 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_torch_func(transform):
-    """Tensors [3, batch, heads, seqlen, head_dim]; forward-mode and second derivatives are
+    """Tensors are [3, batch, heads, seqlen, head_dim]. Forward-mode and second derivatives are
     PyTorch's to refuse."""
     tensors = [normal(3, 2, 4, 128, 64) for _ in range(3)]
     assert_same_outcome(lambda: TRANSFORMS[transform](*tensors))
@@ -155,7 +157,7 @@ def test_masks_that_sdpa_keeps_from_flash_attention(options):
 
 
 def nested(seqlens, heads: int = 4, head_dim: int = 64) -> torch.Tensor:
-    """Strided, [batch, heads, (seqlens), head_dim]."""
+    """Returns a strided nested tensor, [batch, heads, (seqlens), head_dim]."""
     return torch.nested.nested_tensor(
         [normal(length, heads, head_dim) for length in seqlens]
     ).transpose(1, 2)
@@ -178,7 +180,7 @@ def test_nested_tensors_that_are_refused_or_broadcast(case):
     assert_same_outcome(lambda: attend(*tensors).unbind())
 
 
-# seqlen_q, seqlen_k, batch; without queries PyTorch's kernel fails
+# The columns are seqlen_q, seqlen_k and batch. Without queries PyTorch's kernel fails.
 EMPTY = {"no_keys": (65, 0, 2), "no_batch": (65, 65, 0)}
 
 
@@ -192,7 +194,7 @@ def test_empty_tensors_of_the_op(case):
 
 
 def flash_op(*shape: int, dtype=torch.bfloat16, **options):
-    """A call of the low-level op, which nothing checks before the kernels do."""
+    """Calls the low-level op, which nothing checks before the kernels do."""
 
     def call():
         tensors = [normal(*shape, dtype=dtype) for _ in range(3)]
@@ -249,11 +251,13 @@ REFUSED_BY_STOCK = {
 
 @pytest.mark.parametrize("case", REFUSED_BY_STOCK)
 def test_what_stock_makes_of_a_call_that_we_leave_to_it(case):
-    """Errors of every type, and right calls: random numbers are drawn from the same seed."""
+    """The calls raise errors of every type, or are right: random numbers are drawn from the same
+    seed."""
 
     def call():
         torch.manual_seed(3)
         results = REFUSED_BY_STOCK[case]()
-        return results[:2]  # the others are uninitialised, or random
+        # The others are uninitialised, or random.
+        return results[:2]
 
     assert_same_outcome(call)

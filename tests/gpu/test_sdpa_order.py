@@ -84,7 +84,7 @@ def test_first_contact_with_cuda_under_a_fake_tensor_mode_takes_flash():
     ],
 )
 def test_a_torch_without_an_order_to_change_starts_cuda_and_runs_our_kernels(name, when):
-    """Such as one to come; the low-level op does not depend on the order."""
+    """A torch to come may be such a one. The low-level op does not depend on the order."""
     cut = f"import torch\ndel {name}\n"
     seen = process(
         ("import warnings; warnings.simplefilter('ignore')\n")

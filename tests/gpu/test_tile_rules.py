@@ -17,7 +17,7 @@ from fa4_ext import _library
 pytestmark = pytest.mark.usefixtures("strict")
 
 TUNED = [row for row in _library.manifest() if row["tuned"]]
-# Lengths of queries and of keys; a dense problem takes the first ones.
+# These are lengths of queries and of keys. A dense problem takes the first ones.
 CASES = {
     "self_attention": ((577, 197, 1, 64, 129), (577, 197, 1, 64, 129)),
     "vit": ((197,) * 5, (197,) * 5),
@@ -36,7 +36,8 @@ def forced(row: dict) -> Iterator[None]:
 
 def check(row: dict, case: str, head_dim: int) -> None:
     seqlens_q, seqlens_k = CASES[case]
-    grouped = row["grouped"] or row["op"] == "forward"  # a forward kernel takes both
+    # A forward kernel takes both.
+    grouped = row["grouped"] or row["op"] == "forward"
     heads, heads_kv = HEADS["gqa" if grouped else "mha"]
     fields = dict(
         dtype=DTYPES[row["dtype"]],

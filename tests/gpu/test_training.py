@@ -46,8 +46,8 @@ CHECKPOINTS = {
 @pytest.mark.parametrize("precision", ("autocast", "bf16"))
 @pytest.mark.parametrize("how", CHECKPOINTS)
 def test_step(how, precision):
-    """With and without activation checkpointing: the gradient of every parameter, and the
-    parameters after SGD."""
+    """It runs with and without activation checkpointing, and compares the gradient of every
+    parameter, and the parameters after SGD."""
     block, x = block_and_batch()
     in_bf16 = precision == "bf16"
     truth, plain = reference(block, x, in_bf16=None), reference(block, x, in_bf16=in_bf16)
@@ -77,7 +77,8 @@ def test_checkpointing_runs_the_forward_again_unless_its_result_is_kept():
 
 
 def test_step_in_a_graph():
-    """Forward, backward and optimizer in one CUDA graph, replayed twice on other batches."""
+    """Forward, backward and optimizer run in one CUDA graph, which is replayed twice on other
+    batches."""
     block, x = block_and_batch()
     optimizer = torch.optim.SGD(block.parameters(), lr=LEARNING_RATE)
     initial = copy.deepcopy(block.state_dict())
@@ -93,7 +94,8 @@ def test_step_in_a_graph():
             optimizer.zero_grad()
             step()
     torch.cuda.current_stream().wait_stream(side)
-    optimizer.zero_grad()  # so that the capture allocates the gradients, in the graph's memory
+    # After this the capture allocates the gradients, in the graph's memory.
+    optimizer.zero_grad()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()

@@ -60,7 +60,7 @@ def check(problem: Problem, run=run_flash, *, in_order: bool = False) -> None:
 )
 def test_matrix(dtype, mask, layout, heads, order):
     fields = fields_of(heads, mask, dtype=DTYPES[dtype], **DEEPSEEK)
-    # More than 512 queries: with fewer, so few heads are decoded.
+    # There are more than 512 queries: with fewer, so few heads are decoded.
     problem = (
         dense(577, 461, **fields)
         if layout == "dense"
@@ -150,8 +150,8 @@ def test_layouts(layout):
     ids=str,
 )
 def test_output_has_query_s_order_of_dimensions(order):
-    """Torch 2.15's rule for an output of another shape than query's: dense, the dimensions as query
-    has them in memory."""
+    """Torch 2.15 has a rule for an output of another shape than query's: it is dense, with the
+    dimensions as query has them in memory."""
     problem = dense(129, 203, batch=3, **DEEPSEEK)
     inputs = make_inputs(problem)
     out = flash_forward(problem, replace(inputs, q=permuted(*order)(inputs.q)))[0]
@@ -172,7 +172,8 @@ def test_output_of_the_sdpa_op():
 
 @pytest.mark.parametrize("layout", ("dense", "varlen"))
 def test_autograd(layout):
-    """Through the op's own autograd formula, which hands our output and its gradient back to us."""
+    """The call goes through the op's own autograd formula, which hands our output and its gradient
+    back to us."""
     fields = dict(is_causal=True, **DEEPSEEK)
     problem = dense(239, 239, **fields) if layout == "dense" else varlen((129, 1, 330), **fields)
     inputs = make_inputs(problem)
@@ -189,7 +190,7 @@ def test_varlen_attn():
     inputs = make_inputs(problem)
     leaves = [t.detach().requires_grad_() for t in (inputs.q, inputs.k, inputs.v)]
     lengths = (inputs.cu_seqlens_q, inputs.cu_seqlens_k, 330, 330)
-    # it makes a random state of its own
+    # It makes a random state of its own.
     assert providers_of(lambda: varlen_attn(*leaves, *lengths)) - {"other"} == {"ours"}
     out = varlen_attn(*leaves, *lengths)
     gradients = torch.autograd.grad(out, leaves, inputs.do)

@@ -16,8 +16,8 @@ from torch.nn.attention.varlen import AuxRequest, varlen_attn
 pytestmark = pytest.mark.usefixtures("strict")
 
 SEQLENS = (799, 65, 300, 1)
-# Those of PyTorch's own test: none, causal, one-sided, of one key, both sides, wider than every
-# sequence.
+# These windows are those of PyTorch's own test: none, causal, one-sided, of one key, both sides,
+# wider than every sequence.
 WINDOWS = [
     (-1, -1),
     (-1, 0),
@@ -76,8 +76,8 @@ def test_scale():
 
 
 def test_custom_ops_pass_opcheck():
-    """Schema, fake tensors and tracing of the ops that call ours; as in PyTorch's own test the
-    backward is not traced."""
+    """It checks schema, fake tensors and tracing of the ops that call ours. As in PyTorch's own
+    test the backward is not traced."""
     x = make_inputs(varlen((512, 512), head_dim=64))
     arguments = (x.cu_seqlens_q, x.cu_seqlens_k, 512, 512, False)
     ops = torch.ops.torch_attn
@@ -92,8 +92,9 @@ def test_custom_ops_pass_opcheck():
 
 @pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (384, 0), (1025, 1025)], ids=str)
 def test_result_does_not_depend_on_the_other_sequences(window):
-    """The same bits alone, beside a longer sequence, and in another order: batch invariance."""
-    # 512 queries or fewer may be decoded, in parts by the batch
+    """Batch invariance gives the same bits alone, beside a longer sequence, and in another
+    order."""
+    # 512 queries or fewer may be decoded, in parts by the batch.
     alone = varlen((600,), window=window, heads=2, heads_kv=2)
     x = make_inputs(both := varlen((600, 1024), window=window, heads=2, heads_kv=2))
     y = make_inputs(swapped := varlen((1024, 600), window=window, heads=2, heads_kv=2))
@@ -108,8 +109,8 @@ def test_result_does_not_depend_on_the_other_sequences(window):
 
 
 def test_lengths_may_be_promised_longer_than_they_are():
-    """max_q and max_k of a padded batch: an upper bound of the lengths, as training frameworks pass
-    it."""
+    """max_q and max_k of a padded batch are an upper bound of the lengths, as training frameworks
+    pass it."""
     problem = varlen((300, 65), window=(-1, 0))
     x = make_inputs(problem)
     leaves = [t.requires_grad_() for t in (x.q, x.k, x.v)]

@@ -1,4 +1,5 @@
-"""A transformer block, one step of its training, and what that step must give on one device."""
+"""Defines a transformer block, one step of its training, and what that step must give on one
+device."""
 
 from __future__ import annotations
 
@@ -13,10 +14,11 @@ from compare import assert_close
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# with the loss below updates are about as large as the parameters, so that a wrong one shows
+# With the loss below, updates are about as large as the parameters, so that a wrong one shows.
 LEARNING_RATE = 1.0
 COMPUTE_DTYPE = torch.bfloat16
-ROUNDING = torch.finfo(COMPUTE_DTYPE).eps  # two roundings, relative
+# This is two roundings, relative.
+ROUNDING = torch.finfo(COMPUTE_DTYPE).eps
 
 
 class Block(nn.Module):
@@ -43,7 +45,7 @@ class Block(nn.Module):
     def forward(self, x):
         batch, seqlen, _ = x.shape
         normed = self.norms[0](x)
-        # -1: with tensor parallelism a rank has some of the heads
+        # With tensor parallelism a rank has some of the heads, which -1 stands for.
         q, k, v = (
             linear(normed).view(batch, seqlen, -1, self.head_dim).transpose(1, 2)
             for linear in (self.query, self.key, self.value)
@@ -55,7 +57,7 @@ class Block(nn.Module):
 
 @dataclass
 class Step:
-    """Results of a training step by parameter name, fp32, the whole tensors."""
+    """The results of a training step by parameter name, in fp32, the whole tensors."""
 
     gradients: dict[str, torch.Tensor]
     parameters: dict[str, torch.Tensor]
@@ -64,15 +66,15 @@ class Step:
 def backward(
     model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, *, autocast: bool
 ) -> None:
-    """Loss and its gradients, in `.grad`, of one batch [batch, seqlen, width]."""
-    # No cache of converted weights: it must not outlive a graph's capture.
+    """Computes the loss and its gradients, in `.grad`, of one batch [batch, seqlen, width]."""
+    # There is no cache of converted weights: it must not outlive a graph's capture.
     with torch.autocast(DEVICE, COMPUTE_DTYPE, enabled=autocast, cache_enabled=False):
         out = model(x)
     out.float().square().sum(dim=-1).mean().backward()
 
 
 def snapshot(block: nn.Module) -> Step:
-    """What a step has left in `block`'s parameters and their `.grad`."""
+    """Returns what a step has left in `block`'s parameters and their `.grad`."""
 
     def whole(tensor):
         tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -86,8 +88,8 @@ def snapshot(block: nn.Module) -> Step:
 
 
 def reference(block: Block, x: torch.Tensor, *, in_bf16: bool | None, pieces: int = 1) -> Step:
-    """The step with PyTorch's plain math on this device, from `block`'s parameters, which stay as
-    they are.
+    """Takes the step with PyTorch's plain math on this device, from `block`'s parameters, which
+    stay as they are.
 
     in_bf16: None, fp32; False, fp32 parameters under autocast; True, all of it. pieces: the batch
     is cut into so many, whose gradients are averaged.
@@ -97,7 +99,7 @@ def reference(block: Block, x: torch.Tensor, *, in_bf16: bool | None, pieces: in
     if in_bf16:
         model, x = model.to(COMPUTE_DTYPE), x.to(COMPUTE_DTYPE)
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    # without it plain math runs in fp32
+    # Without it plain math runs in fp32.
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     try:
         with sdpa_kernel(SDPBackend.MATH):
@@ -115,8 +117,8 @@ def reference(block: Block, x: torch.Tensor, *, in_bf16: bool | None, pieces: in
 
 
 def assert_step(ours: Step, plain: Step, truth: Step) -> None:
-    """Within twice the error of plain math, plus two roundings of the largest gradient: they are
-    computed in bf16, kept in fp32."""
+    """Asserts that the step is within twice the error of plain math, plus two roundings of the
+    largest gradient: gradients are computed in bf16, kept in fp32."""
     for name, gradient in truth.gradients.items():
         floor = ROUNDING * gradient.abs().max().item()
         assert_close(

@@ -1,4 +1,4 @@
-"""A result of `python -m fa4_ext bench` that no GPU made."""
+"""Makes a result of `python -m fa4_ext bench` that no GPU made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from fa4_ext.bench.grids import GRIDS
 from fa4_ext.bench.throughput import speed_of_ours
 
 LABELS = {"ours": "fa4_ext", "stock": "PyTorch flash (FA2)", "cudnn": "cuDNN 9.19"}
-SLOWER = {"ours": 1.0, "stock": 2.0, "cudnn": 1.25}  # than ours
+# A call takes this many times as long as ours.
+SLOWER = {"ours": 1.0, "stock": 2.0, "cudnn": 1.25}
 FAILED = {"error": "RuntimeError('wrong: relative error 1.00e+00')"}
 HEADER = {
     "device": "NVIDIA H200", "driver_version": "580.159.04", "clocks.sm": "1905 MHz",
@@ -35,8 +36,8 @@ def measured(shape, direction: str, seconds: float) -> dict:
 
 
 def result(grid: str = "paper", speed: float = 500e12, host: bool = False) -> dict:
-    """Ours computes `speed` operations a second in every row. cuDNN failed in the first row and has
-    no varlen."""
+    """Returns a result in which ours computes `speed` operations a second in every row. cuDNN
+    failed in the first row and has no varlen."""
     rows = []
     for shape in GRIDS[grid].shapes:
         for direction in GRIDS[grid].directions:

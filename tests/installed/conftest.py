@@ -25,8 +25,8 @@ def pytest_report_header():
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """One that comes up when the test says so. No handle lives before the test, and none after
-    it."""
+    """Returns a CUDA that comes up when the test says so. No handle lives before the test, and none
+    after it."""
     from fake_cuda import Cuda
 
     from fa4_ext import _register, _sdpa_order
@@ -43,7 +43,7 @@ def cuda(monkeypatch):
 
 @pytest.fixture
 def output(capsys):
-    """What a command prints on standard output, in this process; it must succeed."""
+    """Returns what a command prints on standard output, in this process; it must succeed."""
     from fa4_ext.__main__ import main
 
     def output(*arguments: str) -> str:
@@ -55,7 +55,7 @@ def output(capsys):
 
 @pytest.fixture
 def error(capsys):
-    """What it says about wrong usage."""
+    """Returns what a command says about wrong usage."""
     from fa4_ext.__main__ import main
 
     def error(*arguments: str) -> str:

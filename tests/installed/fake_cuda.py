@@ -1,5 +1,5 @@
-"""A CUDA that comes up when told, and torch's first choice of a backend, played on a machine
-without one."""
+"""Plays a CUDA that comes up when told, and torch's first choice of a backend, on a machine without
+one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CUDNN_FIRST = [CUDNN, FLASH, EFFICIENT, MATH, OVERRIDEABLE]
 
 
 class Cuda:
-    """The first choice overwrites the order once."""
+    """A CUDA whose first choice overwrites the order once."""
 
     def __init__(self, monkeypatch):
         self.up = False

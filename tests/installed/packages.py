@@ -1,4 +1,4 @@
-"""Copies of the package, to be damaged, hidden or read by many."""
+"""Copies the package, so that copies can be damaged, hidden or read by many."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGE = Path(fa4_ext.__file__).parent
 
 
 def copy_package(folder: Path, *, library: bool = True) -> Path:
-    """A copy below `folder`, which `python` below takes for a checkout."""
+    """Makes a copy below `folder`, which `python` below takes for a checkout."""
     ignored = shutil.ignore_patterns("__pycache__", *([] if library else ["*.so"]))
     shutil.copytree(PACKAGE, folder / "fa4_ext", ignore=ignored)
     (folder / "version.txt").write_text(fa4_ext.__version__ + "\n")
@@ -22,7 +22,7 @@ def copy_package(folder: Path, *, library: bool = True) -> Path:
 
 
 def preamble(*folders: Path) -> str:
-    """Code that puts folders first in Python's path: before the current one, which may be a
+    """Returns code that puts folders first in Python's path: before the current one, which may be a
     checkout."""
     return f"import sys; sys.path[:0] = {[str(folder) for folder in folders]!r}\n"
 
@@ -30,7 +30,7 @@ def preamble(*folders: Path) -> str:
 def command(
     *arguments: str, folders: tuple[Path, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """python -m fa4_ext, of the first package in `folders`."""
+    """Runs python -m fa4_ext of the first package in `folders`."""
     code = (
         f"sys.argv = {['fa4_ext', *arguments]!r}; import runpy; runpy.run_module('fa4_ext', "
         "run_name='__main__', alter_sys=True)"

@@ -1,4 +1,4 @@
-"""Python in a process of its own, where a test is about what a whole process sees."""
+"""Runs Python in a process of its own, where a test is about what a whole process sees."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fa4_ext
 
-# where this process found fa4_ext, installed or not
+# This process found fa4_ext here, installed or not.
 PACKAGES = str(Path(fa4_ext.__file__).parents[1])
 
 

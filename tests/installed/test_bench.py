@@ -30,19 +30,19 @@ SHAPES = [
 
 @pytest.fixture
 def bench(output):
-    """What the command prints."""
+    """Returns what the command prints."""
     return lambda *arguments: output("bench", *map(str, arguments))
 
 
 @pytest.fixture
 def refused(error):
-    """What it says about wrong usage."""
+    """Returns what the command says about wrong usage."""
     return lambda *arguments: error("bench", *map(str, arguments))
 
 
 @pytest.fixture
 def saved(tmp_path):
-    """The file of a result."""
+    """Returns the file of a result."""
 
     def saved(name: str = "result.json", **options) -> Path:
         results.save(bench_results.result(**options), str(tmp_path / name))
@@ -241,8 +241,8 @@ def by_math_varlen(q, k, v, cu_seqlens, longest, causal):
 
 @pytest.fixture
 def on_the_cpu(monkeypatch):
-    """Inputs on the CPU, no graphs, and a round is as many milliseconds as its contender's name has
-    letters."""
+    """Puts inputs on the CPU, without graphs. A round is as many milliseconds as its contender's
+    name has letters."""
     randn = torch.randn
     monkeypatch.setattr(
         torch, "randn", lambda *sizes, **options: randn(*sizes, **options | {"device": "cpu"})

@@ -1,5 +1,5 @@
-"""The check that a contender passes before it is timed: it lets rounding pass and nothing else. On
-the CPU."""
+"""Checks, on the CPU, the check that a contender passes before it is timed: it lets rounding pass
+and nothing else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def seed():
 
 
 def inputs_of(shape: Shape) -> list[torch.Tensor]:
-    """q, k, v, dO as make_inputs lays them out."""
+    """Returns q, k, v, dO as make_inputs lays them out."""
     heads = (shape.heads, shape.heads_kv, shape.heads_kv, shape.heads)
     if shape.lengths:
         return [torch.randn(shape.total_q, h, shape.head_dim) for h in heads]
@@ -39,7 +39,7 @@ def inputs_of(shape: Shape) -> list[torch.Tensor]:
 
 
 def torch_attention(shape: Shape, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """out, dq, dk, dv of the whole problem by torch and autograd."""
+    """Returns out, dq, dk, dv of the whole problem by torch and autograd."""
     *qkv, do = inputs
     leaves = [t.clone().requires_grad_() for t in qkv]
     if shape.lengths:

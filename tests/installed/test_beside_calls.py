@@ -1,4 +1,4 @@
-"""Registering and removing while other threads call: what docs and docstrings call safe changes
+"""Registers and removes while other threads call: what docs and docstrings call safe changes
 nothing under the calls."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def unregistered():
 
 @pytest.fixture
 def changes(monkeypatch):
-    """The calls that change the dispatcher."""
+    """Returns the calls that change the dispatcher."""
     calls = []
     native = _library.native()
 

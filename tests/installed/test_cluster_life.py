@@ -1,4 +1,4 @@
-"""The package on a cluster: many processes at once, a file system that is only read, an older
+"""Uses the package on a cluster: many processes at once, a file system that is only read, an older
 version beside it, torchrun."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def imported_from(folder: Path) -> str:
 
 
 def test_eight_processes_import_at_once(tmp_path):
-    """From one folder without byte code, which all of them write."""
+    """They import from one folder without byte code, which all of them write."""
     copy_package(tmp_path)
     # Torch first: each says when it is there, and then waits for the line that lets all of them go
     # on.
@@ -89,7 +89,8 @@ def test_importing_registering_and_planning_write_no_file():
 
 
 def read_only(folder: Path) -> list[str]:
-    """What to put before a command that shall find the folder read-only, whoever runs it."""
+    """Returns what to put before a command that shall find the folder read-only, whoever runs
+    it."""
     if os.getuid() != 0:
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o555 if path.is_dir() else 0o444)
@@ -118,8 +119,8 @@ else:
 
 
 def test_read_only_file_system(tmp_path):
-    """No byte code, no cache, no home, no current folder and no temporary folder that can be
-    written to."""
+    """There is no byte code, no cache, no home, no current folder and no temporary folder that can
+    be written to."""
     copy_package(tmp_path)
     try:
         prefix = read_only(tmp_path)
@@ -143,7 +144,7 @@ def test_read_only_file_system(tmp_path):
 
 
 def distribution(folder: Path, version: str) -> None:
-    """What pip leaves of a version, besides the package."""
+    """Makes what pip leaves of a version, besides the package."""
     info = folder / f"fa4_ext-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.4\nName: fa4_ext\nVersion: {version}\n")
@@ -151,8 +152,8 @@ def distribution(folder: Path, version: str) -> None:
 
 @pytest.fixture
 def folders(tmp_path) -> tuple[Path, Path]:
-    """A folder with this package as pip installs it, and one with an older version that must not be
-    run."""
+    """Returns a folder with this package as pip installs it, and one with an older version that
+    must not be run."""
     new, old = tmp_path / "new", tmp_path / "old"
     copy_package(new)
     (new / "version.txt").unlink()
@@ -178,7 +179,8 @@ def test_an_older_version_later_in_the_path_is_not_used_and_noted(folders):
 
 def test_an_older_version_that_hides_a_newer_one_is_wrong(folders):
     new, old = folders
-    # seen from the newer version, which `command` runs: the same as an older one that comes first
+    # Seen from the newer version, which `command` runs, this is the same as an older one that comes
+    # first.
     distribution(old, "99.0")
     shutil.rmtree(old / "fa4_ext-0.0.1.dist-info")
     result = command("doctor", "--no-gpu", folders=(new, old))

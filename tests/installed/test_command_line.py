@@ -46,7 +46,7 @@ STATUS = [
 
 
 def command(*arguments: str, **environment: str) -> str:
-    """In a process of its own."""
+    """Runs the command in a process of its own."""
     result = python("-m", "fa4_ext", *arguments, **environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -54,7 +54,7 @@ def command(*arguments: str, **environment: str) -> str:
 
 @pytest.fixture
 def explained(output):
-    """explain's JSON."""
+    """Returns explain's JSON."""
 
     def explained(*arguments: str) -> dict:
         return json.loads(output("explain", "--device", DEVICE, "--json", *arguments))
@@ -144,7 +144,7 @@ def test_kernels_lists_every_kernel_and_the_totals(output):
     assert [line.split()[0] for line in lines[1:-1]] == [kernel.name for kernel in kernels]
     size = _cli_text.readable_bytes(sum(kernel.object_bytes for kernel in kernels))
     assert lines[-1].startswith(f"{len(kernels)} kernels, {size} of objects")
-    # the full matrix has names of 74
+    # The full matrix has names of 74 characters.
     assert max(map(len, lines)) <= 104 and len({len(line) for line in lines[:-1]}) == 1
 
 

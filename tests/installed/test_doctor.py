@@ -1,5 +1,5 @@
-"""python -m fa4_ext doctor: each check on made-up facts, and the whole on a machine without a
-GPU."""
+"""Checks python -m fa4_ext doctor: each check on made-up facts, and the whole on a machine without
+a GPU."""
 
 from __future__ import annotations
 
@@ -166,7 +166,8 @@ def test_calls_say_what_runs_and_what_falls_back(capability, arch):
     runs = [name for (name, _), answer in answers.items() if answer.supported]
     for word in ("full", "causal", "grouped heads", "back to back"):
         assert any(word in name for name in runs)
-    for word in ("dropout", "fp32"):  # D256 runs on some GPUs, in some builds
+    # D256 runs on some GPUs, in some builds.
+    for word in ("dropout", "fp32"):
         assert not any(word in name for name in runs)
     assert all(answer.reason for answer in answers.values() if not answer.supported)
 
@@ -219,7 +220,7 @@ def test_unregistered_and_cudnn_deprioritised_are_notes():
 
 
 def test_another_provider_on_top_fails(tmp_path):
-    """As a sitecustomize would put it there."""
+    """A sitecustomize would put it there."""
     result = run(
         """
         import torch, fa4_ext
@@ -234,7 +235,8 @@ def test_another_provider_on_top_fails(tmp_path):
 
 
 def test_library_of_an_older_version_fails(tmp_path):
-    """A folder that was copied over another, or a build of before a change of version."""
+    """The library is of a folder that was copied over another, or a build of before a change of
+    version."""
     version = fa4_ext.__version__
     old = "0" * (len(version) - 2) + ".0"
     path = copy_package(tmp_path) / "libfa4_ext.so"

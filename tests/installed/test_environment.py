@@ -268,9 +268,11 @@ def test_with_a_library_that_is_cut_off_the_import_warns_and_everything_else_rai
 def test_a_whole_library_and_other_files_pass_the_check_of_their_length(tmp_path):
     _elf.check_whole(PACKAGE / "libfa4_ext.so")
     other = tmp_path / "other"
-    other.write_bytes(b"#!/bin/sh\n" * 100)  # the loader says what it is
+    # The loader says what it is.
+    other.write_bytes(b"#!/bin/sh\n" * 100)
     _elf.check_whole(other)
-    other.write_bytes(b"\x7fELF\x02\x01" + b"\0" * 58)  # without segments and sections
+    # It has no segments and no sections.
+    other.write_bytes(b"\x7fELF\x02\x01" + b"\0" * 58)
     _elf.check_whole(other)
 
 
@@ -286,8 +288,8 @@ def test_commands_without_the_library_say_why_and_show_no_traceback(name, tmp_pa
 
 
 def driver(folder: Path, version: int, result: int = 0) -> dict[str, str]:
-    """The environment of a process that finds a CUDA driver which knows its version and nothing
-    else."""
+    """Returns the environment of a process that finds a CUDA driver which knows its version and
+    nothing else."""
     source = (
         f'extern "C" int cuDriverGetVersion(int* version) {{ *version = {version}; return '
         f"{result}; }}\n"
@@ -312,14 +314,15 @@ for warning in caught:
 
 
 def told(torch_cuda: str | None, **environment: str) -> list[str]:
-    """The warnings of three registrations with a torch that is built for `torch_cuda`."""
+    """Returns the warnings of three registrations with a torch that is built for `torch_cuda`."""
     result = run(f"import torch\ntorch.version.cuda = {torch_cuda!r}\n" + REGISTER, **environment)
-    assert result.stderr == ""  # the import's own registration says nothing
+    # The import's own registration says nothing.
+    assert result.stderr == ""
     return result.stdout.splitlines()
 
 
 def no_driver(folder: Path) -> dict[str, str]:
-    # CUDA_ERROR_STUB_LIBRARY: also hides a driver that this machine has
+    # CUDA_ERROR_STUB_LIBRARY also hides a driver that this machine has.
     return driver(folder, 0, result=34)
 
 

@@ -25,7 +25,7 @@ def qkv(
     dtype=torch.bfloat16,
     device="meta",
 ):
-    """As F.scaled_dot_product_attention takes them."""
+    """Returns tensors as F.scaled_dot_product_attention takes them."""
     query = torch.empty(batch, heads, seqlen, head_dim, dtype=dtype, device=device)
     key = torch.empty(
         batch, heads_kv or heads, seqlen_kv or seqlen, head_dim, dtype=dtype, device=device
@@ -55,7 +55,8 @@ def test_supported_call_names_a_kernel_of_the_build(capability, backward, is_cau
     arch = 90 if capability == HOPPER else 100
     if arch not in fa4_ext.build_info()["archs"]:
         pytest.skip(f"this build has no kernels for sm{arch}")
-    longer = qkv(head_dim=head_dim, seqlen=1024)  # than is decoded
+    # These lengths are more than is decoded.
+    longer = qkv(head_dim=head_dim, seqlen=1024)
     answer = explain(*longer, is_causal=is_causal, backward=backward, device_capability=capability)
     assert answer.supported and answer.reason == ""
     assert answer.kernel in {kernel.name for kernel in fa4_ext.kernels()}
@@ -236,8 +237,8 @@ def test_reason_names_the_low_level_ops_own_arguments(arguments, reason):
 
 
 def explain_op(query, **arguments):
-    """torch.ops.fa4_ext.explain of a call with key and value like query that runs but for these
-    arguments."""
+    """Runs torch.ops.fa4_ext.explain of a call with key and value like query that runs but for
+    these arguments."""
     tensors = ("cum_seq_q", "cum_seq_k", "seqused_k", "alibi_slopes", "block_table")
     nothing = dict.fromkeys(
         (*tensors, "scale", "window_size_left", "window_size_right", "num_splits")
@@ -286,8 +287,8 @@ def test_varlen_takes_the_number_of_keys_in_use(used, reason):
     "scale", (0.0, -0.0, -0.125, 1e-40, 1e-320, 1e40, float("inf"), float("nan"))
 )
 def test_scale_that_no_kernel_computes_with(scale):
-    """What is masked is -inf before it is scaled: 0 makes it NaN, a negative scale the largest
-    score of all."""
+    """What is masked is -inf before it is scaled: 0 makes it NaN, and a negative scale makes it the
+    largest score of all."""
     answer = explain(*qkv(), scale=scale)
     assert not answer.supported and answer.reason.startswith(
         "scale must be a positive normal number of float32, is "
@@ -348,13 +349,13 @@ def test_what_gets_a_call_that_is_not_supported():
         return explain(*tensors, **options).fallback
 
     assert fallback(*qkv(), dropout_p=0.1) == fallback(*qkv(), device_capability=(8, 0)) == "flash"
-    # What F.scaled_dot_product_attention never takes to flash attention.
+    # F.scaled_dot_product_attention never takes these to flash attention.
     assert fallback(*qkv(dtype=torch.float32)) == fallback(*qkv(head_dim=264)) == "other"
     assert fallback(*qkv(), device_capability=(7, 5)) == fallback(*qkv(seqlen=0)) == "other"
     assert fallback(*qkv(seqlen_kv=256), is_causal=True) == fallback(*qkv(heads_kv=4)) == "other"
     assert fallback(*qkv(heads=6, heads_kv=4), enable_gqa=True) == "other"
     assert fallback(*(tensor.mT.contiguous().mT for tensor in qkv())) == "other"
-    # What it has no part in: varlen, and a window.
+    # F.scaled_dot_product_attention has no part in these: varlen, and a window.
     assert fallback(*qkv(head_dim=64)[:2], qkv()[2]) == "other"
     tensors, lengths = varlen(dtype=torch.float32)
     assert (
@@ -543,7 +544,7 @@ def test_window_size_that_is_no_pair_raises(window_size):
 
 
 def op_explain(capability: int, sm_count: int, device: str = "meta"):
-    """The op itself, as C++ programs call it."""
+    """Calls the op itself, as C++ programs do."""
     x = torch.empty(1, 128, 2, 64, dtype=torch.bfloat16, device=device)
     lengths = (None, None, 128, 128)
     options = (0.0, False, False, None, None, None, None, None, None, None, False, False, True)
@@ -551,7 +552,7 @@ def op_explain(capability: int, sm_count: int, device: str = "meta"):
 
 
 @pytest.mark.parametrize("sm_count", [-1, 0, 1025, 2**31, 2**32 + 132, 2**62, -(2**63)])
-def test_multiprocessors_that_no_device_has_are_named_with_what_is_allowed(sm_count):
+def test_an_sm_count_that_no_device_has_is_named_with_what_is_allowed(sm_count):
     with pytest.raises(
         RuntimeError,
         match=rf"sm_count, .*, must be from 1 to 1024 with a capability of 90; is {sm_count}$",
@@ -571,7 +572,7 @@ def test_a_capability_that_no_device_has_is_named_with_what_is_allowed(capabilit
 
 
 @pytest.mark.parametrize("sm_count", [-1, 1025, 2**40])
-def test_multiprocessors_beside_the_query_s_own_device_are_looked_at_too(sm_count):
+def test_an_sm_count_beside_the_query_s_own_device_is_looked_at_too(sm_count):
     with pytest.raises(
         RuntimeError,
         match=rf"sm_count, .*, must be from 0 to 1024 with a capability of 0; is {sm_count}$",

@@ -8,7 +8,7 @@ from processes import python, run
 
 IMPORT = "import torch\nimport fa4_ext\n"
 OURS = "'registered at fa4_ext:' in torch._C._dispatch_dump('aten::_flash_attention_forward')"
-# Overrides one op in Python first, so that ours is the process's first override of a kernel.
+# This overrides one op in Python first, so that ours is the process's first override of a kernel.
 PYTHON_OVERRIDE = """
 import torch
 library = torch.library.Library("aten", "IMPL")
@@ -20,7 +20,8 @@ def test_import_prints_nothing():
     bare = run("import torch", "-W", "always")
     ours = run(IMPORT, "-W", "always")
     assert ours.stdout == ""
-    assert ours.stderr == bare.stderr  # torch itself may warn, about a missing NumPy for example
+    # torch itself may warn, about a missing NumPy for example.
+    assert ours.stderr == bare.stderr
 
 
 def test_import_registers():

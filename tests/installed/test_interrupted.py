@@ -21,8 +21,8 @@ CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 
 def interrupted(call: Callable, line: int) -> bool:
-    """Calls, and raises KeyboardInterrupt before the given line of the package's that runs; False
-    where it ran to its end first."""
+    """Calls, and raises KeyboardInterrupt before the given line of the package's that runs. Returns
+    False where it ran to its end first."""
     count = 0
 
     def trace(frame, event, argument):
@@ -35,7 +35,8 @@ def interrupted(call: Callable, line: int) -> bool:
                 raise KeyboardInterrupt
         return trace
 
-    before = sys.gettrace()  # a debugger's, or that of a measurement of coverage
+    # It may be a debugger's, or that of a measurement of coverage.
+    before = sys.gettrace()
     sys.settrace(trace)
     try:
         call()
@@ -51,8 +52,8 @@ def dispatcher() -> list[str]:
 
 
 def is_strict() -> bool:
-    """The options that are in force: whether a call that none of our kernels runs raises our
-    error."""
+    """Returns which options are in force, by whether a call that none of our kernels runs raises
+    our error."""
     query = torch.zeros(1, 2, 8, 64, dtype=torch.bfloat16)
     try:
         torch.ops.aten._scaled_dot_product_flash_attention.default.redispatch(
@@ -64,7 +65,7 @@ def is_strict() -> bool:
 
 
 def state() -> dict:
-    """All that a registration may change."""
+    """Returns all that a registration may change."""
     return {
         "live": list(_register._live),
         "dispatcher": dispatcher(),
@@ -85,7 +86,8 @@ def check(before: dict, line: int) -> None:
     assert not thread.is_alive(), f"interrupted at line {line}: a lock is held"
 
 
-FEWEST_LINES = 15  # a call that runs fewer of them was not traced
+# A call that runs fewer of them was not traced.
+FEWEST_LINES = 15
 
 
 @pytest.fixture(params=["no CUDA", "CUDA"])
@@ -173,7 +175,8 @@ def test_interrupted_import_leaves_no_handle_but_its_own(up, monkeypatch):
         monkeypatch.setattr(_register, "default_handle", None)
         more = interrupted(_register.register_at_import, line := line + 1)
         assert _register._live in ([], [_register.default_handle]), f"interrupted at line {line}"
-        _register.register_at_import()  # the next import
+        # This stands for the next import.
+        _register.register_at_import()
         assert _register._live == [_register.default_handle], f"interrupted at line {line}"
         _register.default_handle.remove()
         check(before, line)
@@ -187,7 +190,8 @@ def test_interrupted_start_of_cuda_may_be_tried_again(cuda):
         handle = fa4_ext.register()
         more = interrupted(cuda.start, line := line + 1)
         if more:
-            cuda.start()  # as torch does in the next use of CUDA, with the whole queue
+            # torch does so in the next use of CUDA, with the whole queue.
+            cuda.start()
         assert (
             torch._C._get_sdp_priority_order()[0]
             == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value

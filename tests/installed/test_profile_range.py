@@ -1,4 +1,4 @@
-"""The functions behind a kernel's range in a profile do in this torch what
+"""Checks that the functions behind a kernel's range in a profile do in this torch what
 csrc/aten/profile_range.cpp takes them for."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def shim() -> ctypes.CDLL:
 
 
 def record(shim: ctypes.CDLL, name: bytes, work=lambda: None) -> None:
-    """As ProfileRange does: no keywords and no inputs."""
+    """Records as ProfileRange does: without keywords and inputs."""
     handle = ctypes.c_void_p()
     assert (
         shim.aoti_record_function_start(name, None, None, 0, ctypes.byref(handle)) == 0

@@ -1,4 +1,4 @@
-"""Handles: what the dispatcher holds before, while and after they live."""
+"""Checks handles: what the dispatcher holds before, while and after they live."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def dispatcher() -> list[str]:
 
 
 def on_top(op: str = OPS[0]) -> str | None:
-    """Who gets a CUDA tensor: "ours", "other" or None for PyTorch itself."""
+    """Returns who gets a CUDA tensor: "ours", "other" or None for PyTorch itself."""
     entries = [line for line in torch._C._dispatch_dump(op).splitlines() if line.startswith("CUDA")]
     if not entries or "RegisterCUDA" in entries[0]:
         return None
@@ -35,7 +35,7 @@ def on_top(op: str = OPS[0]) -> str | None:
 
 
 class PythonOverride:
-    """Another provider: torch.library, as torch's own FA3 and FA4 prototypes do it."""
+    """Another provider, by torch.library, as torch's own FA3 and FA4 prototypes do it."""
 
     def __init__(self, ops: tuple[str, ...] = OPS):
         self.library = torch.library.Library("aten", "IMPL", "CUDA")
@@ -117,7 +117,7 @@ def test_cpu_and_meta_kernels_are_untouched():
 
 
 def test_strict_op_raises_the_reason():
-    # CPU tensors would never get there on their own
+    # CPU tensors would never get there on their own.
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     query = torch.zeros(1, 2, 8, 64, dtype=torch.bfloat16)
     with fa4_ext.register(fallback="error"):
@@ -170,7 +170,7 @@ def test_newest_live_handles_options_are_in_force(native_calls):
     assert native_calls[-3:] == [("strict", True), ("speed_rules", False), "register"]
     del native_calls[:]
     strict.remove()
-    # not registered again: a provider above ours stays above
+    # It is not registered again, because a provider above ours stays above.
     assert native_calls == [("strict", False), ("speed_rules", True)]
     loose.remove()
     assert native_calls[-1] == "remove"
@@ -235,7 +235,7 @@ def test_invalid_argument_is_named_with_its_value_and_the_allowed_ones(arguments
 
 
 def remove_both(ours, other, ours_goes_first: bool) -> None:
-    """Whoever stays is on top, in either order, and nobody in the end."""
+    """Removes both. Whoever stays is on top, in either order, and nobody in the end."""
     if ours_goes_first:
         ours.remove()
         assert on_top() == "other"
@@ -316,7 +316,8 @@ def test_threads_that_register_and_remove_leave_nothing_behind():
                     failures.append("not registered while a handle lives")
             for handle in handles:
                 handle.remove()
-        except Exception as error:  # a thread's own exception would not fail the test
+        except Exception as error:
+            # A thread's own exception would not fail the test.
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]

@@ -1,5 +1,5 @@
-"""The aten ops as this torch declares them, and each argument at the place where csrc/aten takes it
-off the stack."""
+"""Checks the aten ops as this torch declares them, and that each argument is at the place where
+csrc/aten takes it off the stack."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fa4_ext
 
-# where CPU tensors and fake ones would never get on their own
+# CPU tensors and fake ones would never get there on their own.
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 BLOCK_TABLE = VERSION >= (2, 12)
-INPLACE = "_flash_attention_forward_no_dropout_inplace"  # torch 2.12 and later
+# It exists in torch 2.12 and later.
+INPLACE = "_flash_attention_forward_no_dropout_inplace"
 
 QKV = "Tensor query, Tensor key, Tensor value, "
 CUM_SEQ = "cum_seq_q, Tensor{0} cum_seq_k, int max_q, int max_k, float dropout_p, bool is_causal, "
@@ -51,8 +52,8 @@ def overload(op: str):
 
 
 def arguments(schema) -> str:
-    """In order and without what does not change their number or type: defaults, the star, and that
-    an int may be symbolic."""
+    """Returns the arguments in order and without what does not change their number or type:
+    defaults, the star, and that an int may be symbolic."""
     text = str(schema).partition("(")[2].rpartition(") -> ")[0]
     return re.sub(r"=[^,]*|\*, ", "", text).replace("SymInt", "int")
 
@@ -76,7 +77,8 @@ def test_inplace_op_is_there_from_torch_2_12_on():
 
 def qkv(device: str, **change) -> dict:
     make = {"size": (2, 16, 8, 64), "dtype": torch.bfloat16, "device": device}
-    with FakeTensorMode():  # a CUDA tensor without a GPU
+    # It is a CUDA tensor without a GPU.
+    with FakeTensorMode():
         return {
             name: torch.empty(**(make | change.get(name, {}))) for name in ("query", "key", "value")
         }
@@ -98,8 +100,8 @@ OTHERS = {
 
 
 def reason(op: str, tensors: dict, **change) -> str:
-    """Why the override of an op does not take a call. Every call here is one that it takes on no
-    machine."""
+    """Returns why the override of an op does not take a call. Every call here is one that it takes
+    on no machine."""
     call = tensors | OTHERS[op]
     if op.endswith("_backward"):
         call |= {"grad_out": tensors["query"], "out": tensors["query"], "logsumexp": ROWS}

@@ -85,7 +85,7 @@ def test_a_user_s_order_between_two_registrations_comes_back_with_the_first_s(cu
     assert order()[0] == FLASH
     inner.remove()
     assert order() == USERS
-    # as the end of torch's own context manager puts it back
+    # The end of torch's own context manager puts it back like this.
     torch._C._set_sdp_priority_order(FLASH_FIRST)
     outer.remove()
     assert order() == before
@@ -105,7 +105,7 @@ def test_of_two_registrations_before_cuda_comes_up_either_may_be_removed_first(c
 
 
 def test_a_registration_that_ends_while_the_order_changes_does_not_deadlock(cuda, monkeypatch):
-    """As the garbage collector ends those of a generator that nobody finished."""
+    """The garbage collector ends registrations of a generator that nobody finished."""
     cuda.up = True
     outer = fa4_ext.register()
     choose = _sdpa_order._make_first_choice
@@ -204,5 +204,5 @@ def test_change_of_the_order_waits_in_torchs_own_queue():
 
 
 def test_first_choice_that_fails_does_not_fail_the_start_of_cuda():
-    # a process that sees no CUDA device to choose for
+    # The process sees no CUDA device to choose for.
     run("from fa4_ext import _sdpa_order; _sdpa_order._make_first_choice()")

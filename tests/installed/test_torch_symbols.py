@@ -1,5 +1,5 @@
-"""What the library takes from torch by name: there in this torch, and declared as the library calls
-it."""
+"""Checks what the library takes from torch by name: it is there in this torch, and declared as the
+library calls it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INPLACE_CPP = (
     "_ZN2at4cuda43_flash_attention_forward_no_dropout_inplaceERNS_6TensorERKS1_S4_S4_RKSt8optionalIS1_ES8_lldbbS5_IdES5_IlESA_S8_S8_"
     "S8_SA_"
 )
-# Looked up at run time, because older versions lack them.
+# These are looked up at run time, because older versions lack them.
 SINCE = {
     "aoti_torch_cuda__flash_attention_forward_v2": (2, 12),
     "aoti_torch_cuda__flash_attention_forward_no_dropout_inplace_v2": (2, 12),
@@ -38,7 +38,8 @@ SINCE = {
     FORWARD_V2_CPP: (2, 12),
     INPLACE_CPP: (2, 12),
 }
-UNTIL = {FORWARD_CPP: (2, 11)}  # the last version that has it
+# This is the last version that has the function.
+UNTIL = {FORWARD_CPP: (2, 11)}
 OUT_OF_MEMORY = (
     "_ZN3c105ErrorC1ENS_14SourceLocationENSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE",
     "_ZTVN3c1016OutOfMemoryErrorE", "_ZTIN3c1016OutOfMemoryErrorE",
@@ -48,8 +49,8 @@ FORWARD_V1_ARGUMENTS = 15
 
 
 def names() -> list[str]:
-    """Imports, weak ones too, and what it passes to dlsym: all of them lie in the file as text that
-    a zero byte ends."""
+    """Returns imports, weak ones too, and what it passes to dlsym. All of them lie in the file as
+    text that a zero byte ends."""
     found = re.findall(
         rb"(?<![\w.])((?:aoti_torch|aoti_record_function|torch)_\w+|_ZNK?2at\w+|_Z\w*3c10\w+)(?=\0)",
         LIBRARY.read_bytes(),
@@ -58,7 +59,7 @@ def names() -> list[str]:
 
 
 def shims() -> list[str]:
-    """The stock kernels among them that this torch should have."""
+    """Returns the stock kernels among them that this torch should have."""
     return [
         name for name in names() if name.startswith(SHIM) and SINCE.get(name, VERSION) <= VERSION
     ]
@@ -88,9 +89,9 @@ def test_name_resolves_in_the_versions_that_have_it(name):
     expected = SINCE.get(name, (2, 11)) <= VERSION <= UNTIL.get(name, VERSION) and (
         HAS_CUDA or not needs_cuda
     )
-    # what the dynamic linker sees from our library
+    # The dynamic linker sees these from our library.
     assert hasattr(ctypes.CDLL(str(LIBRARY)), name) == expected
-    # dlsym
+    # dlsym finds these.
     assert (
         hasattr(loaded("libtorch_cuda.so" if needs_cuda and HAS_CUDA else "libtorch_cpu.so"), name)
         == expected
@@ -101,15 +102,15 @@ def test_name_resolves_in_the_versions_that_have_it(name):
     not HAS_CUDA and VERSION < (2, 13), reason="before torch 2.13 CUDA builds alone have the class"
 )
 def test_the_class_of_torchs_out_of_memory_error_is_there():
-    """All of it in one library, libc10 or libc10_cuda, but for the base's constructor, which libc10
-    has."""
+    """All of it is in one library, libc10 or libc10_cuda, except for the base's constructor, which
+    libc10 has."""
     constructor, *rest = OUT_OF_MEMORY
     libraries = ["libc10.so", *(["libc10_cuda.so"] if HAS_CUDA else [])]
     assert hasattr(loaded("libc10.so"), constructor)
     assert any(all(hasattr(loaded(library), name) for name in rest) for library in libraries)
 
 
-# What the C++ functions return, which their mangled names leave out.
+# The C++ functions return these, which their mangled names leave out.
 FIVE, THREE = (f"::std::tuple<{','.join(count * ['at::Tensor'])}>" for count in (5, 3))
 RETURNED = {
     "_flash_attention_forward": FIVE, "_flash_attention_backward": THREE, INPLACE: "at::Tensor",
@@ -149,7 +150,8 @@ def test_no_cuda_runtime_is_named():
     assert b"libcudart" not in LIBRARY.read_bytes()
 
 
-# Rows and head dims of each tensor; of other ranks some ops look for a dimension that there is not.
+# These are the rows and head dims of each tensor. With other ranks, some ops look for a dimension
+# that is not there.
 SHAPES = {"right": (1, 16, 8, 64), "two_dims": (16, 64), "one_dim": (64,)}
 
 
@@ -198,5 +200,5 @@ def test_a_call_left_to_the_stock_kernel_fails_as_it_does_without_us(op, shape):
     if shape == "one_dim" and "scaled" in op:
         assert stock[0] == "IndexError", "of the cases none has a type of its own"
     if SINCE["torch_exception_get_what_without_backtrace"] <= VERSION:
-        # before, torch's C interface prints what it catches
+        # Before this version, torch's C interface prints what it catches.
         assert "Exception in aoti_torch" not in done.stderr

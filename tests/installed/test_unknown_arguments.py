@@ -21,7 +21,7 @@ EXPLAIN = "explain"
 
 
 def known(op: str) -> tuple[tuple[int, ...], int]:
-    """The numbers of arguments, in any torch, and of results."""
+    """Returns the numbers of arguments, in any torch, and of results."""
     arguments, results = ARGUMENTS_AND_RESULTS[op]
     in_any_torch = (FORWARD, FORWARD_2_12) if op == "_flash_attention_forward" else (arguments,)
     return tuple(text.count(", ") + 1 for text in in_any_torch), len(results)
@@ -76,11 +76,12 @@ def name(op: str, inputs: int, outputs: int) -> str:
 
 @pytest.fixture(scope="module")
 def errors(lookalikes) -> dict[str, str]:
-    """What the overrides raise behind ops with every number of arguments, one result more, and this
-    torch's own schema."""
+    """Returns what the overrides raise behind ops with every number of arguments, one result more,
+    and this torch's own schema."""
     cases = []
     for op, (known, outputs) in KNOWN.items():
-        for count in range(1, MOST):  # the first of them brings the call to the override
+        # The first of them brings the call to the override.
+        for count in range(1, MOST):
             for results in (outputs, outputs + 1) if count in known else (outputs,):
                 arguments = ", ".join(
                     f"Tensor x{i}" if i < 3 else f"int x{i}" for i in range(count)

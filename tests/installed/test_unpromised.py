@@ -28,7 +28,7 @@ if name == "torch.ops.aten._fused_sdp_choice":
 else:
     delattr(owner, last)
 """
-# torch's own two look for devices
+# torch's own two look for devices.
 START_CUDA = "for call, _ in torch.cuda._queued_calls[2:]: call()\n"
 IMPORT = """
 import warnings
@@ -40,7 +40,8 @@ assert {w.filename for w in caught if str(w.message) in import_said} <= {"<strin
 """
 
 
-CANNOT_GO = "torch.Tensor._make_wrapper_subclass"  # nobody can take it away from torch's own type
+# Nobody can take it away from torch's own type.
+CANNOT_GO = "torch.Tensor._make_wrapper_subclass"
 
 
 @pytest.mark.parametrize("name", [name for name in _sdpa_order._NEEDED if name != CANNOT_GO])
@@ -89,7 +90,7 @@ assert not {OURS}
     ids=["gone", "returns something else", "takes something else, and warnings are errors"],
 )
 def test_a_name_that_fails_once_cuda_comes_up_fails_no_use_of_cuda(name, cut, filters):
-    """As where a later torch changes what it takes or returns."""
+    """A later torch may change what it takes or returns."""
     run(
         CUT.format(name=name)
         + "import warnings, fa4_ext\nassert fa4_ext.default_handle.prefer\n"

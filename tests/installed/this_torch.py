@@ -1,8 +1,9 @@
-"""The torch that the tests run with."""
+"""Says which torch the tests run with."""
 
 from __future__ import annotations
 
 import torch
 
 VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
-HAS_CUDA = torch.version.cuda is not None  # a CUDA build, whether or not there is a GPU
+# This is a CUDA build, whether or not there is a GPU.
+HAS_CUDA = torch.version.cuda is not None

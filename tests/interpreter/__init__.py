@@ -2,7 +2,7 @@
 
 program.py reads PTX, instructions.py says what an instruction does, lanes.py has the arithmetic of
 a warp's 32 lanes, memory.py the memories and how TMA and WGMMA address them, machine.py warps,
-thread blocks and their barriers; launches.py stands behind the fake device of tests/fake_device.
+CTAs and their barriers; launches.py stands behind the fake device of tests/fake_device.
 
 It is about sums and about order, not about time: the order of warps and of asynchronous copies is
 drawn at random within what the barriers allow, so that a barrier too few is a wrong number in some

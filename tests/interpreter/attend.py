@@ -1,5 +1,5 @@
-"""Attention through the library's ops on tensors of the CPU, behind the fake device, held to the
-rule of tests/gpu/compare.py.
+"""Runs attention through the library's ops on tensors of the CPU, behind the fake device, and holds
+it to the rule of tests/gpu/compare.py.
 
 Reads a request from standard input:
 

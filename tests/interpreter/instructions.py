@@ -1,11 +1,11 @@
-"""What a PTX instruction does, as lines of Python over a warp w, its registers R, and m, a mask of
-active lanes or None for all."""
+"""Says what a PTX instruction does, as lines of Python over a warp w, its registers R, and m, a
+mask of active lanes or None for all."""
 
 import re
 
 from interpreter.memory import Fault
 
-# registers of 8 bits do not exist
+# Registers of 8 bits do not exist.
 WIDTHS = {"pred": "bool", "8": "U16", "16": "U16", "32": "U32", "64": "U64"}
 COMPARISONS = {
     "eq": "==",
@@ -36,7 +36,7 @@ def dtype_of(kind: str) -> str:
 
 
 def separated(text: str) -> list[str]:
-    """At the commas outside of brackets."""
+    """Splits at the commas outside of brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "[{") - (character in "]}")
@@ -49,7 +49,8 @@ def separated(text: str) -> list[str]:
 
 class Instructions:
     def __init__(self, parameters: dict[str, int], labels: dict[str, int]):
-        """`parameters`: where each begins; `labels`: the number of the instruction after each."""
+        """Keeps where each of `parameters` begins, and in `labels` the number of the instruction
+        after each."""
         self.parameters, self.labels = parameters, labels
         self.registers: dict[str, int] = {}
         self.dtypes: list[str] = []
@@ -199,7 +200,8 @@ class Instructions:
         if modifiers[-1] == "f32x2":
             return self._pairs("fma", modifiers, operands)
         a, b, c = (f"floats({self.value(x, 'f32')}).astype(np.float64)" for x in operands[1:])
-        if modifiers[-1] != "f32":  # the factors' type
+        # This is the factors' type.
+        if modifiers[-1] != "f32":
             a, b = (
                 f"widened({self.value(x, modifiers[-1])}, {modifiers[-1]!r}).astype(np.float64)"
                 for x in operands[1:3]
@@ -240,7 +242,8 @@ class Instructions:
     def _extreme(self, name, modifiers, operands):
         kind = modifiers[-1]
         values = [self.value(x, kind) for x in operands[1:]]
-        if kind == "f32":  # a NaN is left out
+        # A NaN is left out.
+        if kind == "f32":
             result = f"floats({values[0]})"
             for value in values[1:]:
                 result = f"np.f{name}({result}, floats({value}))"
@@ -429,7 +432,8 @@ class Instructions:
             return [f"w.commit_{'stores' if 'bulk' in modifiers else 'loads'}()"]
         if "wait_group" in modifiers:
             return [f"w.await_{'stores' if 'bulk' in modifiers else 'loads'}({operands[0]})"]
-        if "reduce" in modifiers:  # cp.reduce.async.bulk
+        # This is cp.reduce.async.bulk.
+        if "reduce" in modifiers:
             size = self.value(operands[2], "u32")
             return [
                 f"w.add_bulk({self.address(operands[0], True)}, "

@@ -1,5 +1,5 @@
-"""Arithmetic of a warp's 32 lanes. A register is an array of 32 unsigned integers, whatever type an
-instruction takes it for."""
+"""Defines the arithmetic of a warp's 32 lanes. A register is an array of 32 unsigned integers,
+whatever type an instruction takes it for."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def bits(values: np.ndarray) -> np.ndarray:
 
 
 def halves(values: np.ndarray, dtype: str) -> np.ndarray:
-    """fp32 rounded to nearest even, as 16 bits of bf16 or f16."""
+    """Rounds fp32 to nearest even, as 16 bits of bf16 or f16."""
     if dtype == "f16":
         return values.astype(np.float16).view(U16)
     words = np.ascontiguousarray(values, np.float32).view(U32)
@@ -40,19 +40,20 @@ def packed(high: np.ndarray, low: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def integers(values: np.ndarray, kind: str) -> np.ndarray:
-    """A register's low bits as the integers of a PTX type: u8 to s64."""
+    """Returns a register's low bits as the integers of a PTX type: u8 to s64."""
     signed, size = kind[0] == "s", int(kind[1:])
     dtype = np.dtype(f"{'i' if signed else 'u'}{size // 8}")
     return values.astype(np.dtype(f"u{size // 8}")).view(dtype)
 
 
 def converted(values: np.ndarray, source: str, target: str) -> np.ndarray:
-    """cvt, as the bits of a register."""
+    """Applies cvt to the bits of a register."""
     if source in ("bf16", "f16"):
         return bits(widened(values, source))
     if target == "f32":
         return bits(integers(values, source).astype(np.float32))
-    if source == "f32":  # towards zero; a NaN becomes 0
+    # It rounds towards zero; a NaN becomes 0.
+    if source == "f32":
         limits = np.iinfo(integers(values, target).dtype)
         whole = np.nan_to_num(np.trunc(floats(values).astype(np.float64)), nan=0.0)
         return np.clip(whole, limits.min, limits.max).astype(np.int64).view(U64).astype(U32)
@@ -63,7 +64,8 @@ def converted(values: np.ndarray, source: str, target: str) -> np.ndarray:
 
 
 def pairs(operation: str, rounding: str, *operands: np.ndarray) -> np.ndarray:
-    """add, sub, mul or fma of two fp32 in 64 bits; `rounding`: rn, or rm towards minus infinity."""
+    """Applies add, sub, mul or fma to two fp32 in 64 bits. `rounding` is rn, or rm towards minus
+    infinity."""
     a, b, *c = (np.ascontiguousarray(x).view(np.float32).astype(np.float64) for x in operands)
     exact = {
         "add": lambda: a + b,
@@ -78,7 +80,7 @@ def pairs(operation: str, rounding: str, *operands: np.ndarray) -> np.ndarray:
 
 
 def divided(a: np.ndarray, b: np.ndarray, kind: str) -> np.ndarray:
-    """Towards zero; what a division by zero gives is nobody's business."""
+    """Divides towards zero. What a division by zero gives is nobody's business."""
     x, y = (
         integers(a, kind).astype(object),
         integers(np.where(b == 0, 1, b).astype(b.dtype), kind).astype(object),
@@ -120,8 +122,8 @@ def shifted_right(values: np.ndarray, by: np.ndarray, kind: str) -> np.ndarray:
 def shuffled(
     values: np.ndarray, by: np.ndarray, clamp: np.ndarray, mode: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The values of other lanes, and whether each lane's source is in its segment; the lane that it
-    reads, which must be active."""
+    """Returns the values of other lanes, and whether each lane's source is in its segment. The lane
+    that it reads must be active."""
     segment = int(clamp[0]) >> 8 & 31
     last = (LANE & segment) | (int(clamp[0]) & 31 & ~segment)
     by = (by & U32(31)).astype(int)

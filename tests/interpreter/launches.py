@@ -18,21 +18,23 @@ ON_LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_uint,
 )  # fmt: skip
 ON_ALLOCATION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-POISON = 0xFF  # a NaN in every float dtype
+# This is a NaN in every float dtype.
+POISON = 0xFF
 
 
 class Device:
-    """From its making on, the process's GPU. Kernels are known by the digest of their code."""
+    """Acts as the process's GPU from its making on. Kernels are known by the digest of their
+    code."""
 
-    def __init__(self, programs: dict[str, str], multiprocessors: int, capability: int):
+    def __init__(self, programs: dict[str, str], sm_count: int, capability: int):
         self.sources, self.programs, self.codes = programs, {}, {}
         self.memory = GlobalMemory()
         self.seed, self.lazy = 0, False
         self.fault: str | None = None
-        # alive as long as the device
+        # They are alive as long as the device.
         self.callbacks = ON_LAUNCH(self._launch), ON_ALLOCATION(self._allocated)
         driver = ctypes.CDLL("libcuda.so.1")
-        ctypes.c_int.in_dll(driver, "multiprocessors").value = multiprocessors
+        ctypes.c_int.in_dll(driver, "multiprocessors").value = sm_count
         ctypes.c_int.in_dll(driver, "capability").value = capability
         for name, callback in zip(("on_launch", "on_allocation"), self.callbacks, strict=True):
             ctypes.c_void_p.in_dll(driver, name).value = ctypes.cast(
@@ -40,7 +42,7 @@ class Device:
             ).value
 
     def begin(self, seed: int, lazy: bool) -> None:
-        """A call of its own, that may touch its arguments and what it allocates itself."""
+        """Begins a call of its own, which may touch its arguments and what it allocates itself."""
         self.memory, self.seed, self.lazy, self.fault = GlobalMemory(), seed, lazy, None
 
     def add(self, tensors) -> None:
@@ -85,7 +87,8 @@ class Device:
                     self.lazy,
                 )
             )
-        except Exception:  # for whoever made the call: no exception passes through C
+        except Exception:
+            # The exception is for whoever made the call, because none passes through C.
             self.fault = traceback.format_exc()
             return 1
         return 0

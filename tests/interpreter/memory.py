@@ -1,4 +1,4 @@
-"""Memories, and how tensor maps and matrix descriptors address them."""
+"""Holds the memories, and how tensor maps and matrix descriptors address them."""
 
 import ctypes
 import struct
@@ -9,11 +9,11 @@ from interpreter.lanes import U16, U32, U64, widened
 
 
 class Fault(Exception):
-    """What a GPU would stop at, or what no kernel should do."""
+    """Raised for what a GPU would stop at, and for what no kernel should do."""
 
 
 class GlobalMemory:
-    """The host's, as far as it was said to be a tensor's."""
+    """The host's memory, as far as it was said to be a tensor's."""
 
     def __init__(self):
         self.ranges: list[tuple[int, int, np.ndarray]] = []
@@ -40,7 +40,8 @@ class GlobalMemory:
             return np.zeros((0, width), np.uint8)
         try:
             array, where = self._rows(addresses, width)
-        except Fault:  # of several tensors, or out of bounds
+        except Fault:
+            # The address is of several tensors, or out of bounds.
             return np.stack([self.bytes_at(int(address), width) for address in addresses])
         return array[where]
 
@@ -50,7 +51,7 @@ class GlobalMemory:
 
 
 def swizzled(addresses: np.ndarray, span: int) -> np.ndarray:
-    """Of 16-byte pieces among rows of `span` bytes, 0: none."""
+    """Returns the places of 16-byte pieces among rows of `span` bytes; 0 stands for none."""
     return addresses ^ ((addresses >> 7 & (span // 16 - 1)) << 4) if span else addresses
 
 
@@ -71,8 +72,8 @@ class TensorMap:
         self.box = [size + 1 for size in box[:rank]]
 
     def elements(self, coordinates: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Which elements of a box lie within the tensor, and their addresses, which may wrap
-        around."""
+        """Returns which elements of a box lie within the tensor, and their addresses, which may
+        wrap around."""
         index = np.indices(self.box[::-1])[::-1]
         inside, address = np.True_, np.full(index[0].shape, self.base, U64)
         for along, begin, size, stride in zip(
@@ -84,14 +85,15 @@ class TensorMap:
         return inside.reshape(-1), address.reshape(-1)
 
 
-# bytes that a swizzle goes over, by the highest three bits of a matrix descriptor
+# A swizzle goes over so many bytes, by the highest three bits of a matrix descriptor.
 SPANS = {2: 128, 4: 64, 6: 32}
 
 
 class SharedMemory:
-    """Of a thread block, at addresses from BASE on; what nobody wrote is NaN."""
+    """The shared memory of a CTA, at addresses from BASE on. What nobody wrote is NaN."""
 
-    BASE = 1024  # the system's own part lies before
+    # The system's own part lies before it.
+    BASE = 1024
 
     def __init__(self, size: int):
         self.end = self.BASE + size
@@ -114,8 +116,8 @@ class SharedMemory:
         self.bytes[self._rows(addresses, rows.shape[1])] = rows
 
     def matrix(self, descriptor: int, rows: int, transposed: bool, dtype: str) -> np.ndarray:
-        """[rows, 16] of a tensor cores' operand, in fp32. `transposed`: rows, not the 16 columns,
-        are neighbours in memory."""
+        """Returns [rows, 16] of a tensor cores' operand, in fp32. `transposed` says that rows, not
+        the 16 columns, are neighbours in memory."""
         begin, leading, stride = (((descriptor >> shift) & 0x3FFF) << 4 for shift in (0, 16, 32))
         span = SPANS.get(descriptor >> 61 & 7)
         if not span:
@@ -137,12 +139,13 @@ class SharedMemory:
 
 
 class TensorMemory:
-    """Of a Blackwell thread block: 128 lanes of 512 columns of 32 bits. Addresses have the lane in
-    their high half."""
+    """The tensor memory of a Blackwell CTA: 128 lanes of 512 columns of 32 bits. Addresses have the
+    lane in their high half."""
 
     def __init__(self):
         self.cells = np.full((128, 512), 0xFFFFFFFF, U32)
-        self.taken = 0  # columns
+        # So many columns are taken.
+        self.taken = 0
 
     def part(self, address: int, lanes: int, columns: int) -> np.ndarray:
         lane, column = address >> 16, address & 0xFFFF

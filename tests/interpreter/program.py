@@ -1,4 +1,4 @@
-"""PTX text as Python functions, one a run of instructions without a jump."""
+"""Turns PTX text into Python functions, one for a run of instructions without a jump."""
 
 import re
 from collections.abc import Callable
@@ -10,14 +10,16 @@ from interpreter.instructions import Instructions
 
 SIZES = {"b8": 1, "b32": 4, "u32": 4, "s32": 4, "f32": 4, "b64": 8, "u64": 8}
 PARAMETER_ALIGN = 128
-POISON = 0x7FC12345  # a NaN, in 32-bit registers that nobody wrote
+# This is a NaN, in 32-bit registers that nobody wrote.
+POISON = 0x7FC12345
 # After these another warp may go on, and at these a warp may come back.
 JUMPS = ("bra", "ret", "exit", "mbarrier.try_wait", "mbarrier.test_wait")
 STOPS = ("bar.sync", "barrier.sync", "barrier.cluster.wait", "tcgen05.alloc", "tcgen05.dealloc")
 
 
 def _declared(names: str) -> list[str]:
-    """Of `a, b` or `a<3>`; those of the compiler, with %, are known by their names."""
+    """Returns the names in `a, b` or `a<3>`. Those of the compiler, with %, are known by their
+    names."""
     found = []
     for name in (part.strip() for part in names.split(",")):
         many = re.fullmatch(r"(\w+)<(\d+)>", name)
@@ -26,11 +28,12 @@ def _declared(names: str) -> list[str]:
 
 
 class Program:
-    """Of one entry: `blocks` by the number of their first instruction."""
+    """The program of one entry. `blocks` are by the number of their first instruction."""
 
     def __init__(self, text: str):
         head, body = text[text.index(".visible .entry") :].split("\n{", 1)
-        self.parameters: list[tuple[int, int]] = []  # where each begins, and its bytes
+        # Each parameter has the place where it begins, and its bytes.
+        self.parameters: list[tuple[int, int]] = []
         names, end = {}, 0
         for kind, name, count in re.findall(
             r"\.param (?:\.align \d+ )?\.(\w+) (\w+)(?:\[(\d+)\])?", head
@@ -51,13 +54,13 @@ class Program:
             "U64": lanes.full(0, lanes.U64),
         }
         values["U32"] = lanes.full(POISON, lanes.U32)
-        # registers, which are replaced and never changed in place
+        # These are registers, which are replaced and never changed in place.
         self.unwritten = [values[name] for name in known.dtypes]
 
     @staticmethod
     def _statements(body: str) -> tuple[list[str], dict[str, int], dict[str, str]]:
-        """Instructions; labels, each with the number of the next instruction; registers declared in
-        braces, with their types. Names in braces are their own."""
+        """Returns instructions; labels, each with the number of the next instruction; and registers
+        declared in braces, with their types. Names in braces are their own."""
         body = re.sub(r"//[^\n]*", "", body)
         body = re.sub(r"^\s*\{\s*$", "@@open;", body, flags=re.MULTILINE)
         body = re.sub(r"^\s*\}\s*$", "@@close;", body, flags=re.MULTILINE)

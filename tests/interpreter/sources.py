@@ -1,5 +1,5 @@
-"""The PTX of a built kernel. Objects hold machine code only, so it is compiled once more, and must
-come out the same."""
+"""Returns the PTX of a built kernel. Objects hold machine code only, so it is compiled once more,
+and must come out the same."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ DIRECTORY = ROOT / "build" / "tests" / "ptx"
 
 
 def compiling() -> FileLock:
-    """Held by the process that compiles what is missing."""
+    """Returns the lock of the process that compiles what is missing."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     return FileLock(DIRECTORY / "lock")
 
@@ -32,7 +32,8 @@ def digest(code: bytes) -> str:
 
 
 def _directory(kernel: Kernel) -> Path:
-    """The folder that keeps the PTX of a kernel as it is built, for this test and the next."""
+    """Returns the folder that keeps the PTX of a kernel as it is built, for this test and the
+    next."""
     return DIRECTORY / f"{kernel.name}-{digest(device_code(kernel))[:16]}"
 
 
@@ -54,8 +55,8 @@ def _compile(kernels: list[Kernel]) -> None:
 
 
 def programs(*kernels: Kernel) -> dict[str, str]:
-    """The PTX files of these kernels and of those that they launch, by the digest of the device
-    code.
+    """Returns the PTX files of these kernels and of those that they launch, by the digest of the
+    device code.
 
     What is missing is compiled, on every core.
     """
@@ -82,7 +83,8 @@ def _write(kernel: Kernel) -> None:
     compile_kernel(kernel, directory)
     if cubin.extract((directory / OBJECT).read_bytes()) != device_code(kernel):
         raise RuntimeError(f"{kernel.name}, compiled once more, is not what was built")
-    (written,) = Path.cwd().glob("*.ptx")  # where the compiler leaves it
+    # The compiler leaves it there.
+    (written,) = Path.cwd().glob("*.ptx")
     written.rename(_ptx(kernel))
 
 

@@ -1,4 +1,4 @@
-"""A random call as data. Its repr is the Python that makes it again."""
+"""Describes a random call as data. Its repr is the Python that makes it again."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ OPS = {
 }
 
 
-# Layouts that TMA cannot address, and PyTorch's kernel reads 16 bytes at a time wherever they are:
-# an error of the device.
+# TMA cannot address these layouts, and PyTorch's kernel reads 16 bytes at a time wherever they are,
+# which is an error of the device.
 UNALIGNED = {"offset_8_bytes", "offset_2_bytes", "row_stride_odd", "row_stride_8_bytes"}
 
 
@@ -26,24 +26,29 @@ UNALIGNED = {"offset_8_bytes", "offset_2_bytes", "row_stride_odd", "row_stride_8
 class Case:
     """One call, and the backward after it."""
 
-    op: str  # of OPS
+    # The op is one of OPS.
+    op: str
     problem: Problem
-    seed: int = 0  # of the tensors' values
-    # of query, key, value and the gradient of out; see tensors.py
+    # The tensors' values are drawn from it.
+    seed: int = 0
+    # These are the layouts of query, key, value and the gradient of out; see tensors.py.
     layouts: tuple[str, str, str, str] = ("contiguous",) * 4
-    # varlen: rows of every tensor before the first sequence and after the last
+    # With varlen, every tensor has so many rows before the first sequence and after the last.
     unused_rows: tuple[int, int] = (0, 0)
-    unbounded: int | None = None  # what a window bound of -1 is passed as
+    # A window bound of -1 is passed as this.
+    unbounded: int | None = None
     dropout_p: float = 0.0
     return_debug_mask: bool = False
-    # varlen: the keys in use of each sequence; dense: PyTorch's kernel ignores it
+    # With varlen, these are the keys in use of each sequence. With dense tensors, PyTorch's kernel
+    # ignores them.
     seqused_k: tuple[int, ...] | None = None
     backward: bool = False
     deterministic: bool = False
     speed_rules: bool = False
     # "ours-stock", "stock-ours": once more, the forward on the first and the backward on the other
     halves: str = ""
-    fault: str = ""  # what is wrong with the call; see faults.py
+    # It says what is wrong with the call; see faults.py.
+    fault: str = ""
 
     @property
     def layout(self) -> str:
@@ -55,8 +60,8 @@ class Case:
 
 
 def runs_on_ours(case: Case, largest_head_dim: int) -> bool:
-    """Whether our kernels take the forward, where no speed rule leaves it to stock: written down
-    without a look at the planner."""
+    """Returns whether our kernels take the forward, where no speed rule leaves it to stock. This is
+    written down without a look at the planner."""
     problem = case.problem
     rows_k = sum(problem.seqlens_k) + sum(case.unused_rows)
     keys = min(problem.max_k or rows_k, rows_k)
@@ -79,8 +84,8 @@ def runs_on_ours(case: Case, largest_head_dim: int) -> bool:
 
 
 def stock_agrees(case: Case) -> bool:
-    """Whether PyTorch's kernels can run the case and compute the same function: written down
-    without a look at ours."""
+    """Returns whether PyTorch's kernels can run the case and compute the same function. This is
+    written down without a look at ours."""
     left, right = case.problem.bounds
     left_alone = left >= 0 and right < 0
     return (
@@ -91,7 +96,7 @@ def stock_agrees(case: Case) -> bool:
 
 
 def features(case: Case) -> set[str]:
-    """What is special about a case, in words that a summary counts."""
+    """Returns what is special about a case, in words that a summary counts."""
     problem = case.problem
     left, right = problem.window
     marks = {
@@ -136,5 +141,5 @@ def features(case: Case) -> set[str]:
 
 
 def parse(text: str) -> Case:
-    """The case that a failure printed."""
+    """Returns the case that a failure printed."""
     return eval(text, {"Case": Case, "Problem": Problem, "torch": torch})

@@ -19,16 +19,16 @@ from fuzz.tensors import (
     with_keys_in_use,
 )
 
-# without dropout; of the mask PyTorch's kernel writes a part only
+# Without dropout these are uninitialised. PyTorch's kernel writes only a part of the mask.
 UNINITIALISED = ("rng_state", "unused", "debug_mask")
-# What atomic additions in another order may change of PyTorch's gradients, against the largest of
-# them.
+# This is what atomic additions in another order may change of PyTorch's gradients, against the
+# largest of them.
 ORDER_TOLERANCE = 2**-6
 
 
 def check(case: Case, engine) -> str:
-    """Who ran it: "ours", "stock", "mixed" (the forward one and the backward the other) or
-    "rejected" (both raise).
+    """Returns who ran the case: "ours", "stock", "mixed" (the forward one and the backward the
+    other) or "rejected" (both raise).
 
     Raises:
         AssertionError: what is wrong.
@@ -77,7 +77,7 @@ def check(case: Case, engine) -> str:
 
 
 def _storages(values) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Bytes of everything that the tensors lie in, and a copy of them."""
+    """Returns the bytes of everything that the tensors lie in, and a copy of them."""
     storages = {
         value.untyped_storage().data_ptr(): value
         for value in values
@@ -107,8 +107,8 @@ def _described(error: Exception | None) -> str:
 
 
 def _assert_same_end(ours: Outcome, stock: Outcome) -> None:
-    """Both return, or both raise the same error in the same step. Further lines of its text may
-    list what is registered."""
+    """Asserts that both return, or both raise the same error in the same step. Further lines of its
+    text may list what is registered."""
     assert _described(ours.error) == _described(stock.error) and ours.stage == stock.stage, (
         f"registered, the {ours.stage} raised {_described(ours.error)}; not registered, the "
         f"{stock.stage} raised "
@@ -117,8 +117,8 @@ def _assert_same_end(ours: Outcome, stock: Outcome) -> None:
 
 
 def _assert_zero_outside(case: Case, results: Results, backward_ours: bool) -> None:
-    """Gradients of rows that belong to no sequence, of our backward and where a speed rule chooses
-    PyTorch's."""
+    """Checks the gradients of rows that belong to no sequence: those of our backward, and those of
+    PyTorch's where a speed rule chooses it."""
     if not any(case.unused_rows) or not (backward_ours or case.speed_rules):
         return
     for name in GRADIENTS:
@@ -127,8 +127,8 @@ def _assert_zero_outside(case: Case, results: Results, backward_ours: bool) -> N
 
 
 def _check_halves(case: Case, inputs: Inputs, arguments: Arguments, engine) -> None:
-    """Forward and backward on different kernels. Logsumexps of rows without keys differ, in their
-    sign."""
+    """Runs forward and backward on different kernels. Logsumexps of rows without keys differ in
+    their sign."""
     forward_ours = case.halves == "ours-stock"
     results = run_halves(case, inputs, arguments, engine, forward_ours)
     names = [
@@ -141,7 +141,7 @@ def _check_halves(case: Case, inputs: Inputs, arguments: Arguments, engine) -> N
 
 
 def _checked(case: Case, results: Results, backward_ours: bool) -> list[str]:
-    """The results that have a right answer."""
+    """Returns the results that have a right answer."""
     without_queries = case.layout == "varlen" and 0 in case.problem.seqlens_q
     names = [name for name in ("out", "lse", *GRADIENTS) if name in results]
     # PyTorch's kernel leaves dk and dv of a sequence without queries as they were.
@@ -164,8 +164,8 @@ def _found(t: torch.Tensor) -> tuple:
 def assert_promises(
     case: Case, arguments: Arguments, results: Results, *, gradients: bool = True
 ) -> None:
-    """Sizes, strides, dtypes and devices as PyTorch's meta functions have them. Stock's gradients
-    of expanded tensors differ."""
+    """Asserts sizes, strides, dtypes and devices as PyTorch's meta functions have them. Stock's
+    gradients of expanded tensors differ."""
     query, key, value = (arguments[name] for name in ("query", "key", "value"))
     lse_shape = (*query.shape[:-3], query.shape[-2], query.shape[-3])
     if case.op in ("sdpa", "functional"):
@@ -174,7 +174,8 @@ def assert_promises(
     for name, like in promised.items():
         if name in results:
             found, wanted = _found(results[name]), _promised(like)
-            if case.op == "functional" and case.problem.head_dim % 8:  # padded and cut again
+            # The head dim is padded and cut again.
+            if case.op == "functional" and case.problem.head_dim % 8:
                 found, wanted = found[:1] + found[2:], wanted[:1] + wanted[2:]
             assert case.op == "inplace" or found == wanted, (
                 f"{name} is {found}, promised is {wanted}"
@@ -192,8 +193,8 @@ def assert_promises(
 
 
 def _assert_math(case: Case, inputs: Inputs, results: Results, names) -> None:
-    """Against fp32, as the other tests do; and a few roundings of the largest value more, since a
-    tensor may have few elements."""
+    """Compares against fp32, as the other tests do, and allows a few roundings of the largest value
+    more, since a tensor may have few elements."""
     names = [name for name in names if name in results]
     tensors = {name: used(case, name, getattr(inputs, name)) for name in ("q", "k", "v", "do")}
     problem = case.problem
@@ -224,7 +225,7 @@ def _sequence_first(case: Case, name: str, t: torch.Tensor) -> torch.Tensor:
 
 
 def _bits(t: torch.Tensor) -> torch.Tensor:
-    """As integers, with one kind of NaN."""
+    """Returns the values as integers, with one kind of NaN."""
     return (
         t.masked_fill(t.isnan(), float("nan"))
         .contiguous()
@@ -262,7 +263,7 @@ def _assert_same_as_stock(case: Case, ours: Results, stock: Results, *, gradient
 
 
 def _assert_near(name: str, ours: torch.Tensor, stock: torch.Tensor) -> None:
-    """Finite values alone: a sum that overflows depends on the order."""
+    """Compares finite values alone: a sum that overflows depends on the order."""
     if not stock.numel() or not (ours.isfinite().all() and stock.isfinite().all()):
         return
     difference, largest = (ours - stock).abs().max().item(), stock.abs().max().item()

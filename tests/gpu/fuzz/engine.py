@@ -1,4 +1,5 @@
-"""What the cases run on: the GPU, the registration of our kernels, and their explanations."""
+"""Defines what the cases run on: the GPU, the registration of our kernels, and their
+explanations."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ from fuzz.case import Case
 from fuzz.faults import FAULTS, Arguments
 from fuzz.ops import TorchOps, heads_first
 
-SM_COUNT = 132  # multiprocessors of an H200, to plan for without a device
+# An H200 has so many SMs; plans without a device are for it.
+SM_COUNT = 132
 
 
 class Engine:
-    """PyTorch's ops on the current CUDA device. Nothing else may be registered."""
+    """Runs PyTorch's ops on the current CUDA device. Nothing else may be registered."""
 
     device = "cuda"
 
@@ -23,7 +25,7 @@ class Engine:
         self.largest_head_dim = max(HEAD_DIMS)
 
     def cannot_run(self, case: Case) -> str:
-        """Why this machine has no way to run a case, or nothing."""
+        """Returns why this machine has no way to run a case, or nothing."""
         if case.op == "inplace" and not self.ops.inplace_forward:
             return "torch has the in-place op since 2.12"
         if case.fault and torch.cuda.device_count() < FAULTS[case.fault].devices:
@@ -32,7 +34,8 @@ class Engine:
 
     @staticmethod
     def registered(*, strict: bool, speed_rules: bool) -> fa4_ext.Handle:
-        """Our kernels, as a context manager. `strict`: or an error."""
+        """Registers our kernels, as a context manager. With `strict`, what they do not run is an
+        error."""
         return fa4_ext.register(
             fallback="error" if strict else "stock", prefer=False, speed_rules=speed_rules
         )
@@ -43,7 +46,7 @@ class Engine:
 
     @staticmethod
     def explain(case: Case, arguments: Arguments, *, backward: bool) -> bool:
-        """Whether our kernels run it."""
+        """Returns whether our kernels run it."""
         return explain(case, arguments, backward=backward)[0]
 
     @staticmethod
@@ -54,8 +57,8 @@ class Engine:
 def explain(
     case: Case, arguments: Arguments, *, backward: bool, capability: tuple[int, int] | None = None
 ) -> tuple[bool, str]:
-    """(whether our kernels run it, why not). Of F.scaled_dot_product_attention by the rules of the
-    registration in force.
+    """Returns whether our kernels run it, and why not. F.scaled_dot_product_attention is explained
+    by the rules of the registration in force.
 
     capability: of the device to plan for; None: the tensors' own.
     """
@@ -73,7 +76,7 @@ def explain(
         )
         return told.supported, told.reason
     forward = {name: value for name, value in arguments.items() if name != "out"}
-    # explain does not know of it
+    # explain does not know of it.
     if case.op == "inplace" and _kind(arguments["out"]) != _kind(arguments["query"]):
         return False, "out must have query's shape, dtype and device"
     number, sm_count = (10 * capability[0] + capability[1], SM_COUNT) if capability else (0, 0)

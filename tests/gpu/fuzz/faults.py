@@ -1,5 +1,5 @@
-"""What can be wrong with a call. None of it makes PyTorch's kernel or ours read or write outside of
-a tensor.
+"""Lists what can be wrong with a call. None of it makes PyTorch's kernel or ours read or write
+outside of a tensor.
 
 On the host PyTorch's kernel checks dtype, rank, size, stride and device of what it gets. What it
 does not check is not here: the values of cum_seq_q and cum_seq_k, which are on the device; the
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-Arguments = dict  # of _flash_attention_forward or _flash_attention_backward, by name
+# The arguments of _flash_attention_forward or _flash_attention_backward, by name.
+Arguments = dict
 
 LOW_LEVEL = ("flash", "inplace")
 WITH_DEBUG_MASK = ("flash", "sdpa")
@@ -22,12 +23,13 @@ ALL = ("flash", "inplace", "sdpa", "functional")
 
 @dataclass(frozen=True)
 class Fault:
-    """`change` makes the arguments wrong, in place."""
+    """One fault of a call. `change` makes the arguments wrong, in place."""
 
     change: Callable[[Arguments], None]
     ops: tuple[str, ...] = ALL
     layouts: tuple[str, ...] = ("dense", "varlen")
-    backward: bool = False  # the forward is right, and the backward's arguments are wrong
+    # The forward is right then, and the backward's arguments are wrong.
+    backward: bool = False
     devices: int = 1
 
 
@@ -48,7 +50,7 @@ def _other_dtype(t: torch.Tensor) -> torch.Tensor:
 
 
 def _longer(dim: int, by: int):
-    """With `by` entries more along a dimension, copies of the first one."""
+    """Adds `by` entries along a dimension, copies of the first one."""
 
     def lengthen(t: torch.Tensor) -> torch.Tensor:
         return torch.cat([t] + by * [t.narrow(dim, 0, 1)], dim)
@@ -171,7 +173,7 @@ def _slopes(query: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _no_keys(arguments: Arguments) -> torch.Tensor:
-    """A seqused_k by which no sequence has keys."""
+    """Sets a seqused_k by which no sequence has keys."""
     lengths = arguments["cum_seq_k"]
     return torch.zeros(lengths.shape[0] - 1, dtype=torch.int32, device=lengths.device)
 

@@ -1,5 +1,5 @@
-"""Random cases. The same seed and index make the same case on every machine; nothing here needs a
-GPU."""
+"""Generates random cases. The same seed and index make the same case on every machine; nothing here
+needs a GPU."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ PRIMES = (
     2039,
     3001,
 )
-# rows of queries or keys, of our kernels and of stock's
+# The tiles of our kernels and of stock's have these numbers of rows of queries or keys.
 TILES = (48, 64, 80, 96, 112, 128, 144, 192, 256)
-# The longest sequence of a problem: small ones find as much as large ones, at many times the rate.
+# These are limits of a problem's longest sequence, with their weights. Small problems find as much
+# as large ones, at many times the rate.
 LONGEST = {40: 25, 150: 35, 400: 27, 1000: 11, 3500: 2}
-# Elements of all scores, which the reference holds several times in fp32. As many as one head of
-# the longest problem has.
+# All scores together have so many elements, as many as one head of the longest problem. The
+# reference holds them several times in fp32.
 MAX_SCORES = 3500 * 3500
 
 
@@ -97,7 +98,8 @@ def _problem(rng: random.Random, op: str) -> Problem:
     batch = rng.randint(1, 8 if varlen else 4)
     if varlen and rng.random() < 0.05:
         longest, batch = 40, rng.randint(30, 300)
-    fitting = max(1, MAX_SCORES // longest**2)  # pairs of a head and a batch entry
+    # This counts pairs of a head and a batch entry.
+    fitting = max(1, MAX_SCORES // longest**2)
     heads_kv, ratio = min(heads_kv, fitting), max(1, min(ratio, fitting // heads_kv))
     batch = max(1, min(batch, fitting // (heads_kv * ratio)))
     is_causal = rng.random() < 0.4
@@ -143,7 +145,8 @@ def _problem(rng: random.Random, op: str) -> Problem:
 
 def _head_dim(rng: random.Random, op: str) -> int:
     if op == "functional" and rng.random() < 0.3:
-        return rng.randint(1, 256)  # F.scaled_dot_product_attention pads it
+        # F.scaled_dot_product_attention pads it.
+        return rng.randint(1, 256)
     return _pick(rng, {64: 22, 128: 28, 96: 5, 192: 5, 256: 5, 8 * rng.randint(1, 32): 35})
 
 
@@ -164,7 +167,7 @@ def _bound(rng: random.Random, queries: int, keys: int) -> int:
 
 
 def _scale(rng: random.Random, head_dim: int) -> float | None:
-    """Between 1/20 and 4 times the usual, and a few that no kernel computes with."""
+    """Draws between 1/20 and 4 times the usual scale, and a few that no kernel computes with."""
     usual = head_dim**-0.5
     return _pick(rng, {None: 66, usual * 2 ** rng.uniform(-4.3, 2): 28, 0.0: 3, -usual: 3})
 
@@ -188,7 +191,8 @@ def _with_layouts(rng: random.Random, case: Case) -> Case:
     if empty or rng.random() < 0.4:
         return case
 
-    ours = runs_on_ours(case, 128) and not case.speed_rules  # on every GPU
+    # Our kernels take the call on every GPU.
+    ours = runs_on_ours(case, 128) and not case.speed_rules
     layouts, gradients = (
         [name for name in names[case.layout] if ours or name not in UNALIGNED]
         for names in (LAYOUTS, GRADIENTS)
@@ -201,7 +205,7 @@ def _with_layouts(rng: random.Random, case: Case) -> Case:
 
 
 def _with_fault(rng: random.Random, case: Case) -> Case:
-    """A call that is right but for one thing."""
+    """Makes a call that is right but for one thing."""
     problem = case.problem
     fault = rng.choice(applicable(case.op, case.layout))
     head_dim = problem.head_dim + -problem.head_dim % 8

@@ -1,5 +1,5 @@
-"""The ways into the kernels, each in steps: the results of the forward by name, then those of the
-backward."""
+"""Defines the ways into the kernels, each in steps: the results of the forward by name, then those
+of the backward."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ GRADIENTS = ("dq", "dk", "dv")
 
 
 class TorchOps:
-    """PyTorch's own, by the names that the steps below use."""
+    """PyTorch's own ops, by the names that the steps below use."""
 
     def __init__(self):
         aten = torch.ops.aten
         self.flash_forward = aten._flash_attention_forward
         self.flash_backward = aten._flash_attention_backward
         self.sdpa_forward = aten._scaled_dot_product_flash_attention
-        # since torch 2.12
+        # The op exists since torch 2.12.
         self.inplace_forward = getattr(aten, "_flash_attention_forward_no_dropout_inplace", None)
 
     @staticmethod
@@ -52,7 +52,7 @@ def _inplace(case: Case, inputs: Inputs, arguments: Arguments, ops) -> Iterator[
 
 
 def heads_first(case: Case, arguments: Arguments) -> list[torch.Tensor]:
-    """Query, key and value as [batch, heads, seqlen, head_dim]."""
+    """Returns query, key and value as [batch, heads, seqlen, head_dim]."""
     tensors = (arguments[name].detach().transpose(1, 2) for name in ("query", "key", "value"))
     return [t.requires_grad_(case.backward) for t in tensors]
 
@@ -94,9 +94,11 @@ STEPS = {"flash": _flash, "inplace": _inplace, "sdpa": _sdpa, "functional": _fun
 
 @dataclass
 class Outcome:
-    results: Results = field(default_factory=dict)  # as the op returns them
+    # These are the results as the op returns them.
+    results: Results = field(default_factory=dict)
     error: Exception | None = None
-    stage: str = "forward"  # the last one that began
+    # This is the last step that began.
+    stage: str = "forward"
 
 
 def run(
@@ -108,8 +110,8 @@ def run(
     *,
     backward: bool,
 ) -> Outcome:
-    """The call, and its backward if asked. `before_each` step makes the memory that results come to
-    lie in worthless."""
+    """Runs the call, and its backward if asked. `before_each` step makes the memory that results
+    come to lie in worthless."""
     outcome = Outcome()
     steps = STEPS[case.op](case, inputs, arguments, ops)
     if case.dropout_p:
@@ -128,7 +130,7 @@ def run(
 def run_halves(
     case: Case, inputs: Inputs, arguments: Arguments, engine, forward_ours: bool
 ) -> Results:
-    """The forward by our kernels and the backward by PyTorch's, or the reverse."""
+    """Runs the forward by our kernels and the backward by PyTorch's, or the reverse."""
     steps, results = STEPS[case.op](case, inputs, arguments, engine.ops), {}
     with deterministic(case.deterministic):
         for ours in (forward_ours, not forward_ours):

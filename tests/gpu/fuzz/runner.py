@@ -24,7 +24,8 @@ class Failure:
 
     @property
     def kind(self) -> str:
-        """The message without its numbers: what failures of one cause have in common."""
+        """Returns the message without its numbers, which is what failures of one cause have in
+        common."""
         return re.sub(r"-?\d[\d.]*(e[+-]?\d+)?|\binf\b|\bnan\b", "#", self.message)
 
 
@@ -36,7 +37,8 @@ class Report:
     features: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
-    died: bool = False  # the CUDA context broke, and the run ended
+    # It is set where the CUDA context broke and the run ended.
+    died: bool = False
 
     @property
     def count(self) -> int:
@@ -46,14 +48,15 @@ class Report:
         return sum(count for (_, _, ended), count in self.ends.items() if ended == end)
 
     def distinct(self) -> list[tuple[Failure, int]]:
-        """The first failure of each kind, and how many there are of it."""
+        """Returns the first failure of each kind, and how many there are of it."""
         kinds: dict[str, list[Failure]] = {}
         for failure in self.failures:
             kinds.setdefault(failure.kind, []).append(failure)
         return [(failures[0], len(failures)) for failures in kinds.values()]
 
     def text(self) -> str:
-        """A table of ops and ends, then every distinct failure with the case that shows it."""
+        """Returns a table of ops and ends, then every distinct failure with the case that shows
+        it."""
         rows = sorted({(op, layout) for op, layout, _ in self.ends})
         lines = [f"seed {self.seed}: {self.count} cases in {self.seconds:.1f} s"]
         lines.append(f"{'':24}" + "".join(f"{end:>10}" for end in ENDS))
@@ -90,7 +93,8 @@ class Report:
 
 
 def run_cases(seed: int, cases: Iterable[Case], engine, progress=None) -> Report:
-    """Every case, unless one breaks the CUDA context. `progress`: of fa4_ext/bench/progress.py."""
+    """Runs every case, unless one breaks the CUDA context. `progress` is that of
+    fa4_ext/bench/progress.py."""
     report = Report(seed)
     begin = time.monotonic()
     with warnings.catch_warnings():

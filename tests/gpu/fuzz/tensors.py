@@ -1,4 +1,4 @@
-"""The tensors of a case."""
+"""Makes the tensors of a case."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from layouts import cut_from, expanded, offset, permuted
 from fuzz.case import Case
 from fuzz.faults import FAULTS, Arguments
 
-# Of [batch, seqlen, heads, head_dim] and [total, heads, head_dim] alike.
+# These layouts are of [batch, seqlen, heads, head_dim] and [total, heads, head_dim] alike.
 ROWS, HEADS, DIM = -3, -2, -1
-_UNALIGNED = {  # case.UNALIGNED
+# These are the layouts of case.UNALIGNED.
+_UNALIGNED = {
     "offset_8_bytes": offset(4),
     "offset_2_bytes": offset(1),
     "row_stride_odd": cut_from(DIM, 0, 1),
@@ -39,18 +40,19 @@ LAYOUTS = {
     },
     "varlen": SLICED | {"hsd": permuted(1, 0, 2), "expanded_heads": expanded(HEADS)},
 }
-# Of the gradient of out, which may have any strides.
+# These are layouts of the gradient of out, which may have any strides.
 GRADIENTS = {
     "dense": LAYOUTS["dense"]
     | {"scalar": expanded(0, ROWS, HEADS, DIM), "last_dim_strided": permuted(0, 1, 3, 2)},
     "varlen": LAYOUTS["varlen"]
     | {"scalar": expanded(ROWS, HEADS, DIM), "last_dim_strided": permuted(0, 2, 1)},
 }
-UNUSED = float("nan")  # in rows that belong to no sequence
+# Rows that belong to no sequence hold this value.
+UNUSED = float("nan")
 
 
 def make_inputs(case: Case, device: str) -> Inputs:
-    """What the case's op gets, laid out as it says, before anything is wrong with it."""
+    """Makes what the case's op gets, laid out as it says, before anything is wrong with it."""
     problem = case.problem
     generator = None if device == "meta" else torch.Generator(device).manual_seed(case.seed)
     before, after = case.unused_rows
@@ -86,7 +88,8 @@ def _starts(seqlens: tuple[int, ...], before: int, device: str) -> torch.Tensor:
 
 
 def forward_arguments(case: Case, inputs: Inputs) -> Arguments:
-    """Of `_flash_attention_forward`, by name; of the in-place op `out` too."""
+    """Returns the arguments of `_flash_attention_forward` by name, with `out` for the in-place
+    op."""
     problem = case.problem
     left, right = (case.unbounded if bound == -1 else bound for bound in problem.window)
     seqused_k = case.seqused_k and torch.tensor(
@@ -111,7 +114,7 @@ def forward_arguments(case: Case, inputs: Inputs) -> Arguments:
 def backward_arguments(
     case: Case, inputs: Inputs, forward: Arguments, results: tuple[torch.Tensor, ...]
 ) -> Arguments:
-    """Of `_flash_attention_backward`, by name. `results` are those of
+    """Returns the arguments of `_flash_attention_backward` by name. `results` are those of
     `_flash_attention_forward`."""
     names = (
         "query",
@@ -137,7 +140,7 @@ def backward_arguments(
 
 
 def keys_in_use(problem: Problem, seqused_k: tuple[int, ...], packed: torch.Tensor) -> torch.Tensor:
-    """Packed keys or values without those that seqused_k leaves out."""
+    """Returns packed keys or values without those that seqused_k leaves out."""
     return torch.cat(
         [
             part[:length]
@@ -147,7 +150,7 @@ def keys_in_use(problem: Problem, seqused_k: tuple[int, ...], packed: torch.Tens
 
 
 def with_keys_in_use(case: Case) -> Problem:
-    """The problem that remains of them."""
+    """Returns the problem that remains of the keys in use."""
     problem = case.problem
     return replace(
         problem,
@@ -157,14 +160,14 @@ def with_keys_in_use(case: Case) -> Problem:
 
 
 def outside(case: Case, t: torch.Tensor) -> torch.Tensor:
-    """The rows of a gradient that belong to no sequence."""
+    """Returns the rows of a gradient that belong to no sequence."""
     before, after = case.unused_rows
     return torch.cat([t[:before], t[t.shape[0] - after :]])
 
 
 def used(case: Case, name: str, t: torch.Tensor) -> torch.Tensor:
-    """The part of an input or a result that belongs to sequences. "lse" is [heads, rows], all
-    others have their rows first."""
+    """Returns the part of an input or a result that belongs to sequences. "lse" is [heads, rows],
+    all others have their rows first."""
     if not any(case.unused_rows):
         return t
     dim = 1 if name == "lse" else 0
