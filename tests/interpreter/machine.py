@@ -1,4 +1,4 @@
-"""Runs warps, CTAs and a grid of them, in an order drawn at random."""
+"""Warps, thread blocks and a grid of them, in an order drawn at random."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -11,42 +11,34 @@ from interpreter.lanes import LANE, LANES, U16, U32, U64, bits, floats, full, in
 from interpreter.memory import Fault, GlobalMemory, SharedMemory, TensorMap, TensorMemory, swizzled
 from interpreter.program import Program
 
-# Addresses of shared memory have the rank of their CTA in the cluster above these bits.
+# addresses of shared memory have the rank of their thread block in the cluster above
 RANK_SHIFT = 24
-# A loop that waits gets so many runs of instructions.
-POLLS = 4
-# A warpgroup has so many warps.
-WARPGROUP = 4
+POLLS = 4  # runs of instructions of a loop that waits
+WARPGROUP = 4  # warps
 
 
 @dataclass(frozen=True)
 class Launch:
     program: Program
-    # These are bytes, as Program.parameters places them.
-    parameters: np.ndarray
+    parameters: np.ndarray  # bytes, as Program.parameters places them
     grid: tuple[int, int, int]
-    # A CTA has so many threads.
-    threads: int
-    # A cluster has so many CTAs.
-    cluster: int
-    # A CTA has so many bytes.
-    shared_bytes: int
+    threads: int  # a thread block
+    cluster: int  # thread blocks
+    shared_bytes: int  # a thread block
     memory: GlobalMemory
     seed: int
-    # Products, and stores by copies or to tensor memory, happen as late as they may, or else at
-    # once.
+    # products, and stores by copies or to tensor memory, happen as late as they may, or else at
+    # once
     lazy: bool
 
 
 @dataclass
 class Barrier:
-    """An mbarrier."""
+    """mbarrier"""
 
     count: int
-    # This many arrivals are missing.
-    missing: int = 0
-    # This many bytes are expected and not there yet.
-    bytes: int = 0
+    missing: int = 0  # arrivals
+    bytes: int = 0  # expected and not there yet
     phase: int = 0
 
     def __post_init__(self):
@@ -66,7 +58,7 @@ class Barrier:
 
 @dataclass
 class NamedBarriers:
-    """The barriers of bar.sync and bar.arrive; the cluster's barrier is one, too."""
+    """bar.sync and bar.arrive; the cluster's barrier is one, too."""
 
     missing: dict = field(default_factory=dict)
     expected: dict = field(default_factory=dict)
@@ -85,10 +77,8 @@ class NamedBarriers:
 
 @dataclass(frozen=True)
 class Product:
-    # These are the target registers.
-    target: list[int]
-    # This operand is registers' values, or a descriptor.
-    a: list[np.ndarray] | int
+    target: list[int]  # registers
+    a: list[np.ndarray] | int  # registers' values, or a descriptor
     b: int
     keep: bool
     transposed: tuple[int, int]
@@ -100,24 +90,21 @@ class Warp:
     def __init__(self, block: "ThreadBlock", index: int):
         self.block, self.shared, self.index = block, block.shared, index
         self.registers = list(block.launch.program.unwritten)
-        # The warp is at this instruction or, where lanes differ, each lane is at its own place.
-        self.at, self.places = 0, None
+        self.at, self.places = 0, None  # the next instruction, or where lanes differ, each lane's
         self.done = False
-        # It says what the warp waits for when the last step did not get on.
-        self.waiting: str | None = None
+        self.waiting: str | None = None  # for what, when the last step did not get on
         self.steps_since_waiting = 0
         self.open_products: list[Product] = []
         self.products: list[list[Product]] = []
         self.open_stores, self.stores = [], []
         self.open_loads, self.loads = [], []
-        # Each store has a part of tensor memory, and its columns.
+        # each a part of tensor memory, and its columns
         self.tensor_stores: list[tuple[np.ndarray, list[np.ndarray]]] = []
-        # This is the phase of the barrier that the warp waits at.
-        self.arrived: int | None = None
+        self.arrived: int | None = None  # the phase of the barrier that it waits at
         self.cluster_phase = 0
 
     def step(self) -> None:
-        """Runs a run of instructions of the lanes that are furthest behind."""
+        """A run of instructions of the lanes that are furthest behind."""
         self.waiting = None
         mask = None
         if self.places is not None:
@@ -146,8 +133,7 @@ class Warp:
     def ends(self, mask) -> None:
         if mask is not None:
             raise Fault("some lanes of a warp end before others")
-        # Stores without a commit happen, too, if nobody knows when.
-        self.commit_stores()
+        self.commit_stores()  # those without a commit happen, too, if nobody knows when
         self.await_stores(0)
         if (
             self.products
@@ -223,13 +209,13 @@ class Warp:
         self.shared.store(self.own(self.active(addresses, mask)), self.active(rows, mask))
 
     def peer(self, rank: int) -> "ThreadBlock":
-        """Returns a CTA of the cluster, to reach into its shared memory."""
+        """A thread block of the cluster, to reach into its shared memory."""
         if self.block.peers[rank].ended:
             raise Fault("shared memory of a thread block that has ended")
         return self.block.peers[rank]
 
     def own(self, addresses):
-        """Returns addresses within the CTA's shared memory, of which they must be."""
+        """Within the thread block's shared memory, of which they must be."""
         if np.any(np.asarray(addresses) >> RANK_SHIFT != self.block.rank):
             raise Fault("an address of another thread block's shared memory")
         return addresses - (self.block.rank << RANK_SHIFT)
@@ -259,8 +245,8 @@ class Warp:
         return before
 
     def store_matrices(self, addresses, values: list[np.ndarray], transposed: bool) -> None:
-        """Stores matrices of 8 x 8: lane 8 i + r has the address of row r of matrix i, and every
-        lane two elements of each."""
+        """Of 8 x 8: lane 8 i + r has the address of row r of matrix i, and every lane two elements
+        of each."""
         for i, value in enumerate(values):
             halves = np.ascontiguousarray(value).view(U16).reshape(LANES, 2)
             for j in range(2):
@@ -350,7 +336,7 @@ class Warp:
         )
 
     def _load(self, where, width: int, inside, addresses, barrier: Barrier) -> None:
-        """Loads elements of `width` bytes, zeros for those not `inside` of the tensor."""
+        """Elements of `width` bytes, zeros for those not `inside` of the tensor."""
 
         def rows():
             found = np.zeros((addresses.size, width), np.uint8)
@@ -360,7 +346,7 @@ class Warp:
         self.block.copies.append(Copy(self.block, where, rows, barrier))
 
     def copy_to_peer(self, target, source, size, barrier, mask) -> None:
-        """Copies from the CTA's shared memory to that of one in its cluster, with the barrier
+        """From the thread block's shared memory to that of one in its cluster, with the barrier
         there."""
         lane = self._one(mask, "a bulk copy")
         rank, begin = divmod(int(target[lane]), 1 << RANK_SHIFT)
@@ -375,7 +361,7 @@ class Warp:
         )
 
     def store_box(self, source, tensor_map, coordinates, mask) -> None:
-        """Stores a box. Whole warps do this, too: what SASS has for it is executed once a warp."""
+        """By whole warps, too: what SASS has for it is executed once a warp."""
         lane = 0 if mask is None else self._one(mask, "a TMA store")
         tensor = self.block.tensor_map(int(tensor_map[lane]))
         inside, addresses = tensor.elements([int(integers(c, "s32")[lane]) for c in coordinates])
@@ -414,7 +400,7 @@ class Warp:
             store()
 
     def load_later(self, target, source, width: int, given, mask) -> None:
-        """Applies cp.async: it copies `given` bytes and leaves the rest zeros."""
+        """cp.async: `given` bytes, the rest zeros."""
         rows = np.zeros((LANES, width), np.uint8)
         lanes = np.arange(LANES) if mask is None else np.nonzero(mask)[0]
         for lane in lanes[given[lanes] > 0]:
@@ -454,7 +440,7 @@ class Warp:
                 self._compute(product)
 
     def _compute(self, x: Product) -> None:
-        """Computes this warp's 16 rows of the warpgroup's 64."""
+        """This warp's 16 rows of the warpgroup's 64."""
         if isinstance(x.a, list):
             a = np.zeros((16, 16), np.float32)
             for i, value in enumerate(x.a):
@@ -472,7 +458,8 @@ class Warp:
     # Products of Blackwell, in tensor memory
 
     def _meets_peer(self, what: str) -> bool:
-        """A warp of each CTA of a pair takes and returns columns, and waits for the other."""
+        """A warp of each thread block of a pair takes and returns columns, and waits for the
+        other."""
         barriers = self.block.peers[0].cluster_barrier
         if self.arrived is None:
             self.arrived = barriers.phase.get(what, 0)
@@ -504,8 +491,8 @@ class Warp:
         return self.block.tensors.part(address, LANES, columns)
 
     def load_tensor_memory(self, address: int, columns: int, mask) -> np.ndarray:
-        """Loads at once, though not before a wait by PTX's book: many loads are without one, and
-        ptxas waits for their registers."""
+        """At once, though not before a wait by PTX's book: many loads are without one, and ptxas
+        waits for their registers."""
         return self._own_lanes(address, columns, mask).copy()
 
     def store_tensor_memory(self, address: int, values: list[np.ndarray], mask) -> None:
@@ -519,8 +506,8 @@ class Warp:
         self.tensor_stores.clear()
 
     def commit_tensor_products(self, barrier, ranks, mask) -> None:
-        """Commits products. `ranks` are bits of the cluster's CTAs whose barriers at this place get
-        an arrival."""
+        """`ranks`: bits of the cluster's thread blocks whose barriers at this place get an
+        arrival."""
         lane = self._one(mask, "tcgen05.commit")
         address = int(barrier[lane])
         offset = address & (1 << RANK_SHIFT) - 1
@@ -571,7 +558,7 @@ class Warp:
             )
 
         def multiply():
-            # Of a pair, each CTA has its rows of A, and of D, and half of B's columns.
+            # Of a pair, each thread block has its rows of A, and of D, and half of B's columns.
             blocks = [self.peer(rank) for rank in ranks]
             share = columns // len(blocks)
             n = np.concatenate(
@@ -584,8 +571,7 @@ class Warp:
                 else:
                     m = block.shared.matrix(a, share_rows, bool(a_transposed), dtype)
                 product = m @ n.T
-                # D's left half is in lanes 0 to 63, the right one in the others.
-                if share_rows == 64:
+                if share_rows == 64:  # D's left half in lanes 0 to 63, the right one in the others
                     product = np.concatenate(np.split(product, 2, axis=1))
                 d = block.tensors.part(target, *product.shape)
                 d[:] = np.ascontiguousarray(product + d.view(np.float32) if keep else product).view(
@@ -599,21 +585,19 @@ class Warp:
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy to shared memory, under way."""
+    """To shared memory, under way."""
 
     block: "ThreadBlock"
     where: np.ndarray
-    # These are the bytes for each place.
-    rows: Callable[[], np.ndarray]
+    rows: Callable[[], np.ndarray]  # the bytes for each place
     barrier: Barrier
 
 
 class ThreadBlock:
-    # This is the generic address of the first.
-    PARAMETERS = 1 << 52
+    PARAMETERS = 1 << 52  # generic address of the first
 
     def __init__(self, launch: Launch, number: int, peers: list["ThreadBlock"]):
-        """Makes a CTA. `peers` are the CTAs of its cluster, itself among them."""
+        """`peers`: the thread blocks of its cluster, itself among them."""
         self.launch, self.threads, self.peers, self.rank = (
             launch,
             launch.threads,
@@ -624,7 +608,7 @@ class ThreadBlock:
         self.place = (number % x, number // x % y, number // (x * y))
         self.shared, self.tensors = SharedMemory(launch.shared_bytes), TensorMemory()
         self.shared_base = (self.rank << RANK_SHIFT) + SharedMemory.BASE
-        # These are products in order, each with the arrivals that it sets off.
+        # products in order, each with the arrivals that it sets off
         self.tensor_work: list[list[Callable[[], None]]] = []
         self.barriers: dict[int, Barrier] = {}
         self.named, self.cluster_barrier = NamedBarriers(), NamedBarriers()
@@ -654,7 +638,7 @@ class ThreadBlock:
             work()
 
     def deliver(self) -> None:
-        """Delivers a copy, or a piece of the tensor cores' work."""
+        """A copy, or a piece of the tensor cores' work."""
         if self.tensor_work and (not self.copies or self.random.random() < 0.5):
             self.work_on_tensors()
             return
@@ -667,7 +651,7 @@ class ThreadBlock:
         copy.barrier.settle()
 
     def run(self) -> Iterator[bool]:
-        """Yields now and then, and says whether it got on."""
+        """Yields now and then, with whether it got on."""
         live, chance = list(self.warps), self.random.choice((0.05, 0.3))
         while live:
             before, got_on = len(live), False
@@ -693,7 +677,7 @@ class ThreadBlock:
 
 
 def run(launch: Launch) -> None:
-    """Runs all CTAs at a time."""
+    """All thread blocks at a time."""
     count = launch.grid[0] * launch.grid[1] * launch.grid[2]
     blocks: list[ThreadBlock] = []
     for first in range(0, count, launch.cluster):
