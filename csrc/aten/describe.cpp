@@ -1,6 +1,5 @@
 #include "describe.h"
 
-#include <algorithm>
 #include <initializer_list>
 #include <utility>
 
@@ -92,6 +91,26 @@ Reason check_out(const TensorInfo& out, const TensorInfo& query, const TensorInf
   return "out must have query's shape, with value's head_dim, and query's dtype and device";
 }
 
+// Forward and backward calls name these arguments alike.
+template <class Call>
+Inputs inputs_of(const Call& call, const Description& d, std::optional<TensorInfo> cum_seq_q,
+                 std::optional<TensorInfo> cum_seq_k, std::optional<TensorInfo> block_table) {
+  return {d.query,
+          d.key,
+          d.value,
+          std::move(cum_seq_q),
+          std::move(cum_seq_k),
+          std::move(block_table),
+          call.max_q,
+          call.max_k,
+          call.dropout_p,
+          call.is_causal,
+          call.scale,
+          call.window_size_left,
+          call.window_size_right,
+          call.order};
+}
+
 Reason describe_forward(const ForwardCall& call, const Processors* simulated, Description& d) {
   if (Reason reason =
           check_defined({{"query", &call.query}, {"key", &call.key}, {"value", &call.value}}))
@@ -101,20 +120,9 @@ Reason describe_forward(const ForwardCall& call, const Processors* simulated, De
   d.value = info(call.value.get());
   d.problem.num_splits = call.num_splits.value_or(0);
   if (Reason reason = check_options(call)) return reason;
-  const Inputs inputs{d.query,
-                      d.key,
-                      d.value,
-                      info_if_given(call.cum_seq_q.get()),
-                      info_if_given(call.cum_seq_k.get()),
-                      info_if_given(call.block_table.get()),
-                      call.max_q,
-                      call.max_k,
-                      call.dropout_p,
-                      call.is_causal,
-                      call.scale,
-                      call.window_size_left,
-                      call.window_size_right,
-                      call.order};
+  const Inputs inputs =
+      inputs_of(call, d, info_if_given(call.cum_seq_q.get()), info_if_given(call.cum_seq_k.get()),
+                info_if_given(call.block_table.get()));
   if (Reason reason = describe_inputs(inputs, simulated, d)) return reason;
   // A copy would be of the whole cache.
   if (call.block_table && !(addressable(call.key.get()) && addressable(call.value.get())))
@@ -164,20 +172,8 @@ Reason describe_backward(const BackwardCall& call, BackwardDescription& d) {
   const auto info_if_defined = [](const Handle& tensor) {
     return info_if_given(defined(tensor.get()) ? tensor.get() : nullptr);
   };
-  const Inputs inputs{d.query,
-                      d.key,
-                      d.value,
-                      info_if_defined(call.cum_seq_q),
-                      info_if_defined(call.cum_seq_k),
-                      std::nullopt,
-                      call.max_q,
-                      call.max_k,
-                      call.dropout_p,
-                      call.is_causal,
-                      call.scale,
-                      call.window_size_left,
-                      call.window_size_right,
-                      call.order};
+  const Inputs inputs = inputs_of(call, d, info_if_defined(call.cum_seq_q),
+                                  info_if_defined(call.cum_seq_k), std::nullopt);
   if (Reason reason = describe_inputs(inputs, nullptr, d)) return reason;
   return check_forward_results(d);
 }

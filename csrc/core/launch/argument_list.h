@@ -27,7 +27,8 @@ static_assert(sizeof(ExportedTensor<4>) == 48 && sizeof(ExportedTensor<3>) == 40
                   sizeof(ExportedTensor<2>) == 24 && sizeof(ExportedTensor<1>) == 16,
               "the objects' ABI");
 
-// Takes the arguments in the order of the kernel's entry under kernels/, which the build checks.
+// Takes the arguments in the order that kernels/arguments.py declares. The build holds the objects
+// to that order; only the interpreter and the GPU tests show that a list has it too.
 // Tensors are given whole; the kernel sees the part of them that the list is for. The list holds
 // what it points to, in memory of its own on the stack.
 class ArgumentList {

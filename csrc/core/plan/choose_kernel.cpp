@@ -175,12 +175,15 @@ KernelChoice choose_kernel(const Problem& p, const ResolvedMask& mask, const Ove
     return refuse(concat("this build has no kernel with a tile of ", tile.queries, " x ", tile.keys,
                          " for this"));
   }
-  const TileRule* rule = find_tile_rule(p, *kernel, tile_rules);
+  // Both tables of rules were measured on Hopper only.
+  if (kernel->arch != 90) return {kernel, {}};
+  const Features f = features(p, *kernel);
+  const TileRule* rule = find_tile_rule(p, *kernel, f, tile_rules);
   const Kernel* tuned = rule ? with_tile(*kernel, rule->tile) : nullptr;
   // The speed rules were measured with the default tiles.
   const bool beats_stock = tuned && rule->beats_stock;
   if (speed_rules && !beats_stock && stock_agrees(p, mask.left, mask.right)) {
-    if (const char* reason = stock_is_faster(p, *kernel)) return {nullptr, reason, true};
+    if (const char* reason = stock_is_faster(p, *kernel, f)) return {nullptr, reason, true};
   }
   return {tuned ? tuned : kernel, {}};
 }

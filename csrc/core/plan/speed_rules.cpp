@@ -29,12 +29,10 @@ bool stock_agrees(const Problem& p, int32_t left, int32_t right) {
   return left == kUnbounded || right != kUnbounded || p.seqlen_q <= p.seqlen_k + 1;
 }
 
-const char* stock_is_faster(const Problem& p, const Kernel& kernel) {
-  // The rules were measured on Hopper only.
-  if (kernel.arch != 90 || kernel.op == Op::kDecode) return nullptr;
+const char* stock_is_faster(const Problem& p, const Kernel& kernel, Features f) {
+  if (kernel.op == Op::kDecode) return nullptr;
   // The stock kernel cannot run unequal head dims.
   if (p.head_dim != p.head_dim_v) return nullptr;
-  Features f = features(p, kernel);
   f.head_dim = measured_head_dim(kernel);
   for (const Rule& rule : kSpeedRules) {
     if (rule.holds(f)) return reason(rule);

@@ -20,6 +20,6 @@ bool stock_agrees(const Problem& problem, int32_t left, int32_t right);
 
 // Returns a reason to leave the problem to the stock kernel although `kernel` could run it, or
 // null.
-const char* stock_is_faster(const Problem& problem, const Kernel& kernel);
+const char* stock_is_faster(const Problem& problem, const Kernel& kernel, Features features);
 
 }  // namespace fa4

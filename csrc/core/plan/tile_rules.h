@@ -23,7 +23,7 @@ extern const std::vector<TileRule>& kTileRules;
 
 // Returns the first rule that holds for a problem which `kernel` runs by default, or null where
 // none does.
-const TileRule* find_tile_rule(const Problem& problem, const Kernel& kernel,
+const TileRule* find_tile_rule(const Problem& problem, const Kernel& kernel, Features features,
                                const std::vector<TileRule>& rules);
 
 }  // namespace fa4
