@@ -11,7 +11,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+import torch
+
 from fa4_ext.bench.progress import Progress
+from fa4_ext.bench.session import NO_DEVICE, session
 
 T = TypeVar("T")
 
@@ -84,3 +87,16 @@ def measure(
             add(found, path)
         rows += found
     return rows
+
+
+def run(
+    arguments: argparse.Namespace,
+    problems: Sequence[T],
+    rows_of: Callable[[T], list[dict]],
+    name: Callable[[T], str],
+) -> list[dict]:
+    """Measures as the options of `parser` say, or exits where there is no device."""
+    if not torch.cuda.is_available():
+        sys.exit(NO_DEVICE)
+    with session():
+        return measure(problems, rows_of, name, arguments.budget, arguments.csv)

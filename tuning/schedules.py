@@ -7,7 +7,6 @@ python -m tuning.schedules --csv tuning/results/h200_schedules.csv
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +17,6 @@ import torch
 
 from fa4_ext import _library
 from fa4_ext.bench.contenders import ours_enabled
-from fa4_ext.bench.session import NO_DEVICE, session
 from fa4_ext.bench.shapes import Shape, square
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
 from kernels.kernel import Kernel, Layout, Mask
@@ -184,19 +182,8 @@ def print_table(found: list[dict]) -> None:
 
 def main() -> None:
     arguments = rows.parser(__doc__, BUDGET_S).parse_args()
-    if not torch.cuda.is_available():
-        sys.exit(NO_DEVICE)
-    left = missing(arguments.csv)
-    with session():
-        print_table(
-            rows.measure(
-                left,
-                _rows,
-                lambda problem: " ".join(key(problem).values()),
-                arguments.budget,
-                arguments.csv,
-            )
-        )
+    problems = missing(arguments.csv)
+    print_table(rows.run(arguments, problems, _rows, lambda p: " ".join(key(p).values())))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python -m tuning.stock --csv tuning/results/h200_stock.csv
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 
 import torch
@@ -13,7 +12,6 @@ import torch
 import fa4_ext
 from fa4_ext.bench.contenders import ours_enabled
 from fa4_ext.bench.correctness import make_cu_seqlens
-from fa4_ext.bench.session import NO_DEVICE, session
 from fa4_ext.bench.shapes import DIRECTIONS, Shape
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
 from tuning import rows, stock_grid
@@ -111,15 +109,8 @@ def main() -> None:
     parser = rows.parser(__doc__, BUDGET_S)
     parser.add_argument("--quick", action="store_true", help="a part of the problems")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit(NO_DEVICE)
     problems = missing(stock_grid.problems(arguments.quick), arguments.csv)
-    with session():
-        print_table(
-            rows.measure(
-                problems, lambda problem: [_row(problem)], _name, arguments.budget, arguments.csv
-            )
-        )
+    print_table(rows.run(arguments, problems, lambda problem: [_row(problem)], _name))
 
 
 if __name__ == "__main__":

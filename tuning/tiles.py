@@ -11,17 +11,13 @@ The second command measures with that library on a GPU; repeat it until nothing 
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
-import torch
-
 from fa4_ext import _library
 from fa4_ext.bench.contenders import ours_enabled
 from fa4_ext.bench.correctness import MAX_RELATIVE_ERROR
-from fa4_ext.bench.session import NO_DEVICE, session
 from fa4_ext.bench.shapes import Shape
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
 from kernels.kernel import Kernel, Mask, Op
@@ -136,19 +132,8 @@ def print_table(found: list[dict]) -> None:
 
 def main() -> None:
     arguments = rows.parser(__doc__, BUDGET_S).parse_args()
-    if not torch.cuda.is_available():
-        sys.exit(NO_DEVICE)
-    left = missing(arguments.csv)
-    with session():
-        print_table(
-            rows.measure(
-                left,
-                _rows,
-                lambda pair: " ".join(key(pair[1]).values()),
-                arguments.budget,
-                arguments.csv,
-            )
-        )
+    problems = missing(arguments.csv)
+    print_table(rows.run(arguments, problems, _rows, lambda pair: " ".join(key(pair[1]).values())))
     if arguments.csv:
         print(f"{len(missing(arguments.csv))} problems are left")
 
