@@ -6,11 +6,12 @@ import csv
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from tuning import rows, stock, stock_grid, tiles
+from tuning import rows, schedules, stock, stock_grid, tiles
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,14 +96,14 @@ rows.measure([1, 2, 4], slow, str, 60, sys.argv[1])
 
 @pytest.mark.parametrize(
     ("module", "default"),
-    [(stock, stock.BUDGET_S), (tiles, tiles.BUDGET_S)],
-    ids=["stock", "tiles"],
+    [(module, module.BUDGET_S) for module in (schedules, stock, tiles)],
+    ids=["schedules", "stock", "tiles"],
 )
 @pytest.mark.parametrize("given", [None, 12.5])
-def test_both_benchmarks_take_a_budget_and_a_file(module, default, given, monkeypatch, tmp_path):
+def test_every_measurement_takes_a_budget_and_a_file(module, default, given, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(module, "session", module.nullcontext)
+    monkeypatch.setattr(rows.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(rows, "session", nullcontext)
     monkeypatch.setattr(
         rows, "measure", lambda problems, rows_of, name, *rest: asked.append(rest) or []
     )
