@@ -2,7 +2,7 @@
 
 The symbolic tensors that an entry is compiled for (kernels/common/symbolic.py) and the C signature
 that its object must export (kernels/signature.py) both derive from it. The C++ side passes an array
-of pointers in this order without knowing better.
+of pointers in this order and cannot check it; the build does (kernels/signature.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,8 +16,8 @@ ACCUM_ALIGN = 4  # fp32 elements: 16-byte vectors
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor whose shapes are run-time values, and its strides but the innermost, which is
-    one."""
+    """A tensor. All its shapes are run-time values, and all its strides except the innermost, which
+    is one."""
 
     dtype: str | None  # None: the kernel's own
     modes: int  # of a packed tensor
@@ -41,8 +41,9 @@ LSE = Tensor("fp32", 2, batched=True)  # [batch, heads, seqlen] or [heads, total
 WORKSPACE = Tensor("fp32", 2, batched=True, align=ACCUM_ALIGN)
 SEMAPHORE = Tensor("int32", 4)  # [batch, heads, blocks, slots]
 VECTOR = Tensor("int32", 1)  # cu_seqlens [batch + 1], seqused_k [batch], a counter [1]
-# Of packed keys [1 or 2, batch + 1]: cu_seqlens_k and, as far away as the stride says, the batch
-# elements of seqused_k if given. A block table: [batch, pages].
+# This is either the lengths of packed keys, [1 or 2, batch + 1], or a block table, [batch, pages].
+# Of the lengths, row 0 is cu_seqlens_k, and row 1, if given, is seqused_k (batch elements), one
+# stride away.
 MATRIX = Tensor("int32", 2)
 FLOAT = Scalar("fp32")
 INT = Scalar("int32")

@@ -1,8 +1,8 @@
 """Compiles the kernels and writes what the C++ build needs: `python -m kernels.build --subset core
 --out build/kernels`.
 
-Leaves in --out: objects/*.o, objects.txt (their list, for CMake), kernel_table.cpp and
-manifest.json.
+Leaves in --out: objects/*.o, objects.txt (their list, for CMake), kernel_table.cpp,
+planner_table.cpp (for the tests) and manifest.json.
 """
 
 import argparse

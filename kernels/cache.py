@@ -73,8 +73,8 @@ def _installed_version(package: str) -> str:
 
 
 def sources(kernel: Kernel, root: Path) -> list[Path]:
-    """The files that decide what is compiled: the entry and what it imports. kernel.py's part is
-    the spec itself, which holds all that an entry reads of the tables."""
+    """The files that decide what is compiled: the entry and what it imports. kernel.py is left out,
+    because the key contains the spec, and an entry reads nothing else of the tables."""
     # the readers of the facts
     found = {root / name for name in ("worker.py", "header.py", "cubin.py")}
     left = [root / f"{kernel.module}.py"]
@@ -135,8 +135,8 @@ def _code(source: str) -> str:
 
 
 def spec(kernel: Kernel) -> dict:
-    """What a kernel says beyond the defaults. So a new field changes the keys of those kernels only
-    that set it."""
+    """The fields of a kernel that differ from their defaults, so that a new field changes the keys
+    only of kernels that set it."""
     return {
         field.name: value
         for field in fields(kernel)
@@ -161,8 +161,8 @@ def _sha256(content: bytes) -> str:
 
 
 def _digest(key: str, content: bytes, facts: dict) -> str:
-    """The digest in an entry's facts file, which tells damage in the object, in the facts, or in
-    what lies where."""
+    """The digest in an entry's facts file. It detects a damaged object, damaged facts, and an entry
+    stored under another key."""
     return _sha256(json.dumps([key, _sha256(content), facts], sort_keys=True).encode())
 
 
@@ -201,7 +201,8 @@ def _read(path: Path) -> bytes:
 
 
 def _make_way(path: Path, for_folder: bool = False) -> None:
-    """Removes what is no file, or no folder, where there shall be one."""
+    """Removes a folder where a file will be put, or, with `for_folder`, a file where a folder will
+    be made."""
     if path.is_dir() and not path.is_symlink():
         if not for_folder:
             shutil.rmtree(path)

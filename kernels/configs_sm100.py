@@ -15,7 +15,7 @@ FORWARD: dict[HeadDims, tuple[int, int]] = {
     (192, 128): (256, 128),
     (256, 256): (128, 128),
 }
-# For queries that fit a single tile, where the second would idle.
+# This tile is for up to 128 queries: of two query tiles the second would be empty.
 SHORT_FORWARD = (128, 128)
 # D 256: tensor memory holds the accumulators of 64 keys a CTA. Upstream has two more kernels for
 # it, which it takes by default and which one object can't launch; this is the one behind its

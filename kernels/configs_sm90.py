@@ -17,10 +17,10 @@ Row = dict[str, Any]  # fields of a Kernel
 
 WARPGROUP_ROWS = 64  # query rows of a warpgroup: WGMMA's M
 
-# D 64: a score costs as much in exp as in matrix work, so three warpgroups overlap more than two;
-# from D 96 on three spill beside as many keys. Two query tiles let the next one's load begin early,
-# and the stages fill what is left of shared memory, up to where more did not help. From D 192 on it
-# holds one query tile, beside keys in two stages; of the key blocks that fit, the sizes that divide
+# At D 64 a score costs as much in exp as in matrix work, so three warpgroups overlap more than two.
+# From D 96 on, three warpgroups with 128 keys spill. With two query tiles in shared memory the next
+# one is loaded early; the key and value stages fill the rest, as far as more helped. From D 192 on
+# there is room for one query tile and two stages; of the key blocks that fit, the sizes that divide
 # most lengths were faster than the largest.
 FORWARD: dict[HeadDims, Row] = {
     (64, 64): dict(block_m=192, block_n=128, stages=3, q_stages=2),
@@ -30,8 +30,8 @@ FORWARD: dict[HeadDims, Row] = {
     (192, 192): dict(block_m=128, block_n=96, stages=2, q_stages=1),
     (256, 256): dict(block_m=128, block_n=64, stages=2, q_stages=1),
 }
-# For up to 64 queries, one warpgroup's rows. Where there are many such sequences their time is that
-# of reading them: the stages, of queries too, are what shared memory holds, or enough of it.
+# These tiles are for up to 64 queries, the rows of one warpgroup. Many such sequences take as long
+# as reading them, so shared memory is filled with stages, of Q too, until more did not help.
 SHORT_FORWARD: dict[HeadDims, Row] = {
     (64, 64): dict(block_m=64, block_n=64, stages=6, q_stages=4),
     (96, 96): dict(block_m=64, block_n=64, stages=6, q_stages=3),
@@ -40,9 +40,9 @@ SHORT_FORWARD: dict[HeadDims, Row] = {
     (192, 192): dict(block_m=64, block_n=64, stages=3, q_stages=2),
     (256, 256): dict(block_m=64, block_n=64, stages=2, q_stages=2),
 }
-# Registers of a consuming and of a loading thread, by the number of consuming warpgroups, as
-# setmaxnreg, in steps of 8, can divide an SM's 65,536. Finding the tiles of packed sequences takes
-# more than 24.
+# Registers of a consuming and of a loading thread, by the number of consuming warpgroups:
+# setmaxnreg divides an SM's 65,536 registers in steps of 8. Finding the tiles of packed sequences
+# takes more than 24.
 FORWARD_REGISTERS = {
     Layout.DENSE: {1: (240, 56), 2: (240, 24), 3: (160, 32)},
     Layout.VARLEN: {1: (240, 56), 2: (232, 40), 3: (160, 32)},
@@ -62,8 +62,9 @@ FORWARD_CANDIDATES: dict[int, tuple[Row, ...]] = {
     128: (dict(block_m=64, block_n=128, stages=2, q_stages=2),),
 }
 
-# One warpgroup's rows. A key block has 16 KB at least, so that a few in flight hide the memory's
-# latency, and the stages fill what two CTAs leave each other of an SM; from D 192 on it holds one.
+# A tile has one warpgroup's rows. A key block has at least 16 KB (12 KB at D 96), so that a few in
+# flight hide the memory's latency. The stages fill half of an SM's shared memory, so that two CTAs
+# fit; from D 192 on they fill all of it, for one CTA.
 DECODE: dict[HeadDims, Row] = {
     (64, 64): dict(block_m=64, block_n=128, stages=3, ctas_per_sm=2),
     (96, 96): dict(block_m=64, block_n=64, stages=4, ctas_per_sm=2),
@@ -73,9 +74,9 @@ DECODE: dict[HeadDims, Row] = {
     (256, 256): dict(block_m=64, block_n=64, stages=3, ctas_per_sm=1),
 }
 
-# Shared memory holds two tiles of Q and, of the rest, two of a small dO at most. 64 rows of dQ are
-# one warpgroup's. From D 192 on it holds key blocks beside dQ's tile that are no multiples of 64:
-# head_dim goes on WGMMA's M.
+# Shared memory holds two tiles of Q, and two of dO where dO is small. With dq_warpgroups=1 one
+# warpgroup computes the 64 rows of dQ. From D 192 on the key blocks that fit beside dQ's tile are
+# no multiples of 64, so dK and dV are computed transposed, with head_dim on WGMMA's M.
 BACKWARD: dict[HeadDims, Row] = {
     (64, 64): dict(
         block_m=128, block_n=128, atom_layout_m=2,
@@ -104,11 +105,11 @@ BACKWARD: dict[HeadDims, Row] = {
 }  # fmt: skip
 # 80 rows fill shared memory; masked tiles waste less at 64. WGMMA's M is 64: 80 rows go on its N.
 BACKWARD_FULL: dict[HeadDims, Row] = {(128, 128): dict(block_m=80, swap_ab=True)}
-# Other tiles that a default may lose to, by bucket and mask. Fewer query rows waste less of short
-# sequences, of the last tile and of the last wave: 192 rows are half empty at ViT's 197. Fewer keys
-# waste less of short sequences and of the diagonal; more keys mean fewer steps. What the registers
-# and shared memory hold is as in upstream's sm90_config_search.py. 96 rows are no multiple of 64
-# and go on WGMMA's N.
+# Other tiles that a default may lose to, by bucket and mask. Tiles of fewer query rows leave fewer
+# rows empty in short sequences, in a sequence's last tile and in the last wave: at ViT's 197
+# queries, half of the rows of 192-row tiles are empty. Fewer keys waste less of short sequences and
+# of the diagonal; more keys mean fewer steps. What the registers and shared memory hold is as in
+# upstream's sm90_config_search.py. 96 rows are no multiple of 64 and go on WGMMA's N.
 SWAPPED_96: Row = dict(block_m=96, block_n=128, swap_ab=True)
 BACKWARD_CANDIDATES: dict[tuple[int, Mask], tuple[Row, ...]] = {
     (64, Mask.FULL): (dict(block_m=64, atom_layout_m=1), SWAPPED_96),

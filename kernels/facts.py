@@ -5,7 +5,8 @@ import re
 
 from kernels.kernel import Kernel
 
-# export_to_c's entry points (kernels/header.py), after what all those of a kernel begin with.
+# These are the endings of export_to_c's entry points (kernels/header.py). All of a kernel's begin
+# with _mlir_ and its name.
 SYMBOLS = {
     "load": "cuda_init",
     "load_to_device": "cuda_load_to_device",

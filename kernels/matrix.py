@@ -27,7 +27,8 @@ class Companions(NamedTuple):
 
     preprocess: Kernel
     postprocess_dq: Kernel
-    # none of MHA, where every query head has its own keys: the backward writes dK and dV itself
+    # These are None for MHA, where every query head has its own keys and the backward writes dK and
+    # dV itself.
     postprocess_dk: Kernel | None
     postprocess_dv: Kernel | None
 
@@ -125,7 +126,7 @@ SUBSETS: dict[str, Callable[[Kernel], bool]] = {
         and not kernel.deterministic
         and kernel.mask is not Mask.WINDOW
     ),
-    # For tuning/tiles.py: what the candidates are measured beside, and all of them.
+    # For tuning/tiles.py: all candidates, and the defaults that they are compared with.
     "tuning": lambda kernel: (
         kernel.arch == 90 and not kernel.deterministic and kernel.mask is not Mask.WINDOW
     ),

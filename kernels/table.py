@@ -1,5 +1,5 @@
-"""Writes what the build hands on: the manifest, the C++ table of kernels (kernel_table.h of the
-planner) and the list of objects for CMake."""
+"""Generates the manifest and the C++ table of kernels, which the planner's kernel_table.h
+declares."""
 
 import hashlib
 import math
@@ -135,8 +135,8 @@ def _tile_rule(rule: rules.TileRule) -> str:
 
 
 def _vector(kind: str, name: str, rows: Iterable[str]) -> str:
-    """The definition of a vector that is never destroyed: a call reads it while the process
-    exits."""
+    """The definition of a vector. It is never destroyed, because a call may read it while the
+    process exits."""
     body = "".join(f"    {row},\n" for row in rows)
     return f"const std::vector<{kind}>& {name} = *new std::vector<{kind}>{{\n{body}}};\n\n"
 

@@ -1,7 +1,8 @@
 """A process that compiles kernels for one architecture, one after the other.
 
-Importing the compiler takes seconds and a kernel about one, hence the long life. The compiler reads
-its target from the environment once, when it is imported, hence a process an architecture.
+Importing the compiler takes seconds and compiling a kernel about one, so a process compiles many.
+The compiler reads its target from the environment when it is imported, so each architecture has its
+own process.
 
 Reads a request a line from standard input: {"kernel": {...}, "directory": path}. Leaves the object
 there and answers on standard output with the facts about it, or {"error": message} when the

@@ -55,8 +55,8 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   return gradients;
 }
 
-// Clears the rows of gradients that PyTorch's kernel leaves unwritten. Where a speed rule chooses
-// that kernel, the gradients then have the same rows as those of our own kernel.
+// Where a speed rule chooses PyTorch's kernel, clears the rows of gradients that it leaves
+// unwritten. Our own kernel would set these rows to zero.
 void clear_unwritten(const BackwardCall& call, const BackwardDescription& d,
                      const StableIValue* stack) {
   const auto gradient = [&](int i) {

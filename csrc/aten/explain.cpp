@@ -27,7 +27,8 @@ constexpr const char* kSchema =
 
 constexpr KnownOp kExplain{"explain", {22, 22}, 6};
 
-// The largest devices of today have 160 SMs. The planner's arithmetic is far from its limits.
+// The largest supported devices have 160 SMs. With 1,024 the planner's arithmetic is still far from
+// its limits.
 constexpr int64_t kMaxSmCount = 1024;
 // A capability is ten times the major number, plus the minor one.
 constexpr int64_t kMinCapability = 10, kMaxCapability = 999;

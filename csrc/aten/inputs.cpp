@@ -49,8 +49,8 @@ Reason check_strides(const Inputs& in) {
 }
 
 Reason check_scale(const Inputs& in) {
-  // The kernels scale scores after masking them with -inf; so does the stock kernel, but its NaN is
-  // what PyTorch answers.
+  // The kernels scale scores after masking them with -inf, so a scale of 0 or less gives NaN. The
+  // stock kernel does the same, and its result is PyTorch's, so it runs these calls.
   const float scale = static_cast<float>(in.scale.value_or(1));
   if (std::isnormal(scale) && scale > 0) return std::nullopt;
   return concat("scale must be a positive normal number of float32, is ", *in.scale);
@@ -85,8 +85,8 @@ int64_t most_keys(const Inputs& in) {
   return in.paged() ? bounded_product(in.block_table->size[1], in.k.size[1]) : in.k.size[0];
 }
 
-// The bound of the longest sequence: a caller may pass any number. That no sequence has a row is
-// for cu_seqlens to say.
+// A bound for the longest sequence, since a caller may pass any number. 0 is not taken as "no
+// rows": only cu_seqlens says that.
 int64_t longest(int64_t given, int64_t most) { return given ? std::min(given, most) : most; }
 
 void fill_varlen(const Inputs& in, Problem& p) {
@@ -161,8 +161,8 @@ Reason check_lengths(const Inputs& in) {
   const int64_t most = most_keys(in);
   if (most >= kUnbounded)
     return concat("a row of block_table must hold less than 2^30 keys, holds ", most);
-  // The stock kernel drops a window bound of max_k or more, our planner one of seqlen_k or more.
-  // Where a sequence has more queries than keys, dropping the right one shows.
+  // The stock kernel drops a window bound of max_k or more, our planner one of seqlen_k or more. If
+  // a sequence has more queries than keys, dropping the right bound changes the result.
   const int64_t seqlen_k = longest(in.max_k, most), right = in.window_size_right.value_or(-1);
   if (!in.is_causal && seqlen_k && right >= seqlen_k && right < in.max_k) {
     return concat("window_size_right, ", right, ", is less than max_k, ", in.max_k,

@@ -102,10 +102,10 @@ class Stage {
   Sdpa before_;
 };
 
-// Returns whether the C function has succeeded, with the thread at `stage`. Where it has not, the
-// C++ function must raise torch's own error. Inside a scaled_dot_product op, the C function of the
-// outer op would catch that error: so the call fails once more there, and raises when the outer op
-// is asked again.
+// Runs the C function with the thread at `stage` and returns whether it succeeded. If not, the
+// caller runs the C++ function, which raises torch's own error. Inside a scaled_dot_product op the
+// outer C function would catch that error, so this throws instead; the outer op is then called
+// again through C++, and this time the error passes.
 template <class Shim, class Cpp, class... Arguments>
 bool done(const char* op, Sdpa stage, Shim* shim, Cpp* cpp, Arguments... arguments) {
   if (!shim) fail(op, ": this build of torch has no CUDA kernel for it");

@@ -13,8 +13,8 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Device memory is out; the text begins as torch's own does, which programs look for to try with
-// less.
+// Device memory is exhausted. The text begins like torch's own, which programs search for in order
+// to retry with less.
 class OutOfMemory : public Error {
  public:
   using Error::Error;

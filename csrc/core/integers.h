@@ -8,8 +8,8 @@ namespace fa4 {
 
 constexpr int64_t kMaxGrid = 65535;  // CUDA's bound on a grid's y and z, where heads and batch go
 
-// A caller may pass any number. Products and sums of such numbers, all from 0 on, end at 2^62
-// instead of overflowing; those with a negative number are 0 or more, and mean nothing.
+// A caller may pass any number. Products and sums of non-negative numbers stop at 2^62 instead of
+// overflowing. With a negative number the result is 0 or more and has no meaning.
 constexpr int64_t kBound = int64_t{1} << 62;
 
 inline int64_t bounded_product(int64_t a, int64_t b) {

@@ -86,8 +86,8 @@ def as_subclass(kind: type, found, **changes):
 
 
 def rows_of(tensor: cute.Tensor, row_mode: int, end: Int32, count: Int32) -> cute.Tensor:
-    """The `count` rows before `end` of a tensor that `sequences` made, whose last mode is the row
-    after."""
+    """The `count` rows before `end`. `tensor` is one of `sequences`, permuted so that its composite
+    mode is the last."""
     bound = cute.size(tensor, mode=[row_mode])
     rows = tensor[(None,) * (cute.rank(tensor) - 1) + ((bound, end),)]
     return cute.domain_offset(

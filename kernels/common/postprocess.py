@@ -34,8 +34,8 @@ class Gradients(ParamsBase):
 
 
 class ClearingScheduler(packed.Scheduler):
-    """Clears what no tile covers when it is made, which upstream's kernel does before all else, on
-    every thread."""
+    """Clears the rows that no tile covers in create(), which every thread of upstream's kernel
+    calls before all else."""
 
     gradients: Gradients  # of the kernel that is being traced
 
@@ -66,7 +66,7 @@ upstream.SingleTileVarlenScheduler = ClearingScheduler
 
 def instantiate(kernel: Kernel) -> FlashAttentionBackwardPostprocess:
     order = AccumTileOrder.TMEM_FRAG_2CTA if kernel.two_cta else AccumTileOrder.TMEM_FRAG_1CTA
-    if kernel.block_m == 64:  # dK's and dV's of D 256
+    if kernel.block_m == 64:  # the postprocess kernels of dK and dV at D 256
         order = AccumTileOrder.ROW_MAJOR
     return FlashAttentionBackwardPostprocess(
         symbolic.DTYPES[kernel.dtype], kernel.head_dim, kernel.arch, kernel.block_m, kernel.threads,

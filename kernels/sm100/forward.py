@@ -22,7 +22,7 @@ BLOCK_M = 128  # rows of one query tile; a kernel of 256 rows keeps two in fligh
 
 
 class PersistentTileScheduler(StaticPersistentTileScheduler):
-    """Is told the number of SMs at run time. Upstream's scheduler asks the machine that
+    """A scheduler that takes the number of SMs at run time; upstream's asks the machine that
     compiles."""
 
     sm_count: Int32
@@ -74,8 +74,8 @@ class VarlenForward(Forward):
 
 
 def with_keys_in_use(arguments: Iterable, *tensors: Rows) -> list:
-    """A method's arguments, with what makes sequence lengths replaced by what knows the keys in
-    use."""
+    """A method's arguments, with SeqlenInfoQK.create replaced by KeysInUse.create, which knows the
+    keys in use."""
     return [telling(argument, *tensors, create=KeysInUse.create) for argument in arguments]
 
 

@@ -1,8 +1,8 @@
 """Packed sequences for upstream's code, which asks where a sequence is and then takes its rows from
 the whole tensor.
 
-Its tensors are those of `packed.sequences`, and whoever makes its sequence lengths tells them where
-the sequence is.
+Upstream's code is given `Rows`, which hold tensors of `packed.sequences`, in place of tensors. The
+function that makes its sequence lengths also tells these `Rows` where the sequence is.
 """
 
 from collections.abc import Callable
@@ -68,8 +68,8 @@ class KeysInUse(SeqlenInfoQK):
 
     @staticmethod
     def create(batch_idx: Int32, mSeqUsedK: KeyLengths, **given) -> "KeysInUse":
-        """Upstream has a place for seqused_k, which `mSeqUsedK` takes with all else that is known
-        of the keys."""
+        """`mSeqUsedK`, upstream's parameter for seqused_k, carries all that is known of the
+        keys."""
         info = SeqlenInfoQK.create(batch_idx, **given)
         begin = mSeqUsedK.offset(batch_idx)
         keys = packed.keys_in_use(mSeqUsedK, batch_idx, mSeqUsedK.offset(batch_idx + 1) - begin)
@@ -78,7 +78,7 @@ class KeysInUse(SeqlenInfoQK):
 
 @dataclass(frozen=True)
 class Loaded(SeqlenInfoQK):
-    """A sequence that the backward loads, of tensors that are `OffsetRows`."""
+    """The place of a sequence that the backward loads from `OffsetRows`."""
 
     def offset_batch_Q(self, tensor, batch_idx, dim, padded=False, **options):
         if padded:  # lse and delta, in the workspace
@@ -99,9 +99,9 @@ def telling(
     create: Callable[..., SeqlenInfoQK] = SeqlenInfoQK.create,
     given: Callable[[SeqlenInfoQK], SeqlenInfoQK] = lambda info: info,
 ):
-    """Returns an argument of upstream's method as it is, but for the one that makes sequence
-    lengths. What takes its place makes them with `create`, tells the tensors, and returns what
-    `given` makes of them."""
+    """Returns an argument of upstream's method unchanged, unless it is the function that makes
+    sequence lengths. That one is replaced by a function that makes them with `create`, tells them
+    to `tensors`, and returns `given(lengths)`."""
     if not packed.makes_lengths(argument):
         return argument
 
@@ -115,6 +115,6 @@ def telling(
 
 
 def block_to_load(block: Int32) -> Int32:
-    """A query tile that sees no keys loads the key block before the first all the same, which TMA's
-    view does not bound."""
+    """For a query tile that sees no keys upstream loads key block -1, which TMA's bound does not
+    exclude; this loads block 0."""
     return cutlass.max(block, 0)

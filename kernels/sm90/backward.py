@@ -21,8 +21,8 @@ upstream.SingleTileVarlenScheduler = packed.Scheduler
 
 @dataclass(frozen=True)
 class Loads(SeqlenInfoQK):
-    """Where a sequence is that the backward loads: its rows of Q and dO, and of K and V, are
-    tensors of `packed.sequences`."""
+    """The place of a sequence that the backward loads. Its Q, dO, K and V are tensors of
+    `packed.sequences`."""
 
     def offset_batch_Q(self, tensor, batch_idx, dim, padded=False, **options):
         if padded:  # lse and delta, in the workspace
@@ -39,9 +39,9 @@ class Loads(SeqlenInfoQK):
 
 class Backward(FlashAttentionBackwardSm90):
     def __init__(self, dtype, head_dim, head_dim_v, qhead_per_kvhead, **options):
-        # Upstream refuses GQA with unequal head dims: dK goes out by way of V's and K's shared
-        # memory, which then are too small for it. What comes next is dO's, which nobody reads by
-        # then: a CTA works on a single key block.
+        # Upstream refuses GQA with unequal head dims, because dK is staged in the shared memory of
+        # V and K, which is then too small. dO's shared memory lies behind it and is free at that
+        # point, because a CTA works on a single key block; so dK may extend into it.
         super().__init__(dtype, head_dim, head_dim_v, 1, **options)
         self.qhead_per_kvhead = qhead_per_kvhead
         rows_k, rows_q = (

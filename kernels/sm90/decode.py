@@ -39,7 +39,8 @@ THREADS = CONSUMERS + 32  # and a warp that loads
 VECTOR = 8  # elements of 2 bytes in 16 bytes
 MAX_SPLITS = 16  # CTAs in a cluster, at most, on Hopper
 OUTPUT_VECTOR = 4  # fp32 elements in 16 bytes
-# fp32 elements a row of partial outputs, which keep the rows of a quad's stores in different banks
+# fp32 elements of padding per row of the partial outputs, so that rows stored together lie in
+# different banks
 PAD = 8
 LOG2_E = math.log2(math.e)
 
@@ -49,7 +50,7 @@ class Tile(NamedTuple):
     each other."""
 
     batch: Int32
-    # of the batch in q, k, v and o: 0 when varlen, whose tensors are one row of sequences
+    # index into the batch mode of q, k, v and o; 0 when varlen, whose tensors have a batch of one
     entry: Int32
     head_kv: Int32
     ratio: Int32  # query heads of a key/value head
@@ -214,7 +215,7 @@ class Decode:
         weights = cute.make_tensor(
             cute.recast_ptr(storage.q.data_ptr(), dtype=Float32), weights_layout
         )
-        # this CTA's, and then all CTAs'
+        # Row 0 is this CTA's logsumexp, the other rows are the weights of all CTAs.
         row_lse, weights = weights[0, None], cute.domain_offset((1, 0), weights)
         k, v = Load(load_k, tma_k, sk, pipeline_k), Load(load_v, tma_v, sv, pipeline_v)
         window = Window(window_size_left, window_size_right)
@@ -242,7 +243,7 @@ class Decode:
         ratio = cute.size(q, mode=[2]) // cute.size(tma_k, mode=[2])
         offset_q, seqlen_q = sequence(batch, cu_seqlens_q, cute.size(q, mode=[1]))
         offset_k, seqlen_k = Int32(0), cute.size(tma_k, mode=[0])
-        # where cu_seqlens_k says how many keys there are, not where
+        # With pages, cu_seqlens_k gives the number of keys, not their position.
         if cute.size(block_table, mode=[0]) > 0:
             seqlen_k *= cute.size(block_table, mode=[1])
             if cute.size(cu_seqlens_k) > 0:
@@ -479,7 +480,7 @@ class Decode:
         tidx, _, _ = cute.arch.thread_idx()
         split, _, _ = cute.arch.block_in_cluster_idx()
         splits, _, _ = cute.arch.block_in_cluster_dim()
-        # Every load from another CTA waits for long, so they are made at once.
+        # A load from another CTA has a long latency, so all of them are issued at once.
         for i in cutlass.range(tidx, splits * tile.rows, CONSUMERS):
             weights[i // tile.rows, i % tile.rows] = self.remote(
                 row_lse, i % tile.rows, i // tile.rows

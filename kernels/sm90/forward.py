@@ -3,8 +3,8 @@
 A CTA stays on its SM and works on one query tile after the other, in the order of schedule.py. Its
 warpgroups don't wait for a tile to begin: the first scores of the next tile are issued together
 with the last product of this one. So the tensor cores have work during the next tile's first
-softmax and this tile's last rescale and store. docs/kernels-sm90.md has the pipeline, the barriers
-and what was tried.
+softmax and this tile's last rescale and store. docs/kernels-sm90.md has the pipeline and the
+barriers, docs/kernels-sm90-experiments.md what was tried.
 
 The ratio of heads, lengths, strides and window bounds are run-time values, so there is one object
 for each dtype, bucket, layout and kind of mask.
@@ -292,7 +292,8 @@ class Forward:
             state_v.advance()
             tile = self.schedule.read(order, ring, state_t)
             state_t.advance()
-        # The last arrivals of the consumers must find the CTA's shared memory.
+        # This warp must not exit before the consumers' last arrivals on the barriers in its CTA's
+        # shared memory.
         q.pipeline.producer_tail(state_q)
         k.pipeline.producer_tail(state_k)
         v.pipeline.producer_tail(state_v)
@@ -351,7 +352,7 @@ class Forward:
         thread = thread % WARPGROUP
         operands = self.operands(loads, mma_qk, mma_pv)
         operands.o.fill(0.0)
-        # of the tile at hand, and of the one that ends
+        # `softmax` is the current tile's, `ended` that of the tile that is being finished.
         softmax, ended = Softmax.create(scale_log2), Softmax.create(scale_log2)
         softmax.begin()
         group = Warpgroup(
@@ -418,9 +419,9 @@ class Forward:
 
     @cute.jit
     def main_loop(self, group: Warpgroup, work: Work, states: States) -> tuple[States, Boolean]:
-        """Computes the weights of the other key blocks, each beside the product of the weights
-        before with their values. Returns whether there was a product, to which the tile's last one
-        adds up."""
+        """Computes the weights of the key blocks after the first, each while P V of the block
+        before runs. Returns whether O holds a product already, to which the tile's last P V is
+        added."""
         accumulate = Boolean(False)  # the tile's first product overwrites O
         spans = self.spans(work)
         for i in cutlass.range_constexpr(len(spans)):
@@ -600,9 +601,9 @@ class Forward:
         sm90_utils.gemm(x.mma_pv, x.o, x.p, v, zero_init=not accumulate, wg_wait=-1)
 
     def converge(self, index):
-        """Tiles come from memory, so for all that the compiler knows threads differ in them. It
-        keeps addresses and loops lane by lane, with 180 moves into uniform registers in place of
-        19, unless a barrier says otherwise, as that of pingpong does."""
+        """Tells the compiler that all threads of the warpgroup have the same tile, which it cannot
+        know of values from shared memory. Without a barrier it keeps addresses and loops per lane,
+        with 180 moves into uniform registers instead of 19. With pingpong, that barrier does it."""
         if const_expr(not self.pingpong):
             cute.arch.barrier(barrier_id=Barrier.WARPGROUP_1 + index, number_of_threads=WARPGROUP)
 

@@ -17,7 +17,8 @@ WORD = 16  # columns that a word of bits stands for; lowest_bits() shifts by up 
 class KeyBounds(NamedTuple):
     """Which keys the rows of a thread's scores see."""
 
-    # Of each row, [first, end), less the column of the thread's first score
+    # Each row sees the keys [first, end). Both are relative to the column of the thread's first
+    # score.
     first: tuple[Int32, Int32]
     end: tuple[Int32, Int32]
     all_first: Int32  # [all_first, all_end): the keys that every row of the warpgroup sees
@@ -27,7 +28,7 @@ class KeyBounds(NamedTuple):
 
 class Masks:
     def __init__(self, kernel: Kernel, rows: int):
-        """A warpgroup has `rows`."""
+        """`rows` are the query rows of a warpgroup."""
         self.rows, self.tile_n = rows, kernel.block_n
         self.window = kernel.mask is Mask.WINDOW
         self.bounded = kernel.mask is not Mask.FULL  # by the row, not by the keys alone
@@ -75,8 +76,8 @@ class Masks:
         """Hides the scores of a key block that their rows do not see. `left` says whether keys may
         lie before a row's first.
 
-        The bits of a word say which of some columns are seen. That takes half of the instructions
-        of a comparison a score.
+        Each bit of a word says whether a column is seen; this takes half as many instructions as
+        one comparison per score.
         """
         scores = layout_utils.reshape_acc_to_mn(scores)
         for r in cutlass.range_constexpr(2):

@@ -33,8 +33,8 @@ class Destination(NamedTuple):
 
 class Output:
     def __init__(self, kernel: Kernel, dtype, rows: int, by_tma: bool):
-        """A warpgroup has `rows`. O leaves by TMA where shared memory has room for it, which is 2%
-        faster, else from registers."""
+        """`rows` are the query rows of a warpgroup. O leaves by TMA where shared memory has room
+        for it, which is 2% faster, else from registers."""
         self.dtype, self.rows, self.warp_rows, self.by_tma = dtype, rows, rows // 4, by_tma
         self.head_dim_v, self.warpgroups = kernel.head_dim_v, kernel.block_m // rows
         self.varlen = kernel.layout is Layout.VARLEN
@@ -55,7 +55,7 @@ class Output:
 
     @cute.jit
     def store(self, tile: Tile, group, thread, acc_o, softmax: Softmax, to: Destination, mma_pv):
-        """Stores a tile, whose sums are those of `softmax`."""
+        """Stores the rows of a tile; `softmax` has their sums and references."""
         outputs = layout_utils.reshape_acc_to_mn(acc_o)
         sums = cute.make_rmem_tensor(2, Float32)
         for r in cutlass.range_constexpr(2):

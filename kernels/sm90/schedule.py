@@ -25,8 +25,9 @@ from kernels.sm90.window import Window
 
 WARP = 32
 WORDS = 4  # int32 that are read together
-# Key blocks of a tile that is worth waiting for: the next one is taken when it is begun, as another
-# CTA may be free earlier. 1.03 to 1.10 times as fast as taking tiles of up to 4 key blocks ahead.
+# After a tile of at least this many key blocks, the next tile is taken only once that tile has
+# begun, because another CTA may be free earlier. This is 1.03 to 1.10 times as fast as taking the
+# next tile ahead after tiles of up to 4 key blocks.
 LONG = 2
 
 
@@ -134,7 +135,7 @@ class Schedule:
         return cute.struct.Align[cute.struct.MemRange[Int32, RING * self.words], 4 * WORDS]
 
     def ring(self, barriers, words, readers: int) -> Ring:
-        """The ring that as many warps as `readers` read."""
+        """The ring, which `readers` warps read."""
 
         def group(count):
             return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
@@ -162,7 +163,9 @@ class Schedule:
 
     @cute.jit
     def write(self, tile: Tile, ring, state):
-        words = ring.words  # what a branch writes to is carried through it, down to its fields
+        # The DSL carries every object that a branch writes to through the branch, field by field.
+        # So `words` is taken out of the ring here.
+        words = ring.words
         ring.pipeline.producer_acquire(state)
         if cute.arch.lane_idx() == 0:
             for i in cutlass.range_constexpr(self.fields):
@@ -213,7 +216,8 @@ class Schedule:
     def run_varlen(self, order: Varlen, window: Window, cta, num_ctas, ring, state):
         lane = cute.arch.lane_idx()
         batch, ratio = order.offsets_q.shape[0] - 1, order.heads // order.heads_kv
-        # of the tile to work on; of the tiles of earlier groups and levels
+        # `number` is the tile to work on, counted from the first; `before` is the number of tiles
+        # in earlier groups and levels.
         number, before = cta, Int32(0)
         # of the group's first sequence
         begin_q, begin_k = order.offsets_q[0], order.key_lengths.offset(0)
@@ -274,14 +278,14 @@ class Schedule:
         self.write(self.no_tile(), ring, state)
 
     def lane_of(self, through: Int32, place: Int32) -> Int32:
-        """The lane whose tiles hold a place: the first that has more than `place` up to its own."""
+        """The lane whose sequence holds tile `place`: the first with a prefix sum above `place`."""
         return cute.arch.popc(cute.arch.vote_ballot_sync(through <= place))
 
     @cute.jit
     def sequence(self, order: Varlen, begin_q: Int32, begin_k: Int32, index: Int32, batch: Int32):
         """Finds the sequences of a group, each in its lane, and where the next group begins.
 
-        Where cu_seqlens decreases, a sequence begins where the longest one before it ended. So no
+        Where cu_seqlens decreases, a sequence begins at the largest end of those before it. So no
         two have rows in common, and all of them together have as many tiles as the planner counted.
         """
         end_q, end_k = Int32(0), Int32(0)

@@ -48,8 +48,8 @@ def exponentials(scores, softmax: Softmax) -> Boolean:
         weights = cute.math.exp2(row * scale - base * scale, fastmath=True)
         softmax.total[r] = utils.fadd_reduce(weights, softmax.total[r] * softmax.rescale[r])
         scores[r, None].store(weights)
-    # A total is never negative: to ask ties the vote to the last exponential. Without it D 64 was
-    # 2% slower.
+    # A total is never negative; testing it makes the vote depend on the last exponential, so that
+    # the compiler places it after that. Without the test D 64 was 2% slower.
     unlike = (
         softmax.rescale[0] != 1.0
         or softmax.rescale[1] != 1.0

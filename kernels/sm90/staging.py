@@ -47,8 +47,8 @@ def tma_pipeline(dtype, barriers, layout: cute.ComposedLayout, stages: int, cons
 
 
 def tma(op, tensor: cute.Tensor, layout: cute.ComposedLayout, rows: int, columns: int):
-    """The atom that copies [rows, columns] at a time, as a stage of the layout holds them, and the
-    tensor as it takes coordinates."""
+    """A TMA atom that copies [rows, columns], one stage of the layout, and the tensor in TMA
+    coordinates."""
     return cpasync.make_tiled_tma_atom(
         op, tensor, cute.select(layout, mode=[0, 1]), (rows, columns), 1
     )

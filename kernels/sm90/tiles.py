@@ -4,14 +4,14 @@ This is integer arithmetic for the kernel and for tests without a GPU: `choose(c
 the caller's conditional, and divisors are what `divmod` takes. "Heads" are those of all batch
 elements, and `count` is the number of a head's query tiles. A CTA's place is (cursor, flip).
 
-Without a causal mask all tiles cost the same. They stand in a line head by head, so that neighbours
-read the same keys, and the CTAs take them round robin.
+Without a causal mask all tiles cost the same. They stand in a line head by head, so that
+neighbouring CTAs read the same keys, and the CTAs take them in alternating direction.
 
 Under a causal mask a head's last tile costs most. The first `paired_heads` heads are scheduled in
 units of the same cost, a costly tile and a cheap one of one head. Few heads are in work at a time,
-so their keys stay in L2. The other heads' tiles follow by LPT (longest processing time first), to
-and fro over the CTAs, which leaves all with equal loads. The planner's tile schedule
-(csrc/core/plan/tile_schedule.cpp) chooses `paired_heads`.
+so their keys stay in L2. The other heads' tiles follow in LPT order (longest processing time
+first), in alternating direction over the CTAs, so that their loads are about equal. The planner's
+tile schedule (csrc/core/plan/tile_schedule.cpp) chooses `paired_heads`.
 
 Packed sequences come in groups of as many as a warp has lanes, a lane for each. Most heads of a
 group follow head by head, and in a head sequence by sequence, so that few keys are read at a time
@@ -45,8 +45,8 @@ def following(cursor, flip, cta, num_ctas, paired_heads, count, units_divisor, c
     _, unit = divmod(cursor, units_divisor)
     second = choose(flip == 0, choose(count % 2 == 0, 1, choose(unit == 0, 0, 1)), 0)
     other = choose(flip == 0, 2 * (num_ctas - 1 - cta) + 1, 2 * cta + 1)
-    # In these waves the first CTA comes first. The last of them ends the pairs: who had one less
-    # begins with a costliest tile.
+    # Waves up to the end of the pairs go forward, from the first CTA to the last. In the last of
+    # these waves the CTAs without a pair begin the unpaired tiles, with the costliest ones.
     forth = cursor - cta < limit
     step = choose(forth, choose(cursor < limit, choose(second == 1, 0, num_ctas), num_ctas), other)
     return cursor + step, choose(forth, choose(cursor < limit, second, 0), 1 - flip)

@@ -27,7 +27,7 @@ struct LaunchConfig {
 
 // The driver takes a CUkernel in place of a function, and then finds the function of the stream's
 // context at every launch, which was measured to take 0.3 us. A function that was found once is
-// valid in the primary context. In another context it would be valid by luck at best.
+// kept and reused in the primary context. In another context it would be valid by luck at best.
 CUresult find_function(CUkernel kernel, CUfunction& function) {
   if (!launching.whole_device) {
     function = reinterpret_cast<CUfunction>(kernel);
@@ -68,9 +68,9 @@ CUresult ask_in_context_of(CUstream stream, const Question& question) {
   return answer;
 }
 
-// A cluster's CTAs run in one part of the GPU. A green context or a share under MPS may have less
-// of it than the cluster needs. A graph that captures the launch would report this only when
-// the graph is made.
+// A cluster's CTAs run in one GPC. A green context or a share under MPS may have less of every GPC
+// than the cluster needs. A graph that captures the launch would report this only when the graph is
+// made.
 bool cluster_fits(CUfunction function, const CUlaunchConfig& config) {
   const uint32_t size = cluster_size(config);
   if (size <= 1) return true;

@@ -56,11 +56,11 @@ struct Processors {
 // may be those of a green context.
 Processors processors(int device, void* stream);
 
-// Makes the device's primary context current for the calling thread where the context of another
-// device is current, and puts that one back at its end. A thread without a context keeps the
-// primary one, as after any call of the CUDA runtime, because what runs next in autograd's threads
-// counts on one. A context of the same device stays current: it may be a green one, and the null
-// stream then stands for its share of the device.
+// Makes the device's primary context current if the calling thread's context is another device's,
+// and restores that one at the end. On a thread without a context the primary one stays current, as
+// after any call of the CUDA runtime; autograd's threads count on that. A context of the same
+// device is left alone: it may be a green context, and the null stream then means its share of the
+// device.
 class DeviceScope {
  public:
   explicit DeviceScope(int device);

@@ -21,7 +21,7 @@ struct Target {
   bool whole_device = true;  // as processors() says of the two
 };
 
-// The rows a head of logsumexp.
+// The number of logsumexp rows per head.
 inline int64_t lse_rows(const Problem& p) {
   return p.layout == Layout::kVarlen ? p.total_q : p.seqlen_q;
 }

@@ -1,4 +1,4 @@
-// The parts of a problem that one launch each can hold.
+// Splits a problem into parts that fit into one launch each.
 #pragma once
 
 #include <algorithm>

@@ -90,9 +90,9 @@ const Kernel* default_forward(const Problem& p, const ResolvedMask& mask,
   return decode ? decode : forward;
 }
 
-// On SM100 the MHA kernel stores dK and dV without TMA, and so whole rows of its bucket, where a
-// layout is varlen or where no query of a window sees a key block. The GQA kernel leaves the store
-// to the postprocess kernel, which knows the head dim.
+// On SM100 the MHA kernel stores dK and dV without TMA in varlen layouts, and in a key block that
+// no query's window reaches. These stores write whole rows of the bucket, beyond head_dim. The GQA
+// kernel leaves the store to the postprocess kernel, which knows the head dim.
 bool stores_beyond_head_dim(const Kernel& kernel, const Problem& p) {
   return kernel.arch == 100 && !kernel.grouped &&
          (kernel.head_dim != p.head_dim || kernel.head_dim_v != p.head_dim_v) &&
@@ -104,8 +104,8 @@ const Kernel* default_backward(const Problem& p, Mask mask) {
   return kernel && stores_beyond_head_dim(*kernel, p) ? default_kernel(p, mask, true) : kernel;
 }
 
-// The kernel of the same kind with this tile, with as many CTAs to a cluster where there is one;
-// null where the build has none.
+// The kernel of the same kind with this tile, preferably with the same two_cta; null if the build
+// has none.
 const Kernel* with_tile(const Kernel& kernel, Tile tile) {
   const Kernel* found = nullptr;
   for (const Kernel* other : kernels_for(key_of(kernel))) {

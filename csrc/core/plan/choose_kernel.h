@@ -23,7 +23,7 @@ struct KernelChoice {
 
 // Visits each rule once, in this order: the default kernel, what only the decode kernel can do, the
 // tile rules, the speed rules. The problem must have passed plan()'s checks. Without `speed_rules`
-// nothing is left to the stock kernel for being faster there.
+// no problem is refused because the stock kernel is faster.
 KernelChoice choose_kernel(const Problem& problem, const ResolvedMask& mask,
                            const Overrides& overrides, bool speed_rules,
                            const std::vector<TileRule>& tile_rules);

@@ -37,17 +37,17 @@ int64_t visible_keys(const Problem& p, const ResolvedMask& mask) {
   return std::min(p.seqlen_k, bounded_sum(int64_t{mask.left} + mask.right, p.seqlen_q));
 }
 
-// The tiles of all sequences with `rows` a query: packed sequences may be shorter than the longest,
-// and fill their last tile in part.
+// The most tiles of `tile` rows that all sequences fill with `rows` rows per query. Packed
+// sequences may be shorter than the longest, and their last tiles may be partly filled.
 int64_t tiles_in_all(const Problem& p, int64_t rows, int64_t tile) {
   return std::min(bounded_product(p.batch, ceil_div(bounded_product(p.seqlen_q, rows), tile)),
                   bounded_sum(bounded_product(p.total_q, rows) / tile, p.batch));
 }
 
-// What each kernel takes, in the time of 64 keys for a tile: the decode kernel's CTAs start and
-// combine in that of 10, the forward's tiles follow each other, after a memset where sequences are
-// packed. Fitted to 2,512 problems of 1 to 128 queries on an H200, of which either kernel alone is
-// 1.3 times as slow as the better of both in geometric mean, and this choice 1.02 times.
+// Estimated times, in units of a tile's time for 64 keys. A decode CTA takes 10 units to start and
+// combine, a forward tile half a unit to start, and the memset for packed sequences 2. These are
+// fitted to 2,512 problems of 1 to 128 queries on an H200: in geometric mean either kernel alone
+// takes 1.3 times as long as the better of the two, this choice 1.02 times.
 constexpr int64_t kKeys = 64;
 constexpr double kDecodeStart = 10, kTileStart = 0.5, kMemset = 2;
 
@@ -94,11 +94,13 @@ const Kernel* choose_decode(const Problem& p, const ResolvedMask& mask, const Ke
   return nullptr;
 }
 
-// Takes as many CTAs as give each SM one. Where that leaves SMs without, it takes two if they fit
-// together (larger clusters were measured not to pack two to an SM). No CTA goes without a key
-// block.
+// Returns the caller's number of splits, or else as many as give every SM about one CTA. While
+// there are fewer tiles than SMs, these are at least ctas_per_sm (two CTAs share an SM only in
+// clusters of two: larger ones were measured not to pack). With the planner's number every CTA has
+// at least one key block.
 int32_t decode_splits(const Problem& p, const ResolvedMask& mask, const Kernel& kernel) {
-  // The CTAs of a cluster. 16 need as many SMs in one part of the GPU, which smaller GPUs may lack.
+  // A cluster has at most this many CTAs. One of 16 needs 16 SMs in one GPC, which smaller GPUs may
+  // lack.
   const int64_t sms = sm_count(p), most = sms >= 132 ? 16 : 8;
   if (p.num_splits > 0) return static_cast<int32_t>(std::min(p.num_splits, most));
   const int64_t tiles = bounded_product(p.batch, decode_tiles(p, kernel));

@@ -8,13 +8,14 @@
 
 namespace fa4 {
 
-// With more rows, tiles are as many as the forward's.
+// With more rows, the decode kernel has about as many tiles as the forward.
 constexpr int64_t kMaxDecodeRows = 4096;
-// Longer sequences keep their bits whatever else is in the batch, which decides the splits.
+// The rest of the batch decides the number of splits, and so the bits of a result. Longer sequences
+// run the forward, and keep their bits whatever else is in the batch.
 constexpr int64_t kMaxDecodeQueries = 512;
 
-// The rows of its tiles that a sequence has for each key/value head: queries times the query heads
-// that share it.
+// The tile rows of a sequence per key/value head: its queries times the query heads that share the
+// head.
 int64_t decode_rows(const Problem& problem);
 
 // The decode kernel for a problem that `forward` runs otherwise, where it pays or where `where`

@@ -65,8 +65,8 @@ ResolvedMask resolve_mask(const Problem& p) {
   return {right == 0 ? Mask::kCausalBottomRight : Mask::kWindow, left, right};
 }
 
-// Whether the derivative of what our forward computes can be had: from our own backward, or from
-// PyTorch's. There is none for pages.
+// Whether our backward or PyTorch's computes the derivative of what our forward computes. This is
+// true for pages, which have no backward at all.
 bool has_backward_that_agrees(const Problem& forward, const ResolvedMask& mask) {
   if (forward.page_size || stock_agrees(forward, mask.left, mask.right)) return true;
   Problem backward = forward;

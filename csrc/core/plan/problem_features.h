@@ -33,7 +33,8 @@ struct Features {
   // With varlen, this is the number of keys of the longest sequence.
   int64_t keys;
   int64_t batch;
-  // The rows of another tile in whole tiles are given in per cent of the default tile's.
+  // These are the query rows that a sequence computes in whole tiles of a rule, in per cent of
+  // those that it computes in whole default tiles.
   int64_t rows;
   // These are the default tile's query tiles of all heads and sequences, per 100 SMs.
   int64_t tiles;

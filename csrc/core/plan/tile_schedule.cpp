@@ -11,13 +11,13 @@ namespace fa4 {
 namespace {
 
 constexpr int64_t kMostCursors = int64_t{1} << 30;
-// The query heads to a key/value head from which on no head need be paired: in LPT order,
-// neighbours that share keys read them at the same time, and L2 need not keep them. With 4 and with
-// 8 the choice is 0.2% and 0.3% nearer to the fastest schedule for it, in geometric mean; with 2 it
-// would be 0.3% further away.
+// From this many query heads per key/value head on, the planner also considers a schedule without
+// pairs: in LPT order neighbouring CTAs read the same keys at the same time, so L2 need not keep
+// them. In geometric mean this brings the choice 0.2% (4 heads) and 0.3% (8 heads) nearer to the
+// fastest schedule; with 2 heads it would be 0.3% further away.
 constexpr int64_t kManyShareKeys = 4;
-// The tiles of a CTA from which on one more or less is nothing, and adding up what each gets would
-// take milliseconds.
+// Above this many waves one tile more or less per CTA does not matter, and adding up the loads
+// would take milliseconds.
 constexpr int64_t kManyTiles = int64_t{1} << 16;
 // What a tile costs beside its keys, in keys: of 740 problems, measured with up to 13 schedules
 // each, the choice is 1.005 from the fastest in geometric mean with 128 to 192, 1.006 with 64 and
@@ -49,8 +49,8 @@ struct CausalTiles {
     return std::max<int64_t>(last_row + p.seqlen_k - p.seqlen_q, 0) + kTileCost;
   }
 
-  // A head's first unit, which holds the last rows, may cost less than the others, which all cost
-  // the same. That counts where all CTAs get some.
+  // A head's first unit holds its last rows and may cost less than the others, which all cost the
+  // same. This is counted only if every CTA gets first units.
   int64_t busiest_with_pairs(const TileSchedule& schedule) const {
     const bool even = a_head % 2 == 0;
     const int64_t waves = ceil_div(schedule.paired_heads * units, schedule.num_ctas);
@@ -103,8 +103,8 @@ TileSchedule schedule_causal(const Problem& p, const Kernel& kernel, int32_t sm_
   const int64_t even = sm_count / std::gcd<int64_t>(sm_count, units);
   const int64_t with_a_wave = leave(1) / even * even;
   const bool many_share_keys = p.num_heads >= kManyShareKeys * p.num_heads_kv;
-  // Whole waves would leave more heads than L2 holds keys of: two waves are enough to even out what
-  // pairs leave uneven.
+  // Whole waves of pairs would leave more heads to LPT order than L2 holds keys of. Two waves in
+  // LPT order are enough to balance what the pairs leave uneven.
   if (!many_share_keys && (heads - with_a_wave) * units > int64_t{3} * sm_count)
     return {sm_count, static_cast<int32_t>(leave(2))};
   const int64_t waves = ceil_div(heads * units, sm_count);
@@ -118,7 +118,8 @@ TileSchedule schedule_causal(const Problem& p, const Kernel& kernel, int32_t sm_
   const auto whole_waves = with_load(sm_count, leave(0) / even * even);
   const auto one_less = with_load(sm_count, with_a_wave);
   const auto none = many_share_keys ? with_load(sm_count, 0) : one_less;
-  // Of equals it takes the first: unpaired tiles work on all of their heads at once, and miss L2.
+  // If several schedules have the same load, this takes the first of them, which pairs the most
+  // heads: unpaired tiles work on all of their heads at once, and miss L2.
   return std::min({all, alternate, whole_waves, one_less, none},
                   [](const auto& a, const auto& b) { return a.first < b.first; })
       .second;
@@ -133,8 +134,9 @@ int32_t schedule_full(const Problem& p, const Kernel& kernel, int32_t sm_count) 
   const int64_t a_head = tiles_a_head(p, kernel), tiles = p.batch * p.num_heads * a_head;
   const int64_t waves = ceil_div(tiles, sm_count);
   if (p.seqlen_q % kernel.block_m == 0) return static_cast<int32_t>(ceil_div(tiles, waves));
-  // The CTAs with a tile more than the others decide, and of fewer CTAs than a head has tiles all
-  // might have last ones.
+  // Only the CTAs with one tile more than the others matter. If they are fewer than a head's tiles,
+  // all of them may have a shorter last tile. Then all SMs run, as they also do if their number
+  // shares no factor with a head's tiles.
   if (tiles % sm_count < a_head || std::gcd<int64_t>(sm_count, a_head) == 1) return sm_count;
   for (int64_t num_ctas = ceil_div(tiles, waves); num_ctas < sm_count; ++num_ctas) {
     if (std::gcd(num_ctas, a_head) == 1) return static_cast<int32_t>(num_ctas);

@@ -34,8 +34,8 @@ Workspace backward_workspace(const Problem& p, const Kernel& kernel) {
   w.cluster = kernel.two_cta ? 2 : 1;
   w.rows_q = padded_rows(p, p.total_q, p.seqlen_q, kernel.block_m);
   w.rows_k = padded_rows(p, p.total_k, p.seqlen_k, kernel.block_n * w.cluster);
-  // The kernel goes by cu_seqlens: where the caller's longest sequence is too short, a semaphore
-  // sized by it would lack tiles, and those would use another head's.
+  // The kernel goes by cu_seqlens. If the caller's max_q or max_k is too small, semaphores sized by
+  // it would have too few entries, and tiles would use those of another head.
   w.tiles_q = ceil_div(varlen ? p.total_q : p.seqlen_q, kernel.block_m);
   w.tiles_k = round_up(ceil_div(varlen ? p.total_k : p.seqlen_k, kernel.block_n), w.cluster);
   w.lse_log2 = take(batch, p.num_heads, w.rows_q);
