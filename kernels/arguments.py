@@ -41,8 +41,8 @@ LSE = Tensor("fp32", 2, batched=True)  # [batch, heads, seqlen] or [heads, total
 WORKSPACE = Tensor("fp32", 2, batched=True, align=ACCUM_ALIGN)
 SEMAPHORE = Tensor("int32", 4)  # [batch, heads, blocks, slots]
 VECTOR = Tensor("int32", 1)  # cu_seqlens [batch + 1], seqused_k [batch], a counter [1]
-# Of packed keys [1 or 2, batch + 1]: cu_seqlens_k and, as far away as the stride says, the batch
-# elements of seqused_k if given. A block table: [batch, pages].
+# For packed keys [1 or 2, batch + 1]: cu_seqlens_k and, as far away as the stride says, the batch
+# elements of seqused_k if given. A block table is [batch, pages].
 MATRIX = Tensor("int32", 2)
 FLOAT = Scalar("fp32")
 INT = Scalar("int32")

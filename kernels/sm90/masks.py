@@ -17,7 +17,7 @@ WORD = 16  # columns that a word of bits stands for; lowest_bits() shifts by up 
 class KeyBounds(NamedTuple):
     """Which keys the rows of a thread's scores see."""
 
-    # Of each row, [first, end), less the column of the thread's first score
+    # Each row sees [first, end), less the column of the thread's first score.
     first: tuple[Int32, Int32]
     end: tuple[Int32, Int32]
     all_first: Int32  # [all_first, all_end): the keys that every row of the warpgroup sees
