@@ -39,7 +39,7 @@ def setting(name: str, default: str) -> str:
 
 
 def package_folder(name: str) -> Path:
-    """Where a package is installed, without importing it."""
+    """Returns where a package is installed, without importing it."""
     spec = find_spec(name)
     if spec is None:
         raise SystemExit(f"{name} is not installed; {NEEDS}")
@@ -47,8 +47,8 @@ def package_folder(name: str) -> Path:
 
 
 def script(name: str) -> Path:
-    """A program that a package brought into this environment, or into the one that an isolated
-    build has on its PATH."""
+    """Returns the path of a program that a package brought into this environment, or into the one
+    that an isolated build has on its PATH."""
     path = shutil.which(
         name, path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
     )
@@ -67,8 +67,8 @@ def check_compiler() -> None:
 
 
 def commit() -> str:
-    """Of the checkout, with "-dirty" after it where files differ; or else the one that a source
-    distribution was packed from."""
+    """Returns the checkout's commit, with "-dirty" after it if files differ, or else the commit
+    that a source distribution was packed from."""
     if (ROOT / ".git").exists() and shutil.which("git"):
         command = [
             "git",

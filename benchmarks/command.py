@@ -11,7 +11,8 @@ from fa4_ext.bench.session import NO_DEVICE
 
 
 def json_path(description: str) -> str | None:
-    """Returns what `--json` gives. Ends the process where there is no GPU to measure on."""
+    """Returns the path that --json names, or None. Ends the process if there is no GPU to measure
+    on."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

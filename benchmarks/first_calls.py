@@ -1,5 +1,5 @@
-"""Holds what startup.py calls in its processes, by contender. This module imports nothing itself,
-because the import of each contender is timed."""
+"""Defines the first call of each contender, for startup.py's processes. This module imports no
+package at the top, because the contender's import is timed."""
 
 from __future__ import annotations
 

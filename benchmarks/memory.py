@@ -30,8 +30,7 @@ from fa4_ext.bench.throughput import attention_of
 
 NAMES = ("ours", "stock", "fa4")
 DTYPE = "bf16"
-# The ceiling in the header is measured in so many rounds.
-ROUNDS = 3
+ROUNDS = 3  # of the ceiling in the header
 LONG = 1 << 17
 # The rows of a long context that are compared: queries, which see every key, and keys, which no
 # other query sees.
@@ -70,7 +69,7 @@ def directions(shape: Shape) -> tuple[str, ...]:
 
 
 def returned_bytes(shape: Shape, direction: str) -> int:
-    """Returns the size of what every implementation returns: output and fp32 logsumexp, or the
+    """Returns the bytes of what every implementation returns: output and fp32 logsumexp, or the
     three gradients."""
     if direction == "backward":
         return shape.bytes
@@ -78,8 +77,8 @@ def returned_bytes(shape: Shape, direction: str) -> int:
 
 
 def peak(call: Callable[[], T]) -> tuple[T, int]:
-    """Returns what the call returns, and the most bytes that it held beside those that were held
-    before."""
+    """Runs the call and returns its result, and the peak of allocated bytes above those that were
+    allocated before."""
     torch.cuda.synchronize()
     # After this no block of the allocator is larger than what it is for.
     torch.cuda.empty_cache()
@@ -93,9 +92,9 @@ def peak(call: Callable[[], T]) -> tuple[T, int]:
 def error_of_last_rows(
     shape: Shape, inputs: list[torch.Tensor], outputs: list[torch.Tensor]
 ) -> float:
-    """Returns the largest relative error of out, dq, dk and dv against fp32, for dense causal
-    self-attention. It compares the last rows of the last sequence, in the last key/value head and
-    the query heads that share it. `inputs` are q, k, v and dO."""
+    """Returns the largest relative error of out, dq, dk and dv against fp32 in the last rows of the
+    last sequence, for the last key/value head and the query heads that share it. The problem must
+    be dense causal self-attention. `inputs` are q, k, v and dO."""
     q, k, v, do = (corner_of(t, shape, -1) for t in inputs)
     last = slice(-LAST_ROWS, None)
     truths = attention(q[:, last], k, v, do[:, last], causal=True)
@@ -133,8 +132,8 @@ def _measure(contender: Contender, shape: Shape, inputs: list[torch.Tensor]) -> 
 
 
 def measure(chosen: list[Contender], shapes: tuple[Shape, ...]) -> list[dict]:
-    """Returns a row for each shape and direction: the shape, the bytes that are returned, and of
-    each contender its peak, or why it has none."""
+    """Returns a row for each shape and direction, with the shape, the returned bytes and, for each
+    contender, its peak or why it has none."""
     rows = []
     progress = Progress(len(shapes) * len(chosen), what="measurements")
     for shape in shapes:
@@ -175,7 +174,8 @@ def _cell(found: dict | None) -> str:
 
 
 def text(rows: list[dict], names: list[str]) -> str:
-    """Returns a table in MiB, and says where ours takes the largest part of another's memory."""
+    """Returns a table in MiB, and for each other contender the row in which our memory is largest
+    relative to it."""
     cells = [
         (
             row["name"],

@@ -20,8 +20,7 @@ from fa4_ext.bench.session import header, session
 from fa4_ext.bench.table import columns
 
 SAMPLES = 5
-# The ceiling in the header is measured in so many rounds.
-ROUNDS = 7
+ROUNDS = 7  # of the ceiling in the header
 
 # Before a contender is imported and called, CUDA, its allocator, cuBLAS and autograd are warm, and
 # torch has chosen a backend once.
@@ -73,7 +72,7 @@ def _seconds(code: str) -> tuple[float, float]:
 
 
 def measure(names: list[str], samples: int) -> dict:
-    """Returns the median seconds of the first calls, by contender, and of the imports."""
+    """Returns median seconds of each contender's first calls, and of the imports."""
     progress = Progress((len(names) + 2) * samples, what="fresh processes")
     collected: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(samples):

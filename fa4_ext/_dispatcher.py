@@ -15,7 +15,8 @@ UNKNOWN = "unknown (this PyTorch does not show its dispatcher)"
 
 
 def entry(op: str) -> str:
-    """Returns the name of what the dispatcher calls for an aten op on CUDA tensors."""
+    """Returns where the kernel that the dispatcher calls for an aten op on CUDA tensors was
+    registered."""
     dump = getattr(torch._C, "_dispatch_dump", None)
     if dump is None:
         return UNKNOWN

@@ -66,7 +66,7 @@ CALLS = (
 
 @dataclass(frozen=True)
 class Row:
-    """What would run one direction of a call."""
+    """One direction of a call, and what would run it."""
 
     capability: tuple[int, int]
     call: str

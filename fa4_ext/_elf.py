@@ -1,6 +1,6 @@
 """This module checks whether a library's file is as long as its headers say. The system's loader
-maps a file that is cut off all the same, and the process ends with SIGBUS where the missing part is
-first used: at a kernel, long after the import."""
+maps even a truncated file, and the process ends with SIGBUS when the missing part is first used: at
+a kernel, long after the import."""
 
 from __future__ import annotations
 

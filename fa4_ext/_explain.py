@@ -70,8 +70,8 @@ def explain(
     """Says which kernel a call would run, in which tile and with how much workspace, or why none
     does and what gets the call instead. It launches nothing, and with meta tensors needs no GPU.
 
-    The answer follows `speed_rules` of the registration in force, or the default of `register()`
-    without one.
+    Whether speed rules apply follows the registration in force, or the default of `register()` if
+    there is none.
 
     Args:
         query, key, value: tensors on any device; the kernels take float16 and bfloat16. A dense
@@ -90,8 +90,9 @@ def explain(
         max_seqlen_q, max_seqlen_k: for 3-D tensors: tokens of the longest sequence. max_seqlen_k is
             max_seqlen_q by default.
         window_size: (left, right), the numbers of keys before and after its own that a query
-            attends to, bottom-right aligned; -1 is no bound. A 4-D call with a window is one of
-            aten._flash_attention_forward, because F.scaled_dot_product_attention has none.
+            attends to, aligned bottom-right; -1 means no bound. A 4-D call with a window is
+            explained as a call of aten._flash_attention_forward, because
+            F.scaled_dot_product_attention has no window.
         seqused_k: for the forward of 3-D tensors: int32 [batch], the keys in use of each sequence.
         block_table: for the forward of 3-D tensors: int32 [batch, pages of a sequence]. Key and
             value are then [pages, page size, heads, head_dim], and without cu_seqlens_k their
@@ -101,9 +102,9 @@ def explain(
         backward: whether the question is about the backward.
         deterministic: whether the backward gives the same bits in every run. None follows
             torch.use_deterministic_algorithms.
-        device_capability: a compute capability such as (9, 0), for which the planner takes the SMs
-            of the usual part: 132 for 9.0, 148 for 10.0, 160 for 10.3. None is the tensors' CUDA
-            device.
+        device_capability: a compute capability such as (9, 0); the planner then assumes the number
+            of SMs of a usual product: 132 for 9.0, 148 for 10.0, 160 for 10.3. None means the
+            tensors' CUDA device.
 
     Returns:
         The kernel, tile and workspace, or the reason and the fallback.

@@ -22,7 +22,7 @@ class KernelInfo:
             with a backward; "clear", which is launched with PyTorch's own backward.
         dtype: "bf16" or "fp16".
         head_dim: the largest head dim of query and key that it serves; for a postprocess kernel,
-            of its gradient.
+            the largest head dim of the gradient that it converts.
         head_dim_v: the largest head dim of value that it serves.
         registers: registers per thread.
         spill_bytes: bytes of local memory per thread.
@@ -65,8 +65,7 @@ def build_info() -> dict:
 
 
 def version() -> str:
-    """Returns the version of the checkout that the package is imported from, or outside a checkout
-    that of the installed distribution."""
+    """Returns the version of the installed distribution, or in a checkout that of the checkout."""
     checkout = Path(__file__).parents[1] / "version.txt"
     if checkout.exists():
         return checkout.read_text().strip()

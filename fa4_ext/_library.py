@@ -1,4 +1,4 @@
-"""The native library's C interface."""
+"""This module loads the native library and calls its C interface."""
 
 from __future__ import annotations
 
@@ -55,8 +55,12 @@ def _load() -> ctypes.CDLL:
 
 
 def _try_to_load() -> tuple[ctypes.CDLL | None, str | None]:
-    """The library, or why there is none: a program that could do without these kernels goes on
-    without them."""
+    """Returns the library and None, or None and the reason why it cannot be used, so that a program
+    that can do without these kernels goes on without them.
+
+    Raises:
+        ImportError: the library's file is missing.
+    """
     if (
         problem := _environment.torch_too_old(str(torch.__version__))
         or _environment.torch_unknown()
@@ -91,7 +95,7 @@ _native, problem = _try_to_load()  # problem: why the library can't be used in t
 
 
 def native() -> ctypes.CDLL:
-    """The loaded library.
+    """Returns the loaded library.
 
     Raises:
         RuntimeError: it could not be loaded.
@@ -106,8 +110,8 @@ def _last_error() -> str:
 
 
 class _WithPythonWarnings:
-    """A function to call below one of torch's own, where C++ warnings become Python's and can be
-    filtered, not stderr's."""
+    """Calls a function from inside one of torch's own functions. There torch turns C++ warnings
+    into Python warnings, which can be filtered, instead of printing them on stderr."""
 
     def __init__(self, function):
         self.function = function
@@ -120,8 +124,8 @@ class _WithPythonWarnings:
 
 
 def register() -> None:
-    """Puts our overrides on top of the dispatcher's, or moves them there. Leaves it alone where
-    they are on top.
+    """Puts our overrides on top of the dispatcher's kernels, or moves them back to the top. Leaves
+    the dispatcher alone if they are on top already.
 
     Raises:
         RuntimeError: the dispatcher refused them.
@@ -146,7 +150,7 @@ def register() -> None:
 
 
 def put_warnings_back() -> None:
-    """Takes out our filter of warnings, if it is there."""
+    """Removes our filter of warnings, if it is there."""
     while _FILTER in warnings.filters:
         with contextlib.suppress(ValueError):  # another thread put back a list of before
             warnings.filters.remove(_FILTER)  # type: ignore[attr-defined]
@@ -163,7 +167,8 @@ def set_option(name: str, value: bool) -> None:
 
 
 class Overrides(typing.NamedTuple):
-    """What measurements and tests decide in the planner's place; zeros leave it to the planner."""
+    """Decisions that measurements and tests take in the planner's place. A zero leaves the decision
+    to the planner."""
 
     tile: tuple[int, int] = (0, 0)  # only kernels with this tile run, of queries and of keys
     # CTAs, and under a causal mask paired heads, of a dense forward without a window on Hopper

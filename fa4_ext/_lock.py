@@ -10,6 +10,6 @@ class Lock(contextlib.ContextDecorator, type(threading.RLock())):  # type: ignor
     """A reentrant lock that also decorates functions, which hold it while they run.
 
     It is reentrant because the garbage collector may end a registration while another is made. A
-    decorated function gives it back whatever interrupts it, on any of its lines; a `with` statement
-    in its place could be interrupted on the way out.
+    decorated function releases the lock wherever an exception interrupts it. A `with` statement
+    could be interrupted while it exits, and keep the lock.
     """

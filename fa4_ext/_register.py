@@ -39,7 +39,8 @@ class Handle:
 
     Attributes:
         fallback: the option of `register`, "stock" or "error".
-        prefer: the option of `register`; False also where flash attention could not come first.
+        prefer: the option of `register`; False also if this torch's order of backends
+            could not be changed.
         speed_rules: the option of `register`.
     """
 

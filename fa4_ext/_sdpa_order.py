@@ -1,11 +1,12 @@
 """This module lets F.scaled_dot_product_attention try flash attention before its other backends
 while a registration asks for it.
 
-On Hopper and Blackwell torch prefers cuDNN, and our kernels would never be asked. Torch sets its
-order once, at the first choice of a backend on CUDA, and overwrites what was set before; what is
-set afterwards stays. So the order changes when CUDA comes up, or at once if it is up: we have torch
-make its first choice, keep the order that it leaves, and put flash in front. Nothing here brings
-CUDA up. The flags that enable a backend are the user's and stay as they are.
+On Hopper and Blackwell torch prefers cuDNN, so that F.scaled_dot_product_attention would never call
+our kernels. Torch sets its order once, at the first choice of a backend on CUDA, and overwrites
+what was set before; what is set afterwards stays. So the order changes when CUDA comes up, or at
+once if it is up: we have torch make its first choice, keep the order that it leaves, and put flash
+in front. Nothing here brings CUDA up. The flags that enable a backend are the user's and stay as
+they are.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ _replaced: list[_Replaced] = []  # oldest first
 
 
 class _Replaced(NamedTuple):
-    """An order of backends, the one that replaced it, and the number of the registration that asked
-    for that. A newer registration has a higher number."""
+    """An order of backends, the order that replaced it, and the number of the registration that
+    asked for the replacement. A newer registration has a higher number."""
 
     before: list[int]
     ours: list[int]
@@ -169,8 +170,8 @@ def put_flash_first(owner: int) -> str | None:
 
 
 def put_back() -> None:
-    """Restores the order of before, unless someone has changed ours since. From then on flash need
-    not come first."""
+    """Restores the order that ours replaced, unless someone has changed ours since. Flash attention
+    is then not put first when CUDA comes up later."""
     global _wanted
     _wanted = False
     put_back_newer_than(0)

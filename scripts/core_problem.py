@@ -1,4 +1,4 @@
-"""Makes the planner's Problem from a dict, for the tests and the documents.
+"""Converts a dict to the planner's Problem, for the tests and the documents.
 
 fa4_core is the planner as `make build` compiles it into build/tests, with the whole matrix whatever
 subset is compiled.

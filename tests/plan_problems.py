@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-# These are the head dims of query and value.
-LARGEST_HEAD_DIMS = {90: (256, 256), 100: (256, 256)}
+LARGEST_HEAD_DIMS = {90: (256, 256), 100: (256, 256)}  # of query and of value
 
 
 @st.composite

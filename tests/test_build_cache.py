@@ -463,8 +463,7 @@ def test_a_worker_that_dies_fails_the_build_with_the_kernel_and_its_message(
 
 
 def test_a_kernel_that_fails_fails_the_build_with_its_name_and_the_compiler_s_message(cache):
-    # It is not a multiple of a warpgroup's 64 rows.
-    broken = dataclasses.replace(FORWARD, block_m=100)
+    broken = dataclasses.replace(FORWARD, block_m=100)  # not a multiple of a warpgroup's 64 rows
     with pytest.raises(pool.CompileError) as error:
         compile_with(pool.WORKER, cache, [broken], jobs=1)
     assert f"kernel {broken.name} failed to compile" in str(error.value)

@@ -16,8 +16,7 @@ from interpreter.sources import compiling, programs
 from kernels.kernel import Kernel, Layout, Mask, Op
 
 ROOT = Path(__file__).parent.parent
-# A kernel gets so many calls.
-CALLS = int(os.environ.get("FA4_EXT_INTERPRETED_CALLS", "6"))
+CALLS = int(os.environ.get("FA4_EXT_INTERPRETED_CALLS", "6"))  # per kernel
 SEED = int(os.environ.get("FA4_EXT_SEED", "0"))
 # A kernel takes ten seconds to compile again, and as much to run, so these are of one dtype.
 ATTENTION = [kernel for kernel in kernels() if kernel.dtype == "bf16"]

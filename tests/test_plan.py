@@ -325,8 +325,8 @@ def test_the_decode_kernel_can_be_forced_up_to_its_most_rows_and_avoided(problem
 
 @pytest.mark.parametrize("capability", (90, 100))
 def test_with_one_split_the_tile_does_not_depend_on_the_batch(capability):
-    """By batch invariance, a sequence gets the same kernel alone, with longer ones and with
-    many."""
+    """A sequence must get the same kernel alone, with longer ones and with many: that is batch
+    invariance."""
     packed = {
         "layout": "varlen",
         "num_splits": 1,

@@ -22,7 +22,7 @@ RESULTS = Path(schedules.__file__).parent / "results" / "h200_schedules.csv"
 MEASURE = "python -m tuning.schedules --csv tuning/results/h200_schedules.csv, on an H200"
 # A schedule that is measured again is up to 1.2 times another of the same problem.
 MEAN, MEAN_OF_A_KERNEL, WORST = 1.006, 1.01, 1.2
-# This is the default tile of causal calls at head dim 128.
+# The default tile of causal calls at head dim 128.
 TILE_128 = next(
     tile(k)
     for k in schedules.kernels()

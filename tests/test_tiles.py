@@ -18,8 +18,7 @@ from scripts.core_problem import core_problem
 
 SM_COUNTS = (1, 2, 7, 78, 114, 132, 144)
 BLOCK_N = 128
-# A tile costs this much of a key block beside its key blocks.
-START = 0.7
+START = 0.7  # of a key block: what a tile costs beside its key blocks
 
 
 def choose(condition, a, b):
@@ -64,7 +63,7 @@ def scheduled(
 
 
 def busiest(heads: int, blocks: int, rows: int, num_ctas: int, paired_heads: int) -> float:
-    """Returns the key blocks of the CTA that has most of them, for tiles of so many `rows`."""
+    """Returns the key blocks of the CTA that has most of them, for tiles of `rows` rows."""
     found = scheduled(heads, blocks, num_ctas, paired_heads, causal=True)
     return max(
         sum((block + 1) * rows / BLOCK_N + START for _, block in tiles_of_cta)

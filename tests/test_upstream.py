@@ -18,7 +18,7 @@ from kernels import matrix, shared_memory
 from scripts.core_problem import SM_COUNT, core_problem
 
 ROWS = fa4_core.kernels()
-# These are kernels of our own.
+# The kernels of our own.
 OWN = {k.name for k in matrix.with_candidates() if shared_memory.computed(k) is not None}
 ROOT = Path(__file__).parent.parent
 

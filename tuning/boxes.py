@@ -1,4 +1,5 @@
-"""Defines what both fits share: the features of a measured problem, and boxes of them."""
+"""Defines the features of a measured problem and the boxes in these features, which both fits
+use."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def features(line: dict[str, str]) -> dict:
 
 
 def classes(values: Iterable[int]) -> list[Range]:
-    """Returns consecutive ranges from 0 on, each from one of the values up to the next."""
+    """Returns consecutive ranges, one from each of the values up to the next. The first begins at
+    0, the last has no end."""
     ordered = sorted(set(values))
     return [
         (0 if i == 0 else value, ordered[i + 1] - 1 if i + 1 < len(ordered) else math.inf)
@@ -57,8 +59,8 @@ def class_of(value: int, bounds: Iterable[Range]) -> Range:
 
 
 def merged(rules: list[R]) -> list[R]:
-    """Returns the rules, with those joined that touch along one range and agree in everything
-    else."""
+    """Returns the rules; two that agree in everything but one range, and touch in that, are
+    joined."""
     for (i, a), (j, b) in combinations(enumerate(rules), 2):
         different = [f.name for f in fields(a) if getattr(a, f.name) != getattr(b, f.name)]
         if len(different) != 1 or not isinstance(getattr(a, different[0]), tuple):

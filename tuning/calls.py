@@ -21,8 +21,8 @@ def make_inputs(p: Shape, dtype: str) -> list[torch.Tensor]:
 
 
 def calls(p: Shape, sets: list, enabled):
-    """Returns the forward and the backward as functions of the index of a set. The backward is that
-    of a forward that ran under `enabled`."""
+    """Returns the forward and the backward as functions of a set's index. The backward uses the
+    results of a forward that ran under `enabled`."""
     cu_seqlens = make_cu_seqlens(p)
     longest = (p.longest, p.longest) if p.layout == "varlen" else (p.seqlen_q, p.seqlen_k)
 
@@ -58,7 +58,7 @@ def calls(p: Shape, sets: list, enabled):
 
 
 def agree(outputs, others, at_most: float) -> None:
-    """Raises where outputs differ. Both may be wrong all the same: only the test suite would show
+    """Raises if the outputs differ. Agreement does not prove them right; the test suite checks
     that."""
     for a, b in zip(outputs, others, strict=True):
         difference = ((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-3)).item()

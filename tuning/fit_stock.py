@@ -3,8 +3,8 @@ tuning.fit_stock`.
 
 The measurements, tuning/results/h200_stock.csv, come from `python -m tuning.stock --csv PATH`. A
 rule is a box in the features of a problem in which the stock kernel was measured to be faster
-somewhere. Between two measured points the boundary is drawn at the one that ours won, so that a few
-problems in the boxes would be faster on ours: the command counts them.
+somewhere. Between a measured point that stock won and one that ours won, the boundary is at the
+latter. A few problems in the boxes would therefore be faster on ours; the command counts them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ NOISE = 1.05
 class Row(Features):
     """A measured problem."""
 
-    # This is our time over stock's.
-    ratio: float
+    ratio: float  # our time over stock's
 
 
 def lines(path: Path = MEASURED) -> list[dict[str, str]]:
-    """Returns the lines of the file. Those of the decode kernel are left out, which no rule turns
-    down: docs/kernels-sm90.md has its measurements."""
+    """Returns the lines of the file without those of the decode kernel, to which no speed rule
+    applies: docs/kernels-sm90.md has its measurements."""
     with open(path, newline="") as file:
         return [line for line in csv.DictReader(file) if line["kernel"] != "decode"]
 
@@ -47,7 +46,7 @@ def read(path: Path = MEASURED) -> list[Row]:
 
 
 def lost(rows: Iterable[Row], feature: Callable[[Row], int]) -> list[Range]:
-    """Returns the ranges of the feature in which ours is slower on some row."""
+    """Returns the ranges of a feature in which our kernel is slower on at least one row."""
     worst: dict[int, float] = {}
     for row in rows:
         worst[feature(row)] = max(worst.get(feature(row), 0.0), row.ratio)
@@ -81,8 +80,8 @@ def within(rows: Iterable[Row], queries: Range) -> Iterable[Row]:
 
 
 def dense_backward(rows: list[Row]) -> Iterable[Rule]:
-    """Returns the rules for few queries against many keys, where clearing and converting the
-    accumulators of dK and dV under GQA takes the time."""
+    """Yields the rules for few queries against many keys. There, under GQA, the time goes into
+    clearing and converting the accumulators of dK and dV."""
     for head_dim, grouped, here in backwards(rows, "dense"):
         for queries in ((0, 128), (129, 256), (257, math.inf)):
             for keys in lost(within(here, queries), lambda row: row.keys):
@@ -92,8 +91,8 @@ def dense_backward(rows: list[Row]) -> Iterable[Rule]:
 
 
 def varlen_backward(rows: list[Row]) -> Iterable[Rule]:
-    """Returns the rules for short sequences, which waste a tile, and for many sequences, among
-    which every CTA looks for its own."""
+    """Yields the rules for short sequences, which leave most of a tile empty, and for many
+    sequences, among which every CTA has to search for its own."""
     for head_dim, grouped, here in backwards(rows, "varlen"):
         for queries in classes(1 << (row.queries.bit_length() - 1) for row in here):
             for batch in lost(within(here, queries), lambda row: row.batch):
@@ -103,8 +102,8 @@ def varlen_backward(rows: list[Row]) -> Iterable[Rule]:
 
 
 def fit(rows: list[Row]) -> tuple[Rule, ...]:
-    """Returns the rules. A forward has none: stock is faster on few rows, by little, and they form
-    no box."""
+    """Returns the rules. Forwards have none: stock is faster on few rows and by little, and these
+    rows do not form a box."""
     return tuple(merged([*dense_backward(rows), *varlen_backward(rows)]))
 
 

@@ -3,8 +3,8 @@ tuning.fit_tiles`.
 
 The measurements, tuning/results/h200_tiles.csv, come from `python -m tuning.tiles`. A rule is a box
 in the features of a problem in which a candidate's tile was measured to be faster than the
-default's by more than noise, and slower nowhere. Measurements beside a tile that is no longer the
-default, or of a candidate that there no longer is, count for nothing.
+default's by more than noise, and slower nowhere. Measurements against a tile that is no longer the
+default, or of a tile that is no longer a candidate, are ignored.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ MEASURED = Path(__file__).parent / "results" / "h200_tiles.csv"
 GAIN = 1.03
 # No speedup in a box may be lower.
 WORST = 0.99
-# A box has at least so many problems.
-PROBLEMS = 2
+PROBLEMS = 2  # in a box, at least
 # The columns that tell problems apart.
 PROBLEM = (
     "direction", "dtype", "layout", "batch", "heads", "heads_kv", "seqlen_q", "head_dim", "causal",
@@ -67,7 +66,8 @@ class Row(Features):
 
 
 def lines(path: Path = MEASURED) -> list[dict[str, str]]:
-    """Returns the lines of the file that are of today's defaults and candidates."""
+    """Returns the lines of the file whose default and candidate tiles are still those of
+    kernels/."""
     kinds = {
         (k.op.value, k.layout.value, str(k.head_dim), k.mask.value, tile(k), tile(candidate))
         for k in defaults()
@@ -108,7 +108,7 @@ def read(path: Path = MEASURED) -> list[Row]:
 
 
 def queries_class(queries: int) -> Range:
-    """Returns the range from one power of two up to the next."""
+    """Returns the range, from a power of two up to the next, that holds this number of queries."""
     exponent = min(queries.bit_length() - 1, LONGEST_CLASS)
     return 1 << exponent, math.inf if exponent == LONGEST_CLASS else (2 << exponent) - 1
 
@@ -123,7 +123,7 @@ def wins(rows: list[Row]) -> bool:
 
 
 def box_of(row: Row) -> TileRule:
-    """Returns the smallest box that holds a row, without what was measured in it."""
+    """Returns the smallest box that holds a row, with its measured columns still empty."""
     return TileRule(
         row.op, row.layout, row.head_dim, row.mask, queries=queries_class(row.queries),
         rows=class_of(row.rows, ROWS_CLASSES), tiles=class_of(row.tiles, TILES_CLASSES),
@@ -139,8 +139,8 @@ def cells(rows: Iterable[Row]) -> dict[TileRule, list[Row]]:
 
 
 def chosen(rows: Iterable[Row]) -> list[TileRule]:
-    """Returns the boxes of the candidates that win there, except for those that win only where
-    another one gains more."""
+    """Returns the boxes in which a candidate wins. A box that no longer wins without the problems
+    of boxes that gain more is left out."""
     winning = sorted(
         (item for item in cells(rows).items() if wins(item[1])), key=lambda item: -gain(item[1])
     )
@@ -154,7 +154,7 @@ def chosen(rows: Iterable[Row]) -> list[TileRule]:
 
 
 def measured_in(box: TileRule, rows: list[Row]) -> TileRule:
-    """Returns the box with what was measured of its tile in it."""
+    """Returns the box with the measurements of its tile filled in."""
     here = [
         row
         for row in rows
@@ -170,8 +170,8 @@ def measured_in(box: TileRule, rows: list[Row]) -> TileRule:
 
 
 def fit(rows: list[Row]) -> tuple[TileRule, ...]:
-    """Returns the rules. Within a kind of call, the one that gains most comes first: a problem gets
-    the first one that holds for it."""
+    """Returns the rules. Within a kind of call, those that gain most come first, because a problem
+    gets the first rule that holds for it."""
     return tuple(
         sorted(
             (measured_in(box, rows) for box in merged(chosen(rows))),

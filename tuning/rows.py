@@ -1,5 +1,5 @@
-"""Adds rows of measurements to a CSV file. A run adds what the file lacks, until its time is spent
-or it is ended."""
+"""Reads and writes measurements in a CSV file. A run adds what the file lacks until its budget is
+spent or it is interrupted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def parser(description: str, budget_s: float) -> argparse.ArgumentParser:
 
 
 def measured(path: str | None, names: Iterable[str]) -> set[tuple[str, ...]]:
-    """Returns what these columns of a file say; nothing where there is no such file."""
+    """Returns the values of these columns in each row of a file; an empty set if there is no such
+    file."""
     if not path or not os.path.exists(path):
         return set()
     names = tuple(names)
@@ -43,8 +44,8 @@ def measured(path: str | None, names: Iterable[str]) -> set[tuple[str, ...]]:
 
 
 def add(rows: list[dict], path: str) -> None:
-    """Adds the rows of a problem, with the spread left out. They are few, and reach the file in one
-    write."""
+    """Appends the rows of a problem, without the spread. They are few enough to reach the file in
+    one write."""
     columns = [name for name in rows[0] if not name.endswith("_spread")]
     exists = os.path.exists(path)
     with open(path, "a", newline="") as file:

@@ -30,17 +30,14 @@ TARGET_MS = 1.0
 ROUNDS = 5
 # Runs of a millisecond leave the device cool enough.
 PAUSE_S = 0.005
-# A run takes so many seconds; the next one adds what is missing.
-BUDGET_S = 260
+BUDGET_S = 260  # seconds of a run; the next one adds what is missing
 LENGTHS = (256, 384, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384)
 TOKENS = (4096, 8192, 16384)
 # Without a mask these tiles fill one wave and a half, in which half the SMs could wait.
 FEW_TOKENS = 2048
 MANY_TOKENS, THEIR_LENGTHS = 65536, (512, 1024, 2048, 4096)
-# So many query heads share a key/value head.
-GROUPS = (1, 2, 4, 8)
-# At most so many waves, less one, are left out of the pairs.
-LPT_WAVES = 5
+GROUPS = (1, 2, 4, 8)  # query heads that share a key/value head
+LPT_WAVES = 5  # up to one wave less than this is left out of the pairs
 
 # The columns that tell problems apart.
 PROBLEM = ("head_dim", "tile", "batch", "heads", "heads_kv", "seqlen_q", "causal")
@@ -60,8 +57,8 @@ Schedule = tuple[int, int]
 
 
 def kernels() -> list[Kernel]:
-    """Returns the kernels that are measured, in one dtype. Those with tiles of 64 rows are left
-    out: their calls have one tile a head."""
+    """Returns the kernels that are measured, in one dtype. Kernels with tiles of 64 rows are left
+    out, because their calls have one tile per head."""
     found = (
         k
         for k in matrix()
@@ -98,17 +95,18 @@ def schedules(kernel: Kernel, shape: Shape) -> list[Schedule]:
 
 
 def unpaired(count: int, tiles_a_head: int) -> list[Schedule]:
-    """Returns schedules of `count` tiles: on all SMs, on as few as need no more waves, and on the
-    most and the fewest of these that share no factor with a head's tiles, so that each gets some
-    last ones."""
+    """Returns the schedules of `count` tiles: on all SMs; on the fewest CTAs that do not add a
+    wave; and, of the numbers of CTAs in between that share no factor with a head's tiles, on the
+    smallest and the largest. With these every CTA gets some of the heads' last tiles."""
     fewest = ceil(count / ceil(count / SM_COUNT))
     alternating = [n for n in range(fewest, SM_COUNT + 1) if gcd(n, tiles_a_head) == 1]
     return sorted({(n, 0) for n in (fewest, *alternating[:1], *alternating[-1:], SM_COUNT)})
 
 
 def in_pairs(heads: int, units: int) -> list[Schedule]:
-    """Returns schedules of the heads of all batch elements, with `units` a head. A unit is a pair
-    of a long and a short tile, or a tile that has no other."""
+    """Returns the schedules of causal tiles. `heads` counts the heads of all batch elements; a head
+    has `units`: its pairs of a long and a short tile, and the unpaired tile if their number is
+    odd."""
     left = {max(heads * units - waves * SM_COUNT, 0) // units for waves in range(LPT_WAVES)}
     even = SM_COUNT // gcd(SM_COUNT, units)
     paired = {0, heads} | left | {count // even * even for count in left}
@@ -124,8 +122,8 @@ def key(problem: Problem) -> dict[str, str]:
 
 
 def missing(path: str | None) -> list[Problem]:
-    """Returns what a file lacks, in a random order, so that a run cut short has seen a fair sample;
-    everything where there is no file."""
+    """Returns the problems that a file lacks, in a random order, so that a run cut short has seen a
+    fair sample; all of them if there is no file."""
     every = [problem for kernel in kernels() for problem in problems(kernel)]
     there = rows.measured(path, key(every[0]))
     left = [problem for problem in every if tuple(key(problem).values()) not in there]

@@ -19,17 +19,15 @@ from tuning.calls import agree, calls, fields_of, make_inputs
 
 TARGET_MS = 1.0
 ROUNDS = 5
-# This bounds the norm of the difference between ours and stock's over the norm.
-MAX_DIFFERENCE = 3e-2
-# A run takes so many seconds; the next one adds what is missing.
-BUDGET_S = 260
+MAX_DIFFERENCE = 3e-2  # between ours and stock's: norm of the difference over the norm
+BUDGET_S = 260  # seconds of a run; the next one adds what is missing
 
-# The text is the direction.
-Problem = tuple[Shape, str]
+Problem = tuple[Shape, str]  # shape, direction
 
 
 def _kernel(p: Shape, direction: str, inputs: list[torch.Tensor]) -> str:
-    """Says which of our kernels runs it: forward, decode or backward. The mask plays no part."""
+    """Returns which of our kernels runs a problem: forward, decode or backward. The mask does not
+    affect this."""
     q, k, v, _ = inputs
     with ours_enabled():
         if p.layout == "varlen":
@@ -43,13 +41,13 @@ def _kernel(p: Shape, direction: str, inputs: list[torch.Tensor]) -> str:
 
 
 def key(problem: Problem) -> dict[str, str]:
-    """Returns what the file says about a problem."""
+    """Returns the columns that identify a problem in the file."""
     p, direction = problem
     return {name: str(value) for name, value in (fields_of(p) | {"direction": direction}).items()}
 
 
 def missing(shapes: list[Shape], path: str | None) -> list[Problem]:
-    """Returns what a file lacks; everything where there is no file."""
+    """Returns the problems that a file lacks; all of them if there is no file."""
     every = [(p, direction) for p in shapes for direction in DIRECTIONS]
     there = rows.measured(path, key(every[0]))
     return [problem for problem in every if tuple(key(problem).values()) not in there]

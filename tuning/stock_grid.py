@@ -1,4 +1,4 @@
-"""Lists problems on which our kernels might lose to stock's."""
+"""Lists the problems on which our kernels might be slower than stock's."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def many_short(quick: bool) -> list[Shape]:
         tokens, means, ((16, 16), (32, 8)), (64, 128), (False, True), (True, False)
     ):
         count = total // mean
-        # Ours loses on more sequences by far, because every CTA looks for its sequence among all.
+        # With more sequences ours is slower by far, because every CTA searches all for its own.
         if not 1 <= count <= 1024:
             continue
         chosen = random.Random(f"{total} {mean}")

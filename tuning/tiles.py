@@ -30,11 +30,9 @@ TARGET_MS = 1.0
 ROUNDS = 5
 # Runs of a millisecond leave the device cool enough.
 PAUSE_S = 0.005
-# A run takes so many seconds; the next one adds what is missing.
-BUDGET_S = 60
+BUDGET_S = 60  # seconds of a run; the next one adds what is missing
 
-# The texts are the direction and the dtype.
-Problem = tuple[str, str, Shape]
+Problem = tuple[str, str, Shape]  # direction, dtype, shape
 
 
 def grid(default: Kernel) -> list[Problem]:
@@ -47,8 +45,8 @@ def grid(default: Kernel) -> list[Problem]:
 
 
 def is_for(default: Kernel, shape: Shape) -> bool:
-    """Returns whether a problem gets this default: up to 64 queries have one of their own on
-    Hopper."""
+    """Returns whether a problem runs on this default. On Hopper, forwards of up to 64 queries have
+    a default tile of their own."""
     short = default.op is Op.FORWARD and max(shape.lengths or (shape.seqlen_q,)) <= 64
     return shape.layout == default.layout.value and not short
 
@@ -62,8 +60,8 @@ def key(problem: Problem) -> dict[str, str]:
 
 
 def missing(path: str | None) -> list[tuple[Kernel, Problem]]:
-    """Returns what a file lacks, in a random order, so that a run cut short has seen a fair sample;
-    everything where there is no file."""
+    """Returns the problems that a file lacks, in a random order, so that a run cut short has seen a
+    fair sample; all of them if there is no file."""
     every = [(kernel, problem) for kernel in defaults() for problem in grid(kernel)]
     there = rows.measured(path, key(every[0][1]))
     left = [

@@ -11,20 +11,18 @@ from kernels.matrix import candidates, with_candidates
 
 TOKENS = 16384
 HIDDEN = 2048
-# Under GQA so many query heads share a key/value head.
-GROUP = 4
-# The device that is measured has so many SMs.
-SM_COUNT = 132
+GROUP = 4  # query heads that share a key/value head under GQA
+SM_COUNT = 132  # of the device that is measured
 # ViT has lengths of 197 and 577.
 LENGTHS = (128, 197, 256, 384, 512, 577, 1024, 2048, 4096, 8192, 16384)
 FEW_LENGTHS = (320, 577, 1024, 2048)
-# So many tiles per 100 SMs make a part of a wave, most of one, and two.
-FEW_TILES = (45, 85, 200)
+FEW_TILES = (45, 85, 200)  # per 100 SMs: a part of a wave, most of one, and two
 MEANS = (128, 256, 577, 1024, 4096, 8192)
 
 
 def defaults() -> list[Kernel]:
-    """Returns the kernels that have candidates, one for both dtypes and for MHA and GQA."""
+    """Returns the default kernels that have candidate tiles: of each, the bf16 MHA kernel stands
+    for both dtypes and for GQA."""
     kernels = (kernel for kernel in with_candidates() if not kernel.tuned and candidates(kernel))
     return [k for k in kernels if k.dtype == "bf16" and not k.grouped]
 
@@ -38,7 +36,7 @@ def _heads(head_dim: int) -> int:
 
 
 def _many_tiles(seqlen: int, head_dim: int, causal: bool) -> list[tuple[str, Shape]]:
-    """Returns the shapes that most train, and GQA in fp16."""
+    """Returns the shapes of most training runs in bf16, and the same with GQA in fp16."""
     heads, batch = _heads(head_dim), max(1, TOKENS // seqlen)
     return [
         ("bf16", square(batch, heads, seqlen, head_dim, causal)),
@@ -57,8 +55,8 @@ def _few_tiles(seqlen: int, head_dim: int, causal: bool, block_m: int) -> list[t
 
 
 def _packed(mean: int, head_dim: int, causal: bool) -> list[tuple[str, Shape]]:
-    """Returns sequences of one length, with GQA, and pairs of two random lengths, which together
-    are as long."""
+    """Returns sequences of equal length, with GQA, and pairs of random lengths that add up to twice
+    the mean."""
     heads, pairs = _heads(head_dim), TOKENS // (2 * mean)
     chosen = random.Random(mean)
     shorter = [chosen.randint(1, mean) for _ in range(pairs)]

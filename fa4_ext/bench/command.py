@@ -12,8 +12,7 @@ from fa4_ext.bench.contenders import contenders
 from fa4_ext.bench.grids import GRIDS, Grid
 from fa4_ext.bench.session import NO_DEVICE, header, session
 
-# So many give a median that repeats within the spread that is printed.
-ROUNDS, QUICK_ROUNDS = 7, 5
+ROUNDS, QUICK_ROUNDS = 7, 5  # enough for a median that repeats within the printed spread
 
 
 def run(arguments) -> int:
@@ -50,7 +49,7 @@ def run(arguments) -> int:
 
 
 def check_shows_alone(arguments) -> None:
-    """Refuses options of a measurement beside --from, which measures nothing."""
+    """Raises ValueError if --from, which measures nothing, comes with options of a measurement."""
     defaults = {
         "grid": "paper",
         "op": "both",

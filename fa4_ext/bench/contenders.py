@@ -1,5 +1,5 @@
-"""Defines who is measured: a differentiable function for each contender, and what has to be
-switched on around it."""
+"""Defines the implementations that are measured: for each a differentiable function, and the
+context in which it runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fa4_ext.bench.shapes import Shape
 class Contender:
     """An implementation of attention that can be measured. `dense(q, k, v, causal)` takes and
     returns [batch, heads, seqlen, head_dim]. `varlen(q, k, v, cu_seqlens, longest, causal)` takes
-    and returns [tokens, heads, head_dim]; it is None where the contender has none."""
+    and returns [tokens, heads, head_dim], and is None if there is no such function."""
 
     name: str
     label: str
@@ -35,7 +35,7 @@ class Contender:
     dtypes: tuple[str, ...] = ("bf16", "fp16")
 
     def has(self, shape: Shape, dtype: str, direction: str) -> bool:
-        """Returns whether the contender is asked to run this."""
+        """Returns whether the contender can run this problem."""
         layout = self.varlen if shape.lengths else self.dense
         return (
             layout is not None
@@ -51,15 +51,16 @@ def _sdpa(q, k, v, causal):
 
 
 def _aten_varlen(q, k, v, cu_seqlens, longest, causal):
-    """Calls the op that torch.nn.attention.varlen calls, because the signature of torch's own
-    function differs from torch to torch."""
+    """Calls the op behind torch.nn.attention.varlen, because the signature of varlen_attn differs
+    between torch versions."""
     return torch.ops.aten._flash_attention_forward(
         q, k, v, cu_seqlens, cu_seqlens, longest, longest, 0.0, causal, False
     )[0]
 
 
 def _sequence_first(function):
-    """Wraps a function of [batch, seqlen, heads, head_dim] that may return more than its output."""
+    """Wraps a function of [batch, seqlen, heads, head_dim], which may return more than its output,
+    as a `dense`."""
 
     def dense(q, k, v, causal):
         out = function(*(t.transpose(1, 2) for t in (q, k, v)), causal=causal)
@@ -69,8 +70,8 @@ def _sequence_first(function):
 
 
 def ours_enabled() -> AbstractContextManager:
-    """Runs our kernels or raises an error, because a number of the stock kernel, by a speed rule or
-    otherwise, must not stand under our name."""
+    """Returns a context in which our kernels run or the call raises, so that no time of PyTorch's
+    kernel, by a speed rule or otherwise, is reported as ours."""
     stack = ExitStack()
     stack.enter_context(fa4_ext.register(fallback="error", speed_rules=False))
     stack.enter_context(sdpa_kernel(SDPBackend.FLASH_ATTENTION))
@@ -134,7 +135,7 @@ def _fa4() -> Contender:
 
 
 def _fa3() -> Contender:
-    """Wraps a build of FlashAttention-3 that has the forward in bf16 alone."""
+    """Wraps fa3-fwd, a build of FlashAttention-3 with the bf16 forward only."""
     module = import_module("fa3_fwd_interface")
     dense = _sequence_first(module.flash_attn_func)
     return Contender(
@@ -152,11 +153,11 @@ KNOWN = {"ours": _ours, "stock": _stock, "cudnn": _cudnn, "fa4": _fa4, "fa3": _f
 
 
 def contenders(names: list[str] | None = None) -> list[Contender]:
-    """Returns the named contenders. None stands for all that can be had; stderr then gets a line
-    for each of the others.
+    """Returns the named contenders. With None it returns all that are available, and prints a line
+    on stderr for each of the others.
 
     Raises:
-        ValueError: a name is not known, or what it names can't be had.
+        ValueError: a name is not known, or a named contender is not available.
     """
     found = []
     for name in dict.fromkeys(names or KNOWN):

@@ -12,8 +12,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # The limit is on the norm of the error over the norm of the truth. bf16 attention is at 2 to 6 in a
 # thousand, fp16 at an eighth of it; a wrong mask or scale is at 1 in 10.
 MAX_RELATIVE_ERROR = {"bf16": 1.5e-2, "fp16": 1.5e-2 / 8}
-# The truth is computed for so many queries at a time: the scores of 32k keys take 256 MiB.
-ROWS = 2048
+ROWS = 2048  # queries at a time: the scores of 32k keys take 256 MiB
 # The comparison takes the first sequence with the first key/value head and the query heads that
 # share it, and the last sequence with the last ones. One of them shows what is off by a row, a head
 # or a sequence.
@@ -21,8 +20,8 @@ CORNERS = (0, -1)
 
 
 def make_inputs(shape: Shape, dtype: str) -> list[torch.Tensor]:
-    """Makes q, k, v and dO. Dense ones are [batch, heads, seqlen, head_dim] views of [batch,
-    seqlen, heads, head_dim] memory, as models have them; with varlen they are [tokens, heads,
+    """Makes random q, k, v and dO. Dense tensors are [batch, heads, seqlen, head_dim] views of
+    [batch, seqlen, heads, head_dim] memory, as in models; varlen tensors are [tokens, heads,
     head_dim]."""
     sizes = [
         (shape.seqlen_q, shape.heads),
@@ -40,7 +39,7 @@ def make_inputs(shape: Shape, dtype: str) -> list[torch.Tensor]:
 
 
 def make_cu_seqlens(shape: Shape) -> torch.Tensor | None:
-    """Makes the int32 [sequences + 1] tensor of a varlen problem."""
+    """Returns cu_seqlens, int32 [sequences + 1], of a varlen problem, or None for a dense one."""
     return (
         torch.tensor([0, *accumulate(shape.lengths)], dtype=torch.int32, device="cuda")
         if shape.lengths
@@ -49,8 +48,7 @@ def make_cu_seqlens(shape: Shape) -> torch.Tensor | None:
 
 
 def corner_of(tensor: torch.Tensor, shape: Shape, corner: int) -> torch.Tensor:
-    """Returns the corner as [heads, rows, head_dim], from a tensor that is laid out as the
-    inputs."""
+    """Returns the corner of a tensor in the inputs' layout, as [heads, rows, head_dim]."""
     group = tensor.shape[1] // shape.heads_kv
     heads = tensor[:, :group] if corner == 0 else tensor[:, -group:]
     if not shape.lengths:
@@ -60,11 +58,11 @@ def corner_of(tensor: torch.Tensor, shape: Shape, corner: int) -> torch.Tensor:
 
 
 def attention(q, k, v, do, causal: bool) -> tuple[torch.Tensor, ...]:
-    """Computes out, dq, dk and dv in fp32, written out, from q and do [heads, rows, head_dim] and k
-    and v [1, rows, head_dim]."""
+    """Computes attention in fp32 in plain torch, and returns out, dq, dk and dv. q and do are
+    [heads, rows, head_dim], k and v [1, rows, head_dim]."""
     q, k, v, do = (t.float() for t in (q, k[0], v[0], do))
     scale = q.shape[-1] ** -0.5
-    # This is the query row on whose diagonal a key lies.
+    # The query row on whose diagonal each key lies.
     columns = torch.arange(k.shape[0], device=q.device) - (k.shape[0] - q.shape[1])
     out, dq, dk, dv = (
         torch.empty_like(q),
@@ -92,7 +90,7 @@ def attention(q, k, v, do, causal: bool) -> tuple[torch.Tensor, ...]:
 
 
 def truth(shape: Shape, inputs: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
-    """Returns out, dq, dk and dv for each of CORNERS."""
+    """Returns the fp32 out, dq, dk and dv of each corner in CORNERS."""
     corners = [[corner_of(t, shape, corner) for t in inputs] for corner in CORNERS]
     return [attention(q, k, v, do, shape.causal) for q, k, v, do in corners]
 
@@ -100,8 +98,8 @@ def truth(shape: Shape, inputs: list[torch.Tensor]) -> list[tuple[torch.Tensor, 
 def worst_error(
     shape: Shape, outputs: tuple[torch.Tensor, ...], truths: list[tuple[torch.Tensor, ...]]
 ) -> float:
-    """Returns the largest relative error of the outputs, which are as many as each corner has
-    truths. It is not a number where an output is none."""
+    """Returns the largest relative error of the outputs over all corners; NaN if an output has a
+    NaN there."""
     errors = [
         (corner_of(output, shape, corner).float() - truth).norm() / truth.norm()
         for corner, of_corner in zip(CORNERS, truths, strict=True)
@@ -117,10 +115,10 @@ def check(
     outputs: tuple[torch.Tensor, ...],
     truths: list[tuple[torch.Tensor, ...]],
 ) -> float:
-    """Returns the error.
+    """Returns the largest relative error.
 
     Raises:
-        RuntimeError: it is larger than rounding explains.
+        RuntimeError: the error is larger than rounding explains.
     """
     error = worst_error(shape, outputs, truths)
     if not error <= MAX_RELATIVE_ERROR[dtype]:

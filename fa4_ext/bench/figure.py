@@ -18,8 +18,7 @@ COLOURS = {
     "fa4": "#5b8fd0",
     "fa3": "#9b7fc1",
 }
-# Bars take this part of the room between two groups.
-BARS = 0.82
+BARS = 0.82  # of the room between two groups
 CEILING = {
     "color": "#444444",
     "linestyle": ":",
@@ -29,8 +28,8 @@ CEILING = {
 
 
 def check(paths: list[str]) -> None:
-    """Raises ValueError where the figure could not be written, so that a run fails before minutes
-    of measuring and not after them."""
+    """Raises ValueError if the figures could not be written. It is called before the minutes of
+    measuring, not after."""
     for path in paths:
         if Path(path).suffix not in FORMATS:
             raise ValueError(f"argument --figure: {path} must end in {', '.join(FORMATS)}")
@@ -65,7 +64,7 @@ def _directions(result: dict) -> list[str]:
 
 
 def _value(row: dict, contender: str, unit: str) -> float:
-    """Returns the value to draw, 0 where it was not measured."""
+    """Returns the height of a bar; 0 if the contender was not measured."""
     measured = row["results"].get(contender, {})
     return 1e3 * measured.get("ms", 0.0) if unit == MICROSECONDS else measured.get("tflops", 0.0)
 
@@ -124,7 +123,7 @@ def _by_length(pyplot, result: dict):
     shared = f", {ratio} query heads on a head of keys and values" if ratio > 1 else ""
     conditions = f"{_conditions(result)}, 16k tokens, hidden size {HIDDEN_SIZE}{shared}"
     figure.text(0.5, 0.005, conditions, ha="center", color="#666666")
-    # The conditions and the legend take so many inches.
+    # The margins are in inches, for the conditions below and the legend above.
     figure.tight_layout(rect=(0, 0.18 / size[1], 1, 1 - 0.35 / size[1]))
     return figure
 

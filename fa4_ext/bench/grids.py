@@ -9,11 +9,9 @@ from itertools import product
 from fa4_ext.bench.shapes import DIRECTIONS, Shape, packed, square
 
 TFLOPS, MICROSECONDS = "TFLOP/s", "us"
-# A batch has so many tokens, as in the FlashAttention-3 paper.
-TOKENS = 16384
+TOKENS = 16384  # per batch, as in the FlashAttention-3 paper
 HIDDEN_SIZE = 2048
-# These are the paper's head dims of 16-bit types.
-HEAD_DIMS = (64, 128)
+HEAD_DIMS = (64, 128)  # the paper's, of 16-bit types
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 # --quick takes each fifth problem. Of the paper's grid these are five lengths, both masks and both
 # head dims.
@@ -36,7 +34,8 @@ class Grid:
 def _by_length(
     head_dims: tuple[int, ...], seqlens: tuple[int, ...], ratio: int = 1
 ) -> tuple[Shape, ...]:
-    """Returns problems by length. `ratio` query heads share a key/value head."""
+    """Returns the problems of these head dims and lengths. `ratio` query heads share a key/value
+    head."""
     return tuple(
         square(
             TOKENS // seqlen, HIDDEN_SIZE // head_dim, seqlen, head_dim, causal,
@@ -94,8 +93,7 @@ def _vit() -> tuple[Shape, ...]:
 
 
 def _decode() -> tuple[Shape, ...]:
-    """Returns steps of decoding: the next tokens of Llama-3-8B after keys and values that are
-    there."""
+    """Returns decoding steps of Llama-3-8B: new tokens against a cache of keys and values."""
     # The columns are batch, new tokens and keys.
     calls = (
         (1, 1, 4096), (1, 1, 65536), (8, 1, 8192), (64, 1, 2048), (128, 1, 8192), (1, 16, 65536),
@@ -107,7 +105,8 @@ def _decode() -> tuple[Shape, ...]:
 
 
 def _varlen() -> tuple[Shape, ...]:
-    """Returns batches of 16k packed tokens, with lengths as documents or answers have them."""
+    """Returns batches of 16k tokens in packed sequences, with lengths as of documents or
+    answers."""
     mixed = [4096, 2048, 2048, 1024, 1024, 1024, 1024, *[512] * 4, *[256] * 6, *[128] * 4]
     # Sequences do not come longest first.
     random.Random(0).shuffle(mixed)

@@ -21,8 +21,8 @@ SHAPES = (
     square(8, 16, 512, 128, False, name="B8 H16 S512 D128"),
 )
 DIRECTIONS = ("forward", "forward+backward")
-# This is the number of calls in a batch. The launches of no contender fill the queue then, and the
-# host never waits for the device.
+# Calls per batch. They are so few that no contender's launches fill the queue, and the host never
+# waits for the device.
 CALLS = 50
 BATCHES, QUICK_BATCHES = 40, 10
 
@@ -48,7 +48,7 @@ def _batch_us(work: Callable[[], object]) -> float:
 
 
 def _graph_nodes(work: Callable[[], object]) -> int:
-    """Counts the nodes of a call that has run before."""
+    """Returns the number of graph nodes of a call that has run before."""
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     torch.cuda.synchronize()
     graph.capture_begin()
@@ -68,8 +68,8 @@ def _graph_nodes(work: Callable[[], object]) -> int:
 def _alternating(
     works: dict[str, tuple[Contender, Callable]], batches: int, name: str
 ) -> dict[str, float]:
-    """Returns the median microseconds of a call for each contender. Who begins moves on from batch
-    to batch; who fails is left out."""
+    """Returns each contender's median microseconds per call. Each batch begins with the next
+    contender; a contender that fails is left out."""
     times: dict[str, list[float]] = {}
     for batch in range(batches):
         order = list(works)
@@ -87,7 +87,8 @@ def _alternating(
 
 
 def _nodes(works: dict[str, tuple[Contender, Callable]], name: str) -> dict[str, int]:
-    """Counts the nodes of each contender. One that can't be captured is left out."""
+    """Returns each contender's number of graph nodes, without the contenders that cannot be
+    captured."""
     found = {}
     for who, (contender, work) in works.items():
         try:
@@ -101,7 +102,7 @@ def _nodes(works: dict[str, tuple[Contender, Callable]], name: str) -> dict[str,
 
 
 def measure(contenders: list[Contender], dtype: str, batches: int) -> list[dict]:
-    """Returns a row for each call, with median microseconds and graph nodes of each contender."""
+    """Returns a row for each call, with each contender's median microseconds and graph nodes."""
     rows = []
     progress = Progress(len(SHAPES) * len(DIRECTIONS), what="host times")
     for shape in SHAPES:

@@ -4,8 +4,7 @@ elsewhere."""
 import sys
 import time
 
-# Output that goes to a file gets a line this often.
-SECONDS_BETWEEN_LINES = 10
+SECONDS_BETWEEN_LINES = 10  # where output goes to a file
 BAR_WIDTH = 24
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes result files: JSON, of which every other output can be made again, and CSV.
+"""Reads and writes result files: JSON, from which every other output can be made again, and CSV.
 
 A result is a dict: header, what the numbers depend on; grid, its name; contenders, {name: label};
 throughput, rows of throughput.measure; and, where asked for, host, rows of host.measure.
@@ -20,10 +20,10 @@ COLUMNS = (
 
 
 def load(path: str, option: str) -> dict:
-    """Returns a result from a JSON file.
+    """Returns the result in a JSON file. `option` is the command's option that named it.
 
     Raises:
-        ValueError: there is none, or something else is in it; `option` named the file.
+        ValueError: the file cannot be read or holds no result.
     """
     try:
         with open(path) as file:
@@ -55,7 +55,7 @@ def save(result: dict, path: str) -> None:
 
 
 def lines(result: dict) -> Iterator[dict]:
-    """Returns a line for each row and contender."""
+    """Yields a CSV line for each row and contender."""
     for row in result["throughput"]:
         for contender, measured in row["results"].items():
             yield (

@@ -1,5 +1,5 @@
-"""Sets up the process of a measurement: PyTorch as it is without us, on one side stream, and what
-its numbers depend on."""
+"""Sets up a measuring process, in which PyTorch runs without our registration and on one side
+stream, and records what its numbers depend on."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fa4_ext.bench.timing import in_turns, prepare, stream, summary
 
 NO_DEVICE = "no CUDA device is available: measuring needs one"
 QUERY = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
-# The square matrices are this large: from there on cuBLAS gets no faster.
-CEILING_SIZE = 8192
+CEILING_SIZE = 8192  # of square matrices: from there on cuBLAS gets no faster
 
 
 @contextmanager
 def session() -> Iterator[None]:
-    """Runs all work on the side stream. Ours is registered only while it is measured."""
+    """Removes the import's registration, so that our kernels are registered only while they are
+    measured, and runs all work on the side stream."""
     if fa4_ext.default_handle is not None:
         fa4_ext.default_handle.remove()
     with torch.cuda.stream(stream()):
@@ -31,7 +31,7 @@ def session() -> Iterator[None]:
 
 
 def matmul_ceiling(rounds: int, dtype: str) -> float:
-    """Returns the TFLOP/s of a matrix product, which is what the device gives to a dense kernel in
+    """Measures the TFLOP/s of a matrix product, which is what the device gives to a dense kernel in
     this process."""
     a, b = (
         torch.randn(CEILING_SIZE, CEILING_SIZE, dtype=DTYPES[dtype], device="cuda")
@@ -44,8 +44,8 @@ def matmul_ceiling(rounds: int, dtype: str) -> float:
 
 
 def _device_state() -> dict[str, str]:
-    """Returns driver, clocks and power as nvidia-smi says them. The result is empty where
-    nvidia-smi does not know the device."""
+    """Returns the driver, clocks and power limit that nvidia-smi reports; empty if nvidia-smi fails
+    or does not know the device."""
     device = f"GPU-{torch.cuda.get_device_properties().uuid}"
     command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "-i", device]
     try:

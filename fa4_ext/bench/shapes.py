@@ -1,4 +1,4 @@
-"""Describes a problem that is measured."""
+"""Describes the problems that are measured, as `Shape`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DIRECTIONS = ("forward", "backward")
 
 @dataclass(frozen=True)
 class Shape:
-    """One call of attention. For packed sequences (varlen), `seqlen_q` and `seqlen_k` are the mean
+    """One call of attention. With packed sequences (varlen), `seqlen_q` and `seqlen_k` are the mean
     length."""
 
     batch: int
@@ -18,8 +18,7 @@ class Shape:
     seqlen_q: int
     seqlen_k: int
     head_dim: int
-    # A causal mask is bottom-right aligned.
-    causal: bool
+    causal: bool  # bottom-right aligned
     # With varlen these are the lengths of every sequence, the same for queries and keys.
     lengths: tuple[int, ...] = ()
     name: str = ""
@@ -42,12 +41,13 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        """Returns the bytes of q, k and v in a dtype of two bytes."""
+        """Returns the bytes of q, k and v in a 2-byte dtype."""
         return 2 * self.head_dim * (self.total_q * self.heads + 2 * self.total_k * self.heads_kv)
 
     def flops(self, direction: str) -> float:
-        """Returns 4 D for every query head and every pair of query and key that the mask leaves. A
-        causal mask leaves half of a square. The backward counts 2.5 times the forward."""
+        """Counts 4 * head_dim operations for every query head and every pair of query and key that
+        the mask leaves; a causal mask leaves half of a square. The backward counts 2.5 times the
+        forward."""
         sizes = [(length, length) for length in self.lengths] or [
             (self.seqlen_q, self.seqlen_k)
         ] * self.batch
@@ -65,8 +65,7 @@ def square(
     heads_kv: int = 0,
     name: str = "",
 ) -> Shape:
-    """Returns self-attention. With `heads_kv` 0, there are as many key/value heads as query
-    heads."""
+    """Returns a self-attention problem. `heads_kv` of 0 means as many as query heads (MHA)."""
     return Shape(batch, heads, heads_kv or heads, seqlen, seqlen, head_dim, causal, name=name)
 
 
@@ -80,7 +79,7 @@ def packed(
     mean: int = 0,
     name: str = "",
 ) -> Shape:
-    """Returns self-attention of sequences back to back. `mean` is the length around which the
-    lengths were drawn, by default their own mean."""
+    """Returns a self-attention problem of packed sequences. `mean` is the mean that the lengths
+    were drawn around; by default it is their own mean."""
     mean = mean or sum(lengths) // len(lengths)
     return Shape(len(lengths), heads, heads_kv, mean, mean, head_dim, causal, lengths, name)

@@ -55,8 +55,8 @@ def header(facts: dict) -> list[str]:
 
 
 def columns(title: str, names: list[str], rows: list[tuple[str, list[str]]]) -> list[str]:
-    """The title above the first column, the names above the others, which are as wide as their
-    widest cell."""
+    """Returns the lines of a table: the title heads the first column, the names head the others,
+    and each column is as wide as its widest cell."""
     first = max(map(len, [title, *(name for name, _ in rows)]))
     widths = [
         max([len(name), *(len(cells[i]) for _, cells in rows)]) for i, name in enumerate(names)
@@ -87,7 +87,8 @@ def throughput(result: dict) -> list[str]:
 
 
 def summary(result: dict) -> list[str]:
-    """Our speed over every other contender's; and who failed at what, a line for each reason."""
+    """Returns lines with our speed over every other contender's, and a line for each reason for
+    which a contender failed."""
     found = []
     for name in result["contenders"]:
         speeds = {

@@ -1,5 +1,5 @@
-"""Measures the device time of every contender over a list of problems. Each contender is checked
-against fp32 before it is timed."""
+"""Measures the device time of every contender on a list of problems. A contender's results are
+checked against fp32 before it is timed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fa4_ext.bench.progress import Progress
 from fa4_ext.bench.shapes import Shape
 from fa4_ext.bench.timing import Prepared, in_turns, prepare, sets_for, summary
 
-# One timed run takes this long, which is long beside the launch of a graph.
-TARGET_MS = 8.0
+TARGET_MS = 8.0  # of one timed run: long beside the launch of a graph
 
 
 def attention_of(contender: Contender, shape: Shape) -> Callable[..., torch.Tensor]:
-    """Returns a function of q, k and v that has what else the problem needs."""
+    """Returns the contender's attention as a function of q, k and v, with the problem's other
+    arguments bound."""
     if not shape.lengths:
         return lambda q, k, v: contender.dense(q, k, v, shape.causal)
     cu_seqlens, varlen = make_cu_seqlens(shape), contender.varlen
@@ -33,8 +33,8 @@ def attention_of(contender: Contender, shape: Shape) -> Callable[..., torch.Tens
 def _calls(
     contender: Contender, shape: Shape, direction: str, sets: list
 ) -> Callable[[int], tuple[torch.Tensor, ...]]:
-    """Returns the work on the i-th set of inputs. The backward alone is timed, on the graph that
-    one forward has left."""
+    """Returns a function that runs the direction on the i-th set of inputs. The backward is timed
+    without its forward: one forward for each set leaves the autograd graph, which is kept."""
     attention = attention_of(contender, shape)
     if direction == "forward":
 
@@ -59,7 +59,8 @@ def _calls(
 def _prepare(
     contender: Contender, shape: Shape, direction: str, dtype: str, sets: list, truths
 ) -> tuple[Prepared, float]:
-    """Prepares a call to be timed and checks that it is right. Returns the error too."""
+    """Prepares the work for timing and checks its outputs. Returns the prepared work and the
+    relative error."""
     prepared = prepare(
         _calls(contender, shape, direction, sets), len(sets), contender.enabled, TARGET_MS
     )
@@ -117,8 +118,8 @@ def measure(
     dtype: str,
     rounds: int,
 ) -> list[dict]:
-    """Returns a row for each shape and direction: the shape, and of each contender median ms,
-    spread, TFLOP/s and error, or why not."""
+    """Returns a row for each shape and direction, with the shape and, for each contender, median
+    milliseconds, spread, TFLOP/s and relative error, or why it was not timed."""
     rows = []
     progress = Progress(len(shapes) * len(directions), what="problems")
     for shape in shapes:
@@ -132,8 +133,8 @@ def measure(
 
 
 def speed_of_ours(measured: dict[str, list[float]]) -> dict[str, float]:
-    """Returns our speed over each other contender's: the median over the rounds, in each of which
-    both met the same clocks."""
+    """Returns our speed over each other contender's: the median of the rounds' ratios, because
+    within a round both meet the same clocks."""
     ours = measured.get("ours", [])
     others = {name: times for name, times in measured.items() if name != "ours" and ours}
     return {

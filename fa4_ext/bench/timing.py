@@ -1,4 +1,4 @@
-"""Measures device time by CUDA events around replays of a CUDA graph. The contenders take turns.
+"""Measures device time with CUDA events around replays of a CUDA graph. The contenders take turns.
 Everything here runs on one side stream."""
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ PAUSE_S = 0.02
 
 @functools.cache
 def stream() -> torch.cuda.Stream:
-    """Returns the side stream of all work: graphs can't be captured on the default one, and a
-    backward runs where its forward ran."""
+    """Returns the side stream on which all work runs. Graphs cannot be captured on the default
+    stream, and a backward runs on its forward's stream."""
     return torch.cuda.Stream()
 
 
 @functools.cache
 def _pool():
-    """Returns the memory that all graphs share. A first graph keeps it alive between problems."""
+    """Returns the memory pool that all graphs share, and a first graph that keeps the pool alive
+    between problems."""
     pool = torch.cuda.graph_pool_handle()
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
@@ -51,20 +52,17 @@ class Prepared:
     run: Callable[[], Any]
     calls: int
     captured: bool
-    # These are the last call's, valid after a run.
-    outputs: Any
-    # The call owns tensors that a graph reads.
-    call: Callable[[int], Any]
-    # Where nothing is captured, the device sleeps so long while the host enqueues.
-    sleep_cycles: int = 0
+    outputs: Any  # of the last call, valid after a run
+    call: Callable[[int], Any]  # owns tensors that a graph reads
+    sleep_cycles: int = 0  # of the device while the host enqueues, if not captured
 
     def ms(self) -> float:
-        """Returns the milliseconds of a call in one run."""
+        """Runs the work once and returns its milliseconds per call."""
         return _event_ms(self.run, self.sleep_cycles) / self.calls
 
 
 def sets_for(set_bytes: int) -> int:
-    """Returns how many sets of inputs to rotate among, so that none is found in L2."""
+    """Returns the number of sets of inputs to rotate among, so that none is found in L2."""
     return max(1, min(32, math.ceil(L2_BYTES / max(1, set_bytes))))
 
 
@@ -74,8 +72,9 @@ def prepare(
     enabled: Callable[[], AbstractContextManager],
     target_ms: float,
 ) -> Prepared:
-    """Prepares `call(i)`, which runs the problem on the i-th set of inputs. It is captured where
-    possible; otherwise it is a loop behind a sleeping kernel."""
+    """Prepares `call(i)`, which runs the problem on the i-th set of inputs. Captures the calls in a
+    CUDA graph if possible; otherwise they are a loop that the host enqueues while a sleeping kernel
+    holds the device."""
     with enabled():
         for i in range(2):
             call(i % sets)
@@ -140,8 +139,8 @@ def _event_ms(work: Callable[[], Any], sleep_cycles: int = 0) -> float:
 def in_turns(
     prepared: dict[str, Prepared], rounds: int, pause_s: float = PAUSE_S
 ) -> dict[str, list[float]]:
-    """Returns the milliseconds of a call for every contender in every round. The order is drawn
-    anew for each round: who comes after a hungry one meets lower clocks."""
+    """Returns milliseconds per call of every contender in every round. Each round has a new random
+    order, because a contender that follows a power-hungry one meets lower clocks."""
     order = random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in prepared}
     for _ in range(rounds):
@@ -152,7 +151,7 @@ def in_turns(
 
 
 def summary(times: list[float]) -> dict[str, float]:
-    """Returns the median milliseconds, and the distance from the fastest to the slowest round as a
-    fraction of it."""
+    """Returns the median in milliseconds, and the spread: slowest minus fastest round, as a
+    fraction of the median."""
     median = statistics.median(times)
     return {"ms": median, "spread": (max(times) - min(times)) / median}

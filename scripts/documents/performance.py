@@ -27,8 +27,7 @@ DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs"
 PRINTED = re.compile(
     r"(^```\n\$ python -m fa4_ext bench --from (\S+)\n).*?(^```$)", re.DOTALL | re.MULTILINE
 )
-# The excerpts of what `bench --from` prints have so many lines: the header and two rows.
-LINES_SHOWN = 12
+LINES_SHOWN = 12  # of what `bench --from` prints: the header and two rows
 MARKED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 NAMES = {
@@ -68,7 +67,8 @@ def number(value: float) -> str:
 
 
 def speeds(found: list[dict], names: tuple[str, ...]) -> dict[str, tuple[float, str]]:
-    """Returns our speed beside the fastest of these contenders, and who that is, by problem."""
+    """Returns, for each problem, our speed over the fastest of these contenders, and that
+    contender's name."""
     return {
         problem(row): min(
             (row["speed_of_ours"][name], name) for name in names if name in row["speed_of_ours"]
@@ -79,8 +79,8 @@ def speeds(found: list[dict], names: tuple[str, ...]) -> dict[str, tuple[float, 
 
 
 def mean_and_worst(found: list[dict], names: tuple[str, ...]) -> tuple[str, str]:
-    """Returns the mean and the worst, with its problem and, where several contenders are compared,
-    with the name of the fastest."""
+    """Returns the geometric mean, and the worst ratio with its problem; with several contenders
+    also the name of the fastest in that problem."""
     by_problem = speeds(found, names)
     if not by_problem:
         return "", ""
@@ -97,7 +97,7 @@ def peers(name: str) -> tuple[str, ...]:
 
 
 def against() -> str:
-    """Compares us with each contender of the grid `paper`."""
+    """Makes the table of our speed over each contender of the grid `paper`."""
     forward, backward = rows("paper", "forward"), rows("paper", "backward")
     each = [
         (NAMES[who], *mean_and_worst(forward, (who,)), *mean_and_worst(backward, (who,)))
@@ -114,7 +114,7 @@ def against() -> str:
 
 
 def fastest() -> str:
-    """Compares us, on every grid, with the fastest contender in each row."""
+    """Makes the table of our speed on every grid over the fastest contender in each row."""
     found = []
     for direction in ("forward", "backward"):
         for name, title in GRIDS.items():
@@ -125,8 +125,8 @@ def fastest() -> str:
 
 
 def ceiling() -> str:
-    """Compares us with the matrix product of the same process, at the longest length without a
-    mask."""
+    """Makes the table of our speed relative to the matrix product of the same process, at the
+    longest length without a mask."""
     found = {"forward": {}, "backward": {}}
     for name in ("paper", "dims"):
         for direction, of_head_dim in found.items():
@@ -169,7 +169,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def shortened(path: str) -> str:
-    """Returns what `bench --from` prints, with `...` for most rows."""
+    """Returns what `bench --from` prints, with `...` in place of most rows."""
     printed = results.load(str(ROOT / path), "--from")
     lines = table.text(printed).splitlines()
     summary = table.summary(printed)

@@ -1,7 +1,7 @@
 """A fixed list of 200 calls of PyTorch's flash attention ops, as models that people run make them.
 
-docs/support.md counts how many of them our kernels run. The list is what people run, not what we
-cover: a call leaves it when nobody runs it any more.
+README says how many of them our kernels run. The list is of what people run, not of what we cover:
+a call is removed only when nobody runs it any more.
 
 The mix: Llama 36, Qwen 30, Gemma 24, Diffusion 22, Mistral 18, BERT 16, ViT 16, GPT-OSS 14,
 DeepSeek 12, Whisper 12. By use: training forward 54, training backward 54, inference 62 (a prompt
@@ -14,17 +14,17 @@ sequences back to back; windows are mostly packed, because torch.nn.attention.va
 and F.scaled_dot_product_attention does not.
 
 Not here, because these ops never see it: attention with a mask tensor, with softcap (Gemma 2), with
-head dims above 256 (DeepSeek's decoding with absorbed weights), in fp32. GPT-OSS's sinks are
-applied to the output afterwards, with the logsumexp. DeepSeek's head dims of 192 and 128 are here,
-although F.scaled_dot_product_attention itself gives flash attention equal ones only.
+head dims above 256 (DeepSeek's decoding with absorbed weights), in fp32. GPT-OSS is here without
+its sinks, which are applied to the output afterwards, with the logsumexp. DeepSeek's head dims of
+192 and 128 are here, although F.scaled_dot_product_attention itself gives flash attention equal
+ones only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-# A page holds so many keys; PyTorch's own kernel takes only multiples of it.
-PAGE_SIZE = 256
+PAGE_SIZE = 256  # keys; PyTorch's own kernel takes only multiples of it
 TRAINING = ("training forward", "training backward")
 INFERENCE = ("inference",)
 DECODE = ("decode",)
@@ -38,8 +38,7 @@ class Model:
     heads_kv: int
     head_dim: int
     source: str
-    # 0 stands for head_dim.
-    head_dim_v: int = 0
+    head_dim_v: int = 0  # 0: head_dim
     causal: bool = False
     # Layers with a window have these bounds, left and right.
     window: tuple[int, int] = (-1, -1)
@@ -207,8 +206,7 @@ class Call:
     use: str
     layout: str
     batch: int
-    # With packed sequences this is the longest length.
-    seqlen_q: int
+    seqlen_q: int  # packed: of the longest sequence
     seqlen_k: int
     total_q: int
     total_k: int
@@ -248,7 +246,8 @@ class Call:
         return f"packed {total}, longest {longest}"
 
     def problem(self, capability: int) -> dict:
-        """Returns the call as plan_problems.core_problem takes it. Dropout has no place there."""
+        """Returns the dict that scripts.core_problem.core_problem takes. Dropout is not part of
+        it."""
         return {
             "op": "backward" if self.use == "training backward" else "forward",
             "capability": capability,
@@ -325,8 +324,8 @@ def packed(
     total_k: int = 0,
     **options,
 ) -> list[Call]:
-    """Returns packed calls. By default all sequences have one length; `longest` says otherwise.
-    `total_k` counts the keys of sequences that have one query each."""
+    """Returns packed calls. `longest` is total / batch by default: all sequences have the same
+    length. `total_k` is the number of keys, for sequences that have one query each."""
     longest = longest or total // batch
     return _calls(
         model,

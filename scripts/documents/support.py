@@ -1,5 +1,5 @@
 """Writes docs/support.md: the tile of every combination, and what no kernel takes. Prints which of
-the calls in realistic_calls.py PyTorch's own kernels run.
+the calls in realistic_calls.py PyTorch's own kernels run, unless with --check.
 
 PYTHONPATH=build/tests python -m scripts.documents.support
 PYTHONPATH=build/tests python -m scripts.documents.support --check

@@ -24,7 +24,7 @@ LIMITS = (
         {"op": "backward", "batch": 1, "seqlen_q": 2**24, "total_q": 2**24},
     ),
 )
-# These are arguments of aten::_flash_attention_forward.
+# Arguments of aten::_flash_attention_forward.
 ARGUMENTS = {
     "dropout": {"dropout_p": 0.1},
     "ALiBi": {"alibi_slopes": meta(8, dtype=torch.float32)},

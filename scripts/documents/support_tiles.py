@@ -22,7 +22,7 @@ AXES = {
     # Only the backward has this.
     "deterministic": ("no", "yes"),
 }
-# These are the head dim of query and key, and that of value.
+# Pairs of query and key's head dim and value's.
 HEAD_DIMS = [(head_dim, head_dim) for head_dim in range(8, 257, 8)]
 OTHER_HEAD_DIMS = {"128/64": (128, 64), "64/128": (64, 128), "192/128": (192, 128)}
 
@@ -58,7 +58,8 @@ def problem_of(
 
 
 def boxes(outcomes: dict[tuple, tuple[str, ...]], axes: dict[str, tuple]) -> list[Box]:
-    """Gathers the combinations into as few boxes as splitting one axis after another gives."""
+    """Groups the combinations into boxes with equal outcomes, splitting along one axis after
+    another where outcomes differ."""
     if len(set(outcomes.values())) == 1:
         return [(axes, next(iter(outcomes.values())))]
     for position, (axis, values) in enumerate(axes.items()):
@@ -114,8 +115,8 @@ def head_dim_rows(capability: int, op: str) -> list[tuple[str, list[Box]]]:
 
 
 def words(axis: str, values: tuple) -> str:
-    """Describes neighbouring numbers of queries as a range. The largest one stands for all that
-    follow."""
+    """Returns an axis's values as text. Neighbouring numbers of queries become a range; the largest
+    number stands for all above it."""
     if axis != "queries":
         return ", ".join(values)
     first, last = values[0], values[-1]

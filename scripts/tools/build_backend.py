@@ -1,6 +1,6 @@
-"""This is setuptools' PEP 517 backend with our requirements: a wheel is built with what
-requirements/torch.in and build.in list. The hashes of build.txt have no place in what a backend can
-ask for."""
+"""Wraps setuptools' PEP 517 backend, so that a wheel is built with the packages of
+requirements/torch.in and build.in. A backend can only ask for requirements, so the hashes of
+build.txt are not checked."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""Checks that the layers stay apart. Each one is unaware of those before it: fa4_ext/ -> csrc/aten/
--> csrc/core/launch/ -> csrc/core/plan/ -> kernels/.
+"""Checks that the layers stay apart. None knows those to its left: fa4_ext/ -> csrc/aten/ ->
+csrc/core/launch/ -> csrc/core/plan/ -> kernels/.
 
 python scripts/tools/check_layers.py [root]
 """
@@ -12,8 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Rule:
-    # It is a glob below the root.
-    files: str
+    files: str  # glob below the root
     pattern: str
     reason: str
 

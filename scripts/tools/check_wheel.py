@@ -1,5 +1,5 @@
-"""Fails where a wheel is not what is published: its tag, content, requirement, size, and what its
-library needs, exports and is protected by.
+"""Checks that a wheel can be published: its tag, files, requirements and size, and its library's
+dependencies, exports and hardening. Fails otherwise.
 
 python scripts/tools/check_wheel.py dist/fa4_ext-0.1.0-py3-none-manylinux_2_28_x86_64.whl
 
@@ -114,10 +114,8 @@ def torch_problems(audit: dict) -> list[str]:
 class Elf(NamedTuple):
     """Holds what a library's file says to the system's loader."""
 
-    # Each has a type and flags.
-    segments: list[tuple[str, int]]
-    # These are of the dynamic section.
-    tags: dict[str, int]
+    segments: list[tuple[str, int]]  # type, flags
+    tags: dict[str, int]  # of the dynamic section
     imports: set[str]
     exports: list[str]
 
@@ -157,8 +155,7 @@ def library_problems(library: Path) -> list[str]:
 
 
 def hardening_problems(library: Path) -> list[str]:
-    """Returns which protection against faults in memory the library lacks (CMakeLists.txt switches
-    it on)."""
+    """Returns the hardening that the library lacks; CMakeLists.txt switches it on."""
     found = []
     segments, tags, imports, _ = Elf.read(library)
     if "PT_GNU_RELRO" not in (kind for kind, _ in segments):

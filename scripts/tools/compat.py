@@ -32,10 +32,8 @@ from kernels.progress import Progress
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "installed"
 TESTED = ROOT / "requirements" / "compat.in"
-# A CUDA torch takes this much, once as pip's downloads and once installed.
-BYTES_EACH = 9 << 30
-# One step may take this long.
-SECONDS_EACH = 1800
+BYTES_EACH = 9 << 30  # a CUDA torch, once as pip's downloads and once installed
+SECONDS_EACH = 1800  # of one step
 BEGIN, END = "<!-- python -m scripts.tools.compat writes from here", "<!-- to here -->"
 WHAT_IS_INSTALLED = """
 import json, platform, torch, fa4_ext
@@ -73,8 +71,8 @@ def last_lines(text: str) -> str:
 
 
 def run(*command: str | Path, cwd: Path, allowed: tuple[int, ...] = (0,)) -> str:
-    """Returns a command's output. The checkout is not on the command's path, so that what is
-    installed must do."""
+    """Runs a command and returns its output. The checkout is not on Python's path, so that the
+    installed package is tested."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -98,7 +96,7 @@ def run(*command: str | Path, cwd: Path, allowed: tuple[int, ...] = (0,)) -> str
 
 
 def requirement(name: str) -> str:
-    """Returns the requirement as requirements/test.txt pins it."""
+    """Returns the requirement with the version that requirements/test.txt pins."""
     (line,) = re.findall(
         rf"^{name}==\S+", (ROOT / "requirements" / "test.txt").read_text(), re.MULTILINE
     )
@@ -106,8 +104,8 @@ def requirement(name: str) -> str:
 
 
 def install(folder: Path, torch: str, python: str, wheel: Path) -> dict:
-    """Installs the wheel and torch into a new environment, folder/venv, and returns what it then
-    holds."""
+    """Creates the environment folder/venv, installs torch and the wheel, and returns what is
+    installed (WHAT_IS_INSTALLED)."""
     run(python, "-m", "venv", "venv", cwd=folder)
     pip = (
         folder / "venv/bin/python",
@@ -221,7 +219,7 @@ def table(results: list[Result], wheel: Path) -> str:
 
 
 def replace(text: str, new: str) -> str:
-    """Returns the text with what lies between its two marked lines replaced."""
+    """Returns the text with everything between its two marked lines replaced."""
     before, begin, rest = text.partition(BEGIN)
     first_line, _, rest = rest.partition("\n")
     _, end, after = rest.partition(END)
@@ -241,7 +239,7 @@ def tested() -> dict[str, list[str]]:
 
 
 def combinations(torches: list[str] | None, pythons: list[str] | None) -> list[tuple[str, str]]:
-    """Returns pairs of a version of torch and the command of an interpreter."""
+    """Returns the pairs of torch version and Python interpreter to test."""
     listed = tested()
     named = {"oldest": next(iter(listed)), "newest": next(reversed(listed))}
     if torches or pythons:

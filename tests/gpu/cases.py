@@ -10,9 +10,8 @@ import torch
 
 DEVICE = "cuda"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# These are the buckets of the kernel matrix.
 BLACKWELL = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 10
-HEAD_DIMS = (64, 128, 256) if BLACKWELL else (64, 96, 128, 192, 256)
+HEAD_DIMS = (64, 128, 256) if BLACKWELL else (64, 96, 128, 192, 256)  # the matrix's buckets
 # Pairs of query's and value's head dim: the bucket for unequal ones, below it, and in the buckets
 # of equal ones.
 UNEQUAL_HEAD_DIMS = (
@@ -40,15 +39,11 @@ class Problem:
     seqlens_q: tuple[int, ...] = (239, 239)
     seqlens_k: tuple[int, ...] = (239, 239)
     varlen: bool = False
-    # A causal mask is bottom-right aligned.
-    is_causal: bool = False
-    # A window has this many keys to the left and right of the diagonal; -1 stands for all.
-    window: tuple[int, int] = (-1, -1)
+    is_causal: bool = False  # bottom-right aligned
+    window: tuple[int, int] = (-1, -1)  # keys to the left and right of the diagonal; -1: all
     scale: float | None = None
-    # None stands for head_dim.
-    head_dim_v: int | None = None
-    # With varlen, max_q and max_k exceed the longest sequence by so much.
-    slack: tuple[int, int] = (0, 0)
+    head_dim_v: int | None = None  # None: head_dim
+    slack: tuple[int, int] = (0, 0)  # varlen: what max_q and max_k have above the longest sequence
 
     @property
     def max_q(self) -> int:
@@ -106,8 +101,7 @@ class Inputs:
     k: torch.Tensor
     v: torch.Tensor
     do: torch.Tensor
-    # It is int32 [batch + 1].
-    cu_seqlens_q: torch.Tensor | None = None
+    cu_seqlens_q: torch.Tensor | None = None  # int32 [batch + 1]
     cu_seqlens_k: torch.Tensor | None = None
 
 

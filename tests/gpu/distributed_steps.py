@@ -32,8 +32,7 @@ from training import (
     snapshot,
 )
 
-# The sequence is this dimension of [batch, heads, seqlen, head_dim].
-SEQ_DIM = 2
+SEQ_DIM = 2  # of [batch, heads, seqlen, head_dim]
 
 
 def mesh() -> DeviceMesh:

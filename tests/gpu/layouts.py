@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-# These are the dimensions of [batch, seqlen, heads, head_dim].
+# The dimensions of [batch, seqlen, heads, head_dim].
 BATCH, SEQLEN, HEADS, DIM = range(4)
 
 

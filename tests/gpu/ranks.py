@@ -14,7 +14,7 @@ import torch.multiprocessing
 
 import fa4_ext
 
-# The limit is in seconds. Starting CUDA and NCCL takes some 15 of them, the work a few.
+# In seconds. Starting CUDA and NCCL takes some 15 of them, the work a few.
 COLLECTIVE_LIMIT = 60
 PROCESS_LIMIT = 150
 

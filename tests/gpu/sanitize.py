@@ -43,8 +43,7 @@ FORWARD_ALONE = [
     # This one is decoded without splits.
     dense(3, 200, batch=70, heads=4, heads_kv=2, head_dim=64, window=(30, 10)),
 ]
-# These are random calls that our kernels run, small enough for a tool that slows them down a
-# hundred times.
+# Random calls that our kernels run, small enough for a tool that slows them down a hundred times.
 FUZZ_SEED, FUZZ_COUNT, FUZZ_ROWS = 1, 40, 400
 
 

@@ -30,8 +30,7 @@ pytestmark = [
     pytest.mark.skipif(BLACKWELL, reason="the decode kernel is for Hopper"),
 ]
 
-# A tile has so many rows: queries times the heads that share a key/value head.
-ROWS = 64
+ROWS = 64  # of a tile: queries times the heads that share a key/value head
 
 
 @pytest.fixture(autouse=True)

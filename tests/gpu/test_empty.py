@@ -20,7 +20,7 @@ DENSE = {
     "no_batch": (0, 65, 65, 4, 2),
     "no_heads": (2, 65, 65, 0, 0),
 }
-# These are lengths of queries and of keys.
+# Lengths of queries and of keys.
 PACKED = {
     "no_queries": ((0, 0), (65, 7)),
     "no_keys": ((65, 7), (0, 0)),

@@ -165,8 +165,8 @@ def test_causal_narrows_the_window(window):
 
 
 def test_a_bound_of_the_whole_length_is_none():
-    """By stock's rule, which matters with more queries than keys, a right bound of at least
-    seqlen_k masks nothing."""
+    """In stock's kernel a right bound of at least seqlen_k masks nothing, which matters with more
+    queries than keys."""
     problem = dense(799, 130, heads=2, heads_kv=2)
     inputs = make_inputs(problem)
     assert torch.equal(

@@ -16,8 +16,8 @@ from reference import Result
 
 import fa4_ext
 
-# These are no multiples of a tile, so that last tiles go on into what is beside them. One sequence
-# has no queries, one no keys.
+# Lengths that are no multiples of a tile, so that last tiles go on into what is beside them. One
+# sequence has no queries, one no keys.
 SEQLENS_Q, SEQLENS_K = (129, 0, 65, 300, 7), (129, 64, 0, 200, 77)
 MATRIX = list(product(DTYPES, HEAD_DIMS, MASKS, HEADS))
 NAMES = ["-".join(map(str, row)) for row in MATRIX]

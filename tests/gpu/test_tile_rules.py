@@ -17,7 +17,7 @@ from fa4_ext import _library
 pytestmark = pytest.mark.usefixtures("strict")
 
 TUNED = [row for row in _library.manifest() if row["tuned"]]
-# These are lengths of queries and of keys. A dense problem takes the first ones.
+# Lengths of queries and of keys. A dense problem takes the first ones.
 CASES = {
     "self_attention": ((577, 197, 1, 64, 129), (577, 197, 1, 64, 129)),
     "vit": ((197,) * 5, (197,) * 5),

@@ -17,8 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 # With the loss below, updates are about as large as the parameters, so that a wrong one shows.
 LEARNING_RATE = 1.0
 COMPUTE_DTYPE = torch.bfloat16
-# This is two roundings, relative.
-ROUNDING = torch.finfo(COMPUTE_DTYPE).eps
+ROUNDING = torch.finfo(COMPUTE_DTYPE).eps  # two roundings, relative
 
 
 class Block(nn.Module):
@@ -91,8 +90,8 @@ def reference(block: Block, x: torch.Tensor, *, in_bf16: bool | None, pieces: in
     """Takes the step with PyTorch's plain math on this device, from `block`'s parameters, which
     stay as they are.
 
-    in_bf16: None, fp32; False, fp32 parameters under autocast; True, all of it. pieces: the batch
-    is cut into so many, whose gradients are averaged.
+    in_bf16: None, fp32; False, fp32 parameters under autocast; True, all of it. pieces: into
+    how many parts the batch is cut; their gradients are averaged.
     """
     total = {name: torch.zeros_like(p) for name, p in block.named_parameters()}
     model = copy.deepcopy(block)

@@ -6,8 +6,7 @@ from fa4_ext.bench.grids import GRIDS
 from fa4_ext.bench.throughput import speed_of_ours
 
 LABELS = {"ours": "fa4_ext", "stock": "PyTorch flash (FA2)", "cudnn": "cuDNN 9.19"}
-# A call takes this many times as long as ours.
-SLOWER = {"ours": 1.0, "stock": 2.0, "cudnn": 1.25}
+SLOWER = {"ours": 1.0, "stock": 2.0, "cudnn": 1.25}  # times as long as ours
 FAILED = {"error": "RuntimeError('wrong: relative error 1.00e+00')"}
 HEADER = {
     "device": "NVIDIA H200", "driver_version": "580.159.04", "clocks.sm": "1905 MHz",

@@ -77,8 +77,7 @@ def test_inplace_op_is_there_from_torch_2_12_on():
 
 def qkv(device: str, **change) -> dict:
     make = {"size": (2, 16, 8, 64), "dtype": torch.bfloat16, "device": device}
-    # It is a CUDA tensor without a GPU.
-    with FakeTensorMode():
+    with FakeTensorMode():  # a CUDA tensor without a GPU
         return {
             name: torch.empty(**(make | change.get(name, {}))) for name in ("query", "key", "value")
         }

@@ -30,7 +30,7 @@ INPLACE_CPP = (
     "_ZN2at4cuda43_flash_attention_forward_no_dropout_inplaceERNS_6TensorERKS1_S4_S4_RKSt8optionalIS1_ES8_lldbbS5_IdES5_IlESA_S8_S8_"
     "S8_SA_"
 )
-# These are looked up at run time, because older versions lack them.
+# Looked up at run time, because older versions lack them.
 SINCE = {
     "aoti_torch_cuda__flash_attention_forward_v2": (2, 12),
     "aoti_torch_cuda__flash_attention_forward_no_dropout_inplace_v2": (2, 12),
@@ -38,8 +38,7 @@ SINCE = {
     FORWARD_V2_CPP: (2, 12),
     INPLACE_CPP: (2, 12),
 }
-# This is the last version that has the function.
-UNTIL = {FORWARD_CPP: (2, 11)}
+UNTIL = {FORWARD_CPP: (2, 11)}  # the last version that has the function
 OUT_OF_MEMORY = (
     "_ZN3c105ErrorC1ENS_14SourceLocationENSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE",
     "_ZTVN3c1016OutOfMemoryErrorE", "_ZTIN3c1016OutOfMemoryErrorE",
@@ -150,8 +149,8 @@ def test_no_cuda_runtime_is_named():
     assert b"libcudart" not in LIBRARY.read_bytes()
 
 
-# These are the rows and head dims of each tensor. With other ranks, some ops look for a dimension
-# that is not there.
+# The rows and head dims of each tensor. With other ranks, some ops look for a dimension that is not
+# there.
 SHAPES = {"right": (1, 16, 8, 64), "two_dims": (16, 64), "one_dim": (64,)}
 
 

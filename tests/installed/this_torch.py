@@ -5,5 +5,4 @@ from __future__ import annotations
 import torch
 
 VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
-# This is a CUDA build, whether or not there is a GPU.
-HAS_CUDA = torch.version.cuda is not None
+HAS_CUDA = torch.version.cuda is not None  # a CUDA build, whether or not there is a GPU

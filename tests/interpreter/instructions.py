@@ -200,7 +200,7 @@ class Instructions:
         if modifiers[-1] == "f32x2":
             return self._pairs("fma", modifiers, operands)
         a, b, c = (f"floats({self.value(x, 'f32')}).astype(np.float64)" for x in operands[1:])
-        # This is the factors' type.
+        # The last modifier is the factors' type.
         if modifiers[-1] != "f32":
             a, b = (
                 f"widened({self.value(x, modifiers[-1])}, {modifiers[-1]!r}).astype(np.float64)"
@@ -432,7 +432,7 @@ class Instructions:
             return [f"w.commit_{'stores' if 'bulk' in modifiers else 'loads'}()"]
         if "wait_group" in modifiers:
             return [f"w.await_{'stores' if 'bulk' in modifiers else 'loads'}({operands[0]})"]
-        # This is cp.reduce.async.bulk.
+        # The instruction is cp.reduce.async.bulk.
         if "reduce" in modifiers:
             size = self.value(operands[2], "u32")
             return [

@@ -18,8 +18,7 @@ ON_LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_uint,
 )  # fmt: skip
 ON_ALLOCATION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-# This is a NaN in every float dtype.
-POISON = 0xFF
+POISON = 0xFF  # a NaN in every float dtype
 
 
 class Device:

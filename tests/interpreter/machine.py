@@ -245,8 +245,8 @@ class Warp:
         return before
 
     def store_matrices(self, addresses, values: list[np.ndarray], transposed: bool) -> None:
-        """Of 8 x 8: lane 8 i + r has the address of row r of matrix i, and every lane two elements
-        of each."""
+        """Stores 8 x 8 matrices: lane 8 i + r has the address of row r of matrix i, and every lane
+        has two elements of each matrix."""
         for i, value in enumerate(values):
             halves = np.ascontiguousarray(value).view(U16).reshape(LANES, 2)
             for j in range(2):
@@ -361,7 +361,8 @@ class Warp:
         )
 
     def store_box(self, source, tensor_map, coordinates, mask) -> None:
-        """By whole warps, too: what SASS has for it is executed once a warp."""
+        """Stores a box of a tensor map. A whole warp may do so, because the SASS for it is executed
+        once per warp."""
         lane = 0 if mask is None else self._one(mask, "a TMA store")
         tensor = self.block.tensor_map(int(tensor_map[lane]))
         inside, addresses = tensor.elements([int(integers(c, "s32")[lane]) for c in coordinates])
@@ -558,7 +559,7 @@ class Warp:
             )
 
         def multiply():
-            # Of a pair, each thread block has its rows of A, and of D, and half of B's columns.
+            # Each thread block of a pair has its rows of A and of D, and half of B's columns.
             blocks = [self.peer(rank) for rank in ranks]
             share = columns // len(blocks)
             n = np.concatenate(

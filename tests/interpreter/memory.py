@@ -85,7 +85,7 @@ class TensorMap:
         return inside.reshape(-1), address.reshape(-1)
 
 
-# A swizzle goes over so many bytes, by the highest three bits of a matrix descriptor.
+# The bytes that a swizzle goes over, by the highest three bits of a matrix descriptor.
 SPANS = {2: 128, 4: 64, 6: 32}
 
 
@@ -144,8 +144,7 @@ class TensorMemory:
 
     def __init__(self):
         self.cells = np.full((128, 512), 0xFFFFFFFF, U32)
-        # So many columns are taken.
-        self.taken = 0
+        self.taken = 0  # columns
 
     def part(self, address: int, lanes: int, columns: int) -> np.ndarray:
         lane, column = address >> 16, address & 0xFFFF

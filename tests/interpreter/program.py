@@ -10,8 +10,7 @@ from interpreter.instructions import Instructions
 
 SIZES = {"b8": 1, "b32": 4, "u32": 4, "s32": 4, "f32": 4, "b64": 8, "u64": 8}
 PARAMETER_ALIGN = 128
-# This is a NaN, in 32-bit registers that nobody wrote.
-POISON = 0x7FC12345
+POISON = 0x7FC12345  # a NaN, in 32-bit registers that nobody wrote
 # After these another warp may go on, and at these a warp may come back.
 JUMPS = ("bra", "ret", "exit", "mbarrier.try_wait", "mbarrier.test_wait")
 STOPS = ("bar.sync", "barrier.sync", "barrier.cluster.wait", "tcgen05.alloc", "tcgen05.dealloc")
@@ -54,7 +53,7 @@ class Program:
             "U64": lanes.full(0, lanes.U64),
         }
         values["U32"] = lanes.full(POISON, lanes.U32)
-        # These are registers, which are replaced and never changed in place.
+        # Registers are replaced and never changed in place.
         self.unwritten = [values[name] for name in known.dtypes]
 
     @staticmethod

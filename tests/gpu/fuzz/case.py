@@ -29,14 +29,12 @@ class Case:
     # The op is one of OPS.
     op: str
     problem: Problem
-    # The tensors' values are drawn from it.
-    seed: int = 0
-    # These are the layouts of query, key, value and the gradient of out; see tensors.py.
+    seed: int = 0  # of the tensors' values
+    # The layouts of query, key, value and the gradient of out; see tensors.py.
     layouts: tuple[str, str, str, str] = ("contiguous",) * 4
-    # With varlen, every tensor has so many rows before the first sequence and after the last.
+    # With varlen, the rows of every tensor before the first sequence and after the last.
     unused_rows: tuple[int, int] = (0, 0)
-    # A window bound of -1 is passed as this.
-    unbounded: int | None = None
+    unbounded: int | None = None  # what a window bound of -1 is passed as
     dropout_p: float = 0.0
     return_debug_mask: bool = False
     # With varlen, these are the keys in use of each sequence. With dense tensors, PyTorch's kernel

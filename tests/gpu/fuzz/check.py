@@ -21,8 +21,8 @@ from fuzz.tensors import (
 
 # Without dropout these are uninitialised. PyTorch's kernel writes only a part of the mask.
 UNINITIALISED = ("rng_state", "unused", "debug_mask")
-# This is what atomic additions in another order may change of PyTorch's gradients, against the
-# largest of them.
+# What atomic additions in another order may change of PyTorch's gradients, relative to the largest
+# of them.
 ORDER_TOLERANCE = 2**-6
 
 

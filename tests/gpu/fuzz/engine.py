@@ -11,8 +11,7 @@ from fuzz.case import Case
 from fuzz.faults import FAULTS, Arguments
 from fuzz.ops import TorchOps, heads_first
 
-# An H200 has so many SMs; plans without a device are for it.
-SM_COUNT = 132
+SM_COUNT = 132  # of an H200, to plan for without a device
 
 
 class Engine:

@@ -39,11 +39,11 @@ PRIMES = (
 )
 # The tiles of our kernels and of stock's have these numbers of rows of queries or keys.
 TILES = (48, 64, 80, 96, 112, 128, 144, 192, 256)
-# These are limits of a problem's longest sequence, with their weights. Small problems find as much
-# as large ones, at many times the rate.
+# Limits of a problem's longest sequence, with their weights. Small problems find as much as large
+# ones, at many times the rate.
 LONGEST = {40: 25, 150: 35, 400: 27, 1000: 11, 3500: 2}
-# All scores together have so many elements, as many as one head of the longest problem. The
-# reference holds them several times in fp32.
+# Elements of all scores together, as many as one head of the longest problem has. The reference
+# holds them several times in fp32.
 MAX_SCORES = 3500 * 3500
 
 

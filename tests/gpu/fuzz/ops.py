@@ -94,11 +94,9 @@ STEPS = {"flash": _flash, "inplace": _inplace, "sdpa": _sdpa, "functional": _fun
 
 @dataclass
 class Outcome:
-    # These are the results as the op returns them.
-    results: Results = field(default_factory=dict)
+    results: Results = field(default_factory=dict)  # as the op returns them
     error: Exception | None = None
-    # This is the last step that began.
-    stage: str = "forward"
+    stage: str = "forward"  # the last step that began
 
 
 def run(

@@ -37,8 +37,7 @@ class Report:
     features: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
-    # It is set where the CUDA context broke and the run ended.
-    died: bool = False
+    died: bool = False  # the CUDA context broke, and the run ended
 
     @property
     def count(self) -> int:

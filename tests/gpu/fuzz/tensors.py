@@ -13,7 +13,7 @@ from fuzz.faults import FAULTS, Arguments
 
 # These layouts are of [batch, seqlen, heads, head_dim] and [total, heads, head_dim] alike.
 ROWS, HEADS, DIM = -3, -2, -1
-# These are the layouts of case.UNALIGNED.
+# The layouts of case.UNALIGNED.
 _UNALIGNED = {
     "offset_8_bytes": offset(4),
     "offset_2_bytes": offset(1),
@@ -40,7 +40,7 @@ LAYOUTS = {
     },
     "varlen": SLICED | {"hsd": permuted(1, 0, 2), "expanded_heads": expanded(HEADS)},
 }
-# These are layouts of the gradient of out, which may have any strides.
+# Layouts of the gradient of out, which may have any strides.
 GRADIENTS = {
     "dense": LAYOUTS["dense"]
     | {"scalar": expanded(0, ROWS, HEADS, DIM), "last_dim_strided": permuted(0, 1, 3, 2)},
