@@ -4,18 +4,18 @@
    Link libfa4_ext.so (CMake: find_package(fa4_ext), fa4_ext::fa4_ext), or dlopen it once PyTorch's
    libraries are loaded. Loading it defines the op fa4_ext::explain and nothing else;
    fa4_ext_register() does the rest. Once loaded it stays: dlclose does not unload it, because
-   PyTorch keeps pointers into it. A process has room for one copy of it: any other refuses to
-   register, as fa4_ext_problem() tells.
+   PyTorch keeps pointers into it. Only one copy can be used in a process: another one refuses to
+   register, and its fa4_ext_problem() says why.
 
    at::scaled_dot_product_attention picks a backend before it calls any of the ops below, and on
    Hopper and Blackwell PyTorch tries cuDNN first. No function here changes that; `import fa4_ext`
-   does it in Python. A C++ program has the choice of, in torch 2.11 and later:
+   does it in Python. A C++ program can do one of these, in torch 2.11 and later:
    - at::_fused_sdp_choice(query, key, value) with CUDA tensors, and then
    at::globalContext().setSDPPriorityOrder(order) with at::SDPBackend::flash_attention in front.
    PyTorch's first choice in a process overwrites an order that was set before it.
    - at::globalContext().setSDPUseCuDNN(false): no attention on cuDNN at all. It works at any time.
-   - TORCH_CUDNN_SDPA_DEPRIORITIZED=1 in the environment before the first choice: PyTorch's order
-   without the preference.
+   - TORCH_CUDNN_SDPA_DEPRIORITIZED=1 in the environment before PyTorch's first choice: PyTorch then
+   does not prefer cuDNN.
 
    Every function may be called from any thread, concurrently with every other one here; none
    throws. Strings are the library's and are never freed by the caller. A process has one
@@ -42,20 +42,22 @@ FA4_EXT_API const char* fa4_ext_problem(void) FA4_EXT_NOEXCEPT;
    _scaled_dot_product_flash_attention, _scaled_dot_product_flash_attention_backward and, from
    torch 2.12 on, _flash_attention_forward_no_dropout_inplace for CUDA tensors in PyTorch's
    dispatcher, on top of whatever is there, PyTorch's own kernels or another provider's. Calling it
-   again moves the overrides to the top; calls are not counted. What it replaces keeps about 2 KB of
-   memory until fa4_ext_remove(), because a call may be about to run it.
+   again moves the overrides to the top; one fa4_ext_remove() undoes any number of calls. The
+   overrides that a call replaces keep about 2 KB of memory until then, because another thread may
+   be about to run them.
 
    Needs no GPU, initialises no CUDA and loads no kernel: the first call of an op that needs one
    does. The first override of a kernel in a process makes PyTorch print one warning on stderr,
    "Overriding a previously registered kernel".
 
    PyTorch's dispatcher writes its tables without a lock that callers take. Registering again while
-   these overrides are on top is safe beside running calls, because old and new do the same.
-   Otherwise, at first or with another provider on top, let no thread be inside one of these ops
-   meanwhile: it could run half of one kernel and half of another, and crash.
+   these overrides are on top is safe while other threads call these ops, because the old and the
+   new overrides do the same. Otherwise, at first or with another provider on top, let no thread be
+   inside one of these ops meanwhile: it could run half of one kernel and half of another, and
+   crash.
 
-   An op to which PyTorch passes another number of arguments than any version known here throws a
-   std::exception that says so.
+   If PyTorch passes an op a number of arguments that no torch version known here has, the op throws
+   a std::exception that says so.
 
    Returns 0, or 1 with fa4_ext_last_error() set; on failure an earlier registration stays in force.
  */
@@ -66,12 +68,12 @@ FA4_EXT_API int fa4_ext_register(void) FA4_EXT_NOEXCEPT;
    be inside one of these ops meanwhile. */
 FA4_EXT_API void fa4_ext_remove(void) FA4_EXT_NOEXCEPT;
 
-/* Sets an option of the overrides by its name, from the next call of an op on; registering and
-   removing leave it as it is. Options take 0 or 1:
+/* Sets an option of the overrides by its name. It takes effect with the next call of an op;
+   registering and removing do not change it. Options take 0 or 1:
    - "strict", 0 at first. 1: a call that no kernel here runs throws a std::exception, "FA4 <op>
    unsupported: <reason>". 0: PyTorch's own flash attention kernel runs it.
-   - "speed_rules", 1 at first. 1: calls that PyTorch's kernel was measured to run faster count as
-   ones that no kernel here runs.
+   - "speed_rules", 1 at first. 1: calls on which PyTorch's kernel was measured to be faster are
+   treated like calls that no kernel here runs.
 
    Returns 0, or 1 with fa4_ext_last_error() set, which says what is allowed; nothing has changed
    then. */

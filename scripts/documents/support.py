@@ -129,16 +129,16 @@ def page() -> str:
         ),
         "## Head dims and tiles",
         prose(
-            "A cell is the tile, queries x keys; a pair of CTAs shares it where it says 2 CTAs. "
-            "192/128 is query's head dim 192 and value's 128. Head dims are multiples of 8; "
-            "`F.scaled_dot_product_attention` pads others. Causal and window masks are aligned "
-            "bottom-right. Speed rules are not applied. On SM90, the longest query length of the "
-            "decode kernel (64 queries a tile) depends on the numbers of heads and sequences: the "
-            "tables are of 2 sequences of 8 heads. kernels/tile_rules.csv names other tiles for "
-            "some self-attention on SM90."
+            'A cell is the tile, queries x keys; "2 CTAs" means that a pair of CTAs computes it. '
+            "192/128 is a head dim of 192 for query and key, 128 for value. Head dims are "
+            "multiples of 8; `F.scaled_dot_product_attention` pads others. Causal and window "
+            "masks are aligned bottom-right. Speed rules are not applied. On SM90 few queries run "
+            "the decode kernel, whose tiles have 64 rows; up to how many depends on the numbers "
+            "of heads and sequences, here 2 sequences of 8 heads. kernels/tile_rules.csv names "
+            "other tiles for some self-attention on SM90."
         ),
         *combinations,
-        "## What no kernel takes",
+        "## Calls that no kernel covers",
         limits(),
     ]
     return "\n\n".join(parts) + "\n"
