@@ -8,8 +8,7 @@ import torch
 
 from fa4_ext import _environment
 
-OPS = tuple(op for op in _environment.KNOWN if hasattr(torch.ops.aten, op))  # of this torch
-
+OPS = _environment.overridden()
 
 UNKNOWN = "unknown (this PyTorch does not show its dispatcher)"
 

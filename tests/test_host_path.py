@@ -106,3 +106,47 @@ def test_an_output_that_is_given_is_written_in_place(calls):
     )
     assert found["allocations"] == 1, found["allocations"]
     assert len(found["launches"]) == 1, found["launches"]
+
+
+@pytest.mark.parametrize("keys", (129, 203))
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_call_of_the_cudnn_op(calls, heads, keys):
+    """With more keys than queries the mask is aligned top-left: the kernels get as many keys as
+    there are queries."""
+    query, key = HEADS[heads]
+    forward, backward = calls("cudnn", query, key, 129, keys)
+    assert len(forward["launches"]) == 1, forward["launches"]
+    tensors = forward["tensors"]
+    assert [layout(t) for t in tensors] == [
+        ((2, query, 129, 128), (129 * query * 128, 128, query * 128, 1), "torch.bfloat16"),
+        ((2, query, 129, 1), (query * 129, 129, 1, 1), "torch.float32"),
+        ((), (), "torch.int64"), ((), (), "torch.int64"),
+    ]  # fmt: skip
+    assert len(memory(tensors)) == 4, tensors
+    strides = {
+        rows: {h: ((2, h, rows, 128), (rows * h * 128, 128, h * 128, 1)) for h in (query, key)}
+        for rows in (129, keys)
+    }
+    assert [layout(t)[:2] for t in backward["tensors"]] == [
+        strides[129][query], strides[keys][key], strides[keys][key],
+    ]  # fmt: skip
+    check_backward(backward, heads)
+
+
+CUDNN_OP = "_scaled_dot_product_cudnn_attention"
+NO_CUDNN = "this build of torch has no CUDA kernel for it"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (("backend",), f"{CUDNN_OP}: {NO_CUDNN}"),
+        (("order",), f"{CUDNN_OP}: {NO_CUDNN}"),
+        (("prefer",), f"{CUDNN_OP}: {NO_CUDNN}"),
+        (("seed",), f"{CUDNN_OP}_backward: {NO_CUDNN}"),
+        (("flash", "first"), "ran"),
+        (("bias",), f"FA4 {CUDNN_OP} unsupported: attn_bias not supported"),
+    ],
+)
+def test_whoever_chooses_cudnn_gets_it(calls, chosen, expected):
+    assert calls("refused_by_cudnn_op", *chosen) == [expected]

@@ -202,3 +202,21 @@ def test_backward(driver, kernel):
     beside = [3, 50] if kernel.layout is Layout.VARLEN else [0, 0]
     options = {"deterministic": kernel.deterministic, "capability": kernel.arch, "beside": beside}
     check(driver, problems, launched, backward=True, **options)
+
+
+TOP_LEFT = [
+    kernel for kernel in BACKWARDS if kernel.mask is Mask.CAUSAL and kernel.layout is Layout.DENSE
+]
+
+
+@each(TOP_LEFT)
+def test_a_causal_mask_aligned_top_left(driver, kernel):
+    """The cuDNN op's, with fewer queries than keys: the kernels get the keys that a query sees, and
+    the gradients of the others are zeros."""
+    problem = {
+        "dtype": kernel.dtype, "head_dim": kernel.head_dim, "head_dim_v": kernel.head_dim_v,
+        "heads": 2 if kernel.grouped else 1, "heads_kv": 1, "is_causal": True, "top_left": True,
+        "seqlens_q": [70], "seqlens_k": [203],
+    }  # fmt: skip
+    options = {"deterministic": kernel.deterministic, "capability": kernel.arch}
+    check(driver, [problem], programs(*run_by(kernel)), backward=True, **options)

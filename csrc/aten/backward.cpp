@@ -1,8 +1,8 @@
+#include "backward.h"
+
 #include "../core/launch/launch.h"
 #include "context.h"
 #include "decide.h"
-#include "describe.h"
-#include "ops.h"
 #include "profile_range.h"
 #include "stock.h"
 #include "torch_errors.h"
@@ -18,6 +18,16 @@ bool is_contiguous(AtenTensorHandle tensor) {
   bool result;
   check_shim(aoti_torch_is_contiguous(tensor, &result), "asking whether a tensor is contiguous");
   return result;
+}
+
+// Sets the gradients of the keys that no query sees to zero. The kernels got the keys before them
+// only.
+void clear_unseen_keys(const BackwardCall& call, const Problem& p, const Gradients& gradients) {
+  const int64_t rows = call.order == DimOrder::kHeadsFirst ? 2 : 1;
+  for (const Handle* gradient : {&gradients.key, &gradients.value}) {
+    const int64_t unseen = info(gradient->get()).size[rows] - p.seqlen_k;
+    if (unseen > 0) fill(narrow(gradient->get(), rows, p.seqlen_k, unseen).get(), 0);
+  }
 }
 
 Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan& plan) {
@@ -38,13 +48,13 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
                               : contiguous_copy(call.logsumexp.get(), d.logsumexp);
   BackwardArguments arguments;
   arguments.q = query.view;
-  arguments.k = key.view;
-  arguments.v = value.view;
+  arguments.k = seen_keys(key.view, p);
+  arguments.v = seen_keys(value.view, p);
   arguments.o = out.view;
   arguments.grad_o = grad_out.view;
   arguments.dq = view(gradients.query.get(), info(gradients.query.get()), call.order);
-  arguments.dk = view(gradients.key.get(), info(gradients.key.get()), call.order);
-  arguments.dv = view(gradients.value.get(), info(gradients.value.get()), call.order);
+  arguments.dk = seen_keys(view(gradients.key.get(), info(gradients.key.get()), call.order), p);
+  arguments.dv = seen_keys(view(gradients.value.get(), info(gradients.value.get()), call.order), p);
   arguments.lse = static_cast<const float*>(data(lse_copy ? lse_copy.get() : call.logsumexp.get()));
   arguments.cu_seqlens_q = cu_seqlens(p, call.cum_seq_q);
   arguments.cu_seqlens_k = cu_seqlens(p, call.cum_seq_k);
@@ -52,6 +62,7 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   arguments.workspace = data(workspace.get());
   const ProfileRange range(plan.kernel->name);
   launching([&] { launch_backward(p, plan, arguments, d.target); });
+  if (p.causal_top_left) clear_unseen_keys(call, p, gradients);
   return gradients;
 }
 
@@ -70,10 +81,9 @@ void clear_unwritten(const BackwardCall& call, const BackwardDescription& d,
                        d.target);
 }
 
-void backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, const KnownOp& op,
-              DimOrder order) {
-  Arguments arguments(stack, num_inputs, num_outputs, op);
-  const BackwardCall call = take_backward(arguments, op, order);
+}  // namespace
+
+void backward(const BackwardCall& call, StableIValue* stack) {
   if (stock_is_running()) return stock_backward(call, stack);
   BackwardDescription d = describe(call);
   d.problem.deterministic = deterministic_algorithms();
@@ -89,17 +99,6 @@ void backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, co
   stack[0] = give(std::move(gradients.query));
   stack[1] = give(std::move(gradients.key));
   stack[2] = give(std::move(gradients.value));
-}
-
-}  // namespace
-
-void scaled_dot_product_flash_attention_backward(StableIValue* stack, uint64_t num_inputs,
-                                                 uint64_t num_outputs) {
-  backward(stack, num_inputs, num_outputs, kSdpaBackward, DimOrder::kHeadsFirst);
-}
-
-void flash_attention_backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
-  backward(stack, num_inputs, num_outputs, kFlashBackward, DimOrder::kSequenceFirst);
 }
 
 }  // namespace fa4::aten

@@ -86,4 +86,88 @@ BackwardCall take_backward(Arguments& arguments, const KnownOp& op, DimOrder ord
   return call;
 }
 
+ForwardCall take_cudnn_sdpa_forward(Arguments& arguments) {
+  ForwardCall call;
+  call.op = kCudnnSdpaForward.name;
+  call.peer = Peer::kCudnn;
+  call.order = DimOrder::kHeadsFirst;
+  call.query = arguments.tensor();
+  call.key = arguments.tensor();
+  call.value = arguments.tensor();
+  call.attn_bias = arguments.optional_tensor();
+  call.compute_log_sumexp = arguments.value<bool>();
+  call.dropout_p = arguments.value<double>();
+  call.is_causal = arguments.value<bool>();
+  call.return_debug_mask = arguments.value<bool>();
+  call.scale = arguments.value<std::optional<double>>();
+  return call;
+}
+
+ForwardCall take_cudnn_forward(Arguments& arguments) {
+  ForwardCall call;
+  call.op = kCudnnForward.name;
+  call.peer = Peer::kCudnn;
+  call.order = DimOrder::kSequenceFirst;
+  call.query = arguments.tensor();
+  call.key = arguments.tensor();
+  call.value = arguments.tensor();
+  call.attn_bias = arguments.optional_tensor();
+  call.cum_seq_q = arguments.optional_tensor();
+  call.cum_seq_k = arguments.optional_tensor();
+  call.max_q = arguments.value<int64_t>();
+  call.max_k = arguments.value<int64_t>();
+  call.compute_log_sumexp = arguments.value<bool>();
+  call.dropout_p = arguments.value<double>();
+  call.is_causal = arguments.value<bool>();
+  call.return_debug_mask = arguments.value<bool>();
+  call.scale = arguments.value<std::optional<double>>();
+  call.seqused_k = arguments.optional_tensor();
+  call.block_table = arguments.optional_tensor();
+  return call;
+}
+
+ForwardCall take_cudnn_forward_inplace(Arguments& arguments) {
+  ForwardCall call;
+  call.op = kCudnnForwardInplace.name;
+  call.peer = Peer::kCudnn;
+  call.order = DimOrder::kSequenceFirst;
+  call.out = arguments.tensor();
+  call.query = arguments.tensor();
+  call.key = arguments.tensor();
+  call.value = arguments.tensor();
+  call.cum_seq_q = arguments.tensor();
+  call.cum_seq_k = arguments.optional_tensor();
+  call.max_q = arguments.value<int64_t>();
+  call.max_k = arguments.value<int64_t>();
+  call.is_causal = arguments.value<bool>();
+  call.scale = arguments.value<std::optional<double>>();
+  call.seqused_k = arguments.optional_tensor();
+  call.block_table = arguments.optional_tensor();
+  return call;
+}
+
+BackwardCall take_cudnn_backward(Arguments& arguments, const KnownOp& op, DimOrder order) {
+  BackwardCall call;
+  call.op = op.name;
+  call.peer = Peer::kCudnn;
+  call.order = order;
+  call.grad_out = arguments.tensor();
+  call.query = arguments.tensor();
+  call.key = arguments.tensor();
+  call.value = arguments.tensor();
+  call.out = arguments.tensor();
+  call.logsumexp = arguments.tensor();
+  call.rng_state = arguments.tensor();
+  call.unused = arguments.tensor();
+  call.attn_bias = arguments.tensor();
+  call.cum_seq_q = arguments.tensor();
+  call.cum_seq_k = arguments.tensor();
+  call.max_q = arguments.value<int64_t>();
+  call.max_k = arguments.value<int64_t>();
+  call.dropout_p = arguments.value<double>();
+  call.is_causal = arguments.value<bool>();
+  call.scale = arguments.value<std::optional<double>>();
+  return call;
+}
+
 }  // namespace fa4::aten

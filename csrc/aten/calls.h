@@ -25,9 +25,20 @@ inline constexpr KnownOp kFlashForward{"_flash_attention_forward", {15, 17}, 5};
 inline constexpr KnownOp kFlashForwardInplace{
     "_flash_attention_forward_no_dropout_inplace", {18, 18}, 1};
 inline constexpr KnownOp kFlashBackward{"_flash_attention_backward", {17, 17}, 3};
+inline constexpr KnownOp kCudnnSdpaForward{"_scaled_dot_product_cudnn_attention", {9, 9}, 9};
+inline constexpr KnownOp kCudnnSdpaBackward{
+    "_scaled_dot_product_cudnn_attention_backward", {16, 16}, 3};
+// Older versions lack seqused_k and block_table, and torch.nn.attention.varlen does not call it.
+inline constexpr KnownOp kCudnnForward{"_cudnn_attention_forward", {15, 15}, 9};
+// torch 2.15 added it.
+inline constexpr KnownOp kCudnnForwardInplace{
+    "_cudnn_attention_forward_no_dropout_inplace", {12, 12}, 1};
+inline constexpr KnownOp kCudnnBackward{"_cudnn_attention_backward", {16, 16}, 3};
 
 struct ForwardCall {
   const char* op;
+  // Who runs the call if our kernels do not.
+  Peer peer = Peer::kFlash;
   DimOrder order;
   // Only the in-place op has it.
   Handle out;
@@ -40,6 +51,9 @@ struct ForwardCall {
   std::optional<double> scale;
   std::optional<int64_t> window_size_left, window_size_right;
   Handle seqused_k, alibi_slopes;
+  // Only the cuDNN ops have these two.
+  Handle attn_bias;
+  bool compute_log_sumexp = true;
   // block_table and num_splits exist since torch 2.12.
   Handle block_table;
   std::optional<int64_t> num_splits;
@@ -49,6 +63,7 @@ struct ForwardCall {
 
 struct BackwardCall {
   const char* op;
+  Peer peer = Peer::kFlash;
   DimOrder order;
   Handle grad_out, query, key, value, out, logsumexp;
   // Both are undefined tensors in a dense call.
@@ -56,9 +71,12 @@ struct BackwardCall {
   int64_t max_q = 0, max_k = 0;
   double dropout_p = 0;
   bool is_causal = false;
+  // The cuDNN ops call them philox_seed and philox_offset.
   Handle rng_state, unused;
   std::optional<double> scale;
   std::optional<int64_t> window_size_left, window_size_right;
+  // Only the cuDNN ops have it; an undefined tensor where there is none.
+  Handle attn_bias;
 };
 
 [[noreturn]] void refuse(const KnownOp& op, uint64_t num_inputs, uint64_t num_outputs);
@@ -99,6 +117,12 @@ ForwardCall take_flash_forward_inplace(Arguments& arguments);
 // The two backward ops differ in the order of dimensions and in the window, which the
 // scaled_dot_product op lacks.
 BackwardCall take_backward(Arguments& arguments, const KnownOp& op, DimOrder order);
+
+ForwardCall take_cudnn_sdpa_forward(Arguments& arguments);
+ForwardCall take_cudnn_forward(Arguments& arguments);
+ForwardCall take_cudnn_forward_inplace(Arguments& arguments);
+// Both backward ops have the same arguments.
+BackwardCall take_cudnn_backward(Arguments& arguments, const KnownOp& op, DimOrder order);
 
 inline StableIValue give(Handle handle) { return torch::stable::detail::from(handle.release()); }
 

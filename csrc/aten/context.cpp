@@ -2,16 +2,32 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
 #include "torch_symbol.h"
 
 namespace fa4::aten {
 namespace {
 
-// These are at::globalContext() and two of its getters, which every torch since 2.11 exports.
+// These are at::SDPBackend's numbers.
+constexpr int32_t kMath = 0, kFlash = 1, kEfficient = 2, kCudnn = 3, kOverrideable = 4;
+using Backends = std::array<int32_t, 5>;
+// torch returns a std::array with as many elements as it has backends. An array of that size comes
+// back in memory of the caller, where there is room for more of them.
+struct BackendsInOrder {
+  Backends known;
+  int32_t room[59];
+};
+
+// These are at::globalContext() and some of its getters, which every torch since 2.11 exports.
 struct Context {
-  const void* context = nullptr;
+  void* context = nullptr;
   bool (*deterministic)(const void*) = nullptr;
   bool (*warn_only)(const void*) = nullptr;
+  bool (*flash_enabled)(const void*) = nullptr;
+  BackendsInOrder (*backends_in_order)(void*) = nullptr;
 };
 
 Context find_context() {
@@ -23,6 +39,10 @@ Context find_context() {
       torch_function<bool(const void*)>(kLibrary, "_ZNK2at7Context23deterministicAlgorithmsEv");
   found.warn_only = torch_function<bool(const void*)>(
       kLibrary, "_ZNK2at7Context31deterministicAlgorithmsWarnOnlyEv");
+  found.flash_enabled =
+      torch_function<bool(const void*)>(kLibrary, "_ZNK2at7Context19userEnabledFlashSDPEv");
+  found.backends_in_order =
+      torch_function<BackendsInOrder(void*)>(kLibrary, "_ZN2at7Context16sDPPriorityOrderEv");
   return found;
 }
 
@@ -38,6 +58,20 @@ bool known() { return context().context && context().deterministic && context().
 bool deterministic_algorithms() {
   if (!known()) return true;  // A deterministic backward is never wrong.
   return context().deterministic(context().context) && !context().warn_only(context().context);
+}
+
+bool flash_enabled() {
+  return context().context && context().flash_enabled && context().flash_enabled(context().context);
+}
+
+bool cudnn_put_first() {
+  if (!context().context || !context().backends_in_order) return false;
+  constexpr Backends kTorchsOwn{kCudnn, kFlash, kEfficient, kMath, kOverrideable};
+  const Backends order = context().backends_in_order(context().context).known;
+  const auto place = [&](int32_t backend) {
+    return std::find(order.begin(), order.end(), backend);
+  };
+  return order != kTorchsOwn && place(kCudnn) < place(kFlash);
 }
 
 void warn_of_nondeterminism() {

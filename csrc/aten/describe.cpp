@@ -67,7 +67,17 @@ bool addressable(AtenTensorHandle tensor) {
   return tma_can_address(given, offset);
 }
 
+// cuDNN aligns the causal mask of packed calls top-left, but bottom-right if seqused_k is given.
+// Our kernels take the first where the sequences have as many queries as keys, which one tensor of
+// offsets for both proves without looking at the device.
+Reason check_cudnn_alignment(bool is_causal, const Handle& cum_seq_q, const Handle& cum_seq_k) {
+  if (!is_causal || (cum_seq_q && cum_seq_k && data(cum_seq_q.get()) == data(cum_seq_k.get())))
+    return std::nullopt;
+  return "cuDNN aligns is_causal top-left, which needs the same tensor for cum_seq_q and cum_seq_k";
+}
+
 Reason check_options(const ForwardCall& call) {
+  if (call.attn_bias) return "attn_bias not supported";
   if (call.return_debug_mask) return "return_debug_mask must be False";
   if (call.alibi_slopes) return "alibi_slopes not supported";
   if (call.seqused_k && !call.cum_seq_k && !call.block_table)
@@ -108,7 +118,8 @@ Inputs inputs_of(const Call& call, const Description& d, std::optional<TensorInf
           call.scale,
           call.window_size_left,
           call.window_size_right,
-          call.order};
+          call.order,
+          call.peer == Peer::kCudnn};
 }
 
 Reason describe_forward(const ForwardCall& call, const Processors* simulated, Description& d) {
@@ -119,11 +130,16 @@ Reason describe_forward(const ForwardCall& call, const Processors* simulated, De
   d.key = info(call.key.get());
   d.value = info(call.value.get());
   d.problem.num_splits = call.num_splits.value_or(0);
+  d.problem.peer = call.peer;
   if (Reason reason = check_options(call)) return reason;
   const Inputs inputs =
       inputs_of(call, d, info_if_given(call.cum_seq_q.get()), info_if_given(call.cum_seq_k.get()),
                 info_if_given(call.block_table.get()));
   if (Reason reason = describe_inputs(inputs, simulated, d)) return reason;
+  if (call.peer == Peer::kCudnn && inputs.varlen() && !call.seqused_k) {
+    if (Reason reason = check_cudnn_alignment(call.is_causal, call.cum_seq_q, call.cum_seq_k))
+      return reason;
+  }
   // A copy would be of the whole cache.
   if (call.block_table && !(addressable(call.key.get()) && addressable(call.value.get())))
     return "paged key and value must have addresses and strides of multiples of 16 bytes";
@@ -150,8 +166,7 @@ Reason check_forward_results(const BackwardDescription& d) {
   TensorInfo shape;
   shape.dim = expected.dim;
   shape.size = expected.size;
-  if (!same_shape(d.logsumexp, shape))
-    return "logsumexp must be [batch, heads, seqlen_q], or [heads, total_q] when ragged";
+  if (!same_shape(d.logsumexp, shape)) return "logsumexp must have the forward's shape";
   return std::nullopt;
 }
 
@@ -172,9 +187,15 @@ Reason describe_backward(const BackwardCall& call, BackwardDescription& d) {
   const auto info_if_defined = [](const Handle& tensor) {
     return info_if_given(defined(tensor.get()) ? tensor.get() : nullptr);
   };
+  d.problem.peer = call.peer;
+  if (call.attn_bias && defined(call.attn_bias.get())) return "attn_bias not supported";
   const Inputs inputs = inputs_of(call, d, info_if_defined(call.cum_seq_q),
                                   info_if_defined(call.cum_seq_k), std::nullopt);
   if (Reason reason = describe_inputs(inputs, nullptr, d)) return reason;
+  if (call.peer == Peer::kCudnn && inputs.varlen()) {
+    if (Reason reason = check_cudnn_alignment(call.is_causal, call.cum_seq_q, call.cum_seq_k))
+      return reason;
+  }
   return check_forward_results(d);
 }
 
@@ -196,7 +217,12 @@ BackwardDescription describe(const BackwardCall& call) {
 
 LogsumexpShape logsumexp_shape(const Problem& p) {
   if (p.layout == Layout::kVarlen) return {2, {p.num_heads, p.total_q}};
-  return {3, {p.batch, p.num_heads, p.seqlen_q}};
+  return {p.peer == Peer::kCudnn ? 4 : 3, {p.batch, p.num_heads, p.seqlen_q, 1}};
+}
+
+TensorView seen_keys(TensorView keys, const Problem& problem) {
+  if (problem.layout == Layout::kDense) keys.size[1] = problem.seqlen_k;
+  return keys;
 }
 
 const int32_t* cu_seqlens(const Problem& problem, const Handle& cum_seq) {

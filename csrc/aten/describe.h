@@ -30,13 +30,16 @@ struct BackwardDescription : Description {
 ForwardDescription describe(const ForwardCall& call, const Processors* simulated = nullptr);
 BackwardDescription describe(const BackwardCall& call);
 
-// [batch, heads, seqlen_q], or [heads, total_q] when ragged
+// [batch, heads, seqlen_q], which the cuDNN op follows by a 1, or [heads, total_q] when ragged
 struct LogsumexpShape {
   int64_t dim;
-  int64_t size[3];
+  int64_t size[4];
 };
 
 LogsumexpShape logsumexp_shape(const Problem& problem);
+
+// The rows of a call's keys, or of its values or their gradients, that the problem is about.
+TensorView seen_keys(TensorView keys, const Problem& problem);
 
 // The offsets that a described call of varlen layout came with; null when it is dense.
 const int32_t* cu_seqlens(const Problem& problem, const Handle& cum_seq);

@@ -109,6 +109,9 @@ void fill_dense(const Inputs& in, Problem& p) {
   p.batch = in.q.size[0];
   p.seqlen_q = in.q.size[seqlen];
   p.seqlen_k = in.k.size[seqlen];
+  // Under a top-left causal mask no query sees the keys behind its own row.
+  p.causal_top_left = in.is_causal && in.causal_top_left;
+  if (p.causal_top_left) p.seqlen_k = std::min(p.seqlen_k, p.seqlen_q);
   p.total_q = bounded_product(p.batch, p.seqlen_q);
   p.total_k = bounded_product(p.batch, p.seqlen_k);
 }

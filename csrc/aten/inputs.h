@@ -22,6 +22,7 @@ struct Inputs {
   std::optional<double> scale;
   std::optional<int64_t> window_size_left, window_size_right;
   DimOrder order;
+  bool causal_top_left;  // is_causal is aligned top-left, not bottom-right
 
   bool varlen() const { return cum_seq_q.has_value(); }
   bool paged() const { return block_table.has_value(); }

@@ -24,9 +24,8 @@ std::vector<DispatcherLibrary>& overrides() {
   return *held;
 }
 
-bool torch_has_inplace_forward() {
-  constexpr uint64_t kTorch212 = uint64_t{2} << 56 | uint64_t{12} << 48;
-  return aoti_torch_abi_version() >= kTorch212;
+bool torch_is_at_least(uint64_t major, uint64_t minor) {
+  return aoti_torch_abi_version() >= (major << 56 | minor << 48);
 }
 
 }  // namespace
@@ -36,11 +35,20 @@ void register_overrides() {
   std::lock_guard<std::mutex> lock(mutex);
   DispatcherLibrary library("aten", "CUDA", "fa4_ext");
   library.implement(kFlashForward.name, &flash_attention_forward);
-  if (torch_has_inplace_forward())
+  if (torch_is_at_least(2, 12))
     library.implement(kFlashForwardInplace.name, &flash_attention_forward_no_dropout_inplace);
   library.implement(kFlashBackward.name, &flash_attention_backward);
   library.implement(kSdpaForward.name, &scaled_dot_product_flash_attention);
   library.implement(kSdpaBackward.name, &scaled_dot_product_flash_attention_backward);
+  library.implement(kCudnnSdpaForward.name, &scaled_dot_product_cudnn_attention);
+  library.implement(kCudnnSdpaBackward.name, &scaled_dot_product_cudnn_attention_backward);
+  // Since torch 2.14 torch.nn.attention.varlen calls these.
+  if (torch_is_at_least(2, 14)) {
+    library.implement(kCudnnForward.name, &cudnn_attention_forward);
+    library.implement(kCudnnBackward.name, &cudnn_attention_backward);
+  }
+  if (torch_is_at_least(2, 15))
+    library.implement(kCudnnForwardInplace.name, &cudnn_attention_forward_no_dropout_inplace);
   overrides().push_back(std::move(library));
 }
 

@@ -1,5 +1,5 @@
-// The stock kernels are called through torch's versioned C shims, which do not consult the
-// dispatcher for the op itself.
+// PyTorch's own kernels for the ops that we override. They are called by static dispatch, which
+// does not consult the dispatcher for the op itself.
 #pragma once
 
 #include "calls.h"

@@ -119,6 +119,19 @@ void fill(AtenTensorHandle tensor, double value) {
   check_shim(aoti_torch_aten_fill__Scalar(tensor, value), "filling a tensor");
 }
 
+Handle number_in(AtenTensorHandle tensor, int64_t offset) {
+  AtenTensorHandle number;
+  check_shim(aoti_torch__reinterpret_tensor(tensor, 0, nullptr, nullptr, offset, &number),
+             "taking a number out of a tensor");
+  return Handle(number);
+}
+
+Handle narrow(AtenTensorHandle tensor, int64_t dim, int64_t start, int64_t length) {
+  AtenTensorHandle part;
+  check_shim(aoti_torch_aten_narrow(tensor, dim, start, length, &part), "narrowing a tensor");
+  return Handle(part);
+}
+
 Handle contiguous_copy(AtenTensorHandle tensor, const TensorInfo& info) {
   Handle result = empty(info.dim, info.size, info.dtype, info.device_index);
   copy(result.get(), tensor, "copying a tensor");

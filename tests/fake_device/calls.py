@@ -1,6 +1,7 @@
 """Calls the overrides with tensors of the CPU, behind device.c, and prints what came back and what
 was launched, a JSON a call."""
 
+import contextlib
 import ctypes
 import json
 import sys
@@ -65,6 +66,51 @@ def sdpa(heads: int, heads_kv: int, rows: int = 129) -> None:
     )
 
 
+def cudnn(heads: int, heads_kv: int, rows: int = 129, keys: int = 129) -> None:
+    q = dense(heads, heads_kv, rows)[0]
+    _, k, v = dense(heads, heads_kv, keys)
+    out, lse, cu_q, cu_k, max_q, max_k, seed, offset, _ = call(
+        aten._scaled_dot_product_cudnn_attention.default, q, k, v, None, True, 0.0, True
+    )
+    call(
+        aten._scaled_dot_product_cudnn_attention_backward.default,
+        *(torch.randn_like(out), q, k, v, out, lse, seed, offset, None, cu_q, cu_k, max_q, max_k),
+        *(0.0, True),
+    )
+
+
+def refused_by_cudnn_op(*reason: str) -> None:
+    """Prints the error of a call that the user's choice leaves to cuDNN, which this machine lacks,
+    or of one that our kernels turn down."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    q, k, v = dense(4, 4, 129)
+    other = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION]
+    chosen = {
+        "backend": lambda: sdpa_kernel(SDPBackend.CUDNN_ATTENTION),
+        "order": lambda: sdpa_kernel(other, set_priority=True),
+        "flash first": lambda: sdpa_kernel(other[::-1], set_priority=True),
+        "prefer": lambda: fa4_ext.register(fallback="error", prefer=False),
+        "bias": contextlib.nullcontext,
+        "seed": contextlib.nullcontext,
+    }
+    bias = torch.zeros(129, 129, dtype=torch.bfloat16) if reason == ("bias",) else None
+    with chosen[" ".join(reason)]():
+        try:
+            if reason == ("seed",):
+                aten._scaled_dot_product_cudnn_attention_backward.default.redispatch(
+                    CUDA, q, q, k, v, q, torch.zeros(2, 4, 129, 1), torch.zeros(()),
+                    torch.zeros(()), None, None, None, 129, 129, 0.0, True,
+                )  # fmt: skip
+            else:
+                aten._scaled_dot_product_cudnn_attention.default.redispatch(
+                    CUDA, q, k, v, bias, True, 0.0, True
+                )
+            print(json.dumps("ran"))
+        except RuntimeError as error:
+            print(json.dumps(str(error).splitlines()[0]))
+
+
 def varlen(heads: int, heads_kv: int) -> None:
     cu_seqlens = torch.tensor([0, 100, 229], dtype=torch.int32)
     q, k, v = (torch.randn(229, h, 128, dtype=torch.bfloat16) for h in (heads, heads_kv, heads_kv))
@@ -125,6 +171,9 @@ def inplace(heads: int, heads_kv: int) -> None:
 
 
 with fa4_ext.register(fallback="error", speed_rules=False):
-    {"sdpa": sdpa, "varlen": varlen, "paged": paged, "inplace": inplace}[sys.argv[1]](
-        *map(int, sys.argv[2:])
-    )
+    if sys.argv[1] == "refused_by_cudnn_op":
+        refused_by_cudnn_op(*sys.argv[2:])
+    else:
+        {"sdpa": sdpa, "cudnn": cudnn, "varlen": varlen, "paged": paged, "inplace": inplace}[
+            sys.argv[1]
+        ](*map(int, sys.argv[2:]))

@@ -171,6 +171,28 @@ def sdpa_backward(problem: Problem, x: Inputs, forward):
     )
 
 
+def cudnn_forward(problem: Problem, x: Inputs, *, dropout_p: float = 0.0, attn_bias=None):
+    """Calls `_scaled_dot_product_cudnn_attention` and returns its nine outputs."""
+    q, k, v = (t.transpose(1, 2) for t in (x.q, x.k, x.v))
+    return aten._scaled_dot_product_cudnn_attention(
+        q, k, v, attn_bias, True, dropout_p, problem.is_causal, False, scale=problem.scale
+    )
+
+
+def cudnn_backward(problem: Problem, x: Inputs, forward):
+    """Calls `_scaled_dot_product_cudnn_attention_backward` and returns (dq, dk, dv)."""
+    out, lse, cum_seq_q, cum_seq_k, max_q, max_k, seed, offset, _ = forward
+    do, q, k, v = (t.transpose(1, 2) for t in (x.do, x.q, x.k, x.v))
+    return aten._scaled_dot_product_cudnn_attention_backward(
+        do, q, k, v, out, lse, seed, offset, None, cum_seq_q, cum_seq_k, max_q, max_k, 0.0,
+        problem.is_causal, scale=problem.scale,
+    )  # fmt: skip
+
+
+def run_cudnn_op(problem: Problem, x: Inputs, *, backward: bool) -> Result:
+    return _sequence_first(_run(cudnn_forward, cudnn_backward, problem, x, backward))
+
+
 def run_flash(problem: Problem, x: Inputs, *, backward: bool, **options) -> Result:
     """Runs both ops. `options` replace what the problem says."""
     return _run(
@@ -179,13 +201,18 @@ def run_flash(problem: Problem, x: Inputs, *, backward: bool, **options) -> Resu
 
 
 def run_sdpa_op(problem: Problem, x: Inputs, *, backward: bool) -> Result:
-    result = _run(sdpa_forward, sdpa_backward, problem, x, backward)
+    return _sequence_first(_run(sdpa_forward, sdpa_backward, problem, x, backward))
+
+
+def _sequence_first(result: Result) -> Result:
+    """Returns the result of a heads-first op in the layout of `_flash_attention_forward`."""
     heads_first = {
-        name: tensor
+        name: tensor.transpose(1, 2)
         for name in ("out", "dq", "dk", "dv")
         if (tensor := getattr(result, name)) is not None
     }
-    return replace(result, **{name: tensor.transpose(1, 2) for name, tensor in heads_first.items()})
+    lse = result.lse.squeeze(-1) if result.lse.dim() == 4 else result.lse
+    return replace(result, lse=lse, **heads_first)
 
 
 def _run(forward_op, backward_op, problem: Problem, x: Inputs, backward: bool) -> Result:

@@ -24,16 +24,19 @@ class Result:
     dv: torch.Tensor | None = None
 
 
-def hidden(seqlens_q, seqlens_k, bounds: tuple[int, int], device) -> torch.Tensor:
+def hidden(
+    seqlens_q, seqlens_k, bounds: tuple[int, int], device, top_left: bool = False
+) -> torch.Tensor:
     """Returns a bool [batch, 1, longest q, longest k] tensor of what the mask hides or is beyond a
-    sequence's end. The last query and the last key of a sequence are aligned (bottom-right)."""
+    sequence's end. The last query and the last key of a sequence are aligned (bottom-right), or
+    with `top_left` the first ones."""
     rows, keys = (
         torch.tensor(seqlens, device=device)[:, None, None, None]
         for seqlens in (seqlens_q, seqlens_k)
     )
     row = torch.arange(max(seqlens_q), device=device)[:, None]
     key = torch.arange(max(seqlens_k), device=device)[None, :]
-    diagonal = row + (keys - rows)
+    diagonal = row + (0 if top_left else keys - rows)
     left, right = bounds
     mask = (row >= rows) | (key >= keys)
     if left >= 0:
@@ -87,7 +90,8 @@ def compute(problem: Problem, inputs: Inputs, dtype: torch.dtype, *, backward: b
         out, lse = attention(queries.pad(q), keys.pad(k), keys.pad(v), problem.softmax_scale, mask)
         out, lse = queries.pack(out), queries.pack(lse.transpose(1, 2)).t()
     else:
-        mask = hidden(problem.seqlens_q[:1], problem.seqlens_k[:1], problem.bounds, device)
+        one = problem.seqlens_q[:1], problem.seqlens_k[:1]
+        mask = hidden(*one, problem.bounds, device, problem.top_left)
         out, lse = attention(q, k, v, problem.softmax_scale, mask)
     result = Result(out.detach(), lse.detach())
     if backward:

@@ -31,6 +31,14 @@ FORWARD = (
     + ", Tensor? seqused_k, Tensor? alibi_slopes"
 )
 FORWARD_2_12 = FORWARD + ", Tensor? block_table, int? num_splits"
+CUDNN_GRADIENT = (
+    "Tensor grad_out, "
+    + QKV
+    + "Tensor out, Tensor logsumexp, Tensor philox_seed, Tensor philox_offset, Tensor attn_bias, "
+    "Tensor cum_seq_q, Tensor cum_seq_k, int max_q, int max_k, float dropout_p, bool is_causal, "
+    "float? scale"
+)
+CUDNN_INPLACE = "_cudnn_attention_forward_no_dropout_inplace"
 TENSORS = ["Tensor"]
 ARGUMENTS_AND_RESULTS = {
     "_scaled_dot_product_flash_attention": (
@@ -44,7 +52,31 @@ ARGUMENTS_AND_RESULTS = {
     "_flash_attention_backward": (
         GRADIENT + "Tensor rng_state, Tensor unused, " + WINDOW, 3 * TENSORS,
     ),
-} | ({INPLACE: ("Tensor(a!) out, " + FORWARD_2_12, TENSORS)} if BLOCK_TABLE else {})  # fmt: skip
+    "_scaled_dot_product_cudnn_attention": (
+        QKV + "Tensor? attn_bias, bool compute_log_sumexp, float dropout_p, bool is_causal, "
+        "bool return_debug_mask, float? scale",
+        4 * TENSORS + ["int", "int"] + 3 * TENSORS,
+    ),
+    "_scaled_dot_product_cudnn_attention_backward": (CUDNN_GRADIENT, 3 * TENSORS),
+}  # fmt: skip
+if BLOCK_TABLE:
+    ARGUMENTS_AND_RESULTS[INPLACE] = "Tensor(a!) out, " + FORWARD_2_12, TENSORS
+if VERSION >= (2, 14):
+    ARGUMENTS_AND_RESULTS |= {
+        "_cudnn_attention_forward": (
+            QKV + "Tensor? attn_bias, Tensor? cum_seq_q, Tensor? cum_seq_k, int max_q, int max_k, "
+            "bool compute_log_sumexp, float dropout_p, bool is_causal, bool return_debug_mask, "
+            "float? scale, Tensor? seqused_k, Tensor? block_table",
+            4 * TENSORS + ["int", "int"] + 3 * TENSORS,
+        ),
+        "_cudnn_attention_backward": (CUDNN_GRADIENT, 3 * TENSORS),
+    }  # fmt: skip
+if VERSION >= (2, 15):
+    ARGUMENTS_AND_RESULTS[CUDNN_INPLACE] = (
+        "Tensor(a!) out, " + QKV + "Tensor cum_seq_q, Tensor? cum_seq_k, int max_q, int max_k, "
+        "bool is_causal, float? scale, Tensor? seqused_k, Tensor? block_table",
+        TENSORS,
+    )
 
 
 def overload(op: str):
@@ -87,6 +119,17 @@ PLAIN = {"dropout_p": 0.0, "is_causal": False}
 LENGTHS = {"cum_seq_q": None, "cum_seq_k": None, "max_q": 16, "max_k": 16}
 ONE = torch.ones(1, dtype=torch.int32)
 ROWS = torch.zeros(2, 8, 16)
+# The override runs the backward of our own forward alone, whose seed begins behind its memory's
+# first number.
+OUR_SEED = torch.zeros(2, dtype=torch.int64)[1]
+CUDNN = PLAIN | {"attn_bias": None, "compute_log_sumexp": True}
+# The low-level cuDNN ops have packed tensors. Dense ones are the scaled_dot_product op's, and
+# cuDNN's at once.
+PACKED = LENGTHS | {"cum_seq_q": ONE, "cum_seq_k": ONE}
+CUDNN_GRADIENTS = {
+    "dropout_p": 0.0, "is_causal": False, "attn_bias": None,
+    "philox_seed": OUR_SEED, "philox_offset": ONE,
+}  # fmt: skip
 OTHERS = {
     "_scaled_dot_product_flash_attention": PLAIN,
     "_scaled_dot_product_flash_attention_backward": PLAIN
@@ -95,16 +138,23 @@ OTHERS = {
     "_flash_attention_forward": PLAIN | LENGTHS | {"return_debug_mask": False},
     "_flash_attention_backward": PLAIN | LENGTHS | {"rng_state": ONE, "unused": ONE},
     INPLACE: PLAIN | LENGTHS | {"return_debug_mask": False},
+    "_scaled_dot_product_cudnn_attention": CUDNN,
+    "_scaled_dot_product_cudnn_attention_backward": CUDNN_GRADIENTS | LENGTHS,
+    "_cudnn_attention_forward": CUDNN | PACKED,
+    "_cudnn_attention_backward": CUDNN_GRADIENTS | PACKED,
+    CUDNN_INPLACE: PACKED | {"is_causal": False},
 }
 
 
 def reason(op: str, tensors: dict, **change) -> str:
     """Returns why the override of an op does not take a call. Every call here is one that it takes
     on no machine."""
+    if op.startswith("_cudnn"):
+        tensors = {name: tensor[0] for name, tensor in tensors.items()}
     call = tensors | OTHERS[op]
     if op.endswith("_backward"):
         call |= {"grad_out": tensors["query"], "out": tensors["query"], "logsumexp": ROWS}
-    if op == INPLACE:
+    if op.endswith("_inplace"):
         call["out"] = tensors["query"]
     with fa4_ext.register(fallback="error"), pytest.raises(RuntimeError) as error:
         if "registered at fa4_ext:" not in torch._C._dispatch_dump(f"aten::{op}"):
@@ -118,7 +168,8 @@ def reason(op: str, tensors: dict, **change) -> str:
 @pytest.mark.parametrize("op", ARGUMENTS_AND_RESULTS)
 def test_every_override_is_reached_and_reads_dropout_and_devices(op):
     assert reason(op, qkv("cpu")) == "inputs must be CUDA tensors"
-    assert reason(op, qkv("cpu"), dropout_p=0.5) == "dropout_p must be 0"
+    if "dropout_p" in OTHERS[op]:
+        assert reason(op, qkv("cpu"), dropout_p=0.5) == "dropout_p must be 0"
 
 
 @pytest.mark.parametrize("op", ARGUMENTS_AND_RESULTS)
@@ -127,7 +178,7 @@ def test_every_override_is_reached_and_reads_dropout_and_devices(op):
     [
         ({"query": {"dtype": torch.float32}}, "query dtype must be float16 or bfloat16"),
         ({"key": {"dtype": torch.float16}}, "query, key, value must have the same dtype"),
-        ({"value": {"size": (3, 16, 8, 64)}}, "key and value must have the same shape"),
+        ({"value": {"size": (2, 17, 8, 64)}}, "key and value must have the same shape"),
         ({"key": {"size": (2, 16, 8, 72)}}, "key's head_dim 72 differs from query's 64"),
     ],
 )
@@ -135,7 +186,10 @@ def test_every_override_reads_query_key_and_value_at_their_places(op, change, ex
     assert reason(op, qkv("cuda", **change)) == expected
 
 
-@pytest.mark.parametrize("op", [op for op in ARGUMENTS_AND_RESULTS if "cum_seq_q" in OTHERS[op]])
+@pytest.mark.parametrize(
+    "op",
+    [op for op in ARGUMENTS_AND_RESULTS if "cum_seq_q" in OTHERS[op] and not op.startswith("_cud")],
+)
 def test_overrides_with_lengths_read_them_at_their_places(op):
     for given in ("cum_seq_q", "cum_seq_k"):
         assert (
@@ -150,6 +204,15 @@ def test_overrides_with_lengths_read_them_at_their_places(op):
     assert reason(op, qkv("cuda"), cum_seq_q=ONE, cum_seq_k=ONE) == packed
 
 
+@pytest.mark.parametrize("op", [op for op in ARGUMENTS_AND_RESULTS if op.startswith("_cudnn")])
+def test_packed_cudnn_overrides_read_lengths_at_their_places(op):
+    if "cum_seq_k" in str(overload(op)._schema):
+        assert (
+            reason(op, qkv("cuda"), cum_seq_k=None)
+            == "cum_seq_q and cum_seq_k must be given together"
+        )
+
+
 @pytest.mark.parametrize("op", [op for op in ARGUMENTS_AND_RESULTS if "backward" in op])
 def test_backward_overrides_read_the_gradient_first(op):
     assert reason(op, qkv("cuda"), grad_out=None) == "grad_out is undefined"
@@ -158,6 +221,7 @@ def test_backward_overrides_read_the_gradient_first(op):
 LATE = {
     "return_debug_mask": (True, "return_debug_mask must be False"),
     "alibi_slopes": (ONE, "alibi_slopes not supported"),
+    "attn_bias": (ONE, "attn_bias not supported"),
     "seqused_k": (ONE, "seqused_k not supported without cum_seq_k"),
     "block_table": (ONE, "block_table must come with seqused_k or cum_seq_k"),
     "num_splits": (-2, "num_splits must not be negative, is -2"),
@@ -175,4 +239,6 @@ LATE = {
 )
 def test_forward_overrides_read_each_late_argument_at_its_place(op, name):
     value, expected = LATE[name]
-    assert reason(op, qkv("cpu"), **{name: value}) == expected
+    without = {"cum_seq_k": None} if "must come with" in expected or "without" in expected else {}
+    change = {name: value} | {n: v for n, v in without.items() if n in OTHERS[op]}
+    assert reason(op, qkv("cpu"), **change) == expected

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import run
-from test_schemas import ARGUMENTS_AND_RESULTS, INPLACE
+from test_schemas import ARGUMENTS_AND_RESULTS, CUDNN_INPLACE, INPLACE
 from this_torch import HAS_CUDA, VERSION
 
 import fa4_ext
@@ -26,6 +26,14 @@ FORWARD_CPP = (
     "ES9_S7_S7_"
 )
 FORWARD_V2_CPP = FORWARD_CPP + "S7_S9_"
+CUDNN_FORWARD_CPP = (
+    "_ZN2at4cuda24_cudnn_attention_forwardERKNS_6TensorES3_S3_RKSt8optionalIS1_ES7_S7_llbdbbS4_IdE"
+    "S7_S7_"
+)
+CUDNN_INPLACE_CPP = (
+    "_ZN2at4cuda43_cudnn_attention_forward_no_dropout_inplaceERNS_6TensorERKS1_S4_S4_S4_"
+    "RKSt8optionalIS1_EllbS5_IdES8_S8_"
+)
 INPLACE_CPP = (
     "_ZN2at4cuda43_flash_attention_forward_no_dropout_inplaceERNS_6TensorERKS1_S4_S4_RKSt8optionalIS1_ES8_lldbbS5_IdES5_IlESA_S8_S8_"
     "S8_SA_"
@@ -37,6 +45,8 @@ SINCE = {
     "torch_exception_get_what_without_backtrace": (2, 13),
     FORWARD_V2_CPP: (2, 12),
     INPLACE_CPP: (2, 12),
+    CUDNN_FORWARD_CPP: (2, 14),
+    CUDNN_INPLACE_CPP: (2, 15),
 }
 UNTIL = {FORWARD_CPP: (2, 11)}  # the last version that has the function
 OUT_OF_MEMORY = (
@@ -74,7 +84,8 @@ def test_names_of_every_kind_are_found_in_the_library():
         "aoti_torch_cuda__flash_attention_forward_v2",
         "torch_exception_get_what_without_backtrace", "_ZN2at13globalContextEv",
         "aoti_record_function_start",
-        FORWARD_CPP, FORWARD_V2_CPP, INPLACE_CPP, *OUT_OF_MEMORY,
+        FORWARD_CPP, FORWARD_V2_CPP, INPLACE_CPP, CUDNN_FORWARD_CPP, CUDNN_INPLACE_CPP,
+        *OUT_OF_MEMORY,
         "_ZN2at4_ops5copy_4callERNS_6TensorERKS2_b",
     }  # fmt: skip
 
@@ -111,12 +122,14 @@ def test_the_class_of_torchs_out_of_memory_error_is_there():
 
 # The C++ functions return these, which their mangled names leave out.
 FIVE, THREE = (f"::std::tuple<{','.join(count * ['at::Tensor'])}>" for count in (5, 3))
+NINE = f"::std::tuple<{4 * 'at::Tensor,'}{2 * 'c10::SymInt,'}at::Tensor,at::Tensor,at::Tensor>"
 RETURNED = {
     "_flash_attention_forward": FIVE, "_flash_attention_backward": THREE, INPLACE: "at::Tensor",
-    "_scaled_dot_product_flash_attention": (
-        f"::std::tuple<{4 * 'at::Tensor,'}{2 * 'c10::SymInt,'}at::Tensor,at::Tensor,at::Tensor>"
-    ),
+    "_scaled_dot_product_flash_attention": NINE,
     "_scaled_dot_product_flash_attention_backward": THREE,
+    "_scaled_dot_product_cudnn_attention": NINE, "_cudnn_attention_forward": NINE,
+    "_scaled_dot_product_cudnn_attention_backward": THREE, "_cudnn_attention_backward": THREE,
+    CUDNN_INPLACE: "at::Tensor",
 }  # fmt: skip
 
 
@@ -171,12 +184,22 @@ def test_a_call_left_to_the_stock_kernel_fails_as_it_does_without_us(op, shape):
         lengths = (None, None, 16, 16)
         forward = (tensor,) * 3
         backward = (*(tensor,) * 5, rows, *lengths, 0.0, False, one, one)
+        # A seed that begins behind its memory's first number is that of our forward.
+        seed, offsets = torch.zeros(2)[1], torch.zeros(2, dtype=torch.int32)
+        packed = (offsets, offsets, 16, 16)
+        cudnn_backward = (*(tensor,) * 5, rows, seed, one, None)
         arguments = {{
             "_scaled_dot_product_flash_attention": forward,
             "_scaled_dot_product_flash_attention_backward": backward,
             "_flash_attention_forward": (*forward, *lengths, 0.0, False, False),
             "_flash_attention_backward": backward,
             {INPLACE!r}: (tensor, *forward, *lengths, 0.0, False, False),
+            "_scaled_dot_product_cudnn_attention": (*forward, None, True),
+            "_scaled_dot_product_cudnn_attention_backward":
+                (*cudnn_backward, *lengths, 0.0, False),
+            "_cudnn_attention_forward": (*forward, None, *packed, True),
+            "_cudnn_attention_backward": (*cudnn_backward, *packed, 0.0, False),
+            {CUDNN_INPLACE!r}: (tensor, *forward, *packed, False),
         }}[{op!r}]
         # CPU tensors would never get there on their own.
         cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -201,3 +224,17 @@ def test_a_call_left_to_the_stock_kernel_fails_as_it_does_without_us(op, shape):
     if SINCE["torch_exception_get_what_without_backtrace"] <= VERSION:
         # Before this version, torch's C interface prints what it catches.
         assert "Exception in aoti_torch" not in done.stderr
+
+
+def test_the_order_of_backends_is_returned_as_we_take_it():
+    """torch returns a std::array by value, which its mangled name does not say."""
+
+    class Backends(ctypes.Structure):
+        _fields_ = (("numbers", ctypes.c_int32 * 64),)
+
+    torch_cpu = loaded("libtorch_cpu.so")
+    context, order = torch_cpu._ZN2at13globalContextEv, torch_cpu._ZN2at7Context16sDPPriorityOrderEv
+    context.restype, order.restype, order.argtypes = ctypes.c_void_p, Backends, (ctypes.c_void_p,)
+    expected = torch._C._get_sdp_priority_order()
+    assert len(expected) >= 5, "fewer would come back in registers"
+    assert list(order(context()).numbers[: len(expected)]) == expected

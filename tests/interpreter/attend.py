@@ -63,7 +63,9 @@ def wrong(device: Device, call: dict) -> str | None:
     device.begin(call["seed"], lazy=call["seed"] % 2 == 1)
     try:
         with calls.deterministic(call["deterministic"]):
-            if call["page_size"]:
+            if problem.top_left:
+                result = calls.run_cudnn_op(problem, given, backward=call["backward"])
+            elif call["page_size"]:
                 result = calls.flash_forward_paged(problem, inputs, call["page_size"])
             else:
                 result = calls.run_flash(problem, given, backward=call["backward"])

@@ -41,6 +41,11 @@ std::optional<std::string> why_not(const Problem& p) {
   }
   if (p.num_heads >= kUnbounded)
     return concat("the number of heads must be less than 2^30, is ", p.num_heads);
+  if (p.causal_top_left && p.seqlen_q < p.seqlen_k) {
+    return concat("no query sees key ", p.seqlen_q,
+                  " and later ones under a top-left causal mask: ",
+                  "they must be left out, seqlen_k is ", p.seqlen_k);
+  }
   if (const int64_t rows = std::max({p.total_q, p.total_k, p.seqlen_q, p.seqlen_k});
       rows >= kUnbounded) {
     return concat("queries and keys of all sequences must each be less than 2^30, are ", rows);
@@ -58,6 +63,9 @@ ResolvedMask resolve_mask(const Problem& p) {
   const auto bound = [&](int64_t size) {
     return size < 0 || size >= p.seqlen_k ? kUnbounded : static_cast<int32_t>(size);
   };
+  // Where queries and keys are as many, both alignments hide the same.
+  if (p.is_causal && p.causal_top_left && p.seqlen_q > p.seqlen_k)
+    return {Mask::kWindow, kUnbounded, static_cast<int32_t>(p.seqlen_q - p.seqlen_k)};
   const int32_t left = bound(p.window_size_left);
   const int32_t right = p.is_causal ? 0 : bound(p.window_size_right);
   if (left != kUnbounded) return {Mask::kWindow, left, right};

@@ -1,0 +1,12 @@
+// The backward of every op.
+#pragma once
+
+#include "calls.h"
+
+namespace fa4::aten {
+
+// Puts the three gradients on the stack. Our kernels compute them where they can, or else the
+// call's peer.
+void backward(const BackwardCall& call, StableIValue* stack);
+
+}  // namespace fa4::aten

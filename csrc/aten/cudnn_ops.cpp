@@ -1,0 +1,137 @@
+// The ops through which PyTorch calls cuDNN's attention. It prefers them on Hopper and Blackwell.
+#include <cstdlib>
+
+#include "backward.h"
+#include "context.h"
+#include "decide.h"
+#include "forward.h"
+#include "ops.h"
+#include "options.h"
+#include "stock.h"
+
+namespace fa4::aten {
+namespace {
+
+// With this variable torch gives cuDNN a logsumexp in another order of dimensions than ours, and
+// reads it as such in the backward.
+bool torch_reorders_logsumexp() {
+  static const bool reorders = [] {
+    const char* value = std::getenv("TORCH_CUDNN_SDPA_AVOID_RECOMPILE");
+    return value && *value;
+  }();
+  return reorders;
+}
+
+// Returns whether our kernels may run what came to a cuDNN op. They may not where the user has
+// chosen cuDNN.
+bool may_be_ours() {
+  return options().prefer.load(std::memory_order_relaxed) && flash_enabled() &&
+         !cudnn_put_first() && !torch_reorders_logsumexp();
+}
+
+// The plan of a call to a cuDNN op, if our kernels run it.
+struct Ours {
+  ForwardDescription d;
+  Plan plan;
+
+  explicit Ours(const ForwardCall& call) {
+    if (stock_is_running() || !may_be_ours()) return;
+    d = describe(call);
+    plan = decide(call.op, d);
+  }
+
+  explicit operator bool() const { return plan.supported(); }
+};
+
+// Without dropout nobody reads philox_seed and philox_offset, but the backward gets both. A seed of
+// ours begins behind the first number of its memory: so the backward knows who ran the forward, and
+// runs where that ran, whatever the user has chosen since.
+constexpr int64_t kOurSeed = 1;
+
+Handle our_seed(int32_t device) {
+  constexpr int64_t kNumbers = kOurSeed + 1;
+  const Handle numbers = empty(1, &kNumbers, aoti_torch_dtype_int64(), device);
+  return number_in(numbers.get(), kOurSeed);
+}
+
+bool is_our_seed(AtenTensorHandle seed) {
+  if (!defined(seed)) return false;
+  int64_t offset;
+  check_shim(aoti_torch_get_storage_offset(seed, &offset), "reading a tensor's offset");
+  return offset == kOurSeed;
+}
+
+void run(const ForwardCall& call, const Ours& ours, StableIValue* stack) {
+  const ForwardDescription& d = ours.d;
+  const int32_t device = d.query.device_index;
+  const OutputShape shape(d.query, d.value);
+  const TensorInfo out_info = shape.info(d.query);
+  Handle out = empty(out_info), logsumexp = empty_logsumexp(d),
+         philox_offset = empty(0, nullptr, aoti_torch_dtype_int64(), device);
+  // The counter of tiles, which is the workspace of packed calls, fits into the number.
+  const WorkspaceMemory workspace(ours.plan, device, philox_offset, sizeof(int64_t));
+  forward(call, d, ours.plan, out.get(), view(out.get(), out_info, call.order), logsumexp,
+          workspace);
+  stack[0] = give(std::move(out));
+  stack[1] = give(std::move(logsumexp));
+  // The caller has cum_seq_q and cum_seq_k, or there are none.
+  stack[2] = give(undefined());
+  stack[3] = give(undefined());
+  stack[6] = give(our_seed(device));
+  stack[7] = give(std::move(philox_offset));
+  stack[8] = give(undefined());
+}
+
+}  // namespace
+
+void scaled_dot_product_cudnn_attention(StableIValue* stack, uint64_t num_inputs,
+                                        uint64_t num_outputs) {
+  Arguments arguments(stack, num_inputs, num_outputs, kCudnnSdpaForward);
+  const ForwardCall call = take_cudnn_sdpa_forward(arguments);
+  const Ours ours(call);
+  if (!ours) return stock_forward(call, stack);
+  run(call, ours, stack);
+  stack[4] = torch::stable::detail::from(ours.d.query.size[2]);
+  stack[5] = torch::stable::detail::from(ours.d.key.size[2]);
+}
+
+void scaled_dot_product_cudnn_attention_backward(StableIValue* stack, uint64_t num_inputs,
+                                                 uint64_t num_outputs) {
+  Arguments arguments(stack, num_inputs, num_outputs, kCudnnSdpaBackward);
+  const BackwardCall call =
+      take_cudnn_backward(arguments, kCudnnSdpaBackward, DimOrder::kHeadsFirst);
+  is_our_seed(call.rng_state.get()) ? backward(call, stack) : stock_backward(call, stack);
+}
+
+// Without offsets these three are called by the scaled_dot_product op, which cuDNN runs then.
+
+void cudnn_attention_forward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
+  Arguments arguments(stack, num_inputs, num_outputs, kCudnnForward);
+  const ForwardCall call = take_cudnn_forward(arguments);
+  if (!call.cum_seq_q) return stock_forward(call, stack);
+  const Ours ours(call);
+  if (!ours) return stock_forward(call, stack);
+  run(call, ours, stack);
+  stack[4] = torch::stable::detail::from(call.max_q);
+  stack[5] = torch::stable::detail::from(call.max_k);
+}
+
+void cudnn_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t num_inputs,
+                                                uint64_t num_outputs) {
+  Arguments arguments(stack, num_inputs, num_outputs, kCudnnForwardInplace);
+  const ForwardCall call = take_cudnn_forward_inplace(arguments);
+  const Ours ours(call);
+  if (!ours) return stock_forward_inplace(call, stack);
+  stack[0] = give(forward_inplace(call, ours.d, ours.plan));
+}
+
+// torch.nn.attention.varlen does not hand the seed to the backward.
+void cudnn_attention_backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
+  Arguments arguments(stack, num_inputs, num_outputs, kCudnnBackward);
+  const BackwardCall call =
+      take_cudnn_backward(arguments, kCudnnBackward, DimOrder::kSequenceFirst);
+  const bool ours = defined(call.cum_seq_q.get()) && may_be_ours();
+  ours ? backward(call, stack) : stock_backward(call, stack);
+}
+
+}  // namespace fa4::aten
