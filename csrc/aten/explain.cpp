@@ -22,7 +22,8 @@ constexpr const char* kSchema =
     "float dropout_p, bool is_causal, bool return_debug_mask, float? scale, int? window_size_left, "
     "int? window_size_right, "
     "Tensor? seqused_k, Tensor? alibi_slopes, Tensor? block_table, int? num_splits, "
-    "bool deterministic, bool backward, bool speed_rules, bool cudnn, int capability, int sm_count) -> (bool "
+    "bool deterministic, bool backward, bool speed_rules, bool cudnn, int capability, int "
+    "sm_count) -> (bool "
     "supported, str kernel, str "
     "reason, int tile_q, int tile_k, int workspace_bytes)";
 
