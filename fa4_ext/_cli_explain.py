@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from fa4_ext import _cli_text, _cli_values
-from fa4_ext._explain import FLASH, Explanation, explain_shapes
+from fa4_ext._explain import Explanation, explain_shapes
+from fa4_ext._sdpa_choice import CUDNN, FLASH
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -35,10 +36,10 @@ examples:
                        its results
     reason             why not; when supported, which inputs are copied or padded
                        first, or ""
-    fallback           null when supported; "flash": PyTorch's own flash attention
-                       gets the call; "other": F.scaled_dot_product_attention never
-                       takes such a call to flash attention: another of its backends
-                       gets it, or it raises an error
+    fallback           null when supported; "flash" or "cudnn": PyTorch's own flash
+                       attention or cuDNN gets the call; "other":
+                       F.scaled_dot_product_attention takes such a call to neither:
+                       another of its backends gets it, or it raises an error
 """
 
 
@@ -313,7 +314,9 @@ def _facts(call: Call, answer: Explanation) -> list[tuple[str, str]]:
 def _instead(call: Call, answer: Explanation) -> str:
     if answer.fallback == FLASH:
         return "PyTorch's own flash attention gets the call"
+    if answer.fallback == CUDNN:
+        return "cuDNN gets the call"
     return (
-        f"{call.function} never takes this call to flash attention: another of its backends gets "
-        "it, or it raises an error"
+        f"{call.function} takes this call neither to cuDNN nor to flash attention: another of its "
+        "backends gets it, or it raises an error"
     )

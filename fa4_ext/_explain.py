@@ -7,12 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from fa4_ext import _library, _register
+from fa4_ext._sdpa_choice import CUDNN, FLASH, OTHER, op_of, why_other
 
 # SMs to plan for without a device: H100 SXM and H200, B200, B300.
 _SM_COUNT = {90: 132, 100: 148, 103: 160}
-
-# Who gets a call that none of our kernels runs (`Explanation.fallback`).
-FLASH, OTHER = "flash", "other"
 
 
 @dataclass(frozen=True)
@@ -27,10 +25,10 @@ class Explanation:
             padded first, why no kernel is needed, or "".
         tile: the kernel's tile, (queries, keys); None without a kernel.
         workspace_bytes: device memory that the call takes while it runs, besides its results.
-        fallback: None if the call is supported. "flash": PyTorch's own flash attention gets the
-            call, and raises if it cannot run it either. "other": F.scaled_dot_product_attention
-            never takes such a call to flash attention; its cuDNN, memory-efficient or math backend
-            gets it, or it raises.
+        fallback: None if the call is supported. "flash" or "cudnn": PyTorch's own flash attention
+            or cuDNN gets the call, and raises if it cannot run it either. "other":
+            F.scaled_dot_product_attention takes such a call to neither; its memory-efficient or
+            math backend gets it, or it raises.
     """
 
     supported: bool
@@ -70,8 +68,9 @@ def explain(
     """Says which kernel a call would run, in which tile and with how much workspace, or why none
     does and what gets the call instead. It launches nothing, and with meta tensors needs no GPU.
 
-    Whether speed rules apply follows the registration in force, or the default of `register()` if
-    there is none.
+    Whether speed rules apply, and whether cuDNN's calls are taken, follows the registration in
+    force, or the default of `register()` if there is none. Switches of torch.backends.cuda and
+    torch.nn.attention.sdpa_kernel are not looked at.
 
     Args:
         query, key, value: tensors on any device; the kernels take float16 and bfloat16. A dense
@@ -121,12 +120,28 @@ def explain(
     if varlen and (cu_seqlens_q is None or max_seqlen_q is None):
         raise ValueError("3-D query, key and value need cu_seqlens_q and max_seqlen_q")
     capability, sm_count = _device(query, device_capability)
-    by_sdpa = not varlen and tuple(window_size) == (-1, -1)
+    if deterministic is None:
+        deterministic = (
+            torch.are_deterministic_algorithms_enabled()
+            and not torch.is_deterministic_algorithms_warn_only_enabled()
+        )
+    options = _register.options_in_force()
     given = query, key, value
-    if by_sdpa:
-        if reason := _never_flash(*given, is_causal, enable_gqa):
+    op = FLASH
+    if not varlen and tuple(window_size) == (-1, -1):
+        op = op_of(
+            *given,
+            is_causal=is_causal,
+            enable_gqa=enable_gqa,
+            deterministic=deterministic,
+            capability=capability,
+        )
+        if op == OTHER and (reason := why_other(*given, is_causal, enable_gqa)):
             return Explanation(False, None, reason, fallback=OTHER)
-        query, key, value = (_padded(tensor) for tensor in given)
+        if op == CUDNN and options and not options.prefer:
+            return Explanation(False, None, "prefer=False leaves it to cuDNN", fallback=CUDNN)
+        if op != CUDNN:
+            query, key, value = (_padded(tensor) for tensor in given)
     if not varlen:
         query, key, value = (
             tensor.transpose(1, 2) if tensor.dim() == 4 else tensor
@@ -135,12 +150,6 @@ def explain(
         max_seqlen_q, max_seqlen_k = (
             tensor.size(1) if tensor.dim() > 1 else 0 for tensor in (query, key)
         )
-    if deterministic is None:
-        deterministic = (
-            torch.are_deterministic_algorithms_enabled()
-            and not torch.is_deterministic_algorithms_warn_only_enabled()
-        )
-    options = _register.options_in_force()
     supported, kernel, reason, tile_q, tile_k, workspace_bytes = torch.ops.fa4_ext.explain(
         query,
         key,
@@ -164,16 +173,12 @@ def explain(
         deterministic=deterministic,
         backward=backward,
         speed_rules=options.speed_rules if options else True,
+        cudnn=op == CUDNN,
         capability=capability,
         sm_count=sm_count,
     )
     if not supported:
-        return Explanation(
-            False,
-            None,
-            reason,
-            fallback=OTHER if by_sdpa and not _can_be_flash(*given, capability) else FLASH,
-        )
+        return Explanation(False, None, reason, fallback=op)
     if not kernel:
         return Explanation(
             True, None, "there are no queries, or no keys: results are zeros, or have no elements"
@@ -233,68 +238,6 @@ def _device(query: torch.Tensor, device_capability: tuple[int, int] | None) -> t
         )
     properties = torch.cuda.get_device_properties(query.device)
     return 10 * properties.major + properties.minor, properties.multi_processor_count
-
-
-def _never_flash(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, enable_gqa: bool
-) -> str | None:
-    """Returns why F.scaled_dot_product_attention itself keeps a call from flash attention, or
-    None."""
-    if any(tensor.dim() != 4 for tensor in (query, key, value)):
-        return None
-    if 0 in (query.size(2), key.size(2)):
-        return (
-            f"query has {query.size(2)} rows and key {key.size(2)}: F.scaled_dot_product_attention "
-            "never takes empty ones to flash "
-            "attention"
-        )
-    if is_causal and query.size(2) != key.size(2):
-        return (
-            "F.scaled_dot_product_attention aligns is_causal top-left and never takes it to flash "
-            "attention with a query length, "
-            f"{query.size(2)}, other than the key length, {key.size(2)}; "
-            "torch.nn.attention.bias.causal_lower_right does"
-        )
-    if query.size(1) != key.size(1) and not enable_gqa:
-        return (
-            f"query has {query.size(1)} heads and key {key.size(1)}: "
-            "F.scaled_dot_product_attention needs enable_gqa=True for that"
-        )
-    if query.size(3) != key.size(3):
-        return f"key's head_dim {key.size(3)} differs from query's {query.size(3)}"
-    if key.size(3) != value.size(3):
-        return (
-            f"query's head_dim, {query.size(3)}, differs from value's, {value.size(3)}: "
-            "F.scaled_dot_product_attention takes only "
-            "equal ones to flash attention; torch.nn.attention.varlen takes others too"
-        )
-    return None
-
-
-def _can_be_flash(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: int
-) -> bool:
-    """Returns whether a call meets the other conditions of F.scaled_dot_product_attention for flash
-    attention, can_use_flash_attention in its sdp_utils.cpp."""
-    tensors = (query, key, value)
-    if any(tensor.dim() != 4 for tensor in tensors):
-        return False
-    same = all(
-        tensor.size(0) == query.size(0) and tensor.size(3) == query.size(3) for tensor in tensors
-    )
-    heads, heads_kv = query.size(1), key.size(1)
-    return (
-        80 <= capability <= 121
-        and query.dtype in (torch.float16, torch.bfloat16)
-        and key.dtype == value.dtype == query.dtype
-        and same
-        and key.size(1) == value.size(1)
-        and (heads == heads_kv or (heads_kv > 0 and heads % heads_kv == 0))
-        and query.size(2) > 0
-        and key.size(2) > 0
-        and query.size(3) <= 256
-        and (query.size(3) == 1 or all(tensor.stride(3) == 1 for tensor in tensors))
-    )
 
 
 def _padded(tensor: torch.Tensor) -> torch.Tensor:

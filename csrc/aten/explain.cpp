@@ -17,15 +17,12 @@ namespace {
 // about them: `cudnn` says that the call comes in through a cuDNN op. A capability of 0 stands for
 // query's own device.
 constexpr const char* kSchema =
-    "explain(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, int "
-    "max_q, int max_k, "
-    "float dropout_p, bool is_causal, bool return_debug_mask, float? scale, int? window_size_left, "
-    "int? window_size_right, "
-    "Tensor? seqused_k, Tensor? alibi_slopes, Tensor? block_table, int? num_splits, "
-    "bool deterministic, bool backward, bool speed_rules, bool cudnn, int capability, int "
-    "sm_count) -> (bool "
-    "supported, str kernel, str "
-    "reason, int tile_q, int tile_k, int workspace_bytes)";
+    "explain(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, "
+    "int max_q, int max_k, float dropout_p, bool is_causal, bool return_debug_mask, float? scale, "
+    "int? window_size_left, int? window_size_right, Tensor? seqused_k, Tensor? alibi_slopes, "
+    "Tensor? block_table, int? num_splits, bool deterministic, bool backward, bool speed_rules, "
+    "int capability, int sm_count, bool cudnn=False) -> (bool supported, str kernel, str reason, "
+    "int tile_q, int tile_k, int workspace_bytes)";
 
 constexpr KnownOp kExplain{"explain", {23, 23}, 6};
 
@@ -65,8 +62,8 @@ void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   ForwardCall call = take_flash_forward(arguments, true);
   const bool deterministic = arguments.value<bool>(), backward = arguments.value<bool>(),
              speed_rules = arguments.value<bool>();
-  if (arguments.value<bool>()) call.peer = Peer::kCudnn;
   const auto capability = arguments.value<int64_t>(), sm_count = arguments.value<int64_t>();
+  if (arguments.value<bool>()) call.peer = Peer::kCudnn;
   const auto device = device_asked_for(capability, sm_count);
   ForwardDescription d = describe(call, device ? &*device : nullptr);
   d.problem.op = backward ? Op::kBackward : Op::kForward;

@@ -59,8 +59,7 @@ def explained(
         x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k, 0.0,
         problem.is_causal, False, problem.scale,
         left, right, None, None, None, None, deterministic=False, backward=backward,
-        speed_rules=speed_rules, capability=0,
-        sm_count=0,
+        speed_rules=speed_rules, capability=0, sm_count=0, cudnn=problem.top_left,
     )[:3]  # fmt: skip
 
 

@@ -1,0 +1,114 @@
+"""This module says to which op PyTorch takes a plain call of F.scaled_dot_product_attention.
+
+The conditions are those of can_use_cudnn_attention and can_use_flash_attention in PyTorch's
+sdp_utils.cpp, for a build with cuDNN 9.10 or later and PyTorch's own order of backends, which has
+cuDNN first on Hopper and Blackwell.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Whose op gets a call.
+CUDNN, FLASH, OTHER = "cudnn", "flash", "other"
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def op_of(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    is_causal: bool,
+    enable_gqa: bool,
+    deterministic: bool,
+    capability: int,
+) -> str:
+    """Returns whose op gets the call: CUDNN, FLASH, or OTHER for the memory-efficient one, math, or
+    an error. `capability` is 90 for compute capability 9.0."""
+    tensors = (query, key, value)
+    if not _fused(*tensors, enable_gqa, capability):
+        return OTHER
+    if not deterministic and _cudnn_takes(*tensors, capability):
+        return CUDNN
+    return FLASH if _flash_takes(*tensors, is_causal) else OTHER
+
+
+def _fused(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    enable_gqa: bool,
+    capability: int,
+) -> bool:
+    """Returns whether a call meets the conditions that both ops have in common."""
+    tensors = (query, key, value)
+    if any(tensor.dim() != 4 for tensor in tensors) or not 80 <= capability <= 121:
+        return False
+    heads, heads_kv = query.size(1), key.size(1)
+    grouped = enable_gqa and heads_kv > 0 and heads % heads_kv == 0
+    return (
+        query.dtype in _HALF
+        and all(tensor.dtype == query.dtype for tensor in tensors)
+        and all(tensor.size(0) == query.size(0) for tensor in tensors)
+        and key.shape[1:3] == value.shape[1:3]
+        and (heads == heads_kv or grouped)
+        and query.size(2) > 0
+        and key.size(2) > 0
+        and query.size(3) == key.size(3)
+        and all(tensor.size(3) == 1 or tensor.stride(3) == 1 for tensor in tensors)
+    )
+
+
+def _cudnn_takes(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: int
+) -> bool:
+    head_dims = query.size(3), value.size(3)
+    limit = 256 if capability == 90 else 128
+    if capability >= 100 and head_dims == (192, 128):
+        limit = 192
+    return key.size(2) > 1 and max(head_dims) <= limit and not any(dim % 8 for dim in head_dims)
+
+
+def _flash_takes(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool
+) -> bool:
+    return query.size(3) == value.size(3) <= 256 and not (
+        is_causal and query.size(2) != key.size(2)
+    )
+
+
+def why_other(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, enable_gqa: bool
+) -> str | None:
+    """Returns why F.scaled_dot_product_attention takes a call to neither op although our kernels
+    could run it; None where it is not F.scaled_dot_product_attention that prevents it."""
+    if any(tensor.dim() != 4 for tensor in (query, key, value)):
+        return None
+    if 0 in (query.size(2), key.size(2)):
+        return (
+            f"query has {query.size(2)} rows and key {key.size(2)}: F.scaled_dot_product_attention "
+            "never takes empty ones to cuDNN or flash attention"
+        )
+    if query.size(1) != key.size(1) and not enable_gqa:
+        return (
+            f"query has {query.size(1)} heads and key {key.size(1)}: "
+            "F.scaled_dot_product_attention needs enable_gqa=True for that"
+        )
+    if query.size(3) != key.size(3):
+        return f"key's head_dim {key.size(3)} differs from query's {query.size(3)}"
+    if is_causal and query.size(2) != key.size(2):
+        return (
+            "F.scaled_dot_product_attention takes is_causal with a query length, "
+            f"{query.size(2)}, other than the key length, {key.size(2)}, to cuDNN alone, which "
+            "does not run this call; torch.nn.attention.bias.causal_lower_right goes to flash "
+            "attention"
+        )
+    if key.size(3) != value.size(3):
+        return (
+            f"query's head_dim, {query.size(3)}, differs from value's, {value.size(3)}: "
+            "F.scaled_dot_product_attention takes only equal ones to flash attention, and cuDNN "
+            "does not run this call; torch.nn.attention.varlen takes others too"
+        )
+    return None
