@@ -14,6 +14,7 @@ constexpr struct {
 } kOptions[] = {
     {"strict", &Options::strict},
     {"speed_rules", &Options::speed_rules},
+    {"prefer", &Options::prefer},
 };
 
 std::string names() {
