@@ -109,14 +109,13 @@ def register(
 
     Args:
         fallback: what happens to a call that no compiled kernel covers. With "stock" PyTorch's own
-            kernel runs it. With "error" a call of a flash attention op raises a RuntimeError, "FA4
-            <op> unsupported: <reason>".
-        prefer: whether these kernels also run calls that PyTorch takes to cuDNN. On Hopper and
+            kernel runs it, flash attention's or cuDNN's, as without a registration. With "error"
+            the call raises a RuntimeError, "FA4 <op> unsupported: <reason>".
+        prefer: whether these kernels also run the calls that PyTorch takes to cuDNN. On Hopper and
             Blackwell these are most calls of F.scaled_dot_product_attention, and from torch 2.14 on
-            those of torch.nn.attention.varlen. A call that no kernel covers runs on cuDNN, and so
-            does every call for which the user has chosen cuDNN with torch.nn.attention.sdpa_kernel
-            or torch.backends.cuda. With False only calls of the flash attention ops run these
-            kernels.
+            those of torch.nn.attention.varlen. Where the user has chosen cuDNN, by
+            torch.nn.attention.sdpa_kernel or by switching flash attention off, cuDNN runs them
+            whatever this says. With False these kernels run calls of the flash attention ops only.
         speed_rules: whether PyTorch's own kernel runs the calls that it was measured to run faster.
         provides: names of torch's own providers, out of "FA3" and "FA4", by which
             torch.nn.attention.activate_flash_attention_impl activates these kernels, with the
