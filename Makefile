@@ -15,7 +15,7 @@ LOCK := uv pip compile --quiet --no-deps --no-strip-extras --no-annotate --gener
 	--emit-build-options --python-version 3.11 --custom-compile-command "make lock"
 # A worker a core, which takes tests from the slower ones when it has none left.
 TEST := $(BIN)/python -m pytest -n auto --dist worksteal
-SOURCES := kernels fa4_ext tests benchmarks tuning scripts examples setup.py
+SOURCES := kernels fa4_ext fa4_ext_autoload.py tests benchmarks tuning scripts examples setup.py
 CXX_SOURCES := $(wildcard csrc/*.cpp $(foreach folder,csrc/* csrc/*/* examples/cpp tests/*,\
 	$(folder)/*.cpp $(folder)/*.h $(folder)/*.c))
 

@@ -3,8 +3,7 @@ registered.
 
 python -m benchmarks.uncovered --json benchmarks/results/h200_uncovered.json
 
-While registered PyTorch asks flash attention first. A call that flash takes and ours does not runs
-PyTorch's flash kernel, also where cuDNN would have run it before: this measures what that costs.
+Such a call runs the kernel of PyTorch's that it ran before: this measures what the way there costs.
 """
 
 from __future__ import annotations

@@ -19,14 +19,20 @@ from fa4_ext import (
     _info,
     _library,
     _register,
-    _sdpa_order,
 )
 from fa4_ext._environment import Facts
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 
 _PACKAGE = Path(__file__).resolve().parent
-_SETTINGS = ("FA4_EXT_AUTOREGISTER", "TORCH_CUDNN_SDPA_DEPRIORITIZED")
+_SETTINGS = (
+    "FA4_EXT_AUTOLOAD",
+    "FA4_EXT_AUTOREGISTER",
+    "FA4_EXT_PROVIDES",
+    "TORCH_CUDNN_SDPA_DEPRIORITIZED",
+)
+# A call that F.scaled_dot_product_attention takes to one of them gets to our overrides.
+_OVERRIDDEN = (SDPBackend.FLASH_ATTENTION.value, SDPBackend.CUDNN_ATTENTION.value)
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,7 @@ def examine(gpu: bool = True) -> Report:
     handle = _register.options_in_force()
     checks += [
         registration(handle, {op: _dispatcher.entry(op) for op in _dispatcher.OPS}),
-        order(
-            _sdpa_order.current(),
-            torch.cuda.is_initialized(),
-            handle,
-            torch.backends.cuda.flash_sdp_enabled(),
-        ),
+        sdpa(_backends(), handle, torch.backends.cuda.flash_sdp_enabled()),
         *settings(os.environ),
     ]
     usable = [index for index, capability in enumerate(facts.devices or ()) if _planned(capability)]
@@ -250,36 +251,48 @@ def registration(handle: _register.Handle | None, entries: dict[str, str]) -> Ch
     return Check("registration", OK, f"{handle!r}, on top for all {len(entries)} ops.")
 
 
-def order(
-    backends: list[int] | None,
-    cuda_is_up: bool,
-    handle: _register.Handle | None,
-    flash_enabled: bool,
-) -> Check:
-    """Checks the order in which F.scaled_dot_product_attention tries its backends."""
-    if backends is None:
-        return Check("order", NOTE, f"{_sdpa_order.problem()}")
-    known = {backend.value: name.lower() for name, backend in SDPBackend.__members__.items()}
-    names = [known.get(backend, str(backend)) for backend in backends]
-    tried = "F.scaled_dot_product_attention tries " + ", ".join(names)
+def _backends() -> list[int] | None:
+    """Returns the backends in the order in which F.scaled_dot_product_attention tries them, or None
+    if this torch does not tell."""
+    tell = getattr(torch._C, "_get_sdp_priority_order", None)
+    return tell() if tell else None
+
+
+def sdpa(backends: list[int] | None, handle: _register.Handle | None, flash_enabled: bool) -> Check:
+    """Says who gets the calls of F.scaled_dot_product_attention."""
     if not flash_enabled:
         return Check(
-            "order",
+            "sdpa",
             WRONG,
             "flash attention is switched off, torch.backends.cuda.enable_flash_sdp(True) switches "
             "it on.",
         )
-    if handle is None or not handle.prefer:
-        return Check("order", NOTE, f"{tried}; no registration asks for flash attention first.")
-    if not cuda_is_up:
+    if handle is None:
         return Check(
-            "order", NOTE, f"{tried}; flash attention comes first from the moment that CUDA is up."
+            "sdpa", NOTE, "F.scaled_dot_product_attention runs PyTorch's own kernels only."
         )
-    if backends[0] != SDPBackend.FLASH_ATTENTION.value:
+    if backends and backends[0] not in _OVERRIDDEN:
+        known = {backend.value: name.lower() for name, backend in SDPBackend.__members__.items()}
+        names = ", ".join(known.get(backend, str(backend)) for backend in backends)
         return Check(
-            "order", WRONG, f"{tried}: someone has set this order since fa4_ext was registered."
+            "sdpa",
+            WRONG,
+            f"F.scaled_dot_product_attention tries {names}: someone has set this order, in which "
+            "these kernels do not come first.",
         )
-    return Check("order", OK, f"{tried}.")
+    if not handle.prefer:
+        return Check(
+            "sdpa",
+            NOTE,
+            "F.scaled_dot_product_attention gets here where PyTorch takes it to flash attention; "
+            "prefer=False leaves cuDNN its calls.",
+        )
+    return Check(
+        "sdpa",
+        OK,
+        "F.scaled_dot_product_attention gets here where PyTorch takes it to flash attention or "
+        "cuDNN.",
+    )
 
 
 def settings(environment) -> list[Check]:

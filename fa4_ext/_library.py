@@ -157,7 +157,7 @@ def put_warnings_back() -> None:
 
 
 def set_option(name: str, value: bool) -> None:
-    """Sets an option of our overrides, "strict" or "speed_rules", from the next call on.
+    """Sets an option of our overrides, "strict", "speed_rules" or "prefer", from the next call on.
 
     Raises:
         RuntimeError: there is no such option.

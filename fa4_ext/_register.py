@@ -1,27 +1,22 @@
-"""This module registers the kernels with PyTorch. It keeps the handles and the options in force,
-and offers the package to torch's registry of flash attention providers."""
+"""This module registers the kernels with PyTorch. It keeps the handles and the options in force."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import warnings
 
-from torch.nn import attention
 from typing_extensions import Self
 
-from fa4_ext import _environment, _library, _sdpa_order
+from fa4_ext import _environment, _library, _providers
 from fa4_ext._lock import Lock
 
-PROVIDER = "FA4_EXT"
-OPTIONS = ("fallback", "prefer", "speed_rules")  # of `register`
+OPTIONS = ("fallback", "prefer", "speed_rules", "provides")  # of `register`
 
 #: The import's own registration. None if FA4_EXT_AUTOREGISTER is off or the native library could
 #: not be loaded.
 default_handle: Handle | None = None
 
 _lock = Lock()
-_numbers = itertools.count(1)
 _live: list[Handle] = []  # oldest first; the newest one's options are in force
 _overriding = False  # our overrides are in the dispatcher, or an interrupted call put them there
 # The handle whose options the library has; None where an interrupted call may have changed them.
@@ -39,16 +34,18 @@ class Handle:
 
     Attributes:
         fallback: the option of `register`, "stock" or "error".
-        prefer: the option of `register`; False also if this torch's order of backends
-            could not be changed.
+        prefer: the option of `register`.
         speed_rules: the option of `register`.
+        provides: the option of `register`, a tuple.
     """
 
-    def __init__(self, fallback: str, prefer: bool, speed_rules: bool):
+    def __init__(
+        self, fallback: str, prefer: bool, speed_rules: bool, provides: tuple[str, ...] = ()
+    ):
         self.fallback = fallback
         self.prefer = prefer
         self.speed_rules = speed_rules
-        self._number = 0  # its place among all registrations, from 1 on; 0 before it began
+        self.provides = provides
 
     @property
     def active(self) -> bool:
@@ -82,8 +79,13 @@ class Handle:
         return f"<fa4_ext.Handle {state} {options}>"
 
 
-def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = True) -> Handle:
-    """Puts the compiled kernels behind PyTorch's flash attention ops on CUDA devices.
+def register(
+    fallback: str = "stock",
+    prefer: bool = True,
+    speed_rules: bool = True,
+    provides: tuple[str, ...] = (),
+) -> Handle:
+    """Puts the compiled kernels behind PyTorch's attention ops on CUDA devices.
 
     The overrides go on top of any other provider's. Registering again puts them on top again, and
     leaves PyTorch's dispatcher alone if they are on top already. No GPU is needed or touched.
@@ -107,14 +109,18 @@ def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = T
 
     Args:
         fallback: what happens to a call that no compiled kernel covers. With "stock" PyTorch's own
-            flash attention kernel runs it. With "error" the call raises a RuntimeError, "FA4 <op>
-            unsupported: <reason>".
-        prefer: whether F.scaled_dot_product_attention tries flash attention before its other
-            backends; PyTorch prefers cuDNN on Hopper and Blackwell. The switches of
-            torch.nn.attention.sdpa_kernel and torch.backends.cuda keep their meaning. This has no
-            effect if the driver is too old for the kernels. If this torch has no such order to
-            change, there is a RuntimeWarning and the handle's `prefer` is False.
+            kernel runs it, flash attention's or cuDNN's, as without a registration. With "error"
+            the call raises a RuntimeError, "FA4 <op> unsupported: <reason>".
+        prefer: whether these kernels also run the calls that PyTorch takes to cuDNN. On Hopper and
+            Blackwell these are most calls of F.scaled_dot_product_attention, and from torch 2.14 on
+            those of torch.nn.attention.varlen. Where the user has chosen cuDNN, by
+            torch.nn.attention.sdpa_kernel or by switching flash attention off, cuDNN runs them
+            whatever this says. With False these kernels run calls of the flash attention ops only.
         speed_rules: whether PyTorch's own kernel runs the calls that it was measured to run faster.
+        provides: names of torch's own providers, out of "FA3" and "FA4", by which
+            torch.nn.attention.activate_flash_attention_impl activates these kernels, with the
+            options of this call. Removing the handle gives the names back; what has been activated
+            by then stays until it is restored.
 
     Returns:
         The handle that undoes the registration.
@@ -122,17 +128,20 @@ def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = T
     Raises:
         ValueError: an argument has a value that is not allowed.
         RuntimeError: torch is too old, the native library could not be loaded or refuses to be
-            used, or PyTorch's dispatcher refused the overrides.
+            used, PyTorch's dispatcher refused the overrides, or this torch's registry has no names
+            to provide.
     """
     _check("fallback", fallback, ("stock", "error"))
     _check("prefer", prefer, (True, False))
     _check("speed_rules", speed_rules, (True, False))
+    names = _providers.check(provides)
     _library.native()
+    if names and (problem := _providers.problem()):
+        raise RuntimeError(problem)
     _warn_once()
-    handle = Handle(fallback, bool(prefer), bool(speed_rules))
+    handle = Handle(fallback, bool(prefer), bool(speed_rules), names)
     try:
-        if problem := _begin(handle):
-            warnings.warn(f"fa4_ext.register(): {problem}", RuntimeWarning, stacklevel=2)
+        _begin(handle)
         return handle
     except BaseException:
         handle.remove()
@@ -140,28 +149,25 @@ def register(fallback: str = "stock", prefer: bool = True, speed_rules: bool = T
 
 
 @_lock
-def _begin(handle: Handle) -> str | None:
-    """Makes the handle live. If `prefer` asked for flash attention first and that is impossible, it
-    returns why and sets the handle's `prefer` to False."""
+def _begin(handle: Handle) -> None:
+    """Makes the handle live."""
     global _overriding
-    handle._number = next(_numbers)
     # This comes first: the garbage collector may end another registration meanwhile, which must not
     # be the last one.
     _live.append(handle)
     _put_in_force(handle)
     _overriding = True
     _library.register()
-    if not handle.prefer:
-        _sdpa_order.put_back()
-        return None
-    problem = _sdpa_order.put_flash_first(handle._number)
-    handle.prefer = problem is None
-    return problem
+    _providers.provide(
+        handle.provides,
+        handle,
+        lambda: register(handle.fallback, handle.prefer, handle.speed_rules),
+    )
 
 
 def _settle() -> None:
-    """Brings the library, the dispatcher and the order of backends in line with the live handles.
-    Doing so again changes nothing, and completes what an exception interrupted."""
+    """Brings the library, the dispatcher and torch's registry in line with the live handles. Doing
+    so again changes nothing, and completes what an exception interrupted."""
     while True:
         live = list(_live)
         _library.put_warnings_back()
@@ -169,7 +175,7 @@ def _settle() -> None:
             _put_in_force(live[-1])
         else:
             _take_out()
-        _settle_order(live[-1] if live else None)
+        _providers.withdraw(live)
         if live == _live:  # the garbage collector ended no other registration meanwhile
             return
 
@@ -187,16 +193,8 @@ def _put_in_force(handle: Handle) -> None:
         _in_force = None
         _library.set_option("strict", handle.fallback == "error")
         _library.set_option("speed_rules", handle.speed_rules)
+        _library.set_option("prefer", handle.prefer)
         _in_force = handle
-
-
-def _settle_order(newest: Handle | None) -> None:
-    if newest is None or not newest.prefer:
-        _sdpa_order.put_back()
-    elif _sdpa_order.is_wanted():
-        _sdpa_order.put_back_newer_than(newest._number)
-    else:
-        _sdpa_order.put_flash_first(newest._number)
 
 
 def _warn_once() -> None:
@@ -215,17 +213,21 @@ def register_at_import() -> None:
         _warn_at_import(_library.problem)
     if _imported or default_handle:  # importlib.reload, or an import after one that was interrupted
         return
-    if problem := _offer_to_registry():
+    if problem := _providers.offer(register, usable=not _library.problem):
         _warn_at_import(problem)
     wanted, problem = _environment.autoregister(os.environ.get("FA4_EXT_AUTOREGISTER"))
     if problem:
         _warn_at_import(problem)
+    names, problem = _providers.from_environment(os.environ.get("FA4_EXT_PROVIDES"))
+    if names and (problem := _providers.problem()):
+        names = ()
+    if problem:
+        _warn_at_import(problem)
     if wanted and not _library.problem:
-        handle = Handle("stock", True, True)
+        handle = Handle("stock", True, True, names)
         try:
             default_handle = handle
-            if problem := _begin(handle):
-                _warn_at_import(f"fa4_ext: {problem}")
+            _begin(handle)
         except BaseException:
             handle.remove()
             default_handle = None
@@ -235,28 +237,6 @@ def register_at_import() -> None:
 
 def _warn_at_import(sentence: str) -> None:
     warnings.warn(sentence, RuntimeWarning, stacklevel=4)  # whoever imports fa4_ext
-
-
-def _offer_to_registry() -> str | None:
-    """Lets torch.nn.attention.activate_flash_attention_impl("FA4_EXT") find this package. Returns a
-    sentence for the warning if torch's registry refuses, or None.
-
-    The registry asks providers not to activate themselves, so the import's own registration stays
-    outside of it: a provider that is activated later goes on top of ours, and restoring brings ours
-    back.
-    """
-    try:
-        # a torch that is too old has no registry
-        offer = getattr(attention, "register_flash_attention_impl", None)
-        # A copy of this package that can't be used leaves the place to the one that can.
-        if offer and not (_library.problem and PROVIDER in attention.list_flash_attention_impls()):
-            offer(PROVIDER, register_fn=register)
-    except Exception as error:
-        return (
-            f"torch.nn.attention's registry does not take {PROVIDER}: {error!r}. "
-            "fa4_ext.register() does not need it."
-        )
-    return None
 
 
 def options_in_force() -> Handle | None:

@@ -58,6 +58,7 @@ def test_it_holds_what_the_build_reads(unpacked):
     for needed in (
         "CMakeLists.txt",
         "version.txt",
+        "fa4_ext_autoload.py",
         "requirements/build.in",
         "requirements/build.txt",
         "csrc/exports.map",

@@ -19,6 +19,7 @@ INFO = "fa4_ext-0.1.0.dist-info"
 CONTENT = {
     **dict.fromkeys(check_wheel.PACKAGE, ""), "fa4_ext/_library.py": "", f"{INFO}/RECORD": "",
     f"{INFO}/METADATA": "Name: fa4_ext\nRequires-Dist: torch>=2.11\n",
+    f"{INFO}/entry_points.txt": "[torch.backends]\nfa4_ext = fa4_ext_autoload:autoload\n",
     f"{INFO}/licenses/LICENSE": "",
     f"{INFO}/licenses/THIRD_PARTY_NOTICES.md": "",
 }  # fmt: skip
@@ -52,6 +53,13 @@ def test_a_wheel_as_it_should_be_passes(tmp_path):
             "fa4_ext/cmake/fa4_ext-config.cmake is missing",
         ),
         ({f"{INFO}/licenses/LICENSE": None}, NAME, "LICENSE is missing"),
+        ({"fa4_ext_autoload.py": None}, NAME, "fa4_ext_autoload.py is missing"),
+        ({f"{INFO}/entry_points.txt": None}, NAME, "its entry points are ''"),
+        (
+            {f"{INFO}/entry_points.txt": "[torch.backends]\nfa4_ext = fa4_ext:register\n"},
+            NAME,
+            "fa4_ext = fa4_ext:register",
+        ),
         (
             {f"{INFO}/METADATA": "Requires-Dist: torch>=2.11\nRequires-Dist: numpy\n"},
             NAME,
@@ -66,6 +74,9 @@ def test_a_wheel_as_it_should_be_passes(tmp_path):
         "no_header",
         "no_cmake",
         "no_licence",
+        "no_autoload",
+        "no_entry_point",
+        "other_entry_point",
         "requirement",
         "tag",
     ],

@@ -8,6 +8,7 @@ auditwheel judges the platform, torch-abi-audit the use of torch.
 
 from __future__ import annotations
 
+import configparser
 import json
 import re
 import subprocess
@@ -26,7 +27,9 @@ MAX_BYTES = 30_000_000
 PLATFORM = "manylinux_2_28_x86_64"
 OLDEST_TORCH = (2, 11)
 LIBRARY = "fa4_ext/libfa4_ext.so"
+AUTOLOAD = {"fa4_ext": "fa4_ext_autoload:autoload"}
 PACKAGE = {
+    "fa4_ext_autoload.py",
     "fa4_ext/__init__.py",
     "fa4_ext/py.typed",
     "fa4_ext/bench/__init__.py",
@@ -50,9 +53,13 @@ UNCHECKED = {"gets", "sprintf", "stpcpy", "strcat", "strcpy", "vsprintf", "wcsca
 def package_problems(path: Path) -> list[str]:
     with zipfile.ZipFile(path) as wheel:
         names = set(wheel.namelist())
-        metadata = wheel.read(
-            next(name for name in names if name.endswith(".dist-info/METADATA"))
-        ).decode()
+
+        def of_distribution(file: str) -> str:
+            return "".join(
+                wheel.read(name).decode() for name in names if name.endswith(f".dist-info/{file}")
+            )
+
+        metadata, entry_points = of_distribution("METADATA"), of_distribution("entry_points.txt")
     found = [f"{name} is missing" for name in sorted(PACKAGE - names)]
     found += [
         f"{name} does not belong in it" for name in sorted(names) if not re.fullmatch(ALLOWED, name)
@@ -60,6 +67,10 @@ def package_problems(path: Path) -> list[str]:
     for notice in ("LICENSE", "THIRD_PARTY_NOTICES.md"):
         if not any(re.fullmatch(rf".*\.dist-info/licenses/{notice}", name) for name in names):
             found.append(f"{notice} is missing")
+    groups = configparser.ConfigParser()
+    groups.read_string(entry_points)
+    if {group: dict(groups[group]) for group in groups.sections()} != {"torch.backends": AUTOLOAD}:
+        found.append(f"its entry points are {entry_points!r}, expected torch.backends {AUTOLOAD}")
     if not path.name.endswith(f"-py3-none-{PLATFORM}.whl"):
         found.append(f"its name is not tagged py3-none-{PLATFORM}")
     required = [

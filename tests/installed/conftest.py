@@ -24,21 +24,40 @@ def pytest_report_header():
 
 
 @pytest.fixture
-def cuda(monkeypatch):
-    """Returns a CUDA that comes up when the test says so. No handle lives before the test, and none
-    after it."""
-    from fake_cuda import Cuda
+def unregistered():
+    """No handle lives before the test. After it none does, and PyTorch is as it was."""
+    from torch.nn.attention import _registry
 
-    from fa4_ext import _register, _sdpa_order
+    from fa4_ext import _dispatcher, _register
 
-    for handle in list(_register._live):
-        handle.remove()
-    original = torch._C._get_sdp_priority_order()
-    monkeypatch.setattr(_sdpa_order, "_queued_for", None)
-    yield Cuda(monkeypatch)
-    for handle in list(_register._live):
-        handle.remove()
-    torch._C._set_sdp_priority_order(original)
+    def remove_all():
+        for handle in list(_register._live):
+            handle.remove()
+
+    def pytorch():
+        dumps = [torch._C._dispatch_dump(f"aten::{op}") for op in _dispatcher.OPS]
+        return dumps, torch._C._get_sdp_priority_order(), dict(_registry._FLASH_ATTENTION_IMPLS)
+
+    remove_all()
+    before = pytorch()
+    yield
+    remove_all()
+    assert pytorch() == before
+
+
+@pytest.fixture
+def native_calls(monkeypatch):
+    """Returns the list of what the package asks the library for from now on."""
+    from fa4_ext import _library
+
+    calls = []
+    register, set_option, remove = _library.register, _library.set_option, _library.remove
+    monkeypatch.setattr(_library, "register", lambda: calls.append("register") or register())
+    monkeypatch.setattr(
+        _library, "set_option", lambda *option: calls.append(option) or set_option(*option)
+    )
+    monkeypatch.setattr(_library, "remove", lambda: calls.append("remove") or remove())
+    return calls
 
 
 @pytest.fixture

@@ -21,13 +21,14 @@ QUIET = "ignore:Failed to initialize NumPy:UserWarning"
 def python(
     *arguments: str, asked: str | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the interpreter without a GPU in sight; CUDA devices are hidden and FA4_EXT_AUTOREGISTER
-    is unset.
+    """Runs the interpreter without a GPU in sight; CUDA devices are hidden, and the package's own
+    settings are unset.
 
     asked: what it reads on standard input.
     """
     variables = {name: value for name, value in (os.environ | environment).items() if value}
-    variables.pop("FA4_EXT_AUTOREGISTER", None)
+    for setting in ("AUTOLOAD", "AUTOREGISTER", "PROVIDES"):
+        variables.pop(f"FA4_EXT_{setting}", None)
     path = os.pathsep.join([PACKAGES, *filter(None, [variables.get("PYTHONPATH")])])
     variables |= {
         "CUDA_VISIBLE_DEVICES": "-1",
@@ -35,7 +36,6 @@ def python(
         "PYTHONWARNINGS": QUIET,
         **environment,
     }
-    # Python looks for modules where it is started, too: not in the checkout.
     # Python looks for modules where it is started, too: not in the checkout.
     command, folder = [sys.executable, *arguments], Path(__file__).parent
     return subprocess.run(

@@ -117,30 +117,45 @@ def test_registration_below_another_provider_is_wrong():
     assert _doctor.registration(None, entries).status == NOTE
 
 
-CUDNN_FIRST, FLASH_FIRST = [3, 1, 2, 0, 4], [1, 3, 2, 0, 4]
+MATH, FLASH, EFFICIENT, CUDNN, OVERRIDEABLE = 0, 1, 2, 3, 4
+CUDNN_FIRST = [CUDNN, FLASH, EFFICIENT, MATH, OVERRIDEABLE]
+FLASH_FIRST = [FLASH, CUDNN, EFFICIENT, MATH, OVERRIDEABLE]
+EFFICIENT_FIRST = [EFFICIENT, FLASH, CUDNN, MATH, OVERRIDEABLE]
 
 
 @pytest.mark.parametrize(
-    ("backends", "cuda_is_up", "prefer", "flash_enabled", "status"),
+    ("backends", "prefer", "flash_enabled", "status", "words"),
     [
-        (FLASH_FIRST, True, True, True, OK),
-        (CUDNN_FIRST, True, True, True, WRONG),
-        (CUDNN_FIRST, True, False, True, NOTE),
-        (CUDNN_FIRST, False, True, True, NOTE),
-        (FLASH_FIRST, True, True, False, WRONG),
-        ([*FLASH_FIRST, 77], True, True, True, OK),  # a backend of a torch to come
+        (CUDNN_FIRST, True, True, OK, "flash attention or cuDNN"),
+        (FLASH_FIRST, True, True, OK, "flash attention or cuDNN"),
+        ([*FLASH_FIRST, 77], True, True, OK, "cuDNN"),  # a backend of a torch to come
+        (None, True, True, OK, "cuDNN"),
+        (CUDNN_FIRST, False, True, NOTE, "prefer=False leaves cuDNN its calls"),
+        (EFFICIENT_FIRST, True, True, WRONG, "tries efficient_attention, flash_attention, cudnn"),
+        ([77, *FLASH_FIRST], True, True, WRONG, "tries 77, flash_attention"),
+        (CUDNN_FIRST, True, False, WRONG, "enable_flash_sdp(True)"),
     ],
 )
-def test_order_of_the_backends(backends, cuda_is_up, prefer, flash_enabled, status):
+def test_who_gets_the_calls_of_sdpa(backends, prefer, flash_enabled, status, words):
     with fa4_ext.register(prefer=prefer) as handle:
-        assert _doctor.order(backends, cuda_is_up, handle, flash_enabled).status == status
+        check = _doctor.sdpa(backends, handle, flash_enabled)
+    assert check.status == status and words in check.sentence, check
+
+
+def test_without_a_registration_pytorch_gets_the_calls_of_sdpa():
+    check = _doctor.sdpa(CUDNN_FIRST, None, True)
+    assert check.status == NOTE and "PyTorch's own kernels only" in check.sentence, check
 
 
 def test_settings_that_decide_are_shown():
-    environment = {"FA4_EXT_AUTOREGISTER": "0", "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1", "HOME": "/"}
-    assert [check.sentence for check in _doctor.settings(environment)] == [
-        "FA4_EXT_AUTOREGISTER=0",
-        "TORCH_CUDNN_SDPA_DEPRIORITIZED=1",
+    environment = {
+        "FA4_EXT_AUTOLOAD": "1",
+        "FA4_EXT_AUTOREGISTER": "0",
+        "FA4_EXT_PROVIDES": "FA3",
+        "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",
+    }
+    assert [check.sentence for check in _doctor.settings({**environment, "HOME": "/"})] == [
+        f"{name}={value}" for name, value in environment.items()
     ]
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from test_registration import OPS, PythonOverride, on_top
+from torch.nn import attention
 
 import fa4_ext
-from fa4_ext import _dispatcher, _register
+from fa4_ext import _dispatcher, _library, _providers, _register
 
+pytestmark = pytest.mark.usefixtures("unregistered")
 PACKAGE = str(Path(fa4_ext.__file__).parent)
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
@@ -64,14 +66,39 @@ def is_strict() -> bool:
     return False
 
 
+# The library's options, as this process has set them.
+in_force: dict[str, int] = {}
+
+
+@pytest.fixture(autouse=True)
+def options_are_noted(monkeypatch, unregistered):
+    native = _library.native()
+    set_option = native.fa4_ext_set_option
+
+    def noted(name: bytes, value: int) -> int:
+        in_force[name.decode()] = value
+        return set_option(name, value)
+
+    monkeypatch.setattr(native, "fa4_ext_set_option", noted)
+    monkeypatch.setattr(_register, "_in_force", None)
+
+
+def registry() -> dict:
+    return {
+        name: "ours" if isinstance(function, _providers._Answer) else function
+        for name, function in attention._registry._FLASH_ATTENTION_IMPLS.items()
+    }
+
+
 def state() -> dict:
     """Returns all that a registration may change."""
     return {
         "live": list(_register._live),
         "dispatcher": dispatcher(),
-        "order": torch._C._get_sdp_priority_order(),
+        "registry": registry(),
         "filters": list(warnings.filters),
         "strict": is_strict() if on_top() == "ours" else None,
+        "options": dict(in_force) if on_top() == "ours" else None,
     }
 
 
@@ -90,26 +117,17 @@ def check(before: dict, line: int) -> None:
 FEWEST_LINES = 15
 
 
-@pytest.fixture(params=["no CUDA", "CUDA"])
-def up(request, cuda):
-    if request.param == "CUDA":
-        cuda.start()
-        cuda.choose()
-    return cuda
-
-
+STRICT = {"fallback": "error", "prefer": False, "speed_rules": False, "provides": ("FA3",)}
 OUTERS = {
     "alone": [],
     "beside": [{}],
-    "beside one that is strict": [{"fallback": "error", "prefer": False}],
+    "beside one that is strict": [{**STRICT, "provides": ("FA4", "FA3")}],
 }
 
 
 @pytest.mark.parametrize("outers", OUTERS.values(), ids=OUTERS)
-@pytest.mark.parametrize(
-    "options", [{}, {"fallback": "error", "prefer": False}], ids=["default", "strict"]
-)
-def test_interrupted_register_leaves_nothing(up, outers, options):
+@pytest.mark.parametrize("options", [{}, STRICT], ids=["default", "strict"])
+def test_interrupted_register_leaves_nothing(outers, options):
     handles = [fa4_ext.register(**outer) for outer in outers]
     before, line = state(), 0
     while interrupted(lambda: fa4_ext.register(**options), line := line + 1):
@@ -121,7 +139,7 @@ def test_interrupted_register_leaves_nothing(up, outers, options):
     assert on_top() is None
 
 
-def test_interrupted_register_over_another_provider_leaves_what_its_own_end_ends(up):
+def test_interrupted_register_over_another_provider_leaves_what_its_own_end_ends():
     before = state()
     with fa4_ext.register():
         other = PythonOverride()
@@ -136,10 +154,8 @@ def test_interrupted_register_over_another_provider_leaves_what_its_own_end_ends
 
 @pytest.mark.parametrize("first", [False, True], ids=["the newest", "the oldest"])
 @pytest.mark.parametrize("outers", OUTERS.values(), ids=OUTERS)
-@pytest.mark.parametrize(
-    "options", [{}, {"fallback": "error", "prefer": False}], ids=["default", "strict"]
-)
-def test_interrupted_remove_is_ended_by_a_second_one(up, outers, options, first):
+@pytest.mark.parametrize("options", [{}, STRICT], ids=["default", "strict"])
+def test_interrupted_remove_is_ended_by_a_second_one(outers, options, first):
     def handles() -> list[fa4_ext.Handle]:
         made = [fa4_ext.register(**each) for each in [*outers, options]]
         return made if first else made[::-1]
@@ -155,9 +171,7 @@ def test_interrupted_remove_is_ended_by_a_second_one(up, outers, options, first)
         going, *staying = handles()
         more = interrupted(going.remove, line := line + 1)
         going.remove()
-        assert not going.active and _register._live == sorted(
-            staying, key=lambda handle: handle._number
-        )
+        assert not going.active and _register._live == (staying if first else staying[::-1])
         check(kept, line)
         for handle in staying:
             handle.remove()
@@ -167,7 +181,8 @@ def test_interrupted_remove_is_ended_by_a_second_one(up, outers, options, first)
     assert line > FEWEST_LINES // 2
 
 
-def test_interrupted_import_leaves_no_handle_but_its_own(up, monkeypatch):
+def test_interrupted_import_leaves_no_handle_but_its_own(monkeypatch):
+    monkeypatch.setenv("FA4_EXT_PROVIDES", "FA4")
     monkeypatch.delenv("FA4_EXT_AUTOREGISTER", raising=False)
     before, line, more = state(), 0, True
     while more:
@@ -181,28 +196,6 @@ def test_interrupted_import_leaves_no_handle_but_its_own(up, monkeypatch):
         _register.default_handle.remove()
         check(before, line)
     assert line > FEWEST_LINES
-
-
-def test_interrupted_start_of_cuda_may_be_tried_again(cuda):
-    before = torch._C._get_sdp_priority_order()
-    line = 0
-    while True:
-        handle = fa4_ext.register()
-        more = interrupted(cuda.start, line := line + 1)
-        if more:
-            # torch does so in the next use of CUDA, with the whole queue.
-            cuda.start()
-        assert (
-            torch._C._get_sdp_priority_order()[0]
-            == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value
-        ), line
-        handle.remove()
-        torch._C._set_sdp_priority_order(before)
-        cuda.up = cuda.chosen = False
-        del cuda.queue[:]
-        if not more:
-            break
-    assert line > FEWEST_LINES // 2
 
 
 def test_a_body_that_is_interrupted_ends_the_registration():

@@ -12,7 +12,9 @@ from processes import run
 from torch.nn import attention
 
 import fa4_ext
-from fa4_ext import _library, _register, _sdpa_order
+from fa4_ext import _library, _register
+
+pytestmark = pytest.mark.usefixtures("unregistered")
 
 OPS = (
     "aten::_flash_attention_forward",
@@ -44,30 +46,6 @@ class PythonOverride:
 
     def remove(self):
         self.library._destroy()
-
-
-@pytest.fixture(autouse=True)
-def unregistered():
-    """No handle lives before a test; none and nothing else does after it."""
-    for handle in list(_register._live):
-        handle.remove()
-    before = dispatcher()
-    yield
-    for handle in list(_register._live):
-        handle.remove()
-    assert dispatcher() == before
-
-
-@pytest.fixture
-def native_calls(monkeypatch):
-    calls = []
-    register, set_option, remove = _library.register, _library.set_option, _library.remove
-    monkeypatch.setattr(_library, "register", lambda: calls.append("register") or register())
-    monkeypatch.setattr(
-        _library, "set_option", lambda *option: calls.append(option) or set_option(*option)
-    )
-    monkeypatch.setattr(_library, "remove", lambda: calls.append("remove") or remove())
-    return calls
 
 
 def test_every_op_is_ours_while_registered_and_byte_identical_after():
@@ -166,12 +144,13 @@ def test_registered_until_the_last_of_three_handles_is_removed(order):
 
 def test_newest_live_handles_options_are_in_force(native_calls):
     loose = fa4_ext.register()
-    strict = fa4_ext.register(fallback="error", speed_rules=False)
-    assert native_calls[-3:] == [("strict", True), ("speed_rules", False), "register"]
+    strict = fa4_ext.register(fallback="error", prefer=False, speed_rules=False)
+    options = [("strict", True), ("speed_rules", False), ("prefer", False)]
+    assert native_calls[-4:] == [*options, "register"]
     del native_calls[:]
     strict.remove()
     # It is not registered again, because a provider above ours stays above.
-    assert native_calls == [("strict", False), ("speed_rules", True)]
+    assert native_calls == [(name, not value) for name, value in options]
     loose.remove()
     assert native_calls[-1] == "remove"
 
@@ -179,7 +158,7 @@ def test_newest_live_handles_options_are_in_force(native_calls):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("stict", 1, "there is no option stict; options are strict, speed_rules"),
+        ("stict", 1, "there is no option stict; options are strict, speed_rules, prefer"),
         ("strict", 2, "option strict must be 0 or 1, is 2"),
     ],
 )
@@ -225,6 +204,7 @@ def test_refused_registration_raises_and_leaves_no_handle(monkeypatch):
         ({"fallback": "cudnn"}, r"fallback must be one of 'stock', 'error', got 'cudnn'"),
         ({"fallback": None}, r"fallback must be one of 'stock', 'error', got None"),
         ({"prefer": "yes"}, r"prefer must be one of True, False, got 'yes'"),
+        ({"prefer": None}, r"prefer must be one of True, False, got None"),
         ({"speed_rules": 2}, r"speed_rules must be one of True, False, got 2"),
     ],
 )
@@ -287,8 +267,8 @@ def test_our_registration_is_not_the_registrys_active_provider():
         assert attention.current_flash_attention_impl() is None
 
 
-def test_provider_activated_over_ours_gives_way_to_ours_when_restored():
-    attention.register_flash_attention_impl("OTHER", register_fn=PythonOverride)
+def test_provider_activated_over_ours_gives_way_to_ours_when_restored(monkeypatch):
+    monkeypatch.setitem(attention._registry._FLASH_ATTENTION_IMPLS, "OTHER", PythonOverride)
     with fa4_ext.register():
         attention.activate_flash_attention_impl("OTHER")
         assert on_top() == "other"
@@ -358,11 +338,42 @@ def test_a_registration_that_ends_while_another_begins_leaves_that_one_s_overrid
 
 
 def test_a_registration_that_fails_is_not_live(monkeypatch):
-    def fail(owner):
-        raise RuntimeError("no order")
+    def fail():
+        raise RuntimeError("the dispatcher says no")
 
-    monkeypatch.setattr(_sdpa_order, "put_flash_first", fail)
+    monkeypatch.setattr(_library, "register", fail)
     live = list(_register._live)
-    with pytest.raises(RuntimeError, match="no order"):
+    with pytest.raises(RuntimeError, match="the dispatcher says no"):
         fa4_ext.register(fallback="error")
     assert _register._live == live
+
+
+@pytest.mark.parametrize("prefer", [True, False])
+def test_the_order_of_the_backends_and_their_switches_stay(prefer):
+    def torchs_choices():
+        flags = ("flash", "mem_efficient", "math", "cudnn")
+        enabled = [getattr(torch.backends.cuda, f"{flag}_sdp_enabled")() for flag in flags]
+        return torch._C._get_sdp_priority_order(), enabled, len(torch.cuda._queued_calls)
+
+    before = torchs_choices()
+    with fa4_ext.register(prefer=prefer) as handle:
+        assert handle.prefer is prefer and torchs_choices() == before
+    assert torchs_choices() == before
+
+
+@pytest.mark.skipif(not hasattr(torch._C, "_set_sdp_use_fa4"), reason="torch 2.15 and later")
+@pytest.mark.parametrize("on", [False, True])
+def test_which_calls_are_eligible_for_flash_stays_torchs_business(on):
+    """With the switch of torch's own FA4 on, head dims that no kernel of ours or of the stock has
+    would come to flash attention."""
+    before = torch._C._get_fa4_sdp_enabled()
+    torch._C._set_sdp_use_fa4(on)
+    try:
+        with fa4_ext.register(provides=("FA4",)):
+            for name in ("FA4_EXT", "FA4"):
+                attention.activate_flash_attention_impl(name)
+                assert torch._C._get_fa4_sdp_enabled() == on, name
+                attention.restore_flash_attention_impl()
+                assert torch._C._get_fa4_sdp_enabled() == on, name
+    finally:
+        torch._C._set_sdp_use_fa4(before)

@@ -1,12 +1,12 @@
-"""A torch without the private names that the package uses: no import fails, CUDA comes up, and a
-warning says what is lost."""
+"""A torch without the private names that the package uses: no import fails, and a warning says what
+is lost."""
 
 from __future__ import annotations
 
 import pytest
 from processes import run
 
-from fa4_ext import _environment, _sdpa_order
+from fa4_ext import _environment
 
 OURS = "'registered at fa4_ext:' in dump('aten::_flash_attention_forward')"
 CUT = """
@@ -14,22 +14,9 @@ import operator, torch, torch.library
 dump = torch._C._dispatch_dump
 name = {name!r}
 where, _, last = name.removeprefix("torch.").rpartition(".")
-owner = operator.attrgetter(where)(torch) if where else torch
+owner = operator.attrgetter(where)(torch)
 """
-DELETE = """
-if name == "torch.ops.aten._fused_sdp_choice":
-    owner.__dict__.pop(last, None)
-    lookup = type(owner).__getattr__
-    def without(self, op):
-        if op == last:
-            raise AttributeError(op)
-        return lookup(self, op)
-    type(owner).__getattr__ = without
-else:
-    delattr(owner, last)
-"""
-# torch's own two look for devices.
-START_CUDA = "for call, _ in torch.cuda._queued_calls[2:]: call()\n"
+DELETE = "delattr(owner, last)\n"
 IMPORT = """
 import warnings
 with warnings.catch_warnings(record=True) as caught:
@@ -38,74 +25,6 @@ with warnings.catch_warnings(record=True) as caught:
 import_said = [str(warning.message) for warning in caught if "fa4_ext" in str(warning.message)]
 assert {w.filename for w in caught if str(w.message) in import_said} <= {"<string>"}
 """
-
-
-# Nobody can take it away from torch's own type.
-CANNOT_GO = "torch.Tensor._make_wrapper_subclass"
-
-
-@pytest.mark.parametrize("name", [name for name in _sdpa_order._NEEDED if name != CANNOT_GO])
-def test_a_torch_without_an_order_to_change_is_as_with_prefer_false(name):
-    run(
-        CUT.format(name=name)
-        + DELETE
-        + IMPORT
-        + f"""
-(sentence,) = import_said
-assert sentence.startswith("fa4_ext: torch "), sentence
-assert f"has no {{name}}" in sentence and "prefer=False" in sentence, sentence
-assert {OURS} and fa4_ext.default_handle.active and fa4_ext.default_handle.prefer is False
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    handle = fa4_ext.register()
-# Beside it there may be one of a driver that is not there.
-(warning,) = [one for one in caught if f"has no {{name}}" in str(one.message)]
-assert warning.category is RuntimeWarning and warning.filename == "<string>"
-assert handle.prefer is False and handle.active
-with warnings.catch_warnings():
-    warnings.simplefilter("error")
-    fa4_ext.register(prefer=False).remove()  # asks for nothing that is not there
-    try:
-        fa4_ext.register()
-    except RuntimeWarning:
-        pass
-    else:
-        raise AssertionError("no warning")
-assert fa4_ext._register._live == [fa4_ext.default_handle, handle]
-{START_CUDA}
-handle.remove()
-fa4_ext.default_handle.remove()
-assert not {OURS}
-"""
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "cut", "filters"),
-    [
-        ("torch._C._get_sdp_priority_order", DELETE, "always"),
-        ("torch._C._get_sdp_priority_order", "setattr(owner, last, lambda: None)\n", "always"),
-        ("torch._C._set_sdp_priority_order", "setattr(owner, last, lambda: None)\n", "error"),
-    ],
-    ids=["gone", "returns something else", "takes something else, and warnings are errors"],
-)
-def test_a_name_that_fails_once_cuda_comes_up_fails_no_use_of_cuda(name, cut, filters):
-    """A later torch may change what it takes or returns."""
-    run(
-        CUT.format(name=name)
-        + "import warnings, fa4_ext\nassert fa4_ext.default_handle.prefer\n"
-        + cut
-        + f"""
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter({filters!r})
-    {START_CUDA}
-said = [str(warning.message) for warning in caught]
-if {filters!r} != "error":
-    assert "putting flash attention first failed" in said[0] and "prefer=False" in said[0], said
-fa4_ext.default_handle.remove()
-assert not {OURS}
-"""
-    )
 
 
 @pytest.mark.parametrize("name", ["torch._C._dispatch_dump", "torch.library.get_kernel"])
@@ -155,6 +74,45 @@ dump = torch._C._dispatch_dump
 {IMPORT}
 {expected}
 assert {OURS} and fa4_ext.default_handle.active
+"""
+    )
+
+
+def test_a_registry_that_cannot_be_put_back_provides_no_other_name():
+    name = "torch.nn.attention._registry._FLASH_ATTENTION_IMPLS"
+    run(
+        CUT.format(name=name).replace("torch.library", "torch.nn.attention")
+        + DELETE
+        + IMPORT
+        + f"""
+assert any(f"has no {{name}}" in sentence for sentence in import_said), import_said
+assert {OURS} and fa4_ext.default_handle.provides == ()
+try:
+    fa4_ext.register(provides=("FA3",))
+except RuntimeError as error:
+    assert f"has no {{name}}" in str(error), error
+else:
+    raise AssertionError("no error")
+assert fa4_ext._register._live == [fa4_ext.default_handle]
+fa4_ext.register().remove()
+fa4_ext.default_handle.remove()
+assert not {OURS}
+""",
+        FA4_EXT_PROVIDES="FA3",
+    )
+
+
+def test_a_torch_that_does_not_tell_its_order_of_backends_is_examined():
+    name = "torch._C._get_sdp_priority_order"
+    run(
+        CUT.format(name=name)
+        + DELETE
+        + IMPORT
+        + f"""
+assert import_said == [] and {OURS}, import_said
+from fa4_ext import _doctor
+(check,) = [check for check in _doctor.examine(gpu=False).checks if check.name == "sdpa"]
+assert check.status == _doctor.OK, check
 """
     )
 
