@@ -9,6 +9,7 @@ enum class Op : int8_t { kForward, kDecode, kBackward, kPreprocess, kPostprocess
 enum class Dtype : int8_t { kBf16, kFp16 };
 enum class Layout : int8_t { kDense, kVarlen, kAny };  // kAny: a kernel that serves both
 enum class Mask : int8_t { kFull, kCausalBottomRight, kWindow };
+enum class Peer : int8_t { kFlash, kCudnn };
 
 constexpr int64_t kElementBytes = 2;  // of either dtype
 
@@ -40,6 +41,7 @@ struct Problem {
   int64_t window_size_left = -1;   // -1: unbounded
   int64_t window_size_right = -1;  // -1: unbounded
   bool deterministic = false;      // backward: the same bits in every run
+  Peer peer = Peer::kFlash;        // who runs the call if our kernels do not
   int64_t page_size = 0;   // keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
   int64_t num_splits = 0;  // how many parts to split the keys into; 0: the planner's choice
 };
