@@ -3,9 +3,10 @@
 A rule is a box in the features of a problem: it holds for the problems of one kind whose features
 lie in its ranges. tile_rules.csv says where another tile than the default was measured to be
 faster, and with which tile; `python -m tuning.fit_tiles` writes it. Its tiles are the only
-candidates of kernels/matrix.py that a wheel holds. speed_rules.csv says where PyTorch's kernel was
-measured to be faster; `python -m tuning.fit_stock` writes it. kernels/table.py turns both into C++,
-and csrc/core/plan/problem_features.h says what the features are.
+candidates of kernels/matrix.py that a wheel holds. speed_rules.csv says where the peer, which is
+PyTorch's flash attention or cuDNN, was measured to be faster; `python -m tuning.fit_stock` writes
+it. kernels/table.py turns both into C++, and csrc/core/plan/problem_features.h says what the
+features are.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ class Rule:
 
     op: str
     layout: str
-    head_dim: int  # bucket, of query's and value's
+    head_dim: int  # bucket of query's
     mask: str | None = None
     grouped: bool | None = None  # GQA and MQA; False: MHA
+    head_dim_v: int | None = None  # bucket of value's
+    peer: str | None = None  # flash or cudnn: which op's calls
     queries: Range = ANY
     keys: Range = ANY
     batch: Range = ANY
@@ -40,16 +43,18 @@ class Rule:
     tiles: Range = ANY
 
     def holds(self, problem) -> bool:
-        """Whether the rule holds for a problem, which has its features as attributes."""
+        """Whether the rule holds for a problem, which has the features that the rule restricts as
+        attributes."""
         return all(
-            getattr(self, name) in (None, getattr(problem, name)) for name in SELECTORS
+            getattr(self, name) is None or getattr(self, name) == getattr(problem, name)
+            for name in SELECTORS
         ) and all(
             getattr(self, name) == ANY or inside(getattr(self, name), getattr(problem, name))
             for name in FEATURES
         )
 
 
-SELECTORS = ("op", "layout", "head_dim", "mask", "grouped")
+SELECTORS = ("op", "layout", "head_dim", "mask", "grouped", "head_dim_v", "peer")
 FEATURES = ("queries", "keys", "batch", "rows", "tiles")
 
 
@@ -88,6 +93,7 @@ _PARSE: dict[str, Callable] = {
     "str": str,
     "str | None": str,
     "int": int,
+    "int | None": int,
     "float": float,
     "bool": lambda text: text == "True",
     "bool | None": lambda text: text == "True",

@@ -12,6 +12,7 @@ from kernels import rules
 from kernels.kernel import Kernel, Layout, Mask, Op
 from kernels.matrix import Companions, companions, with_candidates
 
+PEERS = {"flash": "kFlash", "cudnn": "kCudnn"}
 MASKS = {Mask.FULL: "kFull", Mask.CAUSAL: "kCausalBottomRight", Mask.WINDOW: "kWindow"}
 
 
@@ -125,8 +126,11 @@ def _rule(rule: rules.Rule) -> str:
     mask = "{}" if rule.mask is None else f"Mask::{MASKS[Mask(rule.mask)]}"
     grouped = "{}" if rule.grouped is None else str(rule.grouped).lower()
     ranges = ", ".join(bounds(*getattr(rule, name)) for name in rules.FEATURES)
+    head_dim_v = "{}" if rule.head_dim_v is None else str(rule.head_dim_v)
+    peer = "{}" if rule.peer is None else f"Peer::{PEERS[rule.peer]}"
     op, layout = Op(rule.op).value.title(), Layout(rule.layout).value.title()
-    return f"{{Op::k{op}, Layout::k{layout}, {rule.head_dim}, {mask}, {grouped}, {ranges}}}"
+    selectors = f"Op::k{op}, Layout::k{layout}, {rule.head_dim}, {mask}, {grouped}"
+    return f"{{{selectors}, {head_dim_v}, {peer}, {ranges}}}"
 
 
 def _tile_rule(rule: rules.TileRule) -> str:

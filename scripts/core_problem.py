@@ -20,6 +20,8 @@ def core_problem(problem: dict) -> fa4_core.Problem:
     core.op = fa4_core.Op.BACKWARD if problem["op"] == "backward" else fa4_core.Op.FORWARD
     core.dtype = fa4_core.Dtype.BF16 if problem["dtype"] == "bf16" else fa4_core.Dtype.FP16
     core.layout = fa4_core.Layout.VARLEN if problem["layout"] == "varlen" else fa4_core.Layout.DENSE
+    if problem.get("peer") == "cudnn":
+        core.peer = fa4_core.Peer.CUDNN
     core.capability = problem["capability"]
     core.sm_count = SM_COUNT.get(problem["capability"], 100)
     for field in FIELDS:

@@ -1,48 +1,27 @@
 """Fits the planner's speed rules to measurements, and says what they cost: `python -m
 tuning.fit_stock`.
 
-The measurements, tuning/results/h200_stock.csv, come from `python -m tuning.stock --csv PATH`. A
-rule is a box in the features of a problem in which the stock kernel was measured to be faster
-somewhere. Between a measured point that stock won and one that ours won, the boundary is at the
-latter. A few problems in the boxes would therefore be faster on ours; the command counts them.
+The measurements, tuning/results/h200_stock.csv against PyTorch's flash attention and h200_cudnn.csv
+against cuDNN, come from `python -m tuning.stock`. A rule is a box in the features of a problem in
+which this peer was measured to be faster. In a box of flash's, that was so somewhere: between a
+measured point that flash won and one that ours won, the boundary is at the latter.
+tuning/fit_cudnn.py has cuDNN's boxes. A few problems in the boxes are faster on ours; the command
+counts them.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
 from kernels import rules
 from kernels.rules import Range, Rule, inside
-from tuning.boxes import Features, classes, features, merged
+from tuning import fit_cudnn
+from tuning.boxes import classes, merged
+from tuning.stock_rows import MEASURED, Row, read
 
-MEASURED = Path(__file__).parent / "results" / "h200_stock.csv"
-# A ratio up to it counts as equal.
-NOISE = 1.05
-
-
-@dataclass(frozen=True)
-class Row(Features):
-    """A measured problem."""
-
-    ratio: float  # our time over stock's
-
-
-def lines(path: Path = MEASURED) -> list[dict[str, str]]:
-    """Returns the lines of the file without those of the decode kernel, to which no speed rule
-    applies: docs/kernels-sm90.md has its measurements."""
-    with open(path, newline="") as file:
-        return [line for line in csv.DictReader(file) if line["kernel"] != "decode"]
-
-
-def read(path: Path = MEASURED) -> list[Row]:
-    return [
-        Row(**features(line), ratio=float(line["ours_us"]) / float(line["stock_us"]))
-        for line in lines(path)
-    ]
+# A ratio of a problem up to it counts as equal to flash, and to cuDNN.
+NOISE = {"flash": 1.05, "cudnn": fit_cudnn.NOISE}
 
 
 def lost(rows: Iterable[Row], feature: Callable[[Row], int]) -> list[Range]:
@@ -53,7 +32,7 @@ def lost(rows: Iterable[Row], feature: Callable[[Row], int]) -> list[Range]:
     values = sorted(worst)
     ranges: list[Range] = []
     for i, value in enumerate(values):
-        if worst[value] <= NOISE:
+        if worst[value] <= NOISE["flash"]:
             continue
         low = values[i - 1] + 1 if i else 0
         high = values[i + 1] - 1 if i + 1 < len(values) else math.inf
@@ -86,8 +65,9 @@ def dense_backward(rows: list[Row]) -> Iterable[Rule]:
         for queries in ((0, 128), (129, 256), (257, math.inf)):
             for keys in lost(within(here, queries), lambda row: row.keys):
                 yield Rule(
-                    "backward", "dense", head_dim, grouped=grouped, queries=queries, keys=keys
-                )
+                    "backward", "dense", head_dim, grouped=grouped, peer="flash",
+                    queries=queries, keys=keys,
+                )  # fmt: skip
 
 
 def varlen_backward(rows: list[Row]) -> Iterable[Rule]:
@@ -97,34 +77,43 @@ def varlen_backward(rows: list[Row]) -> Iterable[Rule]:
         for queries in classes(1 << (row.queries.bit_length() - 1) for row in here):
             for batch in lost(within(here, queries), lambda row: row.batch):
                 yield Rule(
-                    "backward", "varlen", head_dim, grouped=grouped, queries=queries, batch=batch
-                )
+                    "backward", "varlen", head_dim, grouped=grouped, peer="flash",
+                    queries=queries, batch=batch,
+                )  # fmt: skip
 
 
 def fit(rows: list[Row]) -> tuple[Rule, ...]:
-    """Returns the rules. Forwards have none: stock is faster on few rows and by little, and these
-    rows do not form a box."""
-    return tuple(merged([*dense_backward(rows), *varlen_backward(rows)]))
+    """Returns the rules. Forwards have none about flash: it is faster on few rows and by little,
+    and these rows do not form a box."""
+    of = {peer: [row for row in rows if row.peer == peer] for peer in MEASURED}
+    flash = merged([*dense_backward(of["flash"]), *varlen_backward(of["flash"])])
+    return (*flash, *fit_cudnn.fit_cudnn(of["cudnn"]))
+
+
+def print_summary(peer: str, rows: list[Row], found: tuple[Rule, ...]) -> None:
+    """Prints what the peer gets, and what the rules leave to be lost."""
+    left = [row for row in rows if any(rule.holds(row) for rule in found)]
+    taken = [row for row in rows if not any(rule.holds(row) for rule in found)]
+    count = sum(rule.peer == peer for rule in found)
+    print(f"{count} rules; {peer} gets {len(left)} of {len(rows)} measured problems")
+    for op in sorted({row.op for row in taken}):
+        ratios = [row.ratio for row in taken if row.op == op]
+        slower = sum(ratio > NOISE[peer] for ratio in ratios)
+        print(
+            f"{op}: ours takes {len(ratios)}, at worst {max(ratios):.2f} times {peer}'s time, on "
+            f"{slower} more than {NOISE[peer]}"
+        )
+    given_up = sum(row.ratio < 0.9 for row in left)
+    print(f"{given_up} of those that {peer} gets would be faster on ours by a tenth or more")
 
 
 def main() -> None:
     rows = read()
     found = fit(rows)
     rules.write(Rule, found, rules.SPEED_RULES)
-    left = {row for row in rows if any(rule.holds(row) for rule in found)}
-    taken = [row for row in rows if row not in left]
-    print(
-        f"{len(found)} rules; stock gets {len(rows) - len(taken)} of {len(rows)} measured problems"
-    )
-    for op in ("forward", "backward"):
-        ratios = [row.ratio for row in taken if row.op == op]
-        slower = sum(ratio > NOISE for ratio in ratios)
-        print(
-            f"{op}: ours takes {len(ratios)}, at worst {max(ratios):.2f} times stock's time, on "
-            f"{slower} more than {NOISE}"
-        )
-    given_up = [row for row in left if row.ratio < 0.9]
-    print(f"{len(given_up)} of those that stock gets would be faster on ours by a tenth or more")
+    for peer in MEASURED:
+        if of_peer := [row for row in rows if row.peer == peer]:
+            print_summary(peer, of_peer, found)
 
 
 if __name__ == "__main__":

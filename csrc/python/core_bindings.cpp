@@ -7,9 +7,17 @@
 
 #include "../aten/strides.h"
 #include "../core/plan/plan.h"
+#include "../core/plan/problem_features.h"
+#include "../core/plan/speed_rules.h"
 
 namespace py = pybind11;
 using namespace fa4;
+
+namespace {
+
+Range range(std::pair<int64_t, int64_t> bounds) { return {bounds.first, bounds.second}; }
+
+}  // namespace
 
 PYBIND11_MODULE(fa4_core, m) {
   py::enum_<Op>(m, "Op")
@@ -32,6 +40,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .value("FULL", Mask::kFull)
       .value("CAUSAL", Mask::kCausalBottomRight)
       .value("WINDOW", Mask::kWindow);
+  py::enum_<Peer>(m, "Peer").value("FLASH", Peer::kFlash).value("CUDNN", Peer::kCudnn);
 
   py::class_<Tile>(m, "Tile")
       .def(py::init([](int queries, int keys) { return Tile{queries, keys}; }))
@@ -67,6 +76,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readwrite("window_size_left", &Problem::window_size_left)
       .def_readwrite("window_size_right", &Problem::window_size_right)
       .def_readwrite("deterministic", &Problem::deterministic)
+      .def_readwrite("peer", &Problem::peer)
       .def_readwrite("page_size", &Problem::page_size)
       .def_readwrite("num_splits", &Problem::num_splits);
 
@@ -96,13 +106,20 @@ PYBIND11_MODULE(fa4_core, m) {
       .def(py::init([](Op op, Layout layout, int16_t head_dim, Mask mask,
                        std::pair<int64_t, int64_t> queries, std::pair<int64_t, int64_t> rows,
                        std::pair<int64_t, int64_t> tiles, Tile tile, bool beats_stock) {
-        const auto range = [](std::pair<int64_t, int64_t> bounds) {
-          return Range{bounds.first, bounds.second};
-        };
         constexpr Range any{0, kMax};
-        const Rule where{op,  layout, head_dim,    mask,        {}, range(queries),
-                         any, any,    range(rows), range(tiles)};
+        const Rule where{op, layout,         head_dim, mask, {},          {},
+                         {}, range(queries), any,      any,  range(rows), range(tiles)};
         return TileRule{where, tile, beats_stock};
+      }));
+
+  py::class_<Rule>(m, "SpeedRule")
+      .def(py::init([](Op op, Layout layout, int16_t head_dim, std::optional<Mask> mask,
+                       std::optional<bool> grouped, std::optional<int16_t> head_dim_v,
+                       std::optional<Peer> peer, std::pair<int64_t, int64_t> queries,
+                       std::pair<int64_t, int64_t> keys, std::pair<int64_t, int64_t> batch) {
+        constexpr Range any{0, kMax};
+        return Rule{op,   layout,         head_dim,    mask,         grouped, head_dim_v,
+                    peer, range(queries), range(keys), range(batch), any,     any};
       }));
 
   py::class_<Workspace>(m, "Workspace")
@@ -141,6 +158,11 @@ PYBIND11_MODULE(fa4_core, m) {
 
   m.def("plan", &plan, py::arg("problem"), py::arg("speed_rules") = true,
         py::arg("overrides") = Overrides(), py::arg("tile_rules") = kTileRules);
+  // The reason by which these speed rules leave a problem to its peer, or None.
+  m.def("stock_is_faster", [](const Problem& problem, const std::vector<Rule>& rules) {
+    const Kernel* kernel = plan(problem, false).kernel;
+    return kernel ? stock_is_faster(problem, *kernel, features(problem, *kernel), rules) : nullptr;
+  });
   m.def(
       "kernels",
       [] {

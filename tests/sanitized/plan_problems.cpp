@@ -139,6 +139,7 @@ Asked realistic(Random& random) {
   if (random.one_in(4)) p.window_size_left = random.up_to(4096);
   if (random.one_in(4)) p.window_size_right = random.up_to(4096);
   p.deterministic = random.one_in(4);
+  if (random.one_in(2)) p.peer = Peer::kCudnn;
   if (random.one_in(8)) p.page_size = 64 * random.up_to(8);
   if (random.one_in(4)) p.num_splits = random.up_to(32);
   Overrides overrides;

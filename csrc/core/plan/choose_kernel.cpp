@@ -180,8 +180,9 @@ KernelChoice choose_kernel(const Problem& p, const ResolvedMask& mask, const Ove
   const Features f = features(p, *kernel);
   const TileRule* rule = find_tile_rule(p, *kernel, f, tile_rules);
   const Kernel* tuned = rule ? with_tile(*kernel, rule->tile) : nullptr;
-  // The speed rules were measured with the default tiles.
-  const bool beats_stock = tuned && rule->beats_stock;
+  // The rules about flash were measured with the default tiles, those about cuDNN with the tiles
+  // that run.
+  const bool beats_stock = tuned && rule->beats_stock && p.peer == Peer::kFlash;
   if (speed_rules && !beats_stock && stock_agrees(p, mask.left, mask.right)) {
     if (const char* reason = stock_is_faster(p, *kernel, f)) return {nullptr, reason, true};
   }

@@ -23,11 +23,12 @@ struct Range {
 struct Features {
   Op op;
   Layout layout;
-  // This is the bucket of the kernel.
-  int16_t head_dim;
+  // These are the buckets of the kernel.
+  int16_t head_dim, head_dim_v;
   Mask mask;
   // GQA and MQA are grouped.
   bool grouped;
+  Peer peer;
   // A sequence has this many rows of q; with varlen, on average.
   int64_t queries;
   // With varlen, this is the number of keys of the longest sequence.
@@ -48,11 +49,14 @@ struct Rule {
   int16_t head_dim;
   std::optional<Mask> mask;
   std::optional<bool> grouped;
+  std::optional<int16_t> head_dim_v;
+  std::optional<Peer> peer;
   Range queries, keys, batch, rows, tiles;
 
   bool same_kind(const Features& f) const {
     return op == f.op && layout == f.layout && head_dim == f.head_dim &&
-           (!mask || *mask == f.mask) && (!grouped || *grouped == f.grouped);
+           (!mask || *mask == f.mask) && (!grouped || *grouped == f.grouped) &&
+           (!head_dim_v || *head_dim_v == f.head_dim_v) && (!peer || *peer == f.peer);
   }
   bool holds(const Features& f) const {
     return same_kind(f) && queries.holds(f.queries) && keys.holds(f.keys) && batch.holds(f.batch) &&
@@ -71,8 +75,12 @@ inline Features features(const Problem& p, const Kernel& kernel) {
                                                          ceil_div(queries, kernel.block_m)) /
                                              p.sm_count
                                        : kMax;
-  return {kernel.op, p.layout,   kernel.head_dim, kernel.mask,  p.num_heads != p.num_heads_kv,
-          queries,   p.seqlen_k, p.batch,         /*rows=*/100, tiles};
+  return {kernel.op,       p.layout,
+          kernel.head_dim, kernel.head_dim_v,
+          kernel.mask,     p.num_heads != p.num_heads_kv,
+          p.peer,          queries,
+          p.seqlen_k,      p.batch,
+          /*rows=*/100,    tiles};
 }
 
 }  // namespace fa4

@@ -3,12 +3,14 @@
 namespace fa4 {
 namespace {
 
-// Returns the bucket whose measurements stand for a kernel's. Buckets above 128 were not measured
-// over the whole grid. Ours loses where tiles are too few or too short, and those buckets have as
-// many tiles as 128.
+// Returns the bucket whose measurements against flash stand for a kernel's. Buckets above 128 were
+// not measured over the whole grid. Ours loses where tiles are too few or too short, and those
+// buckets have as many tiles as 128.
 int16_t measured_head_dim(const Kernel& kernel) { return kernel.head_dim <= 64 ? 64 : 128; }
 
 const char* reason(const Rule& rule) {
+  if (rule.peer == Peer::kCudnn)
+    return "cuDNN is faster for this head dim and mask with this many queries, keys and sequences";
   return rule.layout == Layout::kVarlen
              ? "the stock kernel is faster for sequences this short, or this many"
              : "the stock kernel is faster for this few queries, or this few keys";
@@ -29,12 +31,15 @@ bool stock_agrees(const Problem& p, int32_t left, int32_t right) {
   return left == kUnbounded || right != kUnbounded || p.seqlen_q <= p.seqlen_k + 1;
 }
 
-const char* stock_is_faster(const Problem& p, const Kernel& kernel, Features f) {
-  if (kernel.op == Op::kDecode) return nullptr;
-  // The stock kernel cannot run unequal head dims.
-  if (p.head_dim != p.head_dim_v) return nullptr;
-  f.head_dim = measured_head_dim(kernel);
-  for (const Rule& rule : kSpeedRules) {
+const char* stock_is_faster(const Problem& p, const Kernel& kernel, Features f,
+                            const std::vector<Rule>& rules) {
+  if (p.peer == Peer::kFlash) {
+    if (kernel.op == Op::kDecode) return nullptr;
+    // PyTorch's flash attention cannot run unequal head dims.
+    if (p.head_dim != p.head_dim_v) return nullptr;
+    f.head_dim = measured_head_dim(kernel);
+  }
+  for (const Rule& rule : rules) {
     if (rule.holds(f)) return reason(rule);
   }
   return nullptr;

@@ -1,0 +1,127 @@
+"""Lists dense problems on which our kernels might be slower than cuDNN."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import product
+
+from fa4_ext.bench.shapes import Shape
+
+GIB = 1 << 30
+TOKENS = 16384  # of a batch of long sequences
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Shape):
+    """A dense problem, in which value may have a head dim of its own."""
+
+    head_dim_v: int
+
+    @property
+    def bytes(self) -> int:
+        """Returns the bytes of q, k and v in a 2-byte dtype."""
+        of_q, of_kv = self.head_dim, self.head_dim + self.head_dim_v
+        return 2 * (self.total_q * self.heads * of_q + self.total_k * self.heads_kv * of_kv)
+
+
+HeadDims = tuple[int, int]
+Heads = tuple[int, int]  # of queries, and of keys and values
+
+
+def _call(
+    batch: int, heads: Heads, queries: int, keys: int, head_dims: HeadDims, causal: bool = False
+) -> Call:
+    head_dim, head_dim_v = head_dims
+    return Call(batch, *heads, queries, keys, head_dim, causal, head_dim_v=head_dim_v)
+
+
+def one_query() -> list[Call]:
+    """Returns steps of decoding. cuDNN is faster on some of head dim 64."""
+    known = [
+        _call(batch, heads, 1, keys, (64, 64))
+        for batch, heads, keys in (
+            (128, (64, 8), 347),
+            (1, (16, 16), 90145),
+            (1, (32, 8), 90145),
+            (16, (32, 32), 668),
+            (64, (32, 8), 1584),
+        )
+    ]
+    grids = (
+        ((64,), (1, 4, 16, 64, 128), (128, 512, 2048, 8192, 65536), ((32, 32), (32, 8), (64, 8))),
+        ((128,), (1, 8, 64), (128, 512, 2048, 8192, 65536), ((32, 32), (32, 8))),
+        ((96, 192, 256), (1, 64), (512, 8192), ((16, 16), (32, 8))),
+    )
+    return known + [
+        _call(batch, heads, 1, keys, (head_dim, head_dim))
+        for head_dims, batches, lengths, every in grids
+        for head_dim, batch, keys, heads in product(head_dims, batches, lengths, every)
+    ]
+
+
+def few_queries() -> list[Call]:
+    grids = (
+        ((64, 128), ((32, 32), (32, 8)), (4, 16, 64), (512, 4096, 32768)),
+        ((96, 192, 256), ((32, 8),), (16,), (512, 8192)),
+    )
+    return [
+        _call(batch, heads, queries, keys, (head_dim, head_dim))
+        for grid in grids
+        for batch, head_dim, heads, queries, keys in product((1, 16), *grid)
+    ]
+
+
+def short() -> list[Call]:
+    """Returns self-attention over short sequences, such as images and sentences."""
+    every = product((1, 8, 64, 256), ((12, 12), (32, 8)), (64, 192, 512), (64, 128), (False, True))
+    return [
+        _call(batch, heads, length, length, (head_dim, head_dim), causal)
+        for batch, heads, length, head_dim, causal in every
+    ]
+
+
+def long() -> list[Call]:
+    """Returns self-attention over long sequences in all buckets of head dims."""
+    head_dims = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
+    every = product(head_dims, ((16, 16), (32, 8)), (512, 2048, 8192), (False, True))
+    return [
+        _call(TOKENS // length, heads, length, length, of_both, causal)
+        for of_both, heads, length, causal in every
+        if length > 512 or of_both[0] not in (64, 128)  # `short` has these
+    ]
+
+
+def small_and_wide() -> list[Call]:
+    """Returns single sequences, whose tiles leave SMs idle, in the buckets that `short` lacks."""
+    head_dims = ((96, 96), (192, 128), (192, 192), (256, 256))
+    every = product(head_dims, ((16, 16), (32, 8)), (256, 1024), (False, True))
+    return [
+        _call(1, heads, length, length, of_both, causal) for of_both, heads, length, causal in every
+    ]
+
+
+def across() -> list[Call]:
+    """Returns attention of an image to a text, or of a text to an image."""
+    lengths = ((4096, 77), (1024, 256), (256, 4096))
+    return [
+        _call(8, (16, 16), queries, keys, (head_dim, head_dim))
+        for (queries, keys), head_dim in product(lengths, (64, 128))
+    ]
+
+
+def problems(quick: bool) -> list[tuple[Call, str]]:
+    """Returns calls and directions, in a random order that is the same in every run, so that a run
+    cut short has seen a fair sample. Of one query and of few there are forwards only."""
+    forwards = one_query() + few_queries()
+    both = short() + long() + small_and_wide() + across()
+    calls = [call for call in dict.fromkeys(forwards + both) if call.bytes <= 2 * GIB]
+    if quick:
+        calls = calls[::8]
+    random.Random(0).shuffle(calls)
+    trained = set(both)
+    return [
+        (call, direction)
+        for call in calls
+        for direction in (("forward", "backward") if call in trained else ("forward",))
+    ]
