@@ -79,17 +79,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(COMMANDS)}; all by default"
+        "names", nargs="*", metavar="NAME", help=f"one of {', '.join(COMMANDS)}; all by default"
     )
     parser.add_argument(
         "--into",
         metavar="FOLDER",
         type=Path,
         required=True,
-        help="of the results, and a .log of each",
+        help="the folder of the results, and of a .log of each",
     )
     parser.add_argument(
-        "--limit", metavar="SECONDS", type=float, default=300, help="of each (default: %(default)s)"
+        "--limit",
+        metavar="SECONDS",
+        type=float,
+        default=300,
+        help="the most that each may take (default: %(default)s)",
     )
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in COMMANDS]:

@@ -1,10 +1,11 @@
-"""Calls of plain F.scaled_dot_product_attention that our kernels do not cover, before and while
-registered.
+"""Measures calls of plain F.scaled_dot_product_attention that our kernels do not cover, before a
+registration and under it.
 
 python -m benchmarks.uncovered --json benchmarks/results/h200_uncovered.json
 
-While registered PyTorch asks flash attention first. A call that flash takes and ours does not runs
-PyTorch's flash kernel, also where cuDNN would have run it before: this measures what that costs.
+Under a registration PyTorch asks flash attention first. A call that flash attention takes and ours
+does not runs PyTorch's flash kernel, also where cuDNN would have run it before. The rows show what
+that costs.
 """
 
 from __future__ import annotations

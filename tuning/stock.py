@@ -1,4 +1,5 @@
-"""Ours against stock where ours may lose: the planner's speed rules are fitted to these rows.
+"""Measures our kernels beside PyTorch's flash attention, the stock kernel, where ours may lose.
+tuning/fit_stock.py fits the planner's speed rules to these rows.
 
 python -m tuning.stock --csv tuning/results/h200_stock.csv
 """
