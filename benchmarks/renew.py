@@ -97,7 +97,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in COMMANDS]:
-        parser.error(f"{', '.join(unknown)}: must be of {', '.join(COMMANDS)}")
+        parser.error(f"{', '.join(unknown)}: must be one of {', '.join(COMMANDS)}")
     if not torch.cuda.is_available():
         sys.exit(NO_DEVICE)
     failed = []
