@@ -1,13 +1,14 @@
-"""Device memory that a call takes beside what was taken before it: ours, PyTorch's flash attention
-and, where it is installed, flash-attn-4.
+"""Measures the device memory that a call of attention takes in addition to what is taken before it:
+with our kernels, with PyTorch's flash attention and, where it is installed, with flash-attn-4.
 
 python -m benchmarks.memory --json benchmarks/results/h200_memory.json
 
-Of a forward that autograd records, what torch's allocator holds at most while it runs, less what it
-held before, which are q, k and v: output, logsumexp and whatever else the call allocates. Of a
-backward the same, less what it held before, which are also the output, what the forward saved, and
-the output's gradient: dq, dk, dv and the scratch memory. Not counted is what the driver takes for a
-kernel's code. On long contexts the last rows of output and gradients are held to attention in fp32.
+The result is the most that torch's allocator holds while the call runs, less what it held before.
+A forward, which autograd records, starts with q, k and v; it allocates the output, logsumexp and
+whatever else the call needs. A backward starts with the output, what the forward saved and the
+output's gradient too; it allocates dq, dk, dv and the scratch memory. What the driver takes for a
+kernel's code is not counted. On long contexts the last rows of output and gradients are compared
+with attention in fp32.
 """
 
 from __future__ import annotations

@@ -79,21 +79,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(COMMANDS)}; all by default"
+        "names", nargs="*", metavar="NAME", help=f"one of {', '.join(COMMANDS)}; all by default"
     )
     parser.add_argument(
         "--into",
         metavar="FOLDER",
         type=Path,
         required=True,
-        help="of the results, and a .log of each",
+        help="the folder of the results, and of a .log of each",
     )
     parser.add_argument(
-        "--limit", metavar="SECONDS", type=float, default=300, help="of each (default: %(default)s)"
+        "--limit",
+        metavar="SECONDS",
+        type=float,
+        default=300,
+        help="the most that each may take (default: %(default)s)",
     )
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in COMMANDS]:
-        parser.error(f"{', '.join(unknown)}: must be of {', '.join(COMMANDS)}")
+        parser.error(f"{', '.join(unknown)}: must be one of {', '.join(COMMANDS)}")
     if not torch.cuda.is_available():
         sys.exit(NO_DEVICE)
     failed = []

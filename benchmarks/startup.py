@@ -1,5 +1,5 @@
-"""What a process pays once: the import, and the first forward and backward. Every sample is a
-process of its own.
+"""Measures what a process pays once: the import, and the first forward and backward. Every sample
+is taken in a process of its own.
 
 python -m benchmarks.startup --json benchmarks/results/h200_startup.json
 """

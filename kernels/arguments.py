@@ -2,7 +2,8 @@
 
 The symbolic tensors that an entry is compiled for (kernels/common/symbolic.py) and the C signature
 that its object must export (kernels/signature.py) both derive from it. The C++ side passes an array
-of pointers in this order and cannot check it; the build does (kernels/signature.py).
+of pointers in this order and checks their number (kernels/table.py); the build checks the order of
+the object's (kernels/signature.py).
 """
 
 from collections.abc import Callable, Iterator

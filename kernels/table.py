@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernels import rules
+from kernels.arguments import declared
 from kernels.kernel import Kernel, Layout, Mask, Op
 from kernels.matrix import Companions, companions, with_candidates
 
@@ -78,6 +79,7 @@ def _raw(json_text: str) -> str:
 def _row(built: Built, index: dict[Kernel, int]) -> str:
     kernel, facts = built.kernel, built.facts
     load, load_to_device, launch = _entry_points(facts)
+    num_arguments = sum(argument.given for argument in declared(kernel))
     launched = companions(kernel) if kernel.op is Op.BACKWARD else (None,) * len(Companions._fields)
     rows = ", ".join(str(index[companion] if companion else -1) for companion in launched)
     flags = ", ".join(
@@ -99,7 +101,7 @@ def _row(built: Built, index: dict[Kernel, int]) -> str:
         f"Layout::k{layout}, "
         f"Mask::{MASKS[kernel.mask]},\n"
         f"     {flags}, {kernel.block_m}, {kernel.block_n}, {kernel.ctas_per_sm}, {rows},\n"
-        f"     {load},\n     {load_to_device},\n     {launch}}},\n"
+        f"     {load},\n     {load_to_device},\n     {launch}, {num_arguments}}},\n"
     )
 
 

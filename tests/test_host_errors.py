@@ -22,7 +22,9 @@ FORWARD = [
     [[2], [1], "torch.uint64"], [[], [], "torch.uint64"], [[0], [1], "torch.bfloat16"],
 ]  # fmt: skip
 BACKWARD = 3 * FORWARD[:1]
+BF16 = FORWARD[0][2]
 KERNEL = next(configs_sm90.forward("bf16", (128, 128), Layout.DENSE, Mask.CAUSAL)).name
+DECODE = configs_sm90.decode("bf16", (128, 128)).name
 
 
 @pytest.fixture
@@ -89,6 +91,41 @@ def test_a_kernel_that_cannot_be_loaded_is_named(outcomes, case):
             later["text"].startswith(f"launching kernel {KERNEL} failed: ")
             and not later["out_of_memory"]
         ), later
+
+
+@pytest.mark.parametrize(
+    ("result", "active"), [(912, -1), (0, 0)], ids=["invalid_cluster_size", "none_active"]
+)
+def test_clusters_that_do_not_fit_become_smaller(outcomes, result, active):
+    small, usual = outcomes("clusters", result, active)
+    assert small["results"] == usual["results"] == [[[2, 1, 4, 128], [512, 512, 128, 1], BF16]]
+
+
+@pytest.mark.parametrize(
+    ("result", "name"), [(201, "CUDA_ERROR_INVALID_CONTEXT"), (999, "CUDA_ERROR_UNKNOWN")]
+)
+def test_another_error_about_clusters_is_raised(outcomes, result, name):
+    raised, after = outcomes("clusters", result, -1)
+    assert raised.get("type") == "RuntimeError", raised
+    assert f"kernel {DECODE} (its first launch) failed: {name} (" in raised["text"], raised
+    assert "results" in after
+
+
+def test_a_launch_in_another_context_that_fails_says_what_was_done(outcomes):
+    first, failed, full, unknown_sms = outcomes("context")
+    assert first["results"] == FORWARD
+    failure = f"loading or launching kernel {KERNEL} failed: error (error)"
+    assert failed["text"] == failure and not failed["out_of_memory"]
+    beginning = "CUDA out of memory. With 3 MiB of device memory free, "
+    assert full["text"] == beginning + failure and full["out_of_memory"]
+    assert unknown_sms.get("results") == FORWARD, unknown_sms
+
+
+@CPU_BUILD
+def test_a_tensor_without_a_handle_ends_no_process(outcomes):
+    *raised, after = outcomes("undefined")
+    assert [error.get("type") for error in raised] == ["RuntimeError"] * 2, raised
+    assert after["results"] == FORWARD
 
 
 def test_results_stand_what_relies_on_the_schema(outcomes):

@@ -244,6 +244,11 @@ def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
             {"seqlen_q": 2**30, "total_q": 2**31},
             "queries and keys of all sequences must each be less than 2^30, are 2147483648",
         ),
+        (
+            {"layout": "varlen", "page_size": 256, "total_k": 2**31},
+            "queries of all sequences and keys of all pages must each be less than 2^30, are "
+            "2147483648",
+        ),
     ],
 )
 def test_a_reason_names_the_argument_and_the_value(change, reason):
@@ -352,6 +357,52 @@ def test_with_one_split_the_tile_does_not_depend_on_the_batch(capability):
     assert len(names) == 1, names
 
 
+@st.composite
+def batches_of_a_sequence(draw) -> tuple[dict, dict]:
+    """Draws two problems with num_splits=1 that the same sequence may be a part of."""
+    paged = draw(st.booleans())
+    problem = draw(problems(capabilities=(90,) if paged else (90, 100)))
+    problem |= {"op": "forward", "deterministic": False, "num_splits": 1}
+    if paged:
+        problem |= {"layout": "varlen", "page_size": 256}
+    longest = 4096 * problem["num_heads_kv"] // problem["num_heads"] if paged else 40_000
+
+    def with_others() -> dict:
+        batch = draw(st.sampled_from((1, 2, 3, 64, 300, 3_000)))
+        lengths = {"batch": batch}
+        for side, most in (("q", min(longest, 512) if paged else longest), ("k", 40_000)):
+            length = problem[f"seqlen_{side}"]
+            if problem["layout"] == "varlen":
+                length = draw(st.integers(1, most))
+                lengths[f"total_{side}"] = draw(st.integers(length, batch * length))
+            else:
+                lengths[f"total_{side}"] = batch * length
+            lengths[f"seqlen_{side}"] = length
+        return problem | lengths
+
+    return with_others(), with_others()
+
+
+@settings(max_examples=500, deadline=None)
+@given(batches_of_a_sequence())
+def test_with_one_split_what_decides_bits_does_not_depend_on_other_sequences(batches):
+    """The mask may: a window of the longest keys is none. The order of keys is the same then."""
+    one, other = (plan(problem, speed_rules=True) for problem in batches)
+    too_long = "must each be less than 2^30"
+    for chosen in (one, other):
+        assert chosen.supported or too_long in chosen.reason, (batches, chosen.reason)
+    if not (one.supported and other.supported):
+        return
+    if one.kernel.mask == other.kernel.mask:
+        assert one.kernel.name == other.kernel.name, batches
+    decides = ("op", "head_dim", "head_dim_v", "block_m", "block_n", "two_cta", "tuned")
+    facts = [
+        {"splits": chosen.splits} | {name: getattr(chosen.kernel, name) for name in decides}
+        for chosen in (one, other)
+    ]
+    assert facts[0] == facts[1], batches
+
+
 @pytest.mark.parametrize(
     ("change", "splits"),
     [
@@ -391,16 +442,38 @@ DECODE = {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "num_heads_kv": 2}
         ({"page_size": 256, "batch": 32, "seqlen_q": 96, "total_q": 3072, "num_heads_kv": 8}, ""),
         (
             {"page_size": 256, "seqlen_q": 513, "total_q": 513},
-            "paged KV (block_table) not supported for more than 512 queries",
+            "paged KV (block_table) is supported for at most 512 queries, here 513",
+        ),
+        (
+            {"page_size": 256, "seqlen_q": 512, "total_q": 512, "num_heads": 18},
+            "paged KV (block_table) is supported for at most 4096 queries times query heads of a "
+            "key/value head, here 4608",
+        ),
+        (
+            {"page_size": 256, "num_heads": 70_000, "num_heads_kv": 70_000},
+            "paged KV (block_table) is supported for at most 65535 tiles of queries and heads in a "
+            "sequence, here 70000",
         ),
         (
             {"page_size": 256, "capability": 100},
-            "paged KV (block_table) not supported but on compute capability 9.0",
+            "paged KV (block_table) is supported only on compute capability 9.0",
+        ),
+        (
+            {"page_size": 256, "op": "backward"},
+            "paged KV (block_table) is supported only in a forward",
+        ),
+        (
+            {"page_size": 256, "op": "backward", "capability": 100},
+            "paged KV (block_table) is supported only in a forward",
         ),
         ({"num_splits": 3}, ""),
         (
             {"num_splits": 3, "seqlen_q": 513, "total_q": 513},
-            "SplitKV not supported, num_splits is 3",
+            "SplitKV (num_splits is 3) is supported for at most 512 queries, here 513",
+        ),
+        (
+            {"num_splits": 3, "op": "backward"},
+            "SplitKV (num_splits is 3) is supported only in a forward",
         ),
         ({"num_splits": 1, "seqlen_q": 513, "total_q": 513}, ""),
     ],
@@ -409,7 +482,46 @@ DECODE = {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "num_heads_kv": 2}
 def test_pages_and_splits_are_the_decode_kernel_s(change, reason):
     chosen = plan(LEGAL | DECODE | change)
     assert chosen.supported == (not reason), chosen.reason
-    assert chosen.reason.startswith(reason), chosen.reason
+    assert chosen.reason == reason
+
+
+def test_a_forced_tile_leaves_pages_to_no_kernel():
+    forward = plan(LEGAL | DECODE | {"seqlen_q": 513, "total_q": 513}).kernel
+    overrides = fa4_core.Overrides(tile=fa4_core.Tile(forward.block_m, forward.block_n))
+    problem = core_problem(LEGAL | DECODE | {"page_size": 256})
+    assert fa4_core.plan(problem, False, overrides).reason == (
+        "paged KV (block_table) is supported only without a forced tile"
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    problems(),
+    st.sampled_from((1, 64, 513)),
+    st.sampled_from((1, 4_000)),
+    st.sampled_from(({"page_size": 256}, {"num_splits": 3})),
+)
+def test_a_reason_about_pages_or_splits_is_true_of_its_call(problem, queries, more_heads, change):
+    problem["seqlen_q"] = min(problem["seqlen_q"], queries)
+    for heads in ("num_heads", "num_heads_kv"):
+        problem[heads] *= more_heads
+    name = "paged KV (block_table)" if "page_size" in change else "SplitKV (num_splits is 3)"
+    rows = problem["seqlen_q"] * problem["num_heads"] // problem["num_heads_kv"]
+    tiles = problem["num_heads_kv"] * -(-rows // 64)
+    if problem["op"] == "backward":
+        limit = "only in a forward"
+    elif problem["capability"] != 90:
+        limit = "only on compute capability 9.0"
+    elif problem["seqlen_q"] > 512:
+        limit = f"for at most 512 queries, here {problem['seqlen_q']}"
+    elif rows > 4096:
+        limit = f"for at most 4096 queries times query heads of a key/value head, here {rows}"
+    elif tiles > 65_535:
+        limit = f"for at most 65535 tiles of queries and heads in a sequence, here {tiles}"
+    else:
+        assert "is supported" not in plan(problem | change).reason
+        return
+    assert plan(problem | change).reason == f"{name} is supported {limit}"
 
 
 @pytest.mark.parametrize(("asked", "splits"), [(0, 8), (5, 5), (100, 16)])

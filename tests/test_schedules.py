@@ -164,11 +164,14 @@ def test_a_call_that_a_forced_schedule_does_not_fit_says_why_and_others_are_as_b
         assert explain()[0]
         assert explain(causal=False) == before
         reason = (
-            f"a dealing must have 1 to {SM_COUNT} thread blocks and 0 to 8 paired heads, has "
+            f"a schedule must have 1 to {SM_COUNT} CTAs and 0 to 8 paired heads, has "
             f"{SM_COUNT} and 16"
         )
         assert explain(heads=8) == (False, "", reason)
-    for wrong in ((SM_COUNT + 1, 0), (-1, 0), (1, -1)):
+    for wrong in ((SM_COUNT + 1, 0), (-1, 0), (1, -1), (0, 3), (0, -1)):
         with _library.override(schedule=wrong):
-            assert not explain()[0], wrong
+            assert explain()[2] == (
+                f"a schedule must have 1 to {SM_COUNT} CTAs and 0 to 16 paired heads, has "
+                f"{wrong[0]} and {wrong[1]}"
+            )
     assert explain(heads=8)[0]

@@ -404,12 +404,13 @@ def test_calls_get_the_forced_tile_or_a_reason():
 
     with _library.override(tile=(192, 128)):
         assert explain()[:2] == (True, "sm90_forward_bf16_d64_dense_causal_m192n128")
-    with _library.override(tile=(320, 128)):
-        assert explain()[:3] == (
-            False,
-            "",
-            "this build has no kernel with a tile of 320 x 128 for this",
-        )
+    for queries, keys in ((320, 128), (0, 128), (192, 0)):
+        with _library.override(tile=(queries, keys)):
+            assert explain()[:3] == (
+                False,
+                "",
+                f"this build has no kernel with a tile of {queries} x {keys} for this",
+            )
     assert explain()[0]
 
 

@@ -1,5 +1,5 @@
-"""A persistent forward under several tile schedules: the planner's choice among them is held to
-these rows.
+"""Measures a persistent forward under several tile schedules. tests/test_schedules.py holds the
+planner's choice among them to these rows.
 
 python -m tuning.schedules --csv tuning/results/h200_schedules.csv
 """

@@ -1,5 +1,5 @@
-"""Every candidate of kernels/matrix.py beside its default and stock: the tile rules are fitted to
-these rows.
+"""Measures every candidate of kernels/matrix.py beside its default and PyTorch's flash attention,
+the stock kernel. tuning/fit_tiles.py fits the tile rules to these rows.
 
 make build KERNELS=tuning    # needs no GPU; leaves fa4_ext/libfa4_ext.so
 python -m tuning.tiles --csv tuning/results/h200_tiles.csv

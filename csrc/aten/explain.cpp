@@ -42,7 +42,7 @@ std::optional<Processors> device_asked_for(int64_t capability, int64_t sm_count)
   }
   const int64_t least = capability ? 1 : 0;
   if (sm_count < least || sm_count > kMaxSmCount) {
-    fail("sm_count, the device's multiprocessors, must be from ", least, " to ", kMaxSmCount,
+    fail("sm_count, the device's SMs, must be from ", least, " to ", kMaxSmCount,
          " with a capability of ", capability, "; is ", sm_count);
   }
   if (!capability) return std::nullopt;

@@ -162,7 +162,7 @@ Reason check_lengths(const Inputs& in) {
   if (in.max_q < 0 || in.max_k < 0)
     return concat("max_q and max_k must not be negative, are ", in.max_q, " and ", in.max_k);
   const int64_t most = most_keys(in);
-  if (most >= kUnbounded)
+  if (in.paged() && most >= kUnbounded)
     return concat("a row of block_table must hold less than 2^30 keys, holds ", most);
   // The stock kernel drops a window bound of max_k or more, our planner one of seqlen_k or more. If
   // a sequence has more queries than keys, dropping the right bound changes the result.

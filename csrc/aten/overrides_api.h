@@ -4,8 +4,8 @@
 
 extern "C" {
 
-// Sets all overrides at once, from the next call of an op on. All zeros: the planner's choice, as
-// at first.
+// Sets all overrides, from the next call of an op on. All zeros: the planner's choice, as at first.
+// It is for a single thread: a call that runs meanwhile may see some of the new ones only.
 //
 // tile_queries, tile_keys: only the kernels with this tile run, and other calls count as ones that
 // no kernel here runs.

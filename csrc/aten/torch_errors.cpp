@@ -2,6 +2,7 @@
 
 #include <cxxabi.h>
 
+#include <exception>
 #include <typeinfo>
 #include <utility>
 
@@ -61,9 +62,19 @@ OutOfMemoryClass find_out_of_memory_class() {
 
 }  // namespace
 
+TensorValue::~TensorValue() {
+  if (!impl_) return;
+  try {
+    take();
+  } catch (const std::exception&) {
+    // No handle could be made to release the tensor by. Its memory is lost, the process goes on.
+  }
+}
+
+// The object behind an undefined tensor is not counted, so that it may be overwritten.
 Handle TensorValue::take() {
   Handle handle = undefined();
-  std::swap(impl_, *reinterpret_cast<void**>(handle.get()));
+  *reinterpret_cast<void**>(handle.get()) = std::exchange(impl_, nullptr);
   return handle;
 }
 

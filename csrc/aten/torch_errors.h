@@ -24,13 +24,14 @@ class TensorValue {
  public:
   TensorValue(const TensorValue&) = delete;
   TensorValue& operator=(const TensorValue&) = delete;
-  ~TensorValue() { take(); }
+  // Releases the tensor, unless it was taken.
+  ~TensorValue();
 
-  // Takes the tensor out and leaves an undefined one.
+  // Takes the tensor out. If this throws, the tensor is still there.
   Handle take();
 
  private:
-  void* impl_;
+  void* impl_;  // null once it was taken
 };
 
 // This is a const std::optional<at::Tensor>& argument, borrowed from a handle that may be null.

@@ -10,17 +10,18 @@ FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "device.c"
 
 
-def compiled(directory: Path) -> Path:
-    path = directory / "libcuda.so.1"
-    include = next(
+def cuda_headers() -> Path:
+    return next(
         Path(folder) / "nvidia/cu13/include"
         for folder in sys.path
         if (Path(folder) / "nvidia/cu13/include").is_dir()
     )
-    subprocess.run(
-        ["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-I", include, SOURCE, "-o", path],
-        check=True,
-    )
+
+
+def compiled(directory: Path) -> Path:
+    path = directory / "libcuda.so.1"
+    options = "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-I", cuda_headers()
+    subprocess.run(["cc", *options, SOURCE, "-o", path], check=True)
     return path
 
 

@@ -18,13 +18,17 @@ int64_t cleared_bytes = 0, cleared_at = 0;
 int allocations = 0;
 int multiprocessors = 132, capability = 90;
 int driver_version = 13000, version_questions = 0;
-// cuLaunchKernelEx, cuKernelGetFunction and cuLibraryLoadData return these.
-int launch_result = 0, function_result = 0, load_result = 0;
+// cuLaunchKernelEx, cuKernelGetFunction, cuLibraryLoadData, cuCtxGetDevResource and
+// cuOccupancyMaxActiveClusters return these.
+int launch_result = 0, function_result = 0, load_result = 0, resource_result = 0;
+int clusters_result = 0, active_clusters = 1;
+// The streams' context is not the device's primary one.
+int other_context = 0;
 int64_t free_memory = (int64_t)1 << 36;
 // Says how many of the next calls fail in torch's C interface. An impossible allocation fails in
 // C++ as well: it asks for the device type that comes next, CUDA's, for which a CPU build of torch
 // has no allocator.
-int failing_allocations = 0, impossible_allocations = 0, failing_copies = 0;
+int failing_allocations = 0, impossible_allocations = 0, failing_copies = 0, failing_undefined = 0;
 static int next_device_type = 0;
 // `on_launch` runs a launch and returns 0 when it is done; `on_allocation` hears of each tensor
 // that is allocated. Both are null where nobody runs launches.
@@ -52,7 +56,10 @@ CUresult cuDriverGetVersion(int* version) {
   return ++version_questions, *version = driver_version, CUDA_SUCCESS;
 }
 CUresult cuGetErrorName(CUresult error, const char** text) {
-  return *text = error == CUDA_ERROR_UNKNOWN ? "CUDA_ERROR_UNKNOWN" : "error", CUDA_SUCCESS;
+  *text = error == CUDA_ERROR_UNKNOWN           ? "CUDA_ERROR_UNKNOWN"
+          : error == CUDA_ERROR_INVALID_CONTEXT ? "CUDA_ERROR_INVALID_CONTEXT"
+                                                : "error";
+  return CUDA_SUCCESS;
 }
 CUresult cuGetErrorString(CUresult error, const char** text) {
   return *text = "error", CUDA_SUCCESS;
@@ -65,14 +72,14 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
 }
 CUresult cuCtxGetDevice(CUdevice* device) { return *device = 0, CUDA_SUCCESS; }
 CUresult cuStreamGetCtx(CUstream stream, CUcontext* context) {
-  return *context = NULL, CUDA_SUCCESS;
+  return *context = other_context ? (CUcontext)&other_context : NULL, CUDA_SUCCESS;
 }
 CUresult cuCtxGetDevResource(CUcontext context, CUdevResource* resource, CUdevResourceType type) {
-  return resource->sm.smCount = multiprocessors, CUDA_SUCCESS;
+  return resource->sm.smCount = multiprocessors, resource_result;
 }
 CUresult cuOccupancyMaxActiveClusters(int* clusters, CUfunction function,
                                       const CUlaunchConfig* config) {
-  return *clusters = 1, CUDA_SUCCESS;
+  return *clusters = active_clusters, clusters_result;
 }
 CUresult cuCtxSetCurrent(CUcontext context) { return CUDA_SUCCESS; }
 CUresult cuCtxPushCurrent(CUcontext context) { return CUDA_SUCCESS; }
@@ -157,6 +164,12 @@ int32_t aoti_torch_empty_strided(int64_t dim, const int64_t* size, const int64_t
   int64_t bytes = 0;
   if (get_data(*tensor, &data) || get_size(*tensor, &bytes)) return 1;
   return on_allocation(data, bytes), 0;
+}
+int32_t aoti_torch_new_uninitialized_tensor(void** tensor) {
+  if (failing_undefined > 0) return --failing_undefined, 1;
+  const __typeof__(&aoti_torch_new_uninitialized_tensor) torch =
+      torch_function("aoti_torch_new_uninitialized_tensor");
+  return torch(tensor);
 }
 int32_t aoti_torch_copy_(void* to, void* from, int32_t non_blocking) {
   if (failing_copies > 0) return --failing_copies, 1;

@@ -108,6 +108,44 @@ def module() -> None:
     outcome(forward)
 
 
+def clusters() -> None:
+    """Has the driver say of the decode kernel's clusters what the arguments are: a result, and how
+    many can be active."""
+    result, active = map(int, sys.argv[2:])
+    keys = torch.zeros(2, 4096, 4, 128, dtype=q.dtype)
+
+    def few_queries():
+        out, *_ = aten._flash_attention_forward.default.redispatch(
+            CUDA, q[:, :1], keys, keys, None, None, 1, 4096, 0.0, False, False
+        )
+        return out
+
+    fake(clusters_result=result, active_clusters=active)
+    outcome(few_queries)
+    fake(clusters_result=0, active_clusters=1)
+    outcome(few_queries)
+
+
+def context() -> None:
+    """Launches on streams of a context that is not the primary one."""
+    fake(other_context=1)
+    outcome(forward)
+    for free in (2**36, 3 * MIB):
+        fake(launch_result=1, free_memory=free)
+        outcome(forward)
+    # The function of the primary context is not asked for, even if the context's SMs are not known.
+    fake(launch_result=0, function_result=2, resource_result=999)
+    outcome(forward)
+
+
+def undefined() -> None:
+    """Makes a tensor of torch's C++ function, for which there is no handle."""
+    for failing in (1, 2):
+        fake(failing_allocations=1, failing_undefined=failing)
+        outcome(forward)
+    outcome(forward)
+
+
 def results() -> None:
     """Handles the results of the op as programs do that rely on its schema."""
     library = torch.library.Library("aten", "IMPL")
@@ -155,8 +193,11 @@ def driver() -> None:
 with fa4_ext.register(fallback="error", speed_rules=False):
     {
         "allocation": allocation,
+        "clusters": clusters,
+        "context": context,
         "copy": copy,
         "driver": driver,
         "module": module,
         "results": results,
+        "undefined": undefined,
     }[sys.argv[1]]()

@@ -107,7 +107,7 @@ def test_into_the_caller_s_tensor():
     ("page_size", "queries", "reason"),
     [
         (100, 1, "a page of block_table must hold a multiple of 64 keys, holds 100"),
-        (256, 700, r"paged KV \(block_table\) not supported for more than 512 queries"),
+        (256, 700, r"paged KV \(block_table\) is supported for at most 512 queries, here 700"),
     ],
 )
 def test_what_is_not_ours_says_why(page_size, queries, reason):

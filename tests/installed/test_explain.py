@@ -430,6 +430,35 @@ def test_keys_in_pages(pages, options, reason):
     assert reason or answer.kernel.startswith("sm90_decode_bf16_d128")
 
 
+MANY = 2**30
+TOO_MANY = "must each be less than 2^30, are 1073741824"
+
+
+@pytest.mark.parametrize(
+    ("keys", "options", "reason"),
+    [
+        ((MANY,), {}, f"queries and keys of all sequences {TOO_MANY}"),
+        (
+            (MANY // 256, 256),
+            {"block_table": int32(4, 16)},
+            f"queries of all sequences and keys of all pages {TOO_MANY}",
+        ),
+        (
+            (64, 256),
+            {"block_table": int32(4, MANY // 256)},
+            "a row of block_table must hold less than 2^30 keys, holds 1073741824",
+        ),
+    ],
+    ids=["packed", "all_pages", "a_row_of_the_table"],
+)
+def test_2_30_keys_are_too_many_and_the_reason_says_where_they_are(keys, options, reason):
+    query = torch.empty(4, 8, 128, dtype=torch.bfloat16, device="meta")
+    key = torch.empty(*keys, 2, 128, dtype=torch.bfloat16, device="meta")
+    lengths = {"cu_seqlens_q": int32(5), "cu_seqlens_k": int32(5), "max_seqlen_q": 1}
+    answer = explain(query, key, key, **lengths, max_seqlen_k=4096, **options)
+    assert (answer.supported, answer.reason) == (False, reason)
+
+
 @pytest.mark.parametrize("options", [{}, {"seqused_k": int32(4)}, {"num_splits": 5}], ids=str)
 def test_few_queries_are_decoded(options):
     (query, _, _), lengths = varlen(seqlen=8)
@@ -555,7 +584,8 @@ def op_explain(capability: int, sm_count: int, device: str = "meta"):
 def test_an_sm_count_that_no_device_has_is_named_with_what_is_allowed(sm_count):
     with pytest.raises(
         RuntimeError,
-        match=rf"sm_count, .*, must be from 1 to 1024 with a capability of 90; is {sm_count}$",
+        match=f"sm_count, the device's SMs, must be from 1 to 1024 with a capability of 90; is "
+        rf"{sm_count}$",
     ):
         op_explain(90, sm_count)
 
@@ -575,7 +605,8 @@ def test_a_capability_that_no_device_has_is_named_with_what_is_allowed(capabilit
 def test_an_sm_count_beside_the_query_s_own_device_is_looked_at_too(sm_count):
     with pytest.raises(
         RuntimeError,
-        match=rf"sm_count, .*, must be from 0 to 1024 with a capability of 0; is {sm_count}$",
+        match=f"sm_count, the device's SMs, must be from 0 to 1024 with a capability of 0; is "
+        rf"{sm_count}$",
     ):
         op_explain(0, sm_count, device="cpu")
 

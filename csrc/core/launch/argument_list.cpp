@@ -8,12 +8,15 @@
 namespace fa4 {
 namespace {
 
-// Throws the error of a launch that failed.
-void launch_failed(CUresult result, const Kernel& kernel, const Function& function) {
+// Throws the error of a launch that failed. The driver loads a kernel's code at its first launch in
+// a context. Which launch that is, is known of the primary context only.
+void launch_failed(CUresult result, const Kernel& kernel, const Function& function,
+                   bool whole_device) {
   const bool first = !function.in_primary_context.load(std::memory_order_acquire);
-  if (first || result == CUDA_ERROR_OUT_OF_MEMORY)
-    check_loading(result, kernel, first ? "its first launch" : "a launch");
-  check(result, concat("launching kernel ", kernel.name).c_str());
+  const std::string step = !whole_device ? concat("loading or launching kernel ", kernel.name)
+                           : first ? concat("loading kernel ", kernel.name, " (its first launch)")
+                                   : concat("launching kernel ", kernel.name);
+  check_memory(result, step, first || !whole_device);
 }
 
 }  // namespace
@@ -93,6 +96,7 @@ void ArgumentList::add_counter(void* data) {
 }
 
 bool ArgumentList::launch_if_clusters_fit(const Target& target) {
+  if (count_ != kernel_.num_arguments) wrong_number();
   Function& function = loaded(kernel_, target.device);
   void* stream = target.stream;
   int32_t result = 0;
@@ -100,8 +104,15 @@ bool ArgumentList::launch_if_clusters_fit(const Target& target) {
   pointers_[count_ + 1] = &result;
   launch_compiled(kernel_, function, target.whole_device, pointers_, count_ + 2);
   if (result == CUDA_ERROR_INVALID_CLUSTER_SIZE) return false;
-  if (result) launch_failed(static_cast<CUresult>(result), kernel_, function);
+  if (result) {
+    launch_failed(static_cast<CUresult>(result), kernel_, function, target.whole_device);
+  }
   return true;
+}
+
+void ArgumentList::wrong_number() const {
+  fail("kernel ", kernel_.name, " takes ", kernel_.num_arguments, " arguments, is given ", count_,
+       count_ == kMost ? " or more" : "");
 }
 
 void ArgumentList::launch(const Target& target) {

@@ -28,7 +28,8 @@ static_assert(sizeof(ExportedTensor<4>) == 48 && sizeof(ExportedTensor<3>) == 40
               "the objects' ABI");
 
 // Takes the arguments in the order that kernels/arguments.py declares. The build holds the objects
-// to that order; only the interpreter and the GPU tests show that a list has it too.
+// to that order. A launch checks the list's number of arguments; only the interpreter and the GPU
+// tests show that their order is the same.
 // Tensors are given whole; the kernel sees the part of them that the list is for. The list holds
 // what it points to, in memory of its own on the stack.
 class ArgumentList {
@@ -74,9 +75,11 @@ class ArgumentList {
   };
 
   Argument& next() {
+    if (count_ == kMost) wrong_number();
     pointers_[count_] = &arguments_[count_];
     return arguments_[count_++];
   }
+  [[noreturn]] void wrong_number() const;
   template <int kRank>
   void put(const TensorView& tensor, int heads_dim, ExportedTensor<kRank>& argument) const;
 

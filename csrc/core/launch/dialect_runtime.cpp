@@ -59,31 +59,33 @@ uint32_t cluster_size(const CUlaunchConfig& config) {
 // stream.
 template <class Question>
 CUresult ask_in_context_of(CUstream stream, const Question& question) {
+  if (launching.whole_device) return question();
   CUcontext context, popped;
-  if (launching.whole_device || fa4::driver().stream_get_context(stream, &context) != CUDA_SUCCESS)
-    return question();
+  if (const CUresult result = fa4::driver().stream_get_context(stream, &context)) return result;
   if (const CUresult result = fa4::driver().context_push(context)) return result;
   const CUresult answer = question();
   fa4::driver().context_pop(&popped);
   return answer;
 }
 
-// A cluster's CTAs run in one GPC. A green context or a share under MPS may have less of every GPC
-// than the cluster needs. A graph that captures the launch would report this only when the graph is
-// made.
-bool cluster_fits(CUfunction function, const CUlaunchConfig& config) {
+// Returns CUDA_ERROR_INVALID_CLUSTER_SIZE where the kernel's clusters do not fit, and any other
+// error of the driver as it is. A cluster's CTAs run in one GPC. A green context or a share under
+// MPS may have less of every GPC than the cluster needs; the driver then says that no cluster can
+// be active. A graph that captures the launch would report this only when the graph is made.
+CUresult check_clusters(CUfunction function, const CUlaunchConfig& config) {
   const uint32_t size = cluster_size(config);
-  if (size <= 1) return true;
+  if (size <= 1) return CUDA_SUCCESS;
   const uint32_t bit = uint32_t{1} << std::min<uint32_t>(size - 1, 31);
   std::atomic<uint32_t>& known = launching.function->clusters_that_fit;
-  if (launching.whole_device && known.load(std::memory_order_relaxed) & bit) return true;
+  if (launching.whole_device && known.load(std::memory_order_relaxed) & bit) return CUDA_SUCCESS;
   int clusters = 0;
   const CUresult result = ask_in_context_of(config.hStream, [&] {
     return fa4::driver().max_active_clusters(&clusters, function, &config);
   });
-  if (result != CUDA_SUCCESS || clusters < 1) return false;
+  if (result != CUDA_SUCCESS) return result;
+  if (clusters < 1) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
   if (launching.whole_device) known.fetch_or(bit, std::memory_order_relaxed);
-  return true;
+  return CUDA_SUCCESS;
 }
 
 }  // namespace
@@ -142,7 +144,7 @@ int _cudaLaunchKernelEx(const LaunchConfig* given, CUkernel kernel, void** argum
   config.hStream = given->stream;
   config.attrs = given->attributes;
   config.numAttrs = given->num_attributes;
-  if (!cluster_fits(function, config)) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
+  if (const CUresult result = check_clusters(function, config)) return result;
   const CUresult result = fa4::driver().launch_kernel(&config, function, arguments, nullptr);
   if (result == CUDA_SUCCESS) keep(function);
   return result;

@@ -139,9 +139,10 @@ Processors processors(int device, void* stream) {
   // Contexts come and go, and a new one may have the address of an old one. So nothing about them
   // is kept.
   CUdevResource part;
-  if (driver().context_get_resource(context, &part, CU_DEV_RESOURCE_TYPE_SM) != CUDA_SUCCESS)
-    return cached.all;
-  return {cached.all.capability, static_cast<int32_t>(part.sm.smCount), false};
+  const bool known =
+      driver().context_get_resource(context, &part, CU_DEV_RESOURCE_TYPE_SM) == CUDA_SUCCESS;
+  return {cached.all.capability,
+          known ? static_cast<int32_t>(part.sm.smCount) : cached.all.sm_count, false};
 }
 
 DeviceScope::DeviceScope(int device) {

@@ -19,36 +19,36 @@ struct Module {
 static_assert(kMaxDevices <= 64, "a bit a device");
 
 void load(const Kernel& kernel, Module& module, int device) {
+  const auto step = [&kernel](const char* what) {
+    return concat("loading kernel ", kernel.name, " (", what, ")");
+  };
   int result = 0;
   CUlibrary* library = &module.library;
   if (!module.library) {
     void* arguments[] = {&library, &result};
     kernel.load(arguments);
-    check_loading(static_cast<CUresult>(result), kernel, "cuLibraryLoadData");
+    check_memory(static_cast<CUresult>(result), step("cuLibraryLoadData"), true);
   }
   int32_t ordinal = device;
   void* arguments[] = {&library, &ordinal, &result};
   kernel.load_to_device(arguments);
-  check_loading(static_cast<CUresult>(result), kernel, "setting its shared memory");
+  check_memory(static_cast<CUresult>(result), step("setting its shared memory"), true);
 }
 
 }  // namespace
 
-// The driver loads a kernel's code at the first use of the kernel. For want of memory it may then
-// say "unknown error" or "invalid argument".
-void check_loading(CUresult result, const Kernel& kernel, const char* step) {
+void check_memory(CUresult result, const std::string& step, bool loads) {
   if (result == CUDA_SUCCESS) return;
   // This is many times what a kernel's code takes. torch leaves less on a device that it has
   // filled, by 2 or 20 MiB at a time.
   constexpr size_t kLittle = 64 << 20;
   size_t free = 0, total = 0;
   const bool known = driver().memory_info(&free, &total) == CUDA_SUCCESS;
-  const bool out = result == CUDA_ERROR_OUT_OF_MEMORY || (known && free < kLittle);
-  const std::string what = concat("loading kernel ", kernel.name, " (", step, ")");
-  if (!out) check(result, what.c_str());
+  const bool out = result == CUDA_ERROR_OUT_OF_MEMORY || (loads && known && free < kLittle);
   try {
-    check(result, what.c_str());
+    check(result, step.c_str());
   } catch (const Error& error) {
+    if (!out) throw;
     const std::string when =
         known ? concat("With ", free >> 20, " MiB of device memory free, ") : "On the device, ";
     throw OutOfMemory(concat("CUDA out of memory. ", when, error.what()));

@@ -4,6 +4,7 @@
 #include <cuda.h>
 
 #include <atomic>
+#include <string>
 
 #include "../plan/kernel_table.h"
 
@@ -17,9 +18,10 @@ struct Function {
   std::atomic<uint32_t> clusters_that_fit{0};
 };
 
-// Throws an Error with the kernel's name and the driver's words unless the step succeeded. The
-// error is an OutOfMemory where memory was lacking.
-void check_loading(CUresult result, const Kernel& kernel, const char* step);
+// Throws an Error with the driver's words unless the step succeeded, an OutOfMemory where memory
+// was lacking. `loads` says that the driver may load a kernel's code in this step. For want of
+// memory it may then say "unknown error" or "invalid argument".
+void check_memory(CUresult result, const std::string& step, bool loads);
 
 // Returns at once where the kernel is loaded on the device. Throws an Error with the kernel's name
 // and the driver's words.

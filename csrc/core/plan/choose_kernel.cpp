@@ -135,22 +135,18 @@ std::string why_no_kernel(const Problem& p) {
 
 // Pages and splits are for the decode kernel alone. Returns the reason why `kernel`, the one that
 // was found, does not have what the problem asks of it.
-std::optional<std::string> lacks_pages_or_splits(const Problem& p, const Kernel& kernel) {
-  const bool decode = kernel.op == Op::kDecode;
-  if (p.page_size && !decode) {
-    if (kernel.arch != 90)
-      return "paged KV (block_table) not supported but on compute capability 9.0";
-    return concat("paged KV (block_table) not supported for more than ", kMaxDecodeQueries,
-                  " queries, or ", kMaxDecodeRows,
-                  " queries times query heads of a key/value head, here ", p.seqlen_q, " and ",
-                  decode_rows(p));
-  }
-  if (p.page_size % kernel.block_n) {
+std::optional<std::string> lacks_pages_or_splits(const Problem& p, const Kernel& kernel,
+                                                 const Overrides& overrides) {
+  if (kernel.op == Op::kDecode) {
+    if (p.page_size % kernel.block_n == 0) return std::nullopt;
     return concat("a page of block_table must hold a multiple of ", kernel.block_n, " keys, holds ",
                   p.page_size);
   }
-  if (p.num_splits > 1 && !decode)
-    return concat("SplitKV not supported, num_splits is ", p.num_splits);
+  const auto limited = [&](const auto&... what) {
+    return concat(what..., " is supported ", decode_limit(p, kernel, overrides));
+  };
+  if (p.page_size) return limited("paged KV (block_table)");
+  if (p.num_splits > 1) return limited("SplitKV (num_splits is ", p.num_splits, ")");
   return std::nullopt;
 }
 
@@ -168,7 +164,7 @@ KernelChoice choose_kernel(const Problem& p, const ResolvedMask& mask, const Ove
   const Kernel* kernel =
       p.op == Op::kForward ? default_forward(p, mask, overrides) : default_backward(p, mask.kind);
   if (!kernel) return refuse(why_no_kernel(p));
-  if (auto reason = lacks_pages_or_splits(p, *kernel)) return refuse(*std::move(reason));
+  if (auto reason = lacks_pages_or_splits(p, *kernel, overrides)) return refuse(*std::move(reason));
   if (const Tile tile = overrides.tile) {
     const Kernel* forced = with_tile(*kernel, tile);
     if (forced) return {forced, {}};

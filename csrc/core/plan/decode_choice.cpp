@@ -4,6 +4,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../error.h"
 #include "../integers.h"
 
 namespace fa4 {
@@ -22,6 +23,18 @@ const std::vector<const Kernel*>& decode_kernels() {  // smallest bucket first
     return kernels;
   }();
   return *found;
+}
+
+// The decode kernel of the smallest bucket that holds both head dims; null where the build has
+// none.
+const Kernel* find_decode(const Problem& p, int arch) {
+  for (const Kernel* kernel : decode_kernels()) {
+    if (kernel->arch == arch && kernel->dtype == p.dtype && kernel->head_dim >= p.head_dim &&
+        kernel->head_dim_v >= p.head_dim_v) {
+      return kernel;
+    }
+  }
+  return nullptr;
 }
 
 // The device's SMs; an H200's where no device was asked, as in explain() on another machine.
@@ -76,22 +89,32 @@ int64_t decode_rows(const Problem& p) {
 
 const Kernel* choose_decode(const Problem& p, const ResolvedMask& mask, const Kernel& forward,
                             Decode where) {
-  for (const Kernel* kernel : decode_kernels()) {
-    if (kernel->arch != forward.arch || kernel->dtype != p.dtype || kernel->head_dim < p.head_dim ||
-        kernel->head_dim_v < p.head_dim_v) {
-      continue;
-    }
-    if (p.seqlen_q > kMaxDecodeQueries || decode_rows(p) > kMaxDecodeRows ||
-        decode_tiles(p, *kernel) > kMaxGrid)
-      return nullptr;
-    if (p.page_size || p.num_splits > 1 || where == Decode::kWherePossible)
-      return kernel;  // the forward can't, or shall not
-    // With one split the caller asks for a result that does not depend on the rest of the batch,
-    // which decides what pays.
-    if (p.num_splits == 1 || where == Decode::kWhereNeeded) return nullptr;
-    return decode_cost(p, mask, *kernel) < forward_cost(p, mask, forward) ? kernel : nullptr;
+  const Kernel* kernel = find_decode(p, forward.arch);
+  if (!kernel || p.seqlen_q > kMaxDecodeQueries || decode_rows(p) > kMaxDecodeRows ||
+      decode_tiles(p, *kernel) > kMaxGrid)
+    return nullptr;
+  if (p.page_size || p.num_splits > 1 || where == Decode::kWherePossible)
+    return kernel;  // the forward can't, or shall not
+  // With one split the caller asks for a result that does not depend on the rest of the batch,
+  // which decides what pays.
+  if (p.num_splits == 1 || where == Decode::kWhereNeeded) return nullptr;
+  return decode_cost(p, mask, *kernel) < forward_cost(p, mask, forward) ? kernel : nullptr;
+}
+
+std::string decode_limit(const Problem& p, const Kernel& kernel, const Overrides& overrides) {
+  if (p.op == Op::kBackward) return "only in a forward";
+  if (kernel.arch != 90) return "only on compute capability 9.0";
+  if (overrides.tile) return "only without a forced tile";
+  const auto at_most = [](int64_t bound, const char* what, int64_t here) {
+    return concat("for at most ", bound, " ", what, ", here ", here);
+  };
+  if (p.seqlen_q > kMaxDecodeQueries) return at_most(kMaxDecodeQueries, "queries", p.seqlen_q);
+  if (decode_rows(p) > kMaxDecodeRows) {
+    return at_most(kMaxDecodeRows, "queries times query heads of a key/value head", decode_rows(p));
   }
-  return nullptr;
+  const Kernel* decode = find_decode(p, kernel.arch);
+  if (!decode) return "only by decode kernels, of which this build has none for it";
+  return at_most(kMaxGrid, "tiles of queries and heads in a sequence", decode_tiles(p, *decode));
 }
 
 // Returns the caller's number of splits, or else as many as give every SM about one CTA. While

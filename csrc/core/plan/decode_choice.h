@@ -2,6 +2,8 @@
 // keys.
 #pragma once
 
+#include <string>
+
 #include "kernel_table.h"
 #include "overrides.h"
 #include "problem.h"
@@ -10,13 +12,18 @@ namespace fa4 {
 
 // With more rows, the decode kernel has about as many tiles as the forward.
 constexpr int64_t kMaxDecodeRows = 4096;
-// The rest of the batch decides the number of splits, and so the bits of a result. Longer sequences
-// run the forward, and keep their bits whatever else is in the batch.
+// Where the planner decodes, the rest of the batch decides the number of splits, and so the bits of
+// a result. Longer sequences run the forward, which splits no keys, but whose tile a tile rule may
+// choose by the rest of the batch. With num_splits=1 nothing that decides bits depends on it.
 constexpr int64_t kMaxDecodeQueries = 512;
 
 // The tile rows of a sequence per key/value head: its queries times the query heads that share the
 // head.
 int64_t decode_rows(const Problem& problem);
+
+// Where decoding is supported, in words that go behind "is supported", for a forward or backward
+// that runs on `kernel` because no decode kernel can run it.
+std::string decode_limit(const Problem& problem, const Kernel& kernel, const Overrides& overrides);
 
 // The decode kernel for a problem that `forward` runs otherwise, where it pays or where `where`
 // asks for it; null elsewhere.

@@ -31,7 +31,8 @@ struct Kernel {
   // export_to_c's entry points; each takes an array of pointers to its arguments.
   void (*load)(void** arguments);
   void (*load_to_device)(void** arguments);
-  void (*launch)(void** arguments, int32_t num_arguments);
+  void (*launch)(void** arguments, int32_t count);
+  int32_t num_arguments;  // of launch, but for the stream and the result, which come last
 };
 
 extern const Kernel kKernels[];

@@ -12,7 +12,7 @@ namespace fa4 {
 // one, and those of the other heads longest first (LPT: longest processing time first).
 struct TileSchedule {
   int32_t num_ctas = 0, paired_heads = 0;
-  explicit operator bool() const { return num_ctas != 0; }
+  explicit operator bool() const { return num_ctas != 0 || paired_heads != 0; }
 };
 
 // Where a forward of few queries runs on the decode kernel.

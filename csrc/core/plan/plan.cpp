@@ -48,7 +48,9 @@ std::optional<std::string> why_not(const Problem& p) {
   }
   if (const int64_t rows = std::max({p.total_q, p.total_k, p.seqlen_q, p.seqlen_k});
       rows >= kUnbounded) {
-    return concat("queries and keys of all sequences must each be less than 2^30, are ", rows);
+    return concat(p.page_size ? "queries of all sequences and keys of all pages"
+                              : "queries and keys of all sequences",
+                  " must each be less than 2^30, are ", rows);
   }
   return std::nullopt;
 }

@@ -19,7 +19,7 @@ constexpr int32_t kUnbounded = 1 << 30;
 // The rows of queries and of keys that a kernel works on at a time.
 struct Tile {
   int32_t queries = 0, keys = 0;
-  explicit operator bool() const { return queries != 0; }
+  explicit operator bool() const { return queries != 0 || keys != 0; }
 };
 
 struct Problem {

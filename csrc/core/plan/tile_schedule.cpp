@@ -162,9 +162,9 @@ std::optional<std::string> schedule_tiles(const Problem& p, const Kernel& kernel
     return std::nullopt;
   }
   const int64_t heads = p.batch * p.num_heads;
-  if (forced.num_ctas < 0 || forced.num_ctas > sm_count || forced.paired_heads < 0 ||
+  if (forced.num_ctas < 1 || forced.num_ctas > sm_count || forced.paired_heads < 0 ||
       forced.paired_heads > heads) {
-    return concat("a dealing must have 1 to ", sm_count, " thread blocks and 0 to ", heads,
+    return concat("a schedule must have 1 to ", sm_count, " CTAs and 0 to ", heads,
                   " paired heads, has ", forced.num_ctas, " and ", forced.paired_heads);
   }
   schedule = {forced.num_ctas, causal ? forced.paired_heads : 0};
