@@ -77,7 +77,8 @@ class TestGenerator:
         wanted |= {
             "dense", "varlen", "bfloat16", "float16", "head dim a multiple of 8",
             "head dim not a multiple of 8", "GQA", "MQA",
-            "causal", "window", "window on one side", "window with causal", "window bound of 0",
+            "causal", "causal, top-left, fewer queries", "causal, top-left, more queries",
+            "window", "window on one side", "window with causal", "window bound of 0",
             "window bound beyond the keys",
             "window bound below -1", "different lengths", "one query", "more than 1024 rows",
             "empty sequence", "no rows",
@@ -96,7 +97,7 @@ class TestGenerator:
     def test_classification_agrees_with_explain(self):
         """On meta tensors, explain agrees where it can be asked without a GPU."""
         asked = 0
-        with fa4_ext.register(prefer=False, speed_rules=False):
+        with fa4_ext.register(speed_rules=False):
             for case in FIRST[:800]:
                 if case.fault in ("all_on_cpu", "key_on_other_gpu"):
                     continue
@@ -170,7 +171,7 @@ def _attention(arguments: dict, do: torch.Tensor | None = None) -> dict[str, tor
     problem = Problem(
         q.dtype, q.shape[-1], q.shape[-2], k.shape[-2], *seqlens, starts[0] is not None,
         arguments["is_causal"], window,
-        arguments["scale"], slack,
+        arguments["scale"], slack=slack, top_left=arguments.get("top_left", False),
     )  # fmt: skip
     if problem.varlen and arguments["seqused_k"] is not None:
         in_use = tuple(arguments["seqused_k"].tolist())
@@ -232,9 +233,9 @@ def _refuse(arguments: dict) -> None:
         | dict.fromkeys(names, False)
         | {"capability": 90, "sm_count": SM_COUNT}
     )
-    supported, _, reason, *_ = torch.ops.fa4_ext.explain(
-        **(arguments | {"seqused_k": None}), **asked
-    )
+    given = {"top_left": False} | arguments | {"seqused_k": None}
+    cudnn = given.pop("top_left")
+    supported, _, reason, *_ = torch.ops.fa4_ext.explain(**given, **asked, cudnn=cudnn)
     if not supported and not left_out(reason):
         raise Refused(reason)
 
@@ -307,8 +308,11 @@ class MathOps:
         out.copy_(new)
         return lse
 
-    def sdpa_forward(self, query, key, value, dropout_p, is_causal, return_debug_mask, scale):
+    def sdpa_forward(
+        self, query, key, value, dropout_p, is_causal, return_debug_mask, scale, top_left=False
+    ):
         options = dict(
+            top_left=top_left,
             dropout_p=dropout_p,
             is_causal=is_causal,
             return_debug_mask=return_debug_mask,
@@ -318,15 +322,18 @@ class MathOps:
         return out, lse, None, None, query.shape[2], key.shape[2], *_others(query)
 
     def functional(self, query, key, value, *, dropout_p, is_causal, scale, enable_gqa):
-        if is_causal and query.shape[2] != key.shape[2]:
-            raise Refused("top-left")
         head_dim = query.shape[-1]
+        top_left = is_causal and query.shape[2] != key.shape[2]
+        cudnn = head_dim % 8 == 0 and key.shape[2] > 1
+        if top_left and (not cudnn or torch.are_deterministic_algorithms_enabled()):
+            raise Refused("top-left")
         padded = (
             torch.nn.functional.pad(t, (0, -head_dim % 8)) if head_dim % 8 else t
             for t in (query, key, value)
         )
         scale = head_dim**-0.5 if scale is None else scale
-        return self.sdpa_forward(*padded, dropout_p, is_causal, False, scale)[0][..., :head_dim]
+        options = dropout_p, is_causal, False, scale, top_left
+        return self.sdpa_forward(*padded, *options)[0][..., :head_dim]
 
 
 class MathEngine:
@@ -345,7 +352,7 @@ class MathEngine:
     @contextmanager
     def registered(self, *, strict: bool, speed_rules: bool):
         self.ops = self.ours
-        with fa4_ext.register(prefer=False, speed_rules=speed_rules):
+        with fa4_ext.register(speed_rules=speed_rules):
             yield
         self.ops = self.stock
 

@@ -40,11 +40,11 @@ class Problem:
     seqlens_k: tuple[int, ...] = (239, 239)
     varlen: bool = False
     is_causal: bool = False  # bottom-right aligned
-    top_left: bool = False  # is_causal is aligned top-left, as the cuDNN op has it
     window: tuple[int, int] = (-1, -1)  # keys to the left and right of the diagonal; -1: all
     scale: float | None = None
     head_dim_v: int | None = None  # None: head_dim
     slack: tuple[int, int] = (0, 0)  # varlen: what max_q and max_k have above the longest sequence
+    top_left: bool = False  # is_causal is aligned top-left, as the cuDNN op has it
 
     @property
     def max_q(self) -> int:

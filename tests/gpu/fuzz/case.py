@@ -13,7 +13,7 @@ OPS = {
     "flash": "_flash_attention_forward, _flash_attention_backward",
     "inplace": "_flash_attention_forward_no_dropout_inplace",
     "sdpa": "_scaled_dot_product_flash_attention and autograd",
-    "functional": "F.scaled_dot_product_attention under sdpa_kernel(FLASH_ATTENTION) and autograd",
+    "functional": "F.scaled_dot_product_attention and autograd",
 }
 
 
@@ -74,11 +74,17 @@ def runs_on_ours(case: Case, largest_head_dim: int) -> bool:
         and head_dim <= largest_head_dim
         and (problem.scale is None or problem.scale > 0)
         and (problem.is_causal or not keys or not keys <= right < problem.max_k)
-        and not (
-            case.op == "functional" and problem.is_causal and problem.seqlens_q != problem.seqlens_k
-        )
-        and not (case.op == "functional" and 0 in problem.seqlens_q + problem.seqlens_k)
+        and (case.op != "functional" or _is_fused(case))
     )
+
+
+def _is_fused(case: Case) -> bool:
+    """Returns whether F.scaled_dot_product_attention takes a call to cuDNN or to flash attention.
+    Flash attention takes no causal mask that is aligned top-left."""
+    problem = case.problem
+    cudnn = problem.head_dim % 8 == 0 and problem.max_k > 1 and not case.deterministic
+    same = not problem.is_causal or problem.seqlens_q == problem.seqlens_k
+    return 0 not in problem.seqlens_q + problem.seqlens_k and (cudnn or same)
 
 
 def stock_agrees(case: Case) -> bool:
@@ -109,6 +115,8 @@ def features(case: Case) -> set[str]:
         "window": max(left, right) >= 0,
         "window on one side": not problem.is_causal and (left < 0) != (right < 0),
         "window with causal": problem.is_causal and left >= 0,
+        "causal, top-left, fewer queries": problem.top_left and problem.max_q < problem.max_k,
+        "causal, top-left, more queries": problem.top_left and problem.max_q > problem.max_k,
         "window bound of 0": left == 0 or right == 0,
         "window bound beyond the keys": max(left, right) >= problem.max_k,
         "window bound below -1": min(left, right) < -1,

@@ -35,9 +35,7 @@ class Engine:
     def registered(*, strict: bool, speed_rules: bool) -> fa4_ext.Handle:
         """Registers our kernels, as a context manager. With `strict`, what they do not run is an
         error."""
-        return fa4_ext.register(
-            fallback="error" if strict else "stock", prefer=False, speed_rules=speed_rules
-        )
+        return fa4_ext.register(fallback="error" if strict else "stock", speed_rules=speed_rules)
 
     @staticmethod
     def poison(inputs: Inputs) -> None:

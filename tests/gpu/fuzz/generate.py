@@ -103,7 +103,7 @@ def _problem(rng: random.Random, op: str) -> Problem:
     heads_kv, ratio = min(heads_kv, fitting), max(1, min(ratio, fitting // heads_kv))
     batch = max(1, min(batch, fitting // (heads_kv * ratio)))
     is_causal = rng.random() < 0.4
-    same = rng.random() < (0.95 if op == "functional" and is_causal else 0.5)
+    same = rng.random() < 0.5
     if varlen:
         seqlens_q = tuple(0 if rng.random() < 0.1 else _length(rng, longest) for _ in range(batch))
         seqlens_k = (
@@ -140,6 +140,7 @@ def _problem(rng: random.Random, op: str) -> Problem:
         window=window,
         scale=_scale(rng, head_dim),
         slack=slack,
+        top_left=op == "functional" and is_causal,
     )
 
 

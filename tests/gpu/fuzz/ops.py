@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from calls import deterministic
 from cases import Inputs
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fuzz.case import Case
 from fuzz.faults import Arguments
@@ -32,10 +31,7 @@ class TorchOps:
         # The op exists since torch 2.12.
         self.inplace_forward = getattr(aten, "_flash_attention_forward_no_dropout_inplace", None)
 
-    @staticmethod
-    def functional(*tensors, **options) -> torch.Tensor:
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return F.scaled_dot_product_attention(*tensors, **options)
+        self.functional = F.scaled_dot_product_attention
 
 
 def _flash(case: Case, inputs: Inputs, arguments: Arguments, ops) -> Iterator[Results]:
