@@ -373,7 +373,7 @@ def test_dry_run_finds_nothing():
     """Small cases of every kind run, faults included, with the same math on both sides."""
     small = [
         case
-        for case in cases(2, 600)
+        for case in cases(2, 700)
         if case.problem.heads * sum(case.problem.seqlens_q + case.problem.seqlens_k) < 200
     ]
     report = run_cases(2, small, MathEngine())
