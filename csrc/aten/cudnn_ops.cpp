@@ -44,9 +44,10 @@ struct Ours {
 };
 
 // Without dropout nobody reads philox_seed and philox_offset, but the backward gets both. A seed of
-// ours begins behind the first number of its memory: so the backward knows who ran the forward, and
-// runs where that ran, whatever the user has chosen since.
-constexpr int64_t kOurSeed = 1;
+// ours begins behind the first two numbers of its memory: so the backward knows who ran the forward,
+// and runs where that ran, whatever the user has chosen since. Two numbers are 16 bytes, to which
+// compiled programs expect every tensor to be aligned.
+constexpr int64_t kOurSeed = 2;
 
 Handle our_seed(int32_t device) {
   constexpr int64_t kNumbers = kOurSeed + 1;

@@ -1,4 +1,4 @@
-"""The cuDNN ops on our kernels: right numbers for every call that plain F.scaled_dot_product_attention
+"""The cuDNN ops on our kernels: right numbers for every call that F.scaled_dot_product_attention
 takes there, results as cuDNN's, and cuDNN wherever the user has chosen it."""
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TestNumbers:
         problem = dense(*lengths, dtype=DTYPES[dtype], heads=8, heads_kv=2, **CAUSAL)
         inputs = make_inputs(problem)
         result = run_autograd(problem, inputs, backward=True, backend=None)
-        assert_matches_reference(problem, inputs, result)
+        assert_matches_reference(problem, inputs, result, check_lse=False)
 
     def test_keys_that_no_query_sees_may_be_nan(self):
         problem = dense(100, 333, **CAUSAL)
@@ -192,15 +192,12 @@ class TestWhoRuns:
     def test_the_backward_runs_where_its_forward_ran(self):
         tensors = qkv()
 
-        def outside(choice):
-            def work():
-                with choice:
-                    out = F.scaled_dot_product_attention(*tensors)
-                torch.autograd.grad(out.sum(), tensors)
+        def outside():
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                out = F.scaled_dot_product_attention(*tensors)
+            torch.autograd.grad(out.sum(), tensors)
 
-            return work
-
-        chosen = providers_of(outside(sdpa_kernel(SDPBackend.CUDNN_ATTENTION)))
+        chosen = providers_of(outside)
         assert "cudnn" in chosen and "ours" not in chosen, chosen
 
         def inside():
@@ -230,7 +227,7 @@ def test_either_half_may_be_cudnns():
     with fa4_ext.register(fallback="error", speed_rules=False):
         # Its seed says that cuDNN ran the forward.
         mixed["cudnn, cudnn"] = cudnn_backward(problem, inputs, cudnns)
-        seed = torch.zeros(2, dtype=torch.int64, device="cuda")[1]
+        seed = torch.zeros(3, dtype=torch.int64, device="cuda")[2]
         mixed["cudnn, ours"] = cudnn_backward(problem, inputs, (*cudnns[:6], seed, *cudnns[7:]))
     for (name, gradients), (i, gradient) in itertools.product(mixed.items(), enumerate("qkv")):
         error = (gradients[i] - stock[i]).float().norm() / stock[i].float().norm()

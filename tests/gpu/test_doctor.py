@@ -29,8 +29,8 @@ def test_nothing_is_wrong_and_the_kernel_check_ran():
         line.split()[1]: line.split()[0] for line in done.stdout.partition("\n\n")[0].splitlines()
     }
     assert {
-        name: statuses[name] for name in ("library", "driver", "registration", "order", "kernel")
-    } == dict.fromkeys(("library", "driver", "registration", "order", "kernel"), "ok")
+        name: statuses[name] for name in ("library", "driver", "registration", "sdpa", "kernel")
+    } == dict.fromkeys(("library", "driver", "registration", "sdpa", "kernel"), "ok")
     assert "relative errors against fp32" in done.stdout and "MiB of device memory" in done.stdout
 
 

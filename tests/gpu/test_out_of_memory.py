@@ -246,6 +246,7 @@ FULL_DEVICE = """
     assert all(would_shrink(raised) for would_shrink in WOULD_SHRINK.values()), str(raised)
     for address in held:
         assert driver.cuMemFree_v2(ctypes.c_uint64(address)) == 0
+    inputs = INPUTS[dtype, head_dim]
     out, lse, *_ = flash_forward(problem, inputs)
     assert_matches_reference(problem, inputs, Result(out, lse))
 """

@@ -25,8 +25,12 @@ def block_and_batch() -> tuple[Block, torch.Tensor]:
 
 def prefer_attention(_context, op, *_arguments, **_options) -> CheckpointPolicy:
     """Keeps attention's results and computes the rest again, as training frameworks do; it knows
-    the op by its name."""
-    saved = op == torch.ops.aten._scaled_dot_product_flash_attention.default
+    the ops by their names."""
+    aten = torch.ops.aten
+    saved = op in (
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+    )
     return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -184,8 +184,8 @@ def test_a_call_left_to_the_stock_kernel_fails_as_it_does_without_us(op, shape):
         lengths = (None, None, 16, 16)
         forward = (tensor,) * 3
         backward = (*(tensor,) * 5, rows, *lengths, 0.0, False, one, one)
-        # A seed that begins behind its memory's first number is that of our forward.
-        seed, offsets = torch.zeros(2)[1], torch.zeros(2, dtype=torch.int32)
+        # A seed that begins behind its memory's first two numbers is that of our forward.
+        seed, offsets = torch.zeros(3)[2], torch.zeros(2, dtype=torch.int32)
         packed = (offsets, offsets, 16, 16)
         cudnn_backward = (*(tensor,) * 5, rows, seed, one, None)
         arguments = {{

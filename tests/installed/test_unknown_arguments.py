@@ -42,8 +42,8 @@ major, minor = map(int, torch.__version__.split(".")[:2])
 version = ctypes.c_uint64(major << 56 | minor << 48)
 x = torch.zeros(1, 16, 8, 64, dtype=torch.bfloat16)
 VALUES = {"Tensor": x, "int": 16, "SymInt": 16, "float": 0.0, "bool": False}
-# The seed of our own forward begins behind its memory's first number.
-VALUES |= {"philox_seed": torch.zeros(2)[1], "cum_seq_q": torch.zeros(2, dtype=torch.int32)}
+# The seed of our own forward begins behind its memory's first two numbers.
+VALUES |= {"philox_seed": torch.zeros(3)[2], "cum_seq_q": torch.zeros(2, dtype=torch.int32)}
 
 
 def error(op, name, schema):
