@@ -1,11 +1,12 @@
 """This module says to which op PyTorch takes a plain call of F.scaled_dot_product_attention.
 
 The conditions are those of can_use_cudnn_attention and can_use_flash_attention in PyTorch's
-sdp_utils.cpp, for a build with cuDNN 9.10 or later and PyTorch's own order of backends, which has
-cuDNN first on Hopper and Blackwell.
+sdp_utils.cpp, for PyTorch's own order of backends, which has cuDNN first on Hopper and Blackwell.
 """
 
 from __future__ import annotations
+
+import contextlib
 
 import torch
 
@@ -13,6 +14,11 @@ import torch
 CUDNN, FLASH, OTHER = "cudnn", "flash", "other"
 
 _HALF = (torch.float16, torch.bfloat16)
+_CUDNN_FIRST = (90, 100, 103)
+# torch 2.15's cuDNN, for builds of torch that have none.
+_NEWEST_CUDNN = 92600
+# Up to this version cuDNN takes no head dim above 128 but 192 with 128 for value.
+_CUDNN_WITH_SMALL_HEAD_DIMS = 92200
 
 
 def op_of(
@@ -30,7 +36,7 @@ def op_of(
     tensors = (query, key, value)
     if not _fused(*tensors, enable_gqa, capability):
         return OTHER
-    if not deterministic and _cudnn_takes(*tensors, capability):
+    if capability in _CUDNN_FIRST and not deterministic and _cudnn_takes(*tensors, capability):
         return CUDNN
     return FLASH if _flash_takes(*tensors, is_causal) else OTHER
 
@@ -65,10 +71,19 @@ def _cudnn_takes(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: int
 ) -> bool:
     head_dims = query.size(3), value.size(3)
-    limit = 256 if capability == 90 else 128
-    if capability >= 100 and head_dims == (192, 128):
-        limit = 192
-    return key.size(2) > 1 and max(head_dims) <= limit and not any(dim % 8 for dim in head_dims)
+    large = capability == 90 and _cudnn_version() > _CUDNN_WITH_SMALL_HEAD_DIMS
+    return (
+        key.size(2) > 1
+        and (max(head_dims) <= (256 if large else 128) or head_dims == (192, 128))
+        and not any(dim % 8 for dim in head_dims)
+    )
+
+
+def _cudnn_version() -> int:
+    # A cuDNN that is older than the one that torch was built with is an error.
+    with contextlib.suppress(RuntimeError):
+        return torch.backends.cudnn.version() or _NEWEST_CUDNN
+    return _NEWEST_CUDNN
 
 
 def _flash_takes(

@@ -108,10 +108,16 @@ def test_explanation_is_frozen_and_prints_its_reason():
             id="head dim too large",
         ),
         pytest.param(
-            (*qkv()[:2], qkv(head_dim=64)[0]),
+            (*qkv()[:2], qkv(head_dim=264)[0]),
             {},
-            "head_dim, 128, differs from value's, 64",
+            "head_dim, 128, differs from value's, 264",
             id="value head dim",
+        ),
+        pytest.param(
+            (*qkv()[:2], qkv(head_dim=64)[0]),
+            {"deterministic": True},
+            "head_dim, 128, differs from value's, 64",
+            id="value head dim, deterministic",
         ),
         pytest.param(
             (qkv()[0], *qkv(head_dim=64)[1:]),
@@ -143,9 +149,9 @@ def test_explanation_is_frozen_and_prints_its_reason():
         pytest.param(qkv(heads_kv=4), {}, "needs enable_gqa=True", id="gqa not enabled"),
         pytest.param(
             qkv(seqlen_kv=256),
-            {"is_causal": True},
-            "top-left and .*causal_lower_right",
-            id="causal, other key length",
+            {"is_causal": True, "deterministic": True},
+            "to cuDNN alone, .*causal_lower_right",
+            id="causal, other key length, deterministic",
         ),
         pytest.param(
             qkv(), {"device_capability": (8, 0)}, "compute capability .* 8.0", id="Ampere"
@@ -293,7 +299,7 @@ def test_scale_that_no_kernel_computes_with(scale):
     assert not answer.supported and answer.reason.startswith(
         "scale must be a positive normal number of float32, is "
     )
-    assert answer.fallback == "flash"
+    assert answer.fallback == "cudnn"
 
 
 @pytest.mark.parametrize("scale", (None, 1e-30, 0.125, 3.0))
@@ -325,6 +331,22 @@ def test_gqa_and_mqa_are_supported():
         assert explain(*qkv(heads_kv=heads_kv), enable_gqa=True).supported
 
 
+def test_a_causal_mask_over_more_keys_than_queries_is_planned_over_as_many():
+    longer = explain(*qkv(seqlen=300, seqlen_kv=700), is_causal=True)
+    assert longer.kernel == explain(*qkv(seqlen=300), is_causal=True).kernel is not None
+
+
+def test_prefer_false_leaves_to_cudnn_what_comes_to_it():
+    with fa4_ext.register(prefer=False):
+        answer = explain(*qkv())
+        assert (answer.reason, answer.fallback) == ("prefer=False leaves it to cuDNN", "cudnn")
+        assert explain(*qkv(seqlen_kv=1)).supported
+
+
+def test_unequal_head_dims_are_supported():
+    assert explain(*qkv()[:2], qkv(head_dim=64)[2]).supported
+
+
 def test_different_lengths_without_a_mask_are_supported():
     assert explain(*qkv(seqlen=300, seqlen_kv=700)).supported
 
@@ -348,15 +370,19 @@ def test_what_gets_a_call_that_is_not_supported():
     def fallback(*tensors, **options):
         return explain(*tensors, **options).fallback
 
-    assert fallback(*qkv(), dropout_p=0.1) == fallback(*qkv(), device_capability=(8, 0)) == "flash"
-    # F.scaled_dot_product_attention never takes these to flash attention.
+    assert fallback(*qkv(), dropout_p=0.1) == fallback(*qkv(), scale=-1.0) == "cudnn"
+    assert fallback(*qkv(), device_capability=(8, 0)) == "flash"
+    deterministic = {"deterministic": True}
+    assert fallback(*qkv(), dropout_p=0.1, **deterministic) == "flash"
+    # F.scaled_dot_product_attention takes these neither to cuDNN nor to flash attention.
     assert fallback(*qkv(dtype=torch.float32)) == fallback(*qkv(head_dim=264)) == "other"
     assert fallback(*qkv(), device_capability=(7, 5)) == fallback(*qkv(seqlen=0)) == "other"
-    assert fallback(*qkv(seqlen_kv=256), is_causal=True) == fallback(*qkv(heads_kv=4)) == "other"
+    assert fallback(*qkv(seqlen_kv=256), is_causal=True, **deterministic) == "other"
+    assert fallback(*qkv(heads_kv=4)) == "other"
     assert fallback(*qkv(heads=6, heads_kv=4), enable_gqa=True) == "other"
     assert fallback(*(tensor.mT.contiguous().mT for tensor in qkv())) == "other"
     # F.scaled_dot_product_attention has no part in these: varlen, and a window.
-    assert fallback(*qkv(head_dim=64)[:2], qkv()[2]) == "other"
+    assert fallback(*qkv(head_dim=64)[:2], qkv()[2], **deterministic) == "other"
     tensors, lengths = varlen(dtype=torch.float32)
     assert (
         fallback(*tensors, **lengths)
