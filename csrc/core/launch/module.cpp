@@ -18,6 +18,14 @@ struct Module {
 };
 static_assert(kMaxDevices <= 64, "a bit a device");
 
+std::mutex loading;
+
+// The modules are never destroyed, because a call may run while the process exits.
+Module& module_of(const Kernel& kernel) {
+  static Module* const modules = new Module[kNumKernels];
+  return modules[&kernel - kKernels];
+}
+
 void load(const Kernel& kernel, Module& module, int device) {
   const auto step = [&kernel](const char* what) {
     return concat("loading kernel ", kernel.name, " (", what, ")");
@@ -56,18 +64,20 @@ void check_memory(CUresult result, const std::string& step, bool loads) {
 }
 
 Function& loaded(const Kernel& kernel, int device) {
-  // The modules are never destroyed, because a call may run while the process exits.
-  static Module* const modules = new Module[kNumKernels];
-  static std::mutex mutex;
-  Module& module = modules[&kernel - kKernels];
+  Module& module = module_of(kernel);
   const uint64_t bit = uint64_t{1} << device;
   if (module.devices.load(std::memory_order_acquire) & bit) return module.functions[device];
-  std::lock_guard<std::mutex> lock(mutex);
+  std::lock_guard<std::mutex> lock(loading);
   if (module.devices.load(std::memory_order_relaxed) & bit) return module.functions[device];
   load(kernel, module, device);
   if (!module.functions) module.functions.reset(new Function[kMaxDevices]());
   module.devices.fetch_or(bit, std::memory_order_release);
   return module.functions[device];
+}
+
+void set_attributes_again(const Kernel& kernel, int device) {
+  std::lock_guard<std::mutex> lock(loading);
+  module_of(kernel).devices.fetch_and(~(uint64_t{1} << device), std::memory_order_relaxed);
 }
 
 }  // namespace fa4

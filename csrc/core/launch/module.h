@@ -27,4 +27,8 @@ void check_memory(CUresult result, const std::string& step, bool loads);
 // and the driver's words.
 Function& loaded(const Kernel& kernel, int device);
 
+// Lets the next call of loaded() set the kernel's attributes on the device again. The driver may
+// forget them where its first launch fails for want of memory for its code.
+void set_attributes_again(const Kernel& kernel, int device);
+
 }  // namespace fa4

@@ -38,6 +38,8 @@ const char* stock_is_faster(const Problem& p, const Kernel& kernel, Features f,
     // PyTorch's flash attention cannot run unequal head dims.
     if (p.head_dim != p.head_dim_v) return nullptr;
     f.head_dim = measured_head_dim(kernel);
+  } else if (p.deterministic) {
+    return nullptr;  // cuDNN's backward is not.
   }
   for (const Rule& rule : rules) {
     if (rule.holds(f)) return reason(rule);
