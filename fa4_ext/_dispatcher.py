@@ -8,7 +8,7 @@ import torch
 
 from fa4_ext import _environment
 
-OPS = _environment.overridden()
+OPS = tuple(op for op in _environment.KNOWN if hasattr(torch.ops.aten, op))  # of this torch
 
 UNKNOWN = "unknown (this PyTorch does not show its dispatcher)"
 

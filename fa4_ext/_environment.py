@@ -25,12 +25,10 @@ KNOWN = {
     "_flash_attention_forward_no_dropout_inplace": ((18,), (1,)),  # since torch 2.12
     "_scaled_dot_product_cudnn_attention": ((9,), (9,)),
     "_scaled_dot_product_cudnn_attention_backward": ((16,), (3,)),
-    "_cudnn_attention_forward": ((15,), (9,)),
+    "_cudnn_attention_forward": ((13, 15), (9,)),  # torch 2.14 added seqused_k and block_table
     "_cudnn_attention_backward": ((16,), (3,)),
     "_cudnn_attention_forward_no_dropout_inplace": ((12,), (1,)),  # since torch 2.15
 }
-# Older versions of torch have these, too, but torch.nn.attention.varlen does not call them there.
-_OVERRIDDEN_SINCE = {"_cudnn_attention_forward": (2, 14), "_cudnn_attention_backward": (2, 14)}
 
 _OFF, _ON = ("0", "false", "no", "off"), ("1", "true", "yes", "on")  # of FA4_EXT_AUTOREGISTER
 
@@ -75,25 +73,11 @@ def _devices() -> tuple[tuple[int, int], ...]:
     )
 
 
-def _is_older(version: str, than: tuple[int, int]) -> bool:
-    """A version without numbers is somebody's own build, of a new torch."""
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    return numbers is not None and tuple(map(int, numbers.groups())) < than
-
-
-def overridden() -> tuple[str, ...]:
-    """Returns the ops of this torch that csrc/aten overrides."""
-    return tuple(
-        op
-        for op in KNOWN
-        if hasattr(torch.ops.aten, op)
-        and not _is_older(str(torch.__version__), _OVERRIDDEN_SINCE.get(op, OLDEST_TORCH))
-    )
-
-
 def torch_too_old(version: str) -> str | None:
     """Returns the sentence about a torch that is too old for the native library, or None."""
-    if not _is_older(version, OLDEST_TORCH):
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    # a version without numbers is somebody's own build
+    if not numbers or tuple(map(int, numbers.groups())) >= OLDEST_TORCH:
         return None
     return (
         f"torch {version} is too old: fa4_ext needs torch {'.'.join(map(str, OLDEST_TORCH))} or "
@@ -105,8 +89,7 @@ def torch_too_old(version: str) -> str | None:
 def torch_unknown() -> str | None:
     """Returns the sentence about a torch whose ops have arguments or results that
     csrc/aten/calls.cpp does not know, or None."""
-    for op in overridden():
-        arguments, results = KNOWN[op]
+    for op, (arguments, results) in KNOWN.items():
         try:
             schema = getattr(torch.ops.aten, op).default._schema
             what, count, known = "arguments", len(schema.arguments), arguments

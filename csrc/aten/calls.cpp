@@ -103,16 +103,16 @@ ForwardCall take_cudnn_sdpa_forward(Arguments& arguments) {
   return call;
 }
 
-ForwardCall take_cudnn_forward(Arguments& arguments) {
+ForwardCall take_cudnn_forward(Arguments& arguments, bool has_block_table) {
   ForwardCall call;
   call.op = kCudnnForward.name;
   call.peer = Peer::kCudnn;
-  call.order = DimOrder::kSequenceFirst;
   call.query = arguments.tensor();
   call.key = arguments.tensor();
   call.value = arguments.tensor();
   call.attn_bias = arguments.optional_tensor();
   call.cum_seq_q = arguments.optional_tensor();
+  call.order = call.cum_seq_q ? DimOrder::kSequenceFirst : DimOrder::kHeadsFirst;
   call.cum_seq_k = arguments.optional_tensor();
   call.max_q = arguments.value<int64_t>();
   call.max_k = arguments.value<int64_t>();
@@ -121,8 +121,11 @@ ForwardCall take_cudnn_forward(Arguments& arguments) {
   call.is_causal = arguments.value<bool>();
   call.return_debug_mask = arguments.value<bool>();
   call.scale = arguments.value<std::optional<double>>();
-  call.seqused_k = arguments.optional_tensor();
-  call.block_table = arguments.optional_tensor();
+  call.has_block_table = has_block_table;
+  if (has_block_table) {
+    call.seqused_k = arguments.optional_tensor();
+    call.block_table = arguments.optional_tensor();
+  }
   return call;
 }
 
@@ -146,11 +149,10 @@ ForwardCall take_cudnn_forward_inplace(Arguments& arguments) {
   return call;
 }
 
-BackwardCall take_cudnn_backward(Arguments& arguments, const KnownOp& op, DimOrder order) {
+BackwardCall take_cudnn_backward(Arguments& arguments, const KnownOp& op) {
   BackwardCall call;
   call.op = op.name;
   call.peer = Peer::kCudnn;
-  call.order = order;
   call.grad_out = arguments.tensor();
   call.query = arguments.tensor();
   call.key = arguments.tensor();
@@ -161,6 +163,8 @@ BackwardCall take_cudnn_backward(Arguments& arguments, const KnownOp& op, DimOrd
   call.unused = arguments.tensor();
   call.attn_bias = arguments.tensor();
   call.cum_seq_q = arguments.tensor();
+  const bool packed = op.name == kCudnnBackward.name && defined(call.cum_seq_q.get());
+  call.order = packed ? DimOrder::kSequenceFirst : DimOrder::kHeadsFirst;
   call.cum_seq_k = arguments.tensor();
   call.max_q = arguments.value<int64_t>();
   call.max_k = arguments.value<int64_t>();

@@ -28,8 +28,8 @@ inline constexpr KnownOp kFlashBackward{"_flash_attention_backward", {17, 17}, 3
 inline constexpr KnownOp kCudnnSdpaForward{"_scaled_dot_product_cudnn_attention", {9, 9}, 9};
 inline constexpr KnownOp kCudnnSdpaBackward{
     "_scaled_dot_product_cudnn_attention_backward", {16, 16}, 3};
-// Older versions lack seqused_k and block_table, and torch.nn.attention.varlen does not call it.
-inline constexpr KnownOp kCudnnForward{"_cudnn_attention_forward", {15, 15}, 9};
+// torch 2.14 added seqused_k and block_table.
+inline constexpr KnownOp kCudnnForward{"_cudnn_attention_forward", {13, 15}, 9};
 // torch 2.15 added it.
 inline constexpr KnownOp kCudnnForwardInplace{
     "_cudnn_attention_forward_no_dropout_inplace", {12, 12}, 1};
@@ -57,7 +57,7 @@ struct ForwardCall {
   // block_table and num_splits exist since torch 2.12.
   Handle block_table;
   std::optional<int64_t> num_splits;
-  // Says whether the running torch's schema has block_table and num_splits.
+  // Says whether the running torch's schema has block_table. The flash op has num_splits then, too.
   bool has_block_table = false;
 };
 
@@ -119,10 +119,12 @@ ForwardCall take_flash_forward_inplace(Arguments& arguments);
 BackwardCall take_backward(Arguments& arguments, const KnownOp& op, DimOrder order);
 
 ForwardCall take_cudnn_sdpa_forward(Arguments& arguments);
-ForwardCall take_cudnn_forward(Arguments& arguments);
+// `has_block_table` says that the stack has the 15 arguments of torch 2.14 and later, not 13.
+// Without cum_seq_q the low-level ops take dense tensors, heads first.
+ForwardCall take_cudnn_forward(Arguments& arguments, bool has_block_table);
 ForwardCall take_cudnn_forward_inplace(Arguments& arguments);
 // Both backward ops have the same arguments.
-BackwardCall take_cudnn_backward(Arguments& arguments, const KnownOp& op, DimOrder order);
+BackwardCall take_cudnn_backward(Arguments& arguments, const KnownOp& op);
 
 inline StableIValue give(Handle handle) { return torch::stable::detail::from(handle.release()); }
 

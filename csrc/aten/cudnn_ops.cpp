@@ -44,9 +44,9 @@ struct Ours {
 };
 
 // Without dropout nobody reads philox_seed and philox_offset, but the backward gets both. A seed of
-// ours begins behind the first two numbers of its memory: so the backward knows who ran the forward,
-// and runs where that ran, whatever the user has chosen since. Two numbers are 16 bytes, to which
-// compiled programs expect every tensor to be aligned.
+// ours begins behind the first two numbers of its memory: so the backward knows who ran the
+// forward, and runs where that ran, whatever the user has chosen since. Two numbers are 16 bytes,
+// to which compiled programs expect every tensor to be aligned.
 constexpr int64_t kOurSeed = 2;
 
 Handle our_seed(int32_t device) {
@@ -71,8 +71,8 @@ void run(const ForwardCall& call, const Ours& ours, StableIValue* stack) {
          philox_offset = empty(0, nullptr, aoti_torch_dtype_int64(), device);
   // The counter of tiles, which is the workspace of packed calls, fits into the number.
   const WorkspaceMemory workspace(ours.plan, device, philox_offset, sizeof(int64_t));
-  forward(call, d, ours.plan, out.get(), view(out.get(), out_info, call.order), logsumexp,
-          workspace);
+  aten::forward(call, d, ours.plan, out.get(), view(out.get(), out_info, call.order), logsumexp,
+                workspace);
   stack[0] = give(std::move(out));
   stack[1] = give(std::move(logsumexp));
   // The caller has cum_seq_q and cum_seq_k, or there are none.
@@ -83,38 +83,44 @@ void run(const ForwardCall& call, const Ours& ours, StableIValue* stack) {
   stack[8] = give(undefined());
 }
 
+void forward(const ForwardCall& call, StableIValue* stack) {
+  const Ours ours(call);
+  if (!ours) return stock_forward(call, stack);
+  run(call, ours, stack);
+  const bool dense = ours.d.problem.layout == Layout::kDense;
+  stack[4] = torch::stable::detail::from(dense ? ours.d.query.size[2] : call.max_q);
+  stack[5] = torch::stable::detail::from(dense ? ours.d.key.size[2] : call.max_k);
+}
+
+// torch.nn.attention.varlen does not hand the seed to the backward.
+bool is_ours(const BackwardCall& call) {
+  return call.order == DimOrder::kHeadsFirst ? is_our_seed(call.rng_state.get()) : may_be_ours();
+}
+
+void backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, const KnownOp& op) {
+  Arguments arguments(stack, num_inputs, num_outputs, op);
+  const BackwardCall call = take_cudnn_backward(arguments, op);
+  is_ours(call) ? aten::backward(call, stack) : stock_backward(call, stack);
+}
+
 }  // namespace
 
 void scaled_dot_product_cudnn_attention(StableIValue* stack, uint64_t num_inputs,
                                         uint64_t num_outputs) {
   Arguments arguments(stack, num_inputs, num_outputs, kCudnnSdpaForward);
-  const ForwardCall call = take_cudnn_sdpa_forward(arguments);
-  const Ours ours(call);
-  if (!ours) return stock_forward(call, stack);
-  run(call, ours, stack);
-  stack[4] = torch::stable::detail::from(ours.d.query.size[2]);
-  stack[5] = torch::stable::detail::from(ours.d.key.size[2]);
+  forward(take_cudnn_sdpa_forward(arguments), stack);
 }
 
 void scaled_dot_product_cudnn_attention_backward(StableIValue* stack, uint64_t num_inputs,
                                                  uint64_t num_outputs) {
-  Arguments arguments(stack, num_inputs, num_outputs, kCudnnSdpaBackward);
-  const BackwardCall call =
-      take_cudnn_backward(arguments, kCudnnSdpaBackward, DimOrder::kHeadsFirst);
-  is_our_seed(call.rng_state.get()) ? backward(call, stack) : stock_backward(call, stack);
+  backward(stack, num_inputs, num_outputs, kCudnnSdpaBackward);
 }
-
-// Without offsets these three are called by the scaled_dot_product op, which cuDNN runs then.
 
 void cudnn_attention_forward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   Arguments arguments(stack, num_inputs, num_outputs, kCudnnForward);
-  const ForwardCall call = take_cudnn_forward(arguments);
-  if (!call.cum_seq_q) return stock_forward(call, stack);
-  const Ours ours(call);
-  if (!ours) return stock_forward(call, stack);
-  run(call, ours, stack);
-  stack[4] = torch::stable::detail::from(call.max_q);
-  stack[5] = torch::stable::detail::from(call.max_k);
+  const ForwardCall call = take_cudnn_forward(arguments, num_inputs == kCudnnForward.inputs[1]);
+  // Before torch 2.14 the logsumexp of packed calls had another shape.
+  call.cum_seq_q && !call.has_block_table ? stock_forward(call, stack) : forward(call, stack);
 }
 
 void cudnn_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t num_inputs,
@@ -126,13 +132,8 @@ void cudnn_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t nu
   stack[0] = give(forward_inplace(call, ours.d, ours.plan));
 }
 
-// torch.nn.attention.varlen does not hand the seed to the backward.
 void cudnn_attention_backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
-  Arguments arguments(stack, num_inputs, num_outputs, kCudnnBackward);
-  const BackwardCall call =
-      take_cudnn_backward(arguments, kCudnnBackward, DimOrder::kSequenceFirst);
-  const bool ours = defined(call.cum_seq_q.get()) && may_be_ours();
-  ours ? backward(call, stack) : stock_backward(call, stack);
+  backward(stack, num_inputs, num_outputs, kCudnnBackward);
 }
 
 }  // namespace fa4::aten

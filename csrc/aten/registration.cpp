@@ -42,11 +42,8 @@ void register_overrides() {
   library.implement(kSdpaBackward.name, &scaled_dot_product_flash_attention_backward);
   library.implement(kCudnnSdpaForward.name, &scaled_dot_product_cudnn_attention);
   library.implement(kCudnnSdpaBackward.name, &scaled_dot_product_cudnn_attention_backward);
-  // Since torch 2.14 torch.nn.attention.varlen calls these.
-  if (torch_is_at_least(2, 14)) {
-    library.implement(kCudnnForward.name, &cudnn_attention_forward);
-    library.implement(kCudnnBackward.name, &cudnn_attention_backward);
-  }
+  library.implement(kCudnnForward.name, &cudnn_attention_forward);
+  library.implement(kCudnnBackward.name, &cudnn_attention_backward);
   if (torch_is_at_least(2, 15))
     library.implement(kCudnnForwardInplace.name, &cudnn_attention_forward_no_dropout_inplace);
   overrides().push_back(std::move(library));

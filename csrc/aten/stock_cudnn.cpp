@@ -15,8 +15,11 @@ using CppSdpaForward = SdpaResults(Tensor, Tensor, Tensor, OptionalTensorArgumen
                                    bool, bool, OptionalFloat);
 using CppForward = SdpaResults(Tensor, Tensor, Tensor, OptionalTensorArgument,
                                OptionalTensorArgument, OptionalTensorArgument, int64_t, int64_t,
-                               bool, double, bool, bool, OptionalFloat, OptionalTensorArgument,
-                               OptionalTensorArgument);
+                               bool, double, bool, bool, OptionalFloat);
+using CppForwardV2 = SdpaResults(Tensor, Tensor, Tensor, OptionalTensorArgument,
+                                 OptionalTensorArgument, OptionalTensorArgument, int64_t, int64_t,
+                                 bool, double, bool, bool, OptionalFloat, OptionalTensorArgument,
+                                 OptionalTensorArgument);
 using CppForwardInplace = TensorValue(Tensor, Tensor, Tensor, Tensor, Tensor,
                                       OptionalTensorArgument, int64_t, int64_t, bool, OptionalFloat,
                                       OptionalTensorArgument, OptionalTensorArgument);
@@ -34,8 +37,18 @@ void sdpa_forward(const ForwardCall& call, StableIValue* stack) {
       call.compute_log_sumexp, call.dropout_p, call.is_causal, call.return_debug_mask, call.scale);
 }
 
-void low_level_forward(const ForwardCall& call, StableIValue* stack) {
+void low_level_forward_v1(const ForwardCall& call, StableIValue* stack) {
   static const auto cpp = cpp_function<CppForward>(
+      "_ZN2at4cuda24_cudnn_attention_forwardERKNS_6TensorES3_S3_RKSt8optionalIS1_ES7_S7_llbdbbS4_"
+      "IdE");
+  run_cpp(stack, call.op, cpp, call.query.get(), call.key.get(), call.value.get(),
+          OptionalTensor(call.attn_bias), OptionalTensor(call.cum_seq_q),
+          OptionalTensor(call.cum_seq_k), call.max_q, call.max_k, call.compute_log_sumexp,
+          call.dropout_p, call.is_causal, call.return_debug_mask, call.scale);
+}
+
+void low_level_forward_v2(const ForwardCall& call, StableIValue* stack) {
+  static const auto cpp = cpp_function<CppForwardV2>(
       "_ZN2at4cuda24_cudnn_attention_forwardERKNS_6TensorES3_S3_RKSt8optionalIS1_ES7_S7_llbdbbS4_"
       "IdES7_S7_");
   run_cpp(stack, call.op, cpp, call.query.get(), call.key.get(), call.value.get(),
@@ -69,7 +82,8 @@ void low_level_backward(const BackwardCall& call, StableIValue* stack) {
 }  // namespace
 
 void cudnn_forward(const ForwardCall& call, StableIValue* stack) {
-  call.order == DimOrder::kHeadsFirst ? sdpa_forward(call, stack) : low_level_forward(call, stack);
+  if (call.op == kCudnnSdpaForward.name) return sdpa_forward(call, stack);
+  call.has_block_table ? low_level_forward_v2(call, stack) : low_level_forward_v1(call, stack);
 }
 
 void cudnn_forward_inplace(const ForwardCall& call, StableIValue* stack) {
@@ -83,8 +97,7 @@ void cudnn_forward_inplace(const ForwardCall& call, StableIValue* stack) {
 }
 
 void cudnn_backward(const BackwardCall& call, StableIValue* stack) {
-  call.order == DimOrder::kHeadsFirst ? sdpa_backward(call, stack)
-                                      : low_level_backward(call, stack);
+  call.op == kCudnnSdpaBackward.name ? sdpa_backward(call, stack) : low_level_backward(call, stack);
 }
 
 }  // namespace fa4::aten

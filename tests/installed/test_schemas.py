@@ -38,6 +38,11 @@ CUDNN_GRADIENT = (
     "Tensor cum_seq_q, Tensor cum_seq_k, int max_q, int max_k, float dropout_p, bool is_causal, "
     "float? scale"
 )
+CUDNN_FORWARD = (
+    QKV + "Tensor? attn_bias, Tensor? cum_seq_q, Tensor? cum_seq_k, int max_q, int max_k, "
+    "bool compute_log_sumexp, float dropout_p, bool is_causal, bool return_debug_mask, float? scale"
+)
+CUDNN_FORWARD_2_14 = CUDNN_FORWARD + ", Tensor? seqused_k, Tensor? block_table"
 CUDNN_INPLACE = "_cudnn_attention_forward_no_dropout_inplace"
 TENSORS = ["Tensor"]
 ARGUMENTS_AND_RESULTS = {
@@ -58,19 +63,14 @@ ARGUMENTS_AND_RESULTS = {
         4 * TENSORS + ["int", "int"] + 3 * TENSORS,
     ),
     "_scaled_dot_product_cudnn_attention_backward": (CUDNN_GRADIENT, 3 * TENSORS),
+    "_cudnn_attention_forward": (
+        CUDNN_FORWARD_2_14 if VERSION >= (2, 14) else CUDNN_FORWARD,
+        4 * TENSORS + ["int", "int"] + 3 * TENSORS,
+    ),
+    "_cudnn_attention_backward": (CUDNN_GRADIENT, 3 * TENSORS),
 }  # fmt: skip
 if BLOCK_TABLE:
     ARGUMENTS_AND_RESULTS[INPLACE] = "Tensor(a!) out, " + FORWARD_2_12, TENSORS
-if VERSION >= (2, 14):
-    ARGUMENTS_AND_RESULTS |= {
-        "_cudnn_attention_forward": (
-            QKV + "Tensor? attn_bias, Tensor? cum_seq_q, Tensor? cum_seq_k, int max_q, int max_k, "
-            "bool compute_log_sumexp, float dropout_p, bool is_causal, bool return_debug_mask, "
-            "float? scale, Tensor? seqused_k, Tensor? block_table",
-            4 * TENSORS + ["int", "int"] + 3 * TENSORS,
-        ),
-        "_cudnn_attention_backward": (CUDNN_GRADIENT, 3 * TENSORS),
-    }  # fmt: skip
 if VERSION >= (2, 15):
     ARGUMENTS_AND_RESULTS[CUDNN_INPLACE] = (
         "Tensor(a!) out, " + QKV + "Tensor cum_seq_q, Tensor? cum_seq_k, int max_q, int max_k, "
@@ -123,8 +123,7 @@ ROWS = torch.zeros(2, 8, 16)
 # first two numbers.
 OUR_SEED = torch.zeros(3, dtype=torch.int64)[2]
 CUDNN = PLAIN | {"attn_bias": None, "compute_log_sumexp": True}
-# The low-level cuDNN ops have packed tensors. Dense ones are the scaled_dot_product op's, and
-# cuDNN's at once.
+# This op takes packed tensors alone.
 PACKED = LENGTHS | {"cum_seq_q": ONE, "cum_seq_k": ONE}
 CUDNN_GRADIENTS = {
     "dropout_p": 0.0, "is_causal": False, "attn_bias": None,
@@ -140,8 +139,8 @@ OTHERS = {
     INPLACE: PLAIN | LENGTHS | {"return_debug_mask": False},
     "_scaled_dot_product_cudnn_attention": CUDNN,
     "_scaled_dot_product_cudnn_attention_backward": CUDNN_GRADIENTS | LENGTHS,
-    "_cudnn_attention_forward": CUDNN | PACKED,
-    "_cudnn_attention_backward": CUDNN_GRADIENTS | PACKED,
+    "_cudnn_attention_forward": CUDNN | LENGTHS,
+    "_cudnn_attention_backward": CUDNN_GRADIENTS | LENGTHS,
     CUDNN_INPLACE: PACKED | {"is_causal": False},
 }
 
@@ -149,7 +148,7 @@ OTHERS = {
 def reason(op: str, tensors: dict, **change) -> str:
     """Returns why the override of an op does not take a call. Every call here is one that it takes
     on no machine."""
-    if op.startswith("_cudnn"):
+    if op == CUDNN_INPLACE:
         tensors = {name: tensor[0] for name, tensor in tensors.items()}
     call = tensors | OTHERS[op]
     if op.endswith("_backward"):
@@ -188,9 +187,11 @@ def test_every_override_reads_query_key_and_value_at_their_places(op, change, ex
 
 @pytest.mark.parametrize(
     "op",
-    [op for op in ARGUMENTS_AND_RESULTS if "cum_seq_q" in OTHERS[op] and not op.startswith("_cud")],
+    [op for op in ARGUMENTS_AND_RESULTS if "cum_seq_q" in OTHERS[op] and op != CUDNN_INPLACE],
 )
 def test_overrides_with_lengths_read_them_at_their_places(op):
+    if op == "_cudnn_attention_forward" and VERSION < (2, 14):
+        pytest.skip("packed calls are cuDNN's in this torch")
     for given in ("cum_seq_q", "cum_seq_k"):
         assert (
             reason(op, qkv("cuda"), **{given: ONE})
@@ -204,13 +205,10 @@ def test_overrides_with_lengths_read_them_at_their_places(op):
     assert reason(op, qkv("cuda"), cum_seq_q=ONE, cum_seq_k=ONE) == packed
 
 
-@pytest.mark.parametrize("op", [op for op in ARGUMENTS_AND_RESULTS if op.startswith("_cudnn")])
-def test_packed_cudnn_overrides_read_lengths_at_their_places(op):
-    if "cum_seq_k" in str(overload(op)._schema):
-        assert (
-            reason(op, qkv("cuda"), cum_seq_k=None)
-            == "cum_seq_q and cum_seq_k must be given together"
-        )
+@pytest.mark.skipif(VERSION < (2, 15), reason="torch has the op since 2.15")
+def test_cudnns_inplace_override_reads_lengths_at_their_places():
+    given_together = "cum_seq_q and cum_seq_k must be given together"
+    assert reason(CUDNN_INPLACE, qkv("cuda"), cum_seq_k=None) == given_together
 
 
 @pytest.mark.parametrize("op", [op for op in ARGUMENTS_AND_RESULTS if "backward" in op])

@@ -28,8 +28,8 @@ FORWARD_CPP = (
 FORWARD_V2_CPP = FORWARD_CPP + "S7_S9_"
 CUDNN_FORWARD_CPP = (
     "_ZN2at4cuda24_cudnn_attention_forwardERKNS_6TensorES3_S3_RKSt8optionalIS1_ES7_S7_llbdbbS4_IdE"
-    "S7_S7_"
 )
+CUDNN_FORWARD_V2_CPP = CUDNN_FORWARD_CPP + "S7_S7_"
 CUDNN_INPLACE_CPP = (
     "_ZN2at4cuda43_cudnn_attention_forward_no_dropout_inplaceERNS_6TensorERKS1_S4_S4_S4_"
     "RKSt8optionalIS1_EllbS5_IdES8_S8_"
@@ -45,10 +45,11 @@ SINCE = {
     "torch_exception_get_what_without_backtrace": (2, 13),
     FORWARD_V2_CPP: (2, 12),
     INPLACE_CPP: (2, 12),
-    CUDNN_FORWARD_CPP: (2, 14),
+    CUDNN_FORWARD_V2_CPP: (2, 14),
     CUDNN_INPLACE_CPP: (2, 15),
 }
-UNTIL = {FORWARD_CPP: (2, 11)}  # the last version that has the function
+# The last version that has the function.
+UNTIL = {FORWARD_CPP: (2, 11), CUDNN_FORWARD_CPP: (2, 13)}
 OUT_OF_MEMORY = (
     "_ZN3c105ErrorC1ENS_14SourceLocationENSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE",
     "_ZTVN3c1016OutOfMemoryErrorE", "_ZTIN3c1016OutOfMemoryErrorE",
@@ -84,7 +85,8 @@ def test_names_of_every_kind_are_found_in_the_library():
         "aoti_torch_cuda__flash_attention_forward_v2",
         "torch_exception_get_what_without_backtrace", "_ZN2at13globalContextEv",
         "aoti_record_function_start",
-        FORWARD_CPP, FORWARD_V2_CPP, INPLACE_CPP, CUDNN_FORWARD_CPP, CUDNN_INPLACE_CPP,
+        FORWARD_CPP, FORWARD_V2_CPP, INPLACE_CPP, CUDNN_FORWARD_CPP, CUDNN_FORWARD_V2_CPP,
+        CUDNN_INPLACE_CPP,
         *OUT_OF_MEMORY,
         "_ZN2at4_ops5copy_4callERNS_6TensorERKS2_b",
     }  # fmt: skip
@@ -197,8 +199,8 @@ def test_a_call_left_to_the_stock_kernel_fails_as_it_does_without_us(op, shape):
             "_scaled_dot_product_cudnn_attention": (*forward, None, True),
             "_scaled_dot_product_cudnn_attention_backward":
                 (*cudnn_backward, *lengths, 0.0, False),
-            "_cudnn_attention_forward": (*forward, None, *packed, True),
-            "_cudnn_attention_backward": (*cudnn_backward, *packed, 0.0, False),
+            "_cudnn_attention_forward": (*forward, None, *lengths, True),
+            "_cudnn_attention_backward": (*cudnn_backward, *lengths, 0.0, False),
             {CUDNN_INPLACE!r}: (tensor, *forward, *packed, False),
         }}[{op!r}]
         # CPU tensors would never get there on their own.

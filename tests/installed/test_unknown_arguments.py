@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from processes import python
-from test_schemas import ARGUMENTS_AND_RESULTS, FORWARD, FORWARD_2_12
+from test_schemas import (
+    ARGUMENTS_AND_RESULTS,
+    CUDNN_FORWARD,
+    CUDNN_FORWARD_2_14,
+    FORWARD,
+    FORWARD_2_12,
+)
 
 import fa4_ext
 
@@ -23,7 +29,10 @@ EXPLAIN = "explain"
 def known(op: str) -> tuple[tuple[int, ...], int]:
     """Returns the numbers of arguments, in any torch, and of results."""
     arguments, results = ARGUMENTS_AND_RESULTS[op]
-    in_any_torch = (FORWARD, FORWARD_2_12) if op == "_flash_attention_forward" else (arguments,)
+    in_any_torch = {
+        "_flash_attention_forward": (FORWARD, FORWARD_2_12),
+        "_cudnn_attention_forward": (CUDNN_FORWARD, CUDNN_FORWARD_2_14),
+    }.get(op, (arguments,))
     return tuple(text.count(", ") + 1 for text in in_any_torch), len(results)
 
 
@@ -43,7 +52,7 @@ version = ctypes.c_uint64(major << 56 | minor << 48)
 x = torch.zeros(1, 16, 8, 64, dtype=torch.bfloat16)
 VALUES = {"Tensor": x, "int": 16, "SymInt": 16, "float": 0.0, "bool": False}
 # The seed of our own forward begins behind its memory's first two numbers.
-VALUES |= {"philox_seed": torch.zeros(3)[2], "cum_seq_q": torch.zeros(2, dtype=torch.int32)}
+VALUES |= {"philox_seed": torch.zeros(3)[2]}
 
 
 def error(op, name, schema):
