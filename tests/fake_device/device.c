@@ -10,6 +10,8 @@
 struct kernel {
   const char* name;
   const void* code;  // This is the fat binary.
+  int is_loaded;     // A launch has succeeded.
+  int is_refused;    // The first launch has failed, and the driver refuses every other one.
 };
 
 const char* launched[1024];  // These are the kernels' names.
@@ -91,7 +93,7 @@ CUresult cuLibraryLoadData(CUlibrary* library, const void* code, CUjit_option* o
   return load_result;
 }
 CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* name) {
-  struct kernel* found = malloc(sizeof *found);
+  struct kernel* found = calloc(1, sizeof *found);
   found->name = strdup(name), found->code = library;
   return *kernel = (CUkernel)found, CUDA_SUCCESS;
 }
@@ -108,8 +110,11 @@ CUresult cuKernelSetAttribute(CUfunction_attribute which, int value, CUkernel ke
 }
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** arguments,
                           void** extra) {
+  struct kernel* kernel = (struct kernel*)function;
+  if (kernel->is_refused) return CUDA_ERROR_INVALID_VALUE;
+  kernel->is_refused = launch_result && !kernel->is_loaded;
   if (launch_result) return launch_result;
-  const struct kernel* kernel = (const struct kernel*)function;
+  kernel->is_loaded = 1;
   launched[launches++ % 1024] = kernel->name;
   if (!on_launch) return CUDA_SUCCESS;
   unsigned cluster = 1;

@@ -105,7 +105,7 @@ bool ArgumentList::launch_if_clusters_fit(const Target& target) {
   launch_compiled(kernel_, function, target.whole_device, pointers_, count_ + 2);
   if (result == CUDA_ERROR_INVALID_CLUSTER_SIZE) return false;
   if (result) {
-    if (!function.in_primary_context) set_attributes_again(kernel_, target.device);
+    if (target.whole_device && !function.in_primary_context) load_anew(kernel_);
     launch_failed(static_cast<CUresult>(result), kernel_, function, target.whole_device);
   }
   return true;

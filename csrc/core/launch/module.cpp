@@ -75,9 +75,15 @@ Function& loaded(const Kernel& kernel, int device) {
   return module.functions[device];
 }
 
-void set_attributes_again(const Kernel& kernel, int device) {
+void load_anew(const Kernel& kernel) {
   std::lock_guard<std::mutex> lock(loading);
-  module_of(kernel).devices.fetch_and(~(uint64_t{1} << device), std::memory_order_relaxed);
+  Module& module = module_of(kernel);
+  for (int device = 0; device < kMaxDevices; ++device) {
+    if (module.functions && module.functions[device].in_primary_context) return;
+  }
+  // The library stays with the driver, because another thread may be about to launch from it.
+  module.library = nullptr;
+  module.devices = 0;
 }
 
 }  // namespace fa4

@@ -27,8 +27,9 @@ void check_memory(CUresult result, const std::string& step, bool loads);
 // and the driver's words.
 Function& loaded(const Kernel& kernel, int device);
 
-// Lets the next call of loaded() set the kernel's attributes on the device again. The driver may
-// forget them where its first launch fails for want of memory for its code.
-void set_attributes_again(const Kernel& kernel, int device);
+// Lets the next call of loaded() load the kernel anew, unless a launch of it has succeeded. Where
+// the first one fails for want of memory for the kernel's code, the driver refuses those after it,
+// too.
+void load_anew(const Kernel& kernel);
 
 }  // namespace fa4
