@@ -52,6 +52,10 @@ def one_query() -> list[Call]:
         ((64,), (1, 4, 16, 64, 128), (128, 512, 2048, 8192, 65536), ((32, 32), (32, 8), (64, 8))),
         ((128,), (1, 8, 64), (128, 512, 2048, 8192, 65536), ((32, 32), (32, 8))),
         ((96, 192, 256), (1, 64), (512, 8192), ((16, 16), (32, 8))),
+        # Head dims below their bucket, and other ratios of heads.
+        ((136, 192, 256), (2, 40), (45, 250, 1000, 4000), ((16, 16), (16, 1), (32, 8), (64, 8))),
+        ((128,), (2, 8, 30), (60, 200, 1000), ((8, 8), (16, 1), (64, 8))),
+        ((72, 96), (4, 30), (150, 1000), ((12, 12), (16, 1))),
     )
     return known + [
         _call(batch, heads, 1, keys, (head_dim, head_dim))
@@ -69,6 +73,15 @@ def few_queries() -> list[Call]:
         _call(batch, heads, queries, keys, (head_dim, head_dim))
         for grid in grids
         for batch, head_dim, heads, queries, keys in product((1, 16), *grid)
+    ]
+
+
+def few_trained_queries() -> list[Call]:
+    """Returns attention of few queries to more keys, which is trained."""
+    every = product((2, 16), ((16, 16), (64, 8)), (3, 16), (64, 700), (64, 128), (False, True))
+    return [
+        _call(batch, heads, queries, keys, (head_dim, head_dim), causal)
+        for batch, heads, queries, keys, head_dim, causal in every
     ]
 
 
@@ -114,7 +127,7 @@ def problems(quick: bool) -> list[tuple[Call, str]]:
     """Returns calls and directions, in a random order that is the same in every run, so that a run
     cut short has seen a fair sample. Of one query and of few there are forwards only."""
     forwards = one_query() + few_queries()
-    both = short() + long() + small_and_wide() + across()
+    both = few_trained_queries() + short() + long() + small_and_wide() + across()
     calls = [call for call in dict.fromkeys(forwards + both) if call.bytes <= 2 * GIB]
     if quick:
         calls = calls[::8]

@@ -16,6 +16,7 @@ from tuning.stock_rows import Row
 # A ratio above it is a loss of ours. Up to 1 it is a win, and in between neither.
 NOISE = 1.02
 RANGES = ("queries", "keys", "batch")
+ONE_QUERY = (0, 1)
 
 Point = tuple[int, ...]  # a number for each of RANGES
 
@@ -80,12 +81,23 @@ def boxes(measured: dict[Point, float]) -> list[list[Range]]:
     return found
 
 
+def one_query_is_lost(rows: list[Row]) -> bool:
+    """Returns whether cuDNN is the faster one on average over one query. Where wins and losses lie
+    side by side, boxes between them would be noise."""
+    one = [row.ratio for row in rows if row.queries == 1]
+    return bool(one) and geometric_mean(one) > 1
+
+
 def fit_cudnn(rows: list[Row]) -> list[Rule]:
     kinds: dict[tuple, list[Row]] = {}
     for row in rows:
         kinds.setdefault(tuple(kind(row).items()), []).append(row)
-    return [
-        Rule(**dict(selectors), **dict(zip(RANGES, box, strict=True)))
-        for selectors, here in sorted(kinds.items(), key=lambda item: str(item[0]))
-        for box in boxes(ratios(here))
-    ]
+    rules = []
+    for selectors, here in sorted(kinds.items(), key=lambda item: str(item[0])):
+        found = []
+        if one_query_is_lost(here):
+            found.append([ONE_QUERY, ANY, ANY])
+            here = [row for row in here if row.queries > 1]
+        found += boxes(ratios(here))
+        rules += [Rule(**dict(selectors), **dict(zip(RANGES, box, strict=True))) for box in found]
+    return rules
