@@ -20,6 +20,7 @@ from scripts.documents.planner import ROOT, explain_op, plan
 from scripts.documents.realistic_calls import CALLS, Call
 from scripts.documents.support_limits import limits
 from scripts.documents.support_tiles import OPS, tiles
+from tests.gpu.ways import VERSIONS, WAYS
 
 PAGE = ROOT / "docs" / "support.md"
 DEVICES = {
@@ -109,6 +110,15 @@ def calls() -> str:
     return "\n\n".join(parts)
 
 
+def ways() -> str:
+    """Returns who runs each way of calling attention, a column a version of torch."""
+    versions = tuple(f"torch {major}.{minor}" for major, minor in VERSIONS)
+    return markdown.table(
+        ("call", *versions),
+        *((way.name, *(way.runs_in(version) for version in VERSIONS)) for way in WAYS),
+    )
+
+
 def prose(text: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
@@ -127,6 +137,12 @@ def page() -> str:
             "kernels of the wheel; do not edit it. PyTorch's own kernel runs the other calls, or "
             'they raise the reason with `fallback="error"`.'
         ),
+        "## Ways to call attention",
+        prose(
+            "On Hopper, in bf16; what is not said otherwise is an argument of "
+            "`F.scaled_dot_product_attention`. tests/gpu/test_ways.py asks the profiler."
+        ),
+        ways(),
         "## Head dims and tiles",
         prose(
             'A cell is the tile, queries x keys; "2 CTAs" means that a pair of CTAs computes it. '
