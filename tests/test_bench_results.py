@@ -87,7 +87,7 @@ def test_every_measured_table_is_shown():
         for path in performance.DOCUMENTS
         for _, name, _ in performance.MARKED.findall(path.read_text())
     }
-    assert shown == set(performance.TABLES)
+    assert shown == set(performance.MEASURED)
 
 
 def test_check_names_a_number_that_is_not_the_results_and_leaves_the_file(

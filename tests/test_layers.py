@@ -41,6 +41,7 @@ def test_layers_are_kept():
             "kernels are chosen in csrc/core/plan",
         ),
         ("csrc/core/plan/plan.cpp", 'getenv("FA4");', "the environment is read in Python"),
+        ("csrc/aten/options.cpp", "std::getenv(name);", "the environment is read in Python"),
         ("fa4_ext/__init__.py", "from kernels import matrix", "the wheel ships no compiler"),
     ],
 )
@@ -51,3 +52,11 @@ def test_a_violation_is_named(tmp_path, file, line, reason):
     result = subprocess.run([*CHECK, str(tmp_path)], capture_output=True, text=True)
     assert result.returncode == 1
     assert f"{file}:2: " in result.stderr and reason in result.stderr
+
+
+def test_a_variable_of_torchs_may_be_read(tmp_path):
+    path = tmp_path / "csrc" / "aten" / "cudnn_ops.cpp"
+    path.parent.mkdir(parents=True)
+    path.write_text('std::getenv("TORCH_CUDNN_SDPA_AVOID_RECOMPILE");\n')
+    result = subprocess.run([*CHECK, str(tmp_path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,5 +1,5 @@
-/* fa4_ext's C interface, for programs without Python: FlashAttention-4 kernels behind PyTorch's
-   flash attention ops.
+/* fa4_ext's C interface, for programs without Python: FlashAttention-4 kernels behind the ops
+   through which PyTorch calls flash attention and cuDNN.
 
    Link libfa4_ext.so (CMake: find_package(fa4_ext), fa4_ext::fa4_ext), or dlopen it once PyTorch's
    libraries are loaded. Loading it defines the op fa4_ext::explain and nothing else;
@@ -7,15 +7,16 @@
    PyTorch keeps pointers into it. Only one copy can be used in a process: another one refuses to
    register, and its fa4_ext_problem() says why.
 
-   at::scaled_dot_product_attention picks a backend before it calls any of the ops below, and on
-   Hopper and Blackwell PyTorch tries cuDNN first. No function here changes that; `import fa4_ext`
-   does it in Python. A C++ program can do one of these, in torch 2.11 and later:
-   - at::_fused_sdp_choice(query, key, value) with CUDA tensors, and then
-   at::globalContext().setSDPPriorityOrder(order) with at::SDPBackend::flash_attention in front.
-   PyTorch's first choice in a process overwrites an order that was set before it.
-   - at::globalContext().setSDPUseCuDNN(false): no attention on cuDNN at all. It works at any time.
-   - TORCH_CUDNN_SDPA_DEPRIORITIZED=1 in the environment before PyTorch's first choice: PyTorch then
-   does not prefer cuDNN.
+   at::scaled_dot_product_attention picks a backend before it calls any of the ops below. On Hopper
+   and Blackwell it tries cuDNN before flash attention. No function here changes that order, and no
+   program needs to: the ops of both backends are overridden. cuDNN still runs the calls that come
+   to its ops
+   - where no kernel here covers the call, or a speed rule leaves it to cuDNN,
+   - with the option "prefer" at 0,
+   - where the program has chosen cuDNN: at::globalContext().setSDPUseFlash(false), or an order of
+   its own in setSDPPriorityOrder() that has cuDNN before flash attention,
+   - with PyTorch's variable TORCH_CUDNN_SDPA_AVOID_RECOMPILE in the environment.
+   What the program has chosen when a dense forward runs also holds for its backward.
 
    Every function may be called from any thread, concurrently with every other one here; none
    throws. Strings are the library's and are never freed by the caller. A process has one
@@ -38,13 +39,17 @@ extern "C" {
    fa4_ext, is loaded. "" where it can be used. Valid while the process runs. */
 FA4_EXT_API const char* fa4_ext_problem(void) FA4_EXT_NOEXCEPT;
 
-/* Overrides _flash_attention_forward, _flash_attention_backward,
-   _scaled_dot_product_flash_attention, _scaled_dot_product_flash_attention_backward and, from
-   torch 2.12 on, _flash_attention_forward_no_dropout_inplace for CUDA tensors in PyTorch's
-   dispatcher, on top of whatever is there, PyTorch's own kernels or another provider's. Calling it
-   again moves the overrides to the top; one fa4_ext_remove() undoes any number of calls. The
-   overrides that a call replaces keep about 2 KB of memory until then, because another thread may
-   be about to run them.
+/* Overrides these ops of aten for CUDA tensors in PyTorch's dispatcher, on top of whatever is
+   there, PyTorch's own kernels or another provider's:
+   - _scaled_dot_product_flash_attention, _scaled_dot_product_flash_attention_backward,
+   - _flash_attention_forward, _flash_attention_backward,
+   - _flash_attention_forward_no_dropout_inplace, which PyTorch has since 2.12,
+   - _scaled_dot_product_cudnn_attention, _scaled_dot_product_cudnn_attention_backward,
+   - _cudnn_attention_forward, _cudnn_attention_backward,
+   - _cudnn_attention_forward_no_dropout_inplace, which PyTorch has since 2.15.
+   Calling it again moves the overrides to the top; one fa4_ext_remove() undoes any number of calls.
+   The overrides that a call replaces keep about 4 KB of memory until then, because another thread
+   may be about to run them.
 
    Needs no GPU, initialises no CUDA and loads no kernel: the first call of an op that needs one
    does. The first override of a kernel in a process makes PyTorch print one warning on stderr,
@@ -71,9 +76,12 @@ FA4_EXT_API void fa4_ext_remove(void) FA4_EXT_NOEXCEPT;
 /* Sets an option of the overrides by its name. It takes effect with the next call of an op;
    registering and removing do not change it. Options take 0 or 1:
    - "strict", 0 at first. 1: a call that no kernel here runs throws a std::exception, "FA4 <op>
-   unsupported: <reason>". 0: PyTorch's own flash attention kernel runs it.
-   - "speed_rules", 1 at first. 1: calls on which PyTorch's kernel was measured to be faster are
+   unsupported: <reason>". 0: PyTorch's own kernel runs it, flash attention's or cuDNN's, whichever
+   PyTorch called. Calls that the program leaves to cuDNN, as above, never throw.
+   - "speed_rules", 1 at first. 1: calls on which PyTorch's own kernel was measured to be faster are
    treated like calls that no kernel here runs.
+   - "prefer", 1 at first. 1: the kernels here also run calls that PyTorch takes to cuDNN. 0: cuDNN
+   runs all of those.
 
    Returns 0, or 1 with fa4_ext_last_error() set, which says what is allowed; nothing has changed
    then. */

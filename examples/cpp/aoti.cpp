@@ -28,7 +28,6 @@ int main(int argc, char** argv) try {
   set_option("strict", 1);
   set_option("speed_rules", 0);
   const at::Tensor out = model.run({q, k, v}).at(0);
-  if (cuda) put_flash_first(q);
   const at::Tensor eager = at::scaled_dot_product_attention(q, k, v, {}, 0.0, /*is_causal=*/true);
   fa4_ext_remove();
 

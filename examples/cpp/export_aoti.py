@@ -8,7 +8,6 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class Attention(torch.nn.Module):
@@ -21,9 +20,7 @@ def main(package: str) -> None:
     inputs = tuple(
         torch.randn(2, 16, 1024, 128, dtype=torch.bfloat16, device=device) for _ in range(3)
     )
-    # Export chooses the backend for good. Left to itself it takes cuDNN on Hopper and Blackwell,
-    # which no registration replaces.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+    with torch.no_grad():
         program = torch.export.export(Attention(), inputs)
         torch._inductor.aoti_compile_and_package(program, package_path=package)
     print(package)

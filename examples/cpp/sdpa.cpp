@@ -16,6 +16,18 @@ namespace {
 
 constexpr int64_t kBatch = 2, kHeads = 16, kSeqlen = 1024, kHeadDim = 128;
 
+// The ops that fa4_ext_register() overrides in every torch since 2.11.
+constexpr const char* kOps[] = {
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_cudnn_attention_backward",
+    "aten::_cudnn_attention_forward",
+    "aten::_cudnn_attention_backward",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_backward",
+    "aten::_flash_attention_forward",
+    "aten::_flash_attention_backward",
+};
+
 struct Result {
   at::Tensor out, dq, dk, dv;
 };
@@ -33,15 +45,11 @@ std::string cuda_kernel(const char* op) {
 
 void show_registration(const char* when) {
   std::printf("%s\n", when);
-  for (const char* op : {"aten::_flash_attention_forward", "aten::_flash_attention_backward",
-                         "aten::_scaled_dot_product_flash_attention",
-                         "aten::_scaled_dot_product_flash_attention_backward"}) {
-    std::printf("  %s  %s\n", op, cuda_kernel(op).c_str());
-  }
+  for (const char* op : kOps) std::printf("  %s  %s\n", op, cuda_kernel(op).c_str());
 }
 
-// Which kernel a causal call runs: fa4_ext::explain, as torch.ops.fa4_ext.explain in Python.
-// `kernel` is empty when none does.
+// What fa4_ext::explain, torch.ops.fa4_ext.explain in Python, says of a causal call: the kernel
+// that runs it, or an empty name and why none does.
 struct Explanation {
   std::string kernel, reason;
 };
@@ -57,7 +65,8 @@ Explanation explain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& 
                    /*seqused_k=*/none,
                    /*alibi_slopes=*/none, /*block_table=*/none, /*num_splits=*/none,
                    /*deterministic=*/false, backward,
-                   /*speed_rules=*/false, /*capability=*/int64_t{0}, /*sm_count=*/int64_t{0});
+                   /*speed_rules=*/false, /*capability=*/int64_t{0}, /*sm_count=*/int64_t{0},
+                   /*cudnn=*/true);  // PyTorch takes the call to cuDNN's op on these GPUs
   c10::Dispatcher::singleton().findSchemaOrThrow("fa4_ext::explain", "").callBoxed(stack);
   return {stack.at(1).toStringRef(), stack.at(2).toStringRef()};  // at(0): whether there is one
 }
@@ -112,7 +121,6 @@ bool run_attention() {
     return true;
   }
 
-  put_flash_first(q);
   set_option("strict", 1);
   set_option("speed_rules", 0);
   check_that_calls_arrive(q, k, v);

@@ -46,9 +46,7 @@ def test_upper_left_of_unequal_lengths(seqlen_q, seqlen_k, strict):
     inputs = make_inputs(dense(seqlen_q, seqlen_k))
     q, k, v = heads_first(inputs)
     bias = causal_upper_left(seqlen_q, seqlen_k)
-    assert {"ours"} == providers_of(
-        lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    )
+    assert {"ours"} == providers_of(lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     mask = torch.ones(seqlen_q, seqlen_k, dtype=torch.bool, device=q.device).tril()
     truth = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)

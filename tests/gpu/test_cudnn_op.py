@@ -245,9 +245,7 @@ class TestAround:
             out = function(*tensors, is_causal=True)
             return out, *torch.autograd.grad(out.square().sum(), tensors)
 
-        for eager, compiled in zip(
-            step(F.scaled_dot_product_attention), step(attend), strict=True
-        ):
+        for eager, compiled in zip(step(F.scaled_dot_product_attention), step(attend), strict=True):
             torch.testing.assert_close(compiled, eager, atol=2e-2, rtol=2e-2)
         assert "cudnn" not in providers_of(lambda: step(attend))
 
