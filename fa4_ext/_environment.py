@@ -73,11 +73,15 @@ def _devices() -> tuple[tuple[int, int], ...]:
     )
 
 
+def torch_version(version: str = str(torch.__version__)) -> tuple[int, int]:
+    """Returns major and minor. A version without numbers is somebody's own build of a new torch."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (999, 0)
+
+
 def torch_too_old(version: str) -> str | None:
     """Returns the sentence about a torch that is too old for the native library, or None."""
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    # a version without numbers is somebody's own build
-    if not numbers or tuple(map(int, numbers.groups())) >= OLDEST_TORCH:
+    if torch_version(version) >= OLDEST_TORCH:
         return None
     return (
         f"torch {version} is too old: fa4_ext needs torch {'.'.join(map(str, OLDEST_TORCH))} or "

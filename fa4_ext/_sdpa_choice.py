@@ -10,6 +10,8 @@ import contextlib
 
 import torch
 
+from fa4_ext import _environment
+
 # Whose op gets a call.
 CUDNN, FLASH, OTHER = "cudnn", "flash", "other"
 
@@ -17,8 +19,8 @@ _HALF = (torch.float16, torch.bfloat16)
 _CUDNN_FIRST = (90, 100, 103)
 # torch 2.15's cuDNN, for builds of torch that have none.
 _NEWEST_CUDNN = 92600
-# Up to this version cuDNN takes no head dim above 128 but 192 with 128 for value.
-_CUDNN_WITH_SMALL_HEAD_DIMS = 92200
+# From this version on cuDNN gets head dims above 128 on Hopper; below, only 192 with 128 for value.
+_CUDNN_WITH_LARGE_HEAD_DIMS = 92201 if _environment.torch_version() >= (2, 15) else 91000
 
 
 def op_of(
@@ -71,7 +73,7 @@ def _cudnn_takes(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: int
 ) -> bool:
     head_dims = query.size(3), value.size(3)
-    large = capability == 90 and _cudnn_version() > _CUDNN_WITH_SMALL_HEAD_DIMS
+    large = capability == 90 and _cudnn_version() >= _CUDNN_WITH_LARGE_HEAD_DIMS
     return (
         key.size(2) > 1
         and (max(head_dims) <= (256 if large else 128) or head_dims == (192, 128))

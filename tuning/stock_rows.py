@@ -6,6 +6,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels.kernel import HEAD_DIM_BUCKETS
 from tuning.boxes import Features, features
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,12 +38,24 @@ def lines(peer: str) -> list[dict[str, str]]:
         ]
 
 
+def bucket(head_dim: int, head_dim_v: int) -> tuple[int, int]:
+    """Returns the head dims of the kernel that runs these."""
+    return min(
+        (of_q, of_v)
+        for of_q, of_v in HEAD_DIM_BUCKETS[90]
+        if of_q >= head_dim and of_v >= head_dim_v
+    )
+
+
 def row_of(line: dict[str, str], peer: str) -> Row:
     _, column = MEASURED[peer]
-    decode = {"op": "decode"} if line["kernel"] == "decode" else {}
+    head_dim, head_dim_v = bucket(
+        int(line["head_dim"]), int(line.get("head_dim_v", line["head_dim"]))
+    )
+    replaced = {"head_dim": head_dim} | ({"op": "decode"} if line["kernel"] == "decode" else {})
     return Row(
-        **features(line) | decode,
-        head_dim_v=int(line.get("head_dim_v", line["head_dim"])),
+        **features(line) | replaced,
+        head_dim_v=head_dim_v,
         peer=peer,
         ratio=float(line["ours_us"]) / float(line[column]),
     )

@@ -20,13 +20,18 @@ bool is_contiguous(AtenTensorHandle tensor) {
   return result;
 }
 
-// Sets the gradients of the keys that no query sees to zero. The kernels got the keys before them
-// only.
+// Sets the gradients of the keys that no query sees to zero. The kernels get the keys before them
+// only, and write theirs afterwards. Where most keys are unseen, all rows are cleared: torch fills
+// a tensor without gaps faster than one with them.
 void clear_unseen_keys(const BackwardCall& call, const Problem& p, const Gradients& gradients) {
   const int64_t rows = call.order == DimOrder::kHeadsFirst ? 2 : 1;
   for (const Handle* gradient : {&gradients.key, &gradients.value}) {
     const int64_t unseen = info(gradient->get()).size[rows] - p.seqlen_k;
-    if (unseen > 0) fill(narrow(gradient->get(), rows, p.seqlen_k, unseen).get(), 0);
+    if (unseen > p.seqlen_k) {
+      fill(gradient->get(), 0);
+    } else if (unseen > 0) {
+      fill(narrow(gradient->get(), rows, p.seqlen_k, unseen).get(), 0);
+    }
   }
 }
 
@@ -39,6 +44,7 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
       fill(gradient->get(), 0);
     return gradients;
   }
+  if (p.causal_top_left) clear_unseen_keys(call, p, gradients);
   const Handle workspace = empty(1, &plan.workspace.bytes, aoti_torch_dtype_uint8(), device);
   const Readable query(call.query.get(), d.query, call.order),
       key(call.key.get(), d.key, call.order), value(call.value.get(), d.value, call.order),
@@ -62,7 +68,6 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   arguments.workspace = data(workspace.get());
   const ProfileRange range(plan.kernel->name);
   launching([&] { launch_backward(p, plan, arguments, d.target); });
-  if (p.causal_top_left) clear_unseen_keys(call, p, gradients);
   return gradients;
 }
 

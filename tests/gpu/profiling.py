@@ -21,11 +21,11 @@ def kernels_of(work) -> list[str]:
 
 def provider(kernel: str) -> str:
     """Returns whose kernel has this name. CuTe DSL's names hold "kernel_cutlass" and the module
-    path, which says flash too."""
+    path, which says flash too, as cuDNN's names do."""
     for owner, mark in (
         ("ours", "kernel_cutlass"),
-        ("stock", "flash_"),
         ("cudnn", "cudnn"),
+        ("stock", "flash_"),
         ("efficient", "fmha_"),
     ):
         if mark in kernel:

@@ -1,5 +1,6 @@
 """The ways in which programs call attention in PyTorch, and who runs each of them on Hopper while
-fa4_ext is registered. docs/support.md shows them; test_ways.py holds them to the GPU."""
+fa4_ext is registered: our kernels, or PyTorch as it would without us. docs/support.md shows them;
+test_ways.py asks the GPU."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, bias, sdpa_kernel
 
-OURS, CUDNN, EFFICIENT, MATH = "fa4_ext", "cuDNN", "memory-efficient", "math"
+OURS, PYTORCH = "fa4_ext", "PyTorch"
 NEVER = "-"  # this torch has no such call
+NOT_RUN = "not run"
 # The versions that the table shows.
 VERSIONS = ((2, 11), (2, 13), (2, 15))
 
@@ -192,6 +194,9 @@ def choosing(*backends: SDPBackend):
 
 SDPA = "F.scaled_dot_product_attention"
 VARLEN = "torch.nn.attention.varlen"
+# The modules' inference computes attention itself where PyTorch prefers cuDNN; newer versions call
+# cuDNN's op.
+FASTPATH = (PYTORCH, NOT_RUN, OURS)
 WAYS = (
     Way(SDPA, sdpa(), (OURS,)),
     Way("is_causal", sdpa(is_causal=True), (OURS,)),
@@ -203,18 +208,18 @@ WAYS = (
     Way("head dim 256", sdpa(tensors={"head_dim": 256}), (OURS,)),
     Way("head dim 128, of value 64", sdpa(tensors={"head_dim": 128, "head_dim_v": 64}), (OURS,)),
     Way("head dim 192, of value 128", sdpa(tensors={"head_dim": 192, "head_dim_v": 128}), (OURS,)),
-    Way("head dim 264", sdpa(tensors={"head_dim": 264}), (EFFICIENT,)),
-    Way("float32", sdpa(tensors={"dtype": torch.float32}), (EFFICIENT,)),
-    Way("dropout_p", sdpa(dropout_p=0.1), (CUDNN,)),
-    Way("attn_mask, bool", sdpa(attn_mask=mask(torch.bool)), (CUDNN,)),
-    Way("attn_mask, float", sdpa(attn_mask=mask(torch.bfloat16)), (CUDNN,)),
+    Way("head dim 264", sdpa(tensors={"head_dim": 264}), (PYTORCH,)),
+    Way("float32", sdpa(tensors={"dtype": torch.float32}), (PYTORCH,)),
+    Way("dropout_p", sdpa(dropout_p=0.1), (PYTORCH,)),
+    Way("attn_mask, bool", sdpa(attn_mask=mask(torch.bool)), (PYTORCH,)),
+    Way("attn_mask, float", sdpa(attn_mask=mask(torch.bfloat16)), (PYTORCH,)),
     Way("causal_lower_right", sdpa(attn_mask=lambda: bias.causal_lower_right(ROWS, ROWS)), (OURS,)),
     Way("causal_upper_left", sdpa(attn_mask=lambda: bias.causal_upper_left(ROWS, ROWS)), (OURS,)),
     Way("deterministic algorithms", sdpa(deterministic), (OURS,)),
     Way("sdpa_kernel(FLASH_ATTENTION)", choosing(SDPBackend.FLASH_ATTENTION), (OURS,)),
-    Way("sdpa_kernel(CUDNN_ATTENTION)", choosing(SDPBackend.CUDNN_ATTENTION), (CUDNN,)),
-    Way("sdpa_kernel(EFFICIENT_ATTENTION)", choosing(SDPBackend.EFFICIENT_ATTENTION), (EFFICIENT,)),
-    Way("sdpa_kernel(MATH)", choosing(SDPBackend.MATH), (MATH,)),
+    Way("sdpa_kernel(CUDNN_ATTENTION)", choosing(SDPBackend.CUDNN_ATTENTION), (PYTORCH,)),
+    Way("sdpa_kernel(EFFICIENT_ATTENTION)", choosing(SDPBackend.EFFICIENT_ATTENTION), (PYTORCH,)),
+    Way("sdpa_kernel(MATH)", choosing(SDPBackend.MATH), (PYTORCH,)),
     Way("torch.compile", compiled, (OURS,)),
     Way("nested tensors, jagged", nested(torch.jagged), (OURS,)),
     Way("nested tensors, strided", nested(torch.strided), (OURS,)),
@@ -223,7 +228,7 @@ WAYS = (
     Way(f"{VARLEN}, window", packed(window_size=(100, 0)), (OURS,)),
     Way(f"{VARLEN}, block_table", paged, (NEVER, OURS, OURS)),
     Way("nn.MultiheadAttention, training", module(attention, train=True), (OURS,)),
-    Way("nn.MultiheadAttention, inference", module(attention, train=False), (MATH,)),
+    Way("nn.MultiheadAttention, inference", module(attention, train=False), FASTPATH),
     Way(
         "nn.MultiheadAttention, inference, set_fastpath_enabled(False)",
         module(attention, train=False, fastpath=False),
@@ -233,9 +238,9 @@ WAYS = (
     Way(
         "nn.TransformerEncoder, training, padding mask",
         module(encoder, train=True, padding=True),
-        (CUDNN,),
+        (PYTORCH,),
     ),
-    Way("nn.TransformerEncoder, inference", module(encoder, train=False), (MATH,)),
+    Way("nn.TransformerEncoder, inference", module(encoder, train=False), FASTPATH),
     Way(
         "nn.TransformerEncoder, inference, padding mask",
         module(encoder, train=False, padding=True),

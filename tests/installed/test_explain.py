@@ -359,7 +359,8 @@ def test_head_dim_that_sdpa_pads_is_explained_as_padded():
 
 def test_workspace_grows_with_the_call_and_with_shared_heads():
     def workspace(**different):
-        return explain(*qkv(**different), enable_gqa=True, backward=True).workspace_bytes
+        with fa4_ext.register(speed_rules=False):
+            return explain(*qkv(**different), enable_gqa=True, backward=True).workspace_bytes
 
     dq_accumulator = 4 * 2 * 8 * 512 * 128
     assert dq_accumulator < workspace() < workspace(heads_kv=2)
