@@ -111,11 +111,15 @@ def calls() -> str:
 
 
 def ways() -> str:
-    """Returns who runs each way of calling attention, a column a version of torch."""
+    """Returns who runs each way of calling attention, a column a version of torch. Ways that fare
+    alike share a row."""
     versions = tuple(f"torch {major}.{minor}" for major, minor in VERSIONS)
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for way in WAYS:
+        runs = tuple(way.runs_in(version) for version in VERSIONS)
+        alike.setdefault(runs, []).append(way.name)
     return markdown.table(
-        ("call", *versions),
-        *((way.name, *(way.runs_in(version) for version in VERSIONS)) for way in WAYS),
+        ("calls", *versions), *(("; ".join(names), *runs) for runs, names in alike.items())
     )
 
 
@@ -139,8 +143,8 @@ def page() -> str:
         ),
         "## Ways to call attention",
         prose(
-            "On Hopper, in bf16; what is not said otherwise is an argument of "
-            "`F.scaled_dot_product_attention`. tests/gpu/test_ways.py asks the profiler."
+            "On Hopper, in bf16. What is not said otherwise is an argument of "
+            "`F.scaled_dot_product_attention`. tests/gpu/test_ways.py holds this to the profiler."
         ),
         ways(),
         "## Head dims and tiles",
