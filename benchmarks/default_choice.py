@@ -119,7 +119,7 @@ def _events(work: Callable[[], object], activity: ProfilerActivity) -> list:
 
 
 def our_kernels(work: Callable[[], object]) -> list[str]:
-    """Returns the names of our kernels that some work runs. Each is that of a range on the CPU."""
+    """Returns the names of our kernels that `work` runs, from their ranges in a profile."""
     known = {kernel.name for kernel in fa4_ext.kernels()}
     names = (event.name for event in _events(work, ProfilerActivity.CPU))
     return list(dict.fromkeys(name for name in names if name in known))

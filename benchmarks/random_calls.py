@@ -28,14 +28,14 @@ class Call:
     """A call of F.scaled_dot_product_attention, or of varlen_attn if there are `lengths`.
 
     Attributes:
-        kind: of KINDS.
-        direction: of DIRECTIONS.
+        kind: a key of KINDS.
+        direction: one of DIRECTIONS.
         dtype: bf16 or fp16.
         seqlen_q, seqlen_k: with packed sequences the length of the longest.
         causal: aligned top-left, as F.scaled_dot_product_attention does.
         contiguous: whether memory is [batch, heads, seqlen, head_dim], not the [batch, seqlen,
             heads, head_dim] that a projection leaves.
-        lengths: of the packed sequences, of queries and of keys.
+        lengths: rows of each packed sequence, of q and k alike.
     """
 
     kind: str
@@ -161,7 +161,7 @@ KINDS = {
 
 def sample(seed: int, count: int) -> list[Call]:
     """Returns `count` calls, the same ones for the same seed. A longer sample begins with a shorter
-    one. Of one query there are forwards only, of the rest as many with a backward as without."""
+    one. One query has forwards only; the rest draw a direction."""
     kinds = [kind for kind, (_, share) in KINDS.items() for _ in range(share)]
     random.Random(0).shuffle(kinds)
     calls = []

@@ -1,9 +1,9 @@
 """FlashAttention-4 for PyTorch, compiled ahead of time.
 
-Importing this package puts its kernels behind PyTorch's flash attention ops, so that
+Importing this package puts its kernels behind PyTorch's attention ops, so that
 F.scaled_dot_product_attention and torch.nn.attention.varlen run them on Hopper and Blackwell GPUs.
-If the environment variable FA4_EXT_AUTOREGISTER is 0, false, no or off, the import only loads the
-library. The import warns where the library cannot be used; it raises ImportError only in a checkout
+If the environment variable FA4_EXT_AUTOREGISTER is 0, false, no or off, the import overrides
+nothing. The import warns where the library cannot be used; it raises ImportError only in a checkout
 that was never built.
 
 Attributes:

@@ -11,8 +11,8 @@ Measures fa4_ext beside PyTorch's flash attention, cuDNN and, where they are ins
 flash-attn-4 and FlashAttention-3, in one process and in turns: median device time of
 calls in a CUDA graph, and the spread of the rounds. A contender whose results differ
 from attention in fp32 by more than rounding is reported and not timed. Inputs rotate
-among sets that together are larger than the L2 cache, which a flush between the calls
-would do only at the price of a kernel in each time."""
+among sets that together are larger than the L2 cache; a flush between calls would add a
+kernel to each time."""
 
 _EPILOG = """\
 grids:

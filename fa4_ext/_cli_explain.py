@@ -30,7 +30,7 @@ examples:
                      deterministic; compute_capability, such as [9, 0]
   forward, backward  of each:
     supported          whether one of fa4_ext's kernels runs it
-    kernel             its name; null when not supported, like tile
+    kernel             its name; it and tile are null without a kernel
     tile               [rows of queries, rows of keys]
     workspace_bytes    device memory that the call takes while it runs, besides
                        its results

@@ -16,9 +16,9 @@ _JSON = """--json prints an object:
     op, dtype
     head_dim             the largest that it serves, of query and key
     head_dim_v           the largest that it serves, of value
-    registers            a thread
-    spill_bytes          a thread
-    shared_memory_bytes  a thread block
+    registers            per thread
+    spill_bytes          per thread
+    shared_memory_bytes  per CTA
     object_bytes
   count              of the list
   object_bytes       of all in the list
@@ -34,7 +34,7 @@ def add_to(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--arch", type=_arch, metavar="sm90", help="that run on sm90, sm100 or sm103"
+        "--arch", type=_arch, metavar="sm90", help="only kernels for this GPU: sm90, sm100 or sm103"
     )
     parser.add_argument("--op", help="forward, decode, backward, preprocess, postprocess or clear")
     parser.add_argument("--dtype", help="bf16 or fp16")
@@ -42,7 +42,7 @@ def add_to(commands) -> None:
         "--head-dim",
         type=_cli_values.count,
         metavar="128",
-        help="the largest that they serve, of query and key",
+        help="only kernels whose largest head dim of query and key this is",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, described below")
     parser.set_defaults(run=_run, needs_no_library=False)

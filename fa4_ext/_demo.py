@@ -123,7 +123,7 @@ def _run_attention() -> None:
         f"\nAttention on {torch.cuda.get_device_name()}, bf16: relative error against fp32, time "
         "and TFLOP/s"
     )
-    # or cuBLAS warns of autograd's thread having no context yet
+    # Without this, cuBLAS warns that autograd's thread has no context.
     torch.ones(1, device="cuda", requires_grad=True).exp().backward()
     for case in CASES:
         inputs = case.inputs("cuda")

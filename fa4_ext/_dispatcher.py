@@ -27,7 +27,7 @@ def entry(op: str) -> str:
 
 
 def is_ours(entry: str) -> bool:
-    return entry.startswith("fa4_ext:")  # csrc/aten/registration.cpp names no file
+    return entry.startswith("fa4_ext:")  # csrc/aten/registration.cpp gives this as its file
 
 
 def is_all_ours() -> bool:

@@ -50,15 +50,15 @@ def run(device: int) -> KernelRun:
         # the first gradient that is passed to it.
         one = torch.ones(1, device="cuda", requires_grad=True)
         torch.autograd.grad(one.exp(), one, torch.ones_like(one))
-        kernels = tuple(
-            fa4_ext.explain(*inputs, is_causal=True, backward=backward).kernel
-            for backward in (False, True)
-        )
         # "error": a call that went to the stock kernel would prove nothing.
         with (
             fa4_ext.register(fallback="error", speed_rules=False),
             sdpa_kernel(SDPBackend.FLASH_ATTENTION),
         ):
+            kernels = tuple(
+                fa4_ext.explain(*inputs, is_causal=True, backward=backward).kernel
+                for backward in (False, True)
+            )
             out, forward_ms, forward_bytes = _first(
                 lambda: F.scaled_dot_product_attention(*inputs, is_causal=True)
             )

@@ -58,7 +58,7 @@ def _driver() -> int | None:
     try:
         library = ctypes.CDLL("libcuda.so.1")
         version = ctypes.c_int()
-        # the one function of the driver that needs no cuInit
+        # works without cuInit
         failed = library.cuDriverGetVersion(ctypes.byref(version))
     except (OSError, AttributeError):
         return None

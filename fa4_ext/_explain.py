@@ -70,7 +70,9 @@ def explain(
 
     Whether speed rules apply, and whether cuDNN's calls are taken, follows the registration in
     force, or the default of `register()` if there is none. Switches of torch.backends.cuda and
-    torch.nn.attention.sdpa_kernel are not looked at.
+    torch.nn.attention.sdpa_kernel are not looked at. A packed call is explained as a call of
+    aten._flash_attention_forward, although since torch 2.14 torch.nn.attention.varlen prefers
+    cuDNN.
 
     Args:
         query, key, value: tensors on any device; the kernels take float16 and bfloat16. A dense

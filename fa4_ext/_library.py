@@ -26,9 +26,9 @@ _OVERRIDE_WARNING = (
 # as warnings.filterwarnings stores it
 _FILTER = ("ignore", re.compile(_OVERRIDE_WARNING, re.IGNORECASE), UserWarning, None, 0)
 
-# The kernels of past registrations, an entry a registration. A call that another thread began may
-# be about to run one that has just been removed: it finds it here. A thread would have to sleep
-# right there while this many more come and go, which takes 50 us each.
+# Keeps the kernels of past registrations in memory, because another thread may be about to run one
+# that was just removed. It would have to sleep right there while this many more come and go, which
+# takes 50 us each.
 _kept: collections.deque = collections.deque(maxlen=1000)
 
 
@@ -139,7 +139,7 @@ def register() -> None:
         warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
         with contextlib.suppress(TypeError):
             torch.abs(call)
-        # torch functions are off, or another mode's: PyTorch's warning may reach stderr
+        # __torch_function__ was bypassed: PyTorch's warning may reach stderr
         if call.result is None:
             call.result = call.function()
     finally:
@@ -152,7 +152,7 @@ def register() -> None:
 def put_warnings_back() -> None:
     """Removes our filter of warnings, if it is there."""
     while _FILTER in warnings.filters:
-        with contextlib.suppress(ValueError):  # another thread put back a list of before
+        with contextlib.suppress(ValueError):  # another thread restored an old list
             warnings.filters.remove(_FILTER)  # type: ignore[attr-defined]
 
 

@@ -203,7 +203,7 @@ def _warn_once() -> None:
         return
     if found := _environment.surprises(_environment.gather()):
         warnings.warn("fa4_ext.register(): " + " Also, ".join(found), RuntimeWarning, stacklevel=3)
-    _warned = True  # not where the warning was an error: then the next call is one, too
+    _warned = True  # not reached if the warning raised: the next call warns again
 
 
 def register_at_import() -> None:
@@ -232,7 +232,7 @@ def register_at_import() -> None:
             handle.remove()
             default_handle = None
             raise
-    _imported = True  # not where a warning was an error: then the next import is one, too
+    _imported = True  # not reached if a warning raised: the next import warns again
 
 
 def _warn_at_import(sentence: str) -> None:

@@ -7,6 +7,7 @@ sdp_utils.cpp, for PyTorch's own order of backends, which has cuDNN first on Hop
 from __future__ import annotations
 
 import contextlib
+import os
 
 import torch
 
@@ -17,6 +18,7 @@ CUDNN, FLASH, OTHER = "cudnn", "flash", "other"
 
 _HALF = (torch.float16, torch.bfloat16)
 _CUDNN_FIRST = (90, 100, 103)
+_LAST_CUDNN_AFTER_FLASH = 91500
 # torch 2.15's cuDNN, for builds of torch that have none.
 _NEWEST_CUDNN = 92600
 # From this version on cuDNN gets head dims above 128 on Hopper; below, only 192 with 128 for value.
@@ -38,7 +40,8 @@ def op_of(
     tensors = (query, key, value)
     if not _fused(*tensors, enable_gqa, capability):
         return OTHER
-    if capability in _CUDNN_FIRST and not deterministic and _cudnn_takes(*tensors, capability):
+    first = capability in _CUDNN_FIRST and _prefers_cudnn()
+    if first and not deterministic and _cudnn_takes(*tensors, capability):
         return CUDNN
     return FLASH if _flash_takes(*tensors, is_causal) else OTHER
 
@@ -79,6 +82,11 @@ def _cudnn_takes(
         and (max(head_dims) <= (256 if large else 128) or head_dims == (192, 128))
         and not any(dim % 8 for dim in head_dims)
     )
+
+
+def _prefers_cudnn() -> bool:
+    deprioritized = os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") == "1"
+    return not deprioritized and _cudnn_version() > _LAST_CUDNN_AFTER_FLASH
 
 
 def _cudnn_version() -> int:

@@ -1,8 +1,8 @@
 """Fits the speed rules about cuDNN: boxes around the problems that it was measured to run faster.
 
-A box belongs to one kernel, one mask, and heads that are grouped or not. It grows from the problem
-on which cuDNN gains most, in the numbers of queries, keys and sequences, half way to the nearest
-problems on which ours wins.
+A box belongs to one kernel, one mask, and heads that are grouped or not. It starts
+unbounded around the problem on which cuDNN gains most. Each win of ours inside cuts it in the
+number of queries, keys or sequences, half way to the nearest loss.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from tuning.stock_rows import Row
 
 # A ratio above it is a loss of ours.
 NOISE = 1.02
-# A ratio up to it is a win. Those between the two bound no box: a problem that was not measured is
-# worth less a gain of 5% than it costs to be slower than without us.
+# A ratio up to it is a win. Ratios between the two bound no box: missing a gain of 5% costs less
+# than being slower than without us.
 WIN = 0.95
 RANGES = ("queries", "keys", "batch")
 ONE_QUERY = (0, 1)

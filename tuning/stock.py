@@ -1,6 +1,6 @@
-"""Ours against its peer where ours may lose: the planner's speed rules are fitted to these rows.
-The peer is PyTorch's flash attention or cuDNN: by whose op a call comes in, and who gets it back
-where it is faster.
+"""Measures ours against a peer where ours may lose; the planner's speed rules are fitted to these
+rows. The peer, PyTorch's flash attention or cuDNN, owns the op that was called and gets the call
+back where it is faster.
 
 python -m tuning.stock --peer flash --csv tuning/results/h200_stock.csv
 python -m tuning.stock --peer cudnn --csv tuning/results/h200_cudnn.csv
@@ -36,7 +36,7 @@ class Peer:
     """Who ours is measured against.
 
     Attributes:
-        name: of its column in the file.
+        name: its column in the file.
         problems: given --quick, returns the problems.
         make_inputs: given a shape and a dtype, makes q, k, v and dO.
         calls: given a shape and sets of inputs, returns the directions as functions of a set's

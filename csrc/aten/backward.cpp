@@ -20,8 +20,8 @@ bool is_contiguous(AtenTensorHandle tensor) {
   return result;
 }
 
-// Sets the gradients of the keys that no query sees to zero. The kernels get the keys before them
-// only, and write theirs afterwards. Where most keys are unseen, all rows are cleared: torch fills
+// Sets the gradients of the keys that no query sees to zero. Kernels get only the earlier keys
+// and run later. Where most keys are unseen, all rows are cleared: torch fills
 // a tensor without gaps faster than one with them.
 void clear_unseen_keys(const BackwardCall& call, const Problem& p, const Gradients& gradients) {
   const int64_t rows = call.order == DimOrder::kHeadsFirst ? 2 : 1;

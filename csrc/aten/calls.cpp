@@ -28,6 +28,7 @@ ForwardCall take_sdpa_forward(Arguments& arguments) {
 ForwardCall take_flash_forward(Arguments& arguments, bool has_block_table) {
   ForwardCall call;
   call.op = kFlashForward.name;
+  call.is_low_level = true;
   call.order = DimOrder::kSequenceFirst;
   call.query = arguments.tensor();
   call.key = arguments.tensor();
@@ -63,6 +64,7 @@ ForwardCall take_flash_forward_inplace(Arguments& arguments) {
 BackwardCall take_backward(Arguments& arguments, const KnownOp& op, DimOrder order) {
   BackwardCall call;
   call.op = op.name;
+  call.is_low_level = &op == &kFlashBackward;
   call.order = order;
   call.grad_out = arguments.tensor();
   call.query = arguments.tensor();
@@ -106,6 +108,7 @@ ForwardCall take_cudnn_sdpa_forward(Arguments& arguments) {
 ForwardCall take_cudnn_forward(Arguments& arguments, bool has_block_table) {
   ForwardCall call;
   call.op = kCudnnForward.name;
+  call.is_low_level = true;
   call.peer = Peer::kCudnn;
   call.query = arguments.tensor();
   call.key = arguments.tensor();
@@ -132,6 +135,7 @@ ForwardCall take_cudnn_forward(Arguments& arguments, bool has_block_table) {
 ForwardCall take_cudnn_forward_inplace(Arguments& arguments) {
   ForwardCall call;
   call.op = kCudnnForwardInplace.name;
+  call.is_low_level = true;
   call.peer = Peer::kCudnn;
   call.order = DimOrder::kSequenceFirst;
   call.out = arguments.tensor();
@@ -152,6 +156,7 @@ ForwardCall take_cudnn_forward_inplace(Arguments& arguments) {
 BackwardCall take_cudnn_backward(Arguments& arguments, const KnownOp& op) {
   BackwardCall call;
   call.op = op.name;
+  call.is_low_level = &op == &kCudnnBackward;
   call.peer = Peer::kCudnn;
   call.grad_out = arguments.tensor();
   call.query = arguments.tensor();
@@ -163,7 +168,7 @@ BackwardCall take_cudnn_backward(Arguments& arguments, const KnownOp& op) {
   call.unused = arguments.tensor();
   call.attn_bias = arguments.tensor();
   call.cum_seq_q = arguments.tensor();
-  const bool packed = op.name == kCudnnBackward.name && defined(call.cum_seq_q.get());
+  const bool packed = call.is_low_level && defined(call.cum_seq_q.get());
   call.order = packed ? DimOrder::kSequenceFirst : DimOrder::kHeadsFirst;
   call.cum_seq_k = arguments.tensor();
   call.max_q = arguments.value<int64_t>();

@@ -37,7 +37,7 @@ inline constexpr KnownOp kCudnnBackward{"_cudnn_attention_backward", {16, 16}, 3
 
 struct ForwardCall {
   const char* op;
-  // Who runs the call if our kernels do not.
+  // Whose op was called, and runs the call if our kernels do not.
   Peer peer = Peer::kFlash;
   DimOrder order;
   // Only the in-place op has it.
@@ -57,12 +57,15 @@ struct ForwardCall {
   // block_table and num_splits exist since torch 2.12.
   Handle block_table;
   std::optional<int64_t> num_splits;
-  // Says whether the running torch's schema has block_table. The flash op has num_splits then, too.
+  // Says which of a family's ops was called: _scaled_dot_product_... or the one below it.
+  bool is_low_level = false;
+  // Says which schema of a low-level forward was called: with block_table, or the older one.
   bool has_block_table = false;
 };
 
 struct BackwardCall {
   const char* op;
+  bool is_low_level = false;
   Peer peer = Peer::kFlash;
   DimOrder order;
   Handle grad_out, query, key, value, out, logsumexp;

@@ -74,6 +74,17 @@ bool cudnn_put_first() {
   return order != kTorchsOwn && place(kCudnn) < place(kFlash);
 }
 
+bool wants_gradient(std::initializer_list<AtenTensorHandle> tensors) {
+  if (!aoti_torch_grad_mode_is_enabled()) return false;
+  static const auto requires_grad =
+      torch_function<bool(const void*)>("libc10.so", "_ZNK3c1010TensorImpl13requires_gradEv");
+  if (!requires_grad) return true;
+  // A handle points to an at::Tensor, which is one pointer to a c10::TensorImpl.
+  return std::any_of(tensors.begin(), tensors.end(), [](AtenTensorHandle tensor) {
+    return requires_grad(*reinterpret_cast<void**>(tensor));
+  });
+}
+
 void warn_of_nondeterminism() {
   if (!known() || !context().deterministic(context().context) ||
       !context().warn_only(context().context))

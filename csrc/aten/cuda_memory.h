@@ -1,8 +1,8 @@
 // Allocates CUDA tensors without passing through torch's dispatcher, as Inductor's generated code
-// does. A forward allocates five, which took a third of its time on the host. The function is C++,
-// looked up under the mangled name that holds its parameters' types (torch_errors.h says how these
-// are passed). Where a torch lacks it, the caller goes through the stable interface, which does the
-// same but takes longer.
+// does. A flash forward allocates five, which took a third of its time on the host. torch's C++
+// function is looked up under the mangled name that holds its parameters' types (torch_errors.h
+// says how these are passed). Where a torch lacks it, the caller goes through the stable interface,
+// which does the same but takes longer.
 #pragma once
 
 #include "tensors.h"

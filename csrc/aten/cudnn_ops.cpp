@@ -1,5 +1,6 @@
 // The ops through which PyTorch calls cuDNN's attention. It prefers them on Hopper and Blackwell.
 #include <cstdlib>
+#include <cstring>
 
 #include "backward.h"
 #include "context.h"
@@ -8,6 +9,7 @@
 #include "ops.h"
 #include "options.h"
 #include "stock.h"
+#include "torch_version.h"
 
 namespace fa4::aten {
 namespace {
@@ -17,7 +19,7 @@ namespace {
 bool torch_reorders_logsumexp() {
   static const bool reorders = [] {
     const char* value = std::getenv("TORCH_CUDNN_SDPA_AVOID_RECOMPILE");
-    return value && *value;
+    return value && std::strcmp(value, "1") == 0;
   }();
   return reorders;
 }
@@ -71,19 +73,22 @@ void run(const ForwardCall& call, const Ours& ours, StableIValue* stack) {
          philox_offset = empty(0, nullptr, aoti_torch_dtype_int64(), device);
   // The counter of tiles, which is the workspace of packed calls, fits into the number.
   const WorkspaceMemory workspace(ours.plan, device, philox_offset, sizeof(int64_t));
-  aten::forward(call, d, ours.plan, out.get(), view(out.get(), out_info, call.order), logsumexp,
-                workspace);
+  forward(call, d, ours.plan, out.get(), view(out.get(), out_info, call.order), logsumexp,
+          workspace);
+  // The kernel is running already. Nothing may throw once the first result is on the stack.
+  Handle philox_seed = our_seed(device), no_cum_seq_q = undefined(), no_cum_seq_k = undefined(),
+         no_debug_mask = undefined();
   stack[0] = give(std::move(out));
   stack[1] = give(std::move(logsumexp));
   // The caller has cum_seq_q and cum_seq_k, or there are none.
-  stack[2] = give(undefined());
-  stack[3] = give(undefined());
-  stack[6] = give(our_seed(device));
+  stack[2] = give(std::move(no_cum_seq_q));
+  stack[3] = give(std::move(no_cum_seq_k));
+  stack[6] = give(std::move(philox_seed));
   stack[7] = give(std::move(philox_offset));
-  stack[8] = give(undefined());
+  stack[8] = give(std::move(no_debug_mask));
 }
 
-void forward(const ForwardCall& call, StableIValue* stack) {
+void run_forward(const ForwardCall& call, StableIValue* stack) {
   const Ours ours(call);
   if (!ours) return stock_forward(call, stack);
   run(call, ours, stack);
@@ -92,15 +97,20 @@ void forward(const ForwardCall& call, StableIValue* stack) {
   stack[5] = torch::stable::detail::from(dense ? ours.d.key.size[2] : call.max_k);
 }
 
+// Before this version the logsumexp of packed calls had another shape.
+bool packed_calls_may_be_ours() { return torch_is_at_least(2, 14); }
+
 // torch.nn.attention.varlen does not hand the seed to the backward.
 bool is_ours(const BackwardCall& call) {
-  return call.order == DimOrder::kHeadsFirst ? is_our_seed(call.rng_state.get()) : may_be_ours();
+  if (call.order == DimOrder::kHeadsFirst) return is_our_seed(call.rng_state.get());
+  return packed_calls_may_be_ours() && may_be_ours();
 }
 
-void backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, const KnownOp& op) {
+void run_backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs,
+                  const KnownOp& op) {
   Arguments arguments(stack, num_inputs, num_outputs, op);
   const BackwardCall call = take_cudnn_backward(arguments, op);
-  is_ours(call) ? aten::backward(call, stack) : stock_backward(call, stack);
+  is_ours(call) ? backward(call, stack) : stock_backward(call, stack);
 }
 
 }  // namespace
@@ -108,32 +118,33 @@ void backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs, co
 void scaled_dot_product_cudnn_attention(StableIValue* stack, uint64_t num_inputs,
                                         uint64_t num_outputs) {
   Arguments arguments(stack, num_inputs, num_outputs, kCudnnSdpaForward);
-  forward(take_cudnn_sdpa_forward(arguments), stack);
+  run_forward(take_cudnn_sdpa_forward(arguments), stack);
 }
 
 void scaled_dot_product_cudnn_attention_backward(StableIValue* stack, uint64_t num_inputs,
                                                  uint64_t num_outputs) {
-  backward(stack, num_inputs, num_outputs, kCudnnSdpaBackward);
+  run_backward(stack, num_inputs, num_outputs, kCudnnSdpaBackward);
 }
 
 void cudnn_attention_forward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   Arguments arguments(stack, num_inputs, num_outputs, kCudnnForward);
   const ForwardCall call = take_cudnn_forward(arguments, num_inputs == kCudnnForward.inputs[1]);
-  // Before torch 2.14 the logsumexp of packed calls had another shape.
-  call.cum_seq_q && !call.has_block_table ? stock_forward(call, stack) : forward(call, stack);
+  const bool left_to_cudnn = call.cum_seq_q && !packed_calls_may_be_ours();
+  left_to_cudnn ? stock_forward(call, stack) : run_forward(call, stack);
 }
 
 void cudnn_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t num_inputs,
                                                 uint64_t num_outputs) {
   Arguments arguments(stack, num_inputs, num_outputs, kCudnnForwardInplace);
   const ForwardCall call = take_cudnn_forward_inplace(arguments);
+  if (!defined(call.cum_seq_q.get())) return stock_forward_inplace(call, stack);
   const Ours ours(call);
   if (!ours) return stock_forward_inplace(call, stack);
   stack[0] = give(forward_inplace(call, ours.d, ours.plan));
 }
 
 void cudnn_attention_backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
-  backward(stack, num_inputs, num_outputs, kCudnnBackward);
+  run_backward(stack, num_inputs, num_outputs, kCudnnBackward);
 }
 
 }  // namespace fa4::aten

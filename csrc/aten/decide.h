@@ -11,11 +11,11 @@ namespace fa4::aten {
 // The plan of a described call.
 Plan choose(const Description& call, bool speed_rules);
 
-// The same by the registration's options. Where the call is not supported, the stock kernel is to
+// Plans by the registration's options. Where the call is not supported, the stock kernel is to
 // run it, unless registration is strict: then this throws "FA4 <op> unsupported: <reason>".
 Plan decide(const char* op, const Description& call);
 
-// 1 / sqrt(head_dim) where the call gives none
+// Defaults to 1 / sqrt(head_dim).
 float softmax_scale(std::optional<double> given, int64_t head_dim);
 
 }  // namespace fa4::aten

@@ -4,9 +4,11 @@
 #include <utility>
 
 #include "../core/error.h"
+#include "context.h"
 #include "inputs.h"
 #include "stream.h"
 #include "strides.h"
+#include "torch_version.h"
 
 namespace fa4::aten {
 namespace {
@@ -53,8 +55,8 @@ Reason describe_inputs(const Inputs& in, const Processors* simulated, Descriptio
   return std::nullopt;
 }
 
-// Whether TMA can read the tensor by its address, or by its offset in a storage where it has no
-// memory of a device.
+// Whether TMA can read the tensor, judged by its address, or without device memory by its offset in
+// a storage.
 bool addressable(AtenTensorHandle tensor) {
   const TensorInfo given = info(tensor);
   int64_t offset;
@@ -62,18 +64,28 @@ bool addressable(AtenTensorHandle tensor) {
     offset = reinterpret_cast<int64_t>(data(tensor));
   } else {
     check_shim(aoti_torch_get_storage_offset(tensor, &offset), "reading a tensor's offset");
-    offset = offset % kTmaBytes * kElementBytes;  // all that counts of it
+    offset = offset % kTmaBytes * kElementBytes;  // for alignment only
   }
   return tma_can_address(given, offset);
 }
 
-// cuDNN aligns the causal mask of packed calls top-left, but bottom-right if seqused_k is given.
-// Our kernels take the first where the sequences have as many queries as keys, which one tensor of
-// offsets for both proves without looking at the device.
+// cuDNN aligns the causal mask of packed calls top-left, but in torch 2.15 bottom-right if
+// seqused_k is given. Our kernels take the first where the sequences have as many queries as keys,
+// which one tensor of offsets for both proves without looking at the device.
 Reason check_cudnn_alignment(bool is_causal, const Handle& cum_seq_q, const Handle& cum_seq_k) {
   if (!is_causal || (cum_seq_q && cum_seq_k && data(cum_seq_q.get()) == data(cum_seq_k.get())))
     return std::nullopt;
   return "cuDNN aligns is_causal top-left, which needs the same tensor for cum_seq_q and cum_seq_k";
+}
+
+Reason check_packed_cudnn(const ForwardCall& call) {
+  // torch raises an error then, because the gradient would be of all keys.
+  if ((call.seqused_k || call.block_table) &&
+      wants_gradient({call.query.get(), call.key.get(), call.value.get()})) {
+    return "cuDNN has no gradient with seqused_k or block_table";
+  }
+  if (call.seqused_k && torch_is_at_least(2, 15)) return std::nullopt;
+  return check_cudnn_alignment(call.is_causal, call.cum_seq_q, call.cum_seq_k);
 }
 
 Reason check_options(const ForwardCall& call) {
@@ -105,6 +117,7 @@ Reason check_out(const TensorInfo& out, const TensorInfo& query, const TensorInf
 template <class Call>
 Inputs inputs_of(const Call& call, const Description& d, std::optional<TensorInfo> cum_seq_q,
                  std::optional<TensorInfo> cum_seq_k, std::optional<TensorInfo> block_table) {
+  const bool top_left = call.is_causal && call.peer == Peer::kCudnn && !cum_seq_q;
   return {d.query,
           d.key,
           d.value,
@@ -119,7 +132,7 @@ Inputs inputs_of(const Call& call, const Description& d, std::optional<TensorInf
           call.window_size_left,
           call.window_size_right,
           call.order,
-          call.peer == Peer::kCudnn};
+          top_left};
 }
 
 Reason describe_forward(const ForwardCall& call, const Processors* simulated, Description& d) {
@@ -136,9 +149,8 @@ Reason describe_forward(const ForwardCall& call, const Processors* simulated, De
       inputs_of(call, d, info_if_given(call.cum_seq_q.get()), info_if_given(call.cum_seq_k.get()),
                 info_if_given(call.block_table.get()));
   if (Reason reason = describe_inputs(inputs, simulated, d)) return reason;
-  if (call.peer == Peer::kCudnn && inputs.varlen() && !call.seqused_k) {
-    if (Reason reason = check_cudnn_alignment(call.is_causal, call.cum_seq_q, call.cum_seq_k))
-      return reason;
+  if (call.peer == Peer::kCudnn && inputs.varlen()) {
+    if (Reason reason = check_packed_cudnn(call)) return reason;
   }
   // A copy would be of the whole cache.
   if (call.block_table && !(addressable(call.key.get()) && addressable(call.value.get())))

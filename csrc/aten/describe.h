@@ -25,8 +25,7 @@ struct BackwardDescription : Description {
   TensorInfo grad_out, out, logsumexp;
 };
 
-// `simulated`: the device to describe the call for, whatever device the tensors are on; null: the
-// tensors' own.
+// Describes the call for the device `simulated`; if that is null, for the tensors' own.
 ForwardDescription describe(const ForwardCall& call, const Processors* simulated = nullptr);
 BackwardDescription describe(const BackwardCall& call);
 
@@ -38,7 +37,7 @@ struct LogsumexpShape {
 
 LogsumexpShape logsumexp_shape(const Problem& problem);
 
-// The rows of a call's keys, or of its values or their gradients, that the problem is about.
+// Cuts keys, values or their gradients to the problem's seqlen_k.
 TensorView seen_keys(TensorView keys, const Problem& problem);
 
 // The offsets that a described call of varlen layout came with; null when it is dense.

@@ -1,4 +1,4 @@
-// Registers with torch's dispatcher through its C shim. The dispatcher may refuse every
+// Registers with torch's dispatcher through its C shim. The dispatcher may refuse any
 // registration.
 #pragma once
 

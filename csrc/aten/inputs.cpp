@@ -49,8 +49,8 @@ Reason check_strides(const Inputs& in) {
 }
 
 Reason check_scale(const Inputs& in) {
-  // The kernels scale scores after masking them with -inf, so a scale of 0 or less gives NaN. The
-  // stock kernel does the same, and its result is PyTorch's, so it runs these calls.
+  // The kernels scale scores after masking them with -inf, so a scale of 0 or less gives NaN. So
+  // does the stock kernel, which runs these calls: its result is PyTorch's.
   const float scale = static_cast<float>(in.scale.value_or(1));
   if (std::isnormal(scale) && scale > 0) return std::nullopt;
   return concat("scale must be a positive normal number of float32, is ", *in.scale);
@@ -102,7 +102,7 @@ void fill_varlen(const Inputs& in, Problem& p) {
   p.seqlen_k = longest(in.max_k, most_keys(in));
 }
 
-// Lengths come from the shapes: a caller's max_q may be of the tensor that these are views of.
+// Lengths come from the shapes: max_q may describe the tensor that these are views of.
 void fill_dense(const Inputs& in, Problem& p) {
   const int64_t seqlen = in.order == DimOrder::kHeadsFirst ? 2 : 1;
   p.layout = Layout::kDense;
@@ -110,7 +110,7 @@ void fill_dense(const Inputs& in, Problem& p) {
   p.seqlen_q = in.q.size[seqlen];
   p.seqlen_k = in.k.size[seqlen];
   // Under a top-left causal mask no query sees the keys behind its own row.
-  p.causal_top_left = in.is_causal && in.causal_top_left;
+  p.causal_top_left = in.causal_top_left;
   if (p.causal_top_left) p.seqlen_k = std::min(p.seqlen_k, p.seqlen_q);
   p.total_q = bounded_product(p.batch, p.seqlen_q);
   p.total_k = bounded_product(p.batch, p.seqlen_k);

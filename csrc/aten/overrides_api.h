@@ -10,9 +10,9 @@ extern "C" {
 // tile_queries, tile_keys: only the kernels with this tile run, and other calls count as ones that
 // no kernel here runs.
 //
-// num_ctas, paired_heads: the tiles of a dense forward without a window on Hopper are assigned to
-// this many CTAs; under a causal mask those of `paired_heads` heads, counted over the batch, in
-// pairs of a long and a short one (docs/kernels-sm90.md). A call with fewer heads, or on a device
+// num_ctas, paired_heads: the tiles of a dense forward without a window on Hopper go to this many
+// CTAs; under a causal mask `paired_heads` heads of the batch have theirs paired, a long one with a
+// short one (docs/kernels-sm90.md). A call with fewer heads, or on a device
 // with fewer SMs, counts as one that no kernel here runs.
 //
 // decode: few queries run on the decode kernel wherever it can run them (1), only where the other

@@ -1,7 +1,5 @@
 #include "registration.h"
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
 #include <mutex>
 #include <vector>
 
@@ -10,6 +8,7 @@
 #include "dispatcher_library.h"
 #include "explain.h"
 #include "ops.h"
+#include "torch_version.h"
 
 namespace fa4::aten {
 namespace {
@@ -22,10 +21,6 @@ std::mutex mutex;
 std::vector<DispatcherLibrary>& overrides() {
   static auto* const held = new std::vector<DispatcherLibrary>;
   return *held;
-}
-
-bool torch_is_at_least(uint64_t major, uint64_t minor) {
-  return aoti_torch_abi_version() >= (major << 56 | minor << 48);
 }
 
 }  // namespace

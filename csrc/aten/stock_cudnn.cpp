@@ -82,7 +82,7 @@ void low_level_backward(const BackwardCall& call, StableIValue* stack) {
 }  // namespace
 
 void cudnn_forward(const ForwardCall& call, StableIValue* stack) {
-  if (call.op == kCudnnSdpaForward.name) return sdpa_forward(call, stack);
+  if (!call.is_low_level) return sdpa_forward(call, stack);
   call.has_block_table ? low_level_forward_v2(call, stack) : low_level_forward_v1(call, stack);
 }
 
@@ -97,7 +97,7 @@ void cudnn_forward_inplace(const ForwardCall& call, StableIValue* stack) {
 }
 
 void cudnn_backward(const BackwardCall& call, StableIValue* stack) {
-  call.op == kCudnnSdpaBackward.name ? sdpa_backward(call, stack) : low_level_backward(call, stack);
+  call.is_low_level ? low_level_backward(call, stack) : sdpa_backward(call, stack);
 }
 
 }  // namespace fa4::aten

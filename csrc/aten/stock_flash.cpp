@@ -122,7 +122,7 @@ void low_level_backward(const BackwardCall& call, StableIValue* stack) {
 }  // namespace
 
 void flash_forward(const ForwardCall& call, StableIValue* stack) {
-  if (call.order == DimOrder::kHeadsFirst) return sdpa_forward(call, stack);
+  if (!call.is_low_level) return sdpa_forward(call, stack);
   call.has_block_table ? low_level_forward_v2(call, stack) : low_level_forward_v1(call, stack);
 }
 
@@ -140,8 +140,7 @@ void flash_forward_inplace(const ForwardCall& call, StableIValue* stack) {
 }
 
 void flash_backward(const BackwardCall& call, StableIValue* stack) {
-  call.order == DimOrder::kHeadsFirst ? sdpa_backward(call, stack)
-                                      : low_level_backward(call, stack);
+  call.is_low_level ? low_level_backward(call, stack) : sdpa_backward(call, stack);
 }
 
 }  // namespace fa4::aten

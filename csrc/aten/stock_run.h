@@ -17,8 +17,8 @@
 
 namespace fa4::aten {
 
-// These are the C++ functions behind the C ones. They raise torch's own errors, and they do not
-// consult the dispatcher for the op itself either.
+// Types of the C++ functions behind the C ones. These raise torch's own errors, and do not consult
+// the dispatcher for the op itself either.
 using Tensor = AtenTensorHandle;
 using OptionalTensorArgument = const OptionalTensorValue&;
 using OptionalFloat = std::optional<double>;

@@ -16,8 +16,8 @@ void contiguous_strides(int64_t dim, const int64_t* size, int64_t* result);
 // The strides that at::empty_like gives: the tensor's own order of dimensions, without gaps.
 void empty_like_strides(int64_t dim, const int64_t* size, const int64_t* stride, int64_t* result);
 
-// Those of an output that has query's shape but for the last dimension, value's: query's order of
-// dimensions (torch 2.15's rule).
+// The strides of an output with value's head dim, in query's order of dimensions (torch 2.15's
+// rule).
 void output_strides(int64_t dim, const int64_t* size, const int64_t* query_stride, int64_t* result);
 
 // Whether TMA can address a tensor of elements of kElementBytes: contiguous last dimension, every

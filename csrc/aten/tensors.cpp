@@ -167,7 +167,7 @@ Writable::Writable(AtenTensorHandle tensor, DimOrder order) : tensor(tensor) {
   view = aten::view(copy ? copy.get() : tensor, given, order);
 }
 
-// Raises what PyTorch raises for a tensor that cannot be written.
+// Copies into the tensor. Where that cannot be written, PyTorch raises its error.
 void Writable::finish() {
   if (copy) aten::copy(tensor, copy.get(), "copying into out");
 }

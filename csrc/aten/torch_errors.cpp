@@ -71,7 +71,7 @@ TensorValue::~TensorValue() {
   }
 }
 
-// The object behind an undefined tensor is not counted, so that it may be overwritten.
+// An undefined tensor holds no counted reference, so overwriting it is safe.
 Handle TensorValue::take() {
   Handle handle = undefined();
   *reinterpret_cast<void**>(handle.get()) = std::exchange(impl_, nullptr);

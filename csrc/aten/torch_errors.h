@@ -1,9 +1,9 @@
 // torch's C interface keeps torch's own errors from us: each of its functions catches what torch
 // throws and returns a code, and a program would get a RuntimeError where torch raises
 // torch.OutOfMemoryError, ValueError or NotImplementedError. So a call that has failed is made once
-// more through the exported C++ function behind it, which lets the exception pass. Calls that
-// succeed go through the stable interface, except for allocations (cuda_memory.h). The C++ function
-// is looked up under the mangled name, which holds its parameters' types; where a torch lacks it,
+// more through the exported C++ function behind it, which lets the exception pass. Only
+// allocations (cuda_memory.h) and the low-level cuDNN ops use C++ at once. The C++ function is
+// looked up under the mangled name, which holds its parameters' types; where a torch lacks it,
 // the error stays a RuntimeError. The types below pass values in registers and memory as C++ passes
 // torch's own types, and the tests check this: at::Tensor is one counted pointer, and
 // AtenTensorHandle points to an at::Tensor.

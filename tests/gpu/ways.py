@@ -27,7 +27,7 @@ LENGTHS = (300, 200, 12)
 @dataclass(frozen=True)
 class Way:
     name: str
-    # Returns the piece of work; what it makes first is not part of it.
+    # Makes the inputs, then returns the work on them.
     make: Callable[[], Callable[[], object]]
     # Who runs it in each of VERSIONS. One name stands for all of them.
     runs: tuple[str, ...]
@@ -54,7 +54,8 @@ def qkv(
 
 
 def sdpa(context=contextlib.nullcontext, tensors: dict | None = None, **options):
-    """A call of F.scaled_dot_product_attention and its backward. `options` may be functions."""
+    """Makes a call of F.scaled_dot_product_attention with its backward. Values in `options` may be
+    functions."""
 
     def make():
         given = qkv(**(tensors or {}))
@@ -194,8 +195,7 @@ def choosing(*backends: SDPBackend):
 
 SDPA = "F.scaled_dot_product_attention"
 VARLEN = "torch.nn.attention.varlen"
-# The modules' inference computes attention itself where PyTorch prefers cuDNN; newer versions call
-# cuDNN's op.
+# In inference torch 2.11's modules compute attention themselves; 2.15's call cuDNN's op.
 FASTPATH = (PYTORCH, NOT_RUN, OURS)
 WAYS = (
     Way(SDPA, sdpa(), (OURS,)),

@@ -37,12 +37,12 @@ struct Problem {
   int64_t num_heads_kv = 0;
   int64_t head_dim = 0;
   int64_t head_dim_v = 0;
-  bool is_causal = false;          // bottom-right aligned
-  bool causal_top_left = false;    // aligned top-left instead: dense, no fewer queries than keys
+  bool is_causal = false;          // bottom-right aligned, unless causal_top_left
+  bool causal_top_left = false;    // dense, with no fewer queries than keys
   int64_t window_size_left = -1;   // -1: unbounded
   int64_t window_size_right = -1;  // -1: unbounded
   bool deterministic = false;      // backward: the same bits in every run
-  Peer peer = Peer::kFlash;        // who runs the call if our kernels do not
+  Peer peer = Peer::kFlash;        // whose op was called, and runs the call if our kernels do not
   int64_t page_size = 0;   // keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
   int64_t num_splits = 0;  // how many parts to split the keys into; 0: the planner's choice
 };
