@@ -68,6 +68,7 @@ void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   ForwardDescription d = describe(call, device ? &*device : nullptr);
   d.problem.op = backward ? Op::kBackward : Op::kForward;
   d.problem.deterministic = backward && deterministic;
+  if (backward) d.problem.num_splits = 0;  // an argument of the forward alone
   const Plan chosen = choose(d, speed_rules);
   stack[0] = torch::stable::detail::from(chosen.supported());
   stack[1] = torch::stable::detail::from(std::string(chosen.name()));

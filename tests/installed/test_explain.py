@@ -649,3 +649,9 @@ def test_what_a_device_may_have_is_planned_for(capability, sm_count):
     assert (
         supported == (capability in (90, 103)) or "not compiled" in reason or "no kernel" in reason
     ), (supported, reason)
+
+
+def test_num_splits_of_the_forward_does_not_concern_the_backward():
+    tensors, lengths = varlen()
+    answer = explain(*tensors, **lengths, num_splits=4, backward=True)
+    assert answer.kernel == explain(*tensors, **lengths, backward=True).kernel is not None

@@ -81,6 +81,7 @@ bool has_backward_that_agrees(const Problem& forward, const ResolvedMask& mask) 
   if (forward.page_size || stock_agrees(forward, mask.left, mask.right)) return true;
   Problem backward = forward;
   backward.op = Op::kBackward;
+  backward.num_splits = 0;  // an argument of the forward alone
   const Kernel* kernel = choose_kernel(backward, mask, {}, false, kTileRules).kernel;
   return kernel && !exceeds_limits(backward_workspace(backward, *kernel), backward, *kernel);
 }
