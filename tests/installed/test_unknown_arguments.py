@@ -52,7 +52,7 @@ version = ctypes.c_uint64(major << 56 | minor << 48)
 x = torch.zeros(1, 16, 8, 64, dtype=torch.bfloat16)
 VALUES = {"Tensor": x, "int": 16, "SymInt": 16, "float": 0.0, "bool": False}
 # The seed of our own forward begins behind its memory's first two numbers.
-VALUES |= {"philox_seed": torch.zeros(3)[2], "cum_seq_q": None, "cum_seq_k": None}
+BACKWARD = {"philox_seed": torch.zeros(3)[2], "cum_seq_q": None, "cum_seq_k": None}
 
 
 def error(op, name, schema):
@@ -61,7 +61,8 @@ def error(op, name, schema):
     other = getattr(torch.ops.lookalike, name).default
     try:
         wanted = [a for a in other._schema.arguments if not a.kwarg_only]
-        values = (VALUES[a.name] if a.name in VALUES else VALUES.get(str(a.type)) for a in wanted)
+        named = BACKWARD if "backward" in op else {}
+        values = (named[a.name] if a.name in named else VALUES.get(str(a.type)) for a in wanted)
         return "returned " + str(other(*values))
     except RuntimeError as error:
         return str(error).splitlines()[0]
