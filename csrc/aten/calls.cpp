@@ -3,6 +3,24 @@
 #include "../core/error.h"
 
 namespace fa4::aten {
+namespace {
+
+template <class Call>
+void take_qkv(Arguments& arguments, Call& call) {
+  call.query = arguments.tensor();
+  call.key = arguments.tensor();
+  call.value = arguments.tensor();
+}
+
+// Every backward op begins with these.
+void take_backward_tensors(Arguments& arguments, BackwardCall& call) {
+  call.grad_out = arguments.tensor();
+  take_qkv(arguments, call);
+  call.out = arguments.tensor();
+  call.logsumexp = arguments.tensor();
+}
+
+}  // namespace
 
 void refuse(const KnownOp& op, uint64_t num_inputs, uint64_t num_outputs) {
   const std::string first = op.inputs[0] == op.inputs[1] ? "" : concat(op.inputs[0], " or ");
@@ -15,9 +33,7 @@ ForwardCall take_sdpa_forward(Arguments& arguments) {
   ForwardCall call;
   call.op = kSdpaForward.name;
   call.order = DimOrder::kHeadsFirst;
-  call.query = arguments.tensor();
-  call.key = arguments.tensor();
-  call.value = arguments.tensor();
+  take_qkv(arguments, call);
   call.dropout_p = arguments.value<double>();
   call.is_causal = arguments.value<bool>();
   call.return_debug_mask = arguments.value<bool>();
@@ -30,9 +46,7 @@ ForwardCall take_flash_forward(Arguments& arguments, bool has_block_table) {
   call.op = kFlashForward.name;
   call.is_low_level = true;
   call.order = DimOrder::kSequenceFirst;
-  call.query = arguments.tensor();
-  call.key = arguments.tensor();
-  call.value = arguments.tensor();
+  take_qkv(arguments, call);
   call.cum_seq_q = arguments.optional_tensor();
   call.cum_seq_k = arguments.optional_tensor();
   call.max_q = arguments.value<int64_t>();
@@ -66,12 +80,7 @@ BackwardCall take_backward(Arguments& arguments, const KnownOp& op, DimOrder ord
   call.op = op.name;
   call.is_low_level = &op == &kFlashBackward;
   call.order = order;
-  call.grad_out = arguments.tensor();
-  call.query = arguments.tensor();
-  call.key = arguments.tensor();
-  call.value = arguments.tensor();
-  call.out = arguments.tensor();
-  call.logsumexp = arguments.tensor();
+  take_backward_tensors(arguments, call);
   call.cum_seq_q = arguments.tensor();
   call.cum_seq_k = arguments.tensor();
   call.max_q = arguments.value<int64_t>();
@@ -93,9 +102,7 @@ ForwardCall take_cudnn_sdpa_forward(Arguments& arguments) {
   call.op = kCudnnSdpaForward.name;
   call.peer = Peer::kCudnn;
   call.order = DimOrder::kHeadsFirst;
-  call.query = arguments.tensor();
-  call.key = arguments.tensor();
-  call.value = arguments.tensor();
+  take_qkv(arguments, call);
   call.attn_bias = arguments.optional_tensor();
   call.compute_log_sumexp = arguments.value<bool>();
   call.dropout_p = arguments.value<double>();
@@ -110,9 +117,7 @@ ForwardCall take_cudnn_forward(Arguments& arguments, bool has_block_table) {
   call.op = kCudnnForward.name;
   call.is_low_level = true;
   call.peer = Peer::kCudnn;
-  call.query = arguments.tensor();
-  call.key = arguments.tensor();
-  call.value = arguments.tensor();
+  take_qkv(arguments, call);
   call.attn_bias = arguments.optional_tensor();
   call.cum_seq_q = arguments.optional_tensor();
   call.order = call.cum_seq_q ? DimOrder::kSequenceFirst : DimOrder::kHeadsFirst;
@@ -139,9 +144,7 @@ ForwardCall take_cudnn_forward_inplace(Arguments& arguments) {
   call.peer = Peer::kCudnn;
   call.order = DimOrder::kSequenceFirst;
   call.out = arguments.tensor();
-  call.query = arguments.tensor();
-  call.key = arguments.tensor();
-  call.value = arguments.tensor();
+  take_qkv(arguments, call);
   call.cum_seq_q = arguments.tensor();
   call.cum_seq_k = arguments.optional_tensor();
   call.max_q = arguments.value<int64_t>();
@@ -158,12 +161,7 @@ BackwardCall take_cudnn_backward(Arguments& arguments, const KnownOp& op) {
   call.op = op.name;
   call.is_low_level = &op == &kCudnnBackward;
   call.peer = Peer::kCudnn;
-  call.grad_out = arguments.tensor();
-  call.query = arguments.tensor();
-  call.key = arguments.tensor();
-  call.value = arguments.tensor();
-  call.out = arguments.tensor();
-  call.logsumexp = arguments.tensor();
+  take_backward_tensors(arguments, call);
   call.rng_state = arguments.tensor();
   call.unused = arguments.tensor();
   call.attn_bias = arguments.tensor();

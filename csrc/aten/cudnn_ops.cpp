@@ -4,7 +4,6 @@
 
 #include "backward.h"
 #include "context.h"
-#include "decide.h"
 #include "forward.h"
 #include "ops.h"
 #include "options.h"
@@ -31,19 +30,11 @@ bool may_be_ours() {
          !cudnn_put_first() && !torch_reorders_logsumexp();
 }
 
-// The plan of a call to a cuDNN op, if our kernels run it.
-struct Ours {
-  ForwardDescription d;
-  Plan plan;
-
-  explicit Ours(const ForwardCall& call) {
-    if (stock_is_running() || !may_be_ours()) return;
-    d = describe(call);
-    plan = decide(call.op, d);
-  }
-
-  explicit operator bool() const { return plan.supported(); }
-};
+// Returns no plan where our kernels may not run the call.
+PlannedForward plan_ours(const ForwardCall& call) {
+  if (stock_is_running() || !may_be_ours()) return {};
+  return plan_forward(call);
+}
 
 // Without dropout nobody reads philox_seed and philox_offset, but the backward gets both. A seed of
 // ours begins behind the first two numbers of its memory: so the backward knows who ran the
@@ -64,20 +55,11 @@ bool is_our_seed(AtenTensorHandle seed) {
   return offset == kOurSeed;
 }
 
-void run(const ForwardCall& call, const Ours& ours, StableIValue* stack) {
-  const ForwardDescription& d = ours.d;
-  const int32_t device = d.query.device_index;
-  const OutputShape shape(d.query, d.value);
-  const TensorInfo out_info = shape.info(d.query);
-  Handle out = empty(out_info), logsumexp = empty_logsumexp(d),
-         philox_offset = empty(0, nullptr, aoti_torch_dtype_int64(), device);
-  // The counter of tiles, which is the workspace of packed calls, fits into the number.
-  const WorkspaceMemory workspace(ours.plan, device, philox_offset, sizeof(int64_t));
-  forward(call, d, ours.plan, out.get(), view(out.get(), out_info, call.order), logsumexp,
-          workspace);
+void run(const ForwardCall& call, const PlannedForward& planned, StableIValue* stack) {
+  auto [out, logsumexp, philox_offset] = forward(call, planned, aoti_torch_dtype_int64());
   // The kernel is running already. Nothing may throw once the first result is on the stack.
-  Handle philox_seed = our_seed(device), no_cum_seq_q = undefined(), no_cum_seq_k = undefined(),
-         no_debug_mask = undefined();
+  Handle philox_seed = our_seed(planned.d.query.device_index), no_cum_seq_q = undefined(),
+         no_cum_seq_k = undefined(), no_debug_mask = undefined();
   stack[0] = give(std::move(out));
   stack[1] = give(std::move(logsumexp));
   // The caller has cum_seq_q and cum_seq_k, or there are none.
@@ -89,12 +71,12 @@ void run(const ForwardCall& call, const Ours& ours, StableIValue* stack) {
 }
 
 void run_forward(const ForwardCall& call, StableIValue* stack) {
-  const Ours ours(call);
-  if (!ours) return stock_forward(call, stack);
-  run(call, ours, stack);
-  const bool dense = ours.d.problem.layout == Layout::kDense;
-  stack[4] = torch::stable::detail::from(dense ? ours.d.query.size[2] : call.max_q);
-  stack[5] = torch::stable::detail::from(dense ? ours.d.key.size[2] : call.max_k);
+  const PlannedForward planned = plan_ours(call);
+  if (!planned) return stock_forward(call, stack);
+  run(call, planned, stack);
+  const bool dense = planned.d.problem.layout == Layout::kDense;
+  stack[4] = torch::stable::detail::from(dense ? planned.d.query.size[2] : call.max_q);
+  stack[5] = torch::stable::detail::from(dense ? planned.d.key.size[2] : call.max_k);
 }
 
 // Before this version the logsumexp of packed calls had another shape.
@@ -138,9 +120,9 @@ void cudnn_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t nu
   Arguments arguments(stack, num_inputs, num_outputs, kCudnnForwardInplace);
   const ForwardCall call = take_cudnn_forward_inplace(arguments);
   if (!defined(call.cum_seq_q.get())) return stock_forward_inplace(call, stack);
-  const Ours ours(call);
-  if (!ours) return stock_forward_inplace(call, stack);
-  stack[0] = give(forward_inplace(call, ours.d, ours.plan));
+  const PlannedForward planned = plan_ours(call);
+  if (!planned) return stock_forward_inplace(call, stack);
+  stack[0] = give(forward_inplace(call, planned));
 }
 
 void cudnn_attention_backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {

@@ -21,6 +21,12 @@ Plan decide(const char* op, const Description& call) {
   return result;
 }
 
+PlannedForward plan_forward(const ForwardCall& call) {
+  PlannedForward planned{describe(call), {}};
+  planned.plan = decide(call.op, planned.d);
+  return planned;
+}
+
 float softmax_scale(std::optional<double> given, int64_t head_dim) {
   return static_cast<float>(given.value_or(1.0 / std::sqrt(static_cast<double>(head_dim))));
 }

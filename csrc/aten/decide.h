@@ -15,6 +15,17 @@ Plan choose(const Description& call, bool speed_rules);
 // run it, unless registration is strict: then this throws "FA4 <op> unsupported: <reason>".
 Plan decide(const char* op, const Description& call);
 
+struct PlannedForward {
+  ForwardDescription d;
+  Plan plan;
+
+  // Returns whether our kernels run the call.
+  explicit operator bool() const { return plan.supported(); }
+};
+
+// Describes a forward call and decides on it.
+PlannedForward plan_forward(const ForwardCall& call);
+
 // Defaults to 1 / sqrt(head_dim).
 float softmax_scale(std::optional<double> given, int64_t head_dim);
 

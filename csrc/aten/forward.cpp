@@ -3,28 +3,23 @@
 #include <limits>
 
 #include "../core/launch/launch.h"
-#include "decide.h"
 #include "profile_range.h"
 #include "torch_errors.h"
 
 namespace fa4::aten {
-
-WorkspaceMemory::WorkspaceMemory(const Plan& plan, int32_t device, const Handle& spare,
-                                 int64_t spare_bytes) {
-  const int64_t bytes = plan.workspace.bytes;
-  if (bytes == 0) return;
-  if (bytes > spare_bytes) own_ = empty(1, &bytes, aoti_torch_dtype_uint8(), device);
-  data_ = aten::data(own_ ? own_.get() : spare.get());
-}
+namespace {
 
 Handle empty_logsumexp(const ForwardDescription& d) {
   const LogsumexpShape shape = logsumexp_shape(d.problem);
   return empty(shape.dim, shape.size, aoti_torch_dtype_float32(), d.query.device_index);
 }
 
-void forward(const ForwardCall& call, const ForwardDescription& d, const Plan& plan,
-             AtenTensorHandle out_tensor, const TensorView& out, const Handle& logsumexp,
-             const WorkspaceMemory& workspace) {
+// Computes attention into `out_tensor`, of which `out` is a view, and into `logsumexp`. The plan's
+// workspace lies in `spare`, of `spare_bytes`, where that is large enough.
+void run(const ForwardCall& call, const PlannedForward& planned, AtenTensorHandle out_tensor,
+         const TensorView& out, const Handle& logsumexp, const Handle& spare = {},
+         int64_t spare_bytes = 0) {
+  const auto& [d, plan] = planned;
   if (plan.nothing_to_compute) {
     fill(out_tensor, 0);
     return fill(logsumexp.get(), -std::numeric_limits<double>::infinity());
@@ -38,7 +33,12 @@ void forward(const ForwardCall& call, const ForwardDescription& d, const Plan& p
   arguments.v = seen_keys(value.view, p);
   arguments.o = out;
   arguments.lse = static_cast<float*>(data(logsumexp.get()));
-  arguments.workspace = workspace.data();
+  Handle workspace;
+  if (const int64_t bytes = plan.workspace.bytes) {
+    if (bytes > spare_bytes)
+      workspace = empty(1, &bytes, aoti_torch_dtype_uint8(), d.query.device_index);
+    arguments.workspace = data(workspace ? workspace.get() : spare.get());
+  }
   arguments.cu_seqlens_q = cu_seqlens(p, call.cum_seq_q);
   arguments.cu_seqlens_k = cu_seqlens(p, call.cum_seq_k);
   if (call.seqused_k) arguments.seqused_k = static_cast<const int32_t*>(data(call.seqused_k.get()));
@@ -53,11 +53,25 @@ void forward(const ForwardCall& call, const ForwardDescription& d, const Plan& p
   launching([&] { launch_forward(p, plan, arguments, d.target); });
 }
 
-Handle forward_inplace(const ForwardCall& call, const ForwardDescription& d, const Plan& plan) {
-  Handle logsumexp = empty_logsumexp(d);
+}  // namespace
+
+ForwardOutputs forward(const ForwardCall& call, const PlannedForward& planned,
+                       int32_t dtype_of_number) {
+  const ForwardDescription& d = planned.d;
+  const OutputShape shape(d.query, d.value);
+  const TensorInfo out = shape.info(d.query);
+  ForwardOutputs outputs{empty(out), empty_logsumexp(d),
+                         empty(0, nullptr, dtype_of_number, d.query.device_index)};
+  // The workspace of packed calls is one counter of tiles, which fits into the number.
+  run(call, planned, outputs.out.get(), view(outputs.out.get(), out, call.order), outputs.logsumexp,
+      outputs.number, sizeof(int64_t));
+  return outputs;
+}
+
+Handle forward_inplace(const ForwardCall& call, const PlannedForward& planned) {
+  Handle logsumexp = empty_logsumexp(planned.d);
   Writable out(call.out.get(), call.order);
-  forward(call, d, plan, out.tensor, out.view, logsumexp,
-          WorkspaceMemory(plan, d.query.device_index));
+  run(call, planned, out.tensor, out.view, logsumexp);
   out.finish();
   return logsumexp;
 }

@@ -1,33 +1,23 @@
 // Runs planned forwards on our kernels. Each family of ops returns the results in its own way.
 #pragma once
 
-#include "describe.h"
+#include "decide.h"
 
 namespace fa4::aten {
 
-// Holds the memory of a plan's workspace.
-class WorkspaceMemory {
- public:
-  // Takes `spare`, of `spare_bytes`, where that is large enough. It must outlive this object.
-  WorkspaceMemory(const Plan& plan, int32_t device, const Handle& spare = {},
-                  int64_t spare_bytes = 0);
-
-  void* data() const { return data_; }
-
- private:
-  Handle own_;
-  void* data_ = nullptr;
+// Each output has memory of its own, as the schemas promise: code that wraps an op, saves its
+// results or frees them one by one relies on that.
+struct ForwardOutputs {
+  Handle out, logsumexp;
+  // A number of 64 bits that the flash ops call `unused` and the cuDNN ops philox_offset. Without
+  // dropout nobody reads it, and the stock kernels leave it uninitialised too.
+  Handle number;
 };
 
-Handle empty_logsumexp(const ForwardDescription& d);
+ForwardOutputs forward(const ForwardCall& call, const PlannedForward& planned,
+                       int32_t dtype_of_number);
 
-// Computes attention into `out_tensor`, of which `out` is a view, and into `logsumexp`, which
-// empty_logsumexp() made.
-void forward(const ForwardCall& call, const ForwardDescription& d, const Plan& plan,
-             AtenTensorHandle out_tensor, const TensorView& out, const Handle& logsumexp,
-             const WorkspaceMemory& workspace);
-
-// Does the same for the in-place ops and returns the logsumexp.
-Handle forward_inplace(const ForwardCall& call, const ForwardDescription& d, const Plan& plan);
+// Writes the output of an in-place op and returns the logsumexp.
+Handle forward_inplace(const ForwardCall& call, const PlannedForward& planned);
 
 }  // namespace fa4::aten
