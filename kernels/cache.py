@@ -200,14 +200,25 @@ def _read(path: Path) -> bytes:
         return file.read()
 
 
-def _make_way(path: Path, for_folder: bool = False) -> None:
-    """Removes a folder where a file will be put, or, with `for_folder`, a file where a folder will
-    be made."""
-    if path.is_dir() and not path.is_symlink():
-        if not for_folder:
-            shutil.rmtree(path)
-    elif for_folder and not path.is_dir():
-        path.unlink(missing_ok=True)
+# Another build may act between any two lines of these, so that a look at what lies in the way says
+# nothing about the next line: they act, and clear the way where that fails.
+def _make_folder(path: Path) -> None:
+    """Makes a folder, in place of a file that lies there."""
+    try:
+        path.mkdir(FOLDER_MODE, exist_ok=True)
+    except FileExistsError:
+        with suppress(FileNotFoundError, IsADirectoryError):
+            path.unlink()
+        path.mkdir(FOLDER_MODE, exist_ok=True)
+
+
+def _move(file: Path, place: Path) -> None:
+    """Moves a file to its place, where a file or a folder may lie."""
+    try:
+        os.rename(file, place)
+    except IsADirectoryError:
+        shutil.rmtree(place, ignore_errors=True)
+        os.rename(file, place)
 
 
 class Cache:
@@ -276,10 +287,8 @@ class Cache:
         content = compiled.read_bytes()
         written = compiled.with_suffix(".json")
         written.write_text(json.dumps({"sha256": _digest(key, content, facts), "facts": facts}))
-        _make_way(object_path.parent, for_folder=True)
-        object_path.parent.mkdir(FOLDER_MODE, exist_ok=True)
+        _make_folder(object_path.parent)
         for new, place in ((compiled, object_path), (written, facts_path)):
             new.chmod(new.stat().st_mode & ~WRITABLE_BY_OTHERS)
-            _make_way(place)
-            os.rename(new, place)
+            _move(new, place)
         return content, facts

@@ -163,6 +163,58 @@ def test_a_file_where_a_folder_of_entries_shall_be_is_replaced(cache):
     assert cache.get("k" * 64) == (b"object", {"registers": 1})
 
 
+def run_before_line(count, act, function):
+    """Runs function(), and act() before the line of kernels/cache.py that is number `count` in it.
+    Returns whether there was such a line."""
+    left = count
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if not frame.f_code.co_filename.endswith("kernels/cache.py"):
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                act()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return left <= 0
+
+
+def file_for_folder(directory):
+    (directory / "kk").write_text("a file")
+
+
+def folders_for_files(directory):
+    for suffix in (".o", ".json"):
+        (directory / "kk" / ("k" * 64 + suffix) / "below").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("in_the_way", (None, file_for_folder, folders_for_files))
+@pytest.mark.parametrize("other", ("k" * 64, "kk" + "l" * 62), ids=("same", "same_folder"))
+def test_a_build_may_put_between_any_two_lines_of_another_s(tmp_path, in_the_way, other):
+    for line in range(1, 200):
+        cache = Cache(tmp_path / str(line))
+        if in_the_way:
+            in_the_way(cache.directory)
+        reached = run_before_line(
+            line, lambda: put(cache, other, b"object"), lambda: put(cache, "k" * 64, b"object")
+        )
+        if not reached:
+            break
+        # Another's entry that came between this one's two files is whole, as they are the same.
+        for name in {other, "k" * 64}:
+            assert cache.get(name) == (b"object", {"registers": 1}), (line, name)
+    assert 20 < line < 199, line
+
+
 @pytest.fixture
 def umask():
     """Sets the umask for a test."""
