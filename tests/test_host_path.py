@@ -84,6 +84,25 @@ def test_a_call_with_keys_in_pages(calls, heads_kv):
     )
 
 
+@pytest.mark.parametrize("heads", HEADS)
+def test_this_library_s_own_op_without_a_registration(calls, heads):
+    """The results are those of a dense call but for the numbers that PyTorch's ops return besides.
+    A step of decoding reads the cache where it lies."""
+    query, key = HEADS[heads]
+    forward, backward, decode = calls("own", query, key)
+    shapes = {h: ((2, 129, h, 128), (129 * h * 128, h * 128, 128, 1)) for h in (query, key)}
+    assert [layout(t) for t in forward["tensors"]] == [
+        (*shapes[query], "torch.bfloat16"), ((2, query, 129), (query * 129, 129, 1), "torch.float32"),
+    ]  # fmt: skip
+    assert len(forward["launches"]) == 1 and forward["allocations"] == 3, forward
+    assert [layout(t)[:2] for t in backward["tensors"]] == [
+        shapes[query], shapes[key], shapes[key],
+    ]  # fmt: skip
+    check_backward(backward, heads)
+    (launched,) = decode["launches"]
+    assert "decode" in launched and decode["allocations"] == 3, decode
+
+
 def check_backward(found: dict, heads: str) -> None:
     """Asserts that each gradient has memory of its own. Under GQA, the accumulators are cleared
     before and converted after."""

@@ -123,7 +123,10 @@ def check(
     sm_count: int = 3,
     **options,
 ) -> None:
-    defaults = {"page_size": 0, "backward": False, "deterministic": False, "beside": [0, 0]}
+    defaults = {
+        "page_size": 0, "cache_rows": 0, "own": False, "backward": False, "deterministic": False,
+        "beside": [0, 0],
+    }  # fmt: skip
     common = {name: options.pop(name, default) for name, default in defaults.items()}
     calls = [
         {"problem": problem, "seed": SEED + number, **common}
@@ -190,6 +193,32 @@ def test_decode_in_pages(driver, kernel):
     check(driver, problems, programs(kernel), page_size=2 * kernel.block_n, sm_count=16)
 
 
+@each(DECODES)
+def test_decode_of_a_dense_cache(driver, kernel):
+    """Every sequence uses as many rows as seqused_k says. The cache's heads lie outside its
+    rows."""
+    draw = random.Random(f"{SEED} {kernel.name} cache")
+    problems = [
+        {
+            "dtype": kernel.dtype,
+            "head_dim": kernel.head_dim,
+            "head_dim_v": kernel.head_dim_v,
+            "varlen": True,
+            "heads": 2 * kv,
+            "heads_kv": kv,
+            "seqlens_q": [queries] * batch,
+            "seqlens_k": [draw.randint(1, 300) for _ in range(batch)],
+        }
+        | mask
+        for kv, queries, batch, mask in (
+            (1, 1, 3, {}),
+            (2, 3, 2, {"is_causal": True}),
+            (1, 2, 2, {"is_causal": True}),
+        )
+    ]
+    check(driver, problems, programs(kernel), cache_rows=300, sm_count=16)
+
+
 @each(BACKWARDS)
 def test_backward(driver, kernel):
     """It runs with the forward and the launches before and after it, on the tiles that the planner
@@ -202,6 +231,13 @@ def test_backward(driver, kernel):
     beside = [3, 50] if kernel.layout is Layout.VARLEN else [0, 0]
     options = {"deterministic": kernel.deterministic, "capability": kernel.arch, "beside": beside}
     check(driver, problems, launched, backward=True, **options)
+
+
+@each(BACKWARDS[:1])
+def test_own_op(driver, kernel):
+    problems = [one | {"heads": one["heads_kv"]} for one in drawn(kernel)[:2]]
+    options = {"deterministic": kernel.deterministic, "capability": kernel.arch}
+    check(driver, problems, programs(*run_by(kernel)), own=True, backward=True, **options)
 
 
 TOP_LEFT = [

@@ -1,5 +1,6 @@
 #include "backward.h"
 
+#include "../core/error.h"
 #include "../core/launch/launch.h"
 #include "context.h"
 #include "decide.h"
@@ -91,9 +92,16 @@ void clear_unwritten(const BackwardCall& call, const BackwardDescription& d,
 void backward(const BackwardCall& call, StableIValue* stack) {
   if (stock_is_running()) return stock_backward(call, stack);
   BackwardDescription d = describe(call);
-  d.problem.deterministic = deterministic_algorithms();
-  const Plan plan = decide(call.op, d);
+  const bool torch_is_deterministic = deterministic_algorithms();
+  d.problem.deterministic = call.deterministic || torch_is_deterministic;
+  const bool stock_would_not_be = call.deterministic && !torch_is_deterministic;
+  const Plan plan = decide(call.op, d, stock_would_not_be);
   if (!plan.supported()) {
+    if (stock_would_not_be) {
+      fail("FA4 ", call.op, " unsupported: ", *plan.reason, "; and PyTorch's flash attention, ",
+           "which would run it, has no deterministic backward without ",
+           "torch.use_deterministic_algorithms(True)");
+    }
     stock_backward(call, stack);
     if (plan.stock_is_faster && d.problem.layout == Layout::kVarlen)
       clear_unwritten(call, d, stack);

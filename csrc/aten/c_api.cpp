@@ -6,9 +6,9 @@
 #include <exception>
 
 #include "../core/plan/kernel_table.h"
-#include "explain.h"
 #include "options.h"
 #include "overrides_api.h"
+#include "own_ops.h"
 #include "registration.h"
 
 namespace {
@@ -36,7 +36,7 @@ int attempt(Function&& function) noexcept {
 
 }  // namespace
 
-const char* fa4_ext_problem() noexcept { return fa4::aten::explain_problem(); }
+const char* fa4_ext_problem() noexcept { return fa4::aten::own_ops_problem(); }
 
 int fa4_ext_register() noexcept { return attempt(fa4::aten::register_overrides); }
 

@@ -61,6 +61,8 @@ struct ForwardCall {
   bool is_low_level = false;
   // Says which schema of a low-level forward was called: with block_table, or the older one.
   bool has_block_table = false;
+  // The call is of torch.ops.fa4_ext.attention, which takes seqused_k with dense tensors, too.
+  bool is_own = false;
 };
 
 struct BackwardCall {
@@ -80,6 +82,8 @@ struct BackwardCall {
   std::optional<int64_t> window_size_left, window_size_right;
   // Only the cuDNN ops have it; an undefined tensor where there is none.
   Handle attn_bias;
+  // Only our own op has it: the caller wants the same bits in every run, whatever torch's setting.
+  bool deterministic = false;
 };
 
 [[noreturn]] void refuse(const KnownOp& op, uint64_t num_inputs, uint64_t num_outputs);

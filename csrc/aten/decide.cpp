@@ -14,8 +14,9 @@ Plan choose(const Description& call, bool speed_rules) {
   return none;
 }
 
-Plan decide(const char* op, const Description& call) {
-  Plan result = choose(call, options().speed_rules.load(std::memory_order_relaxed));
+Plan decide(const char* op, const Description& call, bool must_be_ours) {
+  const bool speed_rules = !must_be_ours && options().speed_rules.load(std::memory_order_relaxed);
+  Plan result = choose(call, speed_rules);
   if (!result.supported() && options().strict.load(std::memory_order_relaxed))
     fail("FA4 ", op, " unsupported: ", *result.reason);
   return result;

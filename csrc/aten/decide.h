@@ -12,8 +12,9 @@ namespace fa4::aten {
 Plan choose(const Description& call, bool speed_rules);
 
 // Plans by the registration's options. Where the call is not supported, the stock kernel is to
-// run it, unless registration is strict: then this throws "FA4 <op> unsupported: <reason>".
-Plan decide(const char* op, const Description& call);
+// run it, unless registration is strict: then this throws "FA4 <op> unsupported: <reason>". No
+// speed rule leaves a call to the stock kernel where that `must_be_ours` if it can.
+Plan decide(const char* op, const Description& call, bool must_be_ours = false);
 
 struct PlannedForward {
   ForwardDescription d;

@@ -88,11 +88,17 @@ Reason check_packed_cudnn(const ForwardCall& call) {
   return check_cudnn_alignment(call.is_causal, call.cum_seq_q, call.cum_seq_k);
 }
 
+// Whether the keys and values are a dense cache, of which each sequence uses as many rows as
+// seqused_k says.
+bool has_keys_in_use(const ForwardCall& call) {
+  return call.is_own && call.seqused_k && !call.cum_seq_q;
+}
+
 Reason check_options(const ForwardCall& call) {
   if (call.attn_bias) return "attn_bias not supported";
   if (call.return_debug_mask) return "return_debug_mask must be False";
   if (call.alibi_slopes) return "alibi_slopes not supported";
-  if (call.seqused_k && !call.cum_seq_k && !call.block_table)
+  if (call.seqused_k && !call.cum_seq_k && !call.block_table && !has_keys_in_use(call))
     return "seqused_k not supported without cum_seq_k";
   if (call.block_table && !call.seqused_k && !call.cum_seq_k)
     return "block_table must come with seqused_k or cum_seq_k";
@@ -152,9 +158,14 @@ Reason describe_forward(const ForwardCall& call, const Processors* simulated, De
   if (call.peer == Peer::kCudnn && inputs.varlen()) {
     if (Reason reason = check_packed_cudnn(call)) return reason;
   }
+  d.problem.keys_in_use = has_keys_in_use(call);
   // A copy would be of the whole cache.
-  if (call.block_table && !(addressable(call.key.get()) && addressable(call.value.get())))
-    return "paged key and value must have addresses and strides of multiples of 16 bytes";
+  if ((call.block_table || d.problem.keys_in_use) &&
+      !(addressable(call.key.get()) && addressable(call.value.get()))) {
+    return concat(call.block_table ? "paged " : "", "key and value",
+                  call.block_table ? "" : " with seqused_k",
+                  " must have addresses and strides of multiples of 16 bytes");
+  }
   if (call.seqused_k) {
     const TensorInfo seqused_k = info(call.seqused_k.get());
     if (Reason reason = check_seqused(seqused_k, d.query, d.problem.batch)) return reason;

@@ -4,27 +4,14 @@
 #include <string>
 
 #include "../core/error.h"
-#include "../core/launch/dynamic_library.h"
 #include "calls.h"
 #include "decide.h"
 #include "describe.h"
-#include "dispatcher_library.h"
 
 namespace fa4::aten {
 namespace {
 
-// The op takes the arguments of _flash_attention_forward as torch 2.12 has them, then what to ask
-// about them: `cudnn` says that the call comes in through a cuDNN op. A capability of 0 stands for
-// query's own device.
-constexpr const char* kSchema =
-    "explain(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, Tensor? cum_seq_k, "
-    "int max_q, int max_k, float dropout_p, bool is_causal, bool return_debug_mask, float? scale, "
-    "int? window_size_left, int? window_size_right, Tensor? seqused_k, Tensor? alibi_slopes, "
-    "Tensor? block_table, int? num_splits, bool deterministic, bool backward, bool speed_rules, "
-    "int capability, int sm_count, bool cudnn=False) -> (bool supported, str kernel, str reason, "
-    "int tile_q, int tile_k, int workspace_bytes)";
-
-constexpr KnownOp kExplain{"explain", {23, 23}, 6};
+constexpr KnownOp kExplain{"explain", {24, 24}, 6};
 
 // The largest supported devices have 160 SMs. With 1,024 the planner's arithmetic is still far from
 // its limits.
@@ -57,6 +44,8 @@ std::string note(const ForwardCall& call) {
                 : "";
 }
 
+}  // namespace
+
 void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   Arguments arguments(stack, num_inputs, num_outputs, kExplain);
   ForwardCall call = take_flash_forward(arguments, true);
@@ -64,6 +53,7 @@ void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
              speed_rules = arguments.value<bool>();
   const auto capability = arguments.value<int64_t>(), sm_count = arguments.value<int64_t>();
   if (arguments.value<bool>()) call.peer = Peer::kCudnn;
+  call.is_own = arguments.value<bool>();
   const auto device = device_asked_for(capability, sm_count);
   ForwardDescription d = describe(call, device ? &*device : nullptr);
   d.problem.op = backward ? Op::kBackward : Op::kForward;
@@ -76,48 +66,6 @@ void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   stack[3] = torch::stable::detail::from(chosen.tile_q());
   stack[4] = torch::stable::detail::from(chosen.tile_k());
   stack[5] = torch::stable::detail::from(chosen.supported() ? chosen.workspace.bytes : int64_t{0});
-}
-
-// Returns the path of this library, which tells copies apart in torch's errors.
-const char* own_path() {
-  Dl_info info;
-  return dladdr(reinterpret_cast<const void*>(&explain_problem), &info) && info.dli_fname
-             ? info.dli_fname
-             : "libfa4_ext.so";
-}
-
-struct Definition {
-  DispatcherLibrary schema{"fa4_ext", own_path()};
-  DispatcherLibrary kernel{"fa4_ext", "CompositeExplicitAutograd", own_path()};
-
-  Definition() {
-    schema.define(kSchema);
-    kernel.implement(kExplain.name, &explain);
-  }
-};
-
-// Returns the problem, or an empty text. The definition is never destroyed, because other threads
-// may still call while the process exits.
-std::string define() noexcept {
-  try {
-    new Definition;
-    return "";
-  } catch (const std::exception& error) {
-    return concat("PyTorch refused to define the operators fa4_ext::* for ", own_path(),
-                  ": another copy of this library, or another library of that name, has defined "
-                  "them in this process. PyTorch says: ",
-                  error.what());
-  }
-}
-
-// An exception while the library is loaded would end the process, so the problem is kept.
-[[maybe_unused]] const char* const problem_at_load = explain_problem();
-
-}  // namespace
-
-const char* explain_problem() noexcept {
-  static const auto* const problem = new std::string(define());
-  return problem->c_str();
 }
 
 }  // namespace fa4::aten

@@ -6,8 +6,8 @@
 #include "../core/error.h"
 #include "calls.h"
 #include "dispatcher_library.h"
-#include "explain.h"
 #include "ops.h"
+#include "own_ops.h"
 #include "torch_version.h"
 
 namespace fa4::aten {
@@ -26,7 +26,7 @@ std::vector<DispatcherLibrary>& overrides() {
 }  // namespace
 
 void register_overrides() {
-  if (const char* problem = explain_problem(); *problem) fail(problem);
+  if (const char* problem = own_ops_problem(); *problem) fail(problem);
   std::lock_guard<std::mutex> lock(mutex);
   DispatcherLibrary library("aten", "CUDA", "fa4_ext");
   library.implement(kFlashForward.name, &flash_attention_forward);

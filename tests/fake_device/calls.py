@@ -151,6 +151,24 @@ def paged(heads: int, heads_kv: int) -> None:
     )
 
 
+def own(heads: int, heads_kv: int) -> None:
+    """Calls this library's op, which needs no registration: forward, backward, and a step of
+    decoding from a dense cache whose heads lie outside its rows."""
+    ops = torch.ops.fa4_ext
+    q, k, v = (tensor.transpose(1, 2) for tensor in dense(heads, heads_kv, 129))
+    mask = None, True, -1, -1
+    lengths = None, None, 129, 129
+    out, lse = call(ops.attention.default, q, k, v, *lengths, None, None, *mask, 0, False)
+    call(
+        ops.attention_backward.default,
+        *(torch.randn_like(out), q, k, v, out, lse, *lengths, *mask, False),
+    )
+    cache = torch.randn(2, heads_kv, 256, 128, dtype=torch.bfloat16).transpose(1, 2)
+    used = torch.tensor([100, 256], dtype=torch.int32)
+    lengths = None, None, 1, 256, used, None
+    call(ops.attention.default, q[:, :1], cache, cache, *lengths, *mask, 0, False)
+
+
 def inplace(heads: int, heads_kv: int) -> None:
     q, k, v = (t.transpose(1, 2) for t in dense(heads, heads_kv, 129))
     out = torch.empty_like(q)
@@ -170,10 +188,15 @@ def inplace(heads: int, heads_kv: int) -> None:
     )
 
 
-with fa4_ext.register(fallback="error", speed_rules=False):
-    if sys.argv[1] == "refused_by_cudnn_op":
-        refused_by_cudnn_op(*sys.argv[2:])
-    else:
-        {"sdpa": sdpa, "cudnn": cudnn, "varlen": varlen, "paged": paged, "inplace": inplace}[
-            sys.argv[1]
-        ](*map(int, sys.argv[2:]))
+COMMANDS = {
+    "sdpa": sdpa, "cudnn": cudnn, "varlen": varlen, "paged": paged, "inplace": inplace,
+}  # fmt: skip
+
+if sys.argv[1] == "own":
+    own(*map(int, sys.argv[2:]))
+else:
+    with fa4_ext.register(fallback="error", speed_rules=False):
+        if sys.argv[1] == "refused_by_cudnn_op":
+            refused_by_cudnn_op(*sys.argv[2:])
+        else:
+            COMMANDS[sys.argv[1]](*map(int, sys.argv[2:]))

@@ -1,5 +1,5 @@
-"""Defines the ways into the kernels: the low-level aten ops, the SDPA aten ops, and
-F.scaled_dot_product_attention with autograd."""
+"""Defines the ways into the kernels: the low-level aten ops, the SDPA aten ops, this library's own
+op, and F.scaled_dot_product_attention with autograd."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from reference import Result
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 aten = torch.ops.aten
+own = torch.ops.fa4_ext
 # Since 2.12 torch has the op that writes into an output, and block_table.
 TORCH_2_12 = hasattr(aten, "_flash_attention_forward_no_dropout_inplace")
 
@@ -186,6 +187,55 @@ def cudnn_backward(problem: Problem, x: Inputs, forward):
         do, q, k, v, out, lse, seed, offset, None, cum_seq_q, cum_seq_k, max_q, max_k, 0.0,
         problem.is_causal, scale=problem.scale,
     )  # fmt: skip
+
+
+def own_forward(problem: Problem, x: Inputs, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """Calls `fa4_ext::attention` and returns (out, lse)."""
+    options = {"seqused_k": None, "block_table": None, "num_splits": 0} | options
+    return own.attention(
+        x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k,
+        options["seqused_k"], options["block_table"], problem.scale, problem.is_causal,
+        *problem.window, options["num_splits"], False,
+    )  # fmt: skip
+
+
+def own_backward(problem: Problem, x: Inputs, forward, *, deterministic: bool = False):
+    """Calls `fa4_ext::attention_backward` on the results of `own_forward`."""
+    return own.attention_backward(
+        x.do, x.q, x.k, x.v, *forward, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q,
+        problem.max_k, problem.scale, problem.is_causal, *problem.window, deterministic,
+    )  # fmt: skip
+
+
+def run_own(problem: Problem, x: Inputs, *, backward: bool, deterministic: bool = False) -> Result:
+    return _run(
+        own_forward, partial(own_backward, deterministic=deterministic), problem, x, backward
+    )
+
+
+def dense_cache(problem: Problem, x: Inputs, rows: int) -> list[torch.Tensor]:
+    """Makes caches of keys and values, [batch, rows, heads_kv, head_dim], with NaN where none is
+    and heads outside rows, as transformers' static cache has it."""
+    caches = []
+    for packed in (x.k, x.v):
+        heads, head_dim = packed.shape[1:]
+        cache = packed.new_full((problem.batch, heads, rows, head_dim), float("nan"))
+        cache = cache.transpose(1, 2)
+        for sequence, keys in enumerate(packed.split(problem.seqlens_k)):
+            cache[sequence, : len(keys)] = keys
+        caches.append(cache)
+    return caches
+
+
+def own_forward_of_cache(problem: Problem, x: Inputs, rows: int, **options) -> Result:
+    """Calls `own_forward` with the keys and values of a packed problem in a dense cache. All its
+    sequences have as many queries."""
+    k, v = dense_cache(problem, x, rows)
+    lengths = torch.tensor(problem.seqlens_k, dtype=torch.int32, device=x.q.device)
+    q = x.q.unflatten(0, (problem.batch, -1))
+    cached = replace(x, q=q, k=k, v=v, cu_seqlens_q=None, cu_seqlens_k=None)
+    out, lse = own_forward(problem, cached, seqused_k=lengths, **options)
+    return Result(out.flatten(0, 1), lse.transpose(0, 1).flatten(1))
 
 
 def run_cudnn_op(problem: Problem, x: Inputs, *, backward: bool) -> Result:

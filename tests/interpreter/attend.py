@@ -5,7 +5,9 @@ Reads a request from standard input:
 
     {"programs": {digest: PTX file}, "multiprocessors": int, "capability": int,
      "tile": [queries, keys] or null, "decode": as _library.Overrides has it,
-     "calls": [{"problem": {...}, "page_size": int, "backward": bool, "deterministic": bool,
+     "calls": [{"problem": {...}, "page_size": int, "cache_rows": of a dense cache, int, or 0,
+                "own": whether through this library's own op, bool, "backward": bool,
+                "deterministic": bool,
                 "seed": int, "beside": rows of NaN before and behind packed sequences, [int, int];
                 may be left out}]}
 
@@ -29,13 +31,13 @@ CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 
 class OnCpu:
-    """torch.ops.aten, as tensors of a GPU would reach the overrides."""
+    """The ops of a namespace, as tensors of a GPU would reach their CUDA kernels."""
 
-    def __init__(self, device: Device):
-        self.device = device
+    def __init__(self, ops, device: Device):
+        self.ops, self.device = ops, device
 
     def __getattr__(self, name):
-        op = getattr(torch.ops.aten, name).default
+        op = getattr(self.ops, name).default
 
         def call(*arguments, **named):
             self.device.add(
@@ -65,6 +67,10 @@ def wrong(device: Device, call: dict) -> str | None:
         with calls.deterministic(call["deterministic"]):
             if problem.top_left:
                 result = calls.run_cudnn_op(problem, given, backward=call["backward"])
+            elif call["cache_rows"]:
+                result = calls.own_forward_of_cache(problem, inputs, call["cache_rows"])
+            elif call["own"]:
+                result = calls.run_own(problem, given, backward=call["backward"])
             elif call["page_size"]:
                 result = calls.flash_forward_paged(problem, inputs, call["page_size"])
             else:
@@ -84,7 +90,8 @@ def wrong(device: Device, call: dict) -> str | None:
 def main() -> None:
     request = json.load(sys.stdin)
     device = Device(request["programs"], request["multiprocessors"], request["capability"])
-    cases.DEVICE, calls.aten = "cpu", OnCpu(device)
+    cases.DEVICE, calls.aten = "cpu", OnCpu(torch.ops.aten, device)
+    calls.own = OnCpu(torch.ops.fa4_ext, device)
     torch.set_num_threads(1)
     overridden = _library.override(tile=request["tile"] or (0, 0), decode=request["decode"])
     with overridden, fa4_ext.register(fallback="error", speed_rules=False):

@@ -31,7 +31,7 @@ struct ForwardArguments {
   float* lse = nullptr;  // contiguous [batch, heads, seqlen_q], varlen [heads, total_q]
   const int32_t* cu_seqlens_q = nullptr;  // [batch + 1], varlen only
   const int32_t* cu_seqlens_k = nullptr;
-  // [batch], varlen only: keys in use of each sequence; null: all
+  // [batch], varlen or problem.keys_in_use: keys in use of each sequence; null: all
   const int32_t* seqused_k = nullptr;
   // [batch, block_table_columns], paged only: each sequence's pages
   const int32_t* block_table = nullptr;

@@ -133,10 +133,10 @@ std::string why_no_kernel(const Problem& p) {
   return "this build's kernel subset leaves this combination out";
 }
 
-// Pages and splits are for the decode kernel alone. Returns the reason why `kernel`, the one that
-// was found, does not have what the problem asks of it.
-std::optional<std::string> lacks_pages_or_splits(const Problem& p, const Kernel& kernel,
-                                                 const Overrides& overrides) {
+// Some arguments are for the decode kernel alone. Returns the reason why `kernel`, the one that was
+// found, does not have what the problem asks of it.
+std::optional<std::string> lacks_decoding(const Problem& p, const Kernel& kernel,
+                                          const Overrides& overrides) {
   if (kernel.op == Op::kDecode) {
     if (p.page_size % kernel.block_n == 0) return std::nullopt;
     return concat("a page of block_table must hold a multiple of ", kernel.block_n, " keys, holds ",
@@ -146,6 +146,7 @@ std::optional<std::string> lacks_pages_or_splits(const Problem& p, const Kernel&
     return concat(what..., " is supported ", decode_limit(p, kernel, overrides));
   };
   if (p.page_size) return limited("paged KV (block_table)");
+  if (p.keys_in_use) return limited("seqused_k of dense tensors");
   if (p.num_splits > 1) return limited("SplitKV (num_splits is ", p.num_splits, ")");
   return std::nullopt;
 }
@@ -164,7 +165,7 @@ KernelChoice choose_kernel(const Problem& p, const ResolvedMask& mask, const Ove
   const Kernel* kernel =
       p.op == Op::kForward ? default_forward(p, mask, overrides) : default_backward(p, mask.kind);
   if (!kernel) return refuse(why_no_kernel(p));
-  if (auto reason = lacks_pages_or_splits(p, *kernel, overrides)) return refuse(*std::move(reason));
+  if (auto reason = lacks_decoding(p, *kernel, overrides)) return refuse(*std::move(reason));
   if (const Tile tile = overrides.tile) {
     const Kernel* forced = with_tile(*kernel, tile);
     if (forced) return {forced, {}};

@@ -93,7 +93,7 @@ const Kernel* choose_decode(const Problem& p, const ResolvedMask& mask, const Ke
   if (!kernel || p.seqlen_q > kMaxDecodeQueries || decode_rows(p) > kMaxDecodeRows ||
       decode_tiles(p, *kernel) > kMaxGrid)
     return nullptr;
-  if (p.page_size || p.num_splits > 1 || where == Decode::kWherePossible)
+  if (p.page_size || p.keys_in_use || p.num_splits > 1 || where == Decode::kWherePossible)
     return kernel;  // the forward can't, or shall not
   // With one split the caller asks for a result that does not depend on the rest of the batch,
   // which decides what pays.

@@ -76,9 +76,10 @@ ResolvedMask resolve_mask(const Problem& p) {
 }
 
 // Whether our backward or PyTorch's computes the derivative of what our forward computes. This is
-// true for pages, which have no backward at all.
+// true for caches, which have no backward at all.
 bool has_backward_that_agrees(const Problem& forward, const ResolvedMask& mask) {
-  if (forward.page_size || stock_agrees(forward, mask.left, mask.right)) return true;
+  if (forward.page_size || forward.keys_in_use || stock_agrees(forward, mask.left, mask.right))
+    return true;
   Problem backward = forward;
   backward.op = Op::kBackward;
   backward.num_splits = 0;  // an argument of the forward alone

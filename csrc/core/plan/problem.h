@@ -43,8 +43,9 @@ struct Problem {
   int64_t window_size_right = -1;  // -1: unbounded
   bool deterministic = false;      // backward: the same bits in every run
   Peer peer = Peer::kFlash;        // whose op was called, and runs the call if our kernels do not
-  int64_t page_size = 0;   // keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
-  int64_t num_splits = 0;  // how many parts to split the keys into; 0: the planner's choice
+  int64_t page_size = 0;     // keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
+  bool keys_in_use = false;  // dense: each sequence has a number of its own, up to seqlen_k
+  int64_t num_splits = 0;    // how many parts to split the keys into; 0: the planner's choice
 };
 
 // The mask in force, after what masks nothing has been dropped. A bound is kUnbounded for none.

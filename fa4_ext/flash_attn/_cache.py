@@ -1,0 +1,165 @@
+"""The function that reads keys and values from a cache."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from fa4_ext.flash_attn import _arguments
+from fa4_ext.flash_attn._functions import Results, attend
+
+
+def flash_attn_with_kvcache(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k: torch.Tensor | None = None,
+    v: torch.Tensor | None = None,
+    *,
+    cache_seqlens: int | torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    page_table: torch.Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int | None, int | None] = (-1, -1),
+    softcap: float = 0.0,
+    learnable_sink: torch.Tensor | None = None,
+    num_splits: int = 0,
+    return_softmax_lse: bool = False,
+    return_lse: bool = False,
+    **others,
+) -> Results:
+    """Computes attention to the keys and values in a cache, for inference, and writes new ones
+    into the cache first where they are given.
+
+    On Hopper few queries read a dense cache in place, whatever its strides are: up to 512 of them,
+    and 4,096 rows of one key/value head. Others work on a copy of it.
+
+    Args:
+        q: (batch, seqlen_q, heads, head_dim), float16 or bfloat16.
+        k_cache: (batch, seqlen_cache, heads_k, head_dim), or with a table (pages, page_size,
+            heads_k, head_dim).
+        v_cache: as k_cache, with head_dim_v.
+        k: (batch, seqlen_new, heads_k, head_dim): keys that go into the cache behind those in use.
+            The cache must have room for them.
+        v: as k, with head_dim_v.
+        cache_seqlens: (batch,), int32, or a number: how many keys of each sequence are in use,
+            without new ones. None means all; a table and new keys need it.
+        block_table: (batch, pages), int32: each sequence's pages.
+        page_table: flash-attn 3's name for block_table.
+        softmax_scale, window_size, softcap, learnable_sink, num_splits, others: as in
+            `flash_attn_func`.
+        causal: whether each query sees the keys up to its own position only. The last query has the
+            position of the last key in use.
+        return_softmax_lse: flash-attn 2's and 3's name for return_lse.
+        return_lse: whether to return the logsumexp, too.
+
+    Returns:
+        The output, (batch, seqlen_q, heads, head_dim_v), or the output and the logsumexp, (batch,
+        heads, seqlen_q) in float32.
+
+    Raises:
+        NotImplementedError: an argument asks for what is not supported, a gradient among others.
+        TypeError, ValueError, RuntimeError: as in `flash_attn_func`.
+    """
+    _arguments.refuse_others("flash_attn_with_kvcache", others)
+    if softcap:
+        _arguments.refuse_unless_neutral("softcap", softcap, (0.0,))
+    if (k is None) != (v is None):
+        raise ValueError("k and v must be given together")
+    table = _arguments.page_table(block_table, page_table)
+    if cache_seqlens is None and (k is not None or table is not None):
+        raise ValueError("cache_seqlens must be given with new keys, and with block_table")
+    left, right = _arguments.window_bounds(window_size)
+    used = _lengths(cache_seqlens, q)
+    if k is not None and used is not None:
+        _append(k_cache, k, used, table)
+        _append(v_cache, v, used, table)
+        used = used + k.shape[1]
+    mask = softmax_scale, causal, left, right, num_splits, False
+    if table is not None:
+        out, lse = _attend_packed(q, k_cache, v_cache, learnable_sink, None, used, table, mask)
+    elif used is None or _reads_in_place(q, k_cache, v_cache):
+        lengths = None, None, q.shape[1], k_cache.shape[1], used, None
+        out, lse = attend(q, k_cache, v_cache, learnable_sink, *lengths, *mask)
+    else:
+        starts = _starts(q.shape[0], k_cache.shape[1], q.device)
+        k_cache, v_cache = (cache.flatten(0, 1) for cache in (k_cache, v_cache))
+        out, lse = _attend_packed(q, k_cache, v_cache, learnable_sink, starts, used, None, mask)
+    return (out, lse) if return_lse or return_softmax_lse else out
+
+
+def _lengths(cache_seqlens: int | torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:
+    if cache_seqlens is None:
+        return None
+    if not isinstance(cache_seqlens, torch.Tensor):
+        return torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
+    if cache_seqlens.shape != (q.shape[0],):
+        raise ValueError(
+            f"cache_seqlens must have the shape ({q.shape[0]},), a number for each sequence, has "
+            f"{tuple(cache_seqlens.shape)}"
+        )
+    return cache_seqlens.to(torch.int32)
+
+
+def _append(
+    cache: torch.Tensor, new: torch.Tensor, used: torch.Tensor, table: torch.Tensor | None
+) -> None:
+    """Writes rows into a cache, behind those in use."""
+    rows = used[:, None].long() + torch.arange(new.shape[1], device=new.device)
+    if table is None:
+        where = torch.arange(new.shape[0], device=new.device)[:, None].expand_as(rows)
+    else:
+        where = table.gather(1, rows // cache.shape[1]).long()
+        rows = rows % cache.shape[1]
+    cache.index_put_((where, rows), new.to(cache.dtype))
+
+
+def _starts(batch: int, rows: int, device: torch.device) -> torch.Tensor:
+    """Returns the cu_seqlens of sequences that all have so many rows."""
+    return torch.arange(batch + 1, dtype=torch.int32, device=device) * rows
+
+
+def _attend_packed(q, k, v, learnable_sink, cu_seqlens_k, used, table, mask):
+    """Attends with the queries as packed sequences. The results have the shapes of dense ones."""
+    batch, rows, heads, _ = q.shape
+    keys = k.shape[1] * table.shape[1] if table is not None else k.shape[0] // batch
+    out, lse = attend(
+        q.flatten(0, 1), k, v, learnable_sink, _starts(batch, rows, q.device), cu_seqlens_k, rows,
+        keys, used, table, *mask,
+    )  # fmt: skip
+    return out.unflatten(0, (batch, rows)), lse.view(heads, batch, rows).transpose(0, 1)
+
+
+def _reads_in_place(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Returns whether a kernel reads the keys in use from where they lie in a dense cache."""
+    if q.device.type != "cuda":
+        return True
+    # TMA takes addresses and strides of 16 bytes. An allocation begins at one.
+    elements = (*k.stride()[:-1], *v.stride()[:-1], k.storage_offset(), v.storage_offset())
+    return all(count % 8 == 0 for count in elements) and _decodes(
+        q.device, q.dtype, tuple(q.shape[1:]), k.shape[1], k.shape[2], v.shape[3]
+    )
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _decodes(device, dtype, query: tuple[int, ...], keys: int, heads: int, head_dim_v: int) -> bool:
+    properties = torch.cuda.get_device_properties(device)
+    rows, query_heads, head_dim = query
+    q, k, v = (
+        torch.empty(1, *shape, dtype=dtype, device="meta")
+        for shape in (
+            (rows, query_heads, head_dim),
+            (keys, heads, head_dim),
+            (keys, heads, head_dim_v),
+        )
+    )
+    used = torch.empty(1, dtype=torch.int32, device="meta")
+    supported, *_ = torch.ops.fa4_ext.explain(
+        q, k, v, None, None, rows, keys, 0.0, False, False, None, -1, -1, used, None, None, None,
+        False, False, True, 10 * properties.major + properties.minor,
+        properties.multi_processor_count, own=True,
+    )  # fmt: skip
+    return supported

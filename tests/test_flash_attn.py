@@ -1,0 +1,388 @@
+"""Checks the functions of fa4_ext.flash_attn without a GPU: math_ops.py computes the op in fp64, so
+that what the functions make of their arguments is held to plain math."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import math_ops
+import pytest
+import torch
+
+from fa4_ext import flash_attn
+from fa4_ext.flash_attn import _cache, flash_attn_func, flash_attn_varlen_func
+from fa4_ext.flash_attn import flash_attn_with_kvcache as with_cache
+
+LENGTHS = (5, 1, 0, 7)
+HEADS, HEADS_KV, HEAD_DIM = 4, 2, 16
+MASKS = {
+    "full": {},
+    "causal": {"causal": True},
+    "window": {"window_size": (2, 1)},
+    "left": {"window_size": (3, None)},
+    "causal_window": {"causal": True, "window_size": (2, -1)},
+}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def qkv(rows: int = 5, keys: int = 7, batch: int = 2, head_dim_v: int = 24, **options) -> list:
+    return [
+        torch.randn(batch, *shape, dtype=torch.float64, requires_grad=True, **options)
+        for shape in (
+            (rows, HEADS, HEAD_DIM),
+            (keys, HEADS_KV, HEAD_DIM),
+            (keys, HEADS_KV, head_dim_v),
+        )
+    ]
+
+
+def expected(q, k, v, sink=None, causal=False, window_size=(-1, -1), scale=None) -> torch.Tensor:
+    """Computes attention in an independent way: a softmax over scores and, maybe, a sink."""
+    left, right = (10**9 if bound in (None, -1) else bound for bound in window_size)
+    rows, keys = q.shape[1], k.shape[1]
+    position = torch.arange(rows)[:, None] + keys - rows
+    key = torch.arange(keys)
+    seen = (key >= position - left) & (key <= position + (0 if causal else right))
+    k, v = (tensor.repeat_interleave(HEADS // HEADS_KV, 2) for tensor in (k, v))
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * (scale or HEAD_DIM**-0.5)
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if sink is not None:
+        column = sink[None, :, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, column], -1)
+    weights = scores.softmax(-1).nan_to_num(0.0)[..., :keys]
+    return torch.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def gradients(out: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    return list(torch.autograd.grad(out, inputs, torch.randn(out.shape, dtype=out.dtype)))
+
+
+def assert_same(ours, theirs, name: str = "out") -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=lambda m: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("with_sink", (False, True), ids=("plain", "sink"))
+def test_dense(mask, with_sink):
+    inputs = qkv()
+    if with_sink:
+        inputs.append(torch.randn(HEADS, dtype=torch.float64, requires_grad=True))
+    sink = {"learnable_sink": inputs[3]} if with_sink else {}
+    out = flash_attn_func(*inputs[:3], **sink, **MASKS[mask])
+    right = expected(*inputs, **MASKS[mask])
+    assert_same(out, right)
+    for name, ours, theirs in zip(
+        ("dq", "dk", "dv", "dsink"),
+        gradients(out, *inputs),
+        gradients(right, *inputs),
+        strict=False,
+    ):
+        assert_same(ours, theirs, name)
+
+
+def packed(lengths_q=LENGTHS, lengths_k=None, spare: int = 0) -> tuple[list, list]:
+    """Makes packed q, k and v with `spare` rows of NaN behind the sequences, and the
+    cu_seqlens of both."""
+    lengths = lengths_q, lengths_k or lengths_q
+    starts = [torch.tensor([0, *itertools.accumulate(one)], dtype=torch.int32) for one in lengths]
+    tensors = []
+    for side, heads, head_dim in ((0, HEADS, HEAD_DIM), (1, HEADS_KV, HEAD_DIM), (1, HEADS_KV, 24)):
+        tensor = torch.randn(sum(lengths[side]) + spare, heads, head_dim, dtype=torch.float64)
+        tensor[sum(lengths[side]) :] = torch.nan
+        tensors.append(tensor.requires_grad_())
+    return tensors, starts
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("keys", (None, (7, 3, 2, 7)), ids=("self", "cross"))
+@pytest.mark.parametrize("with_sink", (False, True), ids=("plain", "sink"))
+def test_packed_sequences_are_dense_ones_by_themselves(mask, keys, with_sink):
+    """Rows behind the last sequence are NaN, as is what the op leaves in their place."""
+    (q, k, v), starts = packed(LENGTHS, keys, spare=3)
+    sink = torch.randn(HEADS, dtype=torch.float64, requires_grad=True) if with_sink else None
+    options = MASKS[mask] | ({"learnable_sink": sink} if with_sink else {})
+    out = flash_attn_varlen_func(q, k, v, *starts, max(LENGTHS), max(keys or LENGTHS), **options)
+    inputs = [q, k, v] + ([sink] if with_sink else [])
+    rows, right = sum(LENGTHS), []
+    for i in range(len(LENGTHS)):
+        parts = [
+            tensor[starts[side][i] : starts[side][i + 1]][None]
+            for tensor, side in ((q, 0), (k, 1), (v, 1))
+        ]
+        right.append(expected(*parts, sink, **MASKS[mask])[0])
+    theirs = torch.cat(right)
+    assert_same(out[:rows], theirs)
+    grad = torch.randn_like(out)
+    grad[rows:] = torch.nan
+    ours = torch.autograd.grad(out, inputs, grad)
+    for name, one, other in zip(
+        ("dq", "dk", "dv", "dsink"),
+        ours,
+        torch.autograd.grad(theirs, inputs, grad[:rows]),
+        strict=False,
+    ):
+        assert_same(one, other.nan_to_num(0.0), name)
+
+
+def test_the_logsumexp_holds_the_sink_and_has_no_gradient():
+    q, k, v = qkv()
+    sink = torch.randn(HEADS, dtype=torch.float64)
+    _, plain = flash_attn_func(q, k, v, return_lse=True)
+    _, with_sink = flash_attn_func(q, k, v, learnable_sink=sink, return_attn_probs=True)
+    assert_same(with_sink, torch.logaddexp(plain, sink[:, None].float()), "lse")
+    assert not plain.requires_grad and not with_sink.requires_grad
+
+
+def test_a_row_that_sees_no_key_is_zero_with_any_sink():
+    q, k, v = (tensor.detach() for tensor in qkv(rows=7, keys=5))
+    for sink in (0.0, -torch.inf, -1e30):
+        out, lse = flash_attn_func(
+            q, k, v, causal=True, learnable_sink=torch.full((HEADS,), sink), return_lse=True
+        )
+        assert not out[:, :2].any() and out.isfinite().all(), sink
+        assert not lse.isnan().any(), sink
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("strides", ("rows outside", "heads outside"))
+def test_cache(mask, strides):
+    """Rows beyond those in use are NaN."""
+    used = (5, 30, 17)
+    q, _, _ = qkv(rows=3, batch=3)
+    caches = []
+    for head_dim in (HEAD_DIM, 24):
+        cache = torch.randn(3, HEADS_KV, 32, head_dim, dtype=torch.float64).transpose(1, 2)
+        cache = cache.contiguous() if strides == "rows outside" else cache
+        for i, length in enumerate(used):
+            cache[i, length:] = torch.nan
+        caches.append(cache)
+    q = q.detach()
+    out = with_cache(q, *caches, cache_seqlens=torch.tensor(used), **MASKS[mask])
+    for i, length in enumerate(used):
+        one = (tensor[i : i + 1] for tensor in (q, *(cache[:, :length] for cache in caches)))
+        assert_same(out[i : i + 1], expected(*one, **MASKS[mask]), f"sequence {i}")
+
+
+def test_a_cache_that_no_kernel_reads_in_place_is_packed(monkeypatch):
+    q, k, v = (tensor.detach() for tensor in qkv(rows=3, keys=32, batch=3))
+    k, v = (tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in (k, v))
+    options = {"cache_seqlens": torch.tensor([5, 30, 17]), "causal": True, "return_lse": True}
+    in_place = with_cache(q, k, v, **options)
+    monkeypatch.setattr(_cache, "_reads_in_place", lambda *tensors: False)
+    for name, ours, theirs in zip(
+        ("out", "lse"), with_cache(q, k, v, **options), in_place, strict=True
+    ):
+        assert_same(ours, theirs, name)
+
+
+@pytest.mark.parametrize("lengths", (torch.tensor([4, 9]), 6), ids=("tensor", "number"))
+def test_new_keys_go_behind_those_in_use(lengths):
+    q, new_k, new_v = (tensor.detach() for tensor in qkv(rows=3, keys=3))
+    _, k, v = (tensor.detach() for tensor in qkv(keys=16))
+    expected_k, expected_v = k.clone(), v.clone()
+    used = [lengths] * 2 if isinstance(lengths, int) else lengths.tolist()
+    for i, length in enumerate(used):
+        expected_k[i, length : length + 3] = new_k[i]
+        expected_v[i, length : length + 3] = new_v[i]
+    out = with_cache(q, k, v, new_k, new_v, cache_seqlens=lengths, causal=True)
+    assert torch.equal(k, expected_k) and torch.equal(v, expected_v)
+    for i, length in enumerate(used):
+        right = expected(
+            q[i : i + 1], k[i : i + 1, : length + 3], v[i : i + 1, : length + 3], causal=True
+        )
+        assert_same(out[i : i + 1], right, f"sequence {i}")
+
+
+def test_pages():
+    """New keys begin in one page and end in the next."""
+    page, table = 4, torch.tensor([[5, 0, 2], [3, 1, 4]], dtype=torch.int32)
+    _, k, v = (tensor.detach() for tensor in qkv(keys=page, batch=6))
+    q, new_k, new_v = (tensor.detach() for tensor in qkv(rows=2, keys=2))
+    lengths = torch.tensor([3, 7], dtype=torch.int32)
+    out = with_cache(q, k, v, new_k, new_v, cache_seqlens=lengths, page_table=table, causal=True)
+    for i, length in enumerate(lengths.tolist()):
+        rows = [cache[table[i].long()].flatten(0, 1) for cache in (k, v)]
+        for cache, new in zip(rows, (new_k, new_v), strict=True):
+            assert torch.equal(cache[length : length + 2], new[i])
+        one = (tensor[None, : length + 2] for tensor in rows)
+        assert_same(out[i : i + 1], expected(q[i : i + 1], *one, causal=True), f"sequence {i}")
+    by_varlen = flash_attn_varlen_func(
+        q.flatten(0, 1), k, v, torch.tensor([0, 2, 4], dtype=torch.int32), None, 2, 12,
+        seqused_k=lengths + 2, block_table=table, causal=True,
+    )  # fmt: skip
+    assert_same(by_varlen, out.flatten(0, 1))
+
+
+def functions() -> dict:
+    """Returns calls of every function, by name, which take further arguments."""
+    (q, k, v), starts = packed()
+    return {
+        "flash_attn_func": lambda **more: flash_attn_func(*qkv(), **more),
+        "flash_attn_varlen_func": lambda **more: flash_attn_varlen_func(
+            q, k, v, *starts, 7, 7, **more
+        ),
+        "flash_attn_with_kvcache": lambda **more: with_cache(*(t.detach() for t in qkv()), **more),
+    }
+
+
+@pytest.mark.parametrize("name", flash_attn.__all__)
+@pytest.mark.parametrize(
+    ("argument", "value", "error", "words"),
+    [
+        ("softcap", 30.0, NotImplementedError, r"softcap is not supported .* must be 0.0, is 30.0"),
+        ("alibi_slopes", torch.ones(4), NotImplementedError, "alibi_slopes .* None, is Tensor"),
+        ("qv", torch.ones(4), NotImplementedError, "qv is not supported"),
+        ("attention_chunk", 8, NotImplementedError, "attention_chunk .* None or 0, is 8"),
+        ("sm_margin", 4, NotImplementedError, "sm_margin .* is 4"),
+        ("window_size", (1, 2, 3), ValueError, r"two numbers, left and right, is \(1, 2, 3\)"),
+        ("window_size", (-2, 0), ValueError, r"from 0 on, is \(-2, 0\)"),
+        ("learnable_sink", torch.ones(3), ValueError, r"shape \(4,\), .*, has \(3,\)"),
+        ("casual", True, TypeError, "unexpected keyword argument 'casual'"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(name, argument, value, error, words):
+    with pytest.raises(error, match=words):
+        functions()[name](**{argument: value})
+
+
+@pytest.mark.parametrize("name", flash_attn.__all__)
+def test_arguments_that_ask_for_nothing_are_taken(name):
+    functions()[name](
+        softcap=0, alibi_slopes=None, qv=None, attention_chunk=0, pack_gqa=True, sm_margin=0
+    )
+
+
+@pytest.mark.parametrize("name", flash_attn.__all__[:2])
+def test_dropout_is_refused(name):
+    with pytest.raises(NotImplementedError, match=r"dropout_p .* must be 0\.0, is 0\.1"):
+        functions()[name](dropout_p=0.1)
+    functions()[name](dropout_p=0.0)
+
+
+def test_arguments_behind_the_tensors_are_keywords():
+    with pytest.raises(TypeError, match="positional"):
+        flash_attn_func(*qkv(), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (lambda q, k, v: {"k": k}, "k and v must be given together"),
+        (lambda q, k, v: {"k": k, "v": v}, "cache_seqlens must be given with new keys"),
+        (lambda q, k, v: {"block_table": torch.ones(2, 1)}, "cache_seqlens must be given"),
+        (lambda q, k, v: {"cache_seqlens": torch.ones(3)}, r"shape \(2,\), .*, has \(3,\)"),
+    ],
+)
+def test_arguments_of_a_cache_that_do_not_fit_together(arguments, words):
+    tensors = [tensor.detach() for tensor in qkv()]
+    with pytest.raises(ValueError, match=words):
+        with_cache(*tensors, **arguments(*tensors))
+
+
+def test_one_name_of_the_table_alone():
+    with pytest.raises(TypeError, match="block_table and page_table are two names"):
+        with_cache(
+            *qkv(), cache_seqlens=3, block_table=torch.ones(2, 1), page_table=torch.ones(2, 1)
+        )
+
+
+def test_a_cache_has_no_backward_and_says_so():
+    q, k, v = qkv()
+    with pytest.raises(NotImplementedError, match="seqused_k has no backward: call it under"):
+        with_cache(q, k, v, cache_seqlens=torch.tensor([3, 4]))
+    with torch.no_grad():
+        with_cache(q, k, v, cache_seqlens=torch.tensor([3, 4]))
+
+
+@pytest.mark.parametrize("dynamic", (False, True), ids=("static", "dynamic"))
+@pytest.mark.parametrize("with_sink", (False, True), ids=("plain", "sink"))
+def test_compiled_without_a_graph_break(with_sink, dynamic):
+    q, k, v = qkv()
+    sink = torch.randn(HEADS, dtype=torch.float64) if with_sink else None
+
+    def call(q, k, v):
+        return flash_attn_func(q, k, v, causal=True, learnable_sink=sink) * 2
+
+    out = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=dynamic)(q, k, v)
+    assert_same(out, call(q, k, v))
+    for ours, theirs in zip(
+        gradients(out, q, k, v), gradients(call(q, k, v), q, k, v), strict=True
+    ):
+        assert_same(ours, theirs)
+
+
+def test_a_step_of_decoding_compiled_without_a_graph_break():
+    q, new_k, new_v = (tensor.detach() for tensor in qkv(rows=1, keys=1))
+    _, k, v = (tensor.detach() for tensor in qkv(keys=16))
+    used = torch.tensor([4, 9], dtype=torch.int32)
+
+    def step(k, v):
+        return with_cache(q, k, v, new_k, new_v, cache_seqlens=used, causal=True)
+
+    caches = [[tensor.clone() for tensor in (k, v)] for _ in range(2)]
+    out = torch.compile(step, fullgraph=True, backend="aot_eager")(*caches[0])
+    assert_same(out, step(*caches[1]))
+    for ours, theirs in zip(*caches, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_ops_keep_torch_s_promises():
+    """Schema, fake tensors, autograd and AOTDispatch, for unequal head dims and any order of
+    dimensions."""
+    q, k, v = (tensor.detach().transpose(1, 2).contiguous().transpose(1, 2) for tensor in qkv())
+    inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
+    options = (None, None, 5, 7, None, None, None, True, -1, -1, 0, False)
+    sink = torch.randn(HEADS, requires_grad=True)
+    ops = torch.ops.fa4_ext
+    torch.library.opcheck(ops.attention.default, (*inputs, *options))
+    torch.library.opcheck(ops.attention_with_sink.default, (*inputs, sink, *options))
+
+
+class _Hopper:
+    major, minor, multi_processor_count = 9, 0, 132
+
+
+class _Blackwell:
+    major, minor, multi_processor_count = 10, 0, 148
+
+
+@pytest.mark.parametrize(
+    ("properties", "queries", "in_place"),
+    [(_Hopper, 1, True), (_Hopper, 512, True), (_Hopper, 513, False), (_Blackwell, 1, False)],
+)
+def test_which_caches_are_read_in_place(monkeypatch, properties, queries, in_place):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    _cache._decodes.cache_clear()
+    query = (queries, 8, 128)
+    arguments = torch.device("cuda"), torch.bfloat16, query, 4096, 8, 128
+    assert _cache._decodes(*arguments) is in_place
+    _cache._decodes.cache_clear()
+
+
+def test_importing_the_package_does_not_import_the_functions():
+    script = "import sys, fa4_ext; print([name for name in sys.modules if 'flash_attn' in name])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_second_derivative_is_an_error():
+    q, k, v = qkv()
+    (dq,) = torch.autograd.grad(flash_attn_func(q, k, v).sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="has no second derivative"):
+        dq.sum().backward()
+
+
+def test_the_op_ran():
+    math_ops.calls.clear()
+    q, k, v = qkv()
+    flash_attn_func(q, k, v).sum().backward()
+    assert math_ops.calls == ["attention", "attention_backward"]
