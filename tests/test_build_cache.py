@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -204,9 +205,8 @@ def test_a_build_may_put_between_any_two_lines_of_another_s(tmp_path, in_the_way
         cache = Cache(tmp_path / str(line))
         if in_the_way:
             in_the_way(cache.directory)
-        reached = run_before_line(
-            line, lambda: put(cache, other, b"object"), lambda: put(cache, "k" * 64, b"object")
-        )
+        this, another = (partial(put, cache, name, b"object") for name in ("k" * 64, other))
+        reached = run_before_line(line, another, this)
         if not reached:
             break
         # Another's entry that came between this one's two files is whole, as they are the same.

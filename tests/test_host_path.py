@@ -92,8 +92,9 @@ def test_this_library_s_own_op_without_a_registration(calls, heads):
     forward, backward, decode = calls("own", query, key)
     shapes = {h: ((2, 129, h, 128), (129 * h * 128, h * 128, 128, 1)) for h in (query, key)}
     assert [layout(t) for t in forward["tensors"]] == [
-        (*shapes[query], "torch.bfloat16"), ((2, query, 129), (query * 129, 129, 1), "torch.float32"),
-    ]  # fmt: skip
+        (*shapes[query], "torch.bfloat16"),
+        ((2, query, 129), (query * 129, 129, 1), "torch.float32"),
+    ]
     assert len(forward["launches"]) == 1 and forward["allocations"] == 3, forward
     assert [layout(t)[:2] for t in backward["tensors"]] == [
         shapes[query], shapes[key], shapes[key],
