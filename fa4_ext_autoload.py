@@ -24,7 +24,9 @@ def autoload() -> None:
         )
         return
     try:
-        import fa4_ext  # noqa: F401
+        from fa4_ext.integrations import on_import
+
+        on_import.arm()
     except Exception as error:
         _warn(f"FA4_EXT_AUTOLOAD={value} could not import fa4_ext: {error!r}")
 

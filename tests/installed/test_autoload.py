@@ -144,3 +144,93 @@ def test_off_brings_in_no_module(monkeypatch):
     before = set(sys.modules)
     fa4_ext_autoload.autoload()
     assert set(sys.modules) == before
+
+
+def client(folder: Path, body: str = "") -> None:
+    """Puts a stand-in for transformers into Python's path, and for the integration's registration
+    one that prints."""
+    package = folder / "transformers"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "modeling_utils.py").write_text("print('models')\n" + body)
+
+
+STAND_IN = """
+    import sys, types, torch
+    integration = types.ModuleType("fa4_ext.integrations.transformers")
+    integration.register = lambda: print("registered")
+    sys.modules[integration.__name__] = integration
+    import fa4_ext.integrations
+    fa4_ext.integrations.transformers = integration
+"""
+
+
+def test_transformers_is_registered_with_when_its_models_are_imported(started, folder):
+    client(folder)
+    result = started(
+        STAND_IN
+        + """
+    assert not [name for name in sys.modules if name.startswith("transformers")]
+    import transformers
+    print("package")
+    from transformers import modeling_utils
+    assert type(modeling_utils.__spec__.loader).__name__ == "SourceFileLoader"
+    import transformers.modeling_utils
+    """,
+        FA4_EXT_AUTOLOAD="1",
+    )
+    assert result.stdout.split() == ["package", "models", "registered"]
+    assert result.stderr == ""
+
+
+def test_models_that_import_torch_themselves_are_registered_with_later(started, folder):
+    """The entry point then runs in the middle of their import."""
+    client(folder, "import torch\nprint('models end')\n")
+    code = STAND_IN.replace(", torch", "").replace("import fa4_ext.integrations\n", "")
+    result = started(
+        code.replace("fa4_ext.integrations.transformers = integration", "")
+        + """
+    import transformers.modeling_utils
+    import wave
+    """,
+        FA4_EXT_AUTOLOAD="1",
+    )
+    assert result.stdout.split("\n") == ["models", "models end", "registered", ""]
+    assert result.stderr == ""
+
+
+def test_a_registration_that_fails_is_a_warning_and_the_client_goes_on(started, folder):
+    client(folder)
+    result = started(
+        STAND_IN
+        + """
+    integration.register = lambda: 1 / 0
+    import transformers.modeling_utils
+    print("on")
+    """,
+        FA4_EXT_AUTOLOAD="1",
+    )
+    assert result.stdout.split() == ["models", "on"]
+    assert "could not register with transformers, which goes on without it" in result.stderr
+    assert "ZeroDivisionError" in result.stderr
+
+
+def test_a_client_that_fails_fails_as_without_us(started, folder):
+    client(folder, "raise LookupError('its own')\n")
+    result = started(
+        STAND_IN
+        + """
+    try:
+        import transformers.modeling_utils
+    except LookupError as error:
+        print(error)
+    """,
+        FA4_EXT_AUTOLOAD="1",
+    )
+    assert result.stdout.split("\n") == ["models", "its own", ""] and result.stderr == ""
+
+
+def test_an_import_alone_leaves_clients_alone(started, folder):
+    client(folder)
+    result = started("import fa4_ext, transformers.modeling_utils", FA4_EXT_AUTOLOAD="0")
+    assert result.stdout.split() == ["models"] and result.stderr == ""
