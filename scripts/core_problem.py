@@ -29,4 +29,5 @@ def core_problem(problem: dict) -> fa4_core.Problem:
     # These describe a forward's keys.
     for field in ("page_size", "num_splits"):
         setattr(core, field, problem.get(field, 0))
+    core.keys_in_use = problem.get("keys_in_use", False)
     return core

@@ -37,13 +37,14 @@ def run(package, tmp_path) -> Callable[..., str]:
     packages.mkdir()
     for name in "fa4_ext", "version.txt":
         (packages / name).symlink_to(ROOT / name)
+    folders = packages, ROOT / "tests" / "installed"
 
     def run(case: Callable, *arguments: str | Path) -> str:
         variables = {name: os.environ[name] for name in os.environ if not name.startswith("FA4_")}
         variables |= {
             "CUDA_VISIBLE_DEVICES": "-1", "HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "1",
             "LOCAL_KERNELS": f"{hub_cases.REPO}={package}",
-            "PYTHONPATH": os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")]),
         }  # fmt: skip
         command = [sys.executable, hub_cases.__file__, case.__name__, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path)

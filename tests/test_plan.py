@@ -426,6 +426,8 @@ def test_keys_are_split_over_the_sms_that_heads_leave_idle(change, splits):
 
 
 DECODE = {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "num_heads_kv": 2}
+# Each sequence uses a number of a dense cache's rows.
+CACHE = {"layout": "dense", "keys_in_use": True}
 
 
 @pytest.mark.parametrize(
@@ -466,6 +468,20 @@ DECODE = {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "num_heads_kv": 2}
             {"page_size": 256, "op": "backward", "capability": 100},
             "paged KV (block_table) is supported only in a forward",
         ),
+        (CACHE, ""),
+        (CACHE | {"batch": 1, "seqlen_q": 512, "total_q": 512}, ""),
+        (
+            CACHE | {"batch": 1, "seqlen_q": 513, "total_q": 513},
+            "seqused_k of dense tensors is supported for at most 512 queries, here 513",
+        ),
+        (
+            CACHE | {"capability": 100},
+            "seqused_k of dense tensors is supported only on compute capability 9.0",
+        ),
+        (
+            CACHE | {"op": "backward"},
+            "seqused_k of dense tensors is supported only in a forward",
+        ),
         ({"num_splits": 3}, ""),
         (
             {"num_splits": 3, "seqlen_q": 513, "total_q": 513},
@@ -499,13 +515,17 @@ def test_a_forced_tile_leaves_pages_to_no_kernel():
     problems(),
     st.sampled_from((1, 64, 513)),
     st.sampled_from((1, 4_000)),
-    st.sampled_from(({"page_size": 256}, {"num_splits": 3})),
+    st.sampled_from(({"page_size": 256}, {"keys_in_use": True}, {"num_splits": 3})),
 )
 def test_a_reason_about_pages_or_splits_is_true_of_its_call(problem, queries, more_heads, change):
     problem["seqlen_q"] = min(problem["seqlen_q"], queries)
     for heads in ("num_heads", "num_heads_kv"):
         problem[heads] *= more_heads
-    name = "paged KV (block_table)" if "page_size" in change else "SplitKV (num_splits is 3)"
+    name = {
+        "page_size": "paged KV (block_table)",
+        "keys_in_use": "seqused_k of dense tensors",
+        "num_splits": "SplitKV (num_splits is 3)",
+    }[next(iter(change))]
     rows = problem["seqlen_q"] * problem["num_heads"] // problem["num_heads_kv"]
     tiles = problem["num_heads_kv"] * -(-rows // 64)
     if problem["op"] == "backward":

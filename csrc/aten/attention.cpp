@@ -6,72 +6,9 @@
 #include "backward.h"
 #include "forward.h"
 #include "stock.h"
-#include "torch_version.h"
 
 namespace fa4::aten {
 namespace {
-
-constexpr KnownOp kAttention{"attention", {15, 15}, 2};
-constexpr KnownOp kAttentionBackward{"attention_backward", {15, 15}, 3};
-
-template <class Call>
-void take_qkv(Arguments& arguments, Call& call) {
-  call.query = arguments.tensor();
-  call.key = arguments.tensor();
-  call.value = arguments.tensor();
-}
-
-template <class Call>
-void take_lengths(Arguments& arguments, Call& call) {
-  call.cum_seq_q = arguments.optional_tensor();
-  call.cum_seq_k = arguments.optional_tensor();
-  call.max_q = arguments.value<int64_t>();
-  call.max_k = arguments.value<int64_t>();
-}
-
-template <class Call>
-void take_scale_and_mask(Arguments& arguments, Call& call) {
-  call.scale = arguments.value<std::optional<double>>();
-  call.is_causal = arguments.value<bool>();
-  call.window_size_left = arguments.value<int64_t>();
-  call.window_size_right = arguments.value<int64_t>();
-}
-
-ForwardCall take_attention(Arguments& arguments) {
-  ForwardCall call;
-  call.op = kAttention.name;
-  call.is_own = true;
-  call.is_low_level = true;
-  call.order = DimOrder::kSequenceFirst;
-  take_qkv(arguments, call);
-  take_lengths(arguments, call);
-  call.seqused_k = arguments.optional_tensor();
-  call.block_table = arguments.optional_tensor();
-  take_scale_and_mask(arguments, call);
-  call.num_splits = arguments.value<int64_t>();
-  call.has_block_table = torch_is_at_least(2, 12);
-  return call;
-}
-
-// The stock ops take an undefined tensor where dense tensors have no offsets.
-Handle or_undefined(Handle tensor) { return tensor ? std::move(tensor) : undefined(); }
-
-BackwardCall take_attention_backward(Arguments& arguments) {
-  BackwardCall call;
-  call.op = kAttentionBackward.name;
-  call.is_low_level = true;
-  call.order = DimOrder::kSequenceFirst;
-  call.grad_out = arguments.tensor();
-  take_qkv(arguments, call);
-  call.out = arguments.tensor();
-  call.logsumexp = arguments.tensor();
-  take_lengths(arguments, call);
-  call.cum_seq_q = or_undefined(std::move(call.cum_seq_q));
-  call.cum_seq_k = or_undefined(std::move(call.cum_seq_k));
-  take_scale_and_mask(arguments, call);
-  call.deterministic = arguments.value<bool>();
-  return call;
-}
 
 // PyTorch's flash attention lacks some of what this op promises. Throws where a call asks for that.
 void check_stock_can(const ForwardCall& call, const std::string& reason) {
@@ -113,21 +50,14 @@ Results run(const ForwardCall& call) {
 
 void attention(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   Arguments arguments(stack, num_inputs, num_outputs, kAttention);
-  ForwardCall call = take_attention(arguments);
-  // Only the backward looks at it, and autograd hands it on from here.
-  static_cast<void>(arguments.value<bool>());
-  Results results = run(call);
+  Results results = run(take_attention(arguments));
   stack[0] = give(std::move(results.out));
   stack[1] = give(std::move(results.logsumexp));
 }
 
 void attention_backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   Arguments arguments(stack, num_inputs, num_outputs, kAttentionBackward);
-  BackwardCall call = take_attention_backward(arguments);
-  // Without dropout nobody reads these two.
-  call.rng_state = undefined();
-  call.unused = undefined();
-  backward(call, stack);
+  backward(take_attention_backward(arguments), stack);
 }
 
 }  // namespace fa4::aten

@@ -1,6 +1,9 @@
 #include "calls.h"
 
+#include <utility>
+
 #include "../core/error.h"
+#include "torch_version.h"
 
 namespace fa4::aten {
 namespace {
@@ -19,6 +22,26 @@ void take_backward_tensors(Arguments& arguments, BackwardCall& call) {
   call.out = arguments.tensor();
   call.logsumexp = arguments.tensor();
 }
+
+// Our own ops have these next to each other.
+template <class Call>
+void take_lengths(Arguments& arguments, Call& call) {
+  call.cum_seq_q = arguments.optional_tensor();
+  call.cum_seq_k = arguments.optional_tensor();
+  call.max_q = arguments.value<int64_t>();
+  call.max_k = arguments.value<int64_t>();
+}
+
+template <class Call>
+void take_scale_and_mask(Arguments& arguments, Call& call) {
+  call.scale = arguments.value<std::optional<double>>();
+  call.is_causal = arguments.value<bool>();
+  call.window_size_left = arguments.value<int64_t>();
+  call.window_size_right = arguments.value<int64_t>();
+}
+
+// The backward ops of torch take an undefined tensor where there is none.
+Handle or_undefined(Handle tensor) { return tensor ? std::move(tensor) : undefined(); }
 
 }  // namespace
 
@@ -174,6 +197,39 @@ BackwardCall take_cudnn_backward(Arguments& arguments, const KnownOp& op) {
   call.dropout_p = arguments.value<double>();
   call.is_causal = arguments.value<bool>();
   call.scale = arguments.value<std::optional<double>>();
+  return call;
+}
+
+ForwardCall take_attention(Arguments& arguments) {
+  ForwardCall call;
+  call.op = kAttention.name;
+  call.is_own = true;
+  call.is_low_level = true;
+  call.order = DimOrder::kSequenceFirst;
+  take_qkv(arguments, call);
+  take_lengths(arguments, call);
+  call.seqused_k = arguments.optional_tensor();
+  call.block_table = arguments.optional_tensor();
+  take_scale_and_mask(arguments, call);
+  call.num_splits = arguments.value<int64_t>();
+  call.has_block_table = torch_is_at_least(2, 12);
+  arguments.value<bool>();  // deterministic, for the backward alone
+  return call;
+}
+
+BackwardCall take_attention_backward(Arguments& arguments) {
+  BackwardCall call;
+  call.op = kAttentionBackward.name;
+  call.is_low_level = true;
+  call.order = DimOrder::kSequenceFirst;
+  take_backward_tensors(arguments, call);
+  take_lengths(arguments, call);
+  call.cum_seq_q = or_undefined(std::move(call.cum_seq_q));
+  call.cum_seq_k = or_undefined(std::move(call.cum_seq_k));
+  take_scale_and_mask(arguments, call);
+  call.deterministic = arguments.value<bool>();
+  call.rng_state = undefined();
+  call.unused = undefined();
   return call;
 }
 

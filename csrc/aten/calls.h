@@ -1,4 +1,4 @@
-// The arguments of the aten ops are taken off the boxed stack here. Optional tensors that were not
+// The arguments of the ops are taken off the boxed stack here. Optional tensors that were not
 // given are empty handles.
 #pragma once
 
@@ -34,6 +34,10 @@ inline constexpr KnownOp kCudnnForward{"_cudnn_attention_forward", {13, 15}, 9};
 inline constexpr KnownOp kCudnnForwardInplace{
     "_cudnn_attention_forward_no_dropout_inplace", {12, 12}, 1};
 inline constexpr KnownOp kCudnnBackward{"_cudnn_attention_backward", {16, 16}, 3};
+
+// Our own ops.
+inline constexpr KnownOp kAttention{"attention", {15, 15}, 2};
+inline constexpr KnownOp kAttentionBackward{"attention_backward", {15, 15}, 3};
 
 struct ForwardCall {
   const char* op;
@@ -132,6 +136,9 @@ ForwardCall take_cudnn_forward(Arguments& arguments, bool has_block_table);
 ForwardCall take_cudnn_forward_inplace(Arguments& arguments);
 // Both backward ops have the same arguments.
 BackwardCall take_cudnn_backward(Arguments& arguments, const KnownOp& op);
+
+ForwardCall take_attention(Arguments& arguments);
+BackwardCall take_attention_backward(Arguments& arguments);
 
 inline StableIValue give(Handle handle) { return torch::stable::detail::from(handle.release()); }
 

@@ -47,8 +47,14 @@ def _fake_backward(grad_out, q, k, v, *others) -> tuple[torch.Tensor, torch.Tens
 
 
 def _attention_with_sink(q, k, v, learnable_sink, *options) -> Results:
-    out, lse = ops.attention(q, k, v, *options)
-    # A finite sink keeps a row without keys, whose lse is -inf, at zero.
+    return add_sink(*ops.attention(q, k, v, *options), learnable_sink)
+
+
+def add_sink(out: torch.Tensor, lse: torch.Tensor, learnable_sink: torch.Tensor) -> Results:
+    """Turns the results without a sink into those with it. It writes into `out`."""
+    # A row without keys has an lse of -inf, or where PyTorch's kernel ran, of inf. A finite sink
+    # keeps it at zero.
+    lse = lse.masked_fill(lse == torch.inf, -torch.inf)
     sink = learnable_sink.float().clamp(min=torch.finfo(torch.float32).min)
     lse_with_sink = torch.logaddexp(lse, sink[:, None])
     share_of_keys = torch.exp(lse - lse_with_sink)

@@ -1,6 +1,6 @@
 """Checks fa4_ext.flash_attn on the GPU: results and gradients of the functions against fp32,
-attention sinks, caches read in place, CUDA graphs and compiled programs. tests/test_flash_attn.py
-checks what the functions make of their arguments."""
+attention sinks, caches read in place, CUDA graphs and compiled programs. What the functions make of
+their arguments is checked by tests/installed/test_flash_attn.py."""
 
 from __future__ import annotations
 

@@ -141,6 +141,7 @@ Asked realistic(Random& random) {
   p.deterministic = random.one_in(4);
   if (random.one_in(2)) p.peer = Peer::kCudnn;
   if (random.one_in(8)) p.page_size = 64 * random.up_to(8);
+  p.keys_in_use = dense && random.one_in(8);
   if (random.one_in(4)) p.num_splits = random.up_to(32);
   Overrides overrides;
   overrides.decode = random.of(kDecodes);

@@ -14,6 +14,7 @@ import torch
 from fa4_ext import flash_attn
 from fa4_ext.flash_attn import _cache, flash_attn_func, flash_attn_varlen_func
 from fa4_ext.flash_attn import flash_attn_with_kvcache as with_cache
+from fa4_ext.flash_attn._ops import add_sink
 
 LENGTHS = (5, 1, 0, 7)
 HEADS, HEADS_KV, HEAD_DIM = 4, 2, 16
@@ -148,6 +149,16 @@ def test_a_row_that_sees_no_key_is_zero_with_any_sink():
         )
         assert not out[:, :2].any() and out.isfinite().all(), sink
         assert not lse.isnan().any(), sink
+
+
+@pytest.mark.parametrize("lse", (torch.inf, -torch.inf), ids=("PyTorch's", "ours"))
+@pytest.mark.parametrize("sink", (0.5, -torch.inf))
+def test_a_row_without_keys_stays_zero_whichever_kernel_ran(lse, sink):
+    out, with_sink = add_sink(
+        torch.zeros(1, 1, 1, 8), torch.full((1, 1, 1), lse), torch.full((1,), sink)
+    )
+    assert not out.any() and not out.isnan().any(), out
+    assert with_sink.isfinite().all(), with_sink
 
 
 @pytest.mark.parametrize("mask", MASKS)
