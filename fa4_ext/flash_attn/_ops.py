@@ -47,7 +47,8 @@ def _fake_backward(grad_out, q, k, v, *others) -> tuple[torch.Tensor, torch.Tens
 
 
 def _attention_with_sink(q, k, v, learnable_sink, *options) -> Results:
-    return add_sink(*ops.attention(q, k, v, *options), learnable_sink)
+    out, lse = ops.attention(q, k, v, *options)
+    return add_sink(out, lse, learnable_sink)
 
 
 def add_sink(out: torch.Tensor, lse: torch.Tensor, learnable_sink: torch.Tensor) -> Results:
