@@ -4,6 +4,7 @@ a downloaded one, in the processes of hub_cases.py, where math_ops.py computes i
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -107,6 +108,12 @@ def test_the_namespace_depends_on_the_library_and_on_the_modules(tmp_path, monke
         module.write_bytes(of_module)
         names.add(build.namespace(library))
     assert len(names) == 3, names
+
+
+def test_the_metadata_name_what_the_kernels_are_compiled_for(package):
+    backend = json.loads((package / "metadata.json").read_text())["backend"]
+    expected = [{90: "9.0a", 100: "10.0f"}[arch] for arch in built.ARCHS]
+    assert backend == {"type": "cuda", "archs": expected}, backend
 
 
 def test_kernels_chooses_the_variant_for_cuda_13(run, package):
