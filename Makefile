@@ -20,7 +20,7 @@ CXX_SOURCES := $(wildcard csrc/*.cpp $(foreach folder,csrc/* csrc/*/* examples/c
 	$(folder)/*.cpp $(folder)/*.h $(folder)/*.c))
 
 .DEFAULT_GOAL := help
-.PHONY: help lock demo build docs test test-all sanitize lint format wheel compat gpu-test bench clean distclean
+.PHONY: help lock demo build docs test test-all sanitize lint format wheel hub compat gpu-test bench clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -91,6 +91,11 @@ wheel: $(VENV)/build.stamp ## compile the full matrix into dist/*.whl
 	FA4_EXT_KERNELS=$(or $(KERNELS),full) $(BIN)/python -m pip wheel --verbose --no-build-isolation --no-deps \
 		--disable-pip-version-check --wheel-dir $(WHEEL_DIR) .
 	$(BIN)/python scripts/tools/check_wheel.py $(WHEEL_DIR)/*.whl
+
+hub: $(VENV)/build.stamp ## write dist/hub, the functions of flash-attn for Hugging Face's `kernels`
+	FA4_EXT_KERNELS=$(or $(KERNELS),full) $(BIN)/python setup.py --quiet build_ext --build-lib build/hub
+	$(BIN)/python -m scripts.hub.build --kernels $(or $(KERNELS),full) --out $(WHEEL_DIR)/hub
+	$(BIN)/python -m scripts.hub.check $(WHEEL_DIR)/hub
 
 compat: $(VENV)/bin/python ## test the wheel beside every torch in requirements/compat.in
 	$(BIN)/python -m scripts.tools.compat --wheel $(WHEEL_DIR)/*.whl --table docs/compatibility.md $(ARGS)

@@ -11,6 +11,9 @@
 namespace fa4::aten {
 namespace {
 
+// CMakeLists.txt names the namespace, because each library in a process needs one of its own.
+constexpr const char* kNamespace = FA4_EXT_OP_NAMESPACE;
+
 // Returns the path of this library, which tells copies apart in torch's errors.
 const char* own_path() {
   Dl_info info;
@@ -20,9 +23,9 @@ const char* own_path() {
 }
 
 struct Definition {
-  DispatcherLibrary schemas{"fa4_ext", own_path()};
-  DispatcherLibrary on_any_device{"fa4_ext", "CompositeExplicitAutograd", own_path()};
-  DispatcherLibrary on_cuda{"fa4_ext", "CUDA", own_path()};
+  DispatcherLibrary schemas{kNamespace, own_path()};
+  DispatcherLibrary on_any_device{kNamespace, "CompositeExplicitAutograd", own_path()};
+  DispatcherLibrary on_cuda{kNamespace, "CUDA", own_path()};
 
   Definition() {
     schemas.define(kExplainSchema);
@@ -41,7 +44,7 @@ std::string define() noexcept {
     new Definition;
     return "";
   } catch (const std::exception& error) {
-    return concat("PyTorch refused to define the operators fa4_ext::* for ", own_path(),
+    return concat("PyTorch refused to define the operators ", kNamespace, "::* for ", own_path(),
                   ": another copy of this library, or another library of that name, has defined "
                   "them in this process. PyTorch says: ",
                   error.what());

@@ -11,7 +11,7 @@ torch.compile with fullgraph=True, and all but those with a cache are differenti
 
 from __future__ import annotations
 
-from fa4_ext.flash_attn._cache import flash_attn_with_kvcache
-from fa4_ext.flash_attn._functions import flash_attn_func, flash_attn_varlen_func
+from ._cache import flash_attn_with_kvcache
+from ._functions import flash_attn_func, flash_attn_varlen_func
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"]

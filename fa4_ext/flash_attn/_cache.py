@@ -6,8 +6,9 @@ import functools
 
 import torch
 
-from fa4_ext.flash_attn import _arguments
-from fa4_ext.flash_attn._functions import Results, attend
+from . import _arguments
+from ._functions import Results, attend
+from ._native import ops
 
 
 def flash_attn_with_kvcache(
@@ -157,7 +158,7 @@ def _decodes(device, dtype, query: tuple[int, ...], keys: int, heads: int, head_
         )
     )
     used = torch.empty(1, dtype=torch.int32, device="meta")
-    supported, *_ = torch.ops.fa4_ext.explain(
+    supported, *_ = ops.explain(
         q, k, v, None, None, rows, keys, 0.0, False, False, None, -1, -1, used, None, None, None,
         False, False, True, 10 * properties.major + properties.minor,
         properties.multi_processor_count, own=True,

@@ -6,7 +6,8 @@ from typing import TypeAlias
 
 import torch
 
-from fa4_ext.flash_attn import _arguments, _ops
+from . import _arguments, _ops
+from ._native import ops
 
 Results: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
@@ -140,20 +141,20 @@ def flash_attn_varlen_func(
 
 
 def attend(q, k, v, learnable_sink: torch.Tensor | None, *options) -> _ops.Results:
-    """Calls the op with or without a sink. `options` are those of torch.ops.fa4_ext.attention.
+    """Calls the op with or without a sink. `options` are those of the op `attention`.
 
     Raises:
         ValueError: the sink has another shape than (heads,).
     """
     if learnable_sink is None:
-        return torch.ops.fa4_ext.attention(q, k, v, *options)
+        return ops.attention(q, k, v, *options)
     heads = q.shape[-2]
     if learnable_sink.shape != (heads,):
         raise ValueError(
             f"learnable_sink must have the shape ({heads},), a logit for each query head, has "
             f"{tuple(learnable_sink.shape)}"
         )
-    return torch.ops.fa4_ext.attention_with_sink(q, k, v, learnable_sink, *options)
+    return ops.attention_with_sink(q, k, v, learnable_sink, *options)
 
 
 def _refuse_options(dropout_p: float, softcap: float) -> None:

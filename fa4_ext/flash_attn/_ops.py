@@ -1,5 +1,5 @@
-"""This module completes torch.ops.fa4_ext.attention, whose CUDA implementation is the native
-library's: here are the fake implementations and the gradients, and the op with an attention sink.
+"""This module completes the op `attention`, whose CUDA implementation is the native library's: here
+are the fake implementations and the gradients, and the op with an attention sink.
 
 A sink is a logit a head that takes part in the softmax and has no value. With lse the logsumexp of
 a row's scores, it turns the output o into o * exp(lse - lse'), where lse' = logaddexp(lse, sink).
@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import torch
 
-from fa4_ext import _library
+from ._native import NAMESPACE, ops
 
 Results: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
@@ -47,7 +47,8 @@ def _fake_backward(grad_out, q, k, v, *others) -> tuple[torch.Tensor, torch.Tens
 
 
 def _attention_with_sink(q, k, v, learnable_sink, *options) -> Results:
-    return add_sink(*torch.ops.fa4_ext.attention(q, k, v, *options), learnable_sink)
+    out, lse = ops.attention(q, k, v, *options)
+    return add_sink(out, lse, learnable_sink)
 
 
 def add_sink(out: torch.Tensor, lse: torch.Tensor, learnable_sink: torch.Tensor) -> Results:
@@ -88,7 +89,7 @@ class _Gradient(torch.autograd.Function):
         if grad_out is None:
             return (*(None,) * 4, *others)
         q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, learnable_sink = ctx.saved_tensors
-        gradients = torch.ops.fa4_ext.attention_backward(
+        gradients = ops.attention_backward(
             grad_out, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *ctx.options
         )
         sink = None
@@ -101,11 +102,11 @@ class _NoSecondDerivative(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.fa4_ext.attention_backward(*arguments)
+            return ops.attention_backward(*arguments)
 
     @staticmethod
     def backward(ctx, *gradients):
-        raise NotImplementedError("fa4_ext::attention has no second derivative")
+        raise NotImplementedError(f"{NAMESPACE}::attention has no second derivative")
 
 
 def _sink_gradient(grad_out, out, lse, cu_seqlens_q, learnable_sink) -> torch.Tensor:
@@ -125,8 +126,8 @@ def _sink_gradient(grad_out, out, lse, cu_seqlens_q, learnable_sink) -> torch.Te
 def _below_autograd(q, k, v, learnable_sink, *options) -> Results:
     with torch._C._AutoDispatchBelowAutograd():
         if learnable_sink is None:
-            return torch.ops.fa4_ext.attention(q, k, v, *options)
-        return torch.ops.fa4_ext.attention_with_sink(q, k, v, learnable_sink, *options)
+            return ops.attention(q, k, v, *options)
+        return ops.attention_with_sink(q, k, v, learnable_sink, *options)
 
 
 def _autograd(q, k, v, learnable_sink, *options) -> Results:
@@ -144,12 +145,14 @@ def _backward_autograd(*arguments):
     if torch.is_grad_enabled():  # somebody asks for a graph of the backward
         return _NoSecondDerivative.apply(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.fa4_ext.attention_backward(*arguments)
+        return ops.attention_backward(*arguments)
 
 
-def _complete() -> torch.library.Library:
-    _library.native()  # defines the ops, or raises
-    library = torch.library.Library("fa4_ext", "FRAGMENT")
+def _complete() -> torch.library.Library | None:
+    """Returns the registrations, or None where another copy of a package for the Hub made them."""
+    if hasattr(ops, "attention_with_sink"):
+        return None
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
     library.define(
         f"attention_with_sink(Tensor q, Tensor k, Tensor v, Tensor learnable_sink, {_OPTIONS}) -> "
         "(Tensor out, Tensor softmax_lse)"
@@ -163,7 +166,7 @@ def _complete() -> torch.library.Library:
         ("attention_with_sink", _fake_attention_with_sink),
         ("attention_backward", _fake_backward),
     ):
-        torch.library.register_fake(f"fa4_ext::{name}", fake, lib=library)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
     return library
 
 

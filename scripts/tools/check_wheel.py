@@ -33,13 +33,15 @@ PACKAGE = {
     "fa4_ext/__init__.py",
     "fa4_ext/py.typed",
     "fa4_ext/bench/__init__.py",
+    "fa4_ext/flash_attn/__init__.py",
     LIBRARY,
     "fa4_ext/include/fa4_ext.h",
     "fa4_ext/cmake/fa4_ext-config.cmake",
     "fa4_ext/cmake/fa4_ext-config-version.cmake",
 }
 ALLOWED = (
-    rf"fa4_ext/(bench/)?\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|fa4_ext-[^/]+\.dist-info/.*"
+    rf"fa4_ext/((bench|flash_attn)/)?\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|"
+    r"fa4_ext-[^/]+\.dist-info/.*"
 )
 # torch has loaded them when our library is loaded.
 TORCH_LIBRARIES = {"libtorch.so", "libtorch_cpu.so"}
@@ -201,17 +203,21 @@ def hardening_problems(library: Path) -> list[str]:
     return found
 
 
+def native_problems(wheel: Path, library: Path) -> list[str]:
+    """Returns what is wrong with the library. `wheel` holds it."""
+    return [
+        *platform_problems(tool_json("auditwheel", "show", "--json", wheel)),
+        *torch_problems(tool_json("torch-abi-audit", "--json", library)),
+        *library_problems(library),
+        *hardening_problems(library),
+    ]
+
+
 def problems(path: Path) -> list[str]:
     if found := package_problems(path):
         return found
     with tempfile.TemporaryDirectory() as directory, zipfile.ZipFile(path) as wheel:
-        library = Path(wheel.extract(LIBRARY, directory))
-        return [
-            *platform_problems(tool_json("auditwheel", "show", "--json", path)),
-            *torch_problems(tool_json("torch-abi-audit", "--json", library)),
-            *library_problems(library),
-            *hardening_problems(library),
-        ]
+        return native_problems(path, Path(wheel.extract(LIBRARY, directory)))
 
 
 def main(argument: str) -> int:

@@ -1,6 +1,6 @@
 """Implements torch.ops.fa4_ext.attention for tensors of the CPU in plain math, in fp32 or the
 inputs' wider dtype, so that what builds on the op is tested without a GPU. Importing this module
-registers it.
+registers it. `register` does so for a package with another namespace.
 """
 
 from __future__ import annotations
@@ -113,6 +113,14 @@ def attention_backward(
     return tuple(result.copy_(grad) for result, grad in zip(results, grads, strict=True))
 
 
-_library = torch.library.Library("fa4_ext", "IMPL")
-_library.impl("attention", attention, "CPU")
-_library.impl("attention_backward", attention_backward, "CPU")
+_kept = []  # the registrations end with them
+
+
+def register(namespace: str) -> None:
+    library = torch.library.Library(namespace, "IMPL")
+    library.impl("attention", attention, "CPU")
+    library.impl("attention_backward", attention_backward, "CPU")
+    _kept.append(library)
+
+
+register("fa4_ext")
