@@ -137,30 +137,54 @@ def _reads_in_place(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
     """Returns whether a kernel reads the keys in use from where they lie in a dense cache."""
     if q.device.type != "cuda":
         return True
-    # TMA takes addresses and strides of 16 bytes. An allocation begins at one.
-    elements = (*k.stride()[:-1], *v.stride()[:-1], k.storage_offset(), v.storage_offset())
-    return all(count % 8 == 0 for count in elements) and _decodes(
-        q.device, q.dtype, tuple(q.shape[1:]), k.shape[1], k.shape[2], v.shape[3]
-    )
+    # TMA takes addresses and strides of 16 bytes. An allocation begins at one. A compiled program
+    # cannot ask for the offset; the op refuses one that does not fit.
+    elements = [*k.stride()[:-1], *v.stride()[:-1]]
+    if not torch.compiler.is_compiling():
+        elements += k.storage_offset(), v.storage_offset()
+    if any(count % 8 for count in elements):
+        return False
+    sizes = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
+    return q.shape[1] <= _most_queries(q.device, q.dtype, *sizes)
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
-def _decodes(device, dtype, query: tuple[int, ...], keys: int, heads: int, head_dim_v: int) -> bool:
+def _most_queries(device, dtype, heads: int, heads_k: int, head_dim: int, head_dim_v: int) -> int:
+    """Returns how many queries of a sequence a kernel takes with a dense cache; 0 for none."""
     properties = torch.cuda.get_device_properties(device)
-    rows, query_heads, head_dim = query
-    q, k, v = (
-        torch.empty(1, *shape, dtype=dtype, device="meta")
-        for shape in (
-            (rows, query_heads, head_dim),
-            (keys, heads, head_dim),
-            (keys, heads, head_dim_v),
-        )
+    capability = 10 * properties.major + properties.minor
+    return _asked(
+        capability, properties.multi_processor_count, dtype, heads, heads_k, head_dim, head_dim_v
     )
+
+
+# torch.compile takes the answer for a constant. torch.compiler.assume_constant_result says this,
+# too, and imports the compiler, which takes more than a second.
+_most_queries._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _asked(capability, sm_count, dtype, heads, heads_k, head_dim, head_dim_v) -> int:
     used = torch.empty(1, dtype=torch.int32, device="meta")
-    supported, *_ = ops.explain(
-        q, k, v, None, None, rows, keys, 0.0, False, False, None, -1, -1, used, None, None, None,
-        False, False, True, 10 * properties.major + properties.minor,
-        properties.multi_processor_count, own=True,
-    )  # fmt: skip
-    return supported
+
+    def supported(rows: int) -> bool:
+        q, k, v = (
+            torch.empty(1, *shape, dtype=dtype, device="meta")
+            for shape in (
+                (rows, heads, head_dim),
+                (rows, heads_k, head_dim),
+                (rows, heads_k, head_dim_v),
+            )
+        )
+        answer, *_ = ops.explain(
+            q, k, v, None, None, rows, rows, 0.0, False, False, None, -1, -1, used, None, None,
+            None, False, False, True, capability, sm_count, own=True,
+        )  # fmt: skip
+        return answer
+
+    least, most = 0, 1
+    while supported(most):
+        least, most = most, 2 * most
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if supported(middle) else (least, middle)
+    return least

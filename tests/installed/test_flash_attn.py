@@ -365,16 +365,46 @@ class _Blackwell:
 
 
 @pytest.mark.parametrize(
-    ("properties", "queries", "in_place"),
-    [(_Hopper, 1, True), (_Hopper, 512, True), (_Hopper, 513, False), (_Blackwell, 1, False)],
+    ("properties", "heads", "most"),
+    [
+        (_Hopper, (8, 8), 512),
+        (_Hopper, (32, 2), 256),
+        (_Hopper, (8, 3), 0),
+        (_Blackwell, (8, 8), 0),
+    ],
 )
-def test_which_caches_are_read_in_place(monkeypatch, properties, queries, in_place):
+def test_how_many_queries_read_a_cache_in_place(monkeypatch, properties, heads, most):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    _cache._decodes.cache_clear()
-    query = (queries, 8, 128)
-    arguments = torch.device("cuda"), torch.bfloat16, query, 4096, 8, 128
-    assert _cache._decodes(*arguments) is in_place
-    _cache._decodes.cache_clear()
+    device = torch.device("cuda")
+    assert _cache._most_queries(device, torch.bfloat16, *heads, 128, 128) == most
+
+
+def test_whether_a_cache_is_read_in_place_is_a_constant_of_a_compiled_program(monkeypatch):
+    """A cache of heads outside rows is read where it lies, one of odd strides is not. After the
+    first call the compiler has symbols for the sizes that changed."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: _Hopper)
+
+    def compiled(q: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
+        return q + 1 if _cache._reads_in_place(_OnCuda(q), cache, cache) else q - 1
+
+    run = torch.compile(compiled, fullgraph=True, backend="eager")
+    for batch, rows, head_dim, in_place in (
+        (2, 1, 128, True),
+        (3, 2, 128, True),
+        (4, 300, 128, True),
+        (4, 513, 128, False),
+        (2, 1, 132, False),
+    ):
+        q, cache = torch.zeros(batch, rows, 8, head_dim), torch.zeros(batch, 8, 64, head_dim)
+        sign = 1 if in_place else -1
+        assert torch.equal(run(q, cache.transpose(1, 2)), q + sign), (batch, rows, head_dim)
+
+
+class _OnCuda:
+    """Says of a tensor that it is on a GPU."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.shape, self.dtype, self.device = tensor.shape, torch.bfloat16, torch.device("cuda")
 
 
 def test_importing_the_package_does_not_import_the_functions():
