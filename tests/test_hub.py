@@ -45,7 +45,9 @@ def run(package, tmp_path) -> Callable[..., str]:
         variables |= {
             "CUDA_VISIBLE_DEVICES": "-1", "HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "1",
             "LOCAL_KERNELS": f"{hub_cases.REPO}={package}",
-            "PYTHONPATH": os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join(
+                [*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
         }  # fmt: skip
         command = [sys.executable, hub_cases.__file__, case.__name__, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path)
