@@ -40,7 +40,7 @@ PACKAGE = {
     "fa4_ext/cmake/fa4_ext-config-version.cmake",
 }
 ALLOWED = (
-    rf"fa4_ext/((bench|flash_attn)/)?\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|"
+    rf"fa4_ext/([a-z_]+/)*\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|"
     r"fa4_ext-[^/]+\.dist-info/.*"
 )
 # torch has loaded them when our library is loaded.

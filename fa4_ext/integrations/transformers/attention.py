@@ -1,0 +1,300 @@
+"""This module has the attention function that transformers calls in every layer.
+
+It takes what the kernels compute to the functions of `fa4_ext.flash_attn`, and everything else to
+transformers' own functions, with the dense mask: to sdpa_attention_forward, or, where that lacks a
+feature too, to the model's own eager attention.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from fa4_ext.flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+from fa4_ext.integrations.transformers.compact import CompactMask, dense_mask, packs_rows
+from fa4_ext.integrations.transformers.rows import Rows
+
+Results = tuple[torch.Tensor, torch.Tensor | None]
+
+# The dtypes that the kernels compute in, by the type of device.
+DTYPES = {"cuda": (torch.bfloat16, torch.float16)}
+LARGEST_HEAD_DIM = 256
+
+# The arguments that the kernels cannot honour.
+_ASKS_MORE = {"softcap", "sinks", "position_bias", "indices", "block_indices"}
+# The bounds of packed sequences.
+_BOUNDS = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+_EVERYTHING = (-1, -1)  # the window that hides nothing
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    s_aux: torch.Tensor | None = None,
+    **others: Any,
+) -> Results:
+    """Computes attention, by transformers' interface of attention functions.
+
+    A mask says all about what is hidden. Without one, or with an optional one, the call is causal
+    if `is_causal`, or else the module, says so and there is more than one query, as in
+    transformers' sdpa.
+
+    Args:
+        module: the layer.
+        query: (batch, heads, q_length, head_dim).
+        key: (batch, kv_heads, kv_length, head_dim).
+        value: (batch, kv_heads, kv_length, head_dim_v).
+        attention_mask: a `CompactMask`; or (batch or 1, heads or 1, q_length, kv_length), bool or
+            added to the scores; or None.
+        dropout: the probability with which a weight is dropped.
+        scaling: the factor of the scores; None means 1 / sqrt(head_dim).
+        is_causal: whether a call without a mask is causal; None leaves it to the module.
+        s_aux: (heads,), the logits of attention sinks.
+        others: the further arguments of the interface. Of them softcap, sinks, position_bias and
+            indices change the result. cu_seq_lens_q, cu_seq_lens_k, max_length_q and max_length_k
+            describe packed sequences in a call without a mask.
+
+    Returns:
+        The output, (batch, q_length, heads, head_dim_v), contiguous, and None for the weights,
+        which only a model's eager attention returns.
+
+    Raises:
+        NotImplementedError: the layer selects keys in a way that only its own code knows, or the
+            call needs the model's eager attention, and it has none.
+    """
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if isinstance(attention_mask, CompactMask) and _says_nothing(attention_mask, causal):
+        attention_mask = None
+    asked = _given(others)
+    q, k, v = _in_one_dtype(module, query, key, value)
+    if not dropout and not _ASKS_MORE & asked and _covered(q, k, v):
+        if attention_mask is None and (q.shape[2] <= k.shape[2] or not causal):
+            return _without_mask(q, k, v, causal, others, scaling, s_aux).contiguous(), None
+        if isinstance(attention_mask, CompactMask) and _fits(attention_mask, q, k):
+            return _with_mask(q, k, v, attention_mask, scaling, s_aux).contiguous(), None
+    mask = dense_mask(attention_mask) if isinstance(attention_mask, CompactMask) else attention_mask
+    if "block_indices" in asked:
+        raise NotImplementedError(
+            f"{type(module).__name__} selects blocks of keys, which fa4_ext does not support: load "
+            'the model with attn_implementation="sdpa"'
+        )
+    if "indices" in asked:
+        mask = _selected(_explicit(mask, query, key, causal), others["indices"])
+    if s_aux is not None or {"softcap", "sinks"} & asked:
+        explicit = _explicit(mask, query, key, causal)
+        others = {**others, "s_aux": s_aux}
+        return _eager(module, query, key, value, explicit, dropout, scaling, others)
+    return _sdpa(module, query, key, value, mask, dropout, scaling, is_causal, **others)
+
+
+def _says_nothing(mask: CompactMask, causal: bool) -> bool:
+    """Returns whether the layer is not causal, and no mask says that it is."""
+    return mask.optional and mask.changed is None and not causal
+
+
+def _given(others: dict[str, Any]) -> set[str]:
+    """Returns the names of the arguments that were given."""
+    return {name for name, value in others.items() if value is not None}
+
+
+def _in_one_dtype(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns the tensors in the dtype to compute in.
+
+    Layers that are kept in float32 under autocast or in a quantised model hand on float32.
+    """
+    if torch.float32 not in (query.dtype, key.dtype, value.dtype):
+        return query, key, value
+    device_type = query.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+    elif hasattr(getattr(module, "config", None), "_is_quantized"):
+        dtype = module.config.dtype
+    else:
+        return query, key, value
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def _covered(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Returns whether there are kernels for tensors like these."""
+    dims = query.shape[-1], value.shape[-1]
+    return (
+        query.dtype in DTYPES.get(query.device.type, ())
+        and query.dtype == key.dtype == value.dtype
+        and key.shape[-1] == query.shape[-1]
+        and all(dim % 8 == 0 and dim <= LARGEST_HEAD_DIM for dim in dims)
+        and query.shape[0] == key.shape[0] == value.shape[0]
+        and query.shape[1] % key.shape[1] == 0
+        and all(size > 0 for size in query.shape)
+        and key.shape[2] > 0
+    )
+
+
+def _fits(mask: CompactMask, query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Returns whether the mask's description is that of this call, and a kernel has its gradient,
+    if one is needed.
+    """
+    if mask.changed is not None or mask.shape != (query.shape[0], 1, query.shape[2], key.shape[2]):
+        return False
+    in_cache = mask.lengths is not None and not packs_rows(mask)
+    needs_gradient = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+    return not (in_cache and needs_gradient)
+
+
+def _without_mask(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    causal: bool,
+    others: dict[str, Any],
+    scaling: float | None,
+    sink: torch.Tensor | None,
+) -> torch.Tensor:
+    q_length = query.shape[2]
+    causal = causal and q_length > 1
+    if _given(others) >= _BOUNDS:
+        packed = Rows(
+            others["cu_seq_lens_q"].to(torch.int32),
+            others["cu_seq_lens_k"].to(torch.int32),
+            others["max_length_q"],
+            others["max_length_k"],
+        )
+        return _varlen(query, key, value, packed, causal, _EVERYTHING, scaling, sink)
+    if causal:
+        # A static cache that was empty before: the other keys are not in use yet.
+        key, value = key[:, :, :q_length], value[:, :, :q_length]
+    return _dense_call(query, key, value, causal, _EVERYTHING, scaling, sink)
+
+
+def _with_mask(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: CompactMask,
+    scaling: float | None,
+    sink: torch.Tensor | None,
+) -> torch.Tensor:
+    causal, window = mask.right == 0, (mask.left, mask.right)
+    if mask.cu_seqlens_q is not None and mask.cu_seqlens_k is not None:
+        packed = Rows(mask.cu_seqlens_q, mask.cu_seqlens_k, mask.max_seqlen_q, mask.max_seqlen_k)
+        return _varlen(query, key, value, packed, causal, window, scaling, sink)
+    if mask.lengths is not None:
+        q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        out: Any = flash_attn_with_kvcache(
+            q,
+            k,
+            v,
+            cache_seqlens=mask.lengths,
+            softmax_scale=scaling,
+            causal=causal,
+            window_size=window,
+            learnable_sink=sink,
+        )
+        return out
+    if mask.used is not None:
+        key, value = key[:, :, : mask.used], value[:, :, : mask.used]
+    return _dense_call(query, key, value, causal, window, scaling, sink)
+
+
+def _dense_call(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    causal: bool,
+    window: tuple[int, int],
+    scaling: float | None,
+    sink: torch.Tensor | None,
+) -> torch.Tensor:
+    out: Any = flash_attn_func(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        softmax_scale=scaling,
+        causal=causal,
+        window_size=window,
+        learnable_sink=sink,
+    )
+    return out
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packed: Rows,
+    causal: bool,
+    window: tuple[int, int],
+    scaling: float | None,
+    sink: torch.Tensor | None,
+) -> torch.Tensor:
+    """Computes attention of packed sequences, whose bounds count in the flattened batch."""
+    out: Any = flash_attn_varlen_func(
+        query.transpose(1, 2).flatten(0, 1),
+        key.transpose(1, 2).flatten(0, 1),
+        value.transpose(1, 2).flatten(0, 1),
+        *packed,
+        softmax_scale=scaling,
+        causal=causal,
+        window_size=window,
+        learnable_sink=sink,
+    )
+    return out.unflatten(0, (query.shape[0], query.shape[2]))
+
+
+def _sdpa(*arguments: Any, **others: Any) -> Results:
+    return sdpa_attention_forward(*arguments, **others)
+
+
+def _eager(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    others: dict[str, Any],
+) -> Results:
+    """Computes attention with the function of the model, which knows its sinks and soft cap."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if eager is None:
+        raise NotImplementedError(
+            f"{type(module).__name__} needs sinks or a soft cap in a call that the kernels do not "
+            "cover, and its module has no eager_attention_forward"
+        )
+    if mask is not None and mask.dtype == torch.bool:
+        lowest = torch.finfo(query.dtype).min
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return eager(module, query, key, value, mask, scaling=scale, dropout=dropout, **others)
+
+
+def _explicit(
+    mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, causal: bool
+) -> torch.Tensor | None:
+    """Returns a mask that says what `causal` says in a call without a mask."""
+    if mask is not None or not causal or query.shape[2] == 1:
+        return mask
+    shape = 1, 1, query.shape[2], key.shape[2]
+    return torch.ones(shape, dtype=torch.bool, device=query.device).tril()
+
+
+def _selected(mask: torch.Tensor | None, indices: torch.Tensor) -> torch.Tensor:
+    """Returns a mask that leaves to each query the keys of `indices`, (batch, q_length, keys)."""
+    if mask is None or mask.dtype != torch.bool:
+        raise NotImplementedError(
+            "fa4_ext selects keys by their indices together with a boolean mask only: load the "
+            'model with attn_implementation="sdpa"'
+        )
+    selected = torch.zeros_like(mask.expand(indices.shape[0], -1, -1, -1))
+    return mask & selected.scatter(-1, indices.long()[:, None], True)

@@ -1,0 +1,62 @@
+"""Vision towers that pack images of different sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from clients import families
+from transformers import AutoModel, LlamaConfig, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
+
+from fa4_ext.integrations.transformers import join_vision_calls
+
+IMAGES = 3
+
+
+def tower_of(config, name: str) -> torch.nn.Module:
+    """Returns a model whose vision tower is small."""
+    config = families.small(config)
+    config.vision_config.out_hidden_size = config.text_config.hidden_size
+    config.vision_config.window_size = 32  # in pixels, of Qwen2.5-VL: windows of 2 x 2 tokens
+    torch.manual_seed(0)
+    return AutoModel.from_config(config, attn_implementation=name).eval()
+
+
+@pytest.mark.parametrize("config", [Qwen2VLConfig, Qwen2_5_VLConfig, Qwen3VLConfig])
+def test_a_vision_tower_calls_attention_once_a_layer(config, calls):
+    expected, actual = (tower_of(config(), name) for name in ("sdpa", "fa4_ext"))
+    actual.load_state_dict(expected.state_dict())
+    inputs = families.inputs_of(actual.visual, 1, 1)
+    wanted = expected.visual(**inputs)[0]
+    split = actual.visual(**inputs)[0]
+    layers = len(actual.visual.blocks)
+    assert calls.kernels >= IMAGES * layers
+
+    assert join_vision_calls(actual) == 1
+    calls.clear()
+    joined = actual.visual(**inputs)[0]
+    assert (calls.kernels, calls.elsewhere) == (layers, 0)
+    for got in (split, joined):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_joined_calls_leave_the_text_model_and_the_saved_configuration_alone(tmp_path, calls):
+    model = tower_of(Qwen2VLConfig(), "fa4_ext")
+    join_vision_calls(model)
+    assert "flash" not in model.config.get_text_config()._attn_implementation
+    assert model.config.vision_config._attn_implementation == "fa4_ext"
+    model.save_pretrained(tmp_path)
+    assert "fa4_ext" not in (tmp_path / "config.json").read_text()
+    model.set_attn_implementation("sdpa")
+    model.visual(**families.inputs_of(model.visual, 1, 1))
+    assert (calls.kernels, calls.elsewhere) == (0, 0)
+
+
+def test_a_model_without_such_a_tower_is_left_as_it_is():
+    model = AutoModel.from_config(families.small(LlamaConfig()), attn_implementation="fa4_ext")
+    assert join_vision_calls(model) == 0
+
+
+def test_another_implementation_is_refused():
+    model = tower_of(Qwen2VLConfig(), "sdpa")
+    with pytest.raises(ValueError, match="'sdpa', and not 'fa4_ext'"):
+        join_vision_calls(model)
