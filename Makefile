@@ -42,14 +42,16 @@ $(VENV)/build.stamp: requirements/torch.txt requirements/build.txt requirements/
 	$(PIP) check
 	touch $@
 
-$(VENV)/test.stamp: requirements/test.txt $(VENV)/build.stamp
+$(VENV)/test.stamp: requirements/test.txt requirements/hub.txt $(VENV)/build.stamp
 	scripts/tools/bootstrap.sh $(PYTHON) tests
 	$(INSTALL) -r $<
 	$(PIP) check
+	rm -rf $(VENV)/hub
+	$(INSTALL) --target $(VENV)/hub -r requirements/hub.txt
 	touch $@
 
 lock: ## renew the hashes of requirements/*.in, with uv; torch.txt says how it is renewed
-	$(foreach list,build test bench torch_cuda,\
+	$(foreach list,build test hub bench torch_cuda,\
 		$(LOCK) requirements/$(list).in -o requirements/$(list).txt &&) true
 
 demo: $(VENV)/build.stamp ## set up, run attention beside PyTorch's; without a GPU show the plans

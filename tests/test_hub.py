@@ -19,6 +19,7 @@ import pytest
 from scripts.hub import build, check
 
 ROOT = Path(__file__).parents[1]
+KERNELS = ROOT / ".venv" / "hub"  # requirements/hub.txt, where `make build` installs it
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +47,7 @@ def run(package, tmp_path) -> Callable[..., str]:
             "CUDA_VISIBLE_DEVICES": "-1", "HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "1",
             "LOCAL_KERNELS": f"{hub_cases.REPO}={package}",
             "PYTHONPATH": os.pathsep.join(
-                [*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])]
+                [*map(str, folders), str(KERNELS), *filter(None, [os.environ.get("PYTHONPATH")])]
             ),
         }  # fmt: skip
         command = [sys.executable, hub_cases.__file__, case.__name__, *arguments]
