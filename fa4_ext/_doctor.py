@@ -28,6 +28,7 @@ _PACKAGE = Path(__file__).resolve().parent
 _SETTINGS = (
     "FA4_EXT_AUTOLOAD",
     "FA4_EXT_AUTOREGISTER",
+    "FA4_EXT_DISABLE",
     "FA4_EXT_PROVIDES",
     "TORCH_CUDNN_SDPA_DEPRIORITIZED",
 )
