@@ -34,13 +34,14 @@ PACKAGE = {
     "fa4_ext/py.typed",
     "fa4_ext/bench/__init__.py",
     "fa4_ext/flash_attn/__init__.py",
+    "fa4_ext/selftest/__init__.py",
     LIBRARY,
     "fa4_ext/include/fa4_ext.h",
     "fa4_ext/cmake/fa4_ext-config.cmake",
     "fa4_ext/cmake/fa4_ext-config-version.cmake",
 }
 ALLOWED = (
-    rf"fa4_ext/((bench|flash_attn)/)?\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|"
+    rf"fa4_ext/((bench|flash_attn|selftest)/)?\w+\.py|{'|'.join(map(re.escape, PACKAGE))}|"
     r"fa4_ext-[^/]+\.dist-info/.*"
 )
 # torch has loaded them when our library is loaded.
