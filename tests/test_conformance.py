@@ -48,6 +48,7 @@ def test_every_gpu_test_file_is_named():
         "test_fuzz.py",
         "test_profile.py",
         "test_sanitizer.py",
+        "test_selftest.py",
         "test_tile_rules.py",
     }
     assert files - {name.partition("::")[0] for name in NAMED} == ours_alone
