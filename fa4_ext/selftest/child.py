@@ -25,6 +25,7 @@ def main(device: int) -> None:
         answers.write(json.dumps(what) + "\n")
         answers.flush()
 
+    torch.set_float32_matmul_precision("highest")  # which the truth is computed in
     torch.cuda.set_device(device)
     kernels = _library.manifest()
     by_name = {kernel["name"]: kernel for kernel in kernels}

@@ -36,13 +36,21 @@ def run(arguments) -> int:
         )
     kernels = _library.manifest()
     patterns = arguments.kernels.replace(",", " ").split() if arguments.kernels else ["*"]
-    device, arch = find_device(_environment.gather(devices=True), arguments.arch)
+    device, arch = find_device(_facts(), arguments.arch)
     selected = select(kernels, arch, patterns)
     found = test(kernels, selected, device, Limits(kernel=arguments.timeout))
     if arguments.json:
         Path(arguments.json).write_text(_cli_text.json_text(report.as_json(found)) + "\n")
     print(report.text(found))
     return 0 if found.ok else 1
+
+
+def _facts() -> _environment.Facts:
+    try:
+        return _environment.gather(devices=True)
+    except RuntimeError as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{NO_DEVICE}: CUDA does not start: {first_line}") from error
 
 
 def find_device(facts: _environment.Facts, wanted: int | None) -> tuple[int, int]:

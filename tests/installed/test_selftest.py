@@ -289,6 +289,17 @@ def test_without_a_gpu_for_it_the_error_says_what_is_there(found, wanted, messag
         command.find_device(found, wanted)
 
 
+def test_where_cuda_does_not_start_the_error_says_so(monkeypatch):
+    def gather(devices):
+        raise RuntimeError("CUDA unknown error\nand more")
+
+    monkeypatch.setattr(_environment, "gather", gather)
+    with pytest.raises(
+        ValueError, match=r"this needs a GPU: CUDA does not start: CUDA unknown error$"
+    ):
+        command._facts()
+
+
 def test_patterns_select_kernels_of_the_architecture():
     chosen = command.select(KERNELS, ARCH, [f"sm{ARCH}_backward_*", "*_forward_*"])
     assert {kernel["op"] for kernel in chosen} == {"forward", "backward"}
