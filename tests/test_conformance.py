@@ -44,6 +44,7 @@ def test_every_gpu_test_file_is_named():
     files = {path.name for path in (ROOT / "tests" / "gpu").glob("test_*.py")}
     ours_alone = {
         "test_bench.py",
+        "test_disable.py",
         "test_doctor.py",
         "test_fuzz.py",
         "test_profile.py",

@@ -120,7 +120,7 @@ class Child:
 
     def kill(self) -> None:
         """Ends the process and those that it started, and waits a while for it."""
-        with contextlib.suppress(ProcessLookupError):
+        if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_KILL_SECONDS)
