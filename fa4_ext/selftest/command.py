@@ -107,27 +107,33 @@ def test(
     kernels: Sequence[Kernel], selected: Sequence[Kernel], device: int, limits: Limits
 ) -> report.Report:
     """Runs the selected kernels and shows on standard error how far that is."""
-    command = (sys.executable, "-m", "fa4_ext.selftest.child", str(device))
     begin = time.monotonic()
-    outcomes = run_all(command, report.to_call(selected, kernels), limits)
-    facts = {
+    outcomes = run_all(child_command(device), report.to_call(selected, kernels), limits)
+    seconds = round(time.monotonic() - begin, 1)
+    return report.Report(
+        {**facts_of(device), "seconds": seconds},
+        report.with_companions(outcomes, selected, kernels),
+        {kernel["name"]: kernel["op"] for kernel in selected},
+    )
+
+
+def child_command(device: int) -> list[str]:
+    return [sys.executable, "-m", "fa4_ext.selftest.child", str(device)]
+
+
+def facts_of(device: int) -> dict:
+    return {
         "device": torch.cuda.get_device_name(device),
         "compute_capability": torch.cuda.get_device_capability(device),
         "driver": _driver(device),
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "build": fa4_ext.build_info(),
-        "seconds": round(time.monotonic() - begin, 1),
     }
-    return report.Report(
-        facts,
-        report.with_companions(outcomes, selected, kernels),
-        {kernel["name"]: kernel["op"] for kernel in selected},
-    )
 
 
 def run_all(command: Sequence[str], names: Sequence[str], limits: Limits) -> list[Outcome]:
-    progress = Progress(len(names), "kernels")
+    progress = Progress(len(names), "kernels", sys.stderr)
     outcomes = []
     with closing(supervise(command, names, limits, environment())) as running:
         for name in names:

@@ -16,6 +16,7 @@ from processes import python
 
 import fa4_ext
 from fa4_ext import _environment, _library
+from fa4_ext.__main__ import main
 from fa4_ext.selftest import attempt, command, report
 from fa4_ext.selftest.compare import what_is_wrong
 from fa4_ext.selftest.problems import CALLED, problems_for
@@ -184,6 +185,43 @@ def test_a_kernel_that_no_problem_gets_to_is_not_run():
     query = torch.empty(2, 8, 4096, 128, dtype=torch.bfloat16, device="meta")
     found = fa4_ext.explain(query, query, query, device_capability=divmod(ARCH, 10))
     assert found.supported, f"nothing stays disabled: {found}"
+
+
+@pytest.fixture
+def on_a_made_up_gpu(monkeypatch):
+    """The command finds a GPU, whose kernels are names that CHILD is told to act on."""
+
+    def act(**acts: str) -> None:
+        by_act = {kernel: name.replace("_", " ") for name, kernel in acts.items()}
+        code = CHILD.replace("line.strip()", f"{by_act!r}.get(line.strip(), line.strip())")
+        capability = {90: (9, 0), 100: (10, 0)}[ARCH]
+        made_up = made_report({}, []).facts
+        monkeypatch.setattr(command, "_facts", lambda: facts(capability))
+        monkeypatch.setattr(command, "facts_of", lambda device: made_up)
+        monkeypatch.setattr(command, "child_command", lambda device: fake(code))
+
+    return act
+
+
+def test_the_command_ends_with_0_where_every_kernel_is_right(on_a_made_up_gpu, output):
+    on_a_made_up_gpu()
+    assert output("selftest").splitlines()[-1] == "Nothing is wrong"
+
+
+def test_the_command_ends_with_1_and_names_what_is_broken(on_a_made_up_gpu, capsys, tmp_path):
+    hung, crashed, wrong = (kernel["name"] for kernel in BACKWARDS[:3])
+    on_a_made_up_gpu(hangs=hung, aborts=crashed, is_wrong=wrong)
+    path = tmp_path / "report.json"
+    words = ["selftest", "--timeout", "2", "--arch", f"sm{ARCH}", "--json", str(path)]
+    assert main([*words, "--kernels", "*_backward_*"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-1] == f"FA4_EXT_DISABLE={hung},{crashed},{wrong}"
+    assert f"{len(BACKWARDS)}/{len(BACKWARDS)} kernels, 0:" in shown.err
+    found = json.loads(path.read_text())
+    assert found["disable"] == [hung, crashed, wrong] and not found["ok"]
+    status = {row["kernel"]: row["status"] for row in found["kernels"]}
+    assert len(status) == len(BACKWARDS)
+    assert [status[name] for name in (hung, crashed, wrong)] == [HUNG, CRASHED, "wrong"]
 
 
 def outcome(kernel: dict, status: str) -> Outcome:
