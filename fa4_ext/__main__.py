@@ -1,4 +1,4 @@
-"""python -m fa4_ext demo | doctor | status | kernels | explain | bench"""
+"""python -m fa4_ext demo | doctor | status | kernels | explain | bench | selftest"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fa4_ext import (
     _cli_doctor,
     _cli_explain,
     _cli_kernels,
+    _cli_selftest,
     _cli_status,
     _library,
 )
@@ -25,7 +26,15 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=fa4_ext.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for command in (_cli_demo, _cli_doctor, _cli_status, _cli_kernels, _cli_explain, _cli_bench):
+    for command in (
+        _cli_demo,
+        _cli_doctor,
+        _cli_status,
+        _cli_kernels,
+        _cli_explain,
+        _cli_bench,
+        _cli_selftest,
+    ):
         command.add_to(commands)
     arguments = parser.parse_args(_cli_explain.join_window(words))
     if _library.problem and not arguments.needs_no_library:

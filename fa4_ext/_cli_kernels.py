@@ -34,7 +34,7 @@ def add_to(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--arch", type=_arch, metavar="sm90", help="only kernels for this GPU: sm90, sm100 or sm103"
+        "--arch", type=arch, metavar="sm90", help="only kernels for this GPU: sm90, sm100 or sm103"
     )
     parser.add_argument("--op", help="forward, decode, backward, preprocess, postprocess or clear")
     parser.add_argument("--dtype", help="bf16 or fp16")
@@ -48,7 +48,7 @@ def add_to(commands) -> None:
     parser.set_defaults(run=_run, needs_no_library=False)
 
 
-def _arch(text: str) -> int:
+def arch(text: str) -> int:
     major, minor = _cli_values.capability(text)
     return _environment.ARCHS.get((major, minor), 10 * major + minor)
 

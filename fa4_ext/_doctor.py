@@ -28,9 +28,11 @@ _PACKAGE = Path(__file__).resolve().parent
 _SETTINGS = (
     "FA4_EXT_AUTOLOAD",
     "FA4_EXT_AUTOREGISTER",
+    "FA4_EXT_DISABLE",
     "FA4_EXT_PROVIDES",
     "TORCH_CUDNN_SDPA_DEPRIORITIZED",
 )
+_SELFTEST = "`python -m fa4_ext selftest` runs every kernel and says which ones to leave out."
 # A call that F.scaled_dot_product_attention takes to one of them gets to our overrides.
 _OVERRIDDEN = (SDPBackend.FLASH_ATTENTION.value, SDPBackend.CUDNN_ATTENTION.value)
 
@@ -308,7 +310,7 @@ def _kernel(device: int) -> tuple[_doctor_kernel.KernelRun | None, Check]:
         run = _doctor_kernel.run(device)
     except RuntimeError as error:
         return None, Check(
-            "kernel", WRONG, f"attention on GPU {device} failed: {_first_line(error)}"
+            "kernel", WRONG, f"attention on GPU {device} failed: {_first_line(error)}. {_SELFTEST}"
         )
     return run, kernel(run)
 
@@ -316,6 +318,7 @@ def _kernel(device: int) -> tuple[_doctor_kernel.KernelRun | None, Check]:
 def kernel(run: _doctor_kernel.KernelRun) -> Check:
     errors = ", ".join(f"{name} {error:.1e}" for name, error in run.errors.items())
     forward, backward = run.milliseconds
+    advice = "" if run.right else f" {_SELFTEST}"
     return Check(
         "kernel",
         OK if run.right else WRONG,
@@ -323,7 +326,7 @@ def kernel(run: _doctor_kernel.KernelRun) -> Check:
         f"{errors}, at most {run.bound} is "
         f"right; first calls {forward:.1f} ms and {backward:.1f} ms; loading their modules took "
         f"{run.module_bytes / 2**20:.1f} MiB "
-        "of device memory.",
+        f"of device memory.{advice}",
     )
 
 

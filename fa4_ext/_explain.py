@@ -68,8 +68,9 @@ def explain(
     """Says which kernel a call would run, in which tile and with how much workspace, or why none
     does and what gets the call instead. It launches nothing, and with meta tensors needs no GPU.
 
-    Whether speed rules apply, and whether cuDNN's calls are taken, follows the registration in
-    force, or the default of `register()` if there is none. Switches of torch.backends.cuda and
+    Whether speed rules apply, which kernels are disabled, and whether cuDNN's calls are taken,
+    follows the registration in force. Without one, speed rules apply, no kernel is disabled, and
+    cuDNN's calls are taken. Switches of torch.backends.cuda and
     torch.nn.attention.sdpa_kernel are not looked at. A packed call is explained as a call of
     aten._flash_attention_forward, although since torch 2.14 torch.nn.attention.varlen prefers
     cuDNN.

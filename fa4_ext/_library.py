@@ -39,6 +39,8 @@ def _load() -> ctypes.CDLL:
     library.fa4_ext_register.restype = ctypes.c_int
     library.fa4_ext_set_option.argtypes = (ctypes.c_char_p, ctypes.c_int)
     library.fa4_ext_set_option.restype = ctypes.c_int
+    library.fa4_ext_disable_kernels.argtypes = (ctypes.c_char_p,)
+    library.fa4_ext_disable_kernels.restype = ctypes.c_int
     library.fa4_ext_override.argtypes = (ctypes.c_int,) * 5
     library.fa4_ext_override.restype = None
     library.fa4_ext_remove.argtypes = ()
@@ -163,6 +165,17 @@ def set_option(name: str, value: bool) -> None:
         RuntimeError: there is no such option.
     """
     if native().fa4_ext_set_option(name.encode(), value) != 0:
+        raise RuntimeError(_last_error())
+
+
+def disable(patterns: tuple[str, ...]) -> None:
+    """Leaves out the kernels that match one of these patterns, and no others, from the next call
+    on.
+
+    Raises:
+        RuntimeError: a pattern matches no kernel; nothing has changed then.
+    """
+    if native().fa4_ext_disable_kernels(" ".join(patterns).encode()) != 0:
         raise RuntimeError(_last_error())
 
 

@@ -7,10 +7,10 @@ import warnings
 
 from typing_extensions import Self
 
-from fa4_ext import _environment, _library, _providers
+from fa4_ext import _disable, _environment, _library, _providers
 from fa4_ext._lock import Lock
 
-OPTIONS = ("fallback", "prefer", "speed_rules", "provides")  # of `register`
+OPTIONS = ("fallback", "prefer", "speed_rules", "provides", "disable")  # of `register`
 
 #: The import's own registration. None if FA4_EXT_AUTOREGISTER is off or the native library could
 #: not be loaded.
@@ -37,15 +37,22 @@ class Handle:
         prefer: the option of `register`.
         speed_rules: the option of `register`.
         provides: the option of `register`, a tuple.
+        disable: the option of `register`, a tuple.
     """
 
     def __init__(
-        self, fallback: str, prefer: bool, speed_rules: bool, provides: tuple[str, ...] = ()
+        self,
+        fallback: str,
+        prefer: bool,
+        speed_rules: bool,
+        provides: tuple[str, ...] = (),
+        disable: tuple[str, ...] = (),
     ):
         self.fallback = fallback
         self.prefer = prefer
         self.speed_rules = speed_rules
         self.provides = provides
+        self.disable = disable
 
     @property
     def active(self) -> bool:
@@ -84,6 +91,7 @@ def register(
     prefer: bool = True,
     speed_rules: bool = True,
     provides: tuple[str, ...] = (),
+    disable: tuple[str, ...] | None = None,
 ) -> Handle:
     """Puts the compiled kernels behind PyTorch's attention ops on CUDA devices.
 
@@ -121,12 +129,19 @@ def register(
             torch.nn.attention.activate_flash_attention_impl activates these kernels, with the
             options of this call. Removing the handle gives the names back; what has been activated
             by then stays until it is restored.
+        disable: names of kernels that are left out, so that a program can go on while one of them
+            is broken, such as ("sm90_decode_*",): in a name * stands for any text, ? for one
+            character and [...] for one of several. Another kernel runs what it can of their calls,
+            PyTorch's own the others. A backward is left out with any of the kernels that it is
+            launched with. None means the patterns in the environment variable FA4_EXT_DISABLE,
+            which are separated by commas or spaces.
 
     Returns:
         The handle that undoes the registration.
 
     Raises:
-        ValueError: an argument has a value that is not allowed.
+        ValueError: an argument has a value that is not allowed, or a pattern in `disable` matches
+            no kernel of this build.
         RuntimeError: torch is too old, the native library could not be loaded or refuses to be
             used, PyTorch's dispatcher refused the overrides, or this torch's registry has no names
             to provide.
@@ -138,8 +153,9 @@ def register(
     _library.native()
     if names and (problem := _providers.problem()):
         raise RuntimeError(problem)
+    disabled = _disabled_by_environment()[0] if disable is None else _disable.check(disable)
     _warn_once()
-    handle = Handle(fallback, bool(prefer), bool(speed_rules), names)
+    handle = Handle(fallback, bool(prefer), bool(speed_rules), names, disabled)
     try:
         _begin(handle)
         return handle
@@ -161,7 +177,9 @@ def _begin(handle: Handle) -> None:
     _providers.provide(
         handle.provides,
         handle,
-        lambda: register(handle.fallback, handle.prefer, handle.speed_rules),
+        lambda: register(
+            handle.fallback, handle.prefer, handle.speed_rules, disable=handle.disable
+        ),
     )
 
 
@@ -181,9 +199,11 @@ def _settle() -> None:
 
 
 def _take_out() -> None:
-    global _overriding
+    global _overriding, _in_force
     if _overriding:  # or else a C++ program's own registration would go
         _library.remove()
+        _in_force = None
+        _library.disable(())  # which explain() follows without a registration, too
         _overriding = False
 
 
@@ -194,7 +214,12 @@ def _put_in_force(handle: Handle) -> None:
         _library.set_option("strict", handle.fallback == "error")
         _library.set_option("speed_rules", handle.speed_rules)
         _library.set_option("prefer", handle.prefer)
+        _library.disable(handle.disable)
         _in_force = handle
+
+
+def _disabled_by_environment() -> tuple[tuple[str, ...], str | None]:
+    return _disable.from_environment(os.environ.get("FA4_EXT_DISABLE"))
 
 
 def _warn_once() -> None:
@@ -223,8 +248,11 @@ def register_at_import() -> None:
         names = ()
     if problem:
         _warn_at_import(problem)
+    disabled, problem = ((), None) if _library.problem else _disabled_by_environment()
+    if problem:
+        _warn_at_import(problem)
     if wanted and not _library.problem:
-        handle = Handle("stock", True, True, names)
+        handle = Handle("stock", True, True, names, disabled)
         try:
             default_handle = handle
             _begin(handle)

@@ -23,6 +23,10 @@ class Built:
     facts: dict  # of kernels/worker.py
 
 
+def _companions(kernel: Kernel) -> tuple[Kernel, ...]:
+    return companions(kernel).present if kernel.op is Op.BACKWARD else ()
+
+
 def manifest(built: Sequence[Built]) -> list[dict]:
     return [
         {
@@ -41,6 +45,8 @@ def manifest(built: Sequence[Built]) -> list[dict]:
             "tuned": row.kernel.tuned,
             "block_m": row.kernel.block_m,
             "block_n": row.kernel.block_n,
+            # The kernels that a backward is launched with.
+            "companions": [kernel.name for kernel in _companions(row.kernel)],
             **{
                 fact: row.facts[fact]
                 for fact in ("registers", "spill_bytes", "shared_memory_bytes", "object_bytes")

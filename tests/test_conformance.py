@@ -44,10 +44,12 @@ def test_every_gpu_test_file_is_named():
     files = {path.name for path in (ROOT / "tests" / "gpu").glob("test_*.py")}
     ours_alone = {
         "test_bench.py",
+        "test_disable.py",
         "test_doctor.py",
         "test_fuzz.py",
         "test_profile.py",
         "test_sanitizer.py",
+        "test_selftest.py",
         "test_tile_rules.py",
     }
     assert files - {name.partition("::")[0] for name in NAMED} == ours_alone

@@ -46,6 +46,10 @@ int fa4_ext_set_option(const char* name, int value) noexcept {
   return attempt([&] { fa4::aten::set_option(name, value); });
 }
 
+int fa4_ext_disable_kernels(const char* patterns) noexcept {
+  return attempt([&] { fa4::aten::disable_kernels(patterns); });
+}
+
 void fa4_ext_override(int tile_queries, int tile_keys, int num_ctas, int paired_heads,
                       int decode) noexcept {
   fa4::Overrides overrides;

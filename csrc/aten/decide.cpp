@@ -8,7 +8,8 @@
 namespace fa4::aten {
 
 Plan choose(const Description& call, bool speed_rules) {
-  if (!call.reason) return plan(call.problem, speed_rules, overrides());
+  if (!call.reason)
+    return plan(call.problem, speed_rules, overrides(), kTileRules, disabled_kernels());
   Plan none;
   none.reason = call.reason;
   return none;

@@ -1,6 +1,10 @@
 #include "options.h"
 
 #include <cstring>
+#include <mutex>
+#include <set>
+#include <string>
+#include <utility>
 
 #include "../core/error.h"
 
@@ -21,6 +25,17 @@ std::string names() {
   std::string text;
   for (const auto& option : kOptions) text += concat(text.empty() ? "" : ", ", option.name);
   return text;
+}
+
+// Every set that was ever in force is kept, once, because a call may be planning with it, also
+// while the process exits.
+std::atomic<const KernelSet*> disabled{new KernelSet};
+
+const KernelSet& kept(KernelSet set) {
+  static std::mutex mutex;
+  static auto* const sets = new std::set<KernelSet>;
+  std::lock_guard<std::mutex> lock(mutex);
+  return *sets->insert(std::move(set)).first;
 }
 
 struct {
@@ -46,6 +61,24 @@ void set_option(const char* name, int value) {
   }
   fail("there is no option ", name, "; options are ", names());
 }
+
+void disable_kernels(const char* patterns) {
+  if (!patterns) fail("the patterns of kernels to disable are a null pointer");
+  constexpr const char* kSeparators = ", \t\n";
+  KernelSet set;
+  for (const char* next = patterns + std::strspn(patterns, kSeparators); *next;
+       next += std::strspn(next, kSeparators)) {
+    const std::string pattern(next, std::strcspn(next, kSeparators));
+    if (!set.add(pattern)) {
+      fail("no kernel of this build matches ", pattern,
+           ", which is to be disabled; fa4_ext_manifest() has their names");
+    }
+    next += pattern.size();
+  }
+  disabled = &kept(std::move(set));
+}
+
+const KernelSet& disabled_kernels() { return *disabled.load(std::memory_order_acquire); }
 
 Overrides overrides() {
   return {overridden.tile.load(std::memory_order_relaxed),

@@ -3,6 +3,7 @@
 
 #include <atomic>
 
+#include "../core/plan/kernel_set.h"
 #include "../core/plan/overrides.h"
 
 namespace fa4::aten {
@@ -17,6 +18,13 @@ Options& options();
 
 // Throws an Error that says which options there are, or which values the option takes.
 void set_option(const char* name, int value);
+
+// The kernels that run no call, from the next one on. Patterns are separated by commas or spaces.
+// Throws an Error about a pattern that matches no kernel; nothing has changed then.
+void disable_kernels(const char* patterns);
+
+// The set lives as long as the process.
+const KernelSet& disabled_kernels();
 
 Overrides overrides();
 void set_overrides(const Overrides& overrides);

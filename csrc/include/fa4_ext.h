@@ -87,6 +87,17 @@ FA4_EXT_API void fa4_ext_remove(void) FA4_EXT_NOEXCEPT;
    then. */
 FA4_EXT_API int fa4_ext_set_option(const char* name, int value) FA4_EXT_NOEXCEPT;
 
+/* Leaves kernels out, from the next call of an op on, so that a program can go on while one of them
+   is broken: another kernel runs what it can of their calls, PyTorch's own the others. `patterns`
+   are names of kernels, as in fa4_ext_manifest(), separated by commas or spaces, in which * stands
+   for any text, ? for one character and [...] for one of several. They replace those of an earlier
+   call; "" leaves none out. A backward needs each of the kernels that it is launched with.
+   FA4_EXT_DISABLE in the environment is for `import fa4_ext`: this library does not read it.
+
+   Returns 0, or 1 with fa4_ext_last_error() set where a pattern matches no kernel of this build;
+   nothing has changed then. */
+FA4_EXT_API int fa4_ext_disable_kernels(const char* patterns) FA4_EXT_NOEXCEPT;
+
 /* Why the calling thread's last failing call failed; "" when none did. Valid until the thread's
  * next failing call or its end. */
 FA4_EXT_API const char* fa4_ext_last_error(void) FA4_EXT_NOEXCEPT;

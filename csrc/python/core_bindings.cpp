@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -48,6 +49,13 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("keys", &Tile::keys);
   py::class_<TileSchedule>(m, "TileSchedule").def(py::init([](int num_ctas, int paired_heads) {
     return TileSchedule{num_ctas, paired_heads};
+  }));
+  py::class_<KernelSet>(m, "KernelSet").def(py::init([](const std::vector<std::string>& patterns) {
+    KernelSet set;
+    for (const std::string& pattern : patterns) {
+      if (!set.add(pattern)) throw py::value_error("no kernel matches " + pattern);
+    }
+    return set;
   }));
   py::class_<Overrides>(m, "Overrides")
       .def(py::init([](Tile tile, TileSchedule schedule, Decode decode) {
@@ -158,7 +166,8 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_property_readonly("reason", [](const Plan& plan) { return plan.reason.value_or(""); });
 
   m.def("plan", &plan, py::arg("problem"), py::arg("speed_rules") = true,
-        py::arg("overrides") = Overrides(), py::arg("tile_rules") = kTileRules);
+        py::arg("overrides") = Overrides(), py::arg("tile_rules") = kTileRules,
+        py::arg("disabled") = KernelSet());
   // The reason by which these speed rules leave a problem to its peer, or None.
   m.def("stock_is_faster", [](const Problem& problem, const std::vector<Rule>& rules) {
     const Kernel* kernel = plan(problem, false).kernel;

@@ -27,7 +27,7 @@ def python(
     asked: what it reads on standard input.
     """
     variables = {name: value for name, value in (os.environ | environment).items() if value}
-    for setting in ("AUTOLOAD", "AUTOREGISTER", "PROVIDES"):
+    for setting in ("AUTOLOAD", "AUTOREGISTER", "DISABLE", "PROVIDES"):
         variables.pop(f"FA4_EXT_{setting}", None)
     path = os.pathsep.join([PACKAGES, *filter(None, [variables.get("PYTHONPATH")])])
     variables |= {

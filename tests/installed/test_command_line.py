@@ -118,6 +118,7 @@ def test_status_as_json():
     assert (status["build"], status["kernels"]) == (fa4_ext.build_info(), len(fa4_ext.kernels()))
     options = inspect.signature(fa4_ext.register).parameters.values()
     defaults = json.loads(json.dumps({option.name: option.default for option in options}))
+    defaults["disable"] = []  # None stands for what FA4_EXT_DISABLE says
     assert status["registration"] == {"active": True} | defaults
     assert status["dispatcher"] == {f"aten::{op}": "fa4_ext:0" for op in _dispatcher.OPS}
     assert status["problems"] and all(isinstance(problem, str) for problem in status["problems"])

@@ -168,6 +168,7 @@ def test_kernel_that_is_wrong_is_wrong(error, status):
     assert (
         check.status == status and "at most 0.01" in check.sentence and "3.0 MiB" in check.sentence
     )
+    assert ("python -m fa4_ext selftest" in check.sentence) == (status == WRONG)
 
 
 @pytest.mark.parametrize(("capability", "arch"), [((9, 0), 90), ((10, 0), 100), ((10, 3), 100)])

@@ -189,6 +189,7 @@ def test_refused_registration_raises_and_leaves_no_handle(monkeypatch):
         fa4_ext_register = staticmethod(lambda: 1)
         fa4_ext_last_error = staticmethod(lambda: b"the dispatcher says no")
         fa4_ext_set_option = staticmethod(lambda name, value: 0)
+        fa4_ext_disable_kernels = staticmethod(lambda patterns: 0)
         fa4_ext_remove = staticmethod(lambda: None)
 
     with monkeypatch.context() as patch:

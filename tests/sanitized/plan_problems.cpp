@@ -112,10 +112,22 @@ constexpr int32_t kCapabilities[] = {90, 90, 100, 103}, kSmCounts[] = {132, 132,
 constexpr Tile kTiles[] = {
     {64, 64}, {128, 128}, {128, 64}, {192, 128}, {64, 128}, {-1, 0}, {INT32_MAX, INT32_MIN}};
 
+constexpr const char* kPatterns[] = {"sm90_forward_*", "*_decode_*", "*_gqa_*", "*_d128_*",
+                                     "*_preprocess_*", "*_clear_*",  "sm100_*", "*_m64n128"};
+
 struct Asked {
   Problem problem;
   Overrides overrides;
+  KernelSet disabled;
 };
+
+// Draws none in most cases, as in most programs.
+KernelSet disabled_kernels(Random& random) {
+  KernelSet disabled;
+  if (!random.one_in(4)) return disabled;
+  for (int64_t n = random.between(1, 3); n > 0; --n) disabled.add(random.of(kPatterns));
+  return disabled;
+}
 
 // Draws a problem that a program may well ask for.
 Asked realistic(Random& random) {
@@ -149,7 +161,7 @@ Asked realistic(Random& random) {
   if (random.one_in(8))
     overrides.schedule = {static_cast<int32_t>(random.up_to(200)),
                           static_cast<int32_t>(random.up_to(5000)) - 1};
-  return {p, overrides};
+  return {p, overrides, disabled_kernels(random)};
 }
 
 // Puts an extreme value in the place of a field.
@@ -240,7 +252,8 @@ void check_workspace(const Problem& p, const Plan& plan) {
   expect(w.bytes >= end && w.bytes < kBound, "it ends behind its last part");
 }
 
-void check(const Problem& p, const Plan& plan) {
+void check(const Problem& p, const Plan& plan, const KernelSet& disabled) {
+  expect(!plan.kernel || !first_needed_in(disabled, *plan.kernel), "no disabled kernel runs");
   expect(plan.supported() == !plan.reason, "there is either a kernel or a reason");
   expect(!plan.reason || !plan.reason->empty(), "a reason says something");
   const bool of_kernels_only =
@@ -295,18 +308,18 @@ bool same(const Plan& a, const Plan& b) {
 }
 
 std::string text(const Asked& asked) {
-  const auto& [p, overrides] = asked;
-  return concat("op ", int{static_cast<int8_t>(p.op)}, ", capability ", p.capability, ", sm_count ",
-                p.sm_count, ", dtype ", int{static_cast<int8_t>(p.dtype)}, ", layout ",
-                int{static_cast<int8_t>(p.layout)}, ", batch ", p.batch, ", seqlen ", p.seqlen_q,
-                " and ", p.seqlen_k, ", total ", p.total_q, " and ", p.total_k, ", heads ",
-                p.num_heads, " and ", p.num_heads_kv, ", head_dim ", p.head_dim, " and ",
-                p.head_dim_v, ", causal ", p.is_causal, ", window ", p.window_size_left, " and ",
-                p.window_size_right, ", deterministic ", p.deterministic, ", page_size ",
-                p.page_size, ", num_splits ", p.num_splits, ", tile ", overrides.tile.queries, "x",
-                overrides.tile.keys, ", schedule ", overrides.schedule.num_ctas, " and ",
-                overrides.schedule.paired_heads, ", decode ",
-                int{static_cast<int8_t>(overrides.decode)});
+  const auto& [p, overrides, disabled] = asked;
+  return concat(
+      "op ", int{static_cast<int8_t>(p.op)}, ", capability ", p.capability, ", sm_count ",
+      p.sm_count, ", dtype ", int{static_cast<int8_t>(p.dtype)}, ", layout ",
+      int{static_cast<int8_t>(p.layout)}, ", batch ", p.batch, ", seqlen ", p.seqlen_q, " and ",
+      p.seqlen_k, ", total ", p.total_q, " and ", p.total_k, ", heads ", p.num_heads, " and ",
+      p.num_heads_kv, ", head_dim ", p.head_dim, " and ", p.head_dim_v, ", causal ", p.is_causal,
+      ", window ", p.window_size_left, " and ", p.window_size_right, ", deterministic ",
+      p.deterministic, ", page_size ", p.page_size, ", num_splits ", p.num_splits, ", tile ",
+      overrides.tile.queries, "x", overrides.tile.keys, ", schedule ", overrides.schedule.num_ctas,
+      " and ", overrides.schedule.paired_heads, ", decode ",
+      int{static_cast<int8_t>(overrides.decode)}, ", some kernels disabled ", !disabled.empty());
 }
 
 // Plans all problems and returns how many of them have a kernel.
@@ -324,10 +337,10 @@ int plan_all(Random& random) {
     const auto& tile_rules = random.one_in(2) ? kTileRules : no_rules;
     try {
       const auto ask = [&] {
-        return plan(asked.problem, speed_rules, asked.overrides, tile_rules);
+        return plan(asked.problem, speed_rules, asked.overrides, tile_rules, asked.disabled);
       };
       const Plan first = ask();
-      check(asked.problem, first);
+      check(asked.problem, first, asked.disabled);
       if (i % 16 == 0) expect(same(first, ask()), "the same problem gets the same plan");
       supported += first.supported();
     } catch (const Error& error) {

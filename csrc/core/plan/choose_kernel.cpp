@@ -58,10 +58,16 @@ bool same_bucket(const Kernel& a, const Kernel& b) {
   return a.head_dim == b.head_dim && a.head_dim_v == b.head_dim_v;
 }
 
+// With one split no tile is small enough, so that the largest runs always: the caller asks for a
+// result that does not depend on the rest of the batch.
+bool holds_all_queries(const Kernel& kernel, const Problem& p) {
+  return kernel.block_m >= p.seqlen_q && p.num_splits != 1;
+}
+
 // Takes the smallest bucket that holds both head dims, and of its default tiles the smallest that
-// holds all queries, or else the largest. With one split it takes the largest always: the caller
-// asks for a result that does not depend on the rest of the batch.
-const Kernel* default_kernel(const Problem& p, Mask mask, bool grouped) {
+// holds all queries, or else the largest. Where all default tiles are disabled, it takes one of the
+// tuned tiles likewise.
+const Kernel* default_kernel(const Problem& p, Mask mask, bool grouped, const KernelSet& disabled) {
   const Key key{p.op,
                 kernel_arch(p.capability),
                 p.dtype,
@@ -71,22 +77,23 @@ const Kernel* default_kernel(const Problem& p, Mask mask, bool grouped) {
                 p.op == Op::kBackward && p.deterministic};
   const Kernel* found = nullptr;
   for (const Kernel* kernel : kernels_for(key)) {
-    if (kernel->tuned || kernel->head_dim < p.head_dim || kernel->head_dim_v < p.head_dim_v)
+    if (kernel->head_dim < p.head_dim || kernel->head_dim_v < p.head_dim_v ||
+        first_needed_in(disabled, *kernel)) {
       continue;
-    if (found &&
-        (!same_bucket(*kernel, *found) || (found->block_m >= p.seqlen_q && p.num_splits != 1))) {
-      break;
     }
-    found = kernel;
+    if (found && !same_bucket(*kernel, *found)) break;
+    const bool better =
+        !found || (found->tuned == kernel->tuned ? !holds_all_queries(*found, p) : found->tuned);
+    if (better) found = kernel;
   }
   return found;
 }
 
 const Kernel* default_forward(const Problem& p, const ResolvedMask& mask,
-                              const Overrides& overrides) {
-  const Kernel* forward = default_kernel(p, mask.kind, false);
-  if (!forward || overrides.tile) return forward;
-  const Kernel* decode = choose_decode(p, mask, *forward, overrides.decode);
+                              const Overrides& overrides, const KernelSet& disabled) {
+  const Kernel* forward = default_kernel(p, mask.kind, false, disabled);
+  if (overrides.tile) return forward;
+  const Kernel* decode = choose_decode(p, mask, forward, overrides.decode, disabled);
   return decode ? decode : forward;
 }
 
@@ -99,18 +106,21 @@ bool stores_beyond_head_dim(const Kernel& kernel, const Problem& p) {
          (p.layout == Layout::kVarlen || kernel.mask == Mask::kWindow);
 }
 
-const Kernel* default_backward(const Problem& p, Mask mask) {
-  const Kernel* kernel = default_kernel(p, mask, p.num_heads != p.num_heads_kv);
-  return kernel && stores_beyond_head_dim(*kernel, p) ? default_kernel(p, mask, true) : kernel;
+const Kernel* default_backward(const Problem& p, Mask mask, const KernelSet& disabled) {
+  const Kernel* kernel = default_kernel(p, mask, p.num_heads != p.num_heads_kv, disabled);
+  const bool needs_accumulators =
+      kernel ? stores_beyond_head_dim(*kernel, p) : kernel_arch(p.capability) == 100;
+  return needs_accumulators ? default_kernel(p, mask, true, disabled) : kernel;
 }
 
 // The kernel of the same kind with this tile, preferably with the same two_cta; null if the build
 // has none.
-const Kernel* with_tile(const Kernel& kernel, Tile tile) {
+const Kernel* with_tile(const Kernel& kernel, Tile tile, const KernelSet& disabled) {
   const Kernel* found = nullptr;
   for (const Kernel* other : kernels_for(key_of(kernel))) {
     if (same_bucket(*other, kernel) && other->block_m == tile.queries &&
-        other->block_n == tile.keys && (!found || other->two_cta == kernel.two_cta)) {
+        other->block_n == tile.keys && !first_needed_in(disabled, *other) &&
+        (!found || other->two_cta == kernel.two_cta)) {
       found = other;
     }
   }
@@ -136,14 +146,14 @@ std::string why_no_kernel(const Problem& p) {
 // Some arguments are for the decode kernel alone. Returns the reason why `kernel`, the one that was
 // found, does not have what the problem asks of it.
 std::optional<std::string> lacks_decoding(const Problem& p, const Kernel& kernel,
-                                          const Overrides& overrides) {
+                                          const Overrides& overrides, const KernelSet& disabled) {
   if (kernel.op == Op::kDecode) {
     if (p.page_size % kernel.block_n == 0) return std::nullopt;
     return concat("a page of block_table must hold a multiple of ", kernel.block_n, " keys, holds ",
                   p.page_size);
   }
   const auto limited = [&](const auto&... what) {
-    return concat(what..., " is supported ", decode_limit(p, kernel, overrides));
+    return concat(what..., " is supported ", decode_limit(p, kernel, overrides, disabled));
   };
   if (p.page_size) return limited("paged KV (block_table)");
   if (p.keys_in_use) return limited("seqused_k of dense tensors");
@@ -151,7 +161,47 @@ std::optional<std::string> lacks_decoding(const Problem& p, const Kernel& kernel
   return std::nullopt;
 }
 
+// PyTorch's backward of packed sequences leaves rows unwritten, which the clear kernel clears.
+// Without that kernel no speed rule may choose it.
+bool stock_results_are_whole(const Problem& p, const KernelSet& disabled) {
+  if (disabled.empty() || p.op != Op::kBackward || p.layout != Layout::kVarlen) return true;
+  return std::none_of(kKernels, kKernels + kNumKernels, [&](const Kernel& kernel) {
+    return kernel.op == Op::kClear && kernel.arch == kernel_arch(p.capability) &&
+           kernel.dtype == p.dtype && disabled.contains(kernel);
+  });
+}
+
 KernelChoice refuse(std::string reason) { return {nullptr, std::move(reason)}; }
+
+// Chooses among the kernels that are not disabled.
+KernelChoice choose_enabled(const Problem& p, const ResolvedMask& mask, const Overrides& overrides,
+                            bool speed_rules, const std::vector<TileRule>& tile_rules,
+                            const KernelSet& disabled) {
+  const Kernel* kernel = p.op == Op::kForward ? default_forward(p, mask, overrides, disabled)
+                                              : default_backward(p, mask.kind, disabled);
+  if (!kernel) return refuse(why_no_kernel(p));
+  if (auto reason = lacks_decoding(p, *kernel, overrides, disabled))
+    return refuse(*std::move(reason));
+  if (const Tile tile = overrides.tile) {
+    const Kernel* forced = with_tile(*kernel, tile, disabled);
+    if (forced) return {forced, {}};
+    return refuse(concat("this build has no kernel with a tile of ", tile.queries, " x ", tile.keys,
+                         " for this"));
+  }
+  // Both tables of rules were measured on Hopper only.
+  if (kernel->arch != 90) return {kernel, {}};
+  const Features f = features(p, *kernel);
+  const TileRule* rule = find_tile_rule(p, *kernel, f, tile_rules);
+  const Kernel* tuned = rule ? with_tile(*kernel, rule->tile, disabled) : nullptr;
+  // The rules about flash were measured with the default tiles, those about cuDNN with the tiles
+  // that run.
+  const bool beats_stock = tuned && rule->beats_stock && p.peer == Peer::kFlash;
+  if (speed_rules && !beats_stock && stock_agrees(p, mask.left, mask.right) &&
+      stock_results_are_whole(p, disabled)) {
+    if (const char* reason = stock_is_faster(p, *kernel, f)) return {nullptr, reason, true};
+  }
+  return {tuned ? tuned : kernel, {}};
+}
 
 }  // namespace
 
@@ -161,29 +211,19 @@ int kernel_arch(int capability) {
 }
 
 KernelChoice choose_kernel(const Problem& p, const ResolvedMask& mask, const Overrides& overrides,
-                           bool speed_rules, const std::vector<TileRule>& tile_rules) {
-  const Kernel* kernel =
-      p.op == Op::kForward ? default_forward(p, mask, overrides) : default_backward(p, mask.kind);
-  if (!kernel) return refuse(why_no_kernel(p));
-  if (auto reason = lacks_decoding(p, *kernel, overrides)) return refuse(*std::move(reason));
-  if (const Tile tile = overrides.tile) {
-    const Kernel* forced = with_tile(*kernel, tile);
-    if (forced) return {forced, {}};
-    return refuse(concat("this build has no kernel with a tile of ", tile.queries, " x ", tile.keys,
-                         " for this"));
-  }
-  // Both tables of rules were measured on Hopper only.
-  if (kernel->arch != 90) return {kernel, {}};
-  const Features f = features(p, *kernel);
-  const TileRule* rule = find_tile_rule(p, *kernel, f, tile_rules);
-  const Kernel* tuned = rule ? with_tile(*kernel, rule->tile) : nullptr;
-  // The rules about flash were measured with the default tiles, those about cuDNN with the tiles
-  // that run.
-  const bool beats_stock = tuned && rule->beats_stock && p.peer == Peer::kFlash;
-  if (speed_rules && !beats_stock && stock_agrees(p, mask.left, mask.right)) {
-    if (const char* reason = stock_is_faster(p, *kernel, f)) return {nullptr, reason, true};
-  }
-  return {tuned ? tuned : kernel, {}};
+                           bool speed_rules, const std::vector<TileRule>& tile_rules,
+                           const KernelSet& disabled) {
+  KernelChoice choice = choose_enabled(p, mask, overrides, speed_rules, tile_rules, disabled);
+  if (choice.kernel || choice.stock_is_faster || disabled.empty()) return choice;
+  // No rule is asked, so that this is the kernel for want of which none was found.
+  const Kernel* wanted = choose_enabled(p, mask, overrides, false, {}, {}).kernel;
+  choice.disabled = wanted ? first_needed_in(disabled, *wanted) : nullptr;
+  if (choice.disabled) choice.reason = why_disabled(*choice.disabled);
+  return choice;
+}
+
+std::string why_disabled(const Kernel& kernel) {
+  return concat("kernel ", kernel.name, " is disabled (FA4_EXT_DISABLE or register(disable=...))");
 }
 
 }  // namespace fa4

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "kernel_set.h"
 #include "kernel_table.h"
 #include "overrides.h"
 #include "problem.h"
@@ -18,14 +19,19 @@ int kernel_arch(int capability);
 struct KernelChoice {
   const Kernel* kernel = nullptr;
   std::string reason;
-  bool stock_is_faster = false;  // this alone is the reason
+  bool stock_is_faster = false;      // this alone is the reason
+  const Kernel* disabled = nullptr;  // there would be a kernel if this one were not disabled
 };
 
 // Visits each rule once, in this order: the default kernel, what only the decode kernel can do, the
 // tile rules, the speed rules. The problem must have passed plan()'s checks. Without `speed_rules`
-// no problem is refused because the stock kernel is faster.
+// no problem is refused because the stock kernel is faster. It is as if the build lacked the
+// `disabled` kernels, and the backwards that are launched with one of them.
 KernelChoice choose_kernel(const Problem& problem, const ResolvedMask& mask,
                            const Overrides& overrides, bool speed_rules,
-                           const std::vector<TileRule>& tile_rules);
+                           const std::vector<TileRule>& tile_rules, const KernelSet& disabled);
+
+// The reason why a problem that this kernel would run does not run.
+std::string why_disabled(const Kernel& kernel);
 
 }  // namespace fa4

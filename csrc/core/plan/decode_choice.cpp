@@ -6,6 +6,7 @@
 
 #include "../error.h"
 #include "../integers.h"
+#include "choose_kernel.h"
 
 namespace fa4 {
 namespace {
@@ -27,10 +28,11 @@ const std::vector<const Kernel*>& decode_kernels() {  // smallest bucket first
 
 // The decode kernel of the smallest bucket that holds both head dims; null where the build has
 // none.
-const Kernel* find_decode(const Problem& p, int arch) {
+const Kernel* find_decode(const Problem& p, const KernelSet& disabled) {
+  const int arch = kernel_arch(p.capability);
   for (const Kernel* kernel : decode_kernels()) {
     if (kernel->arch == arch && kernel->dtype == p.dtype && kernel->head_dim >= p.head_dim &&
-        kernel->head_dim_v >= p.head_dim_v) {
+        kernel->head_dim_v >= p.head_dim_v && !disabled.contains(*kernel)) {
       return kernel;
     }
   }
@@ -87,21 +89,23 @@ int64_t decode_rows(const Problem& p) {
   return bounded_product(p.seqlen_q, p.num_heads / p.num_heads_kv);
 }
 
-const Kernel* choose_decode(const Problem& p, const ResolvedMask& mask, const Kernel& forward,
-                            Decode where) {
-  const Kernel* kernel = find_decode(p, forward.arch);
+const Kernel* choose_decode(const Problem& p, const ResolvedMask& mask, const Kernel* forward,
+                            Decode where, const KernelSet& disabled) {
+  const Kernel* kernel = find_decode(p, disabled);
   if (!kernel || p.seqlen_q > kMaxDecodeQueries || decode_rows(p) > kMaxDecodeRows ||
       decode_tiles(p, *kernel) > kMaxGrid)
     return nullptr;
-  if (p.page_size || p.keys_in_use || p.num_splits > 1 || where == Decode::kWherePossible)
+  if (!forward || p.page_size || p.keys_in_use || p.num_splits > 1 ||
+      where == Decode::kWherePossible)
     return kernel;  // the forward can't, or shall not
   // With one split the caller asks for a result that does not depend on the rest of the batch,
   // which decides what pays.
   if (p.num_splits == 1 || where == Decode::kWhereNeeded) return nullptr;
-  return decode_cost(p, mask, *kernel) < forward_cost(p, mask, forward) ? kernel : nullptr;
+  return decode_cost(p, mask, *kernel) < forward_cost(p, mask, *forward) ? kernel : nullptr;
 }
 
-std::string decode_limit(const Problem& p, const Kernel& kernel, const Overrides& overrides) {
+std::string decode_limit(const Problem& p, const Kernel& kernel, const Overrides& overrides,
+                         const KernelSet& disabled) {
   if (p.op == Op::kBackward) return "only in a forward";
   if (kernel.arch != 90) return "only on compute capability 9.0";
   if (overrides.tile) return "only without a forced tile";
@@ -112,7 +116,7 @@ std::string decode_limit(const Problem& p, const Kernel& kernel, const Overrides
   if (decode_rows(p) > kMaxDecodeRows) {
     return at_most(kMaxDecodeRows, "queries times query heads of a key/value head", decode_rows(p));
   }
-  const Kernel* decode = find_decode(p, kernel.arch);
+  const Kernel* decode = find_decode(p, disabled);
   if (!decode) return "only by decode kernels, of which this build has none for it";
   return at_most(kMaxGrid, "tiles of queries and heads in a sequence", decode_tiles(p, *decode));
 }

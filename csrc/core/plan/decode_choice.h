@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "kernel_set.h"
 #include "kernel_table.h"
 #include "overrides.h"
 #include "problem.h"
@@ -23,12 +24,13 @@ int64_t decode_rows(const Problem& problem);
 
 // Where decoding is supported, in words that go behind "is supported", for a forward or backward
 // that runs on `kernel` because no decode kernel can run it.
-std::string decode_limit(const Problem& problem, const Kernel& kernel, const Overrides& overrides);
+std::string decode_limit(const Problem& problem, const Kernel& kernel, const Overrides& overrides,
+                         const KernelSet& disabled);
 
 // The decode kernel for a problem that `forward` runs otherwise, where it pays or where `where`
-// asks for it; null elsewhere.
-const Kernel* choose_decode(const Problem& problem, const ResolvedMask& mask, const Kernel& forward,
-                            Decode where);
+// asks for it; null elsewhere. Without a `forward` it runs wherever it can.
+const Kernel* choose_decode(const Problem& problem, const ResolvedMask& mask, const Kernel* forward,
+                            Decode where, const KernelSet& disabled);
 
 // The CTAs that share the keys of a tile: problem.num_splits where it is given, up to what a
 // cluster holds.

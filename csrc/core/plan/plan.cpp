@@ -77,20 +77,39 @@ ResolvedMask resolve_mask(const Problem& p) {
 
 // Whether our backward or PyTorch's computes the derivative of what our forward computes. This is
 // true for caches, which have no backward at all.
-bool has_backward_that_agrees(const Problem& forward, const ResolvedMask& mask) {
+bool has_backward_that_agrees(const Problem& forward, const ResolvedMask& mask,
+                              const KernelSet& disabled) {
   if (forward.page_size || forward.keys_in_use || stock_agrees(forward, mask.left, mask.right))
     return true;
   Problem backward = forward;
   backward.op = Op::kBackward;
   backward.num_splits = 0;  // an argument of the forward alone
-  const Kernel* kernel = choose_kernel(backward, mask, {}, false, kTileRules).kernel;
+  const Kernel* kernel = choose_kernel(backward, mask, {}, false, kTileRules, disabled).kernel;
   return kernel && !exceeds_limits(backward_workspace(backward, *kernel), backward, *kernel);
+}
+
+// Where PyTorch computes another function than our kernels, both halves of a call run on ours or
+// neither does. Returns the disabled kernel that leaves the other half of this one to PyTorch, or
+// null. Whether a backward must be deterministic is not known in its forward: all may be asked for.
+const Kernel* disabled_for_other_half(const Problem& p, const ResolvedMask& mask,
+                                      const KernelSet& disabled) {
+  if (disabled.empty() || p.page_size || p.keys_in_use || stock_agrees(p, mask.left, mask.right))
+    return nullptr;
+  Problem other = p;
+  other.op = p.op == Op::kForward ? Op::kBackward : Op::kForward;
+  other.num_splits = 0;
+  for (const bool deterministic : {false, true}) {
+    other.deterministic = other.op == Op::kBackward && deterministic;
+    const KernelChoice choice = choose_kernel(other, mask, {}, false, kTileRules, disabled);
+    if (choice.disabled) return choice.disabled;
+  }
+  return nullptr;
 }
 
 }  // namespace
 
 Plan plan(const Problem& problem, bool speed_rules, const Overrides& overrides,
-          const std::vector<TileRule>& tile_rules) {
+          const std::vector<TileRule>& tile_rules, const KernelSet& disabled) {
   Plan plan;
   if ((plan.reason = why_not(problem))) return plan;
   if (is_empty(problem)) {
@@ -98,7 +117,7 @@ Plan plan(const Problem& problem, bool speed_rules, const Overrides& overrides,
     return plan;
   }
   const ResolvedMask mask = resolve_mask(problem);
-  KernelChoice choice = choose_kernel(problem, mask, overrides, speed_rules, tile_rules);
+  KernelChoice choice = choose_kernel(problem, mask, overrides, speed_rules, tile_rules, disabled);
   if (!choice.kernel) {
     plan.reason = std::move(choice.reason);
     plan.stock_is_faster = choice.stock_is_faster;
@@ -114,7 +133,12 @@ Plan plan(const Problem& problem, bool speed_rules, const Overrides& overrides,
     if (plan.reason) return plan;
     if (problem.layout == Layout::kVarlen) plan.workspace.bytes = sizeof(int32_t);
   }
-  if (problem.op == Op::kForward && !has_backward_that_agrees(problem, mask)) {
+  if (const Kernel* lacking = disabled_for_other_half(problem, mask, disabled)) {
+    plan.reason = concat(why_disabled(*lacking),
+                         ", and forward and backward of this call must both run on these kernels");
+    return plan;
+  }
+  if (problem.op == Op::kForward && !has_backward_that_agrees(problem, mask, disabled)) {
     plan.reason =
         "this build has no backward for it, and PyTorch's does not compute the derivative of this "
         "function";

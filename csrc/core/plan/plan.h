@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernel_set.h"
 #include "kernel_table.h"
 #include "overrides.h"
 #include "problem.h"
@@ -38,8 +39,8 @@ struct Plan {
 
 // With `speed_rules` the planner turns down what our kernels can run but the stock kernel runs
 // faster (speed_rules.h). `tile_rules` say which of the build's tiles are faster than the default
-// (tile_rules.h).
+// (tile_rules.h). The `disabled` kernels run nothing.
 Plan plan(const Problem& problem, bool speed_rules = true, const Overrides& overrides = {},
-          const std::vector<TileRule>& tile_rules = kTileRules);
+          const std::vector<TileRule>& tile_rules = kTileRules, const KernelSet& disabled = {});
 
 }  // namespace fa4
