@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from benchmarks.clients.contenders import OURS
 from benchmarks.clients.language_models import built, gradients, padding, tokens
 from benchmarks.clients.workload import Place, Results, Step, Workload, loss
 
@@ -76,6 +77,10 @@ def vision_tower(implementation: str, place: Place) -> Step:
             config, attn_implementation=implementation
         )
     tower = place.values(tower).eval()
+    if implementation == OURS:
+        from fa4_ext.integrations.transformers import join_vision_calls
+
+        join_vision_calls(tower)
     sides = [
         (place.size(rows, 8), place.size(columns, 12)) for rows, columns in ((64, 64), (32, 48))
     ]
