@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from fa4_ext.flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from fa4_ext.integrations.transformers.compact import CompactMask, dense_mask, packs_rows
+from fa4_ext.integrations.transformers.heads import attend_by_head, has_heads_outside_rows
 from fa4_ext.integrations.transformers.rows import Rows
 
 Results = tuple[torch.Tensor, torch.Tensor | None]
@@ -185,6 +186,9 @@ def _with_mask(
     sink: torch.Tensor | None,
 ) -> torch.Tensor:
     causal, window = mask.right == 0, (mask.left, mask.right)
+    if mask.runs is not None and sink is None and has_heads_outside_rows(key, value):
+        options = dict(softmax_scale=scaling, causal=causal, window_size=window)
+        return attend_by_head(query, key, value, mask, **options)
     if mask.cu_seqlens_q is not None and mask.cu_seqlens_k is not None:
         packed = Rows(mask.cu_seqlens_q, mask.cu_seqlens_k, mask.max_seqlen_q, mask.max_seqlen_k)
         return _varlen(query, key, value, packed, causal, window, scaling, sink)

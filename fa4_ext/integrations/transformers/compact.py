@@ -8,7 +8,8 @@ import torch
 from torch.utils._pytree import tree_map
 
 _TENSORS = (
-    "anchor", "lengths", "visible_keys", "sequences", "cu_seqlens_q", "cu_seqlens_k", "changed",
+    "anchor", "lengths", "visible_keys", "sequences", "cu_seqlens_q", "cu_seqlens_k", "runs",
+    "changed",
 )  # fmt: skip
 _NUMBERS = ("left", "right", "used", "max_seqlen_q", "max_seqlen_k", "optional")
 _KEPT = (torch.ops.aten.detach.default, torch.ops.aten.clone.default)
@@ -35,6 +36,8 @@ class CompactMask(torch.Tensor):
             the keys that its queries may see. Keys that nobody sees are sequences without queries,
             queries of padding may be sequences without keys. None where no packing is needed.
         cu_seqlens_k: the same for the keys.
+        runs: (batch, 2), int32: the first key and the one behind the last that the queries of a row
+            see, where they are the last tokens of a cache.
         max_seqlen_q: the longest sequence's number of queries, or more.
         max_seqlen_k: the longest sequence's number of keys, or more.
         optional: whether transformers' sdpa would get no mask, so that the layer says whether the
@@ -52,11 +55,13 @@ class CompactMask(torch.Tensor):
     sequences: torch.Tensor | None
     cu_seqlens_q: torch.Tensor | None
     cu_seqlens_k: torch.Tensor | None
+    runs: torch.Tensor | None
     max_seqlen_q: int
     max_seqlen_k: int
     optional: bool
     changed: torch.Tensor | None
     _dense: torch.Tensor | None  # kept for the next operation
+    _by_heads: dict[int, Any]  # kept for the next layer: the sequences of heads.py
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -83,6 +88,7 @@ class CompactMask(torch.Tensor):
         for name in _TENSORS:
             setattr(mask, name, tensors.get(name))
         mask._dense = None
+        mask._by_heads = {}
         return mask
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:

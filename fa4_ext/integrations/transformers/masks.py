@@ -265,6 +265,8 @@ def _padded(
     elif all(b in (0, in_use) for _, b in padding.runs):
         static = not _is(place.used, kv_length)
         every = rows.of_all_queries(padding, q_length, kv_length, device, in_static_cache=static)
+        runs = torch.tensor(padding.runs, dtype=torch.int32).to(device, non_blocking=True)
+        return _mask(place, pattern, every, visible_keys=visible_keys, runs=runs)
     else:
         return None
     return _mask(place, pattern, every, visible_keys=visible_keys)
