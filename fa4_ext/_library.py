@@ -168,6 +168,9 @@ def set_option(name: str, value: bool) -> None:
         raise RuntimeError(_last_error())
 
 
+_disabled: tuple[str, ...] = ()
+
+
 def disable(patterns: tuple[str, ...]) -> None:
     """Leaves out the kernels that match one of these patterns, and no others, from the next call
     on.
@@ -175,8 +178,15 @@ def disable(patterns: tuple[str, ...]) -> None:
     Raises:
         RuntimeError: a pattern matches no kernel; nothing has changed then.
     """
+    global _disabled
     if native().fa4_ext_disable_kernels(" ".join(patterns).encode()) != 0:
         raise RuntimeError(_last_error())
+    _disabled = tuple(patterns)
+
+
+def disabled_kernels() -> tuple[str, ...]:
+    """Returns the patterns of the kernels that are left out."""
+    return _disabled
 
 
 class Overrides(typing.NamedTuple):

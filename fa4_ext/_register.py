@@ -22,6 +22,7 @@ _overriding = False  # our overrides are in the dispatcher, or an interrupted ca
 # The handle whose options the library has; None where an interrupted call may have changed them.
 _in_force: Handle | None = None
 _imported = False
+_by_environment: tuple[str, ...] = ()  # patterns of FA4_EXT_DISABLE as the import found it
 _warned = False
 
 
@@ -203,7 +204,8 @@ def _take_out() -> None:
     if _overriding:  # or else a C++ program's own registration would go
         _library.remove()
         _in_force = None
-        _library.disable(())  # which explain() follows without a registration, too
+        # explain() and this library's own ops follow it without a registration, too
+        _library.disable(_by_environment)
         _overriding = False
 
 
@@ -233,7 +235,7 @@ def _warn_once() -> None:
 
 def register_at_import() -> None:
     """Registers as `import fa4_ext` does, and gives the import's warnings."""
-    global default_handle, _imported
+    global default_handle, _imported, _by_environment
     if _library.problem:
         _warn_at_import(_library.problem)
     if _imported or default_handle:  # importlib.reload, or an import after one that was interrupted
@@ -251,6 +253,9 @@ def register_at_import() -> None:
     disabled, problem = ((), None) if _library.problem else _disabled_by_environment()
     if problem:
         _warn_at_import(problem)
+    if disabled:
+        _by_environment = disabled
+        _library.disable(disabled)
     if wanted and not _library.problem:
         handle = Handle("stock", True, True, names, disabled)
         try:

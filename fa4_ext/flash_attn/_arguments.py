@@ -6,12 +6,15 @@ import torch
 
 # What flash-attn's functions take beside what ours honour, with the values that ask for nothing.
 _NEUTRAL = {
-    "alibi_slopes": (None,), "attention_chunk": (None, 0), "cache_batch_idx": (None,),
-    "cache_leftpad": (None,), "k_descale": (None,), "leftpad_k": (None,), "mask_mod": (None,),
+    "alibi_slopes": (None,), "attention_chunk": (None, 0), "aux_tensors": (None,),
+    "block_sparse_tensors": (None,), "cache_batch_idx": (None,), "cache_leftpad": (None,),
+    "cu_seqlens_k_new": (None,), "cu_seqlens_q": (None,), "gather_kv_indices": (None,),
+    "k_descale": (None,), "leftpad_k": (None,), "mask_mod": (None,), "max_seqlen_q": (None,),
     "pack_gqa": (None, False, True),  # a hint about speed
     "q_descale": (None,), "qv": (None,), "rotary_cos": (None,), "rotary_interleaved": (True, False),
-    "rotary_seqlens": (None,), "rotary_sin": (None,), "score_mod": (None,), "seqused_q": (None,),
-    "sm_margin": (None, 0), "v_descale": (None,), "zero_tensors": (False,),
+    "rotary_seqlens": (None,), "rotary_sin": (None,), "scheduler_metadata": (None,),
+    "score_mod": (None,), "score_mod_bwd": (None,), "seqused_q": (None,), "sm_margin": (None, 0),
+    "v_descale": (None,), "zero_tensors": (False,),
 }  # fmt: skip
 
 
@@ -64,13 +67,19 @@ def page_table(block_table: torch.Tensor | None, page_table: torch.Tensor | None
     return page_table if block_table is None else block_table
 
 
-def length(name: str, value: int | torch.Tensor) -> int:
-    """Returns a length as a number; one in a tensor costs a synchronisation.
+def length(name: str, value: int | torch.Tensor | None, most: int) -> int:
+    """Returns a length as a number; `most` where none is given. One in a tensor costs a
+    synchronisation.
 
     Raises:
         ValueError: it is negative.
     """
-    number = value.item() if isinstance(value, torch.Tensor) else value
-    if number < 0:
-        raise ValueError(f"{name} must not be negative, is {number}")
-    return number
+    if value is None:
+        return most
+    if isinstance(value, torch.Tensor):
+        number = value.item()
+        torch._check(number >= 0)
+        return int(number)
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, is {value}")
+    return value

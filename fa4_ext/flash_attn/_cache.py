@@ -8,7 +8,7 @@ import torch
 
 from . import _arguments
 from ._functions import Results, attend
-from ._native import ops
+from ._native import disabled_kernels, ops
 
 
 def flash_attn_with_kvcache(
@@ -34,8 +34,9 @@ def flash_attn_with_kvcache(
     """Computes attention to the keys and values in a cache, for inference, and writes new ones
     into the cache first where they are given.
 
-    On Hopper few queries read a dense cache in place, whatever its strides are: up to 512 of them,
-    and 4,096 rows of one key/value head. Others work on a copy of it.
+    On Hopper few queries read a dense cache in place: up to 512 of them, and up to 4,096 of them
+    times query heads of a key/value head, if the strides are multiples of 8 elements. Others work
+    on a copy of it.
 
     Args:
         q: (batch, seqlen_q, heads, head_dim), float16 or bfloat16.
@@ -61,14 +62,14 @@ def flash_attn_with_kvcache(
         heads, seqlen_q) in float32.
 
     Raises:
-        NotImplementedError: an argument asks for what is not supported, a gradient among others.
+        NotImplementedError: an argument asks for what is not supported, or a tensor for a gradient.
         TypeError, ValueError, RuntimeError: as in `flash_attn_func`.
     """
     _arguments.refuse_others("flash_attn_with_kvcache", others)
     if softcap:
         _arguments.refuse_unless_neutral("softcap", softcap, (0.0,))
-    if (k is None) != (v is None):
-        raise ValueError("k and v must be given together")
+    _refuse_gradients(q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v, sink=learnable_sink)
+    _check_new(q, k_cache, v_cache, k, v)
     table = _arguments.page_table(block_table, page_table)
     if cache_seqlens is None and (k is not None or table is not None):
         raise ValueError("cache_seqlens must be given with new keys, and with block_table")
@@ -91,10 +92,37 @@ def flash_attn_with_kvcache(
     return (out, lse) if return_lse or return_softmax_lse else out
 
 
+def _refuse_gradients(**tensors: torch.Tensor | None) -> None:
+    if not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad:
+            raise NotImplementedError(
+                f"flash_attn_with_kvcache has no backward, and {name} requires grad: call it under "
+                "torch.no_grad(), or with detached tensors"
+            )
+
+
+def _check_new(q, k_cache, v_cache, k: torch.Tensor | None, v: torch.Tensor | None) -> None:
+    """Checks that new keys and values fit the cache, which indexing would not."""
+    if k is None and v is None:
+        return
+    if k is None or v is None:
+        raise ValueError("k and v must be given together")
+    for name, new, cache in (("k", k, k_cache), ("v", v, v_cache)):
+        expected = (q.shape[0], k.shape[1], *cache.shape[2:])
+        if new.shape != expected:
+            raise ValueError(
+                f"{name} must have the shape {tuple(expected)}, q's batch, k's length and "
+                f"{name}_cache's heads and head_dim; has {tuple(new.shape)}"
+            )
+
+
 def _lengths(cache_seqlens: int | torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:
     if cache_seqlens is None:
         return None
     if not isinstance(cache_seqlens, torch.Tensor):
+        _arguments.length("cache_seqlens", cache_seqlens, 0)
         return torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
     if cache_seqlens.shape != (q.shape[0],):
         raise ValueError(
@@ -152,9 +180,9 @@ def _most_queries(device, dtype, heads: int, heads_k: int, head_dim: int, head_d
     """Returns how many queries of a sequence a kernel takes with a dense cache; 0 for none."""
     properties = torch.cuda.get_device_properties(device)
     capability = 10 * properties.major + properties.minor
-    return _asked(
-        capability, properties.multi_processor_count, dtype, heads, heads_k, head_dim, head_dim_v
-    )
+    sm_count = properties.multi_processor_count
+    sizes = heads, heads_k, head_dim, head_dim_v
+    return _asked(disabled_kernels(), capability, sm_count, dtype, *sizes)
 
 
 # torch.compile takes the answer for a constant. torch.compiler.assume_constant_result says this,
@@ -163,7 +191,7 @@ _most_queries._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
-def _asked(capability, sm_count, dtype, heads, heads_k, head_dim, head_dim_v) -> int:
+def _asked(disabled, capability, sm_count, dtype, heads, heads_k, head_dim, head_dim_v) -> int:
     used = torch.empty(1, dtype=torch.int32, device="meta")
 
     def supported(rows: int) -> bool:

@@ -49,7 +49,8 @@ def flash_attn_func(
             to the planner. With 1 a sequence has the same bits in every batch.
         deterministic: whether the backward gives the same bits in every run.
             torch.use_deterministic_algorithms(True) asks for the same.
-        return_attn_probs: flash-attn 3's name for return_lse.
+        return_attn_probs: flash-attn 3's name for return_lse. flash-attn 2 returns a third value,
+            these functions do not.
         return_lse: whether to return the logsumexp, too.
         others: further arguments of flash-attn's function, at values that ask for nothing.
 
@@ -81,8 +82,8 @@ def flash_attn_varlen_func(
     v: torch.Tensor,
     cu_seqlens_q: torch.Tensor,
     cu_seqlens_k: torch.Tensor | None,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
     *,
     seqused_k: torch.Tensor | None = None,
     dropout_p: float = 0.0,
@@ -107,10 +108,11 @@ def flash_attn_varlen_func(
         v: as k, with head_dim_v.
         cu_seqlens_q: (batch + 1,), int32, on q's device: sequence i has the rows from
             cu_seqlens_q[i] to cu_seqlens_q[i + 1]. Rows of q behind the last sequence belong to
-            none: their output is not written, and their gradient is 0.
+            none: their output is not written, and their gradient is 0 where a kernel of this
+            library runs.
         cu_seqlens_k: the same for k and v; None with seqused_k and a table.
-        max_seqlen_q: the longest sequence's number of queries, or more.
-        max_seqlen_k: the longest sequence's number of keys, or more.
+        max_seqlen_q: the longest sequence's number of queries, or more; None means total_q.
+        max_seqlen_k: the longest sequence's number of keys, or more; None means all of them.
         seqused_k: (batch,), int32: how many keys of each sequence are in use. There is no backward.
         block_table: (batch, pages), int32: each sequence's pages of k and v. There is no backward.
         page_table: flash-attn 3's name for block_table.
@@ -129,13 +131,14 @@ def flash_attn_varlen_func(
     """
     _arguments.refuse_others("flash_attn_varlen_func", others)
     _refuse_options(dropout_p, softcap)
+    table = _arguments.page_table(block_table, page_table)
+    most_keys = k.shape[0] if table is None else table.shape[1] * k.shape[1]
     left, right = _arguments.window_bounds(window_size)
     out, lse = attend(
         q, k, v, learnable_sink, cu_seqlens_q, cu_seqlens_k,
-        _arguments.length("max_seqlen_q", max_seqlen_q),
-        _arguments.length("max_seqlen_k", max_seqlen_k),
-        seqused_k, _arguments.page_table(block_table, page_table), softmax_scale, causal, left,
-        right, num_splits, deterministic,
+        _arguments.length("max_seqlen_q", max_seqlen_q, q.shape[0]),
+        _arguments.length("max_seqlen_k", max_seqlen_k, most_keys), seqused_k, table,
+        softmax_scale, causal, left, right, num_splits, deterministic,
     )  # fmt: skip
     return (out, lse) if return_lse or return_attn_probs else out
 

@@ -10,5 +10,11 @@ from fa4_ext import _library
 
 NAMESPACE = "fa4_ext"
 
+
+def disabled_kernels() -> tuple[str, ...]:
+    """Returns the patterns of the kernels that are left out."""
+    return _library.disabled_kernels()
+
+
 _library.native()  # defines the ops, or raises
 ops = getattr(torch.ops, NAMESPACE)

@@ -93,12 +93,18 @@ def test_decoding_with_a_static_cache_is_one_graph_on_the_kernels(config, side, 
     wanted = expected.generate(**options)
     calls.clear()
     forward = actual.forward
-    actual.forward = torch.compile(forward, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(forward, fullgraph=True, backend="aot_eager")
+
+    def one_forward(*inputs, **named):
+        # `generate` does not compile the prefill.
+        return (compiled if named["input_ids"].shape[1] == 1 else forward)(*inputs, **named)
+
+    actual.forward = one_forward
     got = actual.generate(**options)
     assert torch.equal(got, wanted)
     assert calls.kernels == 7 * LAYERS
     graphs = counters["stats"]["unique_graphs"]
-    assert graphs <= 4, f"{graphs} graphs for a prefill and 6 tokens"
+    assert graphs <= 3, f"{graphs} graphs for 6 tokens"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from clients import families
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSpeechSeq2Seq,
     BartConfig,
     BertConfig,
     Gemma3TextConfig,
@@ -18,6 +19,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     ModernBertConfig,
+    MoonshineConfig,
     PreTrainedConfig,
     PreTrainedModel,
     StaticCache,
@@ -275,15 +277,40 @@ def test_gradient_checkpointing_stays_on_the_kernels(reentrant, calls):
     assert (calls.kernels, calls.elsewhere) == (2 * LAYERS, 0)
 
 
-def test_packed_sequences_with_given_bounds(calls):
-    """Collators hand on the bounds, with the positions or without them."""
+@pytest.mark.parametrize("use_cache", (False, True))
+def test_packed_sequences_with_given_bounds(calls, use_cache):
+    """Collators hand on the bounds. They count with a cache, too, where transformers' sdpa does not
+    look at the positions."""
     expected, actual = llama()
     ids, positions = tokens(batch=1), packed_positions()
     bounds = torch.tensor([0, 5, 9, 12])
     given = dict(cu_seq_lens_q=bounds, cu_seq_lens_k=bounds, max_length_q=5, max_length_k=5)
-    wanted = expected(ids, position_ids=positions).logits
-    torch.testing.assert_close(actual(ids, position_ids=positions, **given).logits, wanted)
+    wanted = expected(ids, position_ids=positions, use_cache=False).logits
+    got = actual(ids, position_ids=positions, use_cache=use_cache, **given).logits
+    torch.testing.assert_close(got, wanted)
     assert (calls.kernels, calls.elsewhere) == (LAYERS, 0)
+
+
+@torch.no_grad()
+def test_a_layer_that_is_causal_only_without_a_mask(calls):
+    """Moonshine's decoder says so itself: a mask that hides only the future would make it
+    bidirectional."""
+    config = MoonshineConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=64, encoder_num_hidden_layers=1,
+        decoder_num_hidden_layers=2, encoder_num_attention_heads=2, decoder_num_attention_heads=2,
+        pad_head_dim_to_multiple_of=8, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        pad_token_id=0,
+    )  # fmt: skip
+    expected, actual = pair(AutoModelForSpeechSeq2Seq, config)
+    sound = torch.randn(2, 2000)
+    ids = torch.randint(3, 40, (2, 7))
+    wanted, got = (
+        model(input_values=sound, decoder_input_ids=ids).logits for model in (expected, actual)
+    )
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    changed = torch.cat([ids[:, :-1], ids[:, -1:] % 37 + 3], 1)
+    earlier = actual(input_values=sound, decoder_input_ids=changed).logits[:, :-1]
+    torch.testing.assert_close(earlier, got[:, :-1], rtol=1e-4, atol=1e-5)
 
 
 @torch.inference_mode()

@@ -139,3 +139,21 @@ def test_torch_s_registry_activates_with_the_handle_s_kernels_left_out():
     handle.remove()
     assert not explanation().supported
     attention.restore_flash_attention_impl()
+
+
+def test_the_environment_s_kernels_are_left_out_without_a_registration():
+    """This library's own ops run without one."""
+    run(
+        f"""
+        import fa4_ext
+        from fa4_ext import _library
+        assert fa4_ext.default_handle is None
+        assert _library.disabled_kernels() == ({FORWARD!r},)
+        with fa4_ext.register(disable=()):
+            assert _library.disabled_kernels() == ()
+        assert _library.disabled_kernels() == ({FORWARD!r},)
+        """,
+        "-W", "ignore",
+        FA4_EXT_AUTOREGISTER="0",
+        FA4_EXT_DISABLE=FORWARD,
+    )  # fmt: skip

@@ -11,6 +11,7 @@ import math_ops
 import pytest
 import torch
 
+import fa4_ext
 from fa4_ext import flash_attn
 from fa4_ext.flash_attn import _cache, flash_attn_func, flash_attn_varlen_func
 from fa4_ext.flash_attn import flash_attn_with_kvcache as with_cache
@@ -289,6 +290,19 @@ def test_arguments_behind_the_tensors_are_keywords():
         (lambda q, k, v: {"k": k, "v": v}, "cache_seqlens must be given with new keys"),
         (lambda q, k, v: {"block_table": torch.ones(2, 1)}, "cache_seqlens must be given"),
         (lambda q, k, v: {"cache_seqlens": torch.ones(3)}, r"shape \(2,\), .*, has \(3,\)"),
+        (lambda q, k, v: {"cache_seqlens": -1}, "cache_seqlens must not be negative, is -1"),
+        (
+            lambda q, k, v: {"k": k[:, :2], "v": v[:, :1], "cache_seqlens": 1},
+            r"v must have the shape \(2, 2, 2, 24\), .*; has \(2, 1, 2, 24\)",
+        ),
+        (
+            lambda q, k, v: {"k": k[:1], "v": v[:1], "cache_seqlens": 1},
+            r"k must have the shape \(2, 7, 2, 16\), .*; has \(1, 7, 2, 16\)",
+        ),
+        (
+            lambda q, k, v: {"k": k[:, :, :1], "v": v[:, :, :1], "cache_seqlens": 1},
+            r"k must have the shape \(2, 7, 2, 16\), .*; has \(2, 7, 1, 16\)",
+        ),
     ],
 )
 def test_arguments_of_a_cache_that_do_not_fit_together(arguments, words):
@@ -298,18 +312,38 @@ def test_arguments_of_a_cache_that_do_not_fit_together(arguments, words):
 
 
 def test_one_name_of_the_table_alone():
+    tensors = [tensor.detach() for tensor in qkv()]
+    table = torch.ones(2, 1)
     with pytest.raises(TypeError, match="block_table and page_table are two names"):
-        with_cache(
-            *qkv(), cache_seqlens=3, block_table=torch.ones(2, 1), page_table=torch.ones(2, 1)
-        )
+        with_cache(*tensors, cache_seqlens=3, block_table=table, page_table=table)
 
 
 def test_a_cache_has_no_backward_and_says_so():
     q, k, v = qkv()
-    with pytest.raises(NotImplementedError, match="seqused_k has no backward: call it under"):
-        with_cache(q, k, v, cache_seqlens=torch.tensor([3, 4]))
+    used = torch.tensor([3, 4])
+    cache = [tensor.detach() for tensor in (k, v)]
+    for tensors, name in (((q, *cache), "q"), ((q.detach(), k, cache[1]), "k_cache")):
+        with pytest.raises(NotImplementedError, match=f"no backward, and {name} requires grad"):
+            with_cache(*tensors, cache_seqlens=used)
+    with pytest.raises(NotImplementedError, match="no backward, and k requires grad"):
+        with_cache(q.detach(), *cache, k[:, :1], v[:, :1].detach(), cache_seqlens=used)
+    assert not cache[0].requires_grad, "nothing has been written"
     with torch.no_grad():
-        with_cache(q, k, v, cache_seqlens=torch.tensor([3, 4]))
+        with_cache(q, k, v, cache_seqlens=used)
+
+
+def test_keys_in_use_have_no_backward_and_say_so():
+    (q, k, v), starts = packed()
+    used = torch.tensor(LENGTHS, dtype=torch.int32)
+    with pytest.raises(NotImplementedError, match="seqused_k has no backward: call it under"):
+        flash_attn_varlen_func(q, k, v, *starts, 7, 7, seqused_k=used)
+
+
+def test_lengths_may_be_left_out_or_lie_in_tensors():
+    (q, k, v), starts = packed()
+    given = flash_attn_varlen_func(q, k, v, *starts, 7, 7, causal=True)
+    for lengths in ((), (None, None), (torch.tensor(7), torch.tensor(9))):
+        assert_same(flash_attn_varlen_func(q, k, v, *starts, *lengths, causal=True), given)
 
 
 @pytest.mark.parametrize("dynamic", (False, True), ids=("static", "dynamic"))
@@ -376,7 +410,11 @@ class _Blackwell:
 def test_how_many_queries_read_a_cache_in_place(monkeypatch, properties, heads, most):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     device = torch.device("cuda")
-    assert _cache._most_queries(device, torch.bfloat16, *heads, 128, 128) == most
+    sizes = torch.bfloat16, *heads, 128, 128
+    assert _cache._most_queries(device, *sizes) == most
+    with fa4_ext.register(disable=("sm90_decode_*",)):
+        assert _cache._most_queries(device, *sizes) == 0, "decode kernels are disabled"
+    assert _cache._most_queries(device, *sizes) == most
 
 
 def test_whether_a_cache_is_read_in_place_is_a_constant_of_a_compiled_program(monkeypatch):

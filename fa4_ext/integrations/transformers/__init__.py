@@ -6,9 +6,10 @@
     model = AutoModelForCausalLM.from_pretrained(..., attn_implementation="fa4_ext")
 
 The kernels run padded and packed batches, sliding windows, caches, grouped heads and sinks.
-transformers' own sdpa runs everything else, with the whole mask: dropout, soft caps, position
-biases, custom masks, float32, and on the CPU. Where a token of padding is hidden from all others,
-its own output is finite, but otherwise unspecified, as with transformers' flash attention.
+transformers' own sdpa runs everything else, with the whole mask: dropout, position biases, custom
+masks, float32, and on the CPU; a soft cap needs the model's own eager attention. Where a token of
+padding is hidden from all others, its own output is finite, but otherwise unspecified, as with
+transformers' flash attention.
 
 The name "fa4_ext" works wherever a library hands `attn_implementation` on. Where a library has a
 list of names, it does not know this one:

@@ -45,7 +45,7 @@ def attention(
 ) -> Results:
     """Computes attention, by transformers' interface of attention functions.
 
-    A mask says all about what is hidden. Without one, or with an optional one, the call is causal
+    A mask says all about what is hidden. Without one, the call is causal
     if `is_causal`, or else the module, says so and there is more than one query, as in
     transformers' sdpa.
 
@@ -73,14 +73,12 @@ def attention(
             call needs the model's eager attention, and it has none.
     """
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    if isinstance(attention_mask, CompactMask) and _says_nothing(attention_mask, causal):
-        attention_mask = None
     asked = _given(others)
     q, k, v = _in_one_dtype(module, query, key, value)
     if not dropout and not _ASKS_MORE & asked and _covered(q, k, v):
         if attention_mask is None and (q.shape[2] <= k.shape[2] or not causal):
             return _without_mask(q, k, v, causal, others, scaling, s_aux).contiguous(), None
-        if isinstance(attention_mask, CompactMask) and _fits(attention_mask, q, k):
+        if isinstance(attention_mask, CompactMask) and _fits(attention_mask, q, k, v, s_aux):
             return _with_mask(q, k, v, attention_mask, scaling, s_aux).contiguous(), None
     mask = dense_mask(attention_mask) if isinstance(attention_mask, CompactMask) else attention_mask
     if "block_indices" in asked:
@@ -95,11 +93,6 @@ def attention(
         others = {**others, "s_aux": s_aux}
         return _eager(module, query, key, value, explicit, dropout, scaling, others)
     return _sdpa(module, query, key, value, mask, dropout, scaling, is_causal, **others)
-
-
-def _says_nothing(mask: CompactMask, causal: bool) -> bool:
-    """Returns whether the layer is not causal, and no mask says that it is."""
-    return mask.optional and mask.changed is None and not causal
 
 
 def _given(others: dict[str, Any]) -> set[str]:
@@ -141,14 +134,21 @@ def _covered(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> boo
     )
 
 
-def _fits(mask: CompactMask, query: torch.Tensor, key: torch.Tensor) -> bool:
+def _fits(
+    mask: CompactMask,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sink: torch.Tensor | None,
+) -> bool:
     """Returns whether the mask's description is that of this call, and a kernel has its gradient,
     if one is needed.
     """
     if mask.changed is not None or mask.shape != (query.shape[0], 1, query.shape[2], key.shape[2]):
         return False
     in_cache = mask.lengths is not None and not packs_rows(mask)
-    needs_gradient = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+    inputs = (query, key, value) if sink is None else (query, key, value, sink)
+    needs_gradient = torch.is_grad_enabled() and any(one.requires_grad for one in inputs)
     return not (in_cache and needs_gradient)
 
 

@@ -11,7 +11,7 @@ _TENSORS = (
     "anchor", "lengths", "visible_keys", "sequences", "cu_seqlens_q", "cu_seqlens_k", "runs",
     "changed",
 )  # fmt: skip
-_NUMBERS = ("left", "right", "used", "max_seqlen_q", "max_seqlen_k", "optional")
+_NUMBERS = ("left", "right", "used", "max_seqlen_q", "max_seqlen_k")
 _KEPT = (torch.ops.aten.detach.default, torch.ops.aten.clone.default)
 
 
@@ -40,8 +40,6 @@ class CompactMask(torch.Tensor):
             see, where they are the last tokens of a cache.
         max_seqlen_q: the longest sequence's number of queries, or more.
         max_seqlen_k: the longest sequence's number of keys, or more.
-        optional: whether transformers' sdpa would get no mask, so that the layer says whether the
-            call is causal.
         changed: the dense mask, once an operation has changed it in place or returned a view of
             it. The other attributes do not count any more.
     """
@@ -58,7 +56,6 @@ class CompactMask(torch.Tensor):
     runs: torch.Tensor | None
     max_seqlen_q: int
     max_seqlen_k: int
-    optional: bool
     changed: torch.Tensor | None
     _dense: torch.Tensor | None  # kept for the next operation
     _by_heads: dict[int, Any]  # kept for the next layer: the sequences of heads.py
@@ -76,7 +73,6 @@ class CompactMask(torch.Tensor):
         used: int | None = None,
         max_seqlen_q: int = 0,
         max_seqlen_k: int = 0,
-        optional: bool = False,
         **tensors: torch.Tensor | None,
     ) -> CompactMask:
         device = anchor.device
@@ -84,7 +80,6 @@ class CompactMask(torch.Tensor):
         tensors["anchor"] = anchor
         mask.left, mask.right, mask.used = left, right, used
         mask.max_seqlen_q, mask.max_seqlen_k = max_seqlen_q, max_seqlen_k
-        mask.optional = optional
         for name in _TENSORS:
             setattr(mask, name, tensors.get(name))
         mask._dense = None

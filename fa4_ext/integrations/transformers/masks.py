@@ -75,8 +75,8 @@ def make_mask(
         others: further arguments of transformers' sdpa_mask.
 
     Returns:
-        A `CompactMask` or a dense mask, (batch_size, 1, q_length, kv_length), bool; under
-        torch.compile None where it is allowed and hides nothing, or the future only.
+        A `CompactMask` or a dense mask, (batch_size, 1, q_length, kv_length), bool; or None where
+        that is allowed and the mask hides nothing, or the future only.
 
     Raises:
         ValueError: the model does not call attention through transformers' interface.
@@ -101,9 +101,10 @@ def make_mask(
         found = recognised(mask_function)
         mask = None if found is None else _described(place, found, attention_mask)
         if mask is not None:
-            may_skip = allow_is_causal_skip and supports_sdpa(type(config))
-            mask.optional = may_skip and _hides_the_future_only(place, mask)
-            return mask
+            may_skip = (allow_is_bidirectional_skip and _hides_nothing(mask)) or (
+                allow_is_causal_skip and _hides_the_future_only(place, mask)
+            )
+            return None if may_skip and supports_sdpa(type(config)) else mask
     return masking_utils.sdpa_mask(
         batch_size,
         q_length,
@@ -140,6 +141,10 @@ def _hides_the_future_only(place: _Place, mask: CompactMask) -> bool:
     only_causal = mask.right == 0 and mask.left < 0 and mask.visible_keys is None
     from_zero = place.from_the_start or _is(place.q_offset, 0)
     return only_causal and mask.sequences is None and from_zero
+
+
+def _hides_nothing(mask: CompactMask) -> bool:
+    return mask.left < 0 and mask.right < 0 and mask.visible_keys is None and mask.sequences is None
 
 
 def _described(place: _Place, pattern: Pattern, padding: torch.Tensor | None) -> CompactMask | None:
