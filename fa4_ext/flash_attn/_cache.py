@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 
 import torch
 
@@ -68,7 +69,9 @@ def flash_attn_with_kvcache(
     _arguments.refuse_others("flash_attn_with_kvcache", others)
     if softcap:
         _arguments.refuse_unless_neutral("softcap", softcap, (0.0,))
-    _refuse_gradients(q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v, sink=learnable_sink)
+    _refuse_gradients(
+        q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v, learnable_sink=learnable_sink
+    )
     _check_new(q, k_cache, v_cache, k, v)
     table = _arguments.page_table(block_table, page_table)
     if cache_seqlens is None and (k is not None or table is not None):
@@ -172,7 +175,8 @@ def _reads_in_place(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
         elements += k.storage_offset(), v.storage_offset()
     if any(count % 8 for count in elements):
         return False
-    sizes = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
+    # Where a compiled program has symbols for them, they become constants of it.
+    sizes = map(operator.index, (q.shape[2], k.shape[2], q.shape[3], v.shape[3]))
     return q.shape[1] <= _most_queries(q.device, q.dtype, *sizes)
 
 

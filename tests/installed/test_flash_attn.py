@@ -417,7 +417,8 @@ def test_how_many_queries_read_a_cache_in_place(monkeypatch, properties, heads, 
     assert _cache._most_queries(device, *sizes) == most
 
 
-def test_whether_a_cache_is_read_in_place_is_a_constant_of_a_compiled_program(monkeypatch):
+@pytest.mark.parametrize("dynamic", (None, True), ids=("some symbols", "all symbols"))
+def test_whether_a_cache_is_read_in_place_is_a_constant_of_a_compiled_program(monkeypatch, dynamic):
     """A cache of heads outside rows is read where it lies, one of odd strides is not. After the
     first call the compiler has symbols for the sizes that changed."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: _Hopper)
@@ -425,7 +426,7 @@ def test_whether_a_cache_is_read_in_place_is_a_constant_of_a_compiled_program(mo
     def compiled(q: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
         return q + 1 if _cache._reads_in_place(_OnCuda(q), cache, cache) else q - 1
 
-    run = torch.compile(compiled, fullgraph=True, backend="eager")
+    run = torch.compile(compiled, fullgraph=True, backend="eager", dynamic=dynamic)
     for batch, rows, head_dim, in_place in (
         (2, 1, 128, True),
         (3, 2, 128, True),
