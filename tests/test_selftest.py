@@ -14,8 +14,8 @@ from interpreter.sources import compiling, programs
 from kernels.kernel import Op
 
 ROOT = Path(__file__).parent.parent
-# Of each kernel, the problems whose tiles an interpreter runs in seconds. The first one is compiled
-# for tests/test_interpreter.py anyway.
+# These are the problems of each kernel whose tiles an interpreter runs in seconds. The first kernel
+# is compiled for tests/test_interpreter.py anyway.
 INTERPRETED = {
     "sm90_decode_bf16_d64_any_m64n128": [0, 1, 3, 5, 9, 11],
     "sm90_forward_bf16_d64_dense_causal_m64n64": [0, 4],

@@ -23,7 +23,7 @@ void take_backward_tensors(Arguments& arguments, BackwardCall& call) {
   call.logsumexp = arguments.tensor();
 }
 
-// Our own ops have these next to each other.
+// _flash_attention_forward and our own ops have these next to each other.
 template <class Call>
 void take_lengths(Arguments& arguments, Call& call) {
   call.cum_seq_q = arguments.optional_tensor();
@@ -70,10 +70,7 @@ ForwardCall take_flash_forward(Arguments& arguments, bool has_block_table) {
   call.is_low_level = true;
   call.order = DimOrder::kSequenceFirst;
   take_qkv(arguments, call);
-  call.cum_seq_q = arguments.optional_tensor();
-  call.cum_seq_k = arguments.optional_tensor();
-  call.max_q = arguments.value<int64_t>();
-  call.max_k = arguments.value<int64_t>();
+  take_lengths(arguments, call);
   call.dropout_p = arguments.value<double>();
   call.is_causal = arguments.value<bool>();
   call.return_debug_mask = arguments.value<bool>();

@@ -162,8 +162,7 @@ Reason describe_forward(const ForwardCall& call, const Processors* simulated, De
   // A copy would be of the whole cache.
   if ((call.block_table || d.problem.keys_in_use) &&
       !(addressable(call.key.get()) && addressable(call.value.get()))) {
-    return concat(call.block_table ? "paged " : "", "key and value",
-                  call.block_table ? "" : " with seqused_k",
+    return concat(call.block_table ? "paged key and value" : "key and value with seqused_k",
                   " must have addresses and strides of multiples of 16 bytes");
   }
   if (call.seqused_k) {

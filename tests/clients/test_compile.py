@@ -31,6 +31,18 @@ def fresh_compiler():
     register()
 
 
+def inputs_with(given: str, **options) -> tuple[dict, torch.Tensor]:
+    """Returns a model's inputs, and which of their rows are no padding."""
+    inputs = {"input_ids": tokens(), **options}
+    rows = torch.ones_like(inputs["input_ids"]).bool()
+    if given == "padding":
+        inputs["attention_mask"] = padding("left")
+        rows = inputs["attention_mask"].bool()
+    elif given == "packed":
+        inputs["position_ids"] = packed_positions().expand(len(rows), -1)
+    return inputs, rows
+
+
 @pytest.mark.parametrize(
     ("config", "given"),
     [
@@ -45,13 +57,7 @@ def fresh_compiler():
 def test_a_model_compiles_into_one_graph(config, given):
     register(masks_in_graphs=True)
     expected, actual = pair(AutoModelForCausalLM, config())
-    inputs = {"input_ids": tokens()}
-    rows = torch.ones_like(inputs["input_ids"]).bool()
-    if given == "padding":
-        inputs["attention_mask"] = padding("left")
-        rows = inputs["attention_mask"].bool()
-    elif given == "packed":
-        inputs["position_ids"] = packed_positions().expand(len(rows), -1)
+    inputs, rows = inputs_with(given)
     compiled = torch.compile(actual, fullgraph=True, backend="aot_eager")
     got, wanted = compiled(**inputs).logits[rows], expected(**inputs).logits[rows]
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
@@ -119,13 +125,7 @@ def test_decoding_with_a_static_cache_is_one_graph_on_the_kernels(config, side, 
 )
 def test_with_the_mask_outside_the_graph_the_kernels_run(config, given, calls):
     expected, actual = pair(AutoModelForCausalLM, config())
-    inputs = {"input_ids": tokens(), "use_cache": False}
-    rows = torch.ones_like(inputs["input_ids"]).bool()
-    if given == "padding":
-        inputs["attention_mask"] = padding("left")
-        rows = inputs["attention_mask"].bool()
-    elif given == "packed":
-        inputs["position_ids"] = packed_positions().expand(len(rows), -1)
+    inputs, rows = inputs_with(given, use_cache=False)
     compiled = torch.compile(actual, backend="aot_eager")
     for model in (compiled, expected):
         model(**inputs).logits[rows].square().sum().backward()

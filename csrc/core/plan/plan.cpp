@@ -75,12 +75,16 @@ ResolvedMask resolve_mask(const Problem& p) {
   return {right == 0 ? Mask::kCausalBottomRight : Mask::kWindow, left, right};
 }
 
-// Whether our backward or PyTorch's computes the derivative of what our forward computes. This is
-// true for caches, which have no backward at all.
+// Whether forward and backward of a call may run on whichever kernels: PyTorch computes what ours
+// compute, or there is no backward, as with caches.
+bool halves_are_free(const Problem& p, const ResolvedMask& mask) {
+  return p.page_size || p.keys_in_use || stock_agrees(p, mask.left, mask.right);
+}
+
+// Whether our backward or PyTorch's computes the derivative of what our forward computes.
 bool has_backward_that_agrees(const Problem& forward, const ResolvedMask& mask,
                               const KernelSet& disabled) {
-  if (forward.page_size || forward.keys_in_use || stock_agrees(forward, mask.left, mask.right))
-    return true;
+  if (halves_are_free(forward, mask)) return true;
   Problem backward = forward;
   backward.op = Op::kBackward;
   backward.num_splits = 0;  // an argument of the forward alone
@@ -93,8 +97,7 @@ bool has_backward_that_agrees(const Problem& forward, const ResolvedMask& mask,
 // null. Whether a backward must be deterministic is not known in its forward: all may be asked for.
 const Kernel* disabled_for_other_half(const Problem& p, const ResolvedMask& mask,
                                       const KernelSet& disabled) {
-  if (disabled.empty() || p.page_size || p.keys_in_use || stock_agrees(p, mask.left, mask.right))
-    return nullptr;
+  if (disabled.empty() || halves_are_free(p, mask)) return nullptr;
   Problem other = p;
   other.op = p.op == Op::kForward ? Op::kBackward : Op::kForward;
   other.num_splits = 0;

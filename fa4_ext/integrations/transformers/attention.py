@@ -28,7 +28,6 @@ LARGEST_HEAD_DIM = 256
 _ASKS_MORE = {"softcap", "sinks", "position_bias", "indices", "block_indices"}
 # The bounds of packed sequences.
 _BOUNDS = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
-_EVERYTHING = (-1, -1)  # the window that hides nothing
 
 
 def attention(
@@ -45,9 +44,8 @@ def attention(
 ) -> Results:
     """Computes attention, by transformers' interface of attention functions.
 
-    A mask says all about what is hidden. Without one, the call is causal
-    if `is_causal`, or else the module, says so and there is more than one query, as in
-    transformers' sdpa.
+    A mask says all about what is hidden. Without one, the call is causal if `is_causal`, or else
+    the module, says so and there is more than one query, as in transformers' sdpa.
 
     Args:
         module: the layer.
@@ -76,10 +74,11 @@ def attention(
     asked = _given(others)
     q, k, v = _in_one_dtype(module, query, key, value)
     if not dropout and not _ASKS_MORE & asked and _covered(q, k, v):
+        options: dict[str, Any] = dict(softmax_scale=scaling, learnable_sink=s_aux)
         if attention_mask is None and (q.shape[2] <= k.shape[2] or not causal):
-            return _without_mask(q, k, v, causal, others, scaling, s_aux).contiguous(), None
+            return _without_mask(q, k, v, causal, others, **options).contiguous(), None
         if isinstance(attention_mask, CompactMask) and _fits(attention_mask, q, k, v, s_aux):
-            return _with_mask(q, k, v, attention_mask, scaling, s_aux).contiguous(), None
+            return _with_mask(q, k, v, attention_mask, **options).contiguous(), None
     mask = dense_mask(attention_mask) if isinstance(attention_mask, CompactMask) else attention_mask
     if "block_indices" in asked:
         raise NotImplementedError(
@@ -158,8 +157,7 @@ def _without_mask(
     value: torch.Tensor,
     causal: bool,
     others: dict[str, Any],
-    scaling: float | None,
-    sink: torch.Tensor | None,
+    **options: Any,
 ) -> torch.Tensor:
     q_length = query.shape[2]
     causal = causal and q_length > 1
@@ -170,88 +168,44 @@ def _without_mask(
             others["max_length_q"],
             others["max_length_k"],
         )
-        return _varlen(query, key, value, packed, causal, _EVERYTHING, scaling, sink)
+        return _varlen(query, key, value, packed, causal=causal, **options)
     if causal:
         # A static cache that was empty before: the other keys are not in use yet.
         key, value = key[:, :, :q_length], value[:, :, :q_length]
-    return _dense_call(query, key, value, causal, _EVERYTHING, scaling, sink)
+    return _dense_call(query, key, value, causal=causal, **options)
 
 
 def _with_mask(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: CompactMask,
-    scaling: float | None,
-    sink: torch.Tensor | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: CompactMask, **options: Any
 ) -> torch.Tensor:
-    causal, window = mask.right == 0, (mask.left, mask.right)
-    if mask.runs is not None and sink is None and has_heads_outside_rows(key, value):
-        options = dict(softmax_scale=scaling, causal=causal, window_size=window)
+    options |= dict(causal=mask.right == 0, window_size=(mask.left, mask.right))
+    no_sink = options["learnable_sink"] is None
+    if mask.runs is not None and no_sink and has_heads_outside_rows(key, value):
         return attend_by_head(query, key, value, mask, **options)
     if mask.cu_seqlens_q is not None and mask.cu_seqlens_k is not None:
         packed = Rows(mask.cu_seqlens_q, mask.cu_seqlens_k, mask.max_seqlen_q, mask.max_seqlen_k)
-        return _varlen(query, key, value, packed, causal, window, scaling, sink)
+        return _varlen(query, key, value, packed, **options)
     if mask.lengths is not None:
         q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        out: Any = flash_attn_with_kvcache(
-            q,
-            k,
-            v,
-            cache_seqlens=mask.lengths,
-            softmax_scale=scaling,
-            causal=causal,
-            window_size=window,
-            learnable_sink=sink,
-        )
+        out: Any = flash_attn_with_kvcache(q, k, v, cache_seqlens=mask.lengths, **options)
         return out
     if mask.used is not None:
         key, value = key[:, :, : mask.used], value[:, :, : mask.used]
-    return _dense_call(query, key, value, causal, window, scaling, sink)
+    return _dense_call(query, key, value, **options)
 
 
-def _dense_call(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    causal: bool,
-    window: tuple[int, int],
-    scaling: float | None,
-    sink: torch.Tensor | None,
-) -> torch.Tensor:
-    out: Any = flash_attn_func(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
-        softmax_scale=scaling,
-        causal=causal,
-        window_size=window,
-        learnable_sink=sink,
-    )
+def _dense_call(*tensors: torch.Tensor, **options: Any) -> torch.Tensor:
+    q, k, v = (tensor.transpose(1, 2) for tensor in tensors)
+    out: Any = flash_attn_func(q, k, v, **options)
     return out
 
 
 def _varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    packed: Rows,
-    causal: bool,
-    window: tuple[int, int],
-    scaling: float | None,
-    sink: torch.Tensor | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: Rows, **options: Any
 ) -> torch.Tensor:
     """Computes attention of packed sequences, whose bounds count in the flattened batch."""
-    out: Any = flash_attn_varlen_func(
-        query.transpose(1, 2).flatten(0, 1),
-        key.transpose(1, 2).flatten(0, 1),
-        value.transpose(1, 2).flatten(0, 1),
-        *packed,
-        softmax_scale=scaling,
-        causal=causal,
-        window_size=window,
-        learnable_sink=sink,
-    )
+    q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    out: Any = flash_attn_varlen_func(q, k, v, *packed, **options)
     return out.unflatten(0, (query.shape[0], query.shape[2]))
 
 
