@@ -4,6 +4,9 @@ results."""
 
 from __future__ import annotations
 
+import json
+import sys
+
 import math_ops
 import pytest
 import torch
@@ -130,3 +133,26 @@ def test_the_figure_is_written(tmp_path):
     header = {"device": "NVIDIA H200", "torch": "2.11.0"}
     report.draw({"header": header, "clients": RESULTS}, str(tmp_path / "figure.png"))
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_a_run_keeps_the_results_of_workloads_that_it_leaves_out(tmp_path, monkeypatch):
+    path = tmp_path / "clients.json"
+    path.write_text(json.dumps({"header": {}, "clients": RESULTS}))
+    monkeypatch.setattr(
+        command, "run", lambda name, contender, *_: {} if contender == "reference" else {name: 1}
+    )
+    monkeypatch.setattr(command, "header", lambda *_: {"commit": "this"})
+    monkeypatch.setattr(command.report, "table", lambda clients: [*clients])
+    monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        sys, "argv", ["clients", "--json", str(path), "--only", "llama 8k", "varlen_attn"]
+    )
+    command.main()
+    written = json.loads(path.read_text())
+    assert written["header"] == {"commit": "this"}
+    assert written["clients"]["llama"] == RESULTS["llama"]
+    assert written["clients"]["varlen_attn"] == {
+        "torch": {"varlen_attn": 1},
+        "import": {"varlen_attn": 1},
+    }
+    assert len(written["clients"]["llama 8k"]) == len(WORKLOADS["llama 8k"].contenders)

@@ -4,7 +4,8 @@ the error against fp32 over that of PyTorch's math in the same precision.
 python -m benchmarks.clients --json benchmarks/results/h200_clients.json
 python -m benchmarks.clients --only "llama, packed" "gpt-oss prefill"
 
-Needs transformers. Every contender runs in a process of its own, in a random order.
+Needs transformers. Every contender runs in a process of its own, in a random order. A workload's
+results are saved once it ends, and the file keeps those of workloads that a run leaves out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -64,11 +67,10 @@ def tasks(names: list[str], contenders: list[str], seed: int) -> list[tuple[str,
 
 def measure(
     names: list[str], contenders: list[str], seed: int, options: list[str]
-) -> dict[str, dict]:
-    """Returns the results of each workload, by contender."""
+) -> Iterator[tuple[str, dict]]:
+    """Yields each workload as it ends, with its results by contender."""
     wanted = tasks(names, contenders, seed)
     progress = Progress(len(wanted), what="processes")
-    results: dict[str, dict] = {name: {} for name in names}
     with (
         tempfile.TemporaryDirectory() as folder,
         ThreadPoolExecutor(STARTED_AT_ONCE) as pool,
@@ -76,14 +78,22 @@ def measure(
         begun = [
             (name, one, pool.submit(run, name, one, Path(folder), options)) for name, one in wanted
         ]
-        for name, contender, future in begun:
-            progress.started(f"{name}, {contender}")
-            results[name][contender] = future.result()
-            progress.finished()
-    for of_workload in results.values():
-        if not of_workload[REFERENCE]:
-            del of_workload[REFERENCE]  # it did not fail
-    return results
+        for name, of_workload in groupby(begun, key=lambda task: task[0]):
+            results = {}
+            for _, contender, future in of_workload:
+                progress.started(f"{name}, {contender}")
+                results[contender] = future.result()
+                progress.finished()
+            if not results[REFERENCE]:
+                del results[REFERENCE]  # it did not fail
+            yield name, results
+
+
+def kept(path: str | None) -> dict[str, dict]:
+    """Returns the results that an earlier run left in the file."""
+    if path is None or not Path(path).exists():
+        return {}
+    return json.loads(Path(path).read_text())["clients"]
 
 
 def main() -> None:
@@ -102,13 +112,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit(NO_DEVICE)
-    result = {
-        "header": header(1, "bf16", []),
-        "clients": measure(arguments.only, arguments.contenders, arguments.seed, []),
-    }
+    result = {"header": header(1, "bf16", []), "clients": kept(arguments.json)}
+    for name, found in measure(arguments.only, arguments.contenders, arguments.seed, []):
+        result["clients"][name] = found
+        if arguments.json:
+            save(result, arguments.json)
     print("\n".join(report.table(result["clients"])))
-    if arguments.json:
-        save(result, arguments.json)
     if arguments.figure:
         report.draw(result, arguments.figure)
 
