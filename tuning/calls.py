@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+import fa4_ext
 from fa4_ext.bench.correctness import DTYPES, make_cu_seqlens
 from fa4_ext.bench.shapes import Shape
 
@@ -55,6 +56,18 @@ def calls(p: Shape, sets: list, enabled):
         )
 
     return {"forward": forward, "backward": backward}
+
+
+def explain(p: Shape, inputs: list[torch.Tensor], **options) -> fa4_ext.Explanation:
+    """Explains the call."""
+    q, k, v, _ = inputs
+    if p.layout == "varlen":
+        return fa4_ext.explain(
+            q, k, v, cu_seqlens_q=make_cu_seqlens(p), max_seqlen_q=p.longest, **options
+        )
+    # A window that holds every key masks nothing, and makes this a call of the low-level op.
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    return fa4_ext.explain(q, k, v, window_size=(-1, p.seqlen_k), **options)
 
 
 def agree(outputs, others, at_most: float) -> None:

@@ -1,4 +1,4 @@
-"""Defines the calls of cuDNN that ours are measured against."""
+"""Defines the calls of F.scaled_dot_product_attention on cuDNN and on ours."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import fa4_ext
 from fa4_ext.bench.correctness import DTYPES
 from tuning.cudnn_grid import Call
 
-# A context in which F.scaled_dot_product_attention runs on cuDNN, or raises.
+# Contexts in which F.scaled_dot_product_attention runs on cuDNN, or on ours, or raises. PyTorch's
+# own order of backends, which ours leave as it is, begins with cuDNN on Hopper.
 cudnn_enabled = partial(sdpa_kernel, SDPBackend.CUDNN_ATTENTION)
+ours_enabled = partial(fa4_ext.register, fallback="error", speed_rules=False)
 
 
 def make_inputs(p: Call, dtype: str) -> list[torch.Tensor]:
@@ -30,10 +33,16 @@ def _recorded(attention, *qkv: torch.Tensor) -> tuple[torch.Tensor, list[torch.T
     return attention(*leaves), leaves
 
 
-def calls(p: Call, sets: list) -> dict:
-    """Returns the forward and the backward on cuDNN as functions of a set's index. They take and
-    return views of [batch, heads, seqlen, head_dim], as models make them, which cuDNN reads and
-    writes without a copy. The results are given back in the layout of the inputs."""
+def explain(p: Call, inputs: list[torch.Tensor], **options) -> fa4_ext.Explanation:
+    """Explains the call."""
+    q, k, v = (tensor.transpose(1, 2) for tensor in inputs[:3])
+    return fa4_ext.explain(q, k, v, is_causal=p.causal, enable_gqa=p.heads != p.heads_kv, **options)
+
+
+def calls(p: Call, sets: list, enabled) -> dict:
+    """Returns the forward and the backward as functions of a set's index, which run where the
+    context `enabled` has them run. They take and return views of [batch, heads, seqlen, head_dim],
+    as models make them. The results are given back in the layout of the inputs."""
 
     def attention(q, k, v):
         return F.scaled_dot_product_attention(
@@ -45,7 +54,8 @@ def calls(p: Call, sets: list) -> dict:
     @cache
     def recorded():
         # All at once, because a CUDA graph would otherwise capture forwards too.
-        return [_recorded(attention, *tensors[:3]) for tensors in views]
+        with enabled():
+            return [_recorded(attention, *tensors[:3]) for tensors in views]
 
     def forward(i):
         with torch.no_grad():

@@ -16,7 +16,6 @@ import torch
 
 import fa4_ext
 from fa4_ext.bench.contenders import ours_enabled
-from fa4_ext.bench.correctness import make_cu_seqlens
 from fa4_ext.bench.shapes import DIRECTIONS, Shape
 from fa4_ext.bench.timing import in_turns, prepare, sets_for, summary
 from tuning import calls, cudnn_calls, cudnn_grid, rows, stock_grid
@@ -39,16 +38,20 @@ class Peer:
         name: its column in the file.
         problems: given --quick, returns the problems.
         make_inputs: given a shape and a dtype, makes q, k, v and dO.
-        calls: given a shape and sets of inputs, returns the directions as functions of a set's
-            index.
+        calls: given a shape, sets of inputs and a context that a forward may need, returns the
+            directions as functions of a set's index.
         enabled: a context in which these functions run on the peer.
+        ours: a context in which they run on our kernels, or raise.
+        explain: explains the call of a shape and its inputs.
     """
 
     name: str
     problems: Callable[[bool], list[Problem]]
     make_inputs: Callable[[Shape, str], list[torch.Tensor]]
-    calls: Callable[[Shape, list], dict]
+    calls: Callable[[Shape, list, Callable], dict]
     enabled: Callable[[], AbstractContextManager]
+    ours: Callable[[], AbstractContextManager]
+    explain: Callable[..., fa4_ext.Explanation]
 
 
 def _flash_problems(quick: bool) -> list[Problem]:
@@ -60,8 +63,10 @@ PEERS = {
         "stock",
         _flash_problems,
         calls.make_inputs,
-        lambda p, sets: calls.calls(p, sets, nullcontext),
+        calls.calls,
         nullcontext,
+        ours_enabled,
+        calls.explain,
     ),
     "cudnn": Peer(
         "cudnn",
@@ -69,22 +74,16 @@ PEERS = {
         cudnn_calls.make_inputs,
         cudnn_calls.calls,
         cudnn_calls.cudnn_enabled,
+        cudnn_calls.ours_enabled,
+        cudnn_calls.explain,
     ),
 }
 
 
-def _kernel(p: Shape, direction: str, inputs: list[torch.Tensor]) -> str:
-    """Returns which of our kernels runs a problem: forward, decode or backward. The mask does not
-    affect this."""
-    q, k, v, _ = inputs
-    if p.layout == "varlen":
-        options = dict(cu_seqlens_q=make_cu_seqlens(p), max_seqlen_q=p.longest)
-    else:
-        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-        # A window that holds every key masks nothing, and makes this a call of the low-level op.
-        options = dict(window_size=(-1, p.seqlen_k))
-    with ours_enabled():
-        found = fa4_ext.explain(q, k, v, backward=direction == "backward", **options)
+def _kernel(p: Shape, direction: str, inputs: list[torch.Tensor], peer: Peer) -> str:
+    """Returns which of our kernels runs a problem: forward, decode or backward."""
+    with peer.ours():
+        found = peer.explain(p, inputs, backward=direction == "backward")
     if not found.kernel:
         raise RuntimeError(found.reason)
     return found.kernel.split("_")[1]
@@ -118,14 +117,11 @@ def _row(problem: Problem, peer: Peer) -> dict:
     the peer's."""
     p, direction = problem
     sets = [peer.make_inputs(p, "bf16") for _ in range(sets_for(p.bytes))]
-    row = key(problem) | {"kernel": _kernel(p, direction, sets[0])}
-    providers = {
-        "ours": (calls.calls(p, sets, ours_enabled), ours_enabled),
-        peer.name: (peer.calls(p, sets), peer.enabled),
-    }
+    row = key(problem) | {"kernel": _kernel(p, direction, sets[0], peer)}
+    providers = {"ours": peer.ours, peer.name: peer.enabled}
     prepared, outputs = {}, []
-    for name, (functions, enabled) in providers.items():
-        call = functions[direction]
+    for name, enabled in providers.items():
+        call = peer.calls(p, sets, enabled)[direction]
         prepared[name] = prepare(call, len(sets), enabled, TARGET_MS)
         # The last call may have met another set of inputs, so both are compared on the first.
         with enabled():
