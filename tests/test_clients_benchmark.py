@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.clients import __main__ as command
 from benchmarks.clients import kernels, report
-from benchmarks.clients.child import errors
+from benchmarks.clients.child import REFERENCE, errors
 from benchmarks.clients.contenders import CONTENDERS
 from benchmarks.clients.workload import Place
 from benchmarks.clients.workloads import WORKLOADS
@@ -135,12 +135,23 @@ def test_the_figure_is_written(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
+class Answers:
+    """Stands for a contender's process."""
+
+    def __init__(self, contender, *_):
+        self.contender = contender
+
+    def run(self, name):
+        return {} if self.contender == REFERENCE else {name: 1}
+
+    def stop(self):
+        pass
+
+
 def test_a_run_keeps_the_results_of_workloads_that_it_leaves_out(tmp_path, monkeypatch):
     path = tmp_path / "clients.json"
     path.write_text(json.dumps({"header": {}, "clients": RESULTS}))
-    monkeypatch.setattr(
-        command, "run", lambda name, contender, *_: {} if contender == "reference" else {name: 1}
-    )
+    monkeypatch.setattr(command, "Child", Answers)
     monkeypatch.setattr(command, "header", lambda *_: {"commit": "this"})
     monkeypatch.setattr(command.report, "table", lambda clients: [*clients])
     monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)
@@ -156,3 +167,21 @@ def test_a_run_keeps_the_results_of_workloads_that_it_leaves_out(tmp_path, monke
         "import": {"varlen_attn": 1},
     }
     assert len(written["clients"]["llama 8k"]) == len(WORKLOADS["llama 8k"].contenders)
+
+
+def test_a_contender_whose_process_ends_has_failed_and_starts_again(tmp_path):
+    """With real processes, which share the reference's results."""
+    options = ["--device=cpu", "--tiny"]
+    children = [command.Child(one, tmp_path, options) for one in (REFERENCE, "torch")]
+    truth, torchs = children
+    try:
+        assert truth.run("small GPT") == {}
+        torchs.process.kill()
+        torchs.process.wait()
+        assert torchs.run("small GPT") == {"failed": "the process ended"}
+        found = torchs.run("small GPT")
+        assert found["error_over_math"] and max(found["error_over_math"].values()) < 3, found
+        assert "Could not run" in torchs.run("varlen_attn")["failed"]  # PyTorch has no CPU kernel
+    finally:
+        for child in children:
+            child.stop()

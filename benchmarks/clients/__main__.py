@@ -4,20 +4,22 @@ the error against fp32 over that of PyTorch's math in the same precision.
 python -m benchmarks.clients --json benchmarks/results/h200_clients.json
 python -m benchmarks.clients --only "llama, packed" "gpt-oss prefill"
 
-Needs transformers. Every contender runs in a process of its own, in a random order. A workload's
-results are saved once it ends, and the file keeps those of workloads that a run leaves out.
+Needs transformers. Every contender has a process of its own, and they take turns, in a random order
+for each workload. A workload's results are saved once it ends, and the file keeps those of
+workloads that a run leaves out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
+import select
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
@@ -31,27 +33,47 @@ from fa4_ext.bench.progress import Progress
 from fa4_ext.bench.results import save
 from fa4_ext.bench.session import NO_DEVICE, header
 
-STARTED_AT_ONCE = 6  # processes, of which one measures and the others import
-LIMIT_S = 300  # for a process, without the time that it waits for others
+LIMIT_S = 300  # for a workload
 
 
-def run(name: str, contender: str, folder: Path, options: list[str]) -> dict:
-    """Returns what the process printed, or its last words as `failed`."""
-    truth = folder / f"{list(WORKLOADS).index(name)}.pt"
-    command = [
-        sys.executable, "-m", "benchmarks.clients.child", name, contender, f"--truth={truth}",
-        f"--lock={folder / 'lock'}", *options,
-    ]  # fmt: skip
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=LIMIT_S * STARTED_AT_ONCE
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"took more than {LIMIT_S * STARTED_AT_ONCE} s"}
-    if done.returncode:
-        last = done.stderr.strip().splitlines()
-        return {"failed": last[-1] if last else f"exit status {done.returncode}"}
-    return json.loads(done.stdout.splitlines()[-1])
+class Child:
+    """The process of a contender, which is started again after a failure."""
+
+    def __init__(self, contender: str, folder: Path, options: list[str]):
+        self.contender, self.folder, self.options = contender, folder, options
+        self.start()
+
+    def start(self) -> None:
+        self.errors = (self.folder / f"{self.contender}.log").open("a+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.clients.child", self.contender,
+             f"--folder={self.folder}", *self.options],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.errors.close()
+
+    def run(self, workload: str) -> dict:
+        """Returns what the process answers, or why it did not, as `failed`."""
+        assert self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write(f"{workload}\n")
+            self.process.stdin.flush()
+            ready, _, _ = select.select([self.process.stdout], [], [], LIMIT_S)
+            answer = self.process.stdout.readline() if ready else ""
+        except BrokenPipeError:
+            ready, answer = [True], ""
+        if answer:
+            return json.loads(answer)
+        self.stop()
+        last = (self.folder / f"{self.contender}.log").read_text().strip().splitlines()
+        self.start()
+        if not ready:
+            return {"failed": f"took more than {LIMIT_S} s"}
+        return {"failed": last[-1] if last else "the process ended"}
 
 
 def tasks(names: list[str], contenders: list[str], seed: int) -> list[tuple[str, str]]:
@@ -70,19 +92,17 @@ def measure(
 ) -> Iterator[tuple[str, dict]]:
     """Yields each workload as it ends, with its results by contender."""
     wanted = tasks(names, contenders, seed)
-    progress = Progress(len(wanted), what="processes")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ThreadPoolExecutor(STARTED_AT_ONCE) as pool,
-    ):
-        begun = [
-            (name, one, pool.submit(run, name, one, Path(folder), options)) for name, one in wanted
-        ]
-        for name, of_workload in groupby(begun, key=lambda task: task[0]):
+    progress = Progress(len(wanted), what="runs")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        children = {}
+        for contender in dict.fromkeys(one for _, one in wanted):
+            children[contender] = Child(contender, Path(folder), options)
+            stack.callback(children[contender].stop)
+        for name, of_workload in groupby(wanted, key=lambda task: task[0]):
             results = {}
-            for _, contender, future in of_workload:
+            for _, contender in of_workload:
                 progress.started(f"{name}, {contender}")
-                results[contender] = future.result()
+                results[contender] = children[contender].run(name)
                 progress.finished()
             if not results[REFERENCE]:
                 del results[REFERENCE]  # it did not fail

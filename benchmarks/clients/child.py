@@ -1,20 +1,20 @@
-"""Runs one workload for one contender, in a process of its own, or computes the reference.
+"""Runs workloads for one contender, or computes the reference, in a process of its own.
 
-python -m benchmarks.clients.child WORKLOAD CONTENDER --truth FILE --lock FILE
+python -m benchmarks.clients.child CONTENDER --folder FOLDER
 
-Prints a line of JSON. Many children may start at once: only the one that holds the lock touches the
-GPU, so that the others import meanwhile.
+Reads the names of workloads from standard input and prints a line of JSON for each. The reference
+leaves its results in the folder, for the contenders to be compared with.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
+import gc
 import json
 import statistics
+import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -26,16 +26,12 @@ from benchmarks.clients.workload import Place, Results, Workload
 from benchmarks.clients.workloads import WORKLOADS
 
 REFERENCE = "reference"  # in place of a contender
-WARM_UP, STEPS = 3, 9
-POLL_S = 0.2
+WARM_UP = 2
+STEPS, FEWEST_STEPS, STEPS_S = 9, 3, 1.0  # slow steps vary little
 
 
-@contextlib.contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Holds the lock inside a `with` block."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def truth_of(folder: Path, workload: Workload) -> Path:
+    return folder / f"{list(WORKLOADS).index(workload.name)}.pt"
 
 
 def errors(found: Results, truth: Results) -> dict[str, float]:
@@ -63,8 +59,8 @@ def reference(workload: Workload, place: Place) -> dict:
 
 def step_ms(step) -> float:
     """Returns the median time of a step, from before its first line to the end of its work."""
-    times = []
-    for _ in range(STEPS):
+    times: list[float] = []
+    while len(times) < FEWEST_STEPS or (len(times) < STEPS and sum(times) < 1e3 * STEPS_S):
         torch.cuda.synchronize()
         begin = time.perf_counter()
         step()
@@ -94,28 +90,41 @@ def measure(workload: Workload, contender: str, place: Place, truth: Path) -> di
     return result
 
 
+def run(workload: Workload, contender: str, place: Place, folder: Path) -> dict:
+    """Returns what the parent is told: nothing about a reference, why about a failure."""
+    truth = truth_of(folder, workload)
+    try:
+        if contender == REFERENCE:
+            torch.save(reference(workload, place), truth)
+            return {}
+        return measure(workload, contender, place, truth)
+    except Exception as error:
+        return {"failed": f"{error!r:.300}"}
+
+
+def free() -> None:
+    """Gives the memory of a workload back to the device, for the other processes."""
+    torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("workload", choices=WORKLOADS)
     parser.add_argument("contender", choices=(REFERENCE, *CONTENDERS))
-    parser.add_argument("--truth", type=Path, required=True)
-    parser.add_argument("--lock", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
-    workload, truth = WORKLOADS[arguments.workload], arguments.truth
     place = Place(arguments.device, torch.bfloat16, arguments.tiny)
-    if arguments.contender == REFERENCE:
-        with alone(arguments.lock):
-            partial = truth.with_suffix(".part")
-            torch.save(reference(workload, place), partial)
-            partial.rename(truth)
-        return print(json.dumps({}))
-    while not truth.exists():
-        time.sleep(POLL_S)
-    with alone(arguments.lock):
-        result = measure(workload, arguments.contender, place, truth)
-    return print(json.dumps(result))
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no answer
+        for line in sys.stdin:
+            workload = WORKLOADS[line.rstrip("\n")]
+            result = run(workload, arguments.contender, place, arguments.folder)
+            free()
+            print(json.dumps(result), file=answers, flush=True)
 
 
 if __name__ == "__main__":

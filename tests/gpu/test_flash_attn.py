@@ -90,7 +90,7 @@ def test_unequal_head_dims(head_dims):
 
 WITHOUT_REGISTRATION = """
     import fa4_ext
-    from calls import run_own
+    from calls import own_backward, own_forward, run_own
     from cases import dense, make_inputs
     from compare import assert_matches_reference
     from profiling import providers_of
@@ -98,7 +98,8 @@ WITHOUT_REGISTRATION = """
     assert fa4_ext.default_handle is None
     problem = dense(2048, 2048, is_causal=True)
     inputs = make_inputs(problem)
-    assert providers_of(lambda: run_own(problem, inputs, backward=True)) == {"ours"}
+    ran = providers_of(lambda: own_backward(problem, inputs, own_forward(problem, inputs)))
+    assert ran == {"ours"}, ran
     assert_matches_reference(problem, inputs, run_own(problem, inputs, backward=True))
 """
 
