@@ -12,6 +12,7 @@ BYTES_PER_CTA = 227 * 1024  # SM90 and SM100: the most that a CTA can ask for
 BYTES_PER_SM = 228 * 1024
 RESERVED_BYTES = 1024  # a CTA: the system's own
 ELEMENT = 2  # bytes: bf16 and fp16
+FP32 = 4
 BARRIERS = 2 * 8  # bytes a stage: one barrier says that it is full, the other that it is empty
 ALIGNMENT = 1024  # of a swizzled tile, and so of the whole
 # int32 of a tile in the ring of kernels/sm90/schedule.py
@@ -31,7 +32,22 @@ def computed(kernel: Kernel) -> int | None:
         barriers = (kernel.q_stages * warpgroups + RING) * BARRIERS
         ring = RING * RING_WORDS[kernel.layout] * 4
         return _aligned(queries + output + barriers + ring + _keys_and_values(kernel))
+    if kernel.op is Op.BACKWARD_QUERIES:
+        queries = kernel.block_m * (kernel.head_dim + kernel.head_dim_v) * ELEMENT  # Q and dO
+        keys = kernel.stages * _stage(kernel.block_n, kernel.head_dim)
+        values = kernel.v_stages * _stage(kernel.block_n, kernel.head_dim_v)
+        return _aligned(queries + BARRIERS + keys + values)
+    if kernel.op is Op.BACKWARD_KEYS:
+        keys = kernel.block_n * (kernel.head_dim + kernel.head_dim_v) * ELEMENT  # K and V
+        queries = kernel.q_stages * _stage(kernel.block_m, kernel.head_dim)
+        d_outputs = kernel.do_stages * _stage(kernel.block_m, kernel.head_dim_v)
+        probabilities = kernel.block_n * kernel.block_m * FP32
+        return _aligned(keys + queries + d_outputs + probabilities + 2 * BARRIERS)
     return None
+
+
+def _stage(rows: int, head_dim: int) -> int:
+    return rows * head_dim * ELEMENT + BARRIERS
 
 
 def _keys_and_values(kernel: Kernel) -> int:
