@@ -1,0 +1,741 @@
+"""The second pass of the SM90 backward of large head dims: dK and dV.
+
+A CTA has 64 keys of one key/value head, and goes over the query tiles of all query heads of the
+group, so that dK and dV are complete in its registers. Nothing is added up in memory.
+
+Two warpgroups divide the work by its result. One computes P^T = exp2(K Q^T) and dV += P^T dO, the
+other dP^T = V dO^T and dK += (P^T * (dP^T - delta)) Q. Both are the same loop: scores from a
+resident operand and a streamed tile, then a product of 16-bit weights, which stay in registers, and
+the other streamed tile. The scores of a query tile are issued together with the product of the tile
+before, so that the tensor cores have work during the pointwise part. Accumulators of the scores
+have the same layout in both warpgroups, so a thread hands its P^T to the thread of the same number,
+in vectors of 16 bytes through shared memory.
+
+The ratio of heads, lengths, strides and window bounds are run-time values.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import cuda.bindings.driver as cuda
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32, const_expr, pipeline
+from cutlass.cute.nvgpu import cpasync, warpgroup
+from cutlass.utils import SmemAllocator
+from flash_attn.cute import utils
+from flash_attn.cute.pipeline import PipelineAsync, PipelineStateSimple, PipelineTmaAsync
+from quack import copy_utils, layout_utils, sm90_utils
+
+from kernels.common import packed, symbolic
+from kernels.kernel import Kernel, Layout, Mask
+from kernels.sm90 import staging
+from kernels.sm90.forward import LOG2_E, ROWS, WARPGROUP
+from kernels.sm90.masks import KeyBounds, Masks
+from kernels.sm90.output import Destination, Output
+from kernels.sm90.schedule import WARP
+from kernels.sm90.staging import Load
+from kernels.sm90.window import Window
+
+WARPS = WARPGROUP // WARP
+VECTOR = 4  # fp32 elements in 16 bytes
+# A thread's accumulators have two of every eight columns, so it reads the statistics of two of
+# every eight queries. Those of one lane of a row are stored together, and padding puts the four
+# lanes into different banks.
+PAIR, LANES_OF_ROW = 2, 4
+LANE_STATISTICS = ROWS // LANES_OF_ROW
+LANE_STRIDE = LANE_STATISTICS + VECTOR
+# Under a causal mask the key blocks of several heads are worked on together, costliest first, as
+# long as L2 holds their Q and dO beside what else goes through it.
+BYTES_IN_L2 = 24 << 20
+
+
+@dataclass(frozen=True)
+class Loads:
+    q: Load
+    k: Load
+    v: Load
+    dout: Load
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Each query's logsumexp, in base 2, and delta."""
+
+    lse: cute.Tensor  # [batch, heads, seqlen], varlen [heads, total]
+    delta: cute.Tensor
+    stages: cute.Tensor  # [queries, 2, stages]
+    pipeline: PipelineAsync
+
+
+@dataclass(frozen=True)
+class Handover:
+    """P^T on its way from one warpgroup to the other."""
+
+    slots: cute.Tensor  # [(vector, vectors), threads, slots]
+    pipeline: PipelineAsync
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What the products of a warpgroup read and write."""
+
+    mma_scores: cute.TiledMma
+    mma_sums: cute.TiledMma
+    resident: cute.Tensor  # K or V
+    scored: cute.Tensor  # the tile that the scores are of: Q or dO
+    summed: cute.Tensor  # the tile that the weights multiply: dO or Q
+    weights: cute.Tensor  # P^T or dS^T
+    scores: cute.Tensor
+    sums: cute.Tensor  # dV or dK
+
+
+@dataclass(frozen=True)
+class Role:
+    """One of the two warpgroups' parts."""
+
+    resident: Load
+    scored: Load
+    summed: Load
+
+
+class Sizes(NamedTuple):
+    """What the tiles of a grid have in common."""
+
+    rows: Int32  # queries and keys, varlen: of all sequences
+    keys: Int32
+    heads_kv: Int32
+    ratio: Int32  # query heads of a key/value head
+    blocks: Int32  # key blocks of a head; varlen: as many as there may be
+    heads: Int32  # dense: key/value heads of all batch elements
+    together: Int32  # dense: heads whose key blocks are worked on together
+
+
+class Tile(NamedTuple):
+    """What a CTA works on."""
+
+    row: Int32  # its first key, of its sequence
+    head: Int32  # of keys and values
+    batch: Int32  # varlen: 0
+    rows: Int32  # queries of the sequence
+    keys: Int32
+    end_q: Int32  # varlen: the row of q after the sequence's last
+    end_k: Int32
+    begin: Int32  # query tiles of a head that see any of the keys, [begin, end)
+    end: Int32
+    free_begin: Int32  # those whose every query sees all the keys, [free_begin, free_end)
+    free_end: Int32
+    heads: Int32  # of queries
+
+    @property
+    def steps(self) -> Int32:
+        return self.heads * (self.end - self.begin)
+
+
+class Place(NamedTuple):
+    """The query tile at hand."""
+
+    head: Int32  # of the group
+    tile: Int32
+
+
+class Gradient(NamedTuple):
+    """Where a key tile's rows of dK or dV go, as Output takes it."""
+
+    head: Int32
+    batch: Int32
+    rows: Int32
+    end_q: Int32
+
+
+class BackwardKeys:
+    def __init__(self, kernel: Kernel):
+        if (kernel.block_m, kernel.block_n) != (ROWS, ROWS):
+            raise ValueError(f"block_m and block_n of {kernel.name} must be {ROWS}")
+        if kernel.q_stages != kernel.do_stages:
+            raise ValueError(f"q_stages and do_stages of {kernel.name} must be the same")
+        self.dtype = symbolic.DTYPES[kernel.dtype]
+        self.head_dim, self.head_dim_v = kernel.head_dim, kernel.head_dim_v
+        # Every ring has as many stages, so one state says where a warp is in all of them.
+        self.stages = kernel.q_stages
+        self.consumer_registers = kernel.consumer_registers
+        self.producer_registers = kernel.producer_registers
+        self.causal, self.window = kernel.mask is Mask.CAUSAL, kernel.mask is Mask.WINDOW
+        self.bounded = self.causal or self.window
+        self.varlen = kernel.layout is Layout.VARLEN
+        self.masks = Masks(kernel, ROWS)
+        self.output_k, self.output_v = (
+            Output(replace(kernel, head_dim_v=columns), self.dtype, ROWS, by_tma=False)
+            for columns in (self.head_dim, self.head_dim_v)
+        )
+
+    @cute.jit
+    def __call__(
+        self,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        dout: cute.Tensor,
+        lse: cute.Tensor,
+        delta: cute.Tensor,
+        dk: cute.Tensor,
+        dv: cute.Tensor,
+        scale: Float32,
+        cu_seqlens_q: cute.Tensor | None,
+        cu_seqlens_k: cute.Tensor | None,
+        window_size_left: Int32,
+        window_size_right: Int32,
+        stream: cuda.CUstream,
+    ):
+        sizes = self.sizes(q, k, cu_seqlens_k)
+        offsets_q, offsets_k = None, None
+        if const_expr(self.varlen):
+            offsets_q = packed.Offsets(cu_seqlens_q, q.shape[0])
+            offsets_k = packed.Offsets(cu_seqlens_k, k.shape[0])
+            q, k, v, dout = (packed.sequences(tensor) for tensor in (q, k, v, dout))
+        q, k, v, dout = (
+            self.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, dout)
+        )
+        dk, dv = (packed.assume_tensor_aligned(tensor) for tensor in (dk, dv))
+        layout = staging.smem_layout(self.dtype, ROWS, self.head_dim, self.stages)
+        layout_v = staging.smem_layout(self.dtype, ROWS, self.head_dim_v, self.stages)
+        resident_k = staging.smem_layout(self.dtype, ROWS, self.head_dim, 1)
+        resident_v = staging.smem_layout(self.dtype, ROWS, self.head_dim_v, 1)
+        load = cpasync.CopyBulkTensorTileG2SOp()
+        atom_q, tma_q = staging.tma(load, q, layout, ROWS, self.head_dim)
+        atom_k, tma_k = staging.tma(load, k, resident_k, ROWS, self.head_dim)
+        atom_v, tma_v = staging.tma(load, v, resident_v, ROWS, self.head_dim_v)
+        atom_do, tma_do = staging.tma(load, dout, layout_v, ROWS, self.head_dim_v)
+        mma_scores = sm90_utils.make_tiled_mma(self.dtype, "K", "K", ROWS)
+        mma_dk = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim, source="RS")
+        mma_dv = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim_v, source="RS")
+        self.kernel(
+            atom_q, tma_q, atom_k, tma_k, atom_v, tma_v, atom_do, tma_do, lse, delta, dk, dv,
+            scale, offsets_q, offsets_k, Window(window_size_left, window_size_right), sizes,
+            layout, layout_v, resident_k, resident_v, mma_scores, mma_dk, mma_dv,
+        ).launch(
+            grid=[sizes.blocks * sizes.heads, 1, 1], block=[3 * WARPGROUP, 1, 1], stream=stream,
+            min_blocks_per_mp=1
+        )  # fmt: skip
+
+    def sizes(self, q: cute.Tensor, k: cute.Tensor, cu_seqlens_k: cute.Tensor | None) -> Sizes:
+        *leading, heads, _ = q.shape
+        rows, keys, heads_kv = leading[-1], k.shape[-3], k.shape[-2]
+        ratio = heads // heads_kv
+        if self.varlen:
+            blocks = keys // ROWS + cu_seqlens_k.shape[0] - 1
+            return Sizes(rows, keys, heads_kv, ratio, blocks, heads_kv, Int32(1))
+        every_head = heads_kv * leading[0]
+        together = Int32(1)
+        if self.causal:
+            bytes_of_row = (self.head_dim + self.head_dim_v) * self.dtype.width // 8
+            in_l2 = BYTES_IN_L2 // bytes_of_row // cutlass.max(rows * ratio, 1)
+            together = cutlass.min(cutlass.max(in_l2, 1), every_head)
+        return Sizes(
+            rows, keys, heads_kv, ratio, cute.ceil_div(keys, ROWS), every_head, together
+        )
+
+    def by_head(self, tensor: cute.Tensor) -> cute.Tensor:
+        """[seqlen, head_dim, heads, batch] or [total, head_dim, heads]"""
+        return layout_utils.select(tensor, [1, 3, 2, 0] if cute.rank(tensor) == 4 else [0, 2, 1])
+
+    def shared_storage(self, layout, layout_v, resident_k, resident_v, handover, statistics):
+        rings = cute.struct.MemRange[cutlass.Int64, self.stages * 2]
+
+        @cute.struct
+        class Storage:
+            q: staging.elements(self.dtype, layout)
+            k: staging.elements(self.dtype, resident_k)
+            v: staging.elements(self.dtype, resident_v)
+            dout: staging.elements(self.dtype, layout_v)
+            slots: cute.struct.Align[
+                cute.struct.MemRange[Float32, cute.cosize(handover)], 4 * VECTOR
+            ]
+            rows: cute.struct.Align[
+                cute.struct.MemRange[Float32, cute.cosize(statistics)], 4 * VECTOR
+            ]
+            barriers_q: rings
+            barriers_k: cute.struct.MemRange[cutlass.Int64, 2]
+            barriers_v: cute.struct.MemRange[cutlass.Int64, 2]
+            barriers_do: rings
+            barriers_handover: rings
+            barriers_statistics: rings
+
+        return Storage
+
+    def thread_pipeline(self, barriers, consumer_warps: int, producer_warps: int) -> PipelineAsync:
+        def group(count):
+            return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
+
+        return PipelineAsync.create(
+            barrier_storage=barriers.data_ptr(), num_stages=self.stages,
+            producer_group=group(producer_warps), consumer_group=group(consumer_warps),
+            elect_one_commit=True, elect_one_release=True, defer_sync=True,
+        )  # fmt: skip
+
+    @cute.kernel
+    def kernel(
+        self,
+        atom_q: cute.CopyAtom,
+        tma_q: cute.Tensor,
+        atom_k: cute.CopyAtom,
+        tma_k: cute.Tensor,
+        atom_v: cute.CopyAtom,
+        tma_v: cute.Tensor,
+        atom_do: cute.CopyAtom,
+        tma_do: cute.Tensor,
+        lse: cute.Tensor,
+        delta: cute.Tensor,
+        dk: cute.Tensor,
+        dv: cute.Tensor,
+        scale: Float32,
+        offsets_q: packed.Offsets | None,
+        offsets_k: packed.Offsets | None,
+        window: Window,
+        sizes: Sizes,
+        layout: cute.ComposedLayout,
+        layout_v: cute.ComposedLayout,
+        resident_k: cute.ComposedLayout,
+        resident_v: cute.ComposedLayout,
+        mma_scores: cute.TiledMma,
+        mma_dk: cute.TiledMma,
+        mma_dv: cute.TiledMma,
+    ):
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        if warp == 0:
+            for atom in (atom_q, atom_k, atom_v, atom_do):
+                cpasync.prefetch_descriptor(atom)
+        vectors = ROWS * ROWS // WARPGROUP // VECTOR
+        handover = cute.make_layout(
+            ((VECTOR, vectors), WARPGROUP, self.stages),
+            stride=((1, VECTOR * WARPGROUP), VECTOR, ROWS * ROWS),
+        )
+        tile_statistics = LANES_OF_ROW * LANE_STRIDE
+        statistics = cute.make_layout(
+            ((PAIR, LANES_OF_ROW, LANE_STATISTICS // PAIR), 2, self.stages),
+            stride=((1, LANE_STRIDE, PAIR), tile_statistics, 2 * tile_statistics),
+        )
+        storage = SmemAllocator().allocate(
+            self.shared_storage(layout, layout_v, resident_k, resident_v, handover, statistics)
+        )
+        both = 2 * WARPS
+        pipeline_q = staging.tma_pipeline(
+            self.dtype, storage.barriers_q, layout, self.stages, both
+        )
+        pipeline_k = staging.tma_pipeline(self.dtype, storage.barriers_k, resident_k, 1, WARPS)
+        pipeline_v = staging.tma_pipeline(self.dtype, storage.barriers_v, resident_v, 1, WARPS)
+        pipeline_do = staging.tma_pipeline(
+            self.dtype, storage.barriers_do, layout_v, self.stages, both
+        )
+        pipeline_p = self.thread_pipeline(storage.barriers_handover, WARPS, WARPS)
+        pipeline_rows = self.thread_pipeline(storage.barriers_statistics, both, 1)
+        pipeline.pipeline_init_arrive()
+        sq = storage.q.get_tensor(layout.outer, swizzle=layout.inner)
+        sk = storage.k.get_tensor(resident_k.outer, swizzle=resident_k.inner)
+        sv = storage.v.get_tensor(resident_v.outer, swizzle=resident_v.inner)
+        sdo = storage.dout.get_tensor(layout_v.outer, swizzle=layout_v.inner)
+        loads = Loads(
+            Load(atom_q, tma_q, sq, pipeline_q),
+            Load(atom_k, tma_k, sk, pipeline_k),
+            Load(atom_v, tma_v, sv, pipeline_v),
+            Load(atom_do, tma_do, sdo, pipeline_do),
+        )
+        p = Handover(storage.slots.get_tensor(handover), pipeline_p)
+        rows = Statistics(
+            lse, delta, storage.rows.get_tensor(statistics), pipeline_rows
+        )
+        if const_expr(self.varlen):
+            packed.clear_outside(dk, offsets_k)
+            packed.clear_outside(dv, offsets_k)
+        tile = self.tile(sizes, offsets_q, offsets_k, window)
+        pipeline.pipeline_init_wait()
+        if tile.row < tile.keys:
+            if warp < WARPS:
+                cute.arch.setmaxregister_decrease(self.producer_registers)
+                if warp == 0:
+                    self.load(tile, loads)
+                if warp == 1:
+                    self.load_statistics(tile, rows)
+            else:
+                cute.arch.setmaxregister_increase(self.consumer_registers)
+                thread, _, _ = cute.arch.thread_idx()
+                thread = thread % WARPGROUP
+                if warp < 2 * WARPS:
+                    self.sum_values(
+                        tile, window, thread, loads, p, rows, mma_scores, mma_dv, scale, dv
+                    )
+                else:
+                    self.sum_keys(tile, thread, loads, p, rows, mma_scores, mma_dk, scale, dk)
+
+    # What a CTA works on
+
+    @cute.jit
+    def tile(self, sizes: Sizes, offsets_q, offsets_k, window: Window) -> Tile:
+        cta, _, _ = cute.arch.block_idx()
+        if const_expr(self.varlen):
+            head, slot = cta // sizes.blocks, cta % sizes.blocks
+            index = self.sequence(offsets_k, slot)
+            begin_q, begin_k = offsets_q[index], offsets_k[index]
+            end_q, end_k = offsets_q[index + 1], offsets_k[index + 1]
+            row = (slot - self.slot(offsets_k, index)) * ROWS
+            rows, keys = cutlass.max(end_q - begin_q, 0), cutlass.max(end_k - begin_k, 0)
+            # A cu_seqlens that decreases may put a sequence's first slot behind this one.
+            keys = 0 if row < 0 else keys
+            batch = Int32(0)
+        else:
+            of_group = sizes.together * sizes.blocks
+            group, place = cta // of_group, cta % of_group
+            heads = cutlass.min(sizes.together, sizes.heads - group * sizes.together)
+            head = group * sizes.together + place % heads
+            row = place // heads * ROWS
+            batch, head = head // sizes.heads_kv, head % sizes.heads_kv
+            rows, keys = sizes.rows, sizes.keys
+            end_q, end_k = rows, keys
+        return Tile(
+            row, head, batch, rows, keys, end_q, end_k,
+            *self.query_tiles(row, rows, keys, window), sizes.ratio,
+        )  # fmt: skip
+
+    @cute.jit
+    def query_tiles(self, row: Int32, rows: Int32, keys: Int32, window: Window):
+        """Which query tiles see keys from `row` on, [begin, end), and which of them see all of
+        these keys, [free_begin, free_end)."""
+        begin, end = Int32(0), cute.ceil_div(rows, ROWS)
+        free_begin, free_end = begin, end
+        if const_expr(self.bounded):
+            # A key is seen by the queries from `right` before its own position to `left` behind.
+            first_key, last_key = row + rows - keys, cutlass.min(row + ROWS, keys) - 1 + rows - keys
+            first = cutlass.max(first_key - window.right, 0)
+            free_begin = cute.ceil_div(cutlass.max(last_key - window.right, 0), ROWS)
+            end_query = rows
+            if const_expr(self.window):
+                end_query = cutlass.min(last_key + window.left + 1, rows)
+                free_end = cutlass.max(first_key + window.left + 1, 0) // ROWS
+            begin = first // ROWS if first < end_query else 0
+            end = cute.ceil_div(end_query, ROWS) if first < end_query else 0
+        return begin, end, free_begin, free_end
+
+    def slot(self, offsets_k: packed.Offsets, index: Int32) -> Int32:
+        """A sequence's first slot. It is the number of whole blocks before the sequence and a slot
+        more for each sequence, so that all have room without a sum over those before."""
+        return offsets_k[index] // ROWS + index
+
+    @cute.jit
+    def sequence(self, offsets_k: packed.Offsets, slot: Int32) -> Int32:
+        """The sequence of a slot: the last one that begins at it or before. Each warp looks at 32
+        at a time."""
+        lane = cute.arch.lane_idx()
+        first, count = Int32(0), Int32(offsets_k.shape[0] - 1)
+        while count > 1:
+            step = cute.ceil_div(count, WARP)
+            index = cutlass.min(lane * step, count - 1)
+            begun = lane * step < count and self.slot(offsets_k, first + index) <= slot
+            share = cutlass.max(cute.arch.popc(cute.arch.vote_ballot_sync(begun)) - 1, 0) * step
+            first += share
+            count = cutlass.min(step, count - share)
+        return cute.arch.make_warp_uniform(first)
+
+    def first(self, tile: Tile) -> Place:
+        return Place(Int32(0), tile.begin)
+
+    @cute.jit
+    def following(self, tile: Tile, place: Place) -> Place:
+        last = place.tile + 1 == tile.end
+        return Place(
+            place.head + 1 if last else place.head, tile.begin if last else place.tile + 1
+        )
+
+    # The warps that load
+
+    @cute.jit
+    def load(self, tile: Tile, loads: Loads):
+        """Loads the keys and values, and Q and dO of all query tiles."""
+        if tile.steps > 0:
+            first = PipelineStateSimple(1, Int32(1))
+            for once in (loads.k, loads.v):
+                source = staging.rows_of(
+                    once.source, tile.head, tile.batch, tile.keys, tile.end_k, self.varlen
+                )
+                self.load_rows(once, source, tile.row, first)
+            state = self.producer_state()
+            place = self.first(tile)
+            for _ in cutlass.range(tile.steps, unroll=1):
+                for streamed in (loads.q, loads.dout):
+                    source = staging.rows_of(
+                        streamed.source, tile.head * tile.heads + place.head, tile.batch, tile.rows,
+                        tile.end_q, self.varlen,
+                    )  # fmt: skip
+                    self.load_rows(streamed, source, place.tile * ROWS, state)
+                state.advance()
+                place = self.following(tile, place)
+
+    def load_rows(self, load: Load, source: cute.Tensor, row: Int32, state):
+        """Loads as many rows as a stage holds, from `row` on."""
+        load.pipeline.producer_acquire(state)
+        stage = load.stages[None, None, state.index]
+        barrier = load.pipeline.producer_get_barrier(state)
+        source = cute.local_tile(
+            cute.domain_offset((row, 0), source), cute.product_each(stage.shape), (0, 0)
+        )
+        copy, _, _ = copy_utils.tma_get_copy_fn(
+            load.atom, 0, cute.make_layout(1), source, stage, single_stage=True
+        )
+        copy(tma_bar_ptr=barrier)
+        load.pipeline.producer_commit(state)
+
+    @cute.jit
+    def load_statistics(self, tile: Tile, rows: Statistics):
+        """Brings lse and delta of all query tiles. A query that is none, or that sees no key, gets
+        an lse of infinity: its P is zero."""
+        state = self.producer_state()
+        place = self.first(tile)
+        lane = cute.arch.lane_idx()
+        stages = rows.stages
+        for _ in cutlass.range(tile.steps, unroll=1):
+            head = tile.head * tile.heads + place.head
+            lse, delta = (
+                self.of_queries(tensor, tile, head) for tensor in (rows.lse, rows.delta)
+            )
+            found = cute.make_rmem_tensor((ROWS // WARP, 2), Float32)
+            for i in cutlass.range_constexpr(ROWS // WARP):
+                query = place.tile * ROWS + lane + i * WARP
+                found[i, 0], found[i, 1] = -Float32.inf, Float32(0.0)
+                if query < tile.rows:
+                    found[i, 0], found[i, 1] = lse[query], delta[query]
+            rows.pipeline.producer_acquire(state)
+            for i in cutlass.range_constexpr(ROWS // WARP):
+                none = found[i, 0] == -Float32.inf
+                stages[lane + i * WARP, 0, state.index] = (
+                    Float32.inf if none else found[i, 0] * LOG2_E
+                )
+                stages[lane + i * WARP, 1, state.index] = found[i, 1]
+            rows.pipeline.producer_commit(state)
+            state.advance()
+            place = self.following(tile, place)
+
+    def of_queries(self, tensor: cute.Tensor, tile: Tile, head: Int32) -> cute.Tensor:
+        if self.varlen:
+            return cute.domain_offset((tile.end_q - tile.rows,), tensor[head, None])
+        return tensor[tile.batch, head, None]
+
+    def producer_state(self) -> PipelineStateSimple:
+        return PipelineStateSimple(self.stages, Int32(self.stages))
+
+    # The warpgroups that compute
+
+    @cute.jit
+    def sum_values(
+        self, tile: Tile, window: Window, thread, loads: Loads, p: Handover, rows: Statistics,
+        mma_scores, mma_dv, scale, dv,
+    ):  # fmt: skip
+        """Computes P^T and dV."""
+        role = Role(loads.k, loads.q, loads.dout)
+        x = self.operands(role, mma_scores, mma_dv, self.head_dim, self.head_dim_v)
+        bounds = self.query_bounds(tile, window, thread, mma_scores)
+        x.sums.fill(0.0)
+        if tile.steps > 0:
+            state, place = PipelineStateSimple(self.stages, Int32(0)), self.first(tile)
+            scale_log2 = scale * LOG2_E
+            self.await_first(role, state)
+            self.issue_scores(x, state)
+            warpgroup.wait_group(0)
+            role.scored.pipeline.consumer_release(state)
+            if const_expr(self.bounded):  # noqa: SIM102, at compile time, the other at run time
+                if not self.is_free(tile, place):
+                    self.masks.mask(x.scores, place.tile, bounds, True)
+            self.probabilities(x, p, rows, thread, scale_log2, state)
+            self.convert(x)
+            for _ in cutlass.range(1, tile.steps, unroll=1):
+                before = state.clone()
+                state.advance()
+                place = self.following(tile, place)
+                beside_sums = partial(
+                    self.probabilities_beside_sums,
+                    role, x, place, bounds, p, rows, thread, scale_log2, before, state,
+                )  # fmt: skip
+                if const_expr(not self.bounded):
+                    beside_sums(masked=False)
+                # A branch between the issue of a product and the wait for it would make the
+                # compiler wait at the branch, so each way has both.
+                elif self.is_free(tile, place):
+                    beside_sums(masked=False)
+                else:
+                    beside_sums(masked=True)
+            self.last_sums(role, x, state)
+        self.store(self.output_v, tile, thread, x.sums, dv)
+
+    @cute.jit
+    def probabilities_beside_sums(
+        self, role: Role, x: Operands, place: Place, bounds: KeyBounds, p: Handover,
+        rows: Statistics, thread, scale_log2, before, state, masked: cutlass.Constexpr,
+    ):  # fmt: skip
+        self.issue(role, x, before, state)
+        if const_expr(masked):
+            self.masks.mask(x.scores, place.tile, bounds, True)
+        self.probabilities(x, p, rows, thread, scale_log2, state)
+        self.await_sums(role, before)
+        self.convert(x)
+
+    @cute.jit
+    def sum_keys(
+        self, tile: Tile, thread, loads: Loads, p: Handover, rows: Statistics, mma_scores, mma_dk,
+        scale, dk,
+    ):  # fmt: skip
+        """Computes dS^T and dK."""
+        role = Role(loads.v, loads.dout, loads.q)
+        x = self.operands(role, mma_scores, mma_dk, self.head_dim_v, self.head_dim)
+        x.sums.fill(0.0)
+        if tile.steps > 0:
+            state = PipelineStateSimple(self.stages, Int32(0))
+            self.await_first(role, state)
+            self.issue_scores(x, state)
+            warpgroup.wait_group(0)
+            role.scored.pipeline.consumer_release(state)
+            self.derivatives(x, p, rows, thread, state)
+            self.convert(x)
+            for _ in cutlass.range(1, tile.steps, unroll=1):
+                before = state.clone()
+                state.advance()
+                self.issue(role, x, before, state)
+                self.derivatives(x, p, rows, thread, state)
+                self.await_sums(role, before)
+                self.convert(x)
+            self.last_sums(role, x, state)
+        x.sums.store(x.sums.load() * scale)
+        self.store(self.output_k, tile, thread, x.sums, dk)
+
+    def operands(self, role: Role, mma_scores, mma_sums, columns: int, columns_of_sums: int):
+        _, resident, scored = sm90_utils.partition_fragment_ABC(
+            mma_scores.get_slice(0), (ROWS, ROWS, columns), role.resident.stages, role.scored.stages
+        )
+        sums, weights, summed = sm90_utils.partition_fragment_ABC(
+            mma_sums.get_slice(0),
+            (ROWS, columns_of_sums, ROWS),
+            None,
+            layout_utils.transpose_view(role.summed.stages),
+        )
+        scores = cute.make_rmem_tensor(mma_scores.partition_shape_C((ROWS, ROWS)), Float32)
+        return Operands(mma_scores, mma_sums, resident, scored, summed, weights, scores, sums)
+
+    def await_first(self, role: Role, state):
+        role.resident.pipeline.consumer_wait(PipelineStateSimple(1, Int32(0)))
+        role.scored.pipeline.consumer_wait(state)
+
+    def issue(self, role: Role, x: Operands, before, state):
+        """Issues the scores of a query tile and the product of the tile before, and waits for the
+        scores."""
+        role.summed.pipeline.consumer_wait(before)
+        role.scored.pipeline.consumer_wait(state)
+        self.issue_scores(x, state)
+        self.issue_sums(x, before)
+        warpgroup.wait_group(1)
+        role.scored.pipeline.consumer_release(state)
+
+    def await_sums(self, role: Role, state):
+        warpgroup.wait_group(0)
+        role.summed.pipeline.consumer_release(state)
+
+    def last_sums(self, role: Role, x: Operands, state):
+        role.summed.pipeline.consumer_wait(state)
+        self.issue_sums(x, state)
+        warpgroup.wait_group(0)
+
+    def issue_scores(self, x: Operands, state):
+        resident, scored = x.resident[None, None, None, 0], x.scored[None, None, None, state.index]
+        sm90_utils.gemm(x.mma_scores, x.scores, resident, scored, zero_init=True, wg_wait=-1)
+
+    def issue_sums(self, x: Operands, state):
+        summed = x.summed[None, None, None, state.index]
+        sm90_utils.gemm(x.mma_sums, x.sums, x.weights, summed, wg_wait=-1)
+
+    def convert(self, x: Operands):
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.scores), x.weights)
+
+    # The pointwise parts
+
+    @cute.jit
+    def probabilities(
+        self, x: Operands, p: Handover, rows: Statistics, thread, scale_log2, state
+    ):
+        """Replaces the scores by P^T, and hands it over."""
+        weights = layout_utils.reshape_acc_to_mn(x.scores)
+        lse = self.statistics(rows, 0, thread, state, weights[0, None])
+        for r in cutlass.range_constexpr(2):
+            weights[r, None].store(
+                cute.math.exp2(weights[r, None].load() * scale_log2 - lse.load(), fastmath=True)
+            )
+        p.pipeline.producer_acquire(state)
+        slot = p.slots[None, thread, state.index]
+        cute.autovec_copy(cute.make_tensor(x.scores.iterator, self.vectors(slot)), slot)
+        p.pipeline.producer_commit(state)
+
+    @cute.jit
+    def derivatives(self, x: Operands, p: Handover, rows: Statistics, thread, state):
+        """Replaces dP^T by dS^T."""
+        weights = layout_utils.reshape_acc_to_mn(x.scores)
+        delta = self.statistics(rows, 1, thread, state, weights[0, None])
+        p.pipeline.consumer_wait(state)
+        slot = p.slots[None, thread, state.index]
+        probabilities = cute.make_rmem_tensor_like(x.scores)
+        cute.autovec_copy(slot, cute.make_tensor(probabilities.iterator, self.vectors(slot)))
+        p.pipeline.consumer_release(state)
+        probabilities = layout_utils.reshape_acc_to_mn(probabilities)
+        for r in cutlass.range_constexpr(2):
+            weights[r, None].store(
+                probabilities[r, None].load() * (weights[r, None].load() - delta.load())
+            )
+
+    def vectors(self, slot: cute.Tensor) -> cute.Layout:
+        """The layout of a thread's accumulators, seen as a slot's vectors."""
+        return cute.make_layout(slot.shape)
+
+    def statistics(self, rows: Statistics, which: int, thread, state, like) -> cute.Tensor:
+        """A statistic of the queries of a thread's columns."""
+        rows.pipeline.consumer_wait(state)
+        stage = rows.stages[(None, thread % LANES_OF_ROW, None), which, state.index]
+        found = cute.make_rmem_tensor_like(like)
+        flat = cute.make_layout(LANE_STATISTICS)
+        cute.autovec_copy(
+            cute.make_tensor(stage.iterator, flat), cute.make_tensor(found.iterator, flat)
+        )
+        rows.pipeline.consumer_release(state)
+        return found
+
+    # Masks
+
+    @cute.jit
+    def query_bounds(self, tile: Tile, window: Window, thread, mma_scores) -> KeyBounds:
+        """Which queries the keys of a thread's rows are seen by, as Masks takes it."""
+        where = layout_utils.reshape_acc_to_mn(
+            mma_scores.get_slice(thread).partition_C(cute.make_identity_tensor((ROWS, ROWS)))
+        )
+        first, end = [], []
+        for r in cutlass.range_constexpr(2):
+            place = tile.row + where[r, 0][0] + tile.rows - tile.keys - where[0, 0][1]
+            first.append(place - window.right)
+            end.append(place + window.left + 1 if self.window else tile.rows)
+        return KeyBounds(tuple(first), tuple(end), Int32(0), Int32(0), Int32(0))
+
+    @cute.jit
+    def is_free(self, tile: Tile, place: Place):
+        """Whether every query of a tile sees every key."""
+        return place.tile >= tile.free_begin and place.tile < tile.free_end
+
+    # The end
+
+    @cute.jit
+    def store(self, output: Output, tile: Tile, thread, sums, gradient: cute.Tensor):
+        result = cute.make_rmem_tensor_like(sums, self.dtype)
+        utils.cvt_f16(sums, result)
+        row = tile.row + cute.arch.make_warp_uniform(thread // WARP) * output.warp_rows
+        output.write_from_registers(
+            Gradient(tile.head, tile.batch, tile.keys, tile.end_k),
+            row,
+            result,
+            Destination(self.by_head(gradient), None, None, None),
+        )
+
+
+def entry(kernel: Kernel):
+    return BackwardKeys(kernel), symbolic.arguments(kernel)
