@@ -665,7 +665,8 @@ class BackwardKeys:
             weights[r, None].store(
                 cute.math.exp2(weights[r, None].load() * scale_log2 - lse.load(), fastmath=True)
             )
-        p.pipeline.producer_acquire(state)
+        # A slot is empty at first, so who fills it waits for the other phase than who reads it.
+        p.pipeline.producer_acquire_w_index_phase(state.index, state.phase ^ 1)
         slot = p.slots[None, thread, state.index]
         cute.autovec_copy(cute.make_tensor(x.scores.iterator, self.vectors(slot)), slot)
         p.pipeline.producer_commit(state)
