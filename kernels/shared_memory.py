@@ -12,11 +12,14 @@ BYTES_PER_CTA = 227 * 1024  # SM90 and SM100: the most that a CTA can ask for
 BYTES_PER_SM = 228 * 1024
 RESERVED_BYTES = 1024  # a CTA: the system's own
 ELEMENT = 2  # bytes: bf16 and fp16
-FP32 = 4
 BARRIERS = 2 * 8  # bytes a stage: one barrier says that it is full, the other that it is empty
 ALIGNMENT = 1024  # of a swizzled tile, and so of the whole
 # int32 of a tile in the ring of kernels/sm90/schedule.py
 RING_WORDS = {Layout.DENSE: 8, Layout.VARLEN: 12}
+TILE_WORDS = 12  # the same of the one tile in kernels/sm90/backward_queries.py
+STATISTICS = (
+    80  # fp32 of a query tile, each for logsumexp and delta, in kernels/sm90/backward_keys.py
+)
 
 
 def computed(kernel: Kernel) -> int | None:
@@ -33,16 +36,21 @@ def computed(kernel: Kernel) -> int | None:
         ring = RING * RING_WORDS[kernel.layout] * 4
         return _aligned(queries + output + barriers + ring + _keys_and_values(kernel))
     if kernel.op is Op.BACKWARD_QUERIES:
-        queries = kernel.block_m * (kernel.head_dim + kernel.head_dim_v) * ELEMENT  # Q and dO
+        warpgroups = kernel.block_m // WARPGROUP_ROWS
+        queries = warpgroups * (
+            _stage(WARPGROUP_ROWS, kernel.head_dim) + _stage(WARPGROUP_ROWS, kernel.head_dim_v)
+        )
         keys = kernel.stages * _stage(kernel.block_n, kernel.head_dim)
         values = kernel.v_stages * _stage(kernel.block_n, kernel.head_dim_v)
-        return _aligned(queries + BARRIERS + keys + values)
+        return _aligned(queries + keys + values + TILE_WORDS * 4)
     if kernel.op is Op.BACKWARD_KEYS:
-        keys = kernel.block_n * (kernel.head_dim + kernel.head_dim_v) * ELEMENT  # K and V
-        queries = kernel.q_stages * _stage(kernel.block_m, kernel.head_dim)
-        d_outputs = kernel.do_stages * _stage(kernel.block_m, kernel.head_dim_v)
-        probabilities = kernel.block_n * kernel.block_m * FP32
-        return _aligned(keys + queries + d_outputs + probabilities + 2 * BARRIERS)
+        keys = _stage(kernel.block_n, kernel.head_dim) + _stage(kernel.block_n, kernel.head_dim_v)
+        queries = _stage(kernel.block_m, kernel.head_dim) + _stage(
+            kernel.block_m, kernel.head_dim_v
+        )
+        # P, and logsumexp and delta with their padding
+        numbers = kernel.block_m * kernel.block_n + 2 * STATISTICS
+        return _aligned(keys + kernel.q_stages * (queries + numbers * 4 + 2 * BARRIERS))
     return None
 
 
