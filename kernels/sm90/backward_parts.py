@@ -30,9 +30,9 @@ class Place(NamedTuple):
     sequence: Int32
 
 
-def heads_in_l2(bytes_of_a_head):
-    """How many heads of so many bytes are in work at a time."""
-    return cutlass.max(IN_L2 // cutlass.max(bytes_of_a_head, 1), 1)
+def heads_in_l2(rows, bytes_of_row):
+    """How many heads of so many rows are in work at a time."""
+    return cutlass.max(IN_L2 // bytes_of_row // cutlass.max(rows, 1), 1)
 
 
 @cute.jit
@@ -53,9 +53,7 @@ def packed_grid(offsets: Offsets, tile_rows: int, heads: Int32) -> Int32:
 
 
 @cute.jit
-def packed_place(
-    cta: Int32, offsets: Offsets, tile_rows: cutlass.Constexpr, heads: Int32
-) -> Place:
+def packed_place(cta: Int32, offsets: Offsets, tile_rows: cutlass.Constexpr, heads: Int32) -> Place:
     """The place of a tile of packed sequences: sequence by sequence, and in each head by head. A
     whole warp looks for it, a sequence in each lane."""
     lane, batch = cute.arch.lane_idx(), offsets.shape[0] - 1
@@ -71,7 +69,8 @@ def packed_place(
     place = cta - before - cute.arch.shuffle_sync(through - tiles * heads, lane_of)
     tiles = cute.arch.shuffle_sync(tiles, lane_of) if cta < after else Int32(0)
     divisor = cutlass.max(tiles, 1)
-    return Place(place // divisor, place % divisor, tiles, group + lane_of)
+    sequence = cutlass.max(cutlass.min(group + lane_of, batch - 1), 0)
+    return Place(place // divisor, place % divisor, tiles, sequence)
 
 
 @cute.jit
@@ -90,6 +89,16 @@ def base_2(lse: Float32) -> Float32:
     return Float32.inf if lse == -Float32.inf else lse * LOG2_E
 
 
+@cute.jit
+def zero_after(exponentials: cute.Tensor) -> Int32:
+    """Zero, which is known once all the exponentials are: none is minus zero. Where products wait
+    for it, the compiler cannot compute exponentials between them, which would stretch a turn."""
+    words, bits = cute.recast_tensor(exponentials, Int32), Int32(0)
+    for i in cutlass.range_constexpr(cute.size(words)):
+        bits = bits | words[i]
+    return Int32(bits == -(1 << 31))
+
+
 class Turns:
     """Warpgroups take turns to issue products, so that the products of one are queued at a time,
     while the others compute what lies between products."""
@@ -104,10 +113,12 @@ class Turns:
             if warpgroup == 0:
                 self._signal(warpgroup)
 
-    def wait(self, warpgroup):
+    def wait(self, warpgroup, known=0):
+        """`known` is zero. Where the compiler does not know that, it lets no turn begin before."""
         if const_expr(self.taken):
             cute.arch.barrier(
-                barrier_id=Barrier.WARPGROUP_1 + warpgroup, number_of_threads=2 * WARPGROUP
+                barrier_id=Barrier.WARPGROUP_1 + warpgroup + known,
+                number_of_threads=2 * WARPGROUP,
             )
 
     def end(self, warpgroup):

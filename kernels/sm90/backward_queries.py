@@ -177,8 +177,8 @@ class BackwardQueries:
         uncovered = dq
         if const_expr(not self.varlen):
             batch, rows, keys = q.shape[0], q.shape[1], k.shape[1]
-            bytes_of_head = keys * (k.shape[3] + v.shape[3]) * (self.dtype.width // 8)
-            together = backward_parts.heads_in_l2(bytes_of_head) * (heads // heads_kv)
+            bytes_of_key = (k.shape[3] + v.shape[3]) * (self.dtype.width // 8)
+            together = backward_parts.heads_in_l2(keys, bytes_of_key) * (heads // heads_kv)
             order = Dense(rows, keys, heads, heads_kv, batch, together)
             num_ctas = cute.ceil_div(rows, self.tile_m) * heads * batch
         else:
@@ -338,9 +338,7 @@ class BackwardQueries:
     def read(self, words: cute.Tensor) -> Tile:
         found = cute.make_rmem_tensor(TILE_WORDS, Int32)
         cute.autovec_copy(words, found)
-        return Tile(
-            *(cute.arch.make_warp_uniform(found[i]) for i in range(len(Tile._fields)))
-        )
+        return Tile(*(cute.arch.make_warp_uniform(found[i]) for i in range(len(Tile._fields))))
 
     @cute.jit
     def load(self, tile: Tile, loads: Loads):
@@ -455,28 +453,34 @@ class BackwardQueries:
     @cute.jit
     def statistics(self, tile: Tile, index, thread, rows: Rows) -> Statistics:
         """Computes delta of a thread's two rows, writes it for the second pass, and reads lse. Of a
-        row's four lanes each takes every fourth 16 bytes."""
+        row's four lanes each takes every fourth 16 bytes.
+
+        Nothing branches between the loads, so that all are on their way at once: behind the last
+        row they read the last row, and beyond head_dim an earlier column.
+        """
         found = Statistics(*(cute.make_rmem_tensor(2, Float32) for _ in range(2)))
         part = thread % ROW_LANES
         o, dout = (self.rows_of(tensor, tile) for tensor in (rows.o, rows.dout))
         lse, delta = (self.numbers_of(tensor, tile) for tensor in (rows.lse, rows.delta))
+        first = tile.row + index * ROWS + thread // 32 * 16 + thread % 32 // ROW_LANES
+        vectors = self.head_dim_v // (VECTOR * ROW_LANES)
+        ours, theirs = (cute.make_rmem_tensor((VECTOR, vectors, 2), self.dtype) for _ in range(2))
         for r in cutlass.range_constexpr(2):
-            row = tile.row + index * ROWS + thread // 32 * 16 + thread % 32 // ROW_LANES + 8 * r
-            vectors = (VECTOR, self.head_dim_v // (VECTOR * ROW_LANES))
-            ours, theirs = (cute.make_rmem_tensor(vectors, self.dtype) for _ in range(2))
-            ours.fill(0.0)
-            theirs.fill(0.0)
-            found.lse[r] = Float32.inf
-            if row < tile.rows:
-                found.lse[r] = backward_parts.base_2(lse[row])
-                for i in cutlass.range_constexpr(vectors[1]):
-                    column = (i * ROW_LANES + part) * VECTOR
-                    if column < o.shape[1]:
-                        cute.autovec_copy(self.vector(o, row, column), ours[None, i])
-                        cute.autovec_copy(self.vector(dout, row, column), theirs[None, i])
-            products = ours.load().to(Float32) * theirs.load().to(Float32)
-            total = products.reduce(cute.ReductionOp.ADD, Float32(0.0), 0)
+            row = cutlass.min(first + 8 * r, tile.rows - 1)
+            found.lse[r] = lse[row]
+            for i in cutlass.range_constexpr(vectors):
+                column = cutlass.min((i * ROW_LANES + part) * VECTOR, o.shape[1] - VECTOR)
+                cute.autovec_copy(self.vector(o, row, column), ours[None, i, r])
+                cute.autovec_copy(self.vector(dout, row, column), theirs[None, i, r])
+        for r in cutlass.range_constexpr(2):
+            total = Float32(0.0)
+            for i in cutlass.range_constexpr(vectors):
+                a, b = (x[None, i, r].load().to(Float32) for x in (ours, theirs))
+                inside = (i * ROW_LANES + part) * VECTOR < o.shape[1]
+                total += (a * b).reduce(cute.ReductionOp.ADD, 0.0, 0) if inside else 0.0
             found.delta[r] = cute.arch.warp_reduction_sum(total, threads_in_group=ROW_LANES)
+            row = first + 8 * r
+            found.lse[r] = backward_parts.base_2(found.lse[r] if row < tile.rows else -Float32.inf)
             if part == 0 and row < tile.rows:
                 delta[row] = found.delta[r]
         return found
@@ -541,7 +545,7 @@ class BackwardQueries:
         x = group.operands
         self.probabilities(group, block, edge, left)
         group.loads.v.pipeline.consumer_wait(states.v)
-        self.turns.wait(group.index)
+        self.turns.wait(group.index, backward_parts.zero_after(x.scores))
         self.issue_d_scores(group, states)
         self.turns.end(group.index)
         warpgroup.wait_group(0)
@@ -556,13 +560,12 @@ class BackwardQueries:
     @cute.jit
     def probabilities(self, group: Warpgroup, block, edge, left):
         """Replaces the scores by P."""
-        scores = layout_utils.reshape_acc_to_mn(group.operands.scores)
-        for r in cutlass.range_constexpr(2):
-            scores[r, None].store(scores[r, None].load() * group.scale_log2 - group.rows.lse[r])
         if const_expr(edge):
             self.masks.mask(group.operands.scores, block, group.bounds, left)
+        scores = layout_utils.reshape_acc_to_mn(group.operands.scores)
         for r in cutlass.range_constexpr(2):
-            scores[r, None].store(cute.math.exp2(scores[r, None].load(), fastmath=True))
+            exponents = scores[r, None].load() * group.scale_log2 - group.rows.lse[r]
+            scores[r, None].store(cute.math.exp2(exponents, fastmath=True))
 
     def next_block(self, group: Warpgroup, states: States):
         """Adds a key block's product to dQ, and computes S of the next one."""
