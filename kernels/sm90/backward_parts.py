@@ -7,7 +7,6 @@ from typing import NamedTuple
 import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr
-from flash_attn.cute import utils
 
 from kernels.common.packed import Offsets
 from kernels.sm90.barriers import Barrier
@@ -26,7 +25,7 @@ class Place(NamedTuple):
 
     head: Int32  # of a dense tensor: of all batch elements
     tile: Int32  # of its head (and sequence)
-    tiles: Int32  # so many has the head (and sequence); 0 where the CTA has no tile
+    tiles: Int32  # of its head (and sequence); 0 where the CTA has no tile
     sequence: Int32
 
 
@@ -47,39 +46,38 @@ def dense_place(cta: Int32, tiles: Int32, heads: Int32, together: Int32) -> Plac
     return Place(first + rest % heads, rest // heads, tiles, Int32(0))
 
 
-def packed_grid(offsets: Offsets, tile_rows: int, heads: Int32) -> Int32:
-    """At least the number of tiles of packed sequences, of which only the total is known."""
-    return (offsets.total + (offsets.shape[0] - 1) * (tile_rows - 1)) // tile_rows * heads
+def packed_slots(offsets: Offsets, tile_rows: int) -> Int32:
+    """The number of slots for the tiles of a head of packed sequences: `first_slot` of a sequence
+    behind the last one, at most."""
+    return offsets.total // tile_rows + offsets.shape[0] - 1
+
+
+def first_slot(offsets: Offsets, sequence: Int32, tile_rows: int) -> Int32:
+    """A sequence's first slot: the number of whole tiles before the sequence, and a slot more for
+    each sequence before it. So all tiles have a slot, and no lengths need be summed up."""
+    return offsets[sequence] // tile_rows + sequence
 
 
 @cute.jit
-def packed_place(cta: Int32, offsets: Offsets, tile_rows: cutlass.Constexpr, heads: Int32) -> Place:
-    """The place of a tile of packed sequences: sequence by sequence, and in each head by head. A
-    whole warp looks for it, a sequence in each lane."""
-    lane, batch = cute.arch.lane_idx(), offsets.shape[0] - 1
-    tiles, through = Int32(0), Int32(0)
-    group, before, after = Int32(-WARP), Int32(0), Int32(0)
-    while after <= cta and group + WARP < batch:
-        group += WARP
-        before = after
-        tiles = cute.ceil_div(rows_of_sequence(offsets, group + lane, batch), tile_rows)
-        through = utils.warp_prefix_sum(tiles * heads, lane)
-        after = before + cute.arch.shuffle_sync(through, WARP - 1)
-    lane_of = cute.arch.popc(cute.arch.vote_ballot_sync(through <= cta - before))
-    place = cta - before - cute.arch.shuffle_sync(through - tiles * heads, lane_of)
-    tiles = cute.arch.shuffle_sync(tiles, lane_of) if cta < after else Int32(0)
-    divisor = cutlass.max(tiles, 1)
-    sequence = cutlass.max(cutlass.min(group + lane_of, batch - 1), 0)
-    return Place(place // divisor, place % divisor, tiles, sequence)
-
-
-@cute.jit
-def rows_of_sequence(offsets: Offsets, index: Int32, batch: Int32) -> Int32:
-    """A sequence that ends before it begins has no rows, nor has one that there isn't."""
-    rows = Int32(0)
-    if index < batch:
-        rows = cutlass.max(offsets[index + 1] - offsets[index], 0)
-    return rows
+def packed_place(cta: Int32, offsets: Offsets, tile_rows: cutlass.Constexpr) -> Place:
+    """The place of a tile of packed sequences, head by head. A whole warp looks for the sequence,
+    the last one whose first slot is not behind the CTA's: 32 at a time, where cu_seqlens decreases
+    any."""
+    slots = packed_slots(offsets, tile_rows)
+    head, slot = cta // slots, cta % slots
+    lane = cute.arch.lane_idx()
+    sequence, count = Int32(0), offsets.shape[0] - 1
+    while count > 1:
+        step = cute.ceil_div(count, WARP)
+        begun = False
+        if lane * step < count:
+            begun = first_slot(offsets, sequence + lane * step, tile_rows) <= slot
+        passed = cutlass.max(cute.arch.popc(cute.arch.vote_ballot_sync(begun)) - 1, 0) * step
+        sequence += passed
+        count = cutlass.min(step, count - passed)
+    rows = cutlass.max(offsets[sequence + 1] - offsets[sequence], 0)
+    tile, tiles = slot - first_slot(offsets, sequence, tile_rows), cute.ceil_div(rows, tile_rows)
+    return Place(head, tile, tiles if tile >= 0 and tile < tiles else 0, sequence)
 
 
 @cute.jit
