@@ -11,44 +11,49 @@ before, so that the tensor cores have work during the pointwise part. Accumulato
 have the same layout in both warpgroups, so a thread hands its P^T to the thread of the same number,
 in vectors of 16 bytes through shared memory.
 
+Shared memory is what bounds the kernel, so P^T is handed over in 16 bits: as fp16, times 2^8. Its
+relative error is 2^-12, which is little beside that of dS^T in 16 bits, and its absolute error,
+where it is small, 2^-33.
+
 The ratio of heads, lengths, strides and window bounds are run-time values.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, const_expr, pipeline
+from cutlass import Float16, Float32, Int32, const_expr, pipeline
 from cutlass.cute.nvgpu import cpasync, warpgroup
 from cutlass.utils import SmemAllocator
 from flash_attn.cute import utils
-from flash_attn.cute.pipeline import PipelineAsync, PipelineStateSimple, PipelineTmaAsync
+from flash_attn.cute.pipeline import PipelineAsync, PipelineStateSimple
 from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
-from kernels.sm90 import staging
-from kernels.sm90.forward import LOG2_E, ROWS, WARPGROUP
+from kernels.sm90 import backward_parts, staging
+from kernels.sm90.backward_parts import LOG2_E, ROWS, WARP, WARPGROUP
 from kernels.sm90.masks import KeyBounds, Masks
 from kernels.sm90.output import Destination, Output
-from kernels.sm90.schedule import WARP
 from kernels.sm90.staging import Load
 from kernels.sm90.window import Window
 
 WARPS = WARPGROUP // WARP
-VECTOR = 4  # fp32 elements in 16 bytes
+# P takes this power of two on its way. It is one at most, so fp16 leaves room for 256 times what it
+# should be, where the caller's logsumexp is not that of these keys.
+EXPONENT = 8
+WEIGHTS = ROWS * ROWS // WARPGROUP  # of a thread
+VECTOR_BYTES = 16
+HANDED = 8  # fp16 elements of a vector
 # A thread's accumulators have two of every eight columns, so it reads the statistics of two of
 # every eight queries. Those of one lane of a row are stored together, and padding puts the four
 # lanes into different banks.
 PAIR, LANES_OF_ROW = 2, 4
+LSE, DELTA = 0, 1
 LANE_STATISTICS = ROWS // LANES_OF_ROW
-LANE_STRIDE = LANE_STATISTICS + VECTOR
-# Under a causal mask the key blocks of several heads are worked on together, costliest first, as
-# long as L2 holds their Q and dO beside what else goes through it.
-BYTES_IN_L2 = 24 << 20
+LANE_STRIDE = LANE_STATISTICS + 4
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Loads:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Each query's logsumexp, in base 2, and delta."""
+    """Each query's logsumexp and delta, as the pointwise parts take them."""
 
     lse: cute.Tensor  # [batch, heads, seqlen], varlen [heads, total]
     delta: cute.Tensor
@@ -73,31 +78,29 @@ class Statistics:
 class Handover:
     """P^T on its way from one warpgroup to the other."""
 
-    slots: cute.Tensor  # [(vector, vectors), threads, slots]
+    slots: cute.Tensor  # [(elements of a vector, vectors), threads, slots]
     pipeline: PipelineAsync
 
 
 @dataclass(frozen=True)
-class Operands:
-    """What the products of a warpgroup read and write."""
+class Warpgroup:
+    """What a warpgroup works with."""
 
+    thread: Int32  # in the warpgroup
+    resident: Load  # K or V
+    scored: Load  # whose tiles the scores are of: Q or dO
+    summed: Load  # whose tiles the weights multiply: dO or Q
+    statistics: Statistics
+    handover: Handover
     mma_scores: cute.TiledMma
     mma_sums: cute.TiledMma
-    resident: cute.Tensor  # K or V
-    scored: cute.Tensor  # the tile that the scores are of: Q or dO
-    summed: cute.Tensor  # the tile that the weights multiply: dO or Q
+    # what the products read and write
+    frag_resident: cute.Tensor
+    frag_scored: cute.Tensor
+    frag_summed: cute.Tensor
     weights: cute.Tensor  # P^T or dS^T
     scores: cute.Tensor
     sums: cute.Tensor  # dV or dK
-
-
-@dataclass(frozen=True)
-class Role:
-    """One of the two warpgroups' parts."""
-
-    resident: Load
-    scored: Load
-    summed: Load
 
 
 class Sizes(NamedTuple):
@@ -108,7 +111,7 @@ class Sizes(NamedTuple):
     heads_kv: Int32
     ratio: Int32  # query heads of a key/value head
     blocks: Int32  # key blocks of a head; varlen: as many as there may be
-    heads: Int32  # dense: key/value heads of all batch elements
+    heads: Int32  # key/value heads, dense: of all batch elements
     together: Int32  # dense: heads whose key blocks are worked on together
 
 
@@ -141,7 +144,7 @@ class Place(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """Where a key tile's rows of dK or dV go, as Output takes it."""
+    """The rows of dK or dV, as Output takes them."""
 
     head: Int32
     batch: Int32
@@ -230,11 +233,9 @@ class BackwardKeys:
         together = Int32(1)
         if self.causal:
             bytes_of_row = (self.head_dim + self.head_dim_v) * self.dtype.width // 8
-            in_l2 = BYTES_IN_L2 // bytes_of_row // cutlass.max(rows * ratio, 1)
-            together = cutlass.min(cutlass.max(in_l2, 1), every_head)
-        return Sizes(
-            rows, keys, heads_kv, ratio, cute.ceil_div(keys, ROWS), every_head, together
-        )
+            in_l2 = backward_parts.IN_L2 // bytes_of_row // cutlass.max(rows * ratio, 1)
+            together = cutlass.max(in_l2, 1)
+        return Sizes(rows, keys, heads_kv, ratio, cute.ceil_div(keys, ROWS), every_head, together)
 
     def by_head(self, tensor: cute.Tensor) -> cute.Tensor:
         """[seqlen, head_dim, heads, batch] or [total, head_dim, heads]"""
@@ -250,10 +251,10 @@ class BackwardKeys:
             v: staging.elements(self.dtype, resident_v)
             dout: staging.elements(self.dtype, layout_v)
             slots: cute.struct.Align[
-                cute.struct.MemRange[Float32, cute.cosize(handover)], 4 * VECTOR
+                cute.struct.MemRange[Float16, cute.cosize(handover)], VECTOR_BYTES
             ]
             rows: cute.struct.Align[
-                cute.struct.MemRange[Float32, cute.cosize(statistics)], 4 * VECTOR
+                cute.struct.MemRange[Float32, cute.cosize(statistics)], VECTOR_BYTES
             ]
             barriers_q: rings
             barriers_k: cute.struct.MemRange[cutlass.Int64, 2]
@@ -306,10 +307,9 @@ class BackwardKeys:
         if warp == 0:
             for atom in (atom_q, atom_k, atom_v, atom_do):
                 cpasync.prefetch_descriptor(atom)
-        vectors = ROWS * ROWS // WARPGROUP // VECTOR
         handover = cute.make_layout(
-            ((VECTOR, vectors), WARPGROUP, self.stages),
-            stride=((1, VECTOR * WARPGROUP), VECTOR, ROWS * ROWS),
+            ((HANDED, WEIGHTS // HANDED), WARPGROUP, self.stages),
+            stride=((1, HANDED * WARPGROUP), HANDED, WEIGHTS * WARPGROUP),
         )
         tile_statistics = LANES_OF_ROW * LANE_STRIDE
         statistics = cute.make_layout(
@@ -320,9 +320,7 @@ class BackwardKeys:
             self.shared_storage(layout, layout_v, resident_k, resident_v, handover, statistics)
         )
         both = 2 * WARPS
-        pipeline_q = staging.tma_pipeline(
-            self.dtype, storage.barriers_q, layout, self.stages, both
-        )
+        pipeline_q = staging.tma_pipeline(self.dtype, storage.barriers_q, layout, self.stages, both)
         pipeline_k = staging.tma_pipeline(self.dtype, storage.barriers_k, resident_k, 1, WARPS)
         pipeline_v = staging.tma_pipeline(self.dtype, storage.barriers_v, resident_v, 1, WARPS)
         pipeline_do = staging.tma_pipeline(
@@ -341,10 +339,8 @@ class BackwardKeys:
             Load(atom_v, tma_v, sv, pipeline_v),
             Load(atom_do, tma_do, sdo, pipeline_do),
         )
-        p = Handover(storage.slots.get_tensor(handover), pipeline_p)
-        rows = Statistics(
-            lse, delta, storage.rows.get_tensor(statistics), pipeline_rows
-        )
+        handover = Handover(storage.slots.get_tensor(handover), pipeline_p)
+        rows = Statistics(lse, delta, storage.rows.get_tensor(statistics), pipeline_rows)
         if const_expr(self.varlen):
             packed.clear_outside(dk, offsets_k)
             packed.clear_outside(dv, offsets_k)
@@ -359,14 +355,16 @@ class BackwardKeys:
                     self.load_statistics(tile, rows)
             else:
                 cute.arch.setmaxregister_increase(self.consumer_registers)
-                thread, _, _ = cute.arch.thread_idx()
-                thread = thread % WARPGROUP
                 if warp < 2 * WARPS:
-                    self.sum_values(
-                        tile, window, thread, loads, p, rows, mma_scores, mma_dv, scale, dv
+                    group = self.warpgroup(
+                        loads.k, loads.q, loads.dout, rows, handover, mma_scores, mma_dv
                     )
+                    self.sum_values(group, tile, window, scale, dv)
                 else:
-                    self.sum_keys(tile, thread, loads, p, rows, mma_scores, mma_dk, scale, dk)
+                    group = self.warpgroup(
+                        loads.v, loads.dout, loads.q, rows, handover, mma_scores, mma_dk
+                    )
+                    self.sum_keys(group, tile, scale, dk)
 
     # What a CTA works on
 
@@ -378,18 +376,16 @@ class BackwardKeys:
             index = self.sequence(offsets_k, slot)
             begin_q, begin_k = offsets_q[index], offsets_k[index]
             end_q, end_k = offsets_q[index + 1], offsets_k[index + 1]
-            row = (slot - self.slot(offsets_k, index)) * ROWS
             rows, keys = cutlass.max(end_q - begin_q, 0), cutlass.max(end_k - begin_k, 0)
-            # A cu_seqlens that decreases may put a sequence's first slot behind this one.
-            keys = 0 if row < 0 else keys
+            # Slots before the first sequence's have no keys.
+            block = slot - self.slot(offsets_k, index)
+            keys = 0 if block < 0 else keys
+            row = cutlass.max(block, 0) * ROWS
             batch = Int32(0)
         else:
-            of_group = sizes.together * sizes.blocks
-            group, place = cta // of_group, cta % of_group
-            heads = cutlass.min(sizes.together, sizes.heads - group * sizes.together)
-            head = group * sizes.together + place % heads
-            row = place // heads * ROWS
-            batch, head = head // sizes.heads_kv, head % sizes.heads_kv
+            place = backward_parts.dense_place(cta, sizes.blocks, sizes.heads, sizes.together)
+            row = place.tile * ROWS
+            batch, head = place.head // sizes.heads_kv, place.head % sizes.heads_kv
             rows, keys = sizes.rows, sizes.keys
             end_q, end_k = rows, keys
         return Tile(
@@ -442,9 +438,7 @@ class BackwardKeys:
     @cute.jit
     def following(self, tile: Tile, place: Place) -> Place:
         last = place.tile + 1 == tile.end
-        return Place(
-            place.head + 1 if last else place.head, tile.begin if last else place.tile + 1
-        )
+        return Place(place.head + 1 if last else place.head, tile.begin if last else place.tile + 1)
 
     # The warps that load
 
@@ -485,32 +479,29 @@ class BackwardKeys:
         load.pipeline.producer_commit(state)
 
     @cute.jit
-    def load_statistics(self, tile: Tile, rows: Statistics):
-        """Brings lse and delta of all query tiles. A query that is none, or that sees no key, gets
-        an lse of infinity: its P is zero."""
+    def load_statistics(self, tile: Tile, statistics: Statistics):
+        """Brings lse and delta of all query tiles, with the powers of two that P's takes. A query
+        that is none, or that sees no key, gets an lse of infinity: its P is zero."""
         state = self.producer_state()
         place = self.first(tile)
         lane = cute.arch.lane_idx()
-        stages = rows.stages
+        stages = statistics.stages
         for _ in cutlass.range(tile.steps, unroll=1):
             head = tile.head * tile.heads + place.head
-            lse, delta = (
-                self.of_queries(tensor, tile, head) for tensor in (rows.lse, rows.delta)
-            )
+            lse = self.of_queries(statistics.lse, tile, head)
+            delta = self.of_queries(statistics.delta, tile, head)
             found = cute.make_rmem_tensor((ROWS // WARP, 2), Float32)
             for i in cutlass.range_constexpr(ROWS // WARP):
                 query = place.tile * ROWS + lane + i * WARP
                 found[i, 0], found[i, 1] = -Float32.inf, Float32(0.0)
                 if query < tile.rows:
                     found[i, 0], found[i, 1] = lse[query], delta[query]
-            rows.pipeline.producer_acquire(state)
+            statistics.pipeline.producer_acquire(state)
             for i in cutlass.range_constexpr(ROWS // WARP):
-                none = found[i, 0] == -Float32.inf
-                stages[lane + i * WARP, 0, state.index] = (
-                    Float32.inf if none else found[i, 0] * LOG2_E
-                )
-                stages[lane + i * WARP, 1, state.index] = found[i, 1]
-            rows.pipeline.producer_commit(state)
+                query = lane + i * WARP
+                stages[query, LSE, state.index] = backward_parts.base_2(found[i, 0]) - EXPONENT
+                stages[query, DELTA, state.index] = found[i, 1] * 2.0**-EXPONENT
+            statistics.pipeline.producer_commit(state)
             state.advance()
             place = self.following(tile, place)
 
@@ -524,193 +515,214 @@ class BackwardKeys:
 
     # The warpgroups that compute
 
+    def warpgroup(
+        self,
+        resident: Load,
+        scored: Load,
+        summed: Load,
+        statistics: Statistics,
+        handover: Handover,
+        mma_scores: cute.TiledMma,
+        mma_sums: cute.TiledMma,
+    ) -> Warpgroup:
+        thread, _, _ = cute.arch.thread_idx()
+        _, frag_resident, frag_scored = sm90_utils.partition_fragment_ABC(
+            mma_scores.get_slice(0),
+            (ROWS, ROWS, cute.size(resident.stages, mode=[1])),
+            resident.stages,
+            scored.stages,
+        )
+        sums, weights, frag_summed = sm90_utils.partition_fragment_ABC(
+            mma_sums.get_slice(0),
+            (ROWS, cute.size(summed.stages, mode=[1]), ROWS),
+            None,
+            layout_utils.transpose_view(summed.stages),
+        )
+        sums.fill(0.0)
+        scores = cute.make_rmem_tensor(mma_scores.partition_shape_C((ROWS, ROWS)), Float32)
+        return Warpgroup(
+            thread % WARPGROUP, resident, scored, summed, statistics, handover, mma_scores,
+            mma_sums, frag_resident, frag_scored, frag_summed, weights, scores, sums,
+        )  # fmt: skip
+
     @cute.jit
-    def sum_values(
-        self, tile: Tile, window: Window, thread, loads: Loads, p: Handover, rows: Statistics,
-        mma_scores, mma_dv, scale, dv,
-    ):  # fmt: skip
+    def sum_values(self, group: Warpgroup, tile: Tile, window: Window, scale, dv):
         """Computes P^T and dV."""
-        role = Role(loads.k, loads.q, loads.dout)
-        x = self.operands(role, mma_scores, mma_dv, self.head_dim, self.head_dim_v)
-        bounds = self.query_bounds(tile, window, thread, mma_scores)
-        x.sums.fill(0.0)
+        bounds = self.query_bounds(group, tile, window)
+        scale_log2 = scale * LOG2_E
         if tile.steps > 0:
-            state, place = PipelineStateSimple(self.stages, Int32(0)), self.first(tile)
-            scale_log2 = scale * LOG2_E
-            self.await_first(role, state)
-            self.issue_scores(x, state)
-            warpgroup.wait_group(0)
-            role.scored.pipeline.consumer_release(state)
+            state, place = self.consumer_state(), self.first(tile)
+            self.first_scores(group, state)
+            lse = self.of_columns(group, LSE, state)
             if const_expr(self.bounded):  # noqa: SIM102, at compile time, the other at run time
                 if not self.is_free(tile, place):
-                    self.masks.mask(x.scores, place.tile, bounds, True)
-            self.probabilities(x, p, rows, thread, scale_log2, state)
-            self.convert(x)
+                    self.masks.mask(group.scores, place.tile, bounds, True)
+            self.probabilities(group, lse, scale_log2, state)
+            self.convert(group)
             for _ in cutlass.range(1, tile.steps, unroll=1):
                 before = state.clone()
                 state.advance()
                 place = self.following(tile, place)
-                beside_sums = partial(
-                    self.probabilities_beside_sums,
-                    role, x, place, bounds, p, rows, thread, scale_log2, before, state,
-                )  # fmt: skip
-                if const_expr(not self.bounded):
-                    beside_sums(masked=False)
                 # A branch between the issue of a product and the wait for it would make the
                 # compiler wait at the branch, so each way has both.
-                elif self.is_free(tile, place):
-                    beside_sums(masked=False)
+                if const_expr(not self.bounded) or self.is_free(tile, place):
+                    self.issue(group, before, state)
+                    lse = self.of_columns(group, LSE, state)
+                    self.await_scores(group, state)
+                    self.probabilities(group, lse, scale_log2, state)
+                    self.await_sums(group, before)
                 else:
-                    beside_sums(masked=True)
-            self.last_sums(role, x, state)
-        self.store(self.output_v, tile, thread, x.sums, dv)
+                    self.issue(group, before, state)
+                    lse = self.of_columns(group, LSE, state)
+                    self.await_scores(group, state)
+                    self.masks.mask(group.scores, place.tile, bounds, True)
+                    self.probabilities(group, lse, scale_log2, state)
+                    self.await_sums(group, before)
+                self.convert(group)
+            self.last_sums(group, state)
+        self.store(self.output_v, group, tile, Float32(2.0**-EXPONENT), dv)
 
     @cute.jit
-    def probabilities_beside_sums(
-        self, role: Role, x: Operands, place: Place, bounds: KeyBounds, p: Handover,
-        rows: Statistics, thread, scale_log2, before, state, masked: cutlass.Constexpr,
-    ):  # fmt: skip
-        self.issue(role, x, before, state)
-        if const_expr(masked):
-            self.masks.mask(x.scores, place.tile, bounds, True)
-        self.probabilities(x, p, rows, thread, scale_log2, state)
-        self.await_sums(role, before)
-        self.convert(x)
-
-    @cute.jit
-    def sum_keys(
-        self, tile: Tile, thread, loads: Loads, p: Handover, rows: Statistics, mma_scores, mma_dk,
-        scale, dk,
-    ):  # fmt: skip
+    def sum_keys(self, group: Warpgroup, tile: Tile, scale, dk):
         """Computes dS^T and dK."""
-        role = Role(loads.v, loads.dout, loads.q)
-        x = self.operands(role, mma_scores, mma_dk, self.head_dim_v, self.head_dim)
-        x.sums.fill(0.0)
         if tile.steps > 0:
-            state = PipelineStateSimple(self.stages, Int32(0))
-            self.await_first(role, state)
-            self.issue_scores(x, state)
-            warpgroup.wait_group(0)
-            role.scored.pipeline.consumer_release(state)
-            self.derivatives(x, p, rows, thread, state)
-            self.convert(x)
+            state = self.consumer_state()
+            self.first_scores(group, state)
+            delta = self.of_columns(group, DELTA, state)
+            self.derivatives(group, self.handed_over(group, state), delta, state)
+            self.convert(group)
             for _ in cutlass.range(1, tile.steps, unroll=1):
                 before = state.clone()
                 state.advance()
-                self.issue(role, x, before, state)
-                self.derivatives(x, p, rows, thread, state)
-                self.await_sums(role, before)
-                self.convert(x)
-            self.last_sums(role, x, state)
-        x.sums.store(x.sums.load() * scale)
-        self.store(self.output_k, tile, thread, x.sums, dk)
+                self.issue(group, before, state)
+                delta = self.of_columns(group, DELTA, state)
+                handed = self.handed_over(group, state)
+                self.await_scores(group, state)
+                self.derivatives(group, handed, delta, state)
+                self.await_sums(group, before)
+                self.convert(group)
+            self.last_sums(group, state)
+        self.store(self.output_k, group, tile, scale, dk)
 
-    def operands(self, role: Role, mma_scores, mma_sums, columns: int, columns_of_sums: int):
-        _, resident, scored = sm90_utils.partition_fragment_ABC(
-            mma_scores.get_slice(0), (ROWS, ROWS, columns), role.resident.stages, role.scored.stages
-        )
-        sums, weights, summed = sm90_utils.partition_fragment_ABC(
-            mma_sums.get_slice(0),
-            (ROWS, columns_of_sums, ROWS),
-            None,
-            layout_utils.transpose_view(role.summed.stages),
-        )
-        scores = cute.make_rmem_tensor(mma_scores.partition_shape_C((ROWS, ROWS)), Float32)
-        return Operands(mma_scores, mma_sums, resident, scored, summed, weights, scores, sums)
+    def consumer_state(self) -> PipelineStateSimple:
+        return PipelineStateSimple(self.stages, Int32(0))
 
-    def await_first(self, role: Role, state):
-        role.resident.pipeline.consumer_wait(PipelineStateSimple(1, Int32(0)))
-        role.scored.pipeline.consumer_wait(state)
+    def first_scores(self, group: Warpgroup, state):
+        """Computes the scores of the first query tile."""
+        group.resident.pipeline.consumer_wait(PipelineStateSimple(1, Int32(0)))
+        group.scored.pipeline.consumer_wait(state)
+        self.issue_scores(group, state)
+        warpgroup.wait_group(0)
+        group.scored.pipeline.consumer_release(state)
 
-    def issue(self, role: Role, x: Operands, before, state):
-        """Issues the scores of a query tile and the product of the tile before, and waits for the
-        scores."""
-        role.summed.pipeline.consumer_wait(before)
-        role.scored.pipeline.consumer_wait(state)
-        self.issue_scores(x, state)
-        self.issue_sums(x, before)
+    def issue(self, group: Warpgroup, before, state):
+        """Issues the scores of a query tile and the product of the tile before. What the pointwise
+        part needs besides is read before the scores are there."""
+        group.summed.pipeline.consumer_wait(before)
+        group.scored.pipeline.consumer_wait(state)
+        self.issue_scores(group, state)
+        self.issue_sums(group, before)
+
+    def await_scores(self, group: Warpgroup, state):
         warpgroup.wait_group(1)
-        role.scored.pipeline.consumer_release(state)
+        group.scored.pipeline.consumer_release(state)
 
-    def await_sums(self, role: Role, state):
+    def await_sums(self, group: Warpgroup, state):
         warpgroup.wait_group(0)
-        role.summed.pipeline.consumer_release(state)
+        group.summed.pipeline.consumer_release(state)
 
-    def last_sums(self, role: Role, x: Operands, state):
-        role.summed.pipeline.consumer_wait(state)
-        self.issue_sums(x, state)
+    def last_sums(self, group: Warpgroup, state):
+        """Computes the product of the last query tile."""
+        group.summed.pipeline.consumer_wait(state)
+        self.issue_sums(group, state)
         warpgroup.wait_group(0)
 
-    def issue_scores(self, x: Operands, state):
-        resident, scored = x.resident[None, None, None, 0], x.scored[None, None, None, state.index]
+    def issue_scores(self, x: Warpgroup, state):
+        resident = x.frag_resident[None, None, None, 0]
+        scored = x.frag_scored[None, None, None, state.index]
         sm90_utils.gemm(x.mma_scores, x.scores, resident, scored, zero_init=True, wg_wait=-1)
 
-    def issue_sums(self, x: Operands, state):
-        summed = x.summed[None, None, None, state.index]
+    def issue_sums(self, x: Warpgroup, state):
+        summed = x.frag_summed[None, None, None, state.index]
         sm90_utils.gemm(x.mma_sums, x.sums, x.weights, summed, wg_wait=-1)
 
-    def convert(self, x: Operands):
+    def convert(self, x: Warpgroup):
         utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.scores), x.weights)
 
     # The pointwise parts
 
     @cute.jit
-    def probabilities(
-        self, x: Operands, p: Handover, rows: Statistics, thread, scale_log2, state
-    ):
-        """Replaces the scores by P^T, and hands it over."""
-        weights = layout_utils.reshape_acc_to_mn(x.scores)
-        lse = self.statistics(rows, 0, thread, state, weights[0, None])
+    def probabilities(self, group: Warpgroup, lse: cute.Tensor, scale_log2, state):
+        """Replaces the scores by P^T times two to EXPONENT, and hands it over."""
+        weights = layout_utils.reshape_acc_to_mn(group.scores)
         for r in cutlass.range_constexpr(2):
             weights[r, None].store(
                 cute.math.exp2(weights[r, None].load() * scale_log2 - lse.load(), fastmath=True)
             )
+        handed = cute.make_rmem_tensor_like(group.scores, Float16)
+        utils.cvt_f16(group.scores, handed)
+        slots = group.handover.pipeline
         # A slot is empty at first, so who fills it waits for the other phase than who reads it.
-        p.pipeline.producer_acquire_w_index_phase(state.index, state.phase ^ 1)
-        slot = p.slots[None, thread, state.index]
-        cute.autovec_copy(cute.make_tensor(x.scores.iterator, self.vectors(slot)), slot)
-        p.pipeline.producer_commit(state)
+        slots.producer_acquire_w_index_phase(state.index, state.phase ^ 1)
+        slot = group.handover.slots[None, group.thread, state.index]
+        cute.autovec_copy(cute.make_tensor(handed.iterator, cute.make_layout(slot.shape)), slot)
+        slots.producer_commit(state)
 
     @cute.jit
-    def derivatives(self, x: Operands, p: Handover, rows: Statistics, thread, state):
-        """Replaces dP^T by dS^T."""
-        weights = layout_utils.reshape_acc_to_mn(x.scores)
-        delta = self.statistics(rows, 1, thread, state, weights[0, None])
-        p.pipeline.consumer_wait(state)
-        slot = p.slots[None, thread, state.index]
-        probabilities = cute.make_rmem_tensor_like(x.scores)
-        cute.autovec_copy(slot, cute.make_tensor(probabilities.iterator, self.vectors(slot)))
-        p.pipeline.consumer_release(state)
-        probabilities = layout_utils.reshape_acc_to_mn(probabilities)
+    def handed_over(self, group: Warpgroup, state) -> cute.Tensor:
+        """P^T as the other warpgroup hands it over, in a tensor like the scores."""
+        group.handover.pipeline.consumer_wait(state)
+        slot = group.handover.slots[None, group.thread, state.index]
+        handed = cute.make_rmem_tensor_like(group.scores, Float16)
+        cute.autovec_copy(slot, cute.make_tensor(handed.iterator, cute.make_layout(slot.shape)))
+        return handed
+
+    @cute.jit
+    def derivatives(self, group: Warpgroup, handed: cute.Tensor, delta: cute.Tensor, state):
+        """Replaces dP^T by dS^T = P^T (dP^T - delta)."""
+        weights = layout_utils.reshape_acc_to_mn(group.scores)
+        probabilities = layout_utils.reshape_acc_to_mn(handed)
         for r in cutlass.range_constexpr(2):
-            weights[r, None].store(
-                probabilities[r, None].load() * (weights[r, None].load() - delta.load())
-            )
+            difference = weights[r, None].load() * 2.0**-EXPONENT - delta.load()
+            weights[r, None].store(probabilities[r, None].load().to(Float32) * difference)
+        index = state.index + self.zero_after(group.scores)
+        group.handover.pipeline.consumer_release_w_index(index)
 
-    def vectors(self, slot: cute.Tensor) -> cute.Layout:
-        """The layout of a thread's accumulators, seen as a slot's vectors."""
-        return cute.make_layout(slot.shape)
+    @cute.jit
+    def zero_after(self, products: cute.Tensor) -> Int32:
+        """Zero, which is known once all the products are: none is a NaN with all bits set, because
+        arithmetic makes none with a sign. What it releases stands before the wait for the tensor
+        cores, and the compiler would else compute the products after that wait."""
+        words = cute.recast_tensor(products, Int32)
+        bits = words[0]
+        for i in cutlass.range_constexpr(1, cute.size(words)):
+            bits = bits & words[i]
+        return Int32(bits == -1)
 
-    def statistics(self, rows: Statistics, which: int, thread, state, like) -> cute.Tensor:
-        """A statistic of the queries of a thread's columns."""
-        rows.pipeline.consumer_wait(state)
-        stage = rows.stages[(None, thread % LANES_OF_ROW, None), which, state.index]
-        found = cute.make_rmem_tensor_like(like)
+    @cute.jit
+    def of_columns(self, group: Warpgroup, which: cutlass.Constexpr, state) -> cute.Tensor:
+        """A statistic of the queries of a thread's columns, in a tensor like a row's scores."""
+        group.statistics.pipeline.consumer_wait(state)
+        stage = group.statistics.stages[
+            (None, group.thread % LANES_OF_ROW, None), which, state.index
+        ]
+        found = cute.make_rmem_tensor_like(layout_utils.reshape_acc_to_mn(group.scores)[0, None])
         flat = cute.make_layout(LANE_STATISTICS)
         cute.autovec_copy(
             cute.make_tensor(stage.iterator, flat), cute.make_tensor(found.iterator, flat)
         )
-        rows.pipeline.consumer_release(state)
+        group.statistics.pipeline.consumer_release(state)
         return found
 
     # Masks
 
     @cute.jit
-    def query_bounds(self, tile: Tile, window: Window, thread, mma_scores) -> KeyBounds:
+    def query_bounds(self, group: Warpgroup, tile: Tile, window: Window) -> KeyBounds:
         """Which queries the keys of a thread's rows are seen by, as Masks takes it."""
-        where = layout_utils.reshape_acc_to_mn(
-            mma_scores.get_slice(thread).partition_C(cute.make_identity_tensor((ROWS, ROWS)))
+        where = group.mma_scores.get_slice(group.thread).partition_C(
+            cute.make_identity_tensor((ROWS, ROWS))
         )
+        where = layout_utils.reshape_acc_to_mn(where)
         first, end = [], []
         for r in cutlass.range_constexpr(2):
             place = tile.row + where[r, 0][0] + tile.rows - tile.keys - where[0, 0][1]
@@ -726,10 +738,11 @@ class BackwardKeys:
     # The end
 
     @cute.jit
-    def store(self, output: Output, tile: Tile, thread, sums, gradient: cute.Tensor):
-        result = cute.make_rmem_tensor_like(sums, self.dtype)
-        utils.cvt_f16(sums, result)
-        row = tile.row + cute.arch.make_warp_uniform(thread // WARP) * output.warp_rows
+    def store(self, output: Output, group: Warpgroup, tile: Tile, scale, gradient: cute.Tensor):
+        group.sums.store(group.sums.load() * scale)
+        result = cute.make_rmem_tensor_like(group.sums, self.dtype)
+        utils.cvt_f16(group.sums, result)
+        row = tile.row + cute.arch.make_warp_uniform(group.thread // WARP) * output.warp_rows
         output.write_from_registers(
             Gradient(tile.head, tile.batch, tile.keys, tile.end_k),
             row,
