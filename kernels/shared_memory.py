@@ -17,9 +17,7 @@ ALIGNMENT = 1024  # of a swizzled tile, and so of the whole
 # int32 of a tile in the ring of kernels/sm90/schedule.py
 RING_WORDS = {Layout.DENSE: 8, Layout.VARLEN: 12}
 TILE_WORDS = 12  # the same of the one tile in kernels/sm90/backward_queries.py
-STATISTICS = (
-    80  # fp32 of a query tile, each for logsumexp and delta, in kernels/sm90/backward_keys.py
-)
+STATISTICS = 80  # fp32 of a query tile and padding, in kernels/sm90/backward_keys.py
 
 
 def computed(kernel: Kernel) -> int | None:
@@ -48,9 +46,9 @@ def computed(kernel: Kernel) -> int | None:
         queries = _stage(kernel.block_m, kernel.head_dim) + _stage(
             kernel.block_m, kernel.head_dim_v
         )
-        # P, and logsumexp and delta with their padding
-        numbers = kernel.block_m * kernel.block_n + 2 * STATISTICS
-        return _aligned(keys + kernel.q_stages * (queries + numbers * 4 + 2 * BARRIERS))
+        probabilities = kernel.block_m * kernel.block_n * ELEMENT + BARRIERS
+        statistics = 2 * STATISTICS * 4 + BARRIERS  # logsumexp and delta
+        return _aligned(keys + kernel.q_stages * (queries + probabilities + statistics))
     return None
 
 
