@@ -191,11 +191,12 @@ class BackwardKeys:
         window_size_right: Int32,
         stream: cuda.CUstream,
     ):
-        sizes = self.sizes(q, k, cu_seqlens_k)
         offsets_q, offsets_k = None, None
         if const_expr(self.varlen):
             offsets_q = packed.Offsets(cu_seqlens_q, q.shape[0])
             offsets_k = packed.Offsets(cu_seqlens_k, k.shape[0])
+        sizes = self.sizes(q, k, offsets_k)
+        if const_expr(self.varlen):
             q, k, v, dout = (packed.sequences(tensor) for tensor in (q, k, v, dout))
         q, k, v, dout = (
             self.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, dout)
@@ -222,19 +223,18 @@ class BackwardKeys:
             min_blocks_per_mp=1
         )  # fmt: skip
 
-    def sizes(self, q: cute.Tensor, k: cute.Tensor, cu_seqlens_k: cute.Tensor | None) -> Sizes:
+    def sizes(self, q: cute.Tensor, k: cute.Tensor, offsets_k: packed.Offsets | None) -> Sizes:
         *leading, heads, _ = q.shape
         rows, keys, heads_kv = leading[-1], k.shape[-3], k.shape[-2]
         ratio = heads // heads_kv
         if self.varlen:
-            blocks = keys // ROWS + cu_seqlens_k.shape[0] - 1
+            blocks = backward_parts.packed_slots(offsets_k, ROWS)
             return Sizes(rows, keys, heads_kv, ratio, blocks, heads_kv, Int32(1))
         every_head = heads_kv * leading[0]
         together = Int32(1)
         if self.causal:
             bytes_of_row = (self.head_dim + self.head_dim_v) * self.dtype.width // 8
-            in_l2 = backward_parts.IN_L2 // bytes_of_row // cutlass.max(rows * ratio, 1)
-            together = cutlass.max(in_l2, 1)
+            together = backward_parts.heads_in_l2(rows * ratio, bytes_of_row)
         return Sizes(rows, keys, heads_kv, ratio, cute.ceil_div(keys, ROWS), every_head, together)
 
     def by_head(self, tensor: cute.Tensor) -> cute.Tensor:
@@ -372,16 +372,12 @@ class BackwardKeys:
     def tile(self, sizes: Sizes, offsets_q, offsets_k, window: Window) -> Tile:
         cta, _, _ = cute.arch.block_idx()
         if const_expr(self.varlen):
-            head, slot = cta // sizes.blocks, cta % sizes.blocks
-            index = self.sequence(offsets_k, slot)
-            begin_q, begin_k = offsets_q[index], offsets_k[index]
+            place = backward_parts.packed_place(cta, offsets_k, ROWS)
+            head, index, batch = place.head, place.sequence, Int32(0)
             end_q, end_k = offsets_q[index + 1], offsets_k[index + 1]
-            rows, keys = cutlass.max(end_q - begin_q, 0), cutlass.max(end_k - begin_k, 0)
-            # Slots before the first sequence's have no keys.
-            block = slot - self.slot(offsets_k, index)
-            keys = 0 if block < 0 else keys
-            row = cutlass.max(block, 0) * ROWS
-            batch = Int32(0)
+            rows = cutlass.max(end_q - offsets_q[index], 0)
+            keys = end_k - offsets_k[index] if place.tiles > 0 else 0
+            row = place.tile * ROWS if place.tiles > 0 else 0
         else:
             place = backward_parts.dense_place(cta, sizes.blocks, sizes.heads, sizes.together)
             row = place.tile * ROWS
@@ -411,26 +407,6 @@ class BackwardKeys:
             begin = first // ROWS if first < end_query else 0
             end = cute.ceil_div(end_query, ROWS) if first < end_query else 0
         return begin, end, free_begin, free_end
-
-    def slot(self, offsets_k: packed.Offsets, index: Int32) -> Int32:
-        """A sequence's first slot. It is the number of whole blocks before the sequence and a slot
-        more for each sequence, so that all have room without a sum over those before."""
-        return offsets_k[index] // ROWS + index
-
-    @cute.jit
-    def sequence(self, offsets_k: packed.Offsets, slot: Int32) -> Int32:
-        """The sequence of a slot: the last one that begins at it or before. Each warp looks at 32
-        at a time."""
-        lane = cute.arch.lane_idx()
-        first, count = Int32(0), Int32(offsets_k.shape[0] - 1)
-        while count > 1:
-            step = cute.ceil_div(count, WARP)
-            index = cutlass.min(lane * step, count - 1)
-            begun = lane * step < count and self.slot(offsets_k, first + index) <= slot
-            share = cutlass.max(cute.arch.popc(cute.arch.vote_ballot_sync(begun)) - 1, 0) * step
-            first += share
-            count = cutlass.min(step, count - share)
-        return cute.arch.make_warp_uniform(first)
 
     def first(self, tile: Tile) -> Place:
         return Place(Int32(0), tile.begin)

@@ -75,6 +75,7 @@ def packed_place(cta: Int32, offsets: Offsets, tile_rows: cutlass.Constexpr) -> 
         passed = cutlass.max(cute.arch.popc(cute.arch.vote_ballot_sync(begun)) - 1, 0) * step
         sequence += passed
         count = cutlass.min(step, count - passed)
+    sequence = cute.arch.make_warp_uniform(sequence)
     rows = cutlass.max(offsets[sequence + 1] - offsets[sequence], 0)
     tile, tiles = slot - first_slot(offsets, sequence, tile_rows), cute.ceil_div(rows, tile_rows)
     return Place(head, tile, tiles if tile >= 0 and tile < tiles else 0, sequence)
