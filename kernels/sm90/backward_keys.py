@@ -635,8 +635,8 @@ class BackwardKeys:
             weights[r, None].store(
                 cute.math.exp2(weights[r, None].load() * scale_log2 - lse.load(), fastmath=True)
             )
-        handed = cute.make_rmem_tensor_like(group.scores, Float16)
-        utils.cvt_f16(group.scores, handed)
+        handed = cute.make_rmem_tensor(WEIGHTS, Float16)
+        utils.cvt_f16(self.exchanged(group.scores), handed)
         slots = group.handover.pipeline
         # A slot is empty at first, so who fills it waits for the other phase than who reads it.
         slots.producer_acquire_w_index_phase(state.index, state.phase ^ 1)
@@ -651,7 +651,17 @@ class BackwardKeys:
         slot = group.handover.slots[None, group.thread, state.index]
         handed = cute.make_rmem_tensor_like(group.scores, Float16)
         cute.autovec_copy(slot, cute.make_tensor(handed.iterator, cute.make_layout(slot.shape)))
-        return handed
+        return self.exchanged(handed)
+
+    def exchanged(self, weights: cute.Tensor) -> cute.Tensor:
+        """A thread's scores, or as many values, with a column's two rows next to each other in
+        place of a row's two columns. P^T is handed over in this order: the conversion of fp16
+        weights would otherwise be the same as that of those handed over, and as it then stands
+        before the wait for the product that reads the last weights, the compiler would compute one
+        product at a time."""
+        (columns, rows, _), *ones = weights.shape
+        stride = ((rows, 1, rows * columns), *(0 for _ in ones))
+        return cute.make_tensor(weights.iterator, cute.make_layout(weights.shape, stride=stride))
 
     @cute.jit
     def derivatives(self, group: Warpgroup, handed: cute.Tensor, delta: cute.Tensor, state):
