@@ -36,7 +36,11 @@ def add_to(commands) -> None:
     parser.add_argument(
         "--arch", type=arch, metavar="sm90", help="only kernels for this GPU: sm90, sm100 or sm103"
     )
-    parser.add_argument("--op", help="forward, decode, backward, preprocess, postprocess or clear")
+    parser.add_argument(
+        "--op",
+        help="forward, decode, backward, backward_queries, backward_keys, preprocess, postprocess "
+        "or clear",
+    )
     parser.add_argument("--dtype", help="bf16 or fp16")
     parser.add_argument(
         "--head-dim",

@@ -37,7 +37,8 @@ class Scalar:
 
 # [batch, seqlen, heads, head_dim] or [total, heads, head_dim]: q, k, v, o and their gradients
 ATTENTION = Tensor(None, 3, batched=True, align=TMA_ALIGN, align_last=TMA_ALIGN)
-LSE = Tensor("fp32", 2, batched=True)  # [batch, heads, seqlen] or [heads, total]
+# [batch, heads, seqlen] or [heads, total]: lse, and delta of a backward in two passes
+LSE = Tensor("fp32", 2, batched=True)
 # [batch, heads, n] or [heads, n], in the workspace: delta, lse in base 2, accumulators
 WORKSPACE = Tensor("fp32", 2, batched=True, align=ACCUM_ALIGN)
 SEMAPHORE = Tensor("int32", 4)  # [batch, heads, blocks, slots]
@@ -101,6 +102,27 @@ def backward(kernel: Kernel) -> Iterator[Argument]:
     yield from _all(SEMAPHORE, "dk_semaphore", "dv_semaphore", given=shared)
 
 
+def backward_queries(kernel: Kernel) -> Iterator[Argument]:
+    yield from _all(ATTENTION, "q", "k", "v", "o", "dout")
+    yield from _all(LSE, "lse", "delta")
+    yield Argument("dq", ATTENTION)
+    yield from _of_two_passes(kernel)
+
+
+def backward_keys(kernel: Kernel) -> Iterator[Argument]:
+    yield from _all(ATTENTION, "q", "k", "v", "dout")
+    yield from _all(LSE, "lse", "delta")
+    yield from _all(ATTENTION, "dk", "dv")
+    yield from _of_two_passes(kernel)
+
+
+def _of_two_passes(kernel: Kernel) -> Iterator[Argument]:
+    yield Argument("scale", FLOAT)
+    varlen = kernel.layout is Layout.VARLEN
+    yield from _all(VECTOR, "cu_seqlens_q", "cu_seqlens_k", given=varlen)
+    yield from _all(INT, "window_size_left", "window_size_right")
+
+
 def preprocess(kernel: Kernel) -> Iterator[Argument]:
     yield from _all(ATTENTION, "o", "dout")
     yield Argument("delta", WORKSPACE)
@@ -129,6 +151,8 @@ DECLARED: dict[Op, Callable[[Kernel], Iterator[Argument]]] = {
     Op.FORWARD: forward,
     Op.DECODE: decode,
     Op.BACKWARD: backward,
+    Op.BACKWARD_QUERIES: backward_queries,
+    Op.BACKWARD_KEYS: backward_keys,
     Op.PREPROCESS: preprocess,
     Op.POSTPROCESS: postprocess,
     Op.CLEAR: clear,

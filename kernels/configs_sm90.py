@@ -98,13 +98,20 @@ BACKWARD: dict[HeadDims, Row] = {
         block_m=64, block_n=96, swap_ab_dkv=True,
         q_stages=2, do_stages=1, pds_stages=1,
     ),
-    (256, 256): dict(
-        block_m=64, block_n=48, swap_ab_dkv=True, atom_layout_dkv=1,
-        q_stages=2, do_stages=1, pds_stages=1,
-    ),
 }  # fmt: skip
 # 80 rows fill shared memory; masked tiles waste less at 64. WGMMA's M is 64: 80 rows go on its N.
 BACKWARD_FULL: dict[HeadDims, Row] = {(128, 128): dict(block_m=80, swap_ab=True)}
+# At D 256 the accumulators of dK, dV and dQ leave one pass key blocks of 48, for which it reads so
+# much of shared memory that the tensor cores wait. Two passes compute S and dP twice, have key
+# blocks of 64, and need no accumulators in memory.
+BACKWARD_QUERIES: dict[HeadDims, Row] = {
+    (256, 256): dict(block_m=128, block_n=64, stages=2, v_stages=1),
+}
+BACKWARD_KEYS: dict[HeadDims, Row] = {
+    (256, 256): dict(block_m=64, block_n=64, q_stages=2, do_stages=2),
+}
+# Two warpgroups compute, one loads.
+TWO_PASS_REGISTERS: Row = dict(consumer_registers=240, producer_registers=24)
 # Other tiles that a default may lose to, by bucket and mask. Tiles of fewer query rows leave fewer
 # rows empty in short sequences, in a sequence's last tile and in the last wave: at ViT's 197
 # queries, half of the rows of 192-row tiles are empty. Fewer keys waste less of short sequences and
@@ -141,6 +148,9 @@ def backward(
     grouped: bool,
     deterministic: bool,
 ) -> Iterator[Kernel]:
+    if head_dims in BACKWARD_KEYS:
+        yield backward_keys(dtype, head_dims, layout, mask)
+        return
     row = BACKWARD[head_dims]
     if mask is Mask.FULL:
         row = row | BACKWARD_FULL.get(head_dims, {})
@@ -154,6 +164,22 @@ def backward(
         grouped=grouped,
         deterministic=deterministic,
         **row,
+    )
+
+
+def backward_keys(dtype: str, head_dims: HeadDims, layout: Layout, mask: Mask) -> Kernel:
+    """The second pass of a backward, which is planned. It serves any ratio of heads, and adds up
+    in the same order always."""
+    row = BACKWARD_KEYS[head_dims] | TWO_PASS_REGISTERS
+    return Kernel(Op.BACKWARD_KEYS, 90, dtype, *head_dims, layout, mask=mask, **row)
+
+
+def backward_queries(keys: Kernel) -> Kernel:
+    """The first pass, which is launched before a second."""
+    head_dims = (keys.head_dim, keys.head_dim_v)
+    row = BACKWARD_QUERIES[head_dims] | TWO_PASS_REGISTERS
+    return Kernel(
+        Op.BACKWARD_QUERIES, 90, keys.dtype, *head_dims, keys.layout, mask=keys.mask, **row
     )
 
 

@@ -12,11 +12,17 @@ class Op(str, Enum):
     FORWARD = "forward"
     DECODE = "decode"  # a forward of few queries
     BACKWARD = "backward"
+    # a backward in two passes: dQ and delta, by query tiles; then dK and dV, by key blocks
+    BACKWARD_QUERIES = "backward_queries"
+    BACKWARD_KEYS = "backward_keys"
     # before a backward: delta = rowsum(dO * O), lse in base 2, and the dQ accumulator cleared
     PREPROCESS = "preprocess"
     POSTPROCESS = "postprocess"  # after a backward: an fp32 accumulator becomes dQ, dK or dV
     # after PyTorch's own backward, where a speed rule chooses it: the gradients it leaves unwritten
     CLEAR = "clear"
+
+
+TWO_PASS = (Op.BACKWARD_QUERIES, Op.BACKWARD_KEYS)
 
 
 class Mask(str, Enum):
@@ -66,14 +72,17 @@ class Kernel:
     swap_ab_dkv: bool = False
     swap_ab_sdp: bool = False  # SM90 backward: S and dP are computed transposed
     dq_warpgroups: int = 2  # SM90 backward: how many compute dQ
-    stages: int = 0  # Op.DECODE and SM90 forward: key blocks (and value blocks) in shared memory
+    # Op.DECODE, SM90 forward, Op.BACKWARD_QUERIES: key blocks (and value blocks) in shared memory
+    stages: int = 0
+    v_stages: int = 0  # Op.BACKWARD_QUERIES: value blocks, which are fewer
     ctas_per_sm: int = 0  # Op.DECODE: CTAs that an SM holds
-    q_stages: int = 0  # SM90 forward and backward: query tiles in shared memory
-    do_stages: int = 0  # SM90 backward: tiles of dO in shared memory
+    q_stages: int = 0  # SM90 forward and backward (not by queries): query tiles in shared memory
+    do_stages: int = 0  # SM90 backward (not by queries): tiles of dO in shared memory
     pds_stages: int = 0  # SM90 backward: tiles of P and of dS in shared memory
     pingpong: bool = True  # SM90 forward: the warpgroups take turns to issue products
-    consumer_registers: int = 0  # SM90 forward: of a thread that computes
-    producer_registers: int = 0  # SM90 forward: of a thread that loads or schedules
+    # SM90 forward and backward in two passes: of a thread that computes
+    consumer_registers: int = 0
+    producer_registers: int = 0  # the same: of a thread that loads or schedules
     tuned: bool = False  # a candidate: runs only where a tile rule says so
 
     @property
@@ -96,7 +105,7 @@ class Kernel:
         if self.head_dim_v != self.head_dim:
             head_dims += f"v{self.head_dim_v}"
         parts = [f"sm{self.arch}", self.op.value, self.dtype, head_dims, self.layout.value]
-        if self.op in (Op.FORWARD, Op.BACKWARD):
+        if self.op in (Op.FORWARD, Op.BACKWARD, *TWO_PASS):
             parts.append(self.mask.value)
         if self.op is Op.BACKWARD:
             parts.append("gqa" if self.grouped else "mha")

@@ -23,21 +23,31 @@ def candidates(default: Kernel) -> tuple[Kernel, ...]:
 
 
 class Companions(NamedTuple):
-    """The preprocess and postprocess kernels that a backward kernel is launched with."""
+    """The kernels that a backward kernel is launched with, before and after it."""
 
-    preprocess: Kernel
-    postprocess_dq: Kernel
-    # These are None for MHA, where every query head has its own keys and the backward writes dK and
-    # dV itself.
-    postprocess_dk: Kernel | None
-    postprocess_dv: Kernel | None
+    # Of a backward in two passes, this is the first pass.
+    preprocess: Kernel | None = None
+    # These are None where the backward writes the gradient itself: both passes always, the others
+    # dK and dV of MHA, where every query head has its own keys.
+    postprocess_dq: Kernel | None = None
+    postprocess_dk: Kernel | None = None
+    postprocess_dv: Kernel | None = None
 
     @property
     def present(self) -> tuple[Kernel, ...]:
         return tuple(kernel for kernel in self if kernel)
 
 
-def companions(backward: Kernel) -> Companions:
+def companions(kernel: Kernel) -> Companions:
+    """There are none but a backward's."""
+    if kernel.op is Op.BACKWARD:
+        return _of_one_pass(kernel)
+    if kernel.op is Op.BACKWARD_KEYS:
+        return Companions(preprocess=configs_sm90.backward_queries(kernel))
+    return Companions()
+
+
+def _of_one_pass(backward: Kernel) -> Companions:
     sm90 = backward.arch == 90
     shared = Kernel(
         Op.PREPROCESS,
@@ -58,7 +68,7 @@ def companions(backward: Kernel) -> Companions:
         swap_ab=backward.swap_ab,
     )
     if not backward.grouped:
-        return Companions(shared, postprocess_dq, None, None)
+        return Companions(shared, postprocess_dq)
     postprocess_dk = replace(
         shared,
         op=Op.POSTPROCESS,
@@ -87,8 +97,7 @@ def _kernels(wanted: Callable[[Kernel], bool]) -> tuple[Kernel, ...]:
             for default in defaults:
                 for kernel in (default, *filter(wanted, candidates(default))):
                     kernels[kernel] = None
-                    if kernel.op is Op.BACKWARD:
-                        kernels |= dict.fromkeys(companions(kernel).present)
+                    kernels |= dict.fromkeys(companions(kernel).present)
     for dtype, head_dims in product(DTYPES, HEAD_DIM_BUCKETS[90]):
         kernels[configs_sm90.decode(dtype, head_dims)] = None
     for dtype in DTYPES:  # speed rules were measured on Hopper alone
@@ -116,13 +125,17 @@ def with_candidates() -> tuple[Kernel, ...]:
     return _kernels(lambda candidate: True)
 
 
+def _causal_256(kernel: Kernel) -> bool:
+    return (kernel.arch, kernel.head_dim, kernel.mask) == (90, 256, Mask.CAUSAL)
+
+
 SUBSETS: dict[str, Callable[[Kernel], bool]] = {
     "full": lambda kernel: True,
     # A first look and the tests: the dtype and the head dims that most people train in, without the
-    # deterministic backward.
+    # deterministic backward, and a mask of the backward in two passes.
     "core": lambda kernel: (
         kernel.dtype == "bf16"
-        and (kernel.head_dim in (64, 128) or kernel.op is Op.CLEAR)
+        and (kernel.head_dim in (64, 128) or kernel.op is Op.CLEAR or _causal_256(kernel))
         and not kernel.deterministic
         and kernel.mask is not Mask.WINDOW
     ),

@@ -16,6 +16,8 @@ BARRIERS = 2 * 8  # bytes a stage: one barrier says that it is full, the other t
 ALIGNMENT = 1024  # of a swizzled tile, and so of the whole
 # int32 of a tile in the ring of kernels/sm90/schedule.py
 RING_WORDS = {Layout.DENSE: 8, Layout.VARLEN: 12}
+TILE_WORDS = 12  # the same of the one tile in kernels/sm90/backward_queries.py
+STATISTICS = 80  # fp32 of a query tile and padding, in kernels/sm90/backward_keys.py
 
 
 def computed(kernel: Kernel) -> int | None:
@@ -31,7 +33,27 @@ def computed(kernel: Kernel) -> int | None:
         barriers = (kernel.q_stages * warpgroups + RING) * BARRIERS
         ring = RING * RING_WORDS[kernel.layout] * 4
         return _aligned(queries + output + barriers + ring + _keys_and_values(kernel))
+    if kernel.op is Op.BACKWARD_QUERIES:
+        warpgroups = kernel.block_m // WARPGROUP_ROWS
+        queries = warpgroups * (
+            _stage(WARPGROUP_ROWS, kernel.head_dim) + _stage(WARPGROUP_ROWS, kernel.head_dim_v)
+        )
+        keys = kernel.stages * _stage(kernel.block_n, kernel.head_dim)
+        values = kernel.v_stages * _stage(kernel.block_n, kernel.head_dim_v)
+        return _aligned(queries + keys + values + TILE_WORDS * 4)
+    if kernel.op is Op.BACKWARD_KEYS:
+        keys = _stage(kernel.block_n, kernel.head_dim) + _stage(kernel.block_n, kernel.head_dim_v)
+        queries = _stage(kernel.block_m, kernel.head_dim) + _stage(
+            kernel.block_m, kernel.head_dim_v
+        )
+        probabilities = kernel.block_m * kernel.block_n * ELEMENT + BARRIERS
+        statistics = 2 * STATISTICS * 4 + BARRIERS  # logsumexp and delta
+        return _aligned(keys + kernel.q_stages * (queries + probabilities + statistics))
     return None
+
+
+def _stage(rows: int, head_dim: int) -> int:
+    return rows * head_dim * ELEMENT + BARRIERS
 
 
 def _keys_and_values(kernel: Kernel) -> int:

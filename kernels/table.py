@@ -11,8 +11,9 @@ from pathlib import Path
 from kernels import rules
 from kernels.arguments import declared
 from kernels.kernel import Kernel, Layout, Mask, Op
-from kernels.matrix import Companions, companions, with_candidates
+from kernels.matrix import companions, with_candidates
 
+OPS = {op: "k" + op.value.title().replace("_", "") for op in Op}
 PEERS = {"flash": "kFlash", "cudnn": "kCudnn"}
 MASKS = {Mask.FULL: "kFull", Mask.CAUSAL: "kCausalBottomRight", Mask.WINDOW: "kWindow"}
 
@@ -21,10 +22,6 @@ MASKS = {Mask.FULL: "kFull", Mask.CAUSAL: "kCausalBottomRight", Mask.WINDOW: "kW
 class Built:
     kernel: Kernel
     facts: dict  # of kernels/worker.py
-
-
-def _companions(kernel: Kernel) -> tuple[Kernel, ...]:
-    return companions(kernel).present if kernel.op is Op.BACKWARD else ()
 
 
 def manifest(built: Sequence[Built]) -> list[dict]:
@@ -46,7 +43,7 @@ def manifest(built: Sequence[Built]) -> list[dict]:
             "block_m": row.kernel.block_m,
             "block_n": row.kernel.block_n,
             # The kernels that a backward is launched with.
-            "companions": [kernel.name for kernel in _companions(row.kernel)],
+            "companions": [kernel.name for kernel in companions(row.kernel).present],
             **{
                 fact: row.facts[fact]
                 for fact in ("registers", "spill_bytes", "shared_memory_bytes", "object_bytes")
@@ -86,8 +83,7 @@ def _row(built: Built, index: dict[Kernel, int]) -> str:
     kernel, facts = built.kernel, built.facts
     load, load_to_device, launch = _entry_points(facts)
     num_arguments = sum(argument.given for argument in declared(kernel))
-    launched = companions(kernel) if kernel.op is Op.BACKWARD else (None,) * len(Companions._fields)
-    rows = ", ".join(str(index[companion] if companion else -1) for companion in launched)
+    rows = ", ".join(str(index[companion] if companion else -1) for companion in companions(kernel))
     flags = ", ".join(
         str(flag).lower()
         for flag in (
@@ -98,13 +94,11 @@ def _row(built: Built, index: dict[Kernel, int]) -> str:
             kernel.tuned,
         )
     )
-    op, dtype, layout = (
-        field.title() for field in (kernel.op.value, _identifier(kernel.dtype), kernel.layout.value)
-    )
+    dtype, layout = (field.title() for field in (_identifier(kernel.dtype), kernel.layout.value))
     return (
         f'    {{"{_identifier(kernel.name)}",\n'
-        f"     Op::k{op}, {kernel.arch}, Dtype::k{dtype}, {kernel.head_dim}, {kernel.head_dim_v}, "
-        f"Layout::k{layout}, "
+        f"     Op::{OPS[kernel.op]}, {kernel.arch}, Dtype::k{dtype}, "
+        f"{kernel.head_dim}, {kernel.head_dim_v}, Layout::k{layout}, "
         f"Mask::{MASKS[kernel.mask]},\n"
         f"     {flags}, {kernel.block_m}, {kernel.block_n}, {kernel.ctas_per_sm}, {rows},\n"
         f"     {load},\n     {load_to_device},\n     {launch}, {num_arguments}}},\n"
@@ -136,8 +130,8 @@ def _rule(rule: rules.Rule) -> str:
     ranges = ", ".join(bounds(*getattr(rule, name)) for name in rules.FEATURES)
     head_dim_v = "{}" if rule.head_dim_v is None else str(rule.head_dim_v)
     peer = "{}" if rule.peer is None else f"Peer::{PEERS[rule.peer]}"
-    op, layout = Op(rule.op).value.title(), Layout(rule.layout).value.title()
-    selectors = f"Op::k{op}, Layout::k{layout}, {rule.head_dim}, {mask}, {grouped}"
+    op, layout = OPS[Op(rule.op)], Layout(rule.layout).value.title()
+    selectors = f"Op::{op}, Layout::k{layout}, {rule.head_dim}, {mask}, {grouped}"
     return f"{{{selectors}, {head_dim_v}, {peer}, {ranges}}}"
 
 

@@ -8,10 +8,10 @@ import pytest
 from built import device_code, kernels, manifest, object_file
 
 from kernels import cubin, worker
-from kernels.kernel import Op
+from kernels.kernel import TWO_PASS, Op
 
 KERNELS = kernels()
-ATTENTION = [kernel for kernel in KERNELS if kernel.op in (Op.FORWARD, Op.BACKWARD)]
+ATTENTION = [k for k in KERNELS if k.op in (Op.FORWARD, Op.BACKWARD, *TWO_PASS)]
 MATRIX_INSTRUCTION = {90: r"\bHGMMA\b", 100: r"\bUTC\w*MMA\b"}
 
 

@@ -103,6 +103,11 @@ def test_another_kernel_runs_what_a_disabled_one_would(change, patterns, expecte
         ({"page_size": 64} | PACKED | DECODE, ("*_decode_*",), "sm90_decode_bf16_d128_any_m64n64"),
         ({"num_splits": 4} | DECODE, ("*_decode_*",), "sm90_decode_bf16_d128_any_m64n64"),
         (
+            {"op": "backward", "head_dim": 256, "head_dim_v": 256},
+            ("sm90_backward_queries_*",),
+            "sm90_backward_queries_bf16_d256_dense_full_m128n64",
+        ),
+        (
             {"capability": 103, "op": "backward"},
             ("sm100_backward_*",),
             "sm100_backward_bf16_d128_dense_full_mha_m128n128_2cta",
@@ -136,6 +141,7 @@ def test_forward_runs_without_a_backward_where_pytorch_s_computes_its_derivative
 
 BOTH = ", and forward and backward of this call must both run on these kernels"
 BACKWARD = "sm90_backward_bf16_d128_varlen_window_mha"
+TWO_PASSES = "sm90_backward_keys_*"  # the kernels that would run in its place
 
 
 @pytest.mark.parametrize(
@@ -143,8 +149,12 @@ BACKWARD = "sm90_backward_bf16_d128_varlen_window_mha"
     [
         ("forward", ("sm90_backward_*",), f"{BACKWARD}_m64n128"),
         # Whether the backward will have to be deterministic is not known yet.
-        ("forward", ("sm90_backward_*_deterministic_*",), f"{BACKWARD}_deterministic_m64n128"),
-        ("forward", ("sm90_preprocess_*",), "sm90_preprocess_bf16_d128_varlen_m64"),
+        (
+            "forward",
+            ("sm90_backward_*_deterministic_*", TWO_PASSES),
+            f"{BACKWARD}_deterministic_m64n128",
+        ),
+        ("forward", ("sm90_preprocess_*", TWO_PASSES), "sm90_preprocess_bf16_d128_varlen_m64"),
         (
             "backward",
             ("sm90_forward_*", "sm90_decode_*"),

@@ -23,6 +23,7 @@ ATTENTION = [kernel for kernel in kernels() if kernel.dtype == "bf16"]
 FORWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.FORWARD]
 DECODES = [kernel for kernel in ATTENTION if kernel.op is Op.DECODE]
 BACKWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.BACKWARD and not kernel.tuned]
+TWO_PASSES = [kernel for kernel in ATTENTION if kernel.op is Op.BACKWARD_KEYS]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,7 +90,7 @@ def problem(draw: random.Random, kernel: Kernel) -> dict:
 
 def run_by(kernel: Kernel) -> list[Kernel]:
     """Returns the kernels that a test of this one runs, but for those that they launch."""
-    if kernel.op is not Op.BACKWARD:
+    if kernel.op not in (Op.BACKWARD, Op.BACKWARD_KEYS):
         return [kernel]
     alike = ("arch", "dtype", "head_dim", "head_dim_v", "layout", "mask")
     # Where heads are not grouped, Blackwell's kernel for grouped ones may run, too.
@@ -102,7 +103,7 @@ def run_by(kernel: Kernel) -> list[Kernel]:
     tiles = [
         one
         for one in ATTENTION
-        if one.op is Op.BACKWARD and all(getattr(one, x) == getattr(kernel, x) for x in variants)
+        if one.op is kernel.op and all(getattr(one, x) == getattr(kernel, x) for x in variants)
     ]
     return [*forwards, *tiles]
 
@@ -219,18 +220,61 @@ def test_decode_of_a_dense_cache(driver, kernel):
     check(driver, problems, programs(kernel), cache_rows=300, sm_count=16)
 
 
-@each(BACKWARDS)
+@each([*BACKWARDS, *TWO_PASSES])
 def test_backward(driver, kernel):
     """It runs with the forward and the launches before and after it, on the tiles that the planner
     takes; packed, among rows of NaN."""
-    problems = [
-        one | {"heads": one["heads_kv"] * (2 if kernel.grouped else 1)}
-        for one in drawn(kernel)[: CALLS // 2]
-    ]
+    problems = drawn(kernel)[: CALLS // 2]
+    if kernel.op is Op.BACKWARD:
+        ratio = 2 if kernel.grouped else 1
+        problems = [one | {"heads": one["heads_kv"] * ratio} for one in problems]
     launched = programs(*run_by(kernel))
     beside = [3, 50] if kernel.layout is Layout.VARLEN else [0, 0]
     options = {"deterministic": kernel.deterministic, "capability": kernel.arch, "beside": beside}
     check(driver, problems, launched, backward=True, **options)
+
+
+# Query tiles and key blocks of 64 and 128 rows: fewer keys than queries, which leaves rows without
+# keys under a mask, and fewer queries; sequences that have none of one or the other; groups of
+# heads; head dims below the bucket, in either.
+DENSE = (
+    {"seqlens_q": [130], "seqlens_k": [190], "heads": 4, "head_dim": 256, "head_dim_v": 256},
+    {"seqlens_q": [200] * 2, "seqlens_k": [70] * 2, "heads": 1, "head_dim": 200, "head_dim_v": 200},
+    {"seqlens_q": [33] * 2, "seqlens_k": [150] * 2, "heads": 2, "head_dim": 136, "head_dim_v": 256},
+)
+PACKED = (
+    {
+        "seqlens_q": [70, 0, 129, 5], "seqlens_k": [64, 33, 90, 0],
+        "heads": 4, "head_dim": 256, "head_dim_v": 256,
+    },
+    {"seqlens_q": [1, 200], "seqlens_k": [200, 1], "heads": 1, "head_dim": 200, "head_dim_v": 200},
+    {
+        "seqlens_q": [65, 127, 3], "seqlens_k": [65, 127, 3],
+        "heads": 2, "head_dim": 256, "head_dim_v": 136,
+    },
+)  # fmt: skip
+MASKS = {
+    Mask.FULL: ({}, {}, {}),
+    Mask.CAUSAL: ({"is_causal": True},) * 3,
+    Mask.WINDOW: (
+        {"window": [37, 21]},
+        {"is_causal": True, "window": [30, -1]},
+        {"window": [-1, 9]},
+    ),
+}
+
+
+@each(TWO_PASSES)
+def test_backward_in_two_passes(driver, kernel):
+    """Packed sequences lie among rows of NaN. A deterministic algorithm is asked for."""
+    varlen = kernel.layout is Layout.VARLEN
+    fields = {"dtype": kernel.dtype, "heads_kv": 1, "varlen": varlen}
+    problems = [
+        fields | shape | mask
+        for shape, mask in zip(PACKED if varlen else DENSE, MASKS[kernel.mask], strict=True)
+    ]
+    options = {"deterministic": True, "beside": [3, 50] if varlen else [0, 0]}
+    check(driver, problems, programs(*run_by(kernel)), backward=True, **options)
 
 
 @each(BACKWARDS[:1])
@@ -241,7 +285,9 @@ def test_own_op(driver, kernel):
 
 
 TOP_LEFT = [
-    kernel for kernel in BACKWARDS if kernel.mask is Mask.CAUSAL and kernel.layout is Layout.DENSE
+    kernel
+    for kernel in (*BACKWARDS, *TWO_PASSES)
+    if kernel.mask is Mask.CAUSAL and kernel.layout is Layout.DENSE
 ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kernels import shared_memory
-from kernels.kernel import ARCHS, DTYPES, HEAD_DIM_BUCKETS, Layout, Mask, Op
+from kernels.kernel import ARCHS, DTYPES, HEAD_DIM_BUCKETS, TWO_PASS, Layout, Mask, Op
 from kernels.matrix import SUBSETS, companions, matrix, subset, with_candidates
 
 KERNELS = matrix()
@@ -41,6 +41,10 @@ def test_every_combination_is_there(arch, dtype, head_dims, layout, mask):
         if (k.arch, k.dtype, k.head_dim, k.head_dim_v, k.layout, k.mask) == wanted
     ]
     assert any(kernel.op is Op.FORWARD for kernel in rows)
+    if arch == 90 and head_dims == (256, 256):
+        passes = [kernel for kernel in rows if kernel.op in TWO_PASS]
+        assert sorted(kernel.op for kernel in passes) == sorted(TWO_PASS)
+        return
     backwards = {
         (kernel.grouped, kernel.deterministic) for kernel in rows if kernel.op is Op.BACKWARD
     }
@@ -50,12 +54,23 @@ def test_every_combination_is_there(arch, dtype, head_dims, layout, mask):
 @pytest.mark.parametrize("name", SUBSETS)
 def test_a_subset_holds_what_its_backwards_launch(name):
     chosen = set(subset(name))
-    for backward in (kernel for kernel in chosen if kernel.op is Op.BACKWARD):
-        preprocess, postprocess_dq, *postprocess_dkv = companions(backward)
-        assert {preprocess, postprocess_dq} <= chosen
-        assert (
-            set(postprocess_dkv) <= chosen if backward.grouped else postprocess_dkv == [None, None]
-        )
+    for kernel in chosen:
+        assert set(companions(kernel).present) <= chosen, kernel.name
+
+
+def test_a_backward_launches_what_turns_its_accumulators_into_gradients():
+    def gradients(kernel):
+        return [bool(postprocess) for postprocess in companions(kernel)[1:]]
+
+    for kernel in KERNELS:
+        if kernel.op is Op.BACKWARD:
+            assert companions(kernel).preprocess.op is Op.PREPROCESS, kernel.name
+            assert gradients(kernel) == [True, kernel.grouped, kernel.grouped], kernel.name
+        elif kernel.op is Op.BACKWARD_KEYS:
+            assert companions(kernel).preprocess.op is Op.BACKWARD_QUERIES, kernel.name
+            assert not any(gradients(kernel)), kernel.name
+        else:
+            assert not companions(kernel).present, kernel.name
 
 
 def test_core_is_a_part_of_full():
@@ -111,8 +126,9 @@ def test_more_ctas_than_an_sm_holds_are_refused():
         shared_memory.check_config(kernel)
 
 
-def test_other_shared_memory_than_computed_is_refused():
-    kernel = own(Op.FORWARD)
+@pytest.mark.parametrize("op", (Op.FORWARD, Op.DECODE, *TWO_PASS))
+def test_other_shared_memory_than_computed_is_refused(op):
+    kernel = own(op)
     size = shared_memory.computed(kernel)
     shared_memory.check(kernel, size)
     with pytest.raises(ValueError, match=f"shared_memory.py computes {size}"):

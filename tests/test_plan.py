@@ -70,6 +70,8 @@ def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
     assert kernel.layout.name == (
         "ANY" if kernel.op == fa4_core.Op.DECODE else problem["layout"].upper()
     )
+    if kernel.op == fa4_core.Op.BACKWARD_KEYS:
+        return
     assert kernel.deterministic == problem["deterministic"]
     if problem["op"] == "backward":
         grouped = problem["num_heads"] != problem["num_heads_kv"]
@@ -146,6 +148,21 @@ def test_sm100_gradients_below_the_bucket_come_from_accumulators(
     assert not dense.kernel.grouped
 
 
+@settings(max_examples=100, deadline=None)
+@given(problems(capabilities=(90,)), st.sampled_from([8, 200, 256]))
+def test_hopper_s_backward_of_head_dims_above_192_goes_in_two_passes(problem, head_dim_v):
+    """One pair of kernels serves every ratio of heads, and is deterministic."""
+    chosen = plan(problem | {"op": "backward", "head_dim": 200, "head_dim_v": head_dim_v})
+    mask = {0: "full", 1: "causal", 2: "window"}[int(chosen.kernel.mask)]
+    kind = f"{problem['dtype']}_d256_{problem['layout']}_{mask}"
+    assert chosen.kernel.name == f"sm90_backward_keys_{kind}_m64n64"
+    assert ROWS[chosen.kernel.preprocess].name == f"sm90_backward_queries_{kind}_m128n64"
+    rows = problem["total_q"]  # of logsumexp, in all sequences
+    delta = 4 * rows * problem["num_heads"]
+    assert delta <= chosen.workspace.bytes < delta + 256
+    assert (chosen.workspace.delta, chosen.workspace.zeroed) == (0, chosen.workspace.bytes)
+
+
 def end_of(parts: dict[str, tuple[int, int]]) -> int:
     """Returns where the last of (offset, size) ends. None overlap, and each is aligned as an
     allocation of its own would be."""
@@ -167,6 +184,8 @@ def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
         )
         return
     w, kernel = chosen.workspace, chosen.kernel
+    if kernel.op == fa4_core.Op.BACKWARD_KEYS:  # which the test above is about
+        return
     heads, heads_kv = problem["num_heads"], problem["num_heads_kv"]
     batch = problem["batch"] if problem["layout"] == "dense" else 1
     numbers = {
@@ -619,6 +638,12 @@ def test_speed_rules_leave_to_stock_what_it_runs_faster(change, stock):
 def test_every_backward_row_names_its_companions():
     for row in ROWS:
         companions = (row.preprocess, row.postprocess_dq, row.postprocess_dk, row.postprocess_dv)
+        if row.op == fa4_core.Op.BACKWARD_KEYS:
+            first = ROWS[row.preprocess]
+            assert first.op == fa4_core.Op.BACKWARD_QUERIES and companions[1:] == (-1,) * 3
+            alike = ("arch", "dtype", "head_dim", "head_dim_v", "layout", "mask")
+            assert all(getattr(first, x) == getattr(row, x) for x in alike), row.name
+            continue
         if row.op != fa4_core.Op.BACKWARD:
             assert companions == (-1,) * 4, row.name
             continue

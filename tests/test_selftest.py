@@ -21,6 +21,7 @@ INTERPRETED = {
     "sm90_forward_bf16_d64_dense_causal_m64n64": [0, 4],
     "sm90_forward_bf16_d64_varlen_causal_m64n64": [0],
     "sm90_backward_bf16_d64_varlen_causal_gqa_m128n128": [0],
+    "sm90_backward_keys_bf16_d256_varlen_causal_m64n64": [0],
 }
 # An entry's name begins with this, and does not say which tile it has.
 ENTRIES = {
@@ -30,6 +31,10 @@ ENTRIES = {
         "kernel_cutlass_kernel_kernelscommonpreprocess",
         "kernel_cutlass_kernel_kernelssm90backward",
         "kernel_cutlass_kernel_flash_attncuteflash_bwd_postprocess",
+    },
+    Op.BACKWARD_KEYS: {
+        "kernel_cutlass_kernel_kernelssm90backward_queries",
+        "kernel_cutlass_kernel_kernelssm90backward_keys",
     },
 }
 
@@ -73,6 +78,7 @@ def test_a_kernel_that_runs_is_right(driver, name):
         "sm90_forward_bf16_d64_dense_causal_m64n64",
         "sm90_backward_bf16_d64_dense_full_mha_m128n128",
         "sm90_backward_bf16_d128_varlen_causal_gqa_m64n128",
+        "sm90_backward_keys_bf16_d256_dense_causal_m64n64",
     ],
 )
 def test_a_kernel_that_writes_nothing_is_wrong_and_no_other_one_is_launched(driver, name):

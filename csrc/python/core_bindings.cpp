@@ -25,6 +25,8 @@ PYBIND11_MODULE(fa4_core, m) {
       .value("FORWARD", Op::kForward)
       .value("DECODE", Op::kDecode)
       .value("BACKWARD", Op::kBackward)
+      .value("BACKWARD_QUERIES", Op::kBackwardQueries)
+      .value("BACKWARD_KEYS", Op::kBackwardKeys)
       .value("PREPROCESS", Op::kPreprocess)
       .value("POSTPROCESS", Op::kPostprocess)
       .value("CLEAR", Op::kClear);

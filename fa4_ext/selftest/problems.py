@@ -11,10 +11,11 @@ from typing import Any
 Kernel = Mapping[str, Any]
 
 # The ops that are called for. The other kernels are launched with a backward.
-CALLED = ("forward", "decode", "backward", "clear")
+CALLED = ("forward", "decode", "backward", "backward_keys", "clear")
+_BACKWARDS = ("backward", "backward_keys")
 
 # Numbers of query heads and of key/value heads.
-_HEADS = {"forward": ((2, 2), (4, 2), (3, 1)), "mha": ((2, 2), (3, 3)), "gqa": ((4, 2), (3, 1))}
+_HEADS = {"any": ((2, 2), (4, 2), (3, 1)), "mha": ((2, 2), (3, 3)), "gqa": ((4, 2), (3, 1))}
 _MANY = 8  # times as many heads, so that there are more tiles than SMs
 
 # The head dims, queries and keys of sequences that a speed rule of Hopper's leaves to PyTorch's
@@ -81,6 +82,7 @@ def problems_for(kernel: Kernel) -> tuple[Problem, ...]:
     make = {
         "forward": _attention,
         "backward": _attention,
+        "backward_keys": _attention,
         "decode": _decode,
         "clear": _clear,
     }.get(kernel["op"])
@@ -90,7 +92,8 @@ def problems_for(kernel: Kernel) -> tuple[Problem, ...]:
 def others(kernel: Kernel, kernels: Sequence[Kernel]) -> tuple[str, ...]:
     """Returns the names of the kernels that could run a problem in this one's place. A forward
     keeps all backwards, and a backward all forwards, because some calls run on both or neither."""
-    rivals = ("forward", "decode") if kernel["op"] in ("forward", "decode") else (kernel["op"],)
+    kinds = (("forward", "decode"), _BACKWARDS, ("clear",))
+    rivals = next(ops for ops in kinds if kernel["op"] in ops)
     return tuple(
         other["name"]
         for other in kernels
@@ -99,18 +102,18 @@ def others(kernel: Kernel, kernels: Sequence[Kernel]) -> tuple[str, ...]:
 
 
 def _attention(kernel: Kernel) -> Iterator[Problem]:
-    backward = kernel["op"] == "backward"
+    one_pass, two_passes = (kernel["op"] == op for op in _BACKWARDS)
     varlen = kernel["layout"] == "varlen"
-    kind = ("gqa" if kernel["grouped"] else "mha") if backward else "forward"
-    heads = cycle(_HEADS[kind])
+    heads = cycle(_HEADS[("gqa" if kernel["grouped"] else "mha") if one_pass else "any"])
     shapes = (_packed if varlen else _dense)(kernel["block_m"], kernel["block_n"])
     for index, (seqlens_q, seqlens_k, times) in enumerate(shapes):
         heads_q, heads_kv = next(heads)
         head_dim, head_dim_v = _head_dims(kernel, below=index % 2 == 1)
         problem = Problem(
             kernel["dtype"], head_dim, head_dim_v, times * heads_q, times * heads_kv,
-            seqlens_q, seqlens_k, varlen=varlen, backward=backward,
-            deterministic=kernel["deterministic"], rows_behind=5 if varlen and index == 0 else 0,
+            seqlens_q, seqlens_k, varlen=varlen, backward=one_pass or two_passes,
+            deterministic=two_passes or kernel["deterministic"],
+            rows_behind=5 if varlen and index == 0 else 0,
         )  # fmt: skip
         yield _masked(problem, kernel["mask"], index)
 

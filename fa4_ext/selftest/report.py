@@ -14,7 +14,10 @@ from fa4_ext.selftest.supervisor import CRASHED, HUNG, Outcome
 STATUSES = (RIGHT, WRONG, HUNG, CRASHED, NOT_LOADED, NOT_RUN)
 BROKEN = (WRONG, HUNG, CRASHED, NOT_LOADED)
 
-_OPS = ("forward", "decode", "backward", "preprocess", "postprocess", "clear")
+_OPS = (
+    "forward", "decode", "backward", "backward_queries", "backward_keys", "preprocess",
+    "postprocess", "clear",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,8 @@ def page() -> str:
         "## Head dims and tiles",
         prose(
             'A cell is the tile, queries x keys; "2 CTAs" means that a pair of CTAs computes it. '
-            "192/128 is a head dim of 192 for query and key, 128 for value. Head dims are "
+            "192/128 is a head dim of 192 for query and key, 128 for value. Of a backward in two "
+            "passes, head dims 200 to 256 on SM90, it is the second one's. Head dims are "
             "multiples of 8; `F.scaled_dot_product_attention` pads others. Causal and window "
             "masks are aligned bottom-right. Speed rules are not applied. On SM90 few queries run "
             "the decode kernel, whose tiles have 64 rows; up to how many depends on the numbers "

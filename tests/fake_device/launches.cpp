@@ -16,9 +16,13 @@ void launch(void**, int32_t) {}
 namespace fa4 {
 namespace {
 
+bool is_backward(const Kernel& kernel) {
+  return kernel.op == Op::kBackward || kernel.op == Op::kBackwardKeys;
+}
+
 Problem problem_of(const Kernel& kernel) {
   Problem p;
-  p.op = kernel.op == Op::kBackward ? Op::kBackward : Op::kForward;
+  p.op = is_backward(kernel) ? Op::kBackward : Op::kForward;
   p.capability = kernel.arch;
   p.sm_count = 1;
   p.dtype = kernel.dtype;
@@ -37,9 +41,9 @@ void call(const Kernel& kernel) {
   if (kernel.op == Op::kClear) return clear_unwritten(p, {}, {});
   Plan plan;
   plan.kernel = &kernel;
-  if (kernel.op == Op::kBackward) plan.workspace = backward_workspace(p, kernel);
+  if (is_backward(kernel)) plan.workspace = backward_workspace(p, kernel);
   std::vector<char> memory(static_cast<size_t>(plan.workspace.bytes));
-  if (kernel.op == Op::kBackward) {
+  if (is_backward(kernel)) {
     BackwardArguments arguments;
     arguments.workspace = arguments.dq.data = memory.data();
     return launch_backward(p, plan, arguments, {});
@@ -71,7 +75,9 @@ int main() {
   using namespace fa4;
   for (const Kernel* kernel = kKernels; kernel != kKernels + kNumKernels; ++kernel) {
     // A backward launches these.
-    if (kernel->op == Op::kPreprocess || kernel->op == Op::kPostprocess) continue;
+    if (kernel->op == Op::kBackwardQueries || kernel->op == Op::kPreprocess ||
+        kernel->op == Op::kPostprocess)
+      continue;
     print(kernel->name, call, *kernel);
   }
   print("endless", endless, kKernels[0]);

@@ -13,7 +13,7 @@ from built import device_code
 from filelock import FileLock
 
 from kernels import cubin, pool
-from kernels.kernel import ARCHS, Kernel, Op
+from kernels.kernel import ARCHS, Kernel
 from kernels.matrix import companions, matrix
 from kernels.worker import OBJECT, compile_kernel
 
@@ -60,9 +60,7 @@ def programs(*kernels: Kernel) -> dict[str, str]:
 
     What is missing is compiled, on every core.
     """
-    launched = (
-        one for kernel in kernels if kernel.op is Op.BACKWARD for one in companions(kernel).present
-    )
+    launched = (one for kernel in kernels for one in companions(kernel).present)
     needed = list(dict.fromkeys((*kernels, *launched)))
     missing = [kernel for kernel in needed if not _ptx(kernel).exists()]
     cores = os.cpu_count()

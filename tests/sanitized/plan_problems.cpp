@@ -104,7 +104,8 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-constexpr Op kOps[] = {Op::kForward, Op::kDecode, Op::kBackward, Op::kPreprocess, Op::kPostprocess};
+constexpr Op kOps[] = {Op::kForward,      Op::kDecode,     Op::kBackward,   Op::kBackwardQueries,
+                       Op::kBackwardKeys, Op::kPreprocess, Op::kPostprocess};
 constexpr Dtype kDtypes[] = {Dtype::kBf16, Dtype::kFp16};
 constexpr Layout kLayouts[] = {Layout::kDense, Layout::kVarlen, Layout::kAny};
 constexpr Decode kDecodes[] = {Decode::kWhereFaster, Decode::kWherePossible, Decode::kWhereNeeded};
@@ -215,6 +216,14 @@ void expect(bool holds, const char* what) {
   if (!holds) fail("it does not hold that ", what);
 }
 
+// Checks that the scratch memory of a backward in two passes holds delta, and nothing else.
+void check_two_pass_workspace(const Problem& p, const Workspace& w) {
+  const Wide rows = p.layout == Layout::kVarlen ? Wide{p.total_q} : Wide{p.batch} * p.seqlen_q;
+  const Wide delta = 4 * rows * p.num_heads;
+  expect(w.delta == 0 && w.bytes >= delta && w.bytes - delta < 256, "delta fills the workspace");
+  expect(w.zeroed == w.bytes && !w.numbers_in_dq, "nothing is cleared");
+}
+
 // Checks the scratch memory: each part comes after the other, is aligned, and is as large as the
 // kernels take it to be.
 void check_workspace(const Problem& p, const Plan& plan) {
@@ -267,7 +276,9 @@ void check(const Problem& p, const Plan& plan, const KernelSet& disabled) {
   if (!plan.supported() || of_kernels_only) return;
   const Kernel& kernel = *plan.kernel;
   expect(&kernel >= kKernels && &kernel < kKernels + kNumKernels, "the kernel is of the table");
-  expect(kernel.op == p.op || (kernel.op == Op::kDecode && p.op == Op::kForward),
+  const bool two_passes = kernel.op == Op::kBackwardKeys;
+  expect(kernel.op == p.op || (kernel.op == Op::kDecode && p.op == Op::kForward) ||
+             (two_passes && p.op == Op::kBackward),
          "the kernel is of the problem's op");
   expect(kernel.dtype == p.dtype, "the kernel is of the problem's dtype");
   expect(kernel.arch == (p.capability == 90 ? 90 : 100),
@@ -290,7 +301,11 @@ void check(const Problem& p, const Plan& plan, const KernelSet& disabled) {
     expect(schedule.num_ctas == 0 && schedule.paired_heads == 0,
            "only a persistent kernel has a schedule");
   }
-  if (p.op == Op::kBackward) {
+  if (two_passes) {
+    check_two_pass_workspace(p, plan.workspace);
+    expect(kernel.preprocess >= 0 && kKernels[kernel.preprocess].op == Op::kBackwardQueries,
+           "its first pass is there");
+  } else if (p.op == Op::kBackward) {
     check_workspace(p, plan);
     for (int row : {kernel.preprocess, kernel.postprocess_dq})
       expect(row >= 0 && row < kNumKernels, "its preprocess and postprocess kernels are there");

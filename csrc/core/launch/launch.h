@@ -21,11 +21,6 @@ struct Target {
   bool whole_device = true;  // as processors() says of the two
 };
 
-// The number of logsumexp rows per head.
-inline int64_t lse_rows(const Problem& p) {
-  return p.layout == Layout::kVarlen ? p.total_q : p.seqlen_q;
-}
-
 struct ForwardArguments {
   TensorView q, k, v, o;
   float* lse = nullptr;  // contiguous [batch, heads, seqlen_q], varlen [heads, total_q]

@@ -1,5 +1,6 @@
 #include "argument_list.h"
 #include "driver.h"
+#include "launch_two_passes.h"
 #include "scratch.h"
 
 namespace fa4 {
@@ -89,11 +90,8 @@ void postprocess(const Problem& p, int kernel_row, const void* accumulator,
   list.launch(target);
 }
 
-}  // namespace
-
-void launch_backward(const Problem& p, const Plan& plan, const BackwardArguments& a,
+void launch_one_pass(const Problem& p, const Plan& plan, const BackwardArguments& a,
                      const Target& target) {
-  const DeviceScope scope(target.device);
   const Workspace& w = plan.workspace;
   const Kernel& kernel = *plan.kernel;
   const Scratch scratch(a.workspace);
@@ -113,6 +111,15 @@ void launch_backward(const Problem& p, const Plan& plan, const BackwardArguments
     postprocess(p, kernel.postprocess_dv, scratch.at(w.dv_accum), a.dv, p.num_heads_kv, w.rows_k,
                 1.0f, a.cu_seqlens_k, {}, part, target);
   });
+}
+
+}  // namespace
+
+void launch_backward(const Problem& p, const Plan& plan, const BackwardArguments& a,
+                     const Target& target) {
+  const DeviceScope scope(target.device);
+  const bool in_two = plan.kernel->op == Op::kBackwardKeys;
+  (in_two ? launch_two_passes : launch_one_pass)(p, plan, a, target);
 }
 
 }  // namespace fa4

@@ -25,12 +25,13 @@ inline Part whole(const Problem& p) { return {0, p.batch, 0, p.num_heads_kv, p.n
 
 // Calls `launch` with parts that make up the problem. There is one, except for batches and heads
 // beyond kMaxGrid: most kernels have these in y and z of their grids. The grids of packed sequences
-// have the batch in x, except the decode kernel's; persistent grids have neither batch nor heads.
+// have the batch in x, except the decode kernel's; persistent grids have neither batch nor heads,
+// and a backward in two passes has both in x.
 template <class Launch>
 void for_each_part(const Problem& p, const Kernel& kernel, Launch&& launch) {
   const int64_t ratio = p.num_heads / p.num_heads_kv;
-  const bool batch_in_z = kernel.layout != Layout::kVarlen && !kernel.persistent,
-             heads_in_y = !kernel.persistent;
+  const bool heads_in_y = !kernel.persistent && kernel.op != Op::kBackwardKeys,
+             batch_in_z = heads_in_y && kernel.layout != Layout::kVarlen;
   const int64_t most_batches = batch_in_z ? kMaxGrid : p.batch,
                 most_heads = heads_in_y ? kMaxGrid / ratio : p.num_heads_kv;
   for (int64_t batch = 0; batch < p.batch; batch += most_batches) {

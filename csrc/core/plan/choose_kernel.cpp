@@ -11,7 +11,7 @@
 namespace fa4 {
 namespace {
 
-// Everything that selects a kernel except the bucket and the tile.
+// Everything that selects a kernel except the bucket and the tile. The op is a problem's.
 struct Key {
   Op op;
   int arch;
@@ -30,8 +30,18 @@ struct Key {
   static constexpr size_t kSlots = 3 << 6;
 };
 
-Key key_of(const Kernel& k) {
-  return {k.op, k.arch, k.dtype, k.layout, k.mask, k.grouped, k.deterministic};
+// The keys of the problems that a forward or backward kernel is for. One in two passes takes any
+// ratio of heads, and adds up in the same order always.
+std::vector<Key> keys_of(const Kernel& k) {
+  if (k.op == Op::kForward || k.op == Op::kBackward)
+    return {{k.op, k.arch, k.dtype, k.layout, k.mask, k.grouped, k.deterministic}};
+  std::vector<Key> keys;
+  if (k.op != Op::kBackwardKeys) return keys;
+  for (bool grouped : {false, true}) {
+    for (bool deterministic : {false, true})
+      keys.push_back({Op::kBackward, k.arch, k.dtype, k.layout, k.mask, grouped, deterministic});
+  }
+  return keys;
 }
 
 // Forward and backward kernels by slot, smallest bucket and tile first. Of two kernels that differ
@@ -40,8 +50,7 @@ const std::vector<const Kernel*>& kernels_for(const Key& key) {
   static const auto* index = [] {
     auto* slots = new std::vector<std::vector<const Kernel*>>(Key::kSlots);
     for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
-      if (k->op != Op::kForward && k->op != Op::kBackward) continue;
-      (*slots)[key_of(*k).slot()].push_back(k);
+      for (const Key& each : keys_of(*k)) (*slots)[each.slot()].push_back(k);
     }
     for (auto& slot : *slots) {
       std::sort(slot.begin(), slot.end(), [](const Kernel* a, const Kernel* b) {
@@ -117,11 +126,13 @@ const Kernel* default_backward(const Problem& p, Mask mask, const KernelSet& dis
 // has none.
 const Kernel* with_tile(const Kernel& kernel, Tile tile, const KernelSet& disabled) {
   const Kernel* found = nullptr;
-  for (const Kernel* other : kernels_for(key_of(kernel))) {
-    if (same_bucket(*other, kernel) && other->block_m == tile.queries &&
-        other->block_n == tile.keys && !first_needed_in(disabled, *other) &&
-        (!found || other->two_cta == kernel.two_cta)) {
-      found = other;
+  for (const Key& key : keys_of(kernel)) {
+    for (const Kernel* other : kernels_for(key)) {
+      if (same_bucket(*other, kernel) && other->block_m == tile.queries &&
+          other->block_n == tile.keys && !first_needed_in(disabled, *other) &&
+          (!found || other->two_cta == kernel.two_cta)) {
+        found = other;
+      }
     }
   }
   return found;

@@ -16,16 +16,18 @@ struct Kernel {
   int16_t head_dim_v;  // bucket of v and o
   Layout layout;
   Mask mask;
-  bool grouped;  // backward: the kernel for GQA and MQA, which adds up dK and dV of the query heads
-                 // that share a key/value head in accumulators
-  bool deterministic;
+  // Backward in one pass: the kernel for GQA and MQA, which adds up dK and dV of the query heads
+  // that share a key/value head in accumulators.
+  bool grouped;
+  bool deterministic;  // backward in one pass
   bool two_cta;
   bool persistent;  // each CTA works on one tile after the other
   bool tuned;       // runs only where a tile rule says so (tile_rules.h), in the default's place
   int16_t block_m;  // rows of a query tile
   int16_t block_n;  // rows of a key block
   int16_t ctas_per_sm;  // decode: how many CTAs an SM holds
-  // Backward: rows of this table; -1: not launched.
+  // Rows of this table that a backward launches before and after this one; -1: none. A backward in
+  // two passes, which is planned on the second, launches the first as its preprocess kernel.
   int16_t preprocess, postprocess_dq, postprocess_dk, postprocess_dv;
 
   // export_to_c's entry points; each takes an array of pointers to its arguments.

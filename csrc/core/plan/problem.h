@@ -5,7 +5,16 @@
 
 namespace fa4 {
 
-enum class Op : int8_t { kForward, kDecode, kBackward, kPreprocess, kPostprocess, kClear };
+enum class Op : int8_t {
+  kForward,
+  kDecode,
+  kBackward,
+  kBackwardQueries,  // the first pass of a backward in two
+  kBackwardKeys,     // the second
+  kPreprocess,
+  kPostprocess,
+  kClear
+};
 enum class Dtype : int8_t { kBf16, kFp16 };
 enum class Layout : int8_t { kDense, kVarlen, kAny };  // kAny: a kernel that serves both
 enum class Mask : int8_t { kFull, kCausalBottomRight, kWindow };
@@ -47,6 +56,11 @@ struct Problem {
   bool keys_in_use = false;  // dense: each sequence has a number of its own, up to seqlen_k
   int64_t num_splits = 0;    // how many parts to split the keys into; 0: the planner's choice
 };
+
+// The number of logsumexp rows per head.
+inline int64_t lse_rows(const Problem& p) {
+  return p.layout == Layout::kVarlen ? p.total_q : p.seqlen_q;
+}
 
 // The mask in force, after what masks nothing has been dropped. A bound is kUnbounded for none.
 struct ResolvedMask {

@@ -75,12 +75,19 @@ inline Features features(const Problem& p, const Kernel& kernel) {
                                                          ceil_div(queries, kernel.block_m)) /
                                              p.sm_count
                                        : kMax;
-  return {kernel.op,       p.layout,
-          kernel.head_dim, kernel.head_dim_v,
-          kernel.mask,     p.num_heads != p.num_heads_kv,
-          p.peer,          queries,
-          p.seqlen_k,      p.batch,
-          /*rows=*/100,    tiles};
+  // Measurements tell decoding from other forwards, and nothing else about the kernel.
+  return {kernel.op == Op::kDecode ? kernel.op : p.op,
+          p.layout,
+          kernel.head_dim,
+          kernel.head_dim_v,
+          kernel.mask,
+          p.num_heads != p.num_heads_kv,
+          p.peer,
+          queries,
+          p.seqlen_k,
+          p.batch,
+          /*rows=*/100,
+          tiles};
 }
 
 }  // namespace fa4

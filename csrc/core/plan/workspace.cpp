@@ -19,9 +19,14 @@ int64_t padded_rows(const Problem& p, int64_t total, int64_t seqlen, int64_t til
   return round_up(rows, tile);
 }
 
-}  // namespace
+Workspace two_pass_workspace(const Problem& p) {
+  Workspace w;
+  const int64_t batch = p.layout == Layout::kDense ? p.batch : 1;
+  w.bytes = w.zeroed = round_up(bounded_product(4, batch, p.num_heads, lse_rows(p)), kAlign);
+  return w;
+}
 
-Workspace backward_workspace(const Problem& p, const Kernel& kernel) {
+Workspace one_pass_workspace(const Problem& p, const Kernel& kernel) {
   Workspace w;
   int64_t end = 0;
   const auto take = [&end](auto... sizes) {  // elements of four bytes
@@ -54,6 +59,12 @@ Workspace backward_workspace(const Problem& p, const Kernel& kernel) {
   if (kernel.deterministic && grouped) w.dv_semaphore = take(p.batch, p.num_heads_kv, w.tiles_k, 2);
   w.bytes = end;
   return w;
+}
+
+}  // namespace
+
+Workspace backward_workspace(const Problem& p, const Kernel& kernel) {
+  return kernel.op == Op::kBackwardKeys ? two_pass_workspace(p) : one_pass_workspace(p, kernel);
 }
 
 std::optional<std::string> exceeds_limits(const Workspace& w, const Problem& p,

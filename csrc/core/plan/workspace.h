@@ -12,7 +12,7 @@ namespace fa4 {
 
 // Offsets are in bytes. All fields but the last two are the backward's. Everything from `zeroed` on
 // must be zero before the launch. dQ is written last: until then it holds lse_log2 and delta where
-// it has room for them.
+// it has room for them. A backward in two passes has delta alone, in the shape of logsumexp.
 struct Workspace {
   // Rows a head (and a sequence, when dense) of lse_log2, delta and dq_accum: whole tiles.
   int64_t rows_q = 0;

@@ -1,0 +1,741 @@
+"""The second pass of the SM90 backward of large head dims: dK and dV.
+
+A CTA has 64 keys of one key/value head, and goes over the query tiles of all query heads of the
+group, so that dK and dV are complete in its registers. Nothing is added up in memory.
+
+Two warpgroups divide the work by its result. One computes P^T = exp2(K Q^T) and dV += P^T dO, the
+other dP^T = V dO^T and dK += (P^T * (dP^T - delta)) Q. Both are the same loop: scores from a
+resident operand and a streamed tile, then a product of 16-bit weights, which stay in registers, and
+the other streamed tile. The scores of a query tile are issued together with the product of the tile
+before, so that the tensor cores have work during the pointwise part. Accumulators of the scores
+have the same layout in both warpgroups, so a thread hands its P^T to the thread of the same number,
+in vectors of 16 bytes through shared memory.
+
+Shared memory is what bounds the kernel, so P^T is handed over in 16 bits: as fp16, times 2^8. Its
+relative error is 2^-12, which is little beside that of dS^T in 16 bits, and its absolute error,
+where it is small, 2^-33.
+
+The ratio of heads, lengths, strides and window bounds are run-time values.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import cuda.bindings.driver as cuda
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float16, Float32, Int32, const_expr, pipeline
+from cutlass.cute.nvgpu import cpasync, warpgroup
+from cutlass.utils import SmemAllocator
+from flash_attn.cute import utils
+from flash_attn.cute.pipeline import PipelineAsync, PipelineStateSimple
+from quack import copy_utils, layout_utils, sm90_utils
+
+from kernels.common import packed, symbolic
+from kernels.kernel import Kernel, Layout, Mask
+from kernels.sm90 import backward_parts, staging
+from kernels.sm90.backward_parts import LOG2_E, ROWS, WARP, WARPGROUP
+from kernels.sm90.masks import KeyBounds, Masks
+from kernels.sm90.output import Destination, Output
+from kernels.sm90.staging import Load
+from kernels.sm90.window import Window
+
+WARPS = WARPGROUP // WARP
+# P takes this power of two on its way. It is one at most, so fp16 leaves room for 256 times what it
+# should be, where the caller's logsumexp is not that of these keys.
+EXPONENT = 8
+WEIGHTS = ROWS * ROWS // WARPGROUP  # of a thread
+VECTOR_BYTES = 16
+HANDED = 8  # fp16 elements of a vector
+# A thread's accumulators have two of every eight columns, so it reads the statistics of two of
+# every eight queries. Those of one lane of a row are stored together, and padding puts the four
+# lanes into different banks.
+PAIR, LANES_OF_ROW = 2, 4
+LSE, DELTA = 0, 1
+LANE_STATISTICS = ROWS // LANES_OF_ROW
+LANE_STRIDE = LANE_STATISTICS + 4
+
+
+@dataclass(frozen=True)
+class Loads:
+    q: Load
+    k: Load
+    v: Load
+    dout: Load
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Each query's logsumexp and delta, as the pointwise parts take them."""
+
+    lse: cute.Tensor  # [batch, heads, seqlen], varlen [heads, total]
+    delta: cute.Tensor
+    stages: cute.Tensor  # [queries, 2, stages]
+    pipeline: PipelineAsync
+
+
+@dataclass(frozen=True)
+class Handover:
+    """P^T on its way from one warpgroup to the other."""
+
+    slots: cute.Tensor  # [(elements of a vector, vectors), threads, slots]
+    pipeline: PipelineAsync
+
+
+@dataclass(frozen=True)
+class Warpgroup:
+    """What a warpgroup works with."""
+
+    thread: Int32  # in the warpgroup
+    resident: Load  # K or V
+    scored: Load  # whose tiles the scores are of: Q or dO
+    summed: Load  # whose tiles the weights multiply: dO or Q
+    statistics: Statistics
+    handover: Handover
+    mma_scores: cute.TiledMma
+    mma_sums: cute.TiledMma
+    # what the products read and write
+    frag_resident: cute.Tensor
+    frag_scored: cute.Tensor
+    frag_summed: cute.Tensor
+    weights: cute.Tensor  # P^T or dS^T
+    scores: cute.Tensor
+    sums: cute.Tensor  # dV or dK
+
+
+class Sizes(NamedTuple):
+    """What the tiles of a grid have in common."""
+
+    rows: Int32  # queries and keys, varlen: of all sequences
+    keys: Int32
+    heads_kv: Int32
+    ratio: Int32  # query heads of a key/value head
+    blocks: Int32  # key blocks of a head; varlen: as many as there may be
+    heads: Int32  # key/value heads, dense: of all batch elements
+    together: Int32  # dense: heads whose key blocks are worked on together
+
+
+class Tile(NamedTuple):
+    """What a CTA works on."""
+
+    row: Int32  # its first key, of its sequence
+    head: Int32  # of keys and values
+    batch: Int32  # varlen: 0
+    rows: Int32  # queries of the sequence
+    keys: Int32
+    end_q: Int32  # varlen: the row of q after the sequence's last
+    end_k: Int32
+    begin: Int32  # query tiles of a head that see any of the keys, [begin, end)
+    end: Int32
+    free_begin: Int32  # those whose every query sees all the keys, [free_begin, free_end)
+    free_end: Int32
+    heads: Int32  # of queries
+
+    @property
+    def steps(self) -> Int32:
+        return self.heads * (self.end - self.begin)
+
+
+class Place(NamedTuple):
+    """The query tile at hand."""
+
+    head: Int32  # of the group
+    tile: Int32
+
+
+class Gradient(NamedTuple):
+    """The rows of dK or dV, as Output takes them."""
+
+    head: Int32
+    batch: Int32
+    rows: Int32
+    end_q: Int32
+
+
+class BackwardKeys:
+    def __init__(self, kernel: Kernel):
+        if (kernel.block_m, kernel.block_n) != (ROWS, ROWS):
+            raise ValueError(f"block_m and block_n of {kernel.name} must be {ROWS}")
+        if kernel.q_stages != kernel.do_stages:
+            raise ValueError(f"q_stages and do_stages of {kernel.name} must be the same")
+        self.dtype = symbolic.DTYPES[kernel.dtype]
+        self.head_dim, self.head_dim_v = kernel.head_dim, kernel.head_dim_v
+        # Every ring has as many stages, so one state says where a warp is in all of them.
+        self.stages = kernel.q_stages
+        self.consumer_registers = kernel.consumer_registers
+        self.producer_registers = kernel.producer_registers
+        self.causal, self.window = kernel.mask is Mask.CAUSAL, kernel.mask is Mask.WINDOW
+        self.bounded = self.causal or self.window
+        self.varlen = kernel.layout is Layout.VARLEN
+        self.masks = Masks(kernel, ROWS)
+        self.output_k, self.output_v = (
+            Output(replace(kernel, head_dim_v=columns), self.dtype, ROWS, by_tma=False)
+            for columns in (self.head_dim, self.head_dim_v)
+        )
+
+    @cute.jit
+    def __call__(
+        self,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        dout: cute.Tensor,
+        lse: cute.Tensor,
+        delta: cute.Tensor,
+        dk: cute.Tensor,
+        dv: cute.Tensor,
+        scale: Float32,
+        cu_seqlens_q: cute.Tensor | None,
+        cu_seqlens_k: cute.Tensor | None,
+        window_size_left: Int32,
+        window_size_right: Int32,
+        stream: cuda.CUstream,
+    ):
+        offsets_q, offsets_k = None, None
+        if const_expr(self.varlen):
+            offsets_q = packed.Offsets(cu_seqlens_q, q.shape[0])
+            offsets_k = packed.Offsets(cu_seqlens_k, k.shape[0])
+        sizes = self.sizes(q, k, offsets_k)
+        if const_expr(self.varlen):
+            q, k, v, dout = (packed.sequences(tensor) for tensor in (q, k, v, dout))
+        q, k, v, dout = (
+            self.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, dout)
+        )
+        dk, dv = (packed.assume_tensor_aligned(tensor) for tensor in (dk, dv))
+        layout = staging.smem_layout(self.dtype, ROWS, self.head_dim, self.stages)
+        layout_v = staging.smem_layout(self.dtype, ROWS, self.head_dim_v, self.stages)
+        resident_k = staging.smem_layout(self.dtype, ROWS, self.head_dim, 1)
+        resident_v = staging.smem_layout(self.dtype, ROWS, self.head_dim_v, 1)
+        load = cpasync.CopyBulkTensorTileG2SOp()
+        atom_q, tma_q = staging.tma(load, q, layout, ROWS, self.head_dim)
+        atom_k, tma_k = staging.tma(load, k, resident_k, ROWS, self.head_dim)
+        atom_v, tma_v = staging.tma(load, v, resident_v, ROWS, self.head_dim_v)
+        atom_do, tma_do = staging.tma(load, dout, layout_v, ROWS, self.head_dim_v)
+        mma_scores = sm90_utils.make_tiled_mma(self.dtype, "K", "K", ROWS)
+        mma_dk = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim, source="RS")
+        mma_dv = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim_v, source="RS")
+        self.kernel(
+            atom_q, tma_q, atom_k, tma_k, atom_v, tma_v, atom_do, tma_do, lse, delta, dk, dv,
+            scale, offsets_q, offsets_k, Window(window_size_left, window_size_right), sizes,
+            layout, layout_v, resident_k, resident_v, mma_scores, mma_dk, mma_dv,
+        ).launch(
+            grid=[sizes.blocks * sizes.heads, 1, 1], block=[3 * WARPGROUP, 1, 1], stream=stream,
+            min_blocks_per_mp=1
+        )  # fmt: skip
+
+    def sizes(self, q: cute.Tensor, k: cute.Tensor, offsets_k: packed.Offsets | None) -> Sizes:
+        *leading, heads, _ = q.shape
+        rows, keys, heads_kv = leading[-1], k.shape[-3], k.shape[-2]
+        ratio = heads // heads_kv
+        if self.varlen:
+            blocks = backward_parts.packed_slots(offsets_k, ROWS)
+            return Sizes(rows, keys, heads_kv, ratio, blocks, heads_kv, Int32(1))
+        every_head = heads_kv * leading[0]
+        together = Int32(1)
+        if self.causal:
+            bytes_of_row = (self.head_dim + self.head_dim_v) * self.dtype.width // 8
+            together = backward_parts.heads_in_l2(rows * ratio, bytes_of_row)
+        return Sizes(rows, keys, heads_kv, ratio, cute.ceil_div(keys, ROWS), every_head, together)
+
+    def by_head(self, tensor: cute.Tensor) -> cute.Tensor:
+        """[seqlen, head_dim, heads, batch] or [total, head_dim, heads]"""
+        return layout_utils.select(tensor, [1, 3, 2, 0] if cute.rank(tensor) == 4 else [0, 2, 1])
+
+    def shared_storage(self, layout, layout_v, resident_k, resident_v, handover, statistics):
+        rings = cute.struct.MemRange[cutlass.Int64, self.stages * 2]
+
+        @cute.struct
+        class Storage:
+            q: staging.elements(self.dtype, layout)
+            k: staging.elements(self.dtype, resident_k)
+            v: staging.elements(self.dtype, resident_v)
+            dout: staging.elements(self.dtype, layout_v)
+            slots: cute.struct.Align[
+                cute.struct.MemRange[Float16, cute.cosize(handover)], VECTOR_BYTES
+            ]
+            rows: cute.struct.Align[
+                cute.struct.MemRange[Float32, cute.cosize(statistics)], VECTOR_BYTES
+            ]
+            barriers_q: rings
+            barriers_k: cute.struct.MemRange[cutlass.Int64, 2]
+            barriers_v: cute.struct.MemRange[cutlass.Int64, 2]
+            barriers_do: rings
+            barriers_handover: rings
+            barriers_statistics: rings
+
+        return Storage
+
+    def thread_pipeline(self, barriers, consumer_warps: int, producer_warps: int) -> PipelineAsync:
+        def group(count):
+            return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
+
+        return PipelineAsync.create(
+            barrier_storage=barriers.data_ptr(), num_stages=self.stages,
+            producer_group=group(producer_warps), consumer_group=group(consumer_warps),
+            elect_one_commit=True, elect_one_release=True, defer_sync=True,
+        )  # fmt: skip
+
+    @cute.kernel
+    def kernel(
+        self,
+        atom_q: cute.CopyAtom,
+        tma_q: cute.Tensor,
+        atom_k: cute.CopyAtom,
+        tma_k: cute.Tensor,
+        atom_v: cute.CopyAtom,
+        tma_v: cute.Tensor,
+        atom_do: cute.CopyAtom,
+        tma_do: cute.Tensor,
+        lse: cute.Tensor,
+        delta: cute.Tensor,
+        dk: cute.Tensor,
+        dv: cute.Tensor,
+        scale: Float32,
+        offsets_q: packed.Offsets | None,
+        offsets_k: packed.Offsets | None,
+        window: Window,
+        sizes: Sizes,
+        layout: cute.ComposedLayout,
+        layout_v: cute.ComposedLayout,
+        resident_k: cute.ComposedLayout,
+        resident_v: cute.ComposedLayout,
+        mma_scores: cute.TiledMma,
+        mma_dk: cute.TiledMma,
+        mma_dv: cute.TiledMma,
+    ):
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        if warp == 0:
+            for atom in (atom_q, atom_k, atom_v, atom_do):
+                cpasync.prefetch_descriptor(atom)
+        handover = cute.make_layout(
+            ((HANDED, WEIGHTS // HANDED), WARPGROUP, self.stages),
+            stride=((1, HANDED * WARPGROUP), HANDED, WEIGHTS * WARPGROUP),
+        )
+        tile_statistics = LANES_OF_ROW * LANE_STRIDE
+        statistics = cute.make_layout(
+            ((PAIR, LANES_OF_ROW, LANE_STATISTICS // PAIR), 2, self.stages),
+            stride=((1, LANE_STRIDE, PAIR), tile_statistics, 2 * tile_statistics),
+        )
+        storage = SmemAllocator().allocate(
+            self.shared_storage(layout, layout_v, resident_k, resident_v, handover, statistics)
+        )
+        both = 2 * WARPS
+        pipeline_q = staging.tma_pipeline(self.dtype, storage.barriers_q, layout, self.stages, both)
+        pipeline_k = staging.tma_pipeline(self.dtype, storage.barriers_k, resident_k, 1, WARPS)
+        pipeline_v = staging.tma_pipeline(self.dtype, storage.barriers_v, resident_v, 1, WARPS)
+        pipeline_do = staging.tma_pipeline(
+            self.dtype, storage.barriers_do, layout_v, self.stages, both
+        )
+        pipeline_p = self.thread_pipeline(storage.barriers_handover, WARPS, WARPS)
+        pipeline_rows = self.thread_pipeline(storage.barriers_statistics, both, 1)
+        pipeline.pipeline_init_arrive()
+        sq = storage.q.get_tensor(layout.outer, swizzle=layout.inner)
+        sk = storage.k.get_tensor(resident_k.outer, swizzle=resident_k.inner)
+        sv = storage.v.get_tensor(resident_v.outer, swizzle=resident_v.inner)
+        sdo = storage.dout.get_tensor(layout_v.outer, swizzle=layout_v.inner)
+        loads = Loads(
+            Load(atom_q, tma_q, sq, pipeline_q),
+            Load(atom_k, tma_k, sk, pipeline_k),
+            Load(atom_v, tma_v, sv, pipeline_v),
+            Load(atom_do, tma_do, sdo, pipeline_do),
+        )
+        handover = Handover(storage.slots.get_tensor(handover), pipeline_p)
+        rows = Statistics(lse, delta, storage.rows.get_tensor(statistics), pipeline_rows)
+        if const_expr(self.varlen):
+            packed.clear_outside(dk, offsets_k)
+            packed.clear_outside(dv, offsets_k)
+        tile = self.tile(sizes, offsets_q, offsets_k, window)
+        pipeline.pipeline_init_wait()
+        if tile.row < tile.keys:
+            if warp < WARPS:
+                cute.arch.setmaxregister_decrease(self.producer_registers)
+                if warp == 0:
+                    self.load(tile, loads)
+                if warp == 1:
+                    self.load_statistics(tile, rows)
+            else:
+                cute.arch.setmaxregister_increase(self.consumer_registers)
+                if warp < 2 * WARPS:
+                    group = self.warpgroup(
+                        loads.k, loads.q, loads.dout, rows, handover, mma_scores, mma_dv
+                    )
+                    self.sum_values(group, tile, window, scale, dv)
+                else:
+                    group = self.warpgroup(
+                        loads.v, loads.dout, loads.q, rows, handover, mma_scores, mma_dk
+                    )
+                    self.sum_keys(group, tile, scale, dk)
+
+    # What a CTA works on
+
+    @cute.jit
+    def tile(self, sizes: Sizes, offsets_q, offsets_k, window: Window) -> Tile:
+        cta, _, _ = cute.arch.block_idx()
+        if const_expr(self.varlen):
+            place = backward_parts.packed_place(cta, offsets_k, ROWS)
+            head, index, batch = place.head, place.sequence, Int32(0)
+            end_q, end_k = offsets_q[index + 1], offsets_k[index + 1]
+            rows = cutlass.max(end_q - offsets_q[index], 0)
+            keys = end_k - offsets_k[index] if place.tiles > 0 else 0
+            row = place.tile * ROWS if place.tiles > 0 else 0
+        else:
+            place = backward_parts.dense_place(cta, sizes.blocks, sizes.heads, sizes.together)
+            row = place.tile * ROWS
+            batch, head = place.head // sizes.heads_kv, place.head % sizes.heads_kv
+            rows, keys = sizes.rows, sizes.keys
+            end_q, end_k = rows, keys
+        return Tile(
+            row, head, batch, rows, keys, end_q, end_k,
+            *self.query_tiles(row, rows, keys, window), sizes.ratio,
+        )  # fmt: skip
+
+    @cute.jit
+    def query_tiles(self, row: Int32, rows: Int32, keys: Int32, window: Window):
+        """Which query tiles see keys from `row` on, [begin, end), and which of them see all of
+        these keys, [free_begin, free_end)."""
+        begin, end = Int32(0), cute.ceil_div(rows, ROWS)
+        free_begin, free_end = begin, end
+        if const_expr(self.bounded):
+            # A key is seen by the queries from `right` before its own position to `left` behind.
+            first_key, last_key = row + rows - keys, cutlass.min(row + ROWS, keys) - 1 + rows - keys
+            first = cutlass.max(first_key - window.right, 0)
+            free_begin = cute.ceil_div(cutlass.max(last_key - window.right, 0), ROWS)
+            end_query = rows
+            if const_expr(self.window):
+                end_query = cutlass.min(last_key + window.left + 1, rows)
+                free_end = cutlass.max(first_key + window.left + 1, 0) // ROWS
+            begin = first // ROWS if first < end_query else 0
+            end = cute.ceil_div(end_query, ROWS) if first < end_query else 0
+        return begin, end, free_begin, free_end
+
+    def first(self, tile: Tile) -> Place:
+        return Place(Int32(0), tile.begin)
+
+    @cute.jit
+    def following(self, tile: Tile, place: Place) -> Place:
+        last = place.tile + 1 == tile.end
+        return Place(place.head + 1 if last else place.head, tile.begin if last else place.tile + 1)
+
+    # The warps that load
+
+    @cute.jit
+    def load(self, tile: Tile, loads: Loads):
+        """Loads the keys and values, and Q and dO of all query tiles."""
+        if tile.steps > 0:
+            first = PipelineStateSimple(1, Int32(1))
+            for once in (loads.k, loads.v):
+                source = staging.rows_of(
+                    once.source, tile.head, tile.batch, tile.keys, tile.end_k, self.varlen
+                )
+                self.load_rows(once, source, tile.row, first)
+            state = self.producer_state()
+            place = self.first(tile)
+            for _ in cutlass.range(tile.steps, unroll=1):
+                for streamed in (loads.q, loads.dout):
+                    source = staging.rows_of(
+                        streamed.source, tile.head * tile.heads + place.head, tile.batch, tile.rows,
+                        tile.end_q, self.varlen,
+                    )  # fmt: skip
+                    self.load_rows(streamed, source, place.tile * ROWS, state)
+                state.advance()
+                place = self.following(tile, place)
+
+    def load_rows(self, load: Load, source: cute.Tensor, row: Int32, state):
+        """Loads as many rows as a stage holds, from `row` on."""
+        load.pipeline.producer_acquire(state)
+        stage = load.stages[None, None, state.index]
+        barrier = load.pipeline.producer_get_barrier(state)
+        source = cute.local_tile(
+            cute.domain_offset((row, 0), source), cute.product_each(stage.shape), (0, 0)
+        )
+        copy, _, _ = copy_utils.tma_get_copy_fn(
+            load.atom, 0, cute.make_layout(1), source, stage, single_stage=True
+        )
+        copy(tma_bar_ptr=barrier)
+        load.pipeline.producer_commit(state)
+
+    @cute.jit
+    def load_statistics(self, tile: Tile, statistics: Statistics):
+        """Brings lse and delta of all query tiles, with the powers of two that P's takes. A query
+        that is none, or that sees no key, gets an lse of infinity: its P is zero."""
+        state = self.producer_state()
+        place = self.first(tile)
+        lane = cute.arch.lane_idx()
+        stages = statistics.stages
+        for _ in cutlass.range(tile.steps, unroll=1):
+            head = tile.head * tile.heads + place.head
+            lse = self.of_queries(statistics.lse, tile, head)
+            delta = self.of_queries(statistics.delta, tile, head)
+            found = cute.make_rmem_tensor((ROWS // WARP, 2), Float32)
+            for i in cutlass.range_constexpr(ROWS // WARP):
+                query = place.tile * ROWS + lane + i * WARP
+                found[i, 0], found[i, 1] = -Float32.inf, Float32(0.0)
+                if query < tile.rows:
+                    found[i, 0], found[i, 1] = lse[query], delta[query]
+            statistics.pipeline.producer_acquire(state)
+            for i in cutlass.range_constexpr(ROWS // WARP):
+                query = lane + i * WARP
+                stages[query, LSE, state.index] = backward_parts.base_2(found[i, 0]) - EXPONENT
+                stages[query, DELTA, state.index] = found[i, 1] * 2.0**-EXPONENT
+            statistics.pipeline.producer_commit(state)
+            state.advance()
+            place = self.following(tile, place)
+
+    def of_queries(self, tensor: cute.Tensor, tile: Tile, head: Int32) -> cute.Tensor:
+        if self.varlen:
+            return cute.domain_offset((tile.end_q - tile.rows,), tensor[head, None])
+        return tensor[tile.batch, head, None]
+
+    def producer_state(self) -> PipelineStateSimple:
+        return PipelineStateSimple(self.stages, Int32(self.stages))
+
+    # The warpgroups that compute
+
+    def warpgroup(
+        self,
+        resident: Load,
+        scored: Load,
+        summed: Load,
+        statistics: Statistics,
+        handover: Handover,
+        mma_scores: cute.TiledMma,
+        mma_sums: cute.TiledMma,
+    ) -> Warpgroup:
+        thread, _, _ = cute.arch.thread_idx()
+        _, frag_resident, frag_scored = sm90_utils.partition_fragment_ABC(
+            mma_scores.get_slice(0),
+            (ROWS, ROWS, cute.size(resident.stages, mode=[1])),
+            resident.stages,
+            scored.stages,
+        )
+        sums, weights, frag_summed = sm90_utils.partition_fragment_ABC(
+            mma_sums.get_slice(0),
+            (ROWS, cute.size(summed.stages, mode=[1]), ROWS),
+            None,
+            layout_utils.transpose_view(summed.stages),
+        )
+        sums.fill(0.0)
+        scores = cute.make_rmem_tensor(mma_scores.partition_shape_C((ROWS, ROWS)), Float32)
+        return Warpgroup(
+            thread % WARPGROUP, resident, scored, summed, statistics, handover, mma_scores,
+            mma_sums, frag_resident, frag_scored, frag_summed, weights, scores, sums,
+        )  # fmt: skip
+
+    @cute.jit
+    def sum_values(self, group: Warpgroup, tile: Tile, window: Window, scale, dv):
+        """Computes P^T and dV."""
+        bounds = self.query_bounds(group, tile, window)
+        scale_log2 = scale * LOG2_E
+        if tile.steps > 0:
+            state, place = self.consumer_state(), self.first(tile)
+            self.first_scores(group, state)
+            lse = self.of_columns(group, LSE, state)
+            if const_expr(self.bounded):  # noqa: SIM102, at compile time, the other at run time
+                if not self.is_free(tile, place):
+                    self.masks.mask(group.scores, place.tile, bounds, True)
+            self.probabilities(group, lse, scale_log2, state)
+            self.convert(group)
+            for _ in cutlass.range(1, tile.steps, unroll=1):
+                before = state.clone()
+                state.advance()
+                place = self.following(tile, place)
+                # A branch between the issue of a product and the wait for it would make the
+                # compiler wait at the branch, so each way has both.
+                if const_expr(not self.bounded) or self.is_free(tile, place):
+                    self.issue(group, before, state)
+                    lse = self.of_columns(group, LSE, state)
+                    self.await_scores(group, state)
+                    self.probabilities(group, lse, scale_log2, state)
+                    self.await_sums(group, before)
+                else:
+                    self.issue(group, before, state)
+                    lse = self.of_columns(group, LSE, state)
+                    self.await_scores(group, state)
+                    self.masks.mask(group.scores, place.tile, bounds, True)
+                    self.probabilities(group, lse, scale_log2, state)
+                    self.await_sums(group, before)
+                self.convert(group)
+            self.last_sums(group, state)
+        self.store(self.output_v, group, tile, Float32(2.0**-EXPONENT), dv)
+
+    @cute.jit
+    def sum_keys(self, group: Warpgroup, tile: Tile, scale, dk):
+        """Computes dS^T and dK."""
+        if tile.steps > 0:
+            state = self.consumer_state()
+            self.first_scores(group, state)
+            delta = self.of_columns(group, DELTA, state)
+            self.derivatives(group, self.handed_over(group, state), delta, state)
+            self.convert(group)
+            for _ in cutlass.range(1, tile.steps, unroll=1):
+                before = state.clone()
+                state.advance()
+                self.issue(group, before, state)
+                delta = self.of_columns(group, DELTA, state)
+                handed = self.handed_over(group, state)
+                self.await_scores(group, state)
+                self.derivatives(group, handed, delta, state)
+                self.await_sums(group, before)
+                self.convert(group)
+            self.last_sums(group, state)
+        self.store(self.output_k, group, tile, scale, dk)
+
+    def consumer_state(self) -> PipelineStateSimple:
+        return PipelineStateSimple(self.stages, Int32(0))
+
+    def first_scores(self, group: Warpgroup, state):
+        """Computes the scores of the first query tile."""
+        group.resident.pipeline.consumer_wait(PipelineStateSimple(1, Int32(0)))
+        group.scored.pipeline.consumer_wait(state)
+        self.issue_scores(group, state)
+        warpgroup.wait_group(0)
+        group.scored.pipeline.consumer_release(state)
+
+    def issue(self, group: Warpgroup, before, state):
+        """Issues the scores of a query tile and the product of the tile before. What the pointwise
+        part needs besides is read before the scores are there."""
+        group.summed.pipeline.consumer_wait(before)
+        group.scored.pipeline.consumer_wait(state)
+        self.issue_scores(group, state)
+        self.issue_sums(group, before)
+
+    def await_scores(self, group: Warpgroup, state):
+        warpgroup.wait_group(1)
+        group.scored.pipeline.consumer_release(state)
+
+    def await_sums(self, group: Warpgroup, state):
+        warpgroup.wait_group(0)
+        group.summed.pipeline.consumer_release(state)
+
+    def last_sums(self, group: Warpgroup, state):
+        """Computes the product of the last query tile."""
+        group.summed.pipeline.consumer_wait(state)
+        self.issue_sums(group, state)
+        warpgroup.wait_group(0)
+
+    def issue_scores(self, x: Warpgroup, state):
+        resident = x.frag_resident[None, None, None, 0]
+        scored = x.frag_scored[None, None, None, state.index]
+        sm90_utils.gemm(x.mma_scores, x.scores, resident, scored, zero_init=True, wg_wait=-1)
+
+    def issue_sums(self, x: Warpgroup, state):
+        summed = x.frag_summed[None, None, None, state.index]
+        sm90_utils.gemm(x.mma_sums, x.sums, x.weights, summed, wg_wait=-1)
+
+    def convert(self, x: Warpgroup):
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.scores), x.weights)
+
+    # The pointwise parts
+
+    @cute.jit
+    def probabilities(self, group: Warpgroup, lse: cute.Tensor, scale_log2, state):
+        """Replaces the scores by P^T times two to EXPONENT, and hands it over."""
+        weights = layout_utils.reshape_acc_to_mn(group.scores)
+        for r in cutlass.range_constexpr(2):
+            weights[r, None].store(
+                cute.math.exp2(weights[r, None].load() * scale_log2 - lse.load(), fastmath=True)
+            )
+        handed = cute.make_rmem_tensor(WEIGHTS, Float16)
+        utils.cvt_f16(self.exchanged(group.scores), handed)
+        slots = group.handover.pipeline
+        # A slot is empty at first, so who fills it waits for the other phase than who reads it.
+        slots.producer_acquire_w_index_phase(state.index, state.phase ^ 1)
+        slot = group.handover.slots[None, group.thread, state.index]
+        cute.autovec_copy(cute.make_tensor(handed.iterator, cute.make_layout(slot.shape)), slot)
+        slots.producer_commit(state)
+
+    @cute.jit
+    def handed_over(self, group: Warpgroup, state) -> cute.Tensor:
+        """P^T as the other warpgroup hands it over, in a tensor like the scores."""
+        group.handover.pipeline.consumer_wait(state)
+        slot = group.handover.slots[None, group.thread, state.index]
+        handed = cute.make_rmem_tensor_like(group.scores, Float16)
+        cute.autovec_copy(slot, cute.make_tensor(handed.iterator, cute.make_layout(slot.shape)))
+        return self.exchanged(handed)
+
+    def exchanged(self, weights: cute.Tensor) -> cute.Tensor:
+        """A thread's scores, or as many values, with a column's two rows next to each other in
+        place of a row's two columns. P^T is handed over in this order: the conversion of fp16
+        weights would otherwise be the same as that of those handed over, and as it then stands
+        before the wait for the product that reads the last weights, the compiler would compute one
+        product at a time."""
+        (columns, rows, _), *ones = weights.shape
+        stride = ((rows, 1, rows * columns), *(0 for _ in ones))
+        return cute.make_tensor(weights.iterator, cute.make_layout(weights.shape, stride=stride))
+
+    @cute.jit
+    def derivatives(self, group: Warpgroup, handed: cute.Tensor, delta: cute.Tensor, state):
+        """Replaces dP^T by dS^T = P^T (dP^T - delta)."""
+        weights = layout_utils.reshape_acc_to_mn(group.scores)
+        probabilities = layout_utils.reshape_acc_to_mn(handed)
+        for r in cutlass.range_constexpr(2):
+            difference = weights[r, None].load() * 2.0**-EXPONENT - delta.load()
+            weights[r, None].store(probabilities[r, None].load().to(Float32) * difference)
+        index = state.index + self.zero_after(group.scores)
+        group.handover.pipeline.consumer_release_w_index(index)
+
+    @cute.jit
+    def zero_after(self, products: cute.Tensor) -> Int32:
+        """Zero, which is known once all the products are: none is a NaN with all bits set, because
+        arithmetic makes none with a sign. What it releases stands before the wait for the tensor
+        cores, and the compiler would else compute the products after that wait."""
+        words = cute.recast_tensor(products, Int32)
+        bits = words[0]
+        for i in cutlass.range_constexpr(1, cute.size(words)):
+            bits = bits & words[i]
+        return Int32(bits == -1)
+
+    @cute.jit
+    def of_columns(self, group: Warpgroup, which: cutlass.Constexpr, state) -> cute.Tensor:
+        """A statistic of the queries of a thread's columns, in a tensor like a row's scores."""
+        group.statistics.pipeline.consumer_wait(state)
+        stage = group.statistics.stages[
+            (None, group.thread % LANES_OF_ROW, None), which, state.index
+        ]
+        found = cute.make_rmem_tensor_like(layout_utils.reshape_acc_to_mn(group.scores)[0, None])
+        flat = cute.make_layout(LANE_STATISTICS)
+        cute.autovec_copy(
+            cute.make_tensor(stage.iterator, flat), cute.make_tensor(found.iterator, flat)
+        )
+        group.statistics.pipeline.consumer_release(state)
+        return found
+
+    # Masks
+
+    @cute.jit
+    def query_bounds(self, group: Warpgroup, tile: Tile, window: Window) -> KeyBounds:
+        """Which queries the keys of a thread's rows are seen by, as Masks takes it."""
+        where = group.mma_scores.get_slice(group.thread).partition_C(
+            cute.make_identity_tensor((ROWS, ROWS))
+        )
+        where = layout_utils.reshape_acc_to_mn(where)
+        first, end = [], []
+        for r in cutlass.range_constexpr(2):
+            place = tile.row + where[r, 0][0] + tile.rows - tile.keys - where[0, 0][1]
+            first.append(place - window.right)
+            end.append(place + window.left + 1 if self.window else tile.rows)
+        return KeyBounds(tuple(first), tuple(end), Int32(0), Int32(0), Int32(0))
+
+    @cute.jit
+    def is_free(self, tile: Tile, place: Place):
+        """Whether every query of a tile sees every key."""
+        return place.tile >= tile.free_begin and place.tile < tile.free_end
+
+    # The end
+
+    @cute.jit
+    def store(self, output: Output, group: Warpgroup, tile: Tile, scale, gradient: cute.Tensor):
+        group.sums.store(group.sums.load() * scale)
+        result = cute.make_rmem_tensor_like(group.sums, self.dtype)
+        utils.cvt_f16(group.sums, result)
+        row = tile.row + cute.arch.make_warp_uniform(group.thread // WARP) * output.warp_rows
+        output.write_from_registers(
+            Gradient(tile.head, tile.batch, tile.keys, tile.end_k),
+            row,
+            result,
+            Destination(self.by_head(gradient), None, None, None),
+        )
+
+
+def entry(kernel: Kernel):
+    return BackwardKeys(kernel), symbolic.arguments(kernel)

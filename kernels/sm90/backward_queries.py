@@ -1,0 +1,634 @@
+"""The first pass of the SM90 backward in two passes: dQ, and delta = rowsum(dO * O) for the second.
+
+A CTA works on one query tile, in two consumer warpgroups of 64 rows each. Per key block each
+computes
+
+    S = Q K^T,  P = exp(scale S - lse),  dP = dO V^T,  dS = P (dP - delta),  dQ += dS K
+
+with dS as an operand from registers and dQ in registers until its end: no accumulator in memory,
+no order of additions that varies. What lies between two products of one warpgroup is computed
+during the products of the other.
+
+The ratio of heads, lengths, strides and window bounds are run-time values, so there is one object
+for each dtype, bucket, layout and kind of mask.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import cuda.bindings.driver as cuda
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32, const_expr, pipeline
+from cutlass.cute.nvgpu import cpasync, warpgroup
+from cutlass.pipeline import PipelineState
+from cutlass.utils import SmemAllocator
+from flash_attn.cute import utils
+from flash_attn.cute.pipeline import PipelineStateSimple
+from quack import copy_utils, layout_utils, sm90_utils
+
+from kernels.common import packed, symbolic
+from kernels.kernel import Kernel, Layout, Mask
+from kernels.sm90 import backward_parts, staging
+from kernels.sm90.backward_parts import LOG2_E, ROWS, WARPGROUP, Turns
+from kernels.sm90.barriers import Barrier
+from kernels.sm90.masks import KeyBounds, Masks
+from kernels.sm90.output import Destination, Output
+from kernels.sm90.schedule import Schedule, Tile
+from kernels.sm90.staging import Load
+from kernels.sm90.window import Window
+
+TILE_WORDS = 12  # int32, of a Tile and padding
+VECTOR = 8  # elements of 16 bytes
+ROW_LANES = 4  # that hold a row of an accumulator
+# Named barriers, one a warpgroup, behind those of the turns.
+ROWS_READ = max(Barrier) + 1
+
+
+class Dense(NamedTuple):
+    """The query tiles of a dense tensor."""
+
+    rows: Int32
+    keys: Int32
+    heads: Int32
+    heads_kv: Int32
+    batch: Int32
+    together: Int32  # query heads in work at a time
+
+
+class Varlen(NamedTuple):
+    """The query tiles of packed sequences."""
+
+    offsets_q: packed.Offsets
+    offsets_k: packed.Offsets
+    heads: Int32
+    heads_kv: Int32
+
+
+class Rows(NamedTuple):
+    """What delta is computed from and written to: tensors as the caller gave them."""
+
+    o: cute.Tensor
+    dout: cute.Tensor
+    lse: cute.Tensor
+    delta: cute.Tensor
+
+
+class Statistics(NamedTuple):
+    """Of a thread's two rows."""
+
+    lse: cute.Tensor  # in base 2
+    delta: cute.Tensor
+
+
+@dataclass(frozen=True)
+class Loads:
+    q: Load
+    dout: Load
+    k: Load
+    v: Load
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What the products of a warpgroup read and write."""
+
+    mma_s: cute.TiledMma  # S and dP
+    mma_dq: cute.TiledMma
+    q: cute.Tensor
+    dout: cute.Tensor
+    k: cute.Tensor
+    v: cute.Tensor
+    k_of_dq: cute.Tensor
+    scores: cute.Tensor  # S, then P
+    d_scores: cute.Tensor  # dP, then dS
+    ds: cute.Tensor  # in 16 bits
+    dq: cute.Tensor
+
+
+@dataclass(frozen=True)
+class Warpgroup:
+    """What a consuming warpgroup works with."""
+
+    index: Int32
+    window: Window
+    scale_log2: Float32
+    operands: Operands
+    bounds: KeyBounds
+    rows: Statistics
+    loads: Loads
+
+
+class States(NamedTuple):
+    """Where a warpgroup is in each pipeline."""
+
+    k: PipelineState  # at the key block of S
+    k_of_dq: PipelineState
+    v: PipelineState
+
+
+class Span(NamedTuple):
+    """Key blocks that are alike: [begin, end)."""
+
+    begin: Int32
+    end: Int32
+    edge: bool = True  # keys of it are masked
+    left: bool = False  # at a window's left edge too
+
+
+class BackwardQueries:
+    def __init__(self, kernel: Kernel):
+        self.dtype = symbolic.DTYPES[kernel.dtype]
+        self.tile_m, self.tile_n = kernel.block_m, kernel.block_n
+        self.head_dim, self.head_dim_v = kernel.head_dim, kernel.head_dim_v
+        self.warpgroups = self.tile_m // ROWS
+        self.consumers = WARPGROUP * self.warpgroups
+        self.consumer_registers = kernel.consumer_registers
+        self.producer_registers = kernel.producer_registers
+        self.k_stages, self.v_stages = kernel.stages, kernel.v_stages
+        self.window, self.varlen = kernel.mask is Mask.WINDOW, kernel.layout is Layout.VARLEN
+        self.causal = kernel.mask is Mask.CAUSAL
+        self.schedule, self.masks = Schedule(kernel), Masks(kernel, ROWS)
+        self.turns = Turns(self.warpgroups, kernel.pingpong)
+        # dQ leaves like an output, of Q's head dim.
+        self.output = Output(
+            replace(kernel, head_dim_v=kernel.head_dim), self.dtype, ROWS, by_tma=True
+        )
+
+    @cute.jit
+    def __call__(
+        self,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        o: cute.Tensor,
+        dout: cute.Tensor,
+        lse: cute.Tensor,
+        delta: cute.Tensor,
+        dq: cute.Tensor,
+        scale: Float32,
+        cu_seqlens_q: cute.Tensor | None,
+        cu_seqlens_k: cute.Tensor | None,
+        window_size_left: Int32,
+        window_size_right: Int32,
+        stream: cuda.CUstream,
+    ):
+        heads, heads_kv = q.shape[-2], k.shape[-2]
+        uncovered = dq
+        if const_expr(not self.varlen):
+            batch, rows, keys = q.shape[0], q.shape[1], k.shape[1]
+            bytes_of_key = (k.shape[3] + v.shape[3]) * (self.dtype.width // 8)
+            together = backward_parts.heads_in_l2(keys, bytes_of_key) * (heads // heads_kv)
+            order = Dense(rows, keys, heads, heads_kv, batch, together)
+            num_ctas = cute.ceil_div(rows, self.tile_m) * heads * batch
+        else:
+            offsets_q = packed.Offsets(cu_seqlens_q, q.shape[0])
+            order = Varlen(offsets_q, packed.Offsets(cu_seqlens_k, k.shape[0]), heads, heads_kv)
+            num_ctas = backward_parts.packed_slots(offsets_q, self.tile_m) * heads
+        rows = Rows(*(self.by_head(packed.assume_tensor_aligned(x)) for x in (o, dout)), lse, delta)
+        if const_expr(self.varlen):
+            q, k, v, dout, dq = (packed.sequences(tensor) for tensor in (q, k, v, dout, dq))
+        q, k, v, dout, dq = (
+            self.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, dout, dq)
+        )
+        sq_layout = staging.smem_layout(self.dtype, ROWS, self.head_dim, self.warpgroups)
+        sdo_layout = staging.smem_layout(self.dtype, ROWS, self.head_dim_v, self.warpgroups)
+        sk_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim, self.k_stages)
+        sv_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim_v, self.v_stages)
+        load = cpasync.CopyBulkTensorTileG2SOp()
+        atom_q, tma_q = staging.tma(load, q, sq_layout, ROWS, self.head_dim)
+        atom_do, tma_do = staging.tma(load, dout, sdo_layout, ROWS, self.head_dim_v)
+        atom_k, tma_k = staging.tma(load, k, sk_layout, self.tile_n, self.head_dim)
+        atom_v, tma_v = staging.tma(load, v, sv_layout, self.tile_n, self.head_dim_v)
+        atom_dq, tma_dq = self.output.tma(dq)
+        mma_s = sm90_utils.make_tiled_mma(self.dtype, "K", "K", self.tile_n)
+        mma_dq = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim, source="RS")
+        self.kernel(
+            atom_q, tma_q, atom_do, tma_do, atom_k, tma_k, atom_v, tma_v, atom_dq, tma_dq, rows,
+            uncovered, scale, Window(window_size_left, window_size_right), order, sq_layout,
+            sdo_layout, sk_layout, sv_layout, mma_s, mma_dq,
+        ).launch(
+            grid=[num_ctas, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream,
+            min_blocks_per_mp=1
+        )  # fmt: skip
+
+    def by_head(self, tensor: cute.Tensor) -> cute.Tensor:
+        """[seqlen, head_dim, heads, batch] or [total, head_dim, heads]"""
+        return layout_utils.select(tensor, [1, 3, 2, 0] if cute.rank(tensor) == 4 else [0, 2, 1])
+
+    def shared_storage(self, sq_layout, sdo_layout, sk_layout, sv_layout):
+        @cute.struct
+        class Storage:
+            q: staging.elements(self.dtype, sq_layout)
+            dout: staging.elements(self.dtype, sdo_layout)
+            k: staging.elements(self.dtype, sk_layout)
+            v: staging.elements(self.dtype, sv_layout)
+            tile: cute.struct.Align[cute.struct.MemRange[Int32, TILE_WORDS], 16]
+            barriers_q: cute.struct.MemRange[cutlass.Int64, self.warpgroups * 2]
+            barriers_do: cute.struct.MemRange[cutlass.Int64, self.warpgroups * 2]
+            barriers_k: cute.struct.MemRange[cutlass.Int64, self.k_stages * 2]
+            barriers_v: cute.struct.MemRange[cutlass.Int64, self.v_stages * 2]
+
+        return Storage
+
+    @cute.kernel
+    def kernel(
+        self,
+        atom_q: cute.CopyAtom,
+        tma_q: cute.Tensor,
+        atom_do: cute.CopyAtom,
+        tma_do: cute.Tensor,
+        atom_k: cute.CopyAtom,
+        tma_k: cute.Tensor,
+        atom_v: cute.CopyAtom,
+        tma_v: cute.Tensor,
+        atom_dq: cute.CopyAtom,
+        dq: cute.Tensor,
+        rows: Rows,
+        uncovered: cute.Tensor,
+        scale: Float32,
+        window: Window,
+        order: Dense | Varlen,
+        sq_layout: cute.ComposedLayout,
+        sdo_layout: cute.ComposedLayout,
+        sk_layout: cute.ComposedLayout,
+        sv_layout: cute.ComposedLayout,
+        mma_s: cute.TiledMma,
+        mma_dq: cute.TiledMma,
+    ):
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        if warp == 0:
+            for atom in (atom_q, atom_do, atom_k, atom_v, atom_dq):
+                cpasync.prefetch_descriptor(atom)
+        storage = SmemAllocator().allocate(
+            self.shared_storage(sq_layout, sdo_layout, sk_layout, sv_layout)
+        )
+        all_warps, own_warps = self.consumers // 32, WARPGROUP // 32
+        pipeline_q = staging.tma_pipeline(
+            self.dtype, storage.barriers_q, sq_layout, self.warpgroups, own_warps
+        )
+        pipeline_do = staging.tma_pipeline(
+            self.dtype, storage.barriers_do, sdo_layout, self.warpgroups, own_warps
+        )
+        pipeline_k = staging.tma_pipeline(
+            self.dtype, storage.barriers_k, sk_layout, self.k_stages, all_warps
+        )
+        pipeline_v = staging.tma_pipeline(
+            self.dtype, storage.barriers_v, sv_layout, self.v_stages, all_warps
+        )
+        pipeline.pipeline_init_arrive()
+        sq = storage.q.get_tensor(sq_layout.outer, swizzle=sq_layout.inner)
+        sdo = storage.dout.get_tensor(sdo_layout.outer, swizzle=sdo_layout.inner)
+        sk = storage.k.get_tensor(sk_layout.outer, swizzle=sk_layout.inner)
+        sv = storage.v.get_tensor(sv_layout.outer, swizzle=sv_layout.inner)
+        loads = Loads(
+            Load(atom_q, tma_q, sq, pipeline_q),
+            Load(atom_do, tma_do, sdo, pipeline_do),
+            Load(atom_k, tma_k, sk, pipeline_k),
+            Load(atom_v, tma_v, sv, pipeline_v),
+        )
+        words = storage.tile.get_tensor(cute.make_layout(TILE_WORDS))
+        if warp == 0:
+            self.write(self.find(order, window), words)
+        if const_expr(self.varlen):
+            packed.clear_outside(uncovered, order.offsets_q)
+        pipeline.pipeline_init_wait()  # the tile is in shared memory, too
+        tile = self.read(words)
+        if warp < WARPGROUP // 32:
+            cute.arch.setmaxregister_decrease(self.producer_registers)
+            if warp == 0 and tile.end > 0:
+                self.load(tile, loads)
+        else:
+            cute.arch.setmaxregister_increase(self.consumer_registers)
+            if tile.end > 0:
+                to = Destination(dq, None, atom_dq, sq)
+                self.compute(tile, window, loads, rows, mma_s, mma_dq, scale, to)
+
+    @cute.jit
+    def find(self, order: Dense | Varlen, window: Window) -> Tile:
+        """The tile of the CTA; without one, its end is 0. One warp does it."""
+        cta, _, _ = cute.arch.block_idx()
+        if const_expr(self.varlen):
+            place = backward_parts.packed_place(cta, order.offsets_q, self.tile_m)
+            head, batch = place.head, Int32(0)
+            begin_q, begin_k = order.offsets_q[place.sequence], order.offsets_k[place.sequence]
+            end_q = cutlass.max(order.offsets_q[place.sequence + 1], begin_q)
+            end_k = cutlass.max(order.offsets_k[place.sequence + 1], begin_k)
+            rows, keys = end_q - begin_q, end_k - begin_k
+        else:
+            rows, keys = order.rows, order.keys
+            end_q, end_k = rows, keys
+            place = backward_parts.dense_place(
+                cta, cute.ceil_div(rows, self.tile_m), order.heads * order.batch, order.together
+            )
+            head, batch = place.head % order.heads, place.head // order.heads
+        # Under a causal mask a head's last tile costs most.
+        row = (place.tiles - 1 - place.tile if self.causal else place.tile) * self.tile_m
+        begin, end = self.schedule.key_blocks(row, rows, keys, window)
+        end = end if place.tiles > 0 else 0
+        head_kv = head // (order.heads // order.heads_kv)
+        return Tile(row, head, head_kv, begin, end, batch, rows, keys, end_q, end_k)
+
+    @cute.jit
+    def write(self, tile: Tile, words: cute.Tensor):
+        if cute.arch.lane_idx() == 0:
+            for i in cutlass.range_constexpr(len(tile)):
+                words[i] = tile[i]
+
+    def read(self, words: cute.Tensor) -> Tile:
+        found = cute.make_rmem_tensor(TILE_WORDS, Int32)
+        cute.autovec_copy(words, found)
+        return Tile(*(cute.arch.make_warp_uniform(found[i]) for i in range(len(Tile._fields))))
+
+    @cute.jit
+    def load(self, tile: Tile, loads: Loads):
+        """Loads all that the consumers take, in their order."""
+        q, dout, k, v = loads.q, loads.dout, loads.k, loads.v
+        producer = pipeline.PipelineUserType.Producer
+        state_q, state_do = (
+            pipeline.make_pipeline_state(producer, self.warpgroups) for _ in range(2)
+        )
+        state_k = pipeline.make_pipeline_state(producer, self.k_stages)
+        state_v = pipeline.make_pipeline_state(producer, self.v_stages)
+        self.load_block(k, tile, tile.begin, state_k)
+        state_k.advance()
+        self.load_queries(q, tile, state_q)
+        self.load_block(v, tile, tile.begin, state_v)
+        state_v.advance()
+        self.load_queries(dout, tile, state_do)
+        for block in cutlass.range(tile.begin + 1, tile.end, unroll=1):
+            self.load_block(k, tile, block, state_k)
+            state_k.advance()
+            self.load_block(v, tile, block, state_v)
+            state_v.advance()
+
+    @cute.jit
+    def load_queries(self, load: Load, tile: Tile, state):
+        """Loads the rows of each warpgroup."""
+        source = staging.rows_of(
+            load.source, tile.head, tile.batch, tile.rows, tile.end_q, self.varlen
+        )
+        for i in cutlass.range_constexpr(self.warpgroups):
+            self.load_rows(load, source, tile.row + i * ROWS, state)
+            state.advance()
+
+    def load_block(self, load: Load, tile: Tile, block: Int32, state):
+        source = staging.rows_of(
+            load.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen
+        )
+        self.load_rows(load, source, block * self.tile_n, state)
+
+    def load_rows(self, load: Load, source: cute.Tensor, row: Int32, state):
+        """Loads as many rows as a stage holds, from `row` on."""
+        load.pipeline.producer_acquire(state)
+        stage = load.stages[None, None, state.index]
+        barrier = load.pipeline.producer_get_barrier(state)
+        source = cute.local_tile(
+            cute.domain_offset((row, 0), source), cute.product_each(stage.shape), (0, 0)
+        )
+        copy, _, _ = copy_utils.tma_get_copy_fn(
+            load.atom, 0, cute.make_layout(1), source, stage, single_stage=True
+        )
+        copy(tma_bar_ptr=barrier)
+        load.pipeline.producer_commit(state)
+
+    def operands(self, loads: Loads, mma_s, mma_dq) -> Operands:
+        scores, frag_q, frag_k = sm90_utils.partition_fragment_ABC(
+            mma_s.get_slice(0), (ROWS, self.tile_n, self.head_dim), loads.q.stages, loads.k.stages
+        )
+        d_scores, frag_do, frag_v = sm90_utils.partition_fragment_ABC(
+            mma_s.get_slice(0),
+            (ROWS, self.tile_n, self.head_dim_v),
+            loads.dout.stages,
+            loads.v.stages,
+        )
+        dq, frag_ds, frag_kt = sm90_utils.partition_fragment_ABC(
+            mma_dq.get_slice(0),
+            (ROWS, self.head_dim, self.tile_n),
+            None,
+            layout_utils.transpose_view(loads.k.stages),
+        )
+        return Operands(
+            mma_s, mma_dq, frag_q, frag_do, frag_k, frag_v, frag_kt, scores, d_scores, frag_ds, dq
+        )
+
+    @cute.jit
+    def compute(
+        self,
+        tile: Tile,
+        window: Window,
+        loads: Loads,
+        rows: Rows,
+        mma_s,
+        mma_dq,
+        scale: Float32,
+        to: Destination,
+    ):
+        """Computes one warpgroup's rows of dQ, and of delta."""
+        thread, _, _ = cute.arch.thread_idx()
+        index = cute.arch.make_warp_uniform(thread // WARPGROUP) - 1
+        thread = thread % WARPGROUP
+        self.turns.begin(index)
+        bounds = self.masks.key_bounds(tile, window, index, thread, mma_s)
+        group = Warpgroup(
+            index,
+            window,
+            scale * LOG2_E,
+            self.operands(loads, mma_s, mma_dq),
+            bounds,
+            self.statistics(tile, index, thread, rows),
+            loads,
+        )
+        self.all_blocks(group, tile)
+        dq = group.operands.dq
+        dq.store(dq.load() * scale)
+        result = cute.make_rmem_tensor_like(dq, self.dtype)
+        utils.cvt_f16(dq, result)
+        # dQ leaves through the room of the warpgroup's rows of Q.
+        cute.arch.barrier(barrier_id=ROWS_READ + index, number_of_threads=WARPGROUP)
+        row = tile.row + index * ROWS + cute.arch.make_warp_uniform(thread // 32) * (ROWS // 4)
+        self.output.write_by_tma(tile, row, index, thread, result, to, mma_dq)
+        self.output.finish()
+
+    @cute.jit
+    def statistics(self, tile: Tile, index, thread, rows: Rows) -> Statistics:
+        """Computes delta of a thread's two rows, writes it for the second pass, and reads lse. Of a
+        row's four lanes each takes every fourth 16 bytes.
+
+        Nothing branches between the loads, so that all are on their way at once: behind the last
+        row they read the last row, and beyond head_dim an earlier column.
+        """
+        found = Statistics(*(cute.make_rmem_tensor(2, Float32) for _ in range(2)))
+        part = thread % ROW_LANES
+        o, dout = (self.rows_of(tensor, tile) for tensor in (rows.o, rows.dout))
+        lse, delta = (self.numbers_of(tensor, tile) for tensor in (rows.lse, rows.delta))
+        first = tile.row + index * ROWS + thread // 32 * 16 + thread % 32 // ROW_LANES
+        vectors = self.head_dim_v // (VECTOR * ROW_LANES)
+        ours, theirs = (cute.make_rmem_tensor((VECTOR, vectors, 2), self.dtype) for _ in range(2))
+        for r in cutlass.range_constexpr(2):
+            row = cutlass.min(first + 8 * r, tile.rows - 1)
+            found.lse[r] = lse[row]
+            for i in cutlass.range_constexpr(vectors):
+                column = cutlass.min((i * ROW_LANES + part) * VECTOR, o.shape[1] - VECTOR)
+                cute.autovec_copy(self.vector(o, row, column), ours[None, i, r])
+                cute.autovec_copy(self.vector(dout, row, column), theirs[None, i, r])
+        for r in cutlass.range_constexpr(2):
+            total = Float32(0.0)
+            for i in cutlass.range_constexpr(vectors):
+                a, b = (x[None, i, r].load().to(Float32) for x in (ours, theirs))
+                inside = (i * ROW_LANES + part) * VECTOR < o.shape[1]
+                total += (a * b).reduce(cute.ReductionOp.ADD, 0.0, 0) if inside else 0.0
+            found.delta[r] = cute.arch.warp_reduction_sum(total, threads_in_group=ROW_LANES)
+            row = first + 8 * r
+            found.lse[r] = backward_parts.base_2(found.lse[r] if row < tile.rows else -Float32.inf)
+            if part == 0 and row < tile.rows:
+                delta[row] = found.delta[r]
+        return found
+
+    def rows_of(self, tensor: cute.Tensor, tile: Tile) -> cute.Tensor:
+        """The rows of the tile's head and sequence."""
+        if self.varlen:
+            return cute.domain_offset((tile.end_q - tile.rows, 0), tensor[None, None, tile.head])
+        return tensor[None, None, tile.head, tile.batch]
+
+    def numbers_of(self, tensor: cute.Tensor, tile: Tile) -> cute.Tensor:
+        """The numbers of each row of the tile's head and sequence."""
+        if self.varlen:
+            return cute.domain_offset((tile.end_q - tile.rows,), tensor[tile.head, None])
+        return tensor[tile.batch, tile.head, None]
+
+    def vector(self, tensor: cute.Tensor, row: Int32, column: Int32) -> cute.Tensor:
+        """16 bytes of a row."""
+        pointer = tensor.iterator + cute.crd2idx((row, column), tensor.layout)
+        return cute.make_tensor(pointer.align(16), cute.make_layout(VECTOR))
+
+    @cute.jit
+    def all_blocks(self, group: Warpgroup, tile: Tile):
+        """Adds up dQ over the key blocks. S of the next one is issued beside dQ of this one."""
+        x, consumer = group.operands, pipeline.PipelineUserType.Consumer
+        states = States(
+            pipeline.make_pipeline_state(consumer, self.k_stages),
+            pipeline.make_pipeline_state(consumer, self.k_stages),
+            pipeline.make_pipeline_state(consumer, self.v_stages),
+        )
+        x.dq.fill(0.0)
+        end = self.end(tile, group.bounds)
+        own = PipelineStateSimple(self.warpgroups, group.index)
+        group.loads.q.pipeline.consumer_wait(own)
+        group.loads.k.pipeline.consumer_wait(states.k)
+        self.turns.wait(group.index)
+        self.issue_scores(group, states)
+        self.turns.end(group.index)
+        group.loads.dout.pipeline.consumer_wait(own)
+        warpgroup.wait_group(0)
+        states.k.advance()
+        spans = self.spans(tile.begin, end - 1, group.bounds)
+        for i in cutlass.range_constexpr(len(spans)):
+            for block in cutlass.range(spans[i].begin, spans[i].end, unroll=1):
+                self.weigh(group, states, block, spans[i].edge, spans[i].left)
+                self.next_block(group, states)
+                states.k.advance()
+                states.k_of_dq.advance()
+                states.v.advance()
+        self.weigh(group, states, end - 1, True, self.window)
+        self.last_block(group, states)
+        states.k_of_dq.advance()
+        states.v.advance()
+        for _ in cutlass.range(end, tile.end, unroll=1):
+            self.skip(group, states)
+            states.k_of_dq.advance()
+            states.v.advance()
+
+    @cute.jit
+    def weigh(self, group: Warpgroup, states: States, block, edge, left):
+        """Computes dS of a key block, whose S there is."""
+        x = group.operands
+        self.probabilities(group, block, edge, left)
+        group.loads.v.pipeline.consumer_wait(states.v)
+        self.turns.wait(group.index, backward_parts.zero_after(x.scores))
+        self.issue_d_scores(group, states)
+        self.turns.end(group.index)
+        warpgroup.wait_group(0)
+        group.loads.v.pipeline.consumer_release(states.v)
+        weights, d_scores = (layout_utils.reshape_acc_to_mn(t) for t in (x.scores, x.d_scores))
+        for r in cutlass.range_constexpr(2):
+            d_scores[r, None].store(
+                weights[r, None].load() * (d_scores[r, None].load() - group.rows.delta[r])
+            )
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.d_scores), x.ds)
+
+    @cute.jit
+    def probabilities(self, group: Warpgroup, block, edge, left):
+        """Replaces the scores by P."""
+        if const_expr(edge):
+            self.masks.mask(group.operands.scores, block, group.bounds, left)
+        scores = layout_utils.reshape_acc_to_mn(group.operands.scores)
+        for r in cutlass.range_constexpr(2):
+            exponents = scores[r, None].load() * group.scale_log2 - group.rows.lse[r]
+            scores[r, None].store(cute.math.exp2(exponents, fastmath=True))
+
+    def next_block(self, group: Warpgroup, states: States):
+        """Adds a key block's product to dQ, and computes S of the next one."""
+        keys = group.loads.k.pipeline
+        keys.consumer_wait(states.k, keys.consumer_try_wait(states.k))
+        self.turns.wait(group.index)
+        self.issue_dq(group, states)
+        self.issue_scores(group, states)
+        self.turns.end(group.index)
+        warpgroup.wait_group(1)
+        keys.consumer_release(states.k_of_dq)
+        warpgroup.wait_group(0)
+
+    def last_block(self, group: Warpgroup, states: States):
+        self.turns.wait(group.index)
+        self.issue_dq(group, states)
+        self.turns.end(group.index)
+        warpgroup.wait_group(0)
+        group.loads.k.pipeline.consumer_release(states.k_of_dq)
+
+    def skip(self, group: Warpgroup, states: States):
+        """Releases a key block that only other warpgroups' rows see, and passes both its turns."""
+        for load, state in ((group.loads.v, states.v), (group.loads.k, states.k_of_dq)):
+            load.pipeline.consumer_wait(state)
+            load.pipeline.consumer_release(state)
+            self.turns.wait(group.index)
+            self.turns.end(group.index)
+
+    def issue_scores(self, group: Warpgroup, states: States):
+        x = group.operands
+        q, k = x.q[None, None, None, group.index], x.k[None, None, None, states.k.index]
+        sm90_utils.gemm(x.mma_s, x.scores, q, k, zero_init=True, wg_wait=-1)
+
+    def issue_d_scores(self, group: Warpgroup, states: States):
+        x = group.operands
+        dout, v = x.dout[None, None, None, group.index], x.v[None, None, None, states.v.index]
+        sm90_utils.gemm(x.mma_s, x.d_scores, dout, v, zero_init=True, wg_wait=-1)
+
+    def issue_dq(self, group: Warpgroup, states: States):
+        x = group.operands
+        k = x.k_of_dq[None, None, None, states.k_of_dq.index]
+        sm90_utils.gemm(x.mma_dq, x.dq, x.ds, k, zero_init=False, wg_wait=-1)
+
+    def spans(self, first, end, bounds: KeyBounds) -> list[Span]:
+        """The key blocks [first, end): those of a window's left edge, those that all rows see,
+        those of the right edge. A branch between the issue of a product and the wait for it would
+        make the compiler wait at the branch, so each has its own loop."""
+        left_end = first
+        if self.window:
+            left_end = cutlass.max(
+                first, cutlass.min(cute.ceil_div(bounds.all_first, self.tile_n), end)
+            )
+        free_end = cutlass.max(left_end, cutlass.min(bounds.all_end // self.tile_n, end))
+        spans = [Span(first, left_end, left=True)] if self.window else []
+        return [*spans, Span(left_end, free_end, edge=False), Span(free_end, end)]
+
+    @cute.jit
+    def end(self, tile: Tile, bounds: KeyBounds) -> Int32:
+        """The end of the key blocks that the warpgroup works on: those that any of its rows sees,
+        and at least one."""
+        end = cutlass.max(cute.ceil_div(bounds.any_end, self.tile_n), tile.begin + 1)
+        return cutlass.min(end, tile.end)
+
+
+def entry(kernel: Kernel):
+    return BackwardQueries(kernel), symbolic.arguments(kernel)
