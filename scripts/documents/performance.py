@@ -19,12 +19,16 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import geometric_mean
 
+from benchmarks.clients import report
 from fa4_ext.bench import results, table
 from scripts.documents import markdown
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "commands.md")
+DOCUMENTS = tuple(
+    ROOT / name
+    for name in ("README.md", "docs/performance.md", "docs/commands.md", "docs/clients.md")
+)
 PRINTED = re.compile(
     r"(^```\n\$ python -m fa4_ext bench --from (\S+)\n).*?(^```$)", re.DOTALL | re.MULTILINE
 )
@@ -175,8 +179,44 @@ def uncovered() -> str:
     )
 
 
+def clients() -> str:
+    """Makes the table of the programs that ran with the integration."""
+    found = []
+    for name, of_program in result("clients")["clients"].items():
+        ours = of_program.get("fa4_ext", {})
+        if "gpu_ms" not in ours:
+            continue
+        speed = report.speed_ups(of_program, "gpu_ms")
+        cells = (speed["fa4_ext"], report.best_without(of_program) / ours["gpu_ms"],
+                 report.worst_error(ours))  # fmt: skip
+        imported = f"{speed['import']:.2f}" if "import" in speed else ""
+        found.append((name, imported, *(f"{cell:.2f}" for cell in cells)))
+    return markdown.table(
+        (
+            "program",
+            "`import fa4_ext`",
+            '`attn_implementation="fa4_ext"`',
+            "over the best backend",
+            "error / math's",
+        ),
+        *found,
+    )
+
+
+def programs() -> str:
+    """Makes the sentence about them."""
+    each = result("clients")["clients"].values()
+    ups = [
+        speed["fa4_ext"] for one in each if "fa4_ext" in (speed := report.speed_ups(one, "gpu_ms"))
+    ]
+    return (
+        f"In GPU time, {len(ups)} programs of transformers run {min(ups):.2f} to {max(ups):.1f} "
+        f"times as fast as without fa4_ext, {geometric_mean(ups):.2f} times in geometric mean."
+    )
+
+
 MEASURED: dict[str, Callable[[], str]] = {
-    make.__name__: make for make in (against, fastest, ceiling, host, uncovered)
+    make.__name__: make for make in (against, fastest, ceiling, host, uncovered, clients, programs)
 }
 
 
