@@ -21,7 +21,7 @@ from typing import NamedTuple
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, pipeline
+from cutlass import Float32, Int32, const_expr, pipeline
 from cutlass.cute.nvgpu import cpasync, warpgroup
 from cutlass.utils import SmemAllocator
 from flash_attn.cute import utils
@@ -106,6 +106,7 @@ class Products(NamedTuple):
     weights: cute.Tensor
     v: cute.Tensor
     scores: cute.Tensor  # S^T of a key block
+    following: cute.Tensor  # of the next one, where there are registers for it
     outputs: cute.Tensor  # O^T
 
 
@@ -121,6 +122,22 @@ def sequence(batch: Int32, cu_seqlens: cute.Tensor, rows: Int32):
     return offset, length
 
 
+@cute.jit
+def reciprocal(total: Float32) -> Float32:
+    """The reciprocal of a sum of weights, 0 where there are none."""
+    return cute.arch.rcp_approx(total) if total > 0.0 else Float32(0.0)
+
+
+@cute.jit
+def logarithm(reference_log2: Float32, total: Float32) -> Float32:
+    """The natural logarithm of a sum of weights, which were divided by 2^reference_log2."""
+    return (
+        (reference_log2 + cute.math.log2(total, fastmath=True)) * LN_2
+        if total > 0.0
+        else -Float32.inf
+    )
+
+
 class Decode:
     def __init__(self, kernel: Kernel):
         self.dtype = symbolic.DTYPES[kernel.dtype]
@@ -128,6 +145,9 @@ class Decode:
         self.head_dim, self.head_dim_v = kernel.head_dim, kernel.head_dim_v
         self.stages = kernel.stages
         self.ctas_per_sm = kernel.ctas_per_sm
+        # During a block's exponentials the tensor cores work on S^T of the next one. 64 rows would
+        # spill.
+        self.overlap = self.tile_m <= 16
         # The columns of V that a product begins at. Where they are no multiple of 64 the products
         # overlap, and compute some columns of O twice.
         self.product_step = math.gcd(self.head_dim_v, PRODUCT_ROWS)
@@ -400,7 +420,8 @@ class Decode:
             self.transposed(v.stages),
             shared.weights,
         )
-        return Products(mma_qk, mma_pv, frag_q, frag_k, frag_p, frag_v, scores, outputs)
+        following = cute.make_rmem_tensor_like(scores) if self.overlap else scores
+        return Products(mma_qk, mma_pv, frag_q, frag_k, frag_p, frag_v, scores, following, outputs)
 
     def transposed(self, sv: cute.Tensor) -> cute.Tensor:
         """V^T, [rows of the products, keys, stages]."""
@@ -416,9 +437,16 @@ class Decode:
             ),
         )
 
-    def issue_scores(self, products: Products, stage: Int32):
+    @cute.jit
+    def await_scores(self, tile: Tile, k: Load, products: Products, scores, block: Int32, state):
+        """Issues S^T of the next block, if there is one, once its keys are there."""
+        if block + 1 < tile.end:
+            k.pipeline.consumer_wait(state)
+            self.issue_scores(products, scores, state.index)
+
+    def issue_scores(self, products: Products, scores, stage: Int32):
         sm90_utils.gemm(
-            products.mma_qk, products.scores, products.k[None, None, None, stage], products.q,
+            products.mma_qk, scores, products.k[None, None, None, stage], products.q,
             zero_init=True, wg_wait=-1,
         )  # fmt: skip
 
@@ -479,7 +507,7 @@ class Decode:
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Consumer, self.stages)
         state_before = state.clone()
         k.pipeline.consumer_wait(state)
-        self.issue_scores(products, state.index)
+        self.issue_scores(products, products.scores, state.index)
         warpgroup.wait_group(0)
         k.pipeline.consumer_release(state)
         for block in cutlass.range(tile.begin, tile.end, unroll=1):
@@ -492,6 +520,8 @@ class Decode:
                 v.pipeline.consumer_release(state_before)
             if raised:
                 columns.raise_references(softmax, products.outputs)
+            if const_expr(self.overlap):
+                self.await_scores(tile, k, products, products.following, block, state)
             columns.exponentials(products.scores, softmax)
             store_weights(products.scores, block % WEIGHTS_STAGES)
             v.pipeline.consumer_wait(state_v)
@@ -501,13 +531,14 @@ class Decode:
                 )
             cute.arch.fence_view_async_shared()
             columns.sync()
-            if block + 1 < tile.end:
-                k.pipeline.consumer_wait(state)
-                self.issue_scores(products, state.index)
+            if const_expr(not self.overlap):
+                self.await_scores(tile, k, products, products.scores, block, state)
             self.issue_outputs(products, state_v.index, block % WEIGHTS_STAGES)
             warpgroup.wait_group(1)  # for the scores of the next block
             if block + 1 < tile.end:
                 k.pipeline.consumer_release(state)
+            if const_expr(self.overlap):
+                products.scores.store(products.following.load())
             state_before = state_v
         warpgroup.wait_group(0)
 
@@ -516,21 +547,16 @@ class Decode:
         """Leaves the normalised outputs and the logsumexps where the cluster's CTAs find them."""
         outputs = layout_utils.reshape_acc_to_mn(products.outputs, transpose=True)
         where = self.where(products.mma_pv, PRODUCT_ROWS)
+        # Rows beyond the tile's are kept too: nobody reads them, and no branch is taken.
         for r in cutlass.range_constexpr(cute.size(where, mode=[0])):
-            row = where[r, 0][1]
-            if row < tile.rows:
-                total = softmax.total[r]
-                inverse = 1.0 / total if total > 0.0 else Float32(0.0)
-                for c in cutlass.range_constexpr(cute.size(where, mode=[1])):
-                    for i in cutlass.range_constexpr(self.products_v):
-                        column = i * self.product_step + where[r, c][0]
-                        output[row, column] = outputs[r, (c, i)] * inverse
-                if where[r, 0][0] == 0:
-                    row_lse[row] = (
-                        (columns.base(softmax.reference[r]) + cute.math.log2(total)) * LN_2
-                        if total > 0.0
-                        else -Float32.inf
-                    )
+            row, total = where[r, 0][1], softmax.total[r]
+            inverse = reciprocal(total)
+            for c in cutlass.range_constexpr(cute.size(where, mode=[1])):
+                for i in cutlass.range_constexpr(self.products_v):
+                    column = i * self.product_step + where[r, c][0]
+                    output[row, column] = outputs[r, (c, i)] * inverse
+            if where[r, 0][0] == 0:
+                row_lse[row] = logarithm(columns.base(softmax.reference[r]), total)
 
     def where(self, mma: cute.TiledMma, count: int) -> cute.Tensor:
         """The place of each of a thread's accumulators, [tile's rows, `count` of the product's], as
@@ -592,27 +618,30 @@ class Decode:
         splits, _, _ = cute.arch.block_in_cluster_dim()
         self.weigh_splits(tile, row_lse, weights, lse)
         columns.sync()
-        vectors = cute.size(o, mode=[3]) // OUTPUT_VECTOR
+        vectors = self.head_dim_v // OUTPUT_VECTOR
         for i in cutlass.range(split * CONSUMERS + tidx, tile.rows * vectors, splits * CONSUMERS):
-            row = i // vectors
-            column = (i - row * vectors) * OUTPUT_VECTOR
-            total = cute.make_rmem_tensor(OUTPUT_VECTOR, Float32)
-            total.fill(0.0)
-            for s in cutlass.range(splits, unroll=4):
-                total.store(
-                    total.load()
-                    + self.remote(output, (row, column), s, OUTPUT_VECTOR).load() * weights[s, row]
-                )
-            result = cute.make_rmem_tensor(OUTPUT_VECTOR, self.dtype)
-            result.store(total.load().to(self.dtype))
-            query, head = self.query_and_head(tile, row)
-            target = utils.elem_pointer(
-                o, (tile.entry, tile.offset_q + query, head, column)
-            ).toint()
-            pointer = cute.make_ptr(
-                self.dtype, target, cute.AddressSpace.gmem, assumed_align=2 * OUTPUT_VECTOR
+            row, column = i // vectors, i % vectors * OUTPUT_VECTOR
+            if column < cute.size(o, mode=[3]):
+                self.combine_vector(tile, output, weights, o, row, column)
+
+    @cute.jit
+    def combine_vector(self, tile, output, weights, o, row: Int32, column: Int32):
+        splits, _, _ = cute.arch.block_in_cluster_dim()
+        total = cute.make_rmem_tensor(OUTPUT_VECTOR, Float32)
+        total.fill(0.0)
+        for s in cutlass.range(splits, unroll=4):
+            total.store(
+                total.load()
+                + self.remote(output, (row, column), s, OUTPUT_VECTOR).load() * weights[s, row]
             )
-            cute.autovec_copy(result, cute.make_tensor(pointer, cute.make_layout(OUTPUT_VECTOR)))
+        result = cute.make_rmem_tensor(OUTPUT_VECTOR, self.dtype)
+        result.store(total.load().to(self.dtype))
+        query, head = self.query_and_head(tile, row)
+        target = utils.elem_pointer(o, (tile.entry, tile.offset_q + query, head, column)).toint()
+        pointer = cute.make_ptr(
+            self.dtype, target, cute.AddressSpace.gmem, assumed_align=2 * OUTPUT_VECTOR
+        )
+        cute.autovec_copy(result, cute.make_tensor(pointer, cute.make_layout(OUTPUT_VECTOR)))
 
     @cute.jit
     def weigh_splits(self, tile, row_lse, weights, lse):
@@ -636,13 +665,12 @@ class Decode:
                 largest = columns.base(largest)
                 weight = cute.math.exp2((found[i] - largest) * LOG2_E, fastmath=True)
                 total = cute.arch.warp_reduction_sum(weight, threads_in_group=MAX_SPLITS)
-                inverse = 1.0 / total if total > 0.0 else Float32(0.0)
                 if row < tile.rows:
-                    weights[lane, row] = weight * inverse
+                    weights[lane, row] = weight * reciprocal(total)
                     if split == 0 and lane == 0:
                         query, head = self.query_and_head(tile, row)
-                        lse[tile.entry, head, tile.offset_q + query] = (
-                            largest + cute.math.log(total) if total > 0.0 else -Float32.inf
+                        lse[tile.entry, head, tile.offset_q + query] = logarithm(
+                            largest * LOG2_E, total
                         )
 
     @cute.jit
