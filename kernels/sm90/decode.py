@@ -21,7 +21,7 @@ from typing import NamedTuple
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, const_expr, pipeline
+from cutlass import Float32, Int32, pipeline
 from cutlass.cute.nvgpu import cpasync, warpgroup
 from cutlass.utils import SmemAllocator
 from flash_attn.cute import utils
@@ -106,7 +106,6 @@ class Products(NamedTuple):
     weights: cute.Tensor
     v: cute.Tensor
     scores: cute.Tensor  # S^T of a key block
-    following: cute.Tensor  # of the next one, where there are registers for it
     outputs: cute.Tensor  # O^T
 
 
@@ -145,9 +144,6 @@ class Decode:
         self.head_dim, self.head_dim_v = kernel.head_dim, kernel.head_dim_v
         self.stages = kernel.stages
         self.ctas_per_sm = kernel.ctas_per_sm
-        # During a block's exponentials the tensor cores work on S^T of the next one. 64 rows would
-        # spill.
-        self.overlap = self.tile_m <= 16
         # The columns of V that a product begins at. Where they are no multiple of 64 the products
         # overlap, and compute some columns of O twice.
         self.product_step = math.gcd(self.head_dim_v, PRODUCT_ROWS)
@@ -420,8 +416,7 @@ class Decode:
             self.transposed(v.stages),
             shared.weights,
         )
-        following = cute.make_rmem_tensor_like(scores) if self.overlap else scores
-        return Products(mma_qk, mma_pv, frag_q, frag_k, frag_p, frag_v, scores, following, outputs)
+        return Products(mma_qk, mma_pv, frag_q, frag_k, frag_p, frag_v, scores, outputs)
 
     def transposed(self, sv: cute.Tensor) -> cute.Tensor:
         """V^T, [rows of the products, keys, stages]."""
@@ -437,16 +432,9 @@ class Decode:
             ),
         )
 
-    @cute.jit
-    def await_scores(self, tile: Tile, k: Load, products: Products, scores, block: Int32, state):
-        """Issues S^T of the next block, if there is one, once its keys are there."""
-        if block + 1 < tile.end:
-            k.pipeline.consumer_wait(state)
-            self.issue_scores(products, scores, state.index)
-
-    def issue_scores(self, products: Products, scores, stage: Int32):
+    def issue_scores(self, products: Products, stage: Int32):
         sm90_utils.gemm(
-            products.mma_qk, scores, products.k[None, None, None, stage], products.q,
+            products.mma_qk, products.scores, products.k[None, None, None, stage], products.q,
             zero_init=True, wg_wait=-1,
         )  # fmt: skip
 
@@ -498,8 +486,8 @@ class Decode:
         bounds: KeyBounds,
         softmax: Softmax,
     ):
-        """Adds up O^T. During a key block's exponentials the tensor cores work on O^T of the one
-        before and S^T of the one behind."""
+        """Adds up O^T. The tensor cores work on S^T of the next key block while the weights of this
+        one go to shared memory, and on O^T of this one while the next one is masked."""
         tidx, _, _ = cute.arch.thread_idx()
         store_weights, _, _ = copy_utils.get_smem_store_C(
             products.mma_qk, layout_utils.transpose_view(shared.weights), tidx, transpose=True
@@ -507,7 +495,7 @@ class Decode:
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Consumer, self.stages)
         state_before = state.clone()
         k.pipeline.consumer_wait(state)
-        self.issue_scores(products, products.scores, state.index)
+        self.issue_scores(products, state.index)
         warpgroup.wait_group(0)
         k.pipeline.consumer_release(state)
         for block in cutlass.range(tile.begin, tile.end, unroll=1):
@@ -520,10 +508,12 @@ class Decode:
                 v.pipeline.consumer_release(state_before)
             if raised:
                 columns.raise_references(softmax, products.outputs)
-            if const_expr(self.overlap):
-                self.await_scores(tile, k, products, products.following, block, state)
             columns.exponentials(products.scores, softmax)
-            store_weights(products.scores, block % WEIGHTS_STAGES)
+            weights = utils.cvt_f16(products.scores, self.dtype)
+            if block + 1 < tile.end:
+                k.pipeline.consumer_wait(state)
+                self.issue_scores(products, state.index)
+            store_weights(weights, block % WEIGHTS_STAGES)
             v.pipeline.consumer_wait(state_v)
             if (block + 1) * self.tile_n > tile.seqlen_k:
                 self.clear_rows(
@@ -531,14 +521,10 @@ class Decode:
                 )
             cute.arch.fence_view_async_shared()
             columns.sync()
-            if const_expr(not self.overlap):
-                self.await_scores(tile, k, products, products.scores, block, state)
             self.issue_outputs(products, state_v.index, block % WEIGHTS_STAGES)
             warpgroup.wait_group(1)  # for the scores of the next block
             if block + 1 < tile.end:
                 k.pipeline.consumer_release(state)
-            if const_expr(self.overlap):
-                products.scores.store(products.following.load())
             state_before = state_v
         warpgroup.wait_group(0)
 
