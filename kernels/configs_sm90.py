@@ -62,16 +62,36 @@ FORWARD_CANDIDATES: dict[int, tuple[Row, ...]] = {
     128: (dict(block_m=64, block_n=128, stages=2, q_stages=2),),
 }
 
-# A tile has one warpgroup's rows. A key block has at least 16 KB (12 KB at D 96), so that a few in
-# flight hide the memory's latency. The stages fill half of an SM's shared memory, so that two CTAs
-# fit; from D 192 on they fill all of it, for one CTA.
-DECODE: dict[HeadDims, Row] = {
-    (64, 64): dict(block_m=64, block_n=128, stages=3, ctas_per_sm=2),
-    (96, 96): dict(block_m=64, block_n=64, stages=4, ctas_per_sm=2),
-    (128, 128): dict(block_m=64, block_n=64, stages=3, ctas_per_sm=2),
-    (192, 128): dict(block_m=64, block_n=64, stages=5, ctas_per_sm=1),
-    (192, 192): dict(block_m=64, block_n=64, stages=4, ctas_per_sm=1),
-    (256, 256): dict(block_m=64, block_n=64, stages=3, ctas_per_sm=1),
+# Most steps of decoding have up to 16 rows, queries times the query heads that share a key/value
+# head; speculating steps and chunks of prompts have more. A key block has 24 KB or more (16 KB at
+# D 64 and 64 rows), so that its bytes take longer to arrive than it takes to compute with them. The
+# stages fill half of an SM's shared memory, so that two CTAs fit; from D 192 on they fill all of
+# it, for one CTA.
+DECODE: dict[HeadDims, tuple[Row, ...]] = {
+    (64, 64): (
+        dict(block_m=16, block_n=128, stages=3, ctas_per_sm=2),
+        dict(block_m=64, block_n=64, stages=5, ctas_per_sm=2),
+    ),
+    (96, 96): (
+        dict(block_m=16, block_n=64, stages=4, ctas_per_sm=2),
+        dict(block_m=64, block_n=64, stages=3, ctas_per_sm=2),
+    ),
+    (128, 128): (
+        dict(block_m=16, block_n=64, stages=3, ctas_per_sm=2),
+        dict(block_m=64, block_n=64, stages=2, ctas_per_sm=2),
+    ),
+    (192, 128): (
+        dict(block_m=16, block_n=64, stages=5, ctas_per_sm=1),
+        dict(block_m=64, block_n=64, stages=4, ctas_per_sm=1),
+    ),
+    (192, 192): (
+        dict(block_m=16, block_n=64, stages=4, ctas_per_sm=1),
+        dict(block_m=64, block_n=64, stages=3, ctas_per_sm=1),
+    ),
+    (256, 256): (
+        dict(block_m=16, block_n=64, stages=3, ctas_per_sm=1),
+        dict(block_m=64, block_n=64, stages=2, ctas_per_sm=1),
+    ),
 }
 
 # Shared memory holds two tiles of Q, and two of dO where dO is small. With dq_warpgroups=1 one
@@ -136,8 +156,9 @@ def forward(dtype: str, head_dims: HeadDims, layout: Layout, mask: Mask) -> Iter
         yield Kernel(Op.FORWARD, 90, dtype, *head_dims, layout, mask=mask, **row)
 
 
-def decode(dtype: str, head_dims: HeadDims) -> Kernel:
-    return Kernel(Op.DECODE, 90, dtype, *head_dims, Layout.ANY, **DECODE[head_dims])
+def decode(dtype: str, head_dims: HeadDims) -> Iterator[Kernel]:
+    for row in DECODE[head_dims]:
+        yield Kernel(Op.DECODE, 90, dtype, *head_dims, Layout.ANY, **row)
 
 
 def backward(

@@ -99,7 +99,7 @@ def _kernels(wanted: Callable[[Kernel], bool]) -> tuple[Kernel, ...]:
                     kernels[kernel] = None
                     kernels |= dict.fromkeys(companions(kernel).present)
     for dtype, head_dims in product(DTYPES, HEAD_DIM_BUCKETS[90]):
-        kernels[configs_sm90.decode(dtype, head_dims)] = None
+        kernels |= dict.fromkeys(configs_sm90.decode(dtype, head_dims))
     for dtype in DTYPES:  # speed rules were measured on Hopper alone
         head_dim, head_dim_v = max(HEAD_DIM_BUCKETS[90])
         clear = Kernel(Op.CLEAR, 90, dtype, head_dim, head_dim_v, Layout.VARLEN, block_m=0)

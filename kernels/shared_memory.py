@@ -14,6 +14,7 @@ RESERVED_BYTES = 1024  # a CTA: the system's own
 ELEMENT = 2  # bytes: bf16 and fp16
 BARRIERS = 2 * 8  # bytes a stage: one barrier says that it is full, the other that it is empty
 ALIGNMENT = 1024  # of a swizzled tile, and so of the whole
+WEIGHTS_STAGES = 2  # Op.DECODE: tiles of P
 # int32 of a tile in the ring of kernels/sm90/schedule.py
 RING_WORDS = {Layout.DENSE: 8, Layout.VARLEN: 12}
 TILE_WORDS = 12  # the same of the one tile in kernels/sm90/backward_queries.py
@@ -24,7 +25,11 @@ def computed(kernel: Kernel) -> int | None:
     """The bytes of a CTA. None means that the kernel is upstream's, whose classes lay out their
     own."""
     if kernel.op is Op.DECODE:
-        return _aligned(kernel.block_m * kernel.head_dim * ELEMENT + _keys_and_values(kernel))
+        queries = kernel.block_m * kernel.head_dim * ELEMENT
+        weights = WEIGHTS_STAGES * kernel.block_m * kernel.block_n * ELEMENT
+        # For each row, four warps' numbers in fp32, and the first and last of its keys in int32.
+        numbers = kernel.block_m * (4 + 2) * 4
+        return _aligned(queries + weights + numbers + _keys_and_values(kernel))
     if kernel.op is Op.FORWARD and kernel.arch == 90:
         warpgroups = kernel.block_m // WARPGROUP_ROWS
         queries = kernel.q_stages * kernel.block_m * kernel.head_dim * ELEMENT

@@ -136,6 +136,7 @@ def check(
     request = {
         "tile": None,
         "decode": -1,
+        "disable": [],
         "capability": 90,
         "programs": launched,
         "multiprocessors": sm_count,
@@ -163,10 +164,35 @@ def test_forward(driver, kernel):
     )
 
 
+def decoded(driver: Path, problems: list[dict], kernel: Kernel, **options) -> None:
+    """Checks problems on this decode kernel, whatever tile the planner would take. There are as
+    many SMs as make it split the keys."""
+    others = [one.name for one in DECODES if one != kernel]
+    check(driver, problems, programs(kernel), disable=others, sm_count=16, **options)
+
+
 @each(DECODES)
 def test_decode(driver, kernel):
-    """There are as many SMs as make it split the keys."""
-    check(driver, drawn(kernel), programs(kernel), decode=1, sm_count=16)
+    decoded(driver, drawn(kernel), kernel, decode=1)
+
+
+@each(DECODES)
+def test_decode_of_one_query(driver, kernel):
+    """The rows of a tile are the query heads that share keys, from one on to more than a tile
+    holds."""
+    draw = random.Random(f"{SEED} {kernel.name} one")
+    fields = {"dtype": kernel.dtype, "head_dim_v": kernel.head_dim_v, "heads_kv": 1}
+    problems = [
+        fields
+        | {
+            "head_dim": kernel.head_dim - draw.choice((0, 8)),
+            "heads": ratio,
+            "seqlens_q": [1],
+            "seqlens_k": [draw.randint(1, 5 * kernel.block_n)],
+        }
+        for ratio in (1, 4, 7, kernel.block_m, kernel.block_m + 1)
+    ]
+    decoded(driver, problems, kernel, decode=1)
 
 
 @each(DECODES)
@@ -191,7 +217,7 @@ def test_decode_in_pages(driver, kernel):
         }
         for kv, ratio, queries in cases
     ]
-    check(driver, problems, programs(kernel), page_size=2 * kernel.block_n, sm_count=16)
+    decoded(driver, problems, kernel, page_size=2 * kernel.block_n)
 
 
 @each(DECODES)
@@ -217,7 +243,7 @@ def test_decode_of_a_dense_cache(driver, kernel):
             (1, 2, 2, {"is_causal": True}),
         )
     ]
-    check(driver, problems, programs(kernel), cache_rows=300, sm_count=16)
+    decoded(driver, problems, kernel, cache_rows=300)
 
 
 @each([*BACKWARDS, *TWO_PASSES])

@@ -456,8 +456,8 @@ CACHE = {"layout": "dense", "keys_in_use": True}
         ({"page_size": 256}, ""),
         ({"page_size": 96}, "a page of block_table must hold a multiple of 64 keys, holds 96"),
         (
-            {"page_size": 64, "head_dim": 64, "head_dim_v": 64},
-            "a page of block_table must hold a multiple of 128 keys, holds 64",
+            {"page_size": 32, "head_dim": 64, "head_dim_v": 64},
+            "a page of block_table must hold a multiple of 64 keys, holds 32",
         ),
         # These hold whatever would pay otherwise.
         ({"page_size": 256, "batch": 32, "seqlen_q": 96, "total_q": 3072, "num_heads_kv": 8}, ""),
@@ -518,6 +518,27 @@ def test_pages_and_splits_are_the_decode_kernel_s(change, reason):
     chosen = plan(LEGAL | DECODE | change)
     assert chosen.supported == (not reason), chosen.reason
     assert chosen.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("change", "tile"),
+    [
+        ({}, (16, 128)),
+        ({"seqlen_q": 4, "total_q": 8}, (16, 128)),  # of 4 heads each
+        ({"seqlen_q": 5, "total_q": 10}, (64, 64)),
+        ({"seqlen_q": 40, "total_q": 80}, (64, 64)),
+        ({"page_size": 64}, (64, 64)),  # half a key block of the other tile
+        ({"page_size": 128}, (16, 128)),
+        ({"page_size": 128, "num_splits": 1}, (64, 64)),  # whatever the rest of the batch
+        ({"num_splits": 3}, (16, 128)),
+    ],
+    ids=str,
+)
+def test_the_smallest_tile_decodes_that_holds_all_rows_and_reads_the_pages(change, tile):
+    problem = LEGAL | DECODE | {"head_dim": 64, "head_dim_v": 64} | change
+    chosen = fa4_core.plan(core_problem(problem), False, decode(fa4_core.Decode.WHERE_POSSIBLE))
+    assert chosen.kernel.op == fa4_core.Op.DECODE
+    assert (chosen.kernel.block_m, chosen.kernel.block_n) == tile
 
 
 def test_a_forced_tile_leaves_pages_to_no_kernel():

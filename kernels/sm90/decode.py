@@ -7,12 +7,15 @@ CTAs of a cluster, so that a small batch still keeps many SMs loading. The CTAs 
 normalised outputs and logsumexps in shared memory and combine them across the cluster, in a fixed
 order, with no workspace and no second kernel.
 
+The products are transposed: S^T = K Q^T and O^T += V^T P^T. WGMMA has 64 rows at least, which the
+keys and the columns of V fill, but as few as 8 columns, so that few rows of queries cost few
+exponentials and registers.
+
 Mask, lengths, paging, ratio of heads and number of splits are run-time values, so there is one
-object for each dtype and bucket.
+object for each dtype, bucket and number of rows.
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import cuda.bindings.driver as cuda
@@ -23,26 +26,29 @@ from cutlass.cute.nvgpu import cpasync, warpgroup
 from cutlass.utils import SmemAllocator
 from flash_attn.cute import utils
 from flash_attn.cute.cute_dsl_utils import assume_tensor_aligned
-from flash_attn.cute.softmax import Softmax
 from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import packed, symbolic
 from kernels.kernel import Kernel
-from kernels.sm90 import staging
-from kernels.sm90.barriers import Barrier
+from kernels.sm90 import columns, staging
+from kernels.sm90.columns import Softmax
 from kernels.sm90.staging import Load
 from kernels.sm90.window import Window
 
-CONSUMERS = 128  # threads: one warpgroup
-CONSUMER_WARPS = CONSUMERS // 32
+CONSUMERS = columns.THREADS  # one warpgroup
+CONSUMER_WARPS = columns.WARPS
 THREADS = CONSUMERS + 32  # and a warp that loads
+PRODUCT_ROWS = 64  # WGMMA's M
+# Tiles of P^T in shared memory: one is written while the tensor cores read the other.
+WEIGHTS_STAGES = 2
 VECTOR = 8  # elements of 2 bytes in 16 bytes
 MAX_SPLITS = 16  # CTAs in a cluster, at most, on Hopper
+ROWS_WEIGHED = CONSUMERS // MAX_SPLITS  # at a time: a thread has one row of one CTA
 OUTPUT_VECTOR = 4  # fp32 elements in 16 bytes
-# fp32 elements of padding per row of the partial outputs, so that rows stored together lie in
-# different banks
-PAD = 8
-LOG2_E = math.log2(math.e)
+# fp32 elements of padding per row of the partial outputs: a warp stores 8 neighbours of every
+# second one of 8 rows, which then lie in different banks.
+PAD = 4
+LOG2_E, LN_2 = math.log2(math.e), math.log(2)
 
 
 class Tile(NamedTuple):
@@ -74,13 +80,33 @@ class Lengths(NamedTuple):
 
 
 class KeyBounds(NamedTuple):
-    """Which keys the rows of a thread's scores see."""
+    """Which keys the rows of the tile see."""
 
-    where: cute.Tensor  # each score's row and column in the tile
-    first: cute.Tensor  # each row's keys, [first, end)
-    end: cute.Tensor
-    all_first: Int32  # [all_first, all_end): the keys that every row of the tile sees
+    each: cute.Tensor  # in shared memory: each row's, [first, end)
+    all_first: Int32  # [all_first, all_end): the keys that every row sees
     all_end: Int32
+
+
+class Shared(NamedTuple):
+    """What is in shared memory beside the keys and values."""
+
+    q: cute.Tensor
+    weights: cute.Tensor  # stages of P, [rows, keys]
+    numbers: cute.Tensor  # Softmax.shared
+    bounds: cute.Tensor  # KeyBounds.each
+
+
+class Products(NamedTuple):
+    """The tensor cores' operands and accumulators."""
+
+    mma_qk: cute.TiledMma
+    mma_pv: cute.TiledMma
+    q: cute.Tensor
+    k: cute.Tensor
+    weights: cute.Tensor
+    v: cute.Tensor
+    scores: cute.Tensor  # S^T of a key block
+    outputs: cute.Tensor  # O^T
 
 
 @cute.jit
@@ -95,6 +121,22 @@ def sequence(batch: Int32, cu_seqlens: cute.Tensor, rows: Int32):
     return offset, length
 
 
+@cute.jit
+def reciprocal(total: Float32) -> Float32:
+    """The reciprocal of a sum of weights, 0 where there are none."""
+    return cute.arch.rcp_approx(total) if total > 0.0 else Float32(0.0)
+
+
+@cute.jit
+def logarithm(reference_log2: Float32, total: Float32) -> Float32:
+    """The natural logarithm of a sum of weights, which were divided by 2^reference_log2."""
+    return (
+        (reference_log2 + cute.math.log2(total, fastmath=True)) * LN_2
+        if total > 0.0
+        else -Float32.inf
+    )
+
+
 class Decode:
     def __init__(self, kernel: Kernel):
         self.dtype = symbolic.DTYPES[kernel.dtype]
@@ -102,6 +144,10 @@ class Decode:
         self.head_dim, self.head_dim_v = kernel.head_dim, kernel.head_dim_v
         self.stages = kernel.stages
         self.ctas_per_sm = kernel.ctas_per_sm
+        # The columns of V that a product begins at. Where they are no multiple of 64 the products
+        # overlap, and compute some columns of O twice.
+        self.product_step = math.gcd(self.head_dim_v, PRODUCT_ROWS)
+        self.products_v = (self.head_dim_v - PRODUCT_ROWS) // self.product_step + 1
 
     @cute.jit
     def __call__(
@@ -134,8 +180,9 @@ class Decode:
         load_v, tma_v = staging.tma(
             load, layout_utils.select(v, by_head), sv_layout, self.tile_n, self.head_dim_v
         )
-        mma_qk = sm90_utils.make_tiled_mma(self.dtype, "K", "K", self.tile_n)
-        mma_pv = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim_v, source="RS")
+        sp_layout = staging.smem_layout(self.dtype, self.tile_m, self.tile_n, WEIGHTS_STAGES)
+        mma_qk = sm90_utils.make_tiled_mma(self.dtype, "K", "K", self.tile_m)
+        mma_pv = sm90_utils.make_tiled_mma(self.dtype, "MN", "K", self.tile_m)
         batch = cute.size(q, mode=[0])
         if cute.size(cu_seqlens_q) > 0:
             batch = cute.size(cu_seqlens_q) - 1
@@ -144,20 +191,23 @@ class Decode:
         self.kernel(
             q, o, lse, load_k, tma_k, load_v, tma_v, scale * LOG2_E, cu_seqlens_q, cu_seqlens_k,
             seqused_k, block_table,
-            window_size_left, window_size_right, tiles, sq_layout, sk_layout, sv_layout, mma_qk,
-            mma_pv,
+            window_size_left, window_size_right, tiles, sq_layout, sk_layout, sv_layout, sp_layout,
+            mma_qk, mma_pv,
         ).launch(
             grid=[splits, heads_kv * tiles, batch], block=[THREADS, 1, 1], cluster=[splits, 1, 1],
             stream=stream,
             min_blocks_per_mp=self.ctas_per_sm, preferred_smem_carveout=100,
         )  # fmt: skip
 
-    def shared_storage(self, sq_layout, sk_layout, sv_layout):
+    def shared_storage(self, sq_layout, sk_layout, sv_layout, sp_layout):
         @cute.struct
         class Storage:
             q: staging.elements(self.dtype, sq_layout)
             k: staging.elements(self.dtype, sk_layout)
             v: staging.elements(self.dtype, sv_layout)
+            weights: staging.elements(self.dtype, sp_layout)
+            numbers: cute.struct.MemRange[Float32, CONSUMER_WARPS * self.tile_m]
+            bounds: cute.struct.MemRange[Int32, 2 * self.tile_m]
             barriers_k: cute.struct.MemRange[cutlass.Int64, self.stages * 2]
             barriers_v: cute.struct.MemRange[cutlass.Int64, self.stages * 2]
 
@@ -184,6 +234,7 @@ class Decode:
         sq_layout: cute.ComposedLayout,
         sk_layout: cute.ComposedLayout,
         sv_layout: cute.ComposedLayout,
+        sp_layout: cute.ComposedLayout,
         mma_qk: cute.TiledMma,
         mma_pv: cute.TiledMma,
     ):
@@ -191,7 +242,9 @@ class Decode:
         if warp == CONSUMER_WARPS:
             cpasync.prefetch_descriptor(load_k)
             cpasync.prefetch_descriptor(load_v)
-        storage = SmemAllocator().allocate(self.shared_storage(sq_layout, sk_layout, sv_layout))
+        storage = SmemAllocator().allocate(
+            self.shared_storage(sq_layout, sk_layout, sv_layout, sp_layout)
+        )
         pipeline_k = staging.tma_pipeline(
             self.dtype, storage.barriers_k, sk_layout, self.stages, CONSUMER_WARPS
         )
@@ -202,12 +255,22 @@ class Decode:
         sq = storage.q.get_tensor(sq_layout.outer, swizzle=sq_layout.inner)
         sk = storage.k.get_tensor(sk_layout.outer, swizzle=sk_layout.inner)
         sv = storage.v.get_tensor(sv_layout.outer, swizzle=sv_layout.inner)
-        # When all keys have been read, the results take the place of Q and K.
+        shared = Shared(
+            sq,
+            storage.weights.get_tensor(sp_layout.outer, swizzle=sp_layout.inner),
+            storage.numbers.get_tensor(
+                cute.make_layout((CONSUMER_WARPS, self.tile_m), stride=(self.tile_m, 1))
+            ),
+            storage.bounds.get_tensor(cute.make_layout((self.tile_m, 2), stride=(2, 1))),
+        )
+        # When all keys have been read, the results take the place of Q and of K and V.
         output_layout = cute.make_layout(
             (self.tile_m, self.head_dim_v), stride=(self.head_dim_v + PAD, 1)
         )
         weights_layout = cute.make_layout((1 + MAX_SPLITS, self.tile_m), stride=(self.tile_m, 1))
-        assert 4 * cute.cosize(output_layout) <= 2 * cute.cosize(sk_layout)
+        assert 4 * cute.cosize(output_layout) <= 2 * (
+            cute.cosize(sk_layout) + cute.cosize(sv_layout)
+        )
         assert 4 * cute.cosize(weights_layout) <= 2 * cute.cosize(sq_layout)
         output = cute.make_tensor(
             cute.recast_ptr(storage.k.data_ptr(), dtype=Float32), output_layout
@@ -225,12 +288,13 @@ class Decode:
         if warp == CONSUMER_WARPS:
             self.load(tile, k, v, block_table)
         else:
-            self.attend(tile, window, q, sq, k, v, mma_qk, mma_pv, scale_log2, output, row_lse)
+            self.attend(tile, window, q, shared, k, v, mma_qk, mma_pv, scale_log2, output, row_lse)
         cute.arch.cluster_arrive()
         cute.arch.cluster_wait()
         if warp < CONSUMER_WARPS:
             self.combine(tile, output, row_lse, weights, o, lse)
-        cute.arch.cluster_arrive()  # a CTA's shared memory is there until all have read it
+        # A CTA's shared memory is there until all have read it. No writes are waited for.
+        cute.arch.cluster_arrive_relaxed()
         cute.arch.cluster_wait()
 
     @cute.jit
@@ -309,31 +373,76 @@ class Decode:
         load.pipeline.producer_commit(state)
 
     @cute.jit
-    def load_q(self, tile, q, sq, thr_copy):
-        """Gathers the rows of a tile. Columns beyond head_dim become zero, rows beyond the tile's
-        are not written."""
-        to_shared = thr_copy.partition_D(sq)
-        where = thr_copy.partition_S(cute.make_identity_tensor((self.tile_m, self.head_dim)))
-        for i in cutlass.range_constexpr(cute.size(to_shared, mode=[1])):
-            row = where[0, i, 0][0]
-            if row < tile.rows:
-                query, head = self.query_and_head(tile, row)
-                for j in cutlass.range_constexpr(cute.size(to_shared, mode=[2])):
-                    column = where[0, 0, j][1]
-                    vector = cute.make_rmem_tensor_like(to_shared[None, i, j])
-                    vector.fill(0.0)
-                    if column < cute.size(q, mode=[3]):
-                        source = utils.elem_pointer(
-                            q, (tile.entry, tile.offset_q + query, head, column)
-                        ).toint()
-                        pointer = cute.make_ptr(
-                            self.dtype, source, cute.AddressSpace.gmem, assumed_align=16
-                        )
-                        cute.autovec_copy(
-                            cute.make_tensor(pointer, cute.make_layout(VECTOR)),
-                            cute.make_tensor(vector.iterator, cute.make_layout(VECTOR)),
-                        )
-                    cute.copy(thr_copy, vector, to_shared[None, i, j])
+    def load_q(self, tile: Tile, q, sq):
+        """Gathers the rows of a tile. Columns beyond head_dim and rows beyond the tile's become
+        zero."""
+        tidx, _, _ = cute.arch.thread_idx()
+        copy = self.vector_copy(self.head_dim, self.tile_m)
+        if tidx < copy.size:
+            thr_copy = copy.get_slice(tidx)
+            to_shared = thr_copy.partition_D(sq)
+            where = thr_copy.partition_S(cute.make_identity_tensor((self.tile_m, self.head_dim)))
+            vectors = cute.make_rmem_tensor_like(to_shared)
+            vectors.fill(0.0)
+            # All loads are under way before the first one's elements are stored.
+            for i in cutlass.range_constexpr(cute.size(to_shared, mode=[1])):
+                row = where[0, i, 0][0]
+                if row < tile.rows:
+                    query, head = self.query_and_head(tile, row)
+                    for j in cutlass.range_constexpr(cute.size(to_shared, mode=[2])):
+                        source = (tile.entry, tile.offset_q + query, head, where[0, 0, j][1])
+                        self.load_vector(q, source, vectors[None, i, j])
+            cute.copy(thr_copy, vectors, to_shared)
+
+    @cute.jit
+    def load_vector(self, q, source, vector):
+        if source[3] < cute.size(q, mode=[3]):
+            pointer = cute.make_ptr(
+                self.dtype, utils.elem_pointer(q, source).toint(), cute.AddressSpace.gmem,
+                assumed_align=16,
+            )  # fmt: skip
+            layout = cute.make_layout(VECTOR)
+            cute.autovec_copy(
+                cute.make_tensor(pointer, layout), cute.make_tensor(vector.iterator, layout)
+            )
+
+    def products(self, shared: Shared, k: Load, v: Load, mma_qk, mma_pv) -> Products:
+        scores, frag_k, frag_q = sm90_utils.partition_fragment_ABC(
+            mma_qk.get_slice(0), (self.tile_n, self.tile_m, self.head_dim), k.stages, shared.q
+        )
+        outputs, frag_v, frag_p = sm90_utils.partition_fragment_ABC(
+            mma_pv.get_slice(0),
+            (self.products_v * PRODUCT_ROWS, self.tile_m, self.tile_n),
+            self.transposed(v.stages),
+            shared.weights,
+        )
+        return Products(mma_qk, mma_pv, frag_q, frag_k, frag_p, frag_v, scores, outputs)
+
+    def transposed(self, sv: cute.Tensor) -> cute.Tensor:
+        """V^T, [rows of the products, keys, stages]."""
+        return cute.composition(
+            sv,
+            cute.make_layout(
+                ((PRODUCT_ROWS, self.products_v), self.tile_n, self.stages),
+                stride=(
+                    (self.tile_n, self.product_step * self.tile_n),
+                    1,
+                    self.tile_n * self.head_dim_v,
+                ),
+            ),
+        )
+
+    def issue_scores(self, products: Products, stage: Int32):
+        sm90_utils.gemm(
+            products.mma_qk, products.scores, products.k[None, None, None, stage], products.q,
+            zero_init=True, wg_wait=-1,
+        )  # fmt: skip
+
+    def issue_outputs(self, products: Products, stage: Int32, weights: Int32):
+        sm90_utils.gemm(
+            products.mma_pv, products.outputs, products.v[None, None, None, stage],
+            products.weights[None, None, None, weights], wg_wait=-1,
+        )  # fmt: skip
 
     @cute.jit
     def attend(
@@ -341,7 +450,7 @@ class Decode:
         tile: Tile,
         window: Window,
         q,
-        sq,
+        shared: Shared,
         k: Load,
         v: Load,
         mma_qk,
@@ -352,118 +461,133 @@ class Decode:
     ):
         """Computes the attention of the tile's rows to the CTA's share of the keys, into `output`
         and `row_lse`."""
-        tidx, _, _ = cute.arch.thread_idx()
-        thr_copy = self.vector_copy(self.head_dim).get_slice(tidx)
-        self.load_q(tile, q, sq, thr_copy)
+        self.load_q(tile, q, shared.q)
+        bounds = self.key_bounds(tile, window, shared.bounds)
         cute.arch.fence_view_async_shared()
-        self.sync_consumers()
+        columns.sync()
 
-        warpgroup_qk, warpgroup_pv = mma_qk.get_slice(0), mma_pv.get_slice(0)
-        _, frag_q, frag_k = sm90_utils.partition_fragment_ABC(
-            warpgroup_qk, (self.tile_m, self.tile_n, self.head_dim), sq, k.stages
-        )
-        acc_o, frag_p, frag_v = sm90_utils.partition_fragment_ABC(
-            warpgroup_pv,
-            (self.tile_m, self.head_dim_v, self.tile_n),
-            None,
-            layout_utils.transpose_view(v.stages),
-        )
-        acc_o.fill(0.0)
-        bounds = self.key_bounds(tile, mma_qk.get_slice(tidx), window)
-        softmax = Softmax.create(scale_log2, num_rows=cute.size(bounds.where, mode=[0]))
-        softmax.reset()
-
-        state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Consumer, self.stages)
-        qk = partial(sm90_utils.gemm_zero_init, mma_qk, (self.tile_m, self.tile_n), frag_q, frag_k)
-        pv = partial(sm90_utils.gemm_w_idx, mma_pv, acc_o, frag_p, frag_v, zero_init=False)
+        products = self.products(shared, k, v, mma_qk, mma_pv)
+        products.outputs.fill(0.0)
+        softmax = Softmax.create(scale_log2, self.where(mma_qk, self.tile_n), shared.numbers)
+        softmax.begin()
         if tile.begin < tile.end:
-            k.pipeline.consumer_wait(state, k.pipeline.consumer_try_wait(state))
-            acc_s = qk(B_idx=state.index, wg_wait=0)
-            k.pipeline.consumer_release(state)
-            self.mask(acc_s, tile.begin * self.tile_n, bounds)
-            softmax.online_softmax(acc_s)
-            utils.cvt_f16(layout_utils.reshape_acc_to_frgA(acc_s), frag_p)
-        # During a key block's softmax the tensor cores work on the values of the one before.
-        for block in cutlass.range(tile.begin + 1, tile.end, unroll=1):
-            state_v = state.clone()
-            state.advance()
-            k.pipeline.consumer_wait(state, k.pipeline.consumer_try_wait(state))
-            acc_s = qk(B_idx=state.index)
-            v.pipeline.consumer_wait(state_v, v.pipeline.consumer_try_wait(state_v))
-            pv(B_idx=state_v.index)
-            warpgroup.wait_group(1)
-            k.pipeline.consumer_release(state)
-            self.mask(acc_s, block * self.tile_n, bounds)
-            row_scale = softmax.online_softmax(acc_s)
-            warpgroup.wait_group(0)
-            v.pipeline.consumer_release(state_v)
-            utils.cvt_f16(layout_utils.reshape_acc_to_frgA(acc_s), frag_p)
-            softmax.rescale_O(acc_o, row_scale)
-        if tile.begin < tile.end:
-            v.pipeline.consumer_wait(state, v.pipeline.consumer_try_wait(state))
-            if tile.end * self.tile_n > tile.seqlen_k:
-                self.clear_rows(
-                    v.stages[None, None, state.index],
-                    tile.seqlen_k - (tile.end - 1) * self.tile_n,
-                    tidx,
-                )
-            pv(B_idx=state.index, wg_wait=0)
-
-        softmax.rescale_O(acc_o, softmax.finalize())
-        self.sync_consumers()  # no warp reads keys or values any more
-        outputs = layout_utils.reshape_acc_to_mn(acc_o)
-        where_o = layout_utils.reshape_acc_to_mn(
-            mma_pv.get_slice(tidx).partition_C(
-                cute.make_identity_tensor((self.tile_m, self.head_dim_v))
-            )
-        )
-        for r in cutlass.range_constexpr(cute.size(outputs, mode=[0])):
-            row = where_o[r, 0][0]
-            if row < tile.rows:
-                for c in cutlass.range_constexpr(cute.size(outputs, mode=[1])):
-                    output[row, where_o[r, c][1]] = outputs[r, c]
-                if where_o[r, 0][1] == 0:
-                    row_lse[row] = softmax.row_sum[r]
+            self.main_loop(tile, shared, k, v, products, bounds, softmax)
+        columns.add_up(softmax)  # behind its barrier no warp reads keys or values any more
+        self.keep(tile, products, softmax, output, row_lse)
 
     @cute.jit
-    def key_bounds(self, tile: Tile, thr_mma, window: Window) -> KeyBounds:
-        where = layout_utils.reshape_acc_to_mn(
-            thr_mma.partition_C(cute.make_identity_tensor((self.tile_m, self.tile_n)))
+    def main_loop(
+        self,
+        tile: Tile,
+        shared: Shared,
+        k: Load,
+        v: Load,
+        products: Products,
+        bounds: KeyBounds,
+        softmax: Softmax,
+    ):
+        """Adds up O^T. The tensor cores work on S^T of the next key block while the weights of this
+        one go to shared memory, and on O^T of this one while the next one is masked."""
+        tidx, _, _ = cute.arch.thread_idx()
+        store_weights, _, _ = copy_utils.get_smem_store_C(
+            products.mma_qk, layout_utils.transpose_view(shared.weights), tidx, transpose=True
         )
-        first, end = (cute.make_rmem_tensor(cute.size(where, mode=[0]), Int32) for _ in range(2))
+        state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Consumer, self.stages)
+        state_before = state.clone()
+        k.pipeline.consumer_wait(state)
+        self.issue_scores(products, state.index)
+        warpgroup.wait_group(0)
+        k.pipeline.consumer_release(state)
+        for block in cutlass.range(tile.begin, tile.end, unroll=1):
+            state_v = state.clone()
+            state.advance()
+            self.mask(products.scores, block * self.tile_n, bounds, softmax.where)
+            raised = columns.any_of_warpgroup(columns.exceed(products.scores, softmax))
+            warpgroup.wait_group(0)  # for O^T of the block before
+            if block > tile.begin:
+                v.pipeline.consumer_release(state_before)
+            if raised:
+                columns.raise_references(softmax, products.outputs)
+            columns.exponentials(products.scores, softmax)
+            weights = utils.cvt_f16(products.scores, self.dtype)
+            if block + 1 < tile.end:
+                k.pipeline.consumer_wait(state)
+                self.issue_scores(products, state.index)
+            store_weights(weights, block % WEIGHTS_STAGES)
+            v.pipeline.consumer_wait(state_v)
+            if (block + 1) * self.tile_n > tile.seqlen_k:
+                self.clear_rows(
+                    v.stages[None, None, state_v.index], tile.seqlen_k - block * self.tile_n
+                )
+            cute.arch.fence_view_async_shared()
+            columns.sync()
+            self.issue_outputs(products, state_v.index, block % WEIGHTS_STAGES)
+            warpgroup.wait_group(1)  # for the scores of the next block
+            if block + 1 < tile.end:
+                k.pipeline.consumer_release(state)
+            state_before = state_v
+        warpgroup.wait_group(0)
+
+    @cute.jit
+    def keep(self, tile: Tile, products: Products, softmax: Softmax, output, row_lse):
+        """Leaves the normalised outputs and the logsumexps where the cluster's CTAs find them."""
+        outputs = layout_utils.reshape_acc_to_mn(products.outputs, transpose=True)
+        where = self.where(products.mma_pv, PRODUCT_ROWS)
+        # Rows beyond the tile's are kept too: nobody reads them, and no branch is taken.
         for r in cutlass.range_constexpr(cute.size(where, mode=[0])):
-            diagonal = (tile.first_row + where[r, 0][0]) // tile.ratio + tile.shift
-            first[r] = diagonal - window.left
-            end[r] = cutlass.min(diagonal + window.right + 1, tile.seqlen_k)
+            row, total = where[r, 0][1], softmax.total[r]
+            inverse = reciprocal(total)
+            for c in cutlass.range_constexpr(cute.size(where, mode=[1])):
+                for i in cutlass.range_constexpr(self.products_v):
+                    column = i * self.product_step + where[r, c][0]
+                    output[row, column] = outputs[r, (c, i)] * inverse
+            if where[r, 0][0] == 0:
+                row_lse[row] = logarithm(columns.base(softmax.reference[r]), total)
+
+    def where(self, mma: cute.TiledMma, count: int) -> cute.Tensor:
+        """The place of each of a thread's accumulators, [tile's rows, `count` of the product's], as
+        (the product's, the tile's)."""
+        tidx, _, _ = cute.arch.thread_idx()
+        return layout_utils.reshape_acc_to_mn(
+            mma.get_slice(tidx).partition_C(cute.make_identity_tensor((count, self.tile_m))),
+            transpose=True,
+        )
+
+    @cute.jit
+    def key_bounds(self, tile: Tile, window: Window, each: cute.Tensor) -> KeyBounds:
+        tidx, _, _ = cute.arch.thread_idx()
+        if tidx < self.tile_m:
+            diagonal = (tile.first_row + tidx) // tile.ratio + tile.shift
+            each[tidx, 0] = diagonal - window.left
+            each[tidx, 1] = cutlass.min(diagonal + window.right + 1, tile.seqlen_k)
         all_first = (tile.first_row + tile.rows - 1) // tile.ratio + tile.shift - window.left
         all_end = cutlass.min(
             tile.first_row // tile.ratio + tile.shift + window.right + 1, tile.seqlen_k
         )
-        return KeyBounds(where, first, end, all_first, all_end)
+        return KeyBounds(each, all_first, all_end)
 
     @cute.jit
-    def mask(self, acc_s, key: Int32, bounds: KeyBounds):
+    def mask(self, acc_s, key: Int32, bounds: KeyBounds, where: cute.Tensor):
         if key < bounds.all_first or key + self.tile_n > bounds.all_end:
-            scores = layout_utils.reshape_acc_to_mn(acc_s)
+            scores = layout_utils.reshape_acc_to_mn(acc_s, transpose=True)
             for r in cutlass.range_constexpr(cute.size(scores, mode=[0])):
+                row = where[r, 0][1]
+                first, end = bounds.each[row, 0] - key, bounds.each[row, 1] - key
                 for c in cutlass.range_constexpr(cute.size(scores, mode=[1])):
-                    column = key + bounds.where[r, c][1]
-                    seen = column >= bounds.first[r] and column < bounds.end[r]
+                    seen = where[r, c][0] >= first and where[r, c][0] < end
                     scores[r, c] = scores[r, c] if seen else -Float32.inf
 
-    def vector_copy(self, columns: int) -> cute.TiledCopy:
-        return copy_utils.tiled_copy_2d(
-            self.dtype, math.gcd(columns // VECTOR, VECTOR), CONSUMERS, VECTOR
-        )
-
-    def sync_consumers(self):
-        cute.arch.barrier(barrier_id=Barrier.WARPGROUP_1, number_of_threads=CONSUMERS)
+    def vector_copy(self, columns: int, rows: int) -> cute.TiledCopy:
+        """A copy of [rows, columns] in vectors, by as many threads as have one."""
+        a_row = math.gcd(columns // VECTOR, VECTOR)
+        return copy_utils.tiled_copy_2d(self.dtype, a_row, min(CONSUMERS, rows * a_row), VECTOR)
 
     @cute.jit
-    def clear_rows(self, sv: cute.Tensor, first: Int32, tidx: Int32):
+    def clear_rows(self, sv: cute.Tensor, first: Int32):
         """Clears the rows that are no values of the sequence: they may hold anything, and 0 * NaN
         is NaN."""
-        thr_copy = self.vector_copy(self.head_dim_v).get_slice(tidx)
+        tidx, _, _ = cute.arch.thread_idx()
+        thr_copy = self.vector_copy(self.head_dim_v, self.tile_n).get_slice(tidx)
         to_shared = thr_copy.partition_D(sv)
         where = thr_copy.partition_S(cute.make_identity_tensor((self.tile_n, self.head_dim_v)))
         zeros = cute.make_rmem_tensor_like(to_shared[None, 0, None])
@@ -471,8 +595,6 @@ class Decode:
         for i in cutlass.range_constexpr(cute.size(to_shared, mode=[1])):
             if where[0, i, 0][0] >= first:
                 cute.copy(thr_copy, zeros, to_shared[None, i, None])
-        cute.arch.fence_view_async_shared()
-        self.sync_consumers()
 
     @cute.jit
     def combine(self, tile, output, row_lse, weights, o, lse):
@@ -480,53 +602,62 @@ class Decode:
         tidx, _, _ = cute.arch.thread_idx()
         split, _, _ = cute.arch.block_in_cluster_idx()
         splits, _, _ = cute.arch.block_in_cluster_dim()
-        # A load from another CTA has a long latency, so all of them are issued at once.
-        for i in cutlass.range(tidx, splits * tile.rows, CONSUMERS):
-            weights[i // tile.rows, i % tile.rows] = self.remote(
-                row_lse, i % tile.rows, i // tile.rows
-            )[0]
-        self.sync_consumers()
-        if tidx < tile.rows:
-            largest = -Float32.inf
-            for s in cutlass.range(splits):
-                largest = cute.arch.fmax(largest, weights[s, tidx])
-            if largest == -Float32.inf:
-                largest = Float32(0.0)
-            total = Float32(0.0)
-            for s in cutlass.range(splits):
-                weight = cute.math.exp2((weights[s, tidx] - largest) * LOG2_E, fastmath=True)
-                weights[s, tidx] = weight
-                total += weight
-            inverse = 1.0 / total if total > 0.0 else Float32(0.0)
-            for s in cutlass.range(splits):
-                weights[s, tidx] = weights[s, tidx] * inverse
-            if split == 0:
-                query, head = self.query_and_head(tile, tidx)
-                lse[tile.entry, head, tile.offset_q + query] = (
-                    largest + cute.math.log(total) if total > 0.0 else -Float32.inf
-                )
-        self.sync_consumers()
-        vectors = cute.size(o, mode=[3]) // OUTPUT_VECTOR
+        self.weigh_splits(tile, row_lse, weights, lse)
+        columns.sync()
+        vectors = self.head_dim_v // OUTPUT_VECTOR
         for i in cutlass.range(split * CONSUMERS + tidx, tile.rows * vectors, splits * CONSUMERS):
-            row = i // vectors
-            column = (i - row * vectors) * OUTPUT_VECTOR
-            total = cute.make_rmem_tensor(OUTPUT_VECTOR, Float32)
-            total.fill(0.0)
-            for s in cutlass.range(splits, unroll=4):
-                total.store(
-                    total.load()
-                    + self.remote(output, (row, column), s, OUTPUT_VECTOR).load() * weights[s, row]
-                )
-            result = cute.make_rmem_tensor(OUTPUT_VECTOR, self.dtype)
-            result.store(total.load().to(self.dtype))
-            query, head = self.query_and_head(tile, row)
-            target = utils.elem_pointer(
-                o, (tile.entry, tile.offset_q + query, head, column)
-            ).toint()
-            pointer = cute.make_ptr(
-                self.dtype, target, cute.AddressSpace.gmem, assumed_align=2 * OUTPUT_VECTOR
+            row, column = i // vectors, i % vectors * OUTPUT_VECTOR
+            if column < cute.size(o, mode=[3]):
+                self.combine_vector(tile, output, weights, o, row, column)
+
+    @cute.jit
+    def combine_vector(self, tile, output, weights, o, row: Int32, column: Int32):
+        splits, _, _ = cute.arch.block_in_cluster_dim()
+        total = cute.make_rmem_tensor(OUTPUT_VECTOR, Float32)
+        total.fill(0.0)
+        for s in cutlass.range(splits, unroll=4):
+            total.store(
+                total.load()
+                + self.remote(output, (row, column), s, OUTPUT_VECTOR).load() * weights[s, row]
             )
-            cute.autovec_copy(result, cute.make_tensor(pointer, cute.make_layout(OUTPUT_VECTOR)))
+        result = cute.make_rmem_tensor(OUTPUT_VECTOR, self.dtype)
+        result.store(total.load().to(self.dtype))
+        query, head = self.query_and_head(tile, row)
+        target = utils.elem_pointer(o, (tile.entry, tile.offset_q + query, head, column)).toint()
+        pointer = cute.make_ptr(
+            self.dtype, target, cute.AddressSpace.gmem, assumed_align=2 * OUTPUT_VECTOR
+        )
+        cute.autovec_copy(result, cute.make_tensor(pointer, cute.make_layout(OUTPUT_VECTOR)))
+
+    @cute.jit
+    def weigh_splits(self, tile, row_lse, weights, lse):
+        """Computes the weights of the CTAs' outputs, and the logsumexp of all keys. Neighbouring
+        lanes have the CTAs of one row."""
+        tidx, _, _ = cute.arch.thread_idx()
+        split, _, _ = cute.arch.block_in_cluster_idx()
+        splits, _, _ = cute.arch.block_in_cluster_dim()
+        lane, first = tidx % MAX_SPLITS, tidx // MAX_SPLITS
+        # A load from another CTA has a long latency, so all of them are issued at once.
+        found = cute.make_rmem_tensor(self.tile_m // ROWS_WEIGHED, Float32)
+        found.fill(-Float32.inf)
+        for i in cutlass.range_constexpr(cute.size(found)):
+            row = first + i * ROWS_WEIGHED
+            if lane < splits and row < tile.rows:
+                found[i] = self.remote(row_lse, row, lane)[0]
+        for i in cutlass.range_constexpr(cute.size(found)):
+            if i * ROWS_WEIGHED < tile.rows:
+                row = first + i * ROWS_WEIGHED
+                largest = cute.arch.warp_reduction_max(found[i], threads_in_group=MAX_SPLITS)
+                largest = columns.base(largest)
+                weight = cute.math.exp2((found[i] - largest) * LOG2_E, fastmath=True)
+                total = cute.arch.warp_reduction_sum(weight, threads_in_group=MAX_SPLITS)
+                if row < tile.rows:
+                    weights[lane, row] = weight * reciprocal(total)
+                    if split == 0 and lane == 0:
+                        query, head = self.query_and_head(tile, row)
+                        lse[tile.entry, head, tile.offset_q + query] = logarithm(
+                            largest * LOG2_E, total
+                        )
 
     @cute.jit
     def query_and_head(self, tile, row: Int32):

@@ -154,9 +154,9 @@ def page() -> str:
             "passes, head dims 200 to 256 on SM90, it is the second one's. Head dims are "
             "multiples of 8; `F.scaled_dot_product_attention` pads others. Causal and window "
             "masks are aligned bottom-right. Speed rules are not applied. On SM90 few queries run "
-            "the decode kernel, whose tiles have 64 rows; up to how many depends on the numbers "
-            "of heads and sequences, here 2 sequences of 8 heads. kernels/tile_rules.csv names "
-            "other tiles for some self-attention on SM90."
+            "the decode kernel, whose tiles have 16 or 64 rows; up to how many depends on the "
+            "numbers of heads and sequences, here 2 sequences of 8 heads. "
+            "kernels/tile_rules.csv names other tiles for some self-attention on SM90."
         ),
         *combinations,
         "## Calls that no kernel covers",

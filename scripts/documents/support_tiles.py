@@ -12,8 +12,8 @@ MASKS = {
     "window": {"window_size_left": 100, "window_size_right": 0},
 }
 # There are lengths on both sides of every tile, so that the table shows a tile which is chosen by
-# the number of queries.
-QUERIES = (1, 64, 65, 128, 129, 192, 193, 256, 257, 512, 513, 4096)
+# the number of queries, or of queries times the four heads that share keys in GQA.
+QUERIES = (1, 4, 5, 16, 17, 64, 65, 128, 129, 192, 193, 256, 257, 512, 513, 4096)
 AXES = {
     "queries": QUERIES,
     "layout": ("dense", "varlen"),

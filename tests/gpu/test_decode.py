@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(BLACKWELL, reason="the decode kernel is for Hopper"),
 ]
 
-ROWS = 64  # of a tile: queries times the heads that share a key/value head
+ROWS = 64  # of the large tile: queries times the heads that share a key/value head
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +99,16 @@ def test_head_ratios(ratio):
     queries = ROWS // ratio
     check(dense(queries, 777, heads=2 * ratio, heads_kv=2, is_causal=True))
     check(varlen((queries, 1), (300, 2000), heads=ratio, heads_kv=1))
+
+
+@pytest.mark.parametrize(
+    ("queries", "ratio"), [(1, 16), (16, 1), (4, 4), (5, 3), (1, 17), (17, 1), (6, 3)]
+)
+def test_rows_around_those_of_the_small_tile(queries, ratio):
+    for head_dim in HEAD_DIMS:
+        fields = dict(heads=2 * ratio, heads_kv=2, head_dim=head_dim, is_causal=True)
+        check(dense(queries, 777, **fields))
+        check(varlen((queries, 1), (300, 2000), **fields))
 
 
 @pytest.mark.parametrize(

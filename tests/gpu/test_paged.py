@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(BLACKWELL, reason="the decode kernel is for Hopper"),
     pytest.mark.skipif(not TORCH_2_12, reason="torch takes a block_table since 2.12"),
 ]
-PAGE_SIZES = (128, 256, 384)
+PAGE_SIZES = (64, 128, 256, 384)
 NAN = float("nan")
 
 

@@ -5,6 +5,7 @@ Reads a request from standard input:
 
     {"programs": {digest: PTX file}, "multiprocessors": int, "capability": int,
      "tile": [queries, keys] or null, "decode": as _library.Overrides has it,
+     "disable": patterns of kernels' names,
      "calls": [{"problem": {...}, "page_size": int, "cache_rows": of a dense cache, int, or 0,
                 "own": whether through this library's own op, bool, "backward": bool,
                 "deterministic": bool,
@@ -94,7 +95,8 @@ def main() -> None:
     calls.own = OnCpu(torch.ops.fa4_ext, device)
     torch.set_num_threads(1)
     overridden = _library.override(tile=request["tile"] or (0, 0), decode=request["decode"])
-    with overridden, fa4_ext.register(fallback="error", speed_rules=False):
+    options = {"fallback": "error", "speed_rules": False, "disable": tuple(request["disable"])}
+    with overridden, fa4_ext.register(**options):
         for call in request["calls"]:
             print(json.dumps(wrong(device, call)), flush=True)
 

@@ -391,6 +391,8 @@ class Instructions:
     def _bar(self, modifiers, operands, number):
         if modifiers[0] == "warp":
             return ["pass"]
+        if modifiers[0] == "red":
+            return self._vote_at_barrier(modifiers, operands, number)
         which = f"int({self.value(operands[0], 'u32')}[0])"
         threads = (
             f"int({self.value(operands[1], 'u32')}[0])" if len(operands) > 1 else "w.block.threads"
@@ -398,6 +400,17 @@ class Instructions:
         if "arrive" in modifiers:
             return [f"w.arrive_at_named_barrier({which}, {threads}, m)"]
         return [f"if not w.wait_at_named_barrier({which}, {threads}, m): return {number}"]
+
+    def _vote_at_barrier(self, modifiers, operands, number):
+        if modifiers[1:] != ["or", "pred"]:
+            raise ValueError
+        which, threads = (f"int({self.value(x, 'u32')}[0])" for x in operands[1:3])
+        held = self.value(operands[3], "pred")
+        return [
+            f"q = w.vote_at_named_barrier({which}, {threads}, {held}, m)",
+            f"if q is None: return {number}",
+            *self.set(operands[0], "full(q, bool)"),
+        ]
 
     def _barrier(self, modifiers, operands, number):
         if modifiers[0] != "cluster":

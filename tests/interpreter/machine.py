@@ -63,15 +63,19 @@ class NamedBarriers:
     missing: dict = field(default_factory=dict)
     expected: dict = field(default_factory=dict)
     phase: dict = field(default_factory=dict)
+    votes: dict = field(default_factory=dict)  # whether a thread of the running phase said yes
+    result: dict = field(default_factory=dict)  # of the last phase
 
-    def arrive(self, which, threads: int) -> None:
+    def arrive(self, which, threads: int, vote: bool = False) -> None:
         if which not in self.missing:
             self.missing[which] = self.expected[which] = threads
         if self.expected[which] != threads:
             raise Fault(f"barrier {which} is for {self.expected[which]} threads and for {threads}")
         self.missing[which] -= LANES
+        self.votes[which] = self.votes.get(which, False) or vote
         if not self.missing[which]:
             del self.missing[which]
+            self.result[which] = self.votes.pop(which)
             self.phase[which] = self.phase.get(which, 0) + 1
 
 
@@ -301,6 +305,15 @@ class Warp:
             self.arrived = self.block.named.phase.get(which, 0)
             self.block.named.arrive(which, threads)
         return self._wait(self.block.named, which, self.arrived)
+
+    def vote_at_named_barrier(self, which: int, threads: int, held, mask) -> bool | None:
+        """bar.red.or: None while it waits. A phase's result stays until all have passed."""
+        self.all_lanes(mask, "bar.red")
+        if self.arrived is None:
+            self.arrived = self.block.named.phase.get(which, 0)
+            self.block.named.arrive(which, threads, bool(held.any()))
+        passed = self._wait(self.block.named, which, self.arrived)
+        return self.block.named.result[which] if passed else None
 
     def arrive_at_cluster_barrier(self, mask) -> None:
         self.all_lanes(mask, "barrier.cluster.arrive")

@@ -13,7 +13,10 @@ PARAMETER_ALIGN = 128
 POISON = 0x7FC12345  # a NaN, in 32-bit registers that nobody wrote
 # After these another warp may go on, and at these a warp may come back.
 JUMPS = ("bra", "ret", "exit", "mbarrier.try_wait", "mbarrier.test_wait")
-STOPS = ("bar.sync", "barrier.sync", "barrier.cluster.wait", "tcgen05.alloc", "tcgen05.dealloc")
+STOPS = (
+    "bar.sync", "bar.red", "barrier.sync", "barrier.cluster.wait", "tcgen05.alloc",
+    "tcgen05.dealloc",
+)  # fmt: skip
 
 
 def _declared(names: str) -> list[str]:

@@ -11,32 +11,49 @@
 namespace fa4 {
 namespace {
 
-const std::vector<const Kernel*>& decode_kernels() {  // smallest bucket first
+const std::vector<const Kernel*>& decode_kernels() {  // smallest bucket and tile first
   static const auto* found = [] {
     auto* kernels = new std::vector<const Kernel*>;
     for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
       if (k->op == Op::kDecode) kernels->push_back(k);
     }
     std::sort(kernels->begin(), kernels->end(), [](const Kernel* a, const Kernel* b) {
-      return std::tie(a->arch, a->head_dim, a->head_dim_v) <
-             std::tie(b->arch, b->head_dim, b->head_dim_v);
+      return std::tie(a->arch, a->head_dim, a->head_dim_v, a->block_m) <
+             std::tie(b->arch, b->head_dim, b->head_dim_v, b->block_m);
     });
     return kernels;
   }();
   return *found;
 }
 
-// The decode kernel of the smallest bucket that holds both head dims; null where the build has
-// none.
+bool reads_pages(const Kernel& kernel, const Problem& p) {
+  return p.page_size % kernel.block_n == 0;
+}
+
+// With one split no tile is small enough, so that the largest runs always: the caller asks for a
+// result that does not depend on the rest of the batch.
+bool holds_all_rows(const Kernel& kernel, const Problem& p) {
+  return kernel.block_m >= decode_rows(p) && p.num_splits != 1;
+}
+
+// Takes the smallest bucket that holds both head dims, and of its tiles whose key blocks divide a
+// page the smallest that holds all rows, or else the largest. Null where the build has none.
 const Kernel* find_decode(const Problem& p, const KernelSet& disabled) {
   const int arch = kernel_arch(p.capability);
+  const Kernel* found = nullptr;
   for (const Kernel* kernel : decode_kernels()) {
-    if (kernel->arch == arch && kernel->dtype == p.dtype && kernel->head_dim >= p.head_dim &&
-        kernel->head_dim_v >= p.head_dim_v && !disabled.contains(*kernel)) {
-      return kernel;
+    if (kernel->arch != arch || kernel->dtype != p.dtype || kernel->head_dim < p.head_dim ||
+        kernel->head_dim_v < p.head_dim_v || disabled.contains(*kernel)) {
+      continue;
     }
+    if (found && std::tie(kernel->head_dim, kernel->head_dim_v) !=
+                     std::tie(found->head_dim, found->head_dim_v))
+      break;
+    if (!found || !reads_pages(*found, p) ||
+        (!holds_all_rows(*found, p) && reads_pages(*kernel, p)))
+      found = kernel;
   }
-  return nullptr;
+  return found;
 }
 
 // The device's SMs; an H200's where no device was asked, as in explain() on another machine.
