@@ -51,6 +51,10 @@ def test_sdpa_program_registers_and_removes(programs):
     assert registered.keys() == since_2_11
     assert before == removed and "fa4_ext:0" not in before.values()
     assert "Attention was not run: no CUDA device is available" in output
+    assert re.findall(r"^  (sm90_\w+?)_bf16_d128_dense_causal_", output, flags=re.MULTILINE) == [
+        "sm90_forward",
+        "sm90_backward",
+    ]
 
 
 def test_aoti_program_runs_a_package(programs, tmp_path):

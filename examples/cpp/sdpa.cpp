@@ -54,7 +54,14 @@ struct Explanation {
   std::string kernel, reason;
 };
 
-Explanation explain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool backward) {
+// A device that explain() may be asked about: the tensors' own, or any other.
+struct Device {
+  int64_t capability = 0, sm_count = 0;
+};
+constexpr Device kHopper = {90, 132};
+
+Explanation explain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool backward,
+                    Device device = {}) {
   const c10::IValue none;
   c10::Stack stack;  // the arguments in the order of the schema, [batch, seqlen, heads, head_dim]
   torch::jit::push(stack, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
@@ -65,8 +72,9 @@ Explanation explain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& 
                    /*seqused_k=*/none,
                    /*alibi_slopes=*/none, /*block_table=*/none, /*num_splits=*/none,
                    /*deterministic=*/false, backward,
-                   /*speed_rules=*/false, /*capability=*/int64_t{0}, /*sm_count=*/int64_t{0},
-                   /*cudnn=*/true);  // PyTorch takes the call to cuDNN's op on these GPUs
+                   /*speed_rules=*/false, device.capability, device.sm_count,
+                   /*cudnn=*/true,  // PyTorch takes the call to cuDNN's op on these GPUs
+                   /*own=*/false);
   c10::Dispatcher::singleton().findSchemaOrThrow("fa4_ext::explain", "").callBoxed(stack);
   return {stack.at(1).toStringRef(), stack.at(2).toStringRef()};  // at(0): whether there is one
 }
@@ -147,6 +155,17 @@ bool run_attention() {
   return right;
 }
 
+// Without a GPU fa4_ext still says what would run.
+void show_hoppers_kernels() {
+  const auto tensor =
+      at::empty({kBatch, kHeads, kSeqlen, kHeadDim}, at::device(at::kMeta).dtype(at::kBFloat16));
+  std::printf("Attention was not run: no CUDA device is available. On Hopper it would run on\n");
+  for (bool backward : {false, true}) {
+    const Explanation found = explain(tensor, tensor, tensor, backward, kHopper);
+    std::printf("  %s%s\n", found.kernel.c_str(), found.reason.c_str());
+  }
+}
+
 }  // namespace
 
 int main() try {
@@ -157,7 +176,7 @@ int main() try {
   if (at::hasCUDA()) {
     right = run_attention();
   } else {
-    std::printf("Attention was not run: no CUDA device is available\n");
+    show_hoppers_kernels();
   }
   fa4_ext_remove();
   show_registration("After fa4_ext_remove()");

@@ -96,3 +96,12 @@ def lenient():
 
     with fa4_ext.register(fallback="stock") as handle:
         yield handle
+
+
+@pytest.fixture(autouse=True)
+def memory_for_others():
+    """Gives memory back that a large test leaves in the cache: several processes may share a
+    GPU."""
+    yield
+    if torch.cuda.is_initialized() and torch.cuda.memory_reserved() > 2 << 30:
+        torch.cuda.empty_cache()
