@@ -69,8 +69,8 @@ def table(clients: dict[str, dict]) -> list[str]:
 
 
 def draw(result: dict, path: str) -> None:
-    """Writes a figure of the speed-ups over PyTorch without fa4_ext, in GPU time: the time of a step
-    also has that of the host, which differs between runs."""
+    """Writes a figure of the speed-ups over PyTorch without fa4_ext, in GPU time. A step's time has
+    that of the host besides, which differs between runs."""
     import matplotlib
 
     matplotlib.use("Agg")
