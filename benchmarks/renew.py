@@ -44,7 +44,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "llama": (*BENCH, "--grid", "llama", "--contenders", "ours,stock,cudnn"),
     "startup": ("benchmarks.startup",),
     "uncovered": ("benchmarks.uncovered",),
+    "clients": ("benchmarks.clients",),
 }
+WITH_FIGURE = (BENCH[0], "benchmarks.clients")  # the modules that draw one
 
 
 def device() -> str:
@@ -56,7 +58,7 @@ def command(name: str, into: Path, device: str) -> list[str]:
     """Adds the options that say where the result goes."""
     path = into / f"{device}_{name}"
     written = [f"--json={path}.json"]
-    if COMMANDS[name][: len(BENCH)] == BENCH:
+    if COMMANDS[name][0] in WITH_FIGURE:
         written.append(f"--figure={path}.png")
     return [sys.executable, "-m", *COMMANDS[name], *written]
 

@@ -43,8 +43,8 @@ def test_defaults_are_those_that_cached_objects_were_compiled_with():
         "block_n": 0, "mask": Mask.FULL, "grouped": False, "deterministic": False, "two_cta": False,
         "cluster": 1, "threads": 0,
         "atom_layout_m": 1, "swap_ab": False, "atom_layout_dkv": 2, "swap_ab_dkv": False,
-        "swap_ab_sdp": False, "dq_warpgroups": 2, "stages": 0, "ctas_per_sm": 0, "q_stages": 0,
-        "do_stages": 0, "pds_stages": 0, "pingpong": True, "consumer_registers": 0,
+        "swap_ab_sdp": False, "dq_warpgroups": 2, "stages": 0, "v_stages": 0, "ctas_per_sm": 0,
+        "q_stages": 0, "do_stages": 0, "pds_stages": 0, "pingpong": True, "consumer_registers": 0,
         "producer_registers": 0, "tuned": False,
     }  # fmt: skip
 
