@@ -80,11 +80,10 @@ def attention(
         if isinstance(attention_mask, CompactMask) and _fits(attention_mask, q, k, v, s_aux):
             return _with_mask(q, k, v, attention_mask, **options).contiguous(), None
     mask = dense_mask(attention_mask) if isinstance(attention_mask, CompactMask) else attention_mask
+    if mask is not None and mask.is_floating_point() and mask.dtype != query.dtype:
+        mask = mask.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
     if "block_indices" in asked:
-        raise NotImplementedError(
-            f"{type(module).__name__} selects blocks of keys, which fa4_ext does not support: load "
-            'the model with attn_implementation="sdpa"'
-        )
+        mask = _of_blocks(module, mask, query, key, others)
     if "indices" in asked:
         mask = _selected(_explicit(mask, query, key, causal), others["indices"])
     if s_aux is not None or {"softcap", "sinks"} & asked:
@@ -247,12 +246,38 @@ def _explicit(
     return torch.ones(shape, dtype=torch.bool, device=query.device).tril()
 
 
+def _of_blocks(
+    module: torch.nn.Module,
+    mask: torch.Tensor | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    others: dict[str, Any],
+) -> torch.Tensor:
+    """Returns a mask that leaves to each query the blocks of keys that the layer selected."""
+    build = getattr(getattr(module, "indexer", None), "build_block_mask", None)
+    if build is None:
+        raise NotImplementedError(
+            f"{type(module).__name__} selects blocks of keys in a way that fa4_ext does not "
+            'support: load the model with attn_implementation="sdpa"'
+        )
+    positions = others.get("position_ids")
+    if positions is None:
+        positions = torch.arange(key.shape[2], device=query.device)[-query.shape[2] :]
+    positions = positions.expand(query.shape[0], -1)
+    blocks = others["block_indices"]
+    return build(blocks, mask, key.shape[2], query.dtype, query.device, positions)
+
+
 def _selected(mask: torch.Tensor | None, indices: torch.Tensor) -> torch.Tensor:
     """Returns a mask that leaves to each query the keys of `indices`, (batch, q_length, keys)."""
-    if mask is None or mask.dtype != torch.bool:
+    if mask is None:
         raise NotImplementedError(
-            "fa4_ext selects keys by their indices together with a boolean mask only: load the "
-            'model with attn_implementation="sdpa"'
+            "fa4_ext selects keys by their indices together with a mask only: load the model with "
+            'attn_implementation="sdpa"'
         )
-    selected = torch.zeros_like(mask.expand(indices.shape[0], -1, -1, -1))
-    return mask & selected.scatter(-1, indices.long()[:, None], True)
+    shape = indices.shape[0], *mask.shape[1:]
+    seen = torch.zeros(shape, dtype=torch.bool, device=mask.device)
+    seen = seen.scatter(-1, indices.long()[:, None], True)
+    if mask.dtype == torch.bool:
+        return mask & seen
+    return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
