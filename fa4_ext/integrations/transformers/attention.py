@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from fa4_ext.flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from fa4_ext.integrations.transformers.compact import CompactMask, dense_mask, packs_rows
 from fa4_ext.integrations.transformers.heads import attend_by_head, has_heads_outside_rows
+from fa4_ext.integrations.transformers.models import adds_masks
 from fa4_ext.integrations.transformers.rows import Rows
 
 Results = tuple[torch.Tensor, torch.Tensor | None]
@@ -45,7 +46,8 @@ def attention(
     """Computes attention, by transformers' interface of attention functions.
 
     A mask says all about what is hidden. Without one, the call is causal if `is_causal`, or else
-    the module, says so and there is more than one query, as in transformers' sdpa.
+    the module, says so and there is more than one query, as in transformers' sdpa. Where a model
+    has its own eager attention only, a call without a mask hides nothing.
 
     Args:
         module: the layer.
@@ -70,7 +72,7 @@ def attention(
         NotImplementedError: the layer selects keys in a way that only its own code knows, or the
             call needs the model's eager attention, and it has none.
     """
-    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    causal = _is_causal(module) if is_causal is None else is_causal
     asked = _given(others)
     q, k, v = _in_one_dtype(module, query, key, value)
     if not dropout and not _ASKS_MORE & asked and _covered(q, k, v):
@@ -90,7 +92,17 @@ def attention(
         explicit = _explicit(mask, query, key, causal)
         others = {**others, "s_aux": s_aux}
         return _eager(module, query, key, value, explicit, dropout, scaling, others)
-    return _sdpa(module, query, key, value, mask, dropout, scaling, is_causal, **others)
+    return _sdpa(module, query, key, value, mask, dropout, scaling, causal, **others)
+
+
+def _is_causal(module: torch.nn.Module) -> bool:
+    """Returns whether a call of the layer is causal without a mask.
+
+    A model that has no attention but its own eager one always gets a causal mask, so that it may
+    leave the attribute as it is.
+    """
+    config = getattr(module, "config", None)
+    return bool(getattr(module, "is_causal", True)) and not adds_masks(type(config))
 
 
 def _given(others: dict[str, Any]) -> set[str]:

@@ -102,19 +102,22 @@ def make_mask(
         torch.device(device),
         dtype if adds else torch.bool,
     )
+    mask = None
     if is_tracing(attention_mask):
         found = _traced(place, mask_function, attention_mask)
-        may_skip = allow_is_bidirectional_skip if found is FULL else allow_is_causal_skip
-        if found is not None and may_skip and _takes_none(config):
-            return None
+        hides_nothing, hides_the_future = found is FULL, found not in (None, FULL)
     else:
         found = recognised(mask_function)
         mask = None if found is None else _described(place, found, attention_mask)
-        if mask is not None:
-            may_skip = (allow_is_bidirectional_skip and _hides_nothing(mask)) or (
-                allow_is_causal_skip and _hides_the_future_only(place, mask)
-            )
-            return None if may_skip and _takes_none(config) else mask
+        hides_nothing = mask is not None and _hides_nothing(mask)
+        hides_the_future = mask is not None and _hides_the_future_only(place, mask)
+    takes_full = adds or supports_sdpa(type(config))
+    if allow_is_bidirectional_skip and hides_nothing and takes_full:
+        return None
+    if allow_is_causal_skip and hides_the_future and _takes_none(config):
+        return None
+    if mask is not None:
+        return mask
     make_dense = masking_utils.eager_mask if adds else masking_utils.sdpa_mask
     return make_dense(
         batch_size,
@@ -133,7 +136,7 @@ def make_mask(
 
 
 def _takes_none(config: Any) -> bool:
-    """Returns whether the model's code allows for a mask that is missing.
+    """Returns whether the model's code allows for a causal mask that is missing.
 
     Layers that share keys and values may get the last queries only, with the last rows of the
     mask. Without one nothing tells where these queries lie.
