@@ -6,18 +6,24 @@ Families that do not work like that are left out, with the reason.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import importlib
+import functools
+import importlib.util
 import inspect
+import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+import transformers
+from clients.inputs import VOCABULARY
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel, ResNetConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-VOCABULARY = 96
 WINDOW = 4
-LARGEST = 10_000_000  # parameters of a model that counts as small
+LARGEST = 40_000_000  # parameters of a model that counts as small
 
 # The values that make a model small, and the attributes that get them.
 LAYER_COUNTS = (
@@ -31,33 +37,41 @@ SMALL = (
         "encoder_embed_dim", "decoder_embed_dim", "word_embed_proj_dim", "mlp_dim", "width",
         "out_hidden_size", "hidden_dim", "vision_hidden_size", "hidden_size_per_layer_input",
         "lru_width", "text_embed_dim", "entity_emb_size", "pooler_hidden_size", "model_dim",
-        "image_size",
+        "image_size", "upsample_groups", "projector_hidden_size", "moe_hidden_size",
+        "cross_attention_hidden_size", "cross_hidden_size", "text_hidden_size",
+        "hidden_size_global", "projection_hidden_dim", "vision_output_dim", "projector_input_dim",
+        "projector_output_dim", "n_window_infer", "fpn_hidden_size", "output_channels",
     )),
     (48, (
         "intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim",
         "moe_intermediate_size", "shared_expert_intermediate_size", "intermediate_dim",
         "ffn_hidden_size", "dim_feedforward", "dense_intermediate_size",
+        "shared_intermediate_size", "expert_ffn_hidden_size",
     )),
     (2, LAYER_COUNTS),
     (4, (
         "num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads",
         "decoder_attention_heads", "num_global_attention_heads", "attention_heads",
+        "cross_num_attention_heads", "num_queries", "image_embedding_size",
         "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts",
     )),
     (2, (
         "num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_n_heads", "num_experts_per_tok",
         "num_global_key_value_heads", "swa_num_key_value_heads", "num_frames", "moe_k", "top_k",
+        "top_k_experts", "cross_num_key_value_heads",
     )),
     (8, (
         "head_dim", "d_kv", "attention_head_dim", "qk_nope_head_dim", "v_head_dim", "patch_size",
         "qk_rope_head_dim", "global_head_dim", "num_mel_bins", "attention_head_size",
         "index_head_dim", "swa_head_dim", "swa_v_head_dim", "linear_key_head_dim",
-        "linear_value_head_dim",
+        "linear_value_head_dim", "rotary_dim", "n_window", "cross_head_dim",
+        "mamba_chunk_size", "mamba_n_heads", "mamba_d_head", "n_mamba_heads", "mamba_headdim",
     )),
     (16, ("kv_lora_rank", "q_lora_rank", "o_lora_rank", "index_topk")),
-    (1, ("n_group", "topk_group", "first_k_dense_replace", "bos_token_id", "partial_rotary_factor",
-         "decoder_start_token_id")),
-    (VOCABULARY, ("vocab_size", "vocab_size_per_layer_input")),
+    (1, ("n_shared_experts", "n_group", "topk_group", "first_k_dense_replace", "bos_token_id",
+         "partial_rotary_factor", "decoder_start_token_id")),
+    (VOCABULARY, ("vocab_size", "vocab_size_per_layer_input", "codebook_size",
+                  "encoder_hash_byte_group_vocab")),
     (64, ("max_position_embeddings", "n_positions", "max_target_positions", "n_ctx",
           "max_source_positions", "attention_chunk_size")),
     (WINDOW, ("sliding_window", "local_attention", "attention_window", "window_size")),
@@ -66,6 +80,53 @@ SMALL = (
     (3, ("num_channels",)),
 )  # fmt: skip
 SMALL_BY_NAME = {name: value for value, names in SMALL for name in names}
+# Of them, those that leave the widths as they are.
+SHALLOW = {
+    *LAYER_COUNTS, "vocab_size", "vocab_size_per_layer_input", "pad_token_id", "bos_token_id",
+    "eos_token_id", "decoder_start_token_id", "num_experts", "num_local_experts",
+    "n_routed_experts", "moe_num_experts", "max_source_positions",
+}  # fmt: skip
+FILLED = {
+    "vocab_size", "num_experts", "n_routed_experts", "top_k_experts", "moe_intermediate_size",
+    "num_experts_per_tok", "n_group", "topk_group", "hidden_size", "num_key_value_heads",
+    "pad_token_id", "head_dim", "index_head_dim", "n_shared_experts", "sliding_window",
+}  # fmt: skip
+# The ways to make a configuration small, which are tried one after the other: all widths, the same
+# with what is None by default, and only the numbers of layers, experts and tokens.
+WAYS = ("narrow", "filled", "shallow")
+# What families of these types cannot be built without, or not so small.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "chameleon": {"vocabulary_map": {"<image>": 5, "IMGIMGBS8192A": 6}, "image_token_id": 5},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "deepseek_v4": {"o_groups": 2},
+    "minimax_m3_vl_text": {
+        "index_block_size": 2,
+        "index_topk_blocks": 2,
+        "index_n_heads": 2,
+        "layer_types": ["full_attention", "minimax_m3_sparse"],
+    },
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "bridgetower": {"hidden_size": 64},
+    "bridgetower_vision_model": {"hidden_size": 64},
+    "esmc": {"num_key_value_heads": 4},
+    "llama4_vision_model": {"intermediate_size": 128},
+    "longcat_flash": {"qk_head_dim": 16},
+    "swin": {
+        "num_heads": [2, 2, 4, 4],
+        "depths": [1, 1, 1, 1],
+        "window_size": 2,
+        "image_size": 64,
+        "patch_size": 4,
+    },
+    "sam2_hiera_det_model": {"hidden_size": 96},
+    "sam2_vision_model": {"backbone_feature_sizes": [[8, 8], [4, 4], [2, 2]]},
+    "kosmos_2_5_vision_model": {"patch_embed_hidden_size": 192},
+    "informer": {"prediction_length": 4, "context_length": 4},
+    "time_series_transformer": {"prediction_length": 4, "context_length": 4},
+    "xmod": {"default_language": "en_XX"},
+}
 WITHOUT_DROPOUT = ("dropout", "drop_rate", "pdrop", "layerdrop")
 
 
@@ -73,33 +134,84 @@ class NotGeneric(Exception):
     """Says why a family is left out."""
 
 
-def small(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Makes a configuration small, in place, and returns it."""
-    layers = {vars(config).get(name) for name in LAYER_COUNTS}
+class NoInterface(NotGeneric):
+    """Says that no layer of a family calls attention by the interface."""
+
+
+def small(config: PreTrainedConfig, way: str = "narrow") -> PreTrainedConfig:
+    """Makes a configuration small, in place, and returns it.
+
+    Args:
+        config: the configuration.
+        way: one of `WAYS`.
+    """
+    kept = _layers_kept(config)
+    staged = "depths" in vars(config)  # of each stage, the widths grow from one to the next
     tokens = 3
     for name, value in list(vars(config).items()):
         known = config.attribute_map.get(name, name)
         if isinstance(value, PreTrainedConfig):
-            small(value)
+            setattr(config, name, small(value, way))
         elif name == "rope_parameters" and isinstance(value, dict) and "rope_theta" in value:
-            value["mrope_section"] = [2, 1, 1]
+            if value["rope_theta"] is None:
+                value["rope_theta"] = 10000.0
+            if way != "shallow":
+                value["mrope_section"] = [1, 1, 2]
+            if way == "filled" and "partial_rotary_factor" in value:
+                value["partial_rotary_factor"] = 1.0
         elif name.endswith(WITHOUT_DROPOUT) and isinstance(value, float):
             setattr(config, name, 0.0)
-        elif (
-            known in SMALL_BY_NAME
-            and isinstance(value, int | float)
-            and not isinstance(value, bool)
-        ):
-            setattr(config, known, SMALL_BY_NAME[known])
-        elif isinstance(value, list | tuple) and len(value) in layers and len(value) > 2:
-            # The first and the last layer are of different kinds, if any are.
-            setattr(config, name, type(value)([value[0], value[-1]]))
+        elif known == "window_size" and hasattr(config, "spatial_merge_size"):  # in pixels
+            setattr(config, name, 32)
+        elif known == "image_size" and isinstance(value, list | tuple):
+            setattr(config, name, type(value)([SMALL_BY_NAME["image_size"]] * len(value)))
+        elif staged and (isinstance(value, list | tuple) or known in LAYER_COUNTS):
+            continue
+        elif known in LAYER_COUNTS and _is_number(value) and value in kept:
+            setattr(config, name, len(kept[value]))
+        elif known in SMALL_BY_NAME and (way != "shallow" or known in SHALLOW):
+            if _is_number(value):
+                setattr(config, known, type(value)(SMALL_BY_NAME[known]))
+            elif value is None and way == "filled" and known in FILLED:
+                setattr(config, known, SMALL_BY_NAME[known])
+        elif isinstance(value, list | tuple) and len(value) in kept:
+            setattr(config, name, type(value)(value[layer] for layer in kept[len(value)]))
         elif name.endswith(("token_id", "token_index")) and isinstance(value, int):
             setattr(config, name, VOCABULARY - tokens)
             tokens += 1
-    if getattr(config, "kv_lora_rank", None):  # latent attention expands the keys to all heads
-        config.num_key_value_heads = config.num_attention_heads
+    heads = vars(config).get("num_attention_heads")
+    if way != "shallow" and heads and vars(config).get("kv_lora_rank"):
+        config.num_key_value_heads = heads  # the latent is expanded to all heads
+    if way == "shallow" and _is_number(getattr(config, "image_size", None)):
+        patch = getattr(config, "patch_size", 16)
+        config.image_size = 4 * (patch if _is_number(patch) else 16)
+    for name in ("pad_token_id", "vocab_size"):
+        if way == "filled" and not hasattr(config, name):
+            setattr(config, name, SMALL_BY_NAME[name])
+    for name, value in SETTINGS.get(config.model_type, {}).items():
+        setattr(config, name, value)
+    if config.model_type in ("timm_backbone", "timm_wrapper"):  # they need another package
+        return small(ResNetConfig(depths=[1] * 4, hidden_sizes=[8, 16, 24, 32], embedding_size=8,
+                                  layer_type="basic", out_indices=[1, 2, 3]))  # fmt: skip
     return config
+
+
+def _layers_kept(config: PreTrainedConfig) -> dict[int, list[int]]:
+    """Returns for each number of layers those to keep: one of each kind, and at least two."""
+    values = vars(config).values()
+    lists = [value for value in values if isinstance(value, list | tuple) and len(value) > 2]
+    kept = {}
+    for count in {vars(config).get(name) for name in LAYER_COUNTS} & {len(one) for one in lists}:
+        named = [one for one in lists if len(one) == count and isinstance(one[0], str)]
+        kinds = list(zip(*named, strict=True))
+        kept[count] = sorted({kinds.index(kind) for kind in kinds})[:4]
+        if len(kept[count]) < 2:
+            kept[count] = [0, count - 1]
+    return kept
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def families() -> list[str]:
@@ -108,56 +220,46 @@ def families() -> list[str]:
     return sorted(name for name in CONFIG_MAPPING if name in mapped)
 
 
-def model_class(family: str) -> type[PreTrainedModel]:
-    """Returns the family's model with a head for the next token, or else its plain model.
-
-    Raises:
-        NotGeneric: there is no single one, or it does not call attention by the interface.
-    """
+def model_classes(family: str) -> list[type[PreTrainedModel]]:
+    """Returns the family's models: with a head for the next token first, the plain model last."""
+    module = importlib.import_module(type(CONFIG_MAPPING[family]()).__module__.rpartition(".")[0])
+    found = []
     for names in (
         modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
         modeling_auto.MODEL_MAPPING_NAMES,
     ):
         name = names.get(family)
-        if isinstance(name, tuple | list):
-            name = name[0]
-        if name is None:
-            continue
-        module = importlib.import_module(
-            type(CONFIG_MAPPING[family]()).__module__.rpartition(".")[0]
-        )
-        found = getattr(module, name, None)
-        if found is not None:
-            return found
-    raise NotGeneric("no model")
+        name = name[0] if isinstance(name, tuple | list) else name
+        if name is not None:
+            found.append(getattr(module, name, None) or getattr(transformers, name, None))
+    return [model for model in found if model is not None]
 
 
-def built(family: str, *, own_attention: bool = False) -> tuple[PreTrainedModel, PreTrainedModel]:
+def built(
+    family: str, *, own_attention: bool = False, way: str = "narrow"
+) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Returns two small models with the same random weights: one with transformers' own attention,
     sdpa where the family supports it, or eager, and one with fa4_ext's.
 
     Args:
         family: the model type.
         own_attention: whether the family has to compute attention by itself, or must not.
+        way: how to make it small, one of `WAYS`.
 
     Raises:
         NotGeneric: the family is left out.
     """
+    found, config = _chosen(family, way)
+    if own_attention and found._can_set_attn_implementation():
+        raise NotGeneric("it does not compute attention by itself")
+    own = "eager" if own_attention else None  # None is sdpa for all parts that support it
     try:
-        found = model_class(family)
-        if found._can_set_attn_implementation() == own_attention:
-            by_itself = "does not compute" if own_attention else "computes"
-            raise NotGeneric(f"it {by_itself} attention by itself")
-        config = small(CONFIG_MAPPING[family]())
-        with torch.device("meta"):
-            sizes = [p.numel() for p in found._from_config(copy.deepcopy(config)).parameters()]
-        if sum(sizes) > LARGEST:
-            raise NotGeneric(f"{sum(sizes)} parameters after making it small")
-        own = "sdpa" if found._supports_sdpa and not own_attention else "eager"
         torch.manual_seed(0)
         expected = found._from_config(copy.deepcopy(config), attn_implementation=own).eval()
-        actual = found._from_config(config, attn_implementation="fa4_ext").eval()
+        if not own_attention and not attention_layers(expected):
+            raise NoInterface("no layer calls attention by the interface")
+        actual = _with_fa4_ext(found, config).eval()
     except NotGeneric:
         raise
     except Exception as error:
@@ -165,46 +267,113 @@ def built(family: str, *, own_attention: bool = False) -> tuple[PreTrainedModel,
     with torch.no_grad():
         for parameter in expected.parameters():
             if parameter.dim() > 1:
-                parameter.normal_(std=0.2)
+                inputs = max(1, parameter.shape[1:].numel())
+                parameter.normal_(std=min(0.2, inputs**-0.5))
             else:  # a sink of zero, for example, would show nothing
                 parameter.add_(torch.randn_like(parameter) * 0.1).nan_to_num_()
     actual.load_state_dict(expected.state_dict())
     return expected, actual
 
 
-def inputs_of(model: PreTrainedModel, batch: int, length: int) -> dict[str, torch.Tensor]:
-    """Returns random inputs.
+def _chosen(family: str, way: str) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """Returns the first of the family's models that can be built, and a small configuration.
 
     Raises:
-        NotGeneric: the model takes other inputs than tokens or an image.
+        NotGeneric: none can be built, or none is small.
     """
-    names = inspect.signature(model.forward).parameters
-    if "grid_thw" in names:
-        return _packed_images(model)
-    inputs: dict[str, torch.Tensor] = {}
-    if "input_ids" in names:
-        inputs["input_ids"] = torch.randint(3, VOCABULARY // 2, (batch, length))
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = torch.randint(3, VOCABULARY // 2, (batch, length - 2))
-    needs_image = hasattr(model.config, "vision_config") and not (
-        {"logits_to_keep", "image_grid_thw"} & set(names)
+    reasons = []
+    try:
+        for found in model_classes(family):
+            config = small(CONFIG_MAPPING[family](), way)
+            try:
+                with torch.device("meta"):
+                    empty = found._from_config(copy.deepcopy(config))
+            except Exception as error:
+                reasons.append(repr(error))
+                continue
+            size = sum(parameter.numel() for parameter in empty.parameters())
+            if size <= LARGEST:
+                return found, config
+            reasons.append(f"{size} parameters after making it small")
+    except Exception as error:
+        reasons.append(repr(error))
+    if not uses_interface(family):
+        raise NoInterface("no layer calls attention by the interface")
+    raise NotGeneric(f"it cannot be built: {reasons[0] if reasons else 'no model'}")
+
+
+def uses_interface(family: str) -> bool:
+    """Returns whether the code of a family, or of a part of it, calls attention by the interface.
+
+    It is asked of families that cannot be built.
+    """
+    configs = [CONFIG_MAPPING[family]()]
+    for config in configs:
+        configs += [one for one in vars(config).values() if isinstance(one, PreTrainedConfig)]
+        name = type(config).__module__.replace("configuration_", "modeling_")
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:
+            continue
+        if "ALL_ATTENTION_FUNCTIONS.get" in pathlib.Path(found.origin).read_text():
+            return True
+    return False
+
+
+def _with_fa4_ext(found: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Returns a model with fa4_ext's attention, wherever it does not choose a class by the name of
+    the implementation, from a list of its own.
+    """
+    others = [{"": "fa4_ext", name: "sdpa"} for name in config.sub_configs]
+    others += [{"": "eager", name: "fa4_ext"} for name in config.sub_configs]
+    for implementation in ("fa4_ext", *others):
+        try:
+            return found._from_config(copy.deepcopy(config), attn_implementation=implementation)
+        except (KeyError, ValueError) as error:
+            if implementation == "fa4_ext" and error.args != ("fa4_ext",):
+                raise
+    raise NotGeneric("it knows a list of implementations only")
+
+
+def attention_layers(model: torch.nn.Module) -> set[type]:
+    """Returns the classes of the model's layers that call attention by the interface."""
+    return {type(module) for module in model.modules() if _calls_interface(type(module))}
+
+
+@functools.cache
+def _calls_interface(layer: type) -> bool:
+    """Returns whether one of the layer's own functions looks up the attention function."""
+    functions = (
+        inspect.unwrap(found)
+        for parent in layer.__mro__
+        if parent.__module__.startswith("transformers.models.")
+        for found in vars(parent).values()
+        if inspect.isfunction(found)
     )
-    if model.main_input_name == "pixel_values" or needs_image:
-        vision = getattr(model.config, "vision_config", model.config)
-        size = getattr(vision, "image_size", 32)
-        height, width = (size, size) if isinstance(size, int) else size
-        channels = getattr(vision, "num_channels", 3)
-        inputs["pixel_values"] = torch.randn(batch, channels, height, width)
-    if not inputs or model.main_input_name not in inputs:
-        raise NotGeneric(f"it takes {model.main_input_name}")
-    return inputs
+    return any("ALL_ATTENTION_FUNCTIONS" in found.__code__.co_names for found in functions)
 
 
-def _packed_images(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Returns images of different sizes as the patches that a vision tower takes."""
-    config = model.config
-    grid = torch.tensor([[1, 4, 4], [1, 2, 4], [1, 6, 4]])
-    channels = getattr(config, "in_channels", getattr(config, "in_chans", 3))
-    patch = channels * getattr(config, "temporal_patch_size", 1) * config.patch_size**2
-    first = next(iter(inspect.signature(model.forward).parameters))
-    return {first: torch.randn(int(grid.prod(1).sum()), patch), "grid_thw": grid}
+def parts(
+    expected: PreTrainedModel, actual: PreTrainedModel
+) -> Iterator[tuple[str, PreTrainedModel, PreTrainedModel]]:
+    """Yields the models, and the models in them, which a family of several parts has."""
+    for name, part in expected.named_modules():
+        if isinstance(part, PreTrainedModel) and attention_layers(part):
+            yield name, part, actual.get_submodule(name)
+
+
+@contextlib.contextmanager
+def layers_called() -> Iterator[set[type]]:
+    """Gives the set of classes of layers that call fa4_ext's attention function meanwhile."""
+    called: set[type] = set()
+    mapping = AttentionInterface._global_mapping
+    original = mapping["fa4_ext"]
+
+    def attention(module: torch.nn.Module, *arguments: Any, **others: Any) -> Any:
+        called.add(type(module))
+        return original(module, *arguments, **others)
+
+    mapping["fa4_ext"] = attention
+    try:
+        yield called
+    finally:
+        mapping["fa4_ext"] = original

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from clients import families
+from clients.inputs import accepted
 from clients.test_families import close
 from clients.test_workloads import BATCH, LAYERS, LENGTH, packed_positions, padding, pair, tokens
 from torch._dynamo.utils import counters
@@ -143,7 +144,7 @@ def test_with_the_mask_outside_the_graph_the_kernels_run(config, given, calls):
 def test_a_compiled_family_computes_what_transformers_computes(family, side):
     """pegasus_x and splinter have no sdpa, and layers that do not say whether they are causal."""
     expected, actual = families.built(family)
-    inputs = families.inputs_of(expected, BATCH, LENGTH)
+    inputs = accepted(expected, BATCH, LENGTH)
     mask = None if side == "none" else padding(side)
     if mask is not None and "input_ids" in inputs:
         inputs["attention_mask"] = mask

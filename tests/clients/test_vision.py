@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from clients import families
+from clients.inputs import accepted
 from transformers import AutoModel, LlamaConfig, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
 from fa4_ext.integrations.transformers import join_vision_calls
@@ -25,7 +26,7 @@ def tower_of(config, name: str) -> torch.nn.Module:
 def test_a_vision_tower_calls_attention_once_a_layer(config, calls):
     expected, actual = (tower_of(config(), name) for name in ("sdpa", "fa4_ext"))
     actual.load_state_dict(expected.state_dict())
-    inputs = families.inputs_of(actual.visual, 1, 1)
+    inputs = accepted(actual.visual, 1, 1)
     wanted = expected.visual(**inputs)[0]
     split = actual.visual(**inputs)[0]
     layers = len(actual.visual.blocks)
@@ -47,7 +48,7 @@ def test_the_joined_calls_leave_the_text_model_and_the_saved_configuration_alone
     model.save_pretrained(tmp_path)
     assert "fa4_ext" not in (tmp_path / "config.json").read_text()
     model.set_attn_implementation("sdpa")
-    model.visual(**families.inputs_of(model.visual, 1, 1))
+    model.visual(**accepted(model.visual, 1, 1))
     assert (calls.kernels, calls.elsewhere) == (0, 0)
 
 

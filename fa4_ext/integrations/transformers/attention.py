@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from fa4_ext.flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from fa4_ext.integrations.transformers.compact import CompactMask, dense_mask, packs_rows
 from fa4_ext.integrations.transformers.heads import attend_by_head, has_heads_outside_rows
+from fa4_ext.integrations.transformers.models import adds_masks
 from fa4_ext.integrations.transformers.rows import Rows
 
 Results = tuple[torch.Tensor, torch.Tensor | None]
@@ -45,7 +46,8 @@ def attention(
     """Computes attention, by transformers' interface of attention functions.
 
     A mask says all about what is hidden. Without one, the call is causal if `is_causal`, or else
-    the module, says so and there is more than one query, as in transformers' sdpa.
+    the module, says so and there is more than one query, as in transformers' sdpa. Where a model
+    has its own eager attention only, a call without a mask hides nothing.
 
     Args:
         module: the layer.
@@ -70,7 +72,7 @@ def attention(
         NotImplementedError: the layer selects keys in a way that only its own code knows, or the
             call needs the model's eager attention, and it has none.
     """
-    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    causal = _is_causal(module) if is_causal is None else is_causal
     asked = _given(others)
     q, k, v = _in_one_dtype(module, query, key, value)
     if not dropout and not _ASKS_MORE & asked and _covered(q, k, v):
@@ -80,18 +82,27 @@ def attention(
         if isinstance(attention_mask, CompactMask) and _fits(attention_mask, q, k, v, s_aux):
             return _with_mask(q, k, v, attention_mask, **options).contiguous(), None
     mask = dense_mask(attention_mask) if isinstance(attention_mask, CompactMask) else attention_mask
+    if mask is not None and mask.is_floating_point() and mask.dtype != query.dtype:
+        mask = mask.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
     if "block_indices" in asked:
-        raise NotImplementedError(
-            f"{type(module).__name__} selects blocks of keys, which fa4_ext does not support: load "
-            'the model with attn_implementation="sdpa"'
-        )
+        mask = _of_blocks(module, mask, query, key, others)
     if "indices" in asked:
         mask = _selected(_explicit(mask, query, key, causal), others["indices"])
     if s_aux is not None or {"softcap", "sinks"} & asked:
         explicit = _explicit(mask, query, key, causal)
         others = {**others, "s_aux": s_aux}
         return _eager(module, query, key, value, explicit, dropout, scaling, others)
-    return _sdpa(module, query, key, value, mask, dropout, scaling, is_causal, **others)
+    return _sdpa(module, query, key, value, mask, dropout, scaling, causal, **others)
+
+
+def _is_causal(module: torch.nn.Module) -> bool:
+    """Returns whether a call of the layer is causal without a mask.
+
+    A model that has no attention but its own eager one always gets a causal mask, so that it may
+    leave the attribute as it is.
+    """
+    config = getattr(module, "config", None)
+    return bool(getattr(module, "is_causal", True)) and not adds_masks(type(config))
 
 
 def _given(others: dict[str, Any]) -> set[str]:
@@ -247,12 +258,38 @@ def _explicit(
     return torch.ones(shape, dtype=torch.bool, device=query.device).tril()
 
 
+def _of_blocks(
+    module: torch.nn.Module,
+    mask: torch.Tensor | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    others: dict[str, Any],
+) -> torch.Tensor:
+    """Returns a mask that leaves to each query the blocks of keys that the layer selected."""
+    build = getattr(getattr(module, "indexer", None), "build_block_mask", None)
+    if build is None:
+        raise NotImplementedError(
+            f"{type(module).__name__} selects blocks of keys in a way that fa4_ext does not "
+            'support: load the model with attn_implementation="sdpa"'
+        )
+    positions = others.get("position_ids")
+    if positions is None:
+        positions = torch.arange(key.shape[2], device=query.device)[-query.shape[2] :]
+    positions = positions.expand(query.shape[0], -1)
+    blocks = others["block_indices"]
+    return build(blocks, mask, key.shape[2], query.dtype, query.device, positions)
+
+
 def _selected(mask: torch.Tensor | None, indices: torch.Tensor) -> torch.Tensor:
     """Returns a mask that leaves to each query the keys of `indices`, (batch, q_length, keys)."""
-    if mask is None or mask.dtype != torch.bool:
+    if mask is None:
         raise NotImplementedError(
-            "fa4_ext selects keys by their indices together with a boolean mask only: load the "
-            'model with attn_implementation="sdpa"'
+            "fa4_ext selects keys by their indices together with a mask only: load the model with "
+            'attn_implementation="sdpa"'
         )
-    selected = torch.zeros_like(mask.expand(indices.shape[0], -1, -1, -1))
-    return mask & selected.scatter(-1, indices.long()[:, None], True)
+    shape = indices.shape[0], *mask.shape[1:]
+    seen = torch.zeros(shape, dtype=torch.bool, device=mask.device)
+    seen = seen.scatter(-1, indices.long()[:, None], True)
+    if mask.dtype == torch.bool:
+        return mask & seen
+    return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)

@@ -11,16 +11,17 @@ _TENSORS = (
     "anchor", "lengths", "visible_keys", "sequences", "cu_seqlens_q", "cu_seqlens_k", "runs",
     "changed",
 )  # fmt: skip
-_NUMBERS = ("left", "right", "used", "max_seqlen_q", "max_seqlen_k")
+_NUMBERS = ("left", "right", "used", "max_seqlen_q", "max_seqlen_k", "dtype")
 _KEPT = (torch.ops.aten.detach.default, torch.ops.aten.clone.default)
 
 
 class CompactMask(torch.Tensor):
-    """A boolean mask, (batch, 1, q_length, kv_length), that is described and not stored.
+    """A mask, (batch, 1, q_length, kv_length), that is described and not stored.
 
-    It is true where a query sees a key, like the dense mask that it stands for. An operation on it
-    computes the dense mask and works on that, so that code that knows nothing of this class gets
-    the right result. The attention function reads the description instead.
+    It stands for a dense mask: a boolean one, true where a query sees a key, or one of another
+    dtype, which is added to the scores. An operation on it computes the dense mask and works on
+    that, so that code that knows nothing of this class gets the right result. The attention
+    function reads the description instead.
 
     The position of the last query is that of the last key in use; the others lie before it.
 
@@ -73,10 +74,11 @@ class CompactMask(torch.Tensor):
         used: int | None = None,
         max_seqlen_q: int = 0,
         max_seqlen_k: int = 0,
+        dtype: torch.dtype = torch.bool,
         **tensors: torch.Tensor | None,
     ) -> CompactMask:
         device = anchor.device
-        mask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=device)
+        mask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         tensors["anchor"] = anchor
         mask.left, mask.right, mask.used = left, right, used
         mask.max_seqlen_q, mask.max_seqlen_k = max_seqlen_q, max_seqlen_k
@@ -105,7 +107,7 @@ class CompactMask(torch.Tensor):
         if isinstance(first, cls) and first.changed is None:
             if func in _KEPT:
                 return first._on(first.device)
-            if _only_moves(func, kwargs):
+            if _only_moves(func, first.dtype, kwargs):
                 return first._on(kwargs.get("device") or first.device)
         shared = func._schema.is_mutable or any(
             result.alias_info is not None for result in func._schema.returns
@@ -114,7 +116,7 @@ class CompactMask(torch.Tensor):
         def dense(value: Any) -> Any:
             if not isinstance(value, cls):
                 return value
-            mask = dense_mask(value)
+            mask = _as_it_stands(value)
             if shared:
                 value.changed = mask
             return mask
@@ -137,7 +139,9 @@ def packs_rows(mask: CompactMask) -> bool:
 
 
 def dense_mask(mask: CompactMask) -> torch.Tensor:
-    """Returns the mask that this one stands for, (batch, 1, q_length, kv_length), bool."""
+    """Returns which keys a query sees, (batch, 1, q_length, kv_length), bool; or the mask as an
+    operation has left it.
+    """
     if mask.changed is not None:
         return mask.changed
     if torch.compiler.is_compiling():
@@ -147,11 +151,20 @@ def dense_mask(mask: CompactMask) -> torch.Tensor:
     return mask._dense
 
 
-def _only_moves(func: Any, kwargs: dict) -> bool:
+def _as_it_stands(mask: CompactMask) -> torch.Tensor:
+    """Returns the mask that this one stands for, in its dtype."""
+    seen = dense_mask(mask)
+    if mask.changed is not None or mask.dtype == torch.bool:
+        return seen
+    lowest = torch.finfo(mask.dtype).min
+    return torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, lowest)
+
+
+def _only_moves(func: Any, dtype: torch.dtype, kwargs: dict) -> bool:
     """Returns whether the operation copies the mask to another device as it is."""
     return (
         func is torch.ops.aten._to_copy.default
-        and kwargs.get("dtype") in (None, torch.bool)
+        and kwargs.get("dtype") in (None, dtype)
         and set(kwargs) <= {"dtype", "device", "layout", "non_blocking"}
     )
 

@@ -16,7 +16,11 @@ from transformers.utils.import_utils import is_tracing
 
 from fa4_ext.integrations.transformers import rows
 from fa4_ext.integrations.transformers.compact import CompactMask
-from fa4_ext.integrations.transformers.models import refuse_own_attention, supports_sdpa
+from fa4_ext.integrations.transformers.models import (
+    adds_masks,
+    refuse_own_attention,
+    supports_sdpa,
+)
 from fa4_ext.integrations.transformers.patterns import FULL, MaskFunction, Pattern, recognised
 
 Offset: TypeAlias = int | torch.Tensor
@@ -27,6 +31,7 @@ class _Place(NamedTuple):
 
     Attributes:
         used: how many keys lie up to the last query.
+        dtype: of the mask that the model expects: bool, or that of a mask that it adds.
     """
 
     batch: int
@@ -36,6 +41,7 @@ class _Place(NamedTuple):
     kv_offset: int
     used: Offset
     device: torch.device
+    dtype: torch.dtype
 
     @property
     def from_the_start(self) -> bool:
@@ -55,6 +61,7 @@ def make_mask(
     allow_is_bidirectional_skip: bool = False,
     device: torch.device | str = "cpu",
     config: Any = None,
+    dtype: torch.dtype = torch.float32,
     **others: Any,
 ) -> torch.Tensor | None:
     """Returns the mask that the attention function gets, by transformers' interface of masks.
@@ -72,17 +79,19 @@ def make_mask(
         allow_is_bidirectional_skip: whether None may stand for a mask that hides nothing.
         device: where the mask lies.
         config: the configuration of the model.
+        dtype: of the mask, where the model adds it to its scores.
         others: further arguments of transformers' sdpa_mask.
 
     Returns:
-        A `CompactMask` or a dense mask, (batch_size, 1, q_length, kv_length), bool; or None where
-        that is allowed and the mask hides nothing, or the future only.
+        A `CompactMask` or a dense mask, (batch_size, 1, q_length, kv_length), bool or added to the
+        scores; or None where that is allowed and the mask hides nothing, or the future only.
 
     Raises:
         ValueError: the model does not call attention through transformers' interface.
     """
     if config is not None:
         refuse_own_attention(type(config))
+    adds = adds_masks(type(config))
     place = _Place(
         batch_size,
         q_length,
@@ -91,21 +100,26 @@ def make_mask(
         kv_offset,
         q_offset + q_length - kv_offset,
         torch.device(device),
+        dtype if adds else torch.bool,
     )
+    mask = None
     if is_tracing(attention_mask):
         found = _traced(place, mask_function, attention_mask)
-        may_skip = allow_is_bidirectional_skip if found is FULL else allow_is_causal_skip
-        if found is not None and may_skip and supports_sdpa(type(config)):
-            return None
+        hides_nothing, hides_the_future = found is FULL, found not in (None, FULL)
     else:
         found = recognised(mask_function)
         mask = None if found is None else _described(place, found, attention_mask)
-        if mask is not None:
-            may_skip = (allow_is_bidirectional_skip and _hides_nothing(mask)) or (
-                allow_is_causal_skip and _hides_the_future_only(place, mask)
-            )
-            return None if may_skip and supports_sdpa(type(config)) else mask
-    return masking_utils.sdpa_mask(
+        hides_nothing = mask is not None and _hides_nothing(mask)
+        hides_the_future = mask is not None and _hides_the_future_only(place, mask)
+    takes_full = adds or supports_sdpa(type(config))
+    if allow_is_bidirectional_skip and hides_nothing and takes_full:
+        return None
+    if allow_is_causal_skip and hides_the_future and _takes_none(config):
+        return None
+    if mask is not None:
+        return mask
+    make_dense = masking_utils.eager_mask if adds else masking_utils.sdpa_mask
+    return make_dense(
         batch_size,
         q_length,
         kv_length,
@@ -116,8 +130,18 @@ def make_mask(
         allow_is_causal_skip=False,
         allow_is_bidirectional_skip=False,
         device=device,
+        dtype=dtype,
         **others,
     )
+
+
+def _takes_none(config: Any) -> bool:
+    """Returns whether the model's code allows for a causal mask that is missing.
+
+    Layers that share keys and values may get the last queries only, with the last rows of the
+    mask. Without one nothing tells where these queries lie.
+    """
+    return supports_sdpa(type(config)) and not getattr(config, "num_kv_shared_layers", 0)
 
 
 def _is(number: Offset, other: int) -> bool:
@@ -302,6 +326,7 @@ def _mask(
         lengths=lengths,
         max_seqlen_q=every.max_seqlen_q if every else 0,
         max_seqlen_k=every.max_seqlen_k if every else 0,
+        dtype=place.dtype,
         **tensors,
     )
 

@@ -35,6 +35,14 @@ def supports_sdpa(config_class: type) -> bool:
     return any(model._supports_sdpa for model in _models(config_class))
 
 
+@torch.compiler.assume_constant_result
+def adds_masks(config_class: type) -> bool:
+    """Returns whether the models of this configuration have no attention but their own eager one,
+    so that their code may rely on a mask that is added to the scores.
+    """
+    return bool(_models(config_class)) and not supports_sdpa(config_class)
+
+
 @functools.cache
 def _models(config_class: Any) -> tuple[type[PreTrainedModel], ...]:
     """Returns the models in the modeling file that belongs to the configuration's, if any."""
