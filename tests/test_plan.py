@@ -241,6 +241,10 @@ def test_the_workspace_holds_every_tensor_and_nothing_overlaps(problem):
             {"head_dim": 264, "head_dim_v": 264},
             "head_dim must be at most 256 on compute capability 9.0 in this build, is 264",
         ),
+        (  # where it runs in two passes, too
+            {"op": "backward", "head_dim": 264, "head_dim_v": 264},
+            "head_dim must be at most 256 on compute capability 9.0 in this build, is 264",
+        ),
         (
             {"head_dim_v": 264, "capability": 103},
             "value's head_dim must be at most 256 on compute capability 10.3 in this build, is 264",

@@ -11,6 +11,10 @@
 namespace fa4 {
 namespace {
 
+// The op of the problems that a kernel is planned for. A backward in two passes is planned on the
+// second.
+Op problem_op(const Kernel& k) { return k.op == Op::kBackwardKeys ? Op::kBackward : k.op; }
+
 // Everything that selects a kernel except the bucket and the tile. The op is a problem's.
 struct Key {
   Op op;
@@ -30,16 +34,22 @@ struct Key {
   static constexpr size_t kSlots = 3 << 6;
 };
 
-// The keys of the problems that a forward or backward kernel is for. One in two passes takes any
-// ratio of heads, and adds up in the same order always.
+Key key_of(const Kernel& k) {
+  return {problem_op(k), k.arch, k.dtype, k.layout, k.mask, k.grouped, k.deterministic};
+}
+
+// The keys of all problems that a kernel is for. A backward in two passes takes any ratio of heads,
+// and adds up in the same order always.
 std::vector<Key> keys_of(const Kernel& k) {
-  if (k.op == Op::kForward || k.op == Op::kBackward)
-    return {{k.op, k.arch, k.dtype, k.layout, k.mask, k.grouped, k.deterministic}};
+  Key key = key_of(k);
+  if (k.op != Op::kBackwardKeys) return {key};
   std::vector<Key> keys;
-  if (k.op != Op::kBackwardKeys) return keys;
   for (bool grouped : {false, true}) {
-    for (bool deterministic : {false, true})
-      keys.push_back({Op::kBackward, k.arch, k.dtype, k.layout, k.mask, grouped, deterministic});
+    for (bool deterministic : {false, true}) {
+      key.grouped = grouped;
+      key.deterministic = deterministic;
+      keys.push_back(key);
+    }
   }
   return keys;
 }
@@ -50,6 +60,8 @@ const std::vector<const Kernel*>& kernels_for(const Key& key) {
   static const auto* index = [] {
     auto* slots = new std::vector<std::vector<const Kernel*>>(Key::kSlots);
     for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
+      const Op op = problem_op(*k);
+      if (op != Op::kForward && op != Op::kBackward) continue;
       for (const Key& each : keys_of(*k)) (*slots)[each.slot()].push_back(k);
     }
     for (auto& slot : *slots) {
@@ -126,13 +138,11 @@ const Kernel* default_backward(const Problem& p, Mask mask, const KernelSet& dis
 // has none.
 const Kernel* with_tile(const Kernel& kernel, Tile tile, const KernelSet& disabled) {
   const Kernel* found = nullptr;
-  for (const Key& key : keys_of(kernel)) {
-    for (const Kernel* other : kernels_for(key)) {
-      if (same_bucket(*other, kernel) && other->block_m == tile.queries &&
-          other->block_n == tile.keys && !first_needed_in(disabled, *other) &&
-          (!found || other->two_cta == kernel.two_cta)) {
-        found = other;
-      }
+  for (const Kernel* other : kernels_for(key_of(kernel))) {
+    if (same_bucket(*other, kernel) && other->block_m == tile.queries &&
+        other->block_n == tile.keys && !first_needed_in(disabled, *other) &&
+        (!found || other->two_cta == kernel.two_cta)) {
+      found = other;
     }
   }
   return found;
@@ -141,7 +151,7 @@ const Kernel* with_tile(const Kernel& kernel, Tile tile, const KernelSet& disabl
 std::string why_no_kernel(const Problem& p) {
   int largest = 0, largest_v = 0;
   for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
-    if (k->arch != kernel_arch(p.capability) || k->op != p.op) continue;
+    if (k->arch != kernel_arch(p.capability) || problem_op(*k) != p.op) continue;
     largest = std::max<int>(largest, k->head_dim);
     largest_v = std::max<int>(largest_v, k->head_dim_v);
   }
