@@ -5,6 +5,8 @@ results."""
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 
 import math_ops
@@ -141,6 +143,9 @@ class Answers:
     def __init__(self, contender, *_):
         self.contender = contender
 
+    def start(self):
+        pass
+
     def run(self, name):
         return {} if self.contender == REFERENCE else {name: 1}
 
@@ -151,7 +156,7 @@ class Answers:
 def test_a_run_keeps_the_results_of_workloads_that_it_leaves_out(tmp_path, monkeypatch):
     path = tmp_path / "clients.json"
     path.write_text(json.dumps({"header": {}, "clients": RESULTS}))
-    monkeypatch.setattr(command, "Child", Answers)
+    monkeypatch.setattr(command, "ContenderProcess", Answers)
     monkeypatch.setattr(command, "header", lambda *_: {"commit": "this"})
     monkeypatch.setattr(command.report, "table", lambda clients: [*clients])
     monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)
@@ -172,16 +177,16 @@ def test_a_run_keeps_the_results_of_workloads_that_it_leaves_out(tmp_path, monke
 def test_a_contender_whose_process_ends_has_failed_and_starts_again(tmp_path):
     """With real processes, which share the reference's results."""
     options = ["--device=cpu", "--tiny"]
-    children = [command.Child(one, tmp_path, options) for one in (REFERENCE, "torch")]
-    truth, torchs = children
+    processes = [command.ContenderProcess(one, tmp_path, options) for one in (REFERENCE, "torch")]
+    truth, torchs = processes
+    command.start_all(processes)
     try:
         assert truth.run("small GPT") == {}
-        torchs.process.kill()
-        torchs.process.wait()
-        assert torchs.run("small GPT") == {"failed": "the process ended"}
+        os.kill(torchs.child._process.pid, signal.SIGKILL)
+        assert torchs.run("small GPT") == {"failed": "the process ended with signal SIGKILL"}
         found = torchs.run("small GPT")
         assert found["error_over_math"] and max(found["error_over_math"].values()) < 3, found
         assert "Could not run" in torchs.run("varlen_attn")["failed"]  # PyTorch has no CPU kernel
     finally:
-        for child in children:
-            child.stop()
+        for process in processes:
+            process.stop()

@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
-import select
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
@@ -32,48 +32,55 @@ from benchmarks.clients.workloads import WORKLOADS
 from fa4_ext.bench.progress import Progress
 from fa4_ext.bench.results import save
 from fa4_ext.bench.session import NO_DEVICE, header
+from fa4_ext.selftest import supervisor
 
-LIMIT_S = 300  # for a workload
+LIMIT_S = 300  # for a workload, and for a process to start
 
 
-class Child:
+class ContenderProcess:
     """The process of a contender, which is started again after a failure."""
 
     def __init__(self, contender: str, folder: Path, options: list[str]):
-        self.contender, self.folder, self.options = contender, folder, options
-        self.start()
+        self.command = [
+            sys.executable, "-m", "benchmarks.clients.child", contender, f"--folder={folder}",
+            *options,
+        ]  # fmt: skip
+        self.child: supervisor.Child | None = None
 
     def start(self) -> None:
-        self.errors = (self.folder / f"{self.contender}.log").open("a+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.clients.child", self.contender,
-             f"--folder={self.folder}", *self.options],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-        )  # fmt: skip
+        """Waits until the process has imported all it needs.
+
+        Raises:
+            HungError, DiedError: it did not start.
+        """
+        self.child = supervisor.Child(self.command, dict(os.environ), LIMIT_S)
 
     def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.errors.close()
+        if self.child:
+            self.child.kill()
+        self.child = None
 
     def run(self, workload: str) -> dict:
         """Returns what the process answers, or why it did not, as `failed`."""
-        assert self.process.stdin and self.process.stdout
         try:
-            self.process.stdin.write(f"{workload}\n")
-            self.process.stdin.flush()
-            ready, _, _ = select.select([self.process.stdout], [], [], LIMIT_S)
-            answer = self.process.stdout.readline() if ready else ""
-        except BrokenPipeError:
-            ready, answer = [True], ""
-        if answer:
-            return json.loads(answer)
-        self.stop()
-        last = (self.folder / f"{self.contender}.log").read_text().strip().splitlines()
-        self.start()
-        if not ready:
-            return {"failed": f"took more than {LIMIT_S} s"}
-        return {"failed": last[-1] if last else "the process ended"}
+            if self.child is None:
+                self.start()
+            assert self.child
+            return self.child.ask(workload, LIMIT_S)
+        except (supervisor.HungError, supervisor.DiedError) as error:
+            self.stop()
+            return {"failed": str(error)}
+
+
+def start_all(processes: Iterable[ContenderProcess]) -> None:
+    """Starts the processes at once. One that does not start is tried again when it has work."""
+
+    def start(process: ContenderProcess) -> None:
+        with contextlib.suppress(supervisor.HungError, supervisor.DiedError):
+            process.start()
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(start, processes))
 
 
 def tasks(names: list[str], contenders: list[str], seed: int) -> list[tuple[str, str]]:
@@ -94,15 +101,16 @@ def measure(
     wanted = tasks(names, contenders, seed)
     progress = Progress(len(wanted), what="runs")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        children = {}
+        processes = {}
         for contender in dict.fromkeys(one for _, one in wanted):
-            children[contender] = Child(contender, Path(folder), options)
-            stack.callback(children[contender].stop)
+            processes[contender] = ContenderProcess(contender, Path(folder), options)
+            stack.callback(processes[contender].stop)
+        start_all(processes.values())
         for name, of_workload in groupby(wanted, key=lambda task: task[0]):
             results = {}
             for _, contender in of_workload:
                 progress.started(f"{name}, {contender}")
-                results[contender] = children[contender].run(name)
+                results[contender] = processes[contender].run(name)
                 progress.finished()
             if not results[REFERENCE]:
                 del results[REFERENCE]  # it did not fail

@@ -2,8 +2,9 @@
 
 python -m benchmarks.clients.child CONTENDER --folder FOLDER
 
-Reads the names of workloads from standard input and prints a line of JSON for each. The reference
-leaves its results in the folder, for the contenders to be compared with.
+Prints a line of JSON when it is ready, and one for each name of a workload that it reads from
+standard input. The reference leaves its results in the folder, for the contenders to be compared
+with.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def main() -> None:
     place = Place(arguments.device, torch.bfloat16, arguments.tiny)
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no answer
+        print(json.dumps({}), file=answers, flush=True)
         for line in sys.stdin:
             workload = WORKLOADS[line.rstrip("\n")]
             result = run(workload, arguments.contender, place, arguments.folder)
