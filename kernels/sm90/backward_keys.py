@@ -29,15 +29,16 @@ from cutlass.cute.nvgpu import cpasync, warpgroup
 from cutlass.utils import SmemAllocator
 from flash_attn.cute import utils
 from flash_attn.cute.pipeline import PipelineAsync, PipelineStateSimple
-from quack import copy_utils, layout_utils, sm90_utils
+from quack import layout_utils, sm90_utils
 
 from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
-from kernels.sm90.backward_parts import LOG2_E, ROWS, WARP, WARPGROUP
 from kernels.sm90.masks import KeyBounds, Masks
 from kernels.sm90.output import Destination, Output
+from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
+from kernels.sm90.warpgroups import ROWS, WARP, WARPGROUP
 from kernels.sm90.window import Window
 
 WARPS = WARPGROUP // WARP
@@ -199,7 +200,7 @@ class BackwardKeys:
         if const_expr(self.varlen):
             q, k, v, dout = (packed.sequences(tensor) for tensor in (q, k, v, dout))
         q, k, v, dout = (
-            self.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, dout)
+            staging.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, dout)
         )
         dk, dv = (packed.assume_tensor_aligned(tensor) for tensor in (dk, dv))
         layout = staging.smem_layout(self.dtype, ROWS, self.head_dim, self.stages)
@@ -237,10 +238,6 @@ class BackwardKeys:
             together = backward_parts.heads_in_l2(rows * ratio, bytes_of_row)
         return Sizes(rows, keys, heads_kv, ratio, cute.ceil_div(keys, ROWS), every_head, together)
 
-    def by_head(self, tensor: cute.Tensor) -> cute.Tensor:
-        """[seqlen, head_dim, heads, batch] or [total, head_dim, heads]"""
-        return layout_utils.select(tensor, [1, 3, 2, 0] if cute.rank(tensor) == 4 else [0, 2, 1])
-
     def shared_storage(self, layout, layout_v, resident_k, resident_v, handover, statistics):
         rings = cute.struct.MemRange[cutlass.Int64, self.stages * 2]
 
@@ -264,16 +261,6 @@ class BackwardKeys:
             barriers_statistics: rings
 
         return Storage
-
-    def thread_pipeline(self, barriers, consumer_warps: int, producer_warps: int) -> PipelineAsync:
-        def group(count):
-            return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
-
-        return PipelineAsync.create(
-            barrier_storage=barriers.data_ptr(), num_stages=self.stages,
-            producer_group=group(producer_warps), consumer_group=group(consumer_warps),
-            elect_one_commit=True, elect_one_release=True, defer_sync=True,
-        )  # fmt: skip
 
     @cute.kernel
     def kernel(
@@ -326,8 +313,8 @@ class BackwardKeys:
         pipeline_do = staging.tma_pipeline(
             self.dtype, storage.barriers_do, layout_v, self.stages, both
         )
-        pipeline_p = self.thread_pipeline(storage.barriers_handover, WARPS, WARPS)
-        pipeline_rows = self.thread_pipeline(storage.barriers_statistics, both, 1)
+        pipeline_p = staging.warp_pipeline(storage.barriers_handover, self.stages, WARPS, WARPS)
+        pipeline_rows = staging.warp_pipeline(storage.barriers_statistics, self.stages, 1, both)
         pipeline.pipeline_init_arrive()
         sq = storage.q.get_tensor(layout.outer, swizzle=layout.inner)
         sk = storage.k.get_tensor(resident_k.outer, swizzle=resident_k.inner)
@@ -427,7 +414,7 @@ class BackwardKeys:
                 source = staging.rows_of(
                     once.source, tile.head, tile.batch, tile.keys, tile.end_k, self.varlen
                 )
-                self.load_rows(once, source, tile.row, first)
+                staging.load_rows(once, source, tile.row, first)
             state = self.producer_state()
             place = self.first(tile)
             for _ in cutlass.range(tile.steps, unroll=1):
@@ -436,23 +423,9 @@ class BackwardKeys:
                         streamed.source, tile.head * tile.heads + place.head, tile.batch, tile.rows,
                         tile.end_q, self.varlen,
                     )  # fmt: skip
-                    self.load_rows(streamed, source, place.tile * ROWS, state)
+                    staging.load_rows(streamed, source, place.tile * ROWS, state)
                 state.advance()
                 place = self.following(tile, place)
-
-    def load_rows(self, load: Load, source: cute.Tensor, row: Int32, state):
-        """Loads as many rows as a stage holds, from `row` on."""
-        load.pipeline.producer_acquire(state)
-        stage = load.stages[None, None, state.index]
-        barrier = load.pipeline.producer_get_barrier(state)
-        source = cute.local_tile(
-            cute.domain_offset((row, 0), source), cute.product_each(stage.shape), (0, 0)
-        )
-        copy, _, _ = copy_utils.tma_get_copy_fn(
-            load.atom, 0, cute.make_layout(1), source, stage, single_stage=True
-        )
-        copy(tma_bar_ptr=barrier)
-        load.pipeline.producer_commit(state)
 
     @cute.jit
     def load_statistics(self, tile: Tile, statistics: Statistics):
@@ -733,7 +706,7 @@ class BackwardKeys:
             Gradient(tile.head, tile.batch, tile.keys, tile.end_k),
             row,
             result,
-            Destination(self.by_head(gradient), None, None, None),
+            Destination(staging.by_head(gradient), None, None, None),
         )
 
 

@@ -1,20 +1,16 @@
-"""What the two passes of the SM90 backward have in common: which tile a CTA works on, and how its
-warpgroups take turns. Each CTA has one tile."""
+"""What the two passes of the SM90 backward have in common: which tile a CTA works on, and how they
+take a row's logsumexp. Each CTA has one tile."""
 
-import math
 from typing import NamedTuple
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, const_expr
+from cutlass import Float32, Int32
 
 from kernels.common.packed import Offsets
-from kernels.sm90.barriers import Barrier
+from kernels.sm90.softmax import LOG2_E
+from kernels.sm90.warpgroups import WARP
 
-WARP = 32
-WARPGROUP = 128  # threads
-ROWS = 64  # of a warpgroup: WGMMA's M
-LOG2_E = math.log2(math.e)
 # Heads whose rows take this many bytes are in work at a time: what a CTA reads block by block then
 # stays in L2, which has 50 MB, beside what is read and written once.
 IN_L2 = 32 << 20
@@ -96,36 +92,3 @@ def zero_after(exponentials: cute.Tensor) -> Int32:
     for i in cutlass.range_constexpr(cute.size(words)):
         bits = bits | words[i]
     return Int32(bits == -(1 << 31))
-
-
-class Turns:
-    """Warpgroups take turns to issue products, so that the products of one are queued at a time,
-    while the others compute what lies between products."""
-
-    def __init__(self, warpgroups: int, taken: bool):
-        self.warpgroups, self.taken = warpgroups, taken and warpgroups > 1
-
-    @cute.jit
-    def begin(self, warpgroup):
-        """The first turn is the first warpgroup's."""
-        if const_expr(self.taken):  # noqa: SIM102, at compile time, the other at run time
-            if warpgroup == 0:
-                self._signal(warpgroup)
-
-    def wait(self, warpgroup, known=0):
-        """`known` is zero. Where the compiler does not know that, it lets no turn begin before."""
-        if const_expr(self.taken):
-            cute.arch.barrier(
-                barrier_id=Barrier.WARPGROUP_1 + warpgroup + known,
-                number_of_threads=2 * WARPGROUP,
-            )
-
-    def end(self, warpgroup):
-        """It is the next warpgroup's turn."""
-        if const_expr(self.taken):
-            self._signal((warpgroup + 1) % self.warpgroups)
-
-    def _signal(self, warpgroup):
-        cute.arch.barrier_arrive(
-            barrier_id=Barrier.WARPGROUP_1 + warpgroup, number_of_threads=2 * WARPGROUP
-        )

@@ -25,17 +25,18 @@ from cutlass.pipeline import PipelineState
 from cutlass.utils import SmemAllocator
 from flash_attn.cute import utils
 from flash_attn.cute.pipeline import PipelineStateSimple
-from quack import copy_utils, layout_utils, sm90_utils
+from quack import layout_utils, sm90_utils
 
 from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
-from kernels.sm90.backward_parts import LOG2_E, ROWS, WARPGROUP, Turns
 from kernels.sm90.barriers import Barrier
 from kernels.sm90.masks import KeyBounds, Masks
 from kernels.sm90.output import Destination, Output
 from kernels.sm90.schedule import Schedule, Tile
+from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
+from kernels.sm90.warpgroups import ROWS, WARPGROUP, Turns
 from kernels.sm90.window import Window
 
 TILE_WORDS = 12  # int32, of a Tile and padding
@@ -75,7 +76,7 @@ class Rows(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Of a thread's two rows."""
+    """What a thread knows of its two rows."""
 
     lse: cute.Tensor  # in base 2
     delta: cute.Tensor
@@ -127,15 +128,6 @@ class States(NamedTuple):
     v: PipelineState
 
 
-class Span(NamedTuple):
-    """Key blocks that are alike: [begin, end)."""
-
-    begin: Int32
-    end: Int32
-    edge: bool = True  # keys of it are masked
-    left: bool = False  # at a window's left edge too
-
-
 class BackwardQueries:
     def __init__(self, kernel: Kernel):
         self.dtype = symbolic.DTYPES[kernel.dtype]
@@ -185,11 +177,13 @@ class BackwardQueries:
             offsets_q = packed.Offsets(cu_seqlens_q, q.shape[0])
             order = Varlen(offsets_q, packed.Offsets(cu_seqlens_k, k.shape[0]), heads, heads_kv)
             num_ctas = backward_parts.packed_slots(offsets_q, self.tile_m) * heads
-        rows = Rows(*(self.by_head(packed.assume_tensor_aligned(x)) for x in (o, dout)), lse, delta)
+        rows = Rows(
+            *(staging.by_head(packed.assume_tensor_aligned(x)) for x in (o, dout)), lse, delta
+        )
         if const_expr(self.varlen):
             q, k, v, dout, dq = (packed.sequences(tensor) for tensor in (q, k, v, dout, dq))
         q, k, v, dout, dq = (
-            self.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, dout, dq)
+            staging.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, dout, dq)
         )
         sq_layout = staging.smem_layout(self.dtype, ROWS, self.head_dim, self.warpgroups)
         sdo_layout = staging.smem_layout(self.dtype, ROWS, self.head_dim_v, self.warpgroups)
@@ -211,10 +205,6 @@ class BackwardQueries:
             grid=[num_ctas, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream,
             min_blocks_per_mp=1
         )  # fmt: skip
-
-    def by_head(self, tensor: cute.Tensor) -> cute.Tensor:
-        """[seqlen, head_dim, heads, batch] or [total, head_dim, heads]"""
-        return layout_utils.select(tensor, [1, 3, 2, 0] if cute.rank(tensor) == 4 else [0, 2, 1])
 
     def shared_storage(self, sq_layout, sdo_layout, sk_layout, sv_layout):
         @cute.struct
@@ -369,28 +359,14 @@ class BackwardQueries:
             load.source, tile.head, tile.batch, tile.rows, tile.end_q, self.varlen
         )
         for i in cutlass.range_constexpr(self.warpgroups):
-            self.load_rows(load, source, tile.row + i * ROWS, state)
+            staging.load_rows(load, source, tile.row + i * ROWS, state)
             state.advance()
 
     def load_block(self, load: Load, tile: Tile, block: Int32, state):
         source = staging.rows_of(
             load.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen
         )
-        self.load_rows(load, source, block * self.tile_n, state)
-
-    def load_rows(self, load: Load, source: cute.Tensor, row: Int32, state):
-        """Loads as many rows as a stage holds, from `row` on."""
-        load.pipeline.producer_acquire(state)
-        stage = load.stages[None, None, state.index]
-        barrier = load.pipeline.producer_get_barrier(state)
-        source = cute.local_tile(
-            cute.domain_offset((row, 0), source), cute.product_each(stage.shape), (0, 0)
-        )
-        copy, _, _ = copy_utils.tma_get_copy_fn(
-            load.atom, 0, cute.make_layout(1), source, stage, single_stage=True
-        )
-        copy(tma_bar_ptr=barrier)
-        load.pipeline.producer_commit(state)
+        staging.load_rows(load, source, block * self.tile_n, state)
 
     def operands(self, loads: Loads, mma_s, mma_dq) -> Operands:
         scores, frag_q, frag_k = sm90_utils.partition_fragment_ABC(
@@ -522,7 +498,7 @@ class BackwardQueries:
         group.loads.dout.pipeline.consumer_wait(own)
         warpgroup.wait_group(0)
         states.k.advance()
-        spans = self.spans(tile.begin, end - 1, group.bounds)
+        spans = self.masks.spans(tile.begin, end - 1, group.bounds)
         for i in cutlass.range_constexpr(len(spans)):
             for block in cutlass.range(spans[i].begin, spans[i].end, unroll=1):
                 self.weigh(group, states, block, spans[i].edge, spans[i].left)
@@ -608,19 +584,6 @@ class BackwardQueries:
         x = group.operands
         k = x.k_of_dq[None, None, None, states.k_of_dq.index]
         sm90_utils.gemm(x.mma_dq, x.dq, x.ds, k, zero_init=False, wg_wait=-1)
-
-    def spans(self, first, end, bounds: KeyBounds) -> list[Span]:
-        """The key blocks [first, end): those of a window's left edge, those that all rows see,
-        those of the right edge. A branch between the issue of a product and the wait for it would
-        make the compiler wait at the branch, so each has its own loop."""
-        left_end = first
-        if self.window:
-            left_end = cutlass.max(
-                first, cutlass.min(cute.ceil_div(bounds.all_first, self.tile_n), end)
-            )
-        free_end = cutlass.max(left_end, cutlass.min(bounds.all_end // self.tile_n, end))
-        spans = [Span(first, left_end, left=True)] if self.window else []
-        return [*spans, Span(left_end, free_end, edge=False), Span(free_end, end)]
 
     @cute.jit
     def end(self, tile: Tile, bounds: KeyBounds) -> Int32:

@@ -32,6 +32,7 @@ from kernels.common import packed, symbolic
 from kernels.kernel import Kernel
 from kernels.sm90 import columns, staging
 from kernels.sm90.columns import Softmax
+from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
 from kernels.sm90.window import Window
 
@@ -48,7 +49,7 @@ OUTPUT_VECTOR = 4  # fp32 elements in 16 bytes
 # fp32 elements of padding per row of the partial outputs: a warp stores 8 neighbours of every
 # second one of 8 rows, which then lie in different banks.
 PAD = 4
-LOG2_E, LN_2 = math.log2(math.e), math.log(2)
+LN_2 = math.log(2)
 
 
 class Tile(NamedTuple):

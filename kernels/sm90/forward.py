@@ -10,7 +10,6 @@ The ratio of heads, lengths, strides and window bounds are run-time values, so t
 for each dtype, bucket, layout and kind of mask.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from cutlass.pipeline import PipelineState
 from cutlass.utils import SmemAllocator
 from flash_attn.cute import utils
 from flash_attn.cute.pipeline import PipelineStateSimple, PipelineTmaAsync
-from quack import copy_utils, layout_utils, sm90_utils
+from quack import layout_utils, sm90_utils
 
 from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
@@ -32,13 +31,10 @@ from kernels.sm90.barriers import Barrier
 from kernels.sm90.masks import KeyBounds, Masks
 from kernels.sm90.output import Destination, Output
 from kernels.sm90.schedule import Ring, Schedule, Tile
-from kernels.sm90.softmax import Softmax, exponentials, rescale
+from kernels.sm90.softmax import LOG2_E, Softmax, exponentials, rescale
 from kernels.sm90.staging import Load
+from kernels.sm90.warpgroups import ROWS, WARPGROUP, Turns
 from kernels.sm90.window import Window
-
-WARPGROUP = 128  # threads
-ROWS = 64  # of a warpgroup: WGMMA's M
-LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
@@ -93,15 +89,6 @@ class Work(NamedTuple):
     end: Int32  # of its key blocks
 
 
-class Span(NamedTuple):
-    """Key blocks that are alike: [begin, end)."""
-
-    begin: Int32
-    end: Int32
-    edge: bool = True  # keys of it are masked
-    left: bool = False  # at a window's left edge too
-
-
 class Forward:
     def __init__(self, kernel: Kernel):
         self.dtype = symbolic.DTYPES[kernel.dtype]
@@ -119,7 +106,7 @@ class Forward:
         self.q_stages = kernel.q_stages * self.warpgroups  # each of a warpgroup's rows
         # the next tile's queries are loaded before this tile's last scores
         self.ahead = kernel.q_stages > 1
-        self.pingpong = kernel.pingpong and self.warpgroups > 1
+        self.turns = Turns(self.warpgroups, kernel.pingpong)
         self.window, self.varlen = kernel.mask is Mask.WINDOW, kernel.layout is Layout.VARLEN
         self.skips = self.warpgroups > 1
         self.schedule, self.masks = Schedule(kernel), Masks(kernel, ROWS)
@@ -156,7 +143,9 @@ class Forward:
             q, k, v = (packed.sequences(tensor) for tensor in (q, k, v))
         if const_expr(self.varlen and self.output.by_tma):
             o = packed.sequences(o)
-        q, k, v, o = (self.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, o))
+        q, k, v, o = (
+            staging.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, o)
+        )
         sq_layout = staging.smem_layout(self.dtype, ROWS, self.head_dim, self.q_stages)
         sk_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim, self.stages)
         sv_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim_v, self.stages)
@@ -178,10 +167,6 @@ class Forward:
             grid=[num_ctas, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream,
             min_blocks_per_mp=1
         )  # fmt: skip
-
-    def by_head(self, tensor: cute.Tensor) -> cute.Tensor:
-        """[seqlen, head_dim, heads, batch] or [total, head_dim, heads]"""
-        return layout_utils.select(tensor, [1, 3, 2, 0] if cute.rank(tensor) == 4 else [0, 2, 1])
 
     def shared_storage(self, sq_layout, sk_layout, sv_layout, so_layout):
         @cute.struct
@@ -281,7 +266,7 @@ class Forward:
                 q.source, tile.head, tile.batch, tile.rows, tile.end_q, self.varlen
             )
             for i in cutlass.range_constexpr(self.warpgroups):
-                self.load_rows(q, queries, tile.row + i * ROWS, state_q)
+                staging.load_rows(q, queries, tile.row + i * ROWS, state_q)
                 state_q.advance()
             for block in cutlass.range(tile.begin + 1, tile.end, unroll=1):
                 self.load_block(k, tile, block, state_k)
@@ -302,21 +287,7 @@ class Forward:
         source = staging.rows_of(
             load.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen
         )
-        self.load_rows(load, source, block * self.tile_n, state)
-
-    def load_rows(self, load: Load, source: cute.Tensor, row: Int32, state):
-        """Loads as many rows as a stage holds, from `row` on."""
-        load.pipeline.producer_acquire(state)
-        stage = load.stages[None, None, state.index]
-        barrier = load.pipeline.producer_get_barrier(state)
-        source = cute.local_tile(
-            cute.domain_offset((row, 0), source), cute.product_each(stage.shape), (0, 0)
-        )
-        copy, _, _ = copy_utils.tma_get_copy_fn(
-            load.atom, 0, cute.make_layout(1), source, stage, single_stage=True
-        )
-        copy(tma_bar_ptr=barrier)
-        load.pipeline.producer_commit(state)
+        staging.load_rows(load, source, block * self.tile_n, state)
 
     def operands(self, loads: Loads, mma_qk, mma_pv) -> Operands:
         _, frag_q, frag_k = sm90_utils.partition_fragment_ABC(
@@ -372,9 +343,7 @@ class Forward:
             pipeline.make_pipeline_state(consumer, self.stages),
             pipeline.make_pipeline_state(consumer, schedule.RING),
         )
-        if const_expr(self.pingpong):  # noqa: SIM102, at compile time, the other at run time
-            if index == 0:
-                self.signal_pingpong(index)
+        self.turns.begin(index)
 
         tile = self.schedule.read(order, ring, states.tile)
         states.tile.advance()
@@ -423,7 +392,7 @@ class Forward:
         before runs. Returns whether O holds a product already, to which the tile's last P V is
         added."""
         accumulate = Boolean(False)  # the tile's first product overwrites O
-        spans = self.spans(work)
+        spans = self.masks.spans(work.tile.begin + 1, work.end, work.bounds)
         for i in cutlass.range_constexpr(len(spans)):
             span = spans[i]
             for block in cutlass.range(span.begin, span.end, unroll=1):
@@ -446,8 +415,8 @@ class Forward:
             for _ in cutlass.range(work.end, work.tile.end, unroll=1):
                 self.skip(group.k, states.k)
                 states.k.advance()
-                self.await_pingpong(group.index)
-                self.pass_pingpong(group.index)
+                self.turns.wait(group.index)
+                self.turns.end(group.index)
         return states, accumulate
 
     @cute.jit
@@ -536,20 +505,6 @@ class Forward:
         exponentials(group.operands.scores, group.softmax)
         warpgroup.wait_group(0)
 
-    def spans(self, work: Work) -> list[Span]:
-        """The key blocks after the first: those of a window's left edge, those that all rows see,
-        those of the right edge. A branch between the issue of a product and the wait for it would
-        make the compiler wait at the branch, so each has its own loop."""
-        first, bounds, end = work.tile.begin + 1, work.bounds, work.end
-        left_end = first
-        if self.window:
-            left_end = cutlass.max(
-                first, cutlass.min(cute.ceil_div(bounds.all_first, self.tile_n), end)
-            )
-        free_end = cutlass.max(left_end, cutlass.min(bounds.all_end // self.tile_n, end))
-        spans = [Span(first, left_end, left=True)] if self.window else []
-        return [*spans, Span(left_end, free_end, edge=False), Span(free_end, end)]
-
     @cute.jit
     def end(self, tile: Tile, bounds: KeyBounds) -> Int32:
         """The end of the key blocks that the warpgroup works on: those that any of its rows sees,
@@ -571,18 +526,18 @@ class Forward:
         """Issues the scores of the next key block, and the product of the last one's weights and
         values."""
         group.k.consumer_wait(states.k, group.k.consumer_try_wait(states.k))
-        self.await_pingpong(group.index)
+        self.turns.wait(group.index)
         self.issue_scores(group.operands, states)
         group.v.consumer_wait(states.v, group.v.consumer_try_wait(states.v))
         self.issue_output(group.operands, states, accumulate)
-        self.pass_pingpong(group.index)
+        self.turns.end(group.index)
 
     def issue_last(self, group: Warpgroup, states: States, accumulate):
         """Issues the product of a tile's last weights and values."""
         group.v.consumer_wait(states.v)
-        self.await_pingpong(group.index)
+        self.turns.wait(group.index)
         self.issue_output(group.operands, states, accumulate)
-        self.pass_pingpong(group.index)
+        self.turns.end(group.index)
 
     def await_scores(self, group: Warpgroup, states: States):
         warpgroup.wait_group(1)
@@ -604,26 +559,8 @@ class Forward:
         """Tells the compiler that all threads of the warpgroup have the same tile, which it cannot
         know of values from shared memory. Without a barrier it keeps addresses and loops per lane,
         with 180 moves into uniform registers instead of 19. With pingpong, that barrier does it."""
-        if const_expr(not self.pingpong):
+        if const_expr(not self.turns.taken):
             cute.arch.barrier(barrier_id=Barrier.WARPGROUP_1 + index, number_of_threads=WARPGROUP)
-
-    def await_pingpong(self, index):
-        """Waits for the warpgroup's turn to issue products."""
-        if const_expr(self.pingpong):
-            cute.arch.barrier(
-                barrier_id=Barrier.WARPGROUP_1 + index, number_of_threads=2 * WARPGROUP
-            )
-
-    def signal_pingpong(self, index):
-        """Says that it is a warpgroup's turn."""
-        cute.arch.barrier_arrive(
-            barrier_id=Barrier.WARPGROUP_1 + index, number_of_threads=2 * WARPGROUP
-        )
-
-    def pass_pingpong(self, index):
-        """Says that it is the next warpgroup's turn."""
-        if const_expr(self.pingpong):
-            self.signal_pingpong((index + 1) % self.warpgroups)
 
 
 def entry(kernel: Kernel):

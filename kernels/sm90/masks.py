@@ -26,6 +26,15 @@ class KeyBounds(NamedTuple):
     any_end: Int32  # the end of the keys that any row of the warpgroup sees
 
 
+class Span(NamedTuple):
+    """Key blocks that are alike: [begin, end)."""
+
+    begin: Int32
+    end: Int32
+    edge: bool = True  # keys of it are masked
+    left: bool = False  # at a window's left edge too
+
+
 class Masks:
     def __init__(self, kernel: Kernel, rows: int):
         """`rows` are the query rows of a warpgroup."""
@@ -63,6 +72,19 @@ class Masks:
         )
         any_end = any_end if tile.row + group * self.rows < tile.rows else 0
         return KeyBounds(tuple(first), tuple(end), all_first, all_end, any_end)
+
+    def spans(self, first, end, bounds: KeyBounds) -> list[Span]:
+        """The key blocks [first, end): those of a window's left edge, those that all rows see,
+        those of the right edge. A branch between the issue of a product and the wait for it would
+        make the compiler wait at the branch, so each has its own loop."""
+        left_end = first
+        if self.window:
+            left_end = cutlass.max(
+                first, cutlass.min(cute.ceil_div(bounds.all_first, self.tile_n), end)
+            )
+        free_end = cutlass.max(left_end, cutlass.min(bounds.all_end // self.tile_n, end))
+        spans = [Span(first, left_end, left=True)] if self.window else []
+        return [*spans, Span(left_end, free_end, edge=False), Span(free_end, end)]
 
     @cute.jit
     def sees_all(self, bounds: KeyBounds, block):

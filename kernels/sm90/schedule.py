@@ -19,11 +19,11 @@ from flash_attn.cute.pipeline import PipelineAsync
 from kernels.common import packed
 from kernels.common.packed import KeyLengths, Offsets
 from kernels.kernel import Kernel, Layout, Mask
-from kernels.sm90 import tiles
+from kernels.sm90 import staging, tiles
 from kernels.sm90.tiles import RING
+from kernels.sm90.warpgroups import WARP
 from kernels.sm90.window import Window
 
-WARP = 32
 WORDS = 4  # int32 that are read together
 # After a tile of at least this many key blocks, the next tile is taken only once that tile has
 # begun, because another CTA may be free earlier. This is 1.03 to 1.10 times as fast as taking the
@@ -136,15 +136,7 @@ class Schedule:
 
     def ring(self, barriers, words, readers: int) -> Ring:
         """The ring, which `readers` warps read."""
-
-        def group(count):
-            return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
-
-        tiles_in_it = PipelineAsync.create(
-            barrier_storage=barriers.data_ptr(), num_stages=RING, producer_group=group(1),
-            consumer_group=group(readers),
-            elect_one_commit=True, elect_one_release=True, defer_sync=True,
-        )  # fmt: skip
+        tiles_in_it = staging.warp_pipeline(barriers, RING, 1, readers)
         return Ring(tiles_in_it, words.get_tensor(cute.make_layout((self.words, RING))))
 
     @cute.jit

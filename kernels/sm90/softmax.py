@@ -1,5 +1,6 @@
 """The softmax of one warpgroup's rows, key block by key block."""
 
+import math
 from typing import NamedTuple
 
 import cutlass
@@ -12,6 +13,7 @@ from quack import layout_utils
 # of 2: weights up to 256 lose nothing in either dtype, and most blocks need no rescale of O, which
 # costs as much as the sum of the weights.
 LAZY = 8.0
+LOG2_E = math.log2(math.e)
 
 
 class Softmax(NamedTuple):

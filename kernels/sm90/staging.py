@@ -1,4 +1,4 @@
-"""What our own kernels share: shared memory that TMA fills, and the barriers that say when."""
+"""What our own kernels share: shared memory that is filled, and the barriers that say when."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ import cutlass.cute as cute
 from cutlass import pipeline
 from cutlass.cute.nvgpu import cpasync
 from cutlass.utils import LayoutEnum
-from flash_attn.cute.pipeline import PipelineTmaAsync
-from quack import sm90_utils
+from flash_attn.cute.pipeline import PipelineAsync, PipelineTmaAsync
+from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import packed
 
@@ -34,16 +34,31 @@ def elements(dtype, layout: cute.ComposedLayout | None):
     return cute.struct.Align[cute.struct.MemRange[dtype, cute.cosize(layout)], 1024]
 
 
-def tma_pipeline(dtype, barriers, layout: cute.ComposedLayout, stages: int, consumer_warps: int):
-    def group(count):
-        return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
+def _group(count: int) -> pipeline.CooperativeGroup:
+    return pipeline.CooperativeGroup(pipeline.Agent.Thread, count)
 
+
+def tma_pipeline(dtype, barriers, layout: cute.ComposedLayout, stages: int, consumer_warps: int):
     size = cute.size_in_bytes(dtype, cute.select(layout, mode=[0, 1]))
     return PipelineTmaAsync.create(
-        barrier_storage=barriers.data_ptr(), num_stages=stages, producer_group=group(1),
-        consumer_group=group(consumer_warps),
+        barrier_storage=barriers.data_ptr(), num_stages=stages, producer_group=_group(1),
+        consumer_group=_group(consumer_warps),
         tx_count=size, defer_sync=True,
     )  # fmt: skip
+
+
+def warp_pipeline(barriers, stages: int, producer_warps: int, consumer_warps: int) -> PipelineAsync:
+    """Stages that warps fill by stores. A lane arrives for each warp."""
+    return PipelineAsync.create(
+        barrier_storage=barriers.data_ptr(), num_stages=stages,
+        producer_group=_group(producer_warps), consumer_group=_group(consumer_warps),
+        elect_one_commit=True, elect_one_release=True, defer_sync=True,
+    )  # fmt: skip
+
+
+def by_head(tensor: cute.Tensor) -> cute.Tensor:
+    """[seqlen, head_dim, heads, batch] or [total, head_dim, heads]"""
+    return layout_utils.select(tensor, [1, 3, 2, 0] if cute.rank(tensor) == 4 else [0, 2, 1])
 
 
 def tma(op, tensor: cute.Tensor, layout: cute.ComposedLayout, rows: int, columns: int):
@@ -60,3 +75,18 @@ def rows_of(tensor: cute.Tensor, head, batch, rows, end, varlen: bool) -> cute.T
     if varlen:
         return packed.rows_of(tensor, 0, end, rows)[None, None, head]
     return tensor[None, None, head, batch]
+
+
+def load_rows(load: Load, source: cute.Tensor, row, state):
+    """Loads as many rows of `source` as a stage holds, from `row` on."""
+    load.pipeline.producer_acquire(state)
+    stage = load.stages[None, None, state.index]
+    barrier = load.pipeline.producer_get_barrier(state)
+    source = cute.local_tile(
+        cute.domain_offset((row, 0), source), cute.product_each(stage.shape), (0, 0)
+    )
+    copy, _, _ = copy_utils.tma_get_copy_fn(
+        load.atom, 0, cute.make_layout(1), source, stage, single_stage=True
+    )
+    copy(tma_bar_ptr=barrier)
+    load.pipeline.producer_commit(state)
