@@ -263,6 +263,8 @@ def on_the_cpu(monkeypatch):
 
 @pytest.mark.usefixtures("on_the_cpu")
 def test_rows_have_times_of_those_who_are_right_and_reasons_of_the_others(capsys):
+    # The error of so few rows is mostly 3e-3, but not in every draw.
+    torch.manual_seed(0)
     ours = contenders.Contender("ours", "a", "1", by_math, by_math_varlen)
     other = contenders.Contender("others", "b", "1", by_math, None, has_backward=False)
     wrong = contenders.Contender(
