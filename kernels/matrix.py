@@ -25,7 +25,7 @@ def candidates(default: Kernel) -> tuple[Kernel, ...]:
 class Companions(NamedTuple):
     """The kernels that a backward kernel is launched with, before and after it."""
 
-    # Of a backward in two passes, this is the first pass.
+    # This is the first pass of a backward in two.
     preprocess: Kernel | None = None
     # These are None where the backward writes the gradient itself: both passes always, the others
     # dK and dV of MHA, where every query head has its own keys.

@@ -80,7 +80,7 @@ SMALL = (
     (3, ("num_channels",)),
 )  # fmt: skip
 SMALL_BY_NAME = {name: value for value, names in SMALL for name in names}
-# Of them, those that leave the widths as they are.
+# These names of SMALL_BY_NAME leave the widths as they are.
 SHALLOW = {
     *LAYER_COUNTS, "vocab_size", "vocab_size_per_layer_input", "pad_token_id", "bos_token_id",
     "eos_token_id", "decoder_start_token_id", "num_experts", "num_local_experts",

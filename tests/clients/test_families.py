@@ -20,7 +20,7 @@ COMMON = (
 )  # fmt: skip
 WITH_GRADIENTS = ("bert", "gemma3_text", "gpt_oss", "llama", "mistral", "modernbert")
 PARTS = 12
-# Of the families of a part that call attention by the interface, so many may be left out.
+# So many of the families of a part that call attention by the interface may be left out.
 MOST_LEFT_OUT = 12
 TOKENS = ("input_ids", "inputs_embeds", "hidden_states")
 BATCH, LENGTH, NEW = 3, 12, 4
