@@ -9,7 +9,7 @@ the object's (kernels/signature.py).
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from kernels.kernel import Kernel, Layout, Op
+from kernels.kernel import Kernel, Layout, Mask, Op
 
 TMA_ALIGN = 8  # elements of 2 bytes: TMA wants 16-byte strides and addresses
 ACCUM_ALIGN = 4  # fp32 elements: 16-byte vectors
@@ -41,6 +41,14 @@ ATTENTION = Tensor(None, 3, batched=True, align=TMA_ALIGN, align_last=TMA_ALIGN)
 LSE = Tensor("fp32", 2, batched=True)
 # [batch, heads, n] or [heads, n], in the workspace: delta, lse in base 2, accumulators
 WORKSPACE = Tensor("fp32", 2, batched=True, align=ACCUM_ALIGN)
+# [batch, heads, queries, keys], read in pairs of 16-bit elements. What is broadcast has a stride of
+# 0; of the MAP ops the batch and the heads are those that differ.
+BIAS = Tensor(None, 3, batched=True, align=2)
+# [batch, heads, query tiles, LIST_HEADER + key blocks], or key blocks first: what kernels/sm90/bias.py
+# says of a list
+LISTS = Tensor("int32", 4)
+# [batch, heads, tiles of 64 queries, tiles of 64 keys]: classes of kernels/sm90/map_queries.py
+CELLS = Tensor("int32", 4)
 SEMAPHORE = Tensor("int32", 4)  # [batch, heads, blocks, slots]
 VECTOR = Tensor("int32", 1)  # cu_seqlens [batch + 1], seqused_k [batch], a counter [1]
 # This is either the lengths of packed keys, [1 or 2, batch + 1], or a block table, [batch, pages].
@@ -75,8 +83,15 @@ def forward(kernel: Kernel) -> Iterator[Argument]:
     if kernel.arch == 90:
         yield from _all(INT, "num_ctas", "paired_heads")
         yield Argument("counter", VECTOR, varlen)
+        yield from _of_bias(kernel)
     else:
         yield from _all(INT, "max_seqlen_q", "sm_count")
+
+
+def _of_bias(kernel: Kernel) -> Iterator[Argument]:
+    given = kernel.mask is Mask.BIAS
+    yield Argument("bias", BIAS, given)
+    yield Argument("lists", LISTS, given)
 
 
 def decode(kernel: Kernel) -> Iterator[Argument]:
@@ -121,6 +136,18 @@ def _of_two_passes(kernel: Kernel) -> Iterator[Argument]:
     varlen = kernel.layout is Layout.VARLEN
     yield from _all(VECTOR, "cu_seqlens_q", "cu_seqlens_k", given=varlen)
     yield from _all(INT, "window_size_left", "window_size_right")
+    yield from _of_bias(kernel)
+
+
+def map_queries(kernel: Kernel) -> Iterator[Argument]:
+    yield Argument("bias", BIAS)
+    yield Argument("cells", CELLS)
+    yield Argument("lists", LISTS)
+
+
+def map_keys(kernel: Kernel) -> Iterator[Argument]:
+    yield Argument("cells", CELLS)
+    yield Argument("lists", LISTS)
 
 
 def preprocess(kernel: Kernel) -> Iterator[Argument]:
@@ -153,6 +180,8 @@ DECLARED: dict[Op, Callable[[Kernel], Iterator[Argument]]] = {
     Op.BACKWARD: backward,
     Op.BACKWARD_QUERIES: backward_queries,
     Op.BACKWARD_KEYS: backward_keys,
+    Op.MAP_QUERIES: map_queries,
+    Op.MAP_KEYS: map_keys,
     Op.PREPROCESS: preprocess,
     Op.POSTPROCESS: postprocess,
     Op.CLEAR: clear,

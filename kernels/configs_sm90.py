@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from kernels.kernel import Kernel, Layout, Mask, Op
+from kernels.kernel import HEAD_DIM_BUCKETS, Kernel, Layout, Mask, Op
 
 HeadDims = tuple[int, int]
 Row = dict[str, Any]  # fields of a Kernel
@@ -39,6 +39,11 @@ SHORT_FORWARD: dict[HeadDims, Row] = {
     (192, 128): dict(block_m=64, block_n=64, stages=3, q_stages=2),
     (192, 192): dict(block_m=64, block_n=64, stages=3, q_stages=2),
     (256, 256): dict(block_m=64, block_n=64, stages=2, q_stages=2),
+}
+# With a bias, tiles are multiples of the 64 x 64 elements that a map tells of.
+FORWARD_BIAS: dict[HeadDims, Row] = FORWARD | {
+    (64, 64): dict(block_m=128, block_n=128, stages=4, q_stages=2),
+    (192, 192): dict(block_m=128, block_n=64, stages=3, q_stages=1),
 }
 # Registers of a consuming and of a loading thread, by the number of consuming warpgroups:
 # setmaxnreg divides an SM's 65,536 registers in steps of 8. Finding the tiles of packed sequences
@@ -130,6 +135,19 @@ BACKWARD_QUERIES: dict[HeadDims, Row] = {
 BACKWARD_KEYS: dict[HeadDims, Row] = {
     (256, 256): dict(block_m=64, block_n=64, q_stages=2, do_stages=2),
 }
+# The backward with a bias has two passes at every head dim. The stages fill shared memory, up to
+# three.
+BACKWARD_QUERIES_BIAS: dict[HeadDims, Row] = BACKWARD_QUERIES | {
+    (64, 64): dict(block_m=128, block_n=64, stages=3, v_stages=2),
+    (96, 96): dict(block_m=128, block_n=64, stages=3, v_stages=2),
+    (128, 128): dict(block_m=128, block_n=64, stages=3, v_stages=2),
+    (192, 128): dict(block_m=128, block_n=64, stages=3, v_stages=2),
+    (192, 192): dict(block_m=128, block_n=64, stages=2, v_stages=2),
+}
+BACKWARD_KEYS_BIAS: dict[HeadDims, Row] = BACKWARD_KEYS | {
+    head_dims: dict(block_m=64, block_n=64, q_stages=3, do_stages=3)
+    for head_dims in ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192))
+}
 # Two warpgroups compute, one loads.
 TWO_PASS_REGISTERS: Row = dict(consumer_registers=240, producer_registers=24)
 # Other tiles that a default may lose to, by bucket and mask. Tiles of fewer query rows leave fewer
@@ -151,7 +169,12 @@ def registers(layout: Layout, block_m: int) -> Row:
 
 
 def forward(dtype: str, head_dims: HeadDims, layout: Layout, mask: Mask) -> Iterator[Kernel]:
-    for row in (FORWARD[head_dims], SHORT_FORWARD[head_dims]):
+    if mask is Mask.BIAS and layout is Layout.VARLEN:
+        return
+    rows = (FORWARD[head_dims], SHORT_FORWARD[head_dims])
+    if mask is Mask.BIAS:
+        rows = (FORWARD_BIAS[head_dims],)
+    for row in rows:
         row = row | registers(layout, row["block_m"])
         yield Kernel(Op.FORWARD, 90, dtype, *head_dims, layout, mask=mask, **row)
 
@@ -169,7 +192,9 @@ def backward(
     grouped: bool,
     deterministic: bool,
 ) -> Iterator[Kernel]:
-    if head_dims in BACKWARD_KEYS:
+    if mask is Mask.BIAS and layout is Layout.VARLEN:
+        return
+    if mask is Mask.BIAS or head_dims in BACKWARD_KEYS:
         yield backward_keys(dtype, head_dims, layout, mask)
         return
     row = BACKWARD[head_dims]
@@ -191,17 +216,33 @@ def backward(
 def backward_keys(dtype: str, head_dims: HeadDims, layout: Layout, mask: Mask) -> Kernel:
     """The second pass of a backward, which is planned. It serves any ratio of heads, and adds up
     in the same order always."""
-    row = BACKWARD_KEYS[head_dims] | TWO_PASS_REGISTERS
+    rows = BACKWARD_KEYS_BIAS if mask is Mask.BIAS else BACKWARD_KEYS
+    row = rows[head_dims] | TWO_PASS_REGISTERS
     return Kernel(Op.BACKWARD_KEYS, 90, dtype, *head_dims, layout, mask=mask, **row)
 
 
 def backward_queries(keys: Kernel) -> Kernel:
     """The first pass, which is launched before a second."""
     head_dims = (keys.head_dim, keys.head_dim_v)
-    row = BACKWARD_QUERIES[head_dims] | TWO_PASS_REGISTERS
+    rows = BACKWARD_QUERIES_BIAS if keys.mask is Mask.BIAS else BACKWARD_QUERIES
+    row = rows[head_dims] | TWO_PASS_REGISTERS
     return Kernel(
         Op.BACKWARD_QUERIES, 90, keys.dtype, *head_dims, keys.layout, mask=keys.mask, **row
     )
+
+
+def maps(kernel: Kernel) -> tuple[Kernel, ...]:
+    """What is launched before a forward with a bias, or before both passes of a backward with
+    one: lists of tiles for each query tile, and in a backward for each key block, too. The head
+    dims mean nothing to them."""
+    head_dims = max(HEAD_DIM_BUCKETS[90])
+    queries = backward_queries(kernel) if kernel.op is Op.BACKWARD_KEYS else kernel
+    lists = Kernel(
+        Op.MAP_QUERIES, 90, kernel.dtype, *head_dims, Layout.DENSE, queries.block_m, queries.block_n
+    )
+    if kernel.op is Op.FORWARD:
+        return (lists,)
+    return lists, replace(lists, op=Op.MAP_KEYS, block_m=kernel.block_m, block_n=kernel.block_n)
 
 
 def candidates(default: Kernel) -> tuple[Kernel, ...]:
@@ -212,7 +253,7 @@ def candidates(default: Kernel) -> tuple[Kernel, ...]:
     rows: tuple[Row, ...] = ()
     if default.op is Op.BACKWARD:
         rows = BACKWARD_CANDIDATES.get((default.head_dim, default.mask), ())
-    elif default.op is Op.FORWARD and default.mask is not Mask.WINDOW and default.block_m > 64:
+    elif default.op is Op.FORWARD and default.mask in (Mask.FULL, Mask.CAUSAL) and default.block_m > 64:
         found = FORWARD_CANDIDATES.get(default.head_dim, ())
         rows = tuple(row | registers(default.layout, row["block_m"]) for row in found)
     return tuple(replace(default, tuned=True, **row) for row in rows)

@@ -15,6 +15,10 @@ class Op(str, Enum):
     # a backward in two passes: dQ and delta, by query tiles; then dK and dV, by key blocks
     BACKWARD_QUERIES = "backward_queries"
     BACKWARD_KEYS = "backward_keys"
+    # before a kernel with a bias: which tiles the bias leaves to it, in lists for each query tile;
+    # then the same for each key block
+    MAP_QUERIES = "map_queries"
+    MAP_KEYS = "map_keys"
     # before a backward: delta = rowsum(dO * O), lse in base 2, and the dQ accumulator cleared
     PREPROCESS = "preprocess"
     POSTPROCESS = "postprocess"  # after a backward: an fp32 accumulator becomes dQ, dK or dV
@@ -23,12 +27,14 @@ class Op(str, Enum):
 
 
 TWO_PASS = (Op.BACKWARD_QUERIES, Op.BACKWARD_KEYS)
+MAPS = (Op.MAP_QUERIES, Op.MAP_KEYS)
 
 
 class Mask(str, Enum):
     FULL = "full"
     CAUSAL = "causal"  # bottom-right aligned
     WINDOW = "window"  # both bounds at run time, bottom-right aligned
+    BIAS = "bias"  # a tensor that is added to the scores; what it hides is left out
 
 
 class Layout(str, Enum):
@@ -101,6 +107,9 @@ class Kernel:
     def name(self) -> str:
         if self.op is Op.CLEAR:
             return f"sm{self.arch}_clear_{self.dtype}_{self.layout.value}"
+        if self.op in MAPS:
+            tile = f"m{self.block_m}n{self.block_n}"
+            return f"sm{self.arch}_{self.op.value}_{self.dtype}_{tile}"
         head_dims = f"d{self.head_dim}"
         if self.head_dim_v != self.head_dim:
             head_dims += f"v{self.head_dim_v}"

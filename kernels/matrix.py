@@ -12,7 +12,7 @@ from itertools import product
 from typing import NamedTuple
 
 from kernels import configs_sm90, configs_sm100, rules
-from kernels.kernel import DTYPES, HEAD_DIM_BUCKETS, Kernel, Layout, Mask, Op
+from kernels.kernel import DTYPES, HEAD_DIM_BUCKETS, MAPS, Kernel, Layout, Mask, Op
 
 CONFIGS = {90: configs_sm90, 100: configs_sm100}
 
@@ -23,7 +23,7 @@ def candidates(default: Kernel) -> tuple[Kernel, ...]:
 
 
 class Companions(NamedTuple):
-    """The kernels that a backward kernel is launched with, before and after it."""
+    """The kernels that another is launched with, before and after it."""
 
     # This is the first pass of a backward in two.
     preprocess: Kernel | None = None
@@ -32,6 +32,9 @@ class Companions(NamedTuple):
     postprocess_dq: Kernel | None = None
     postprocess_dk: Kernel | None = None
     postprocess_dv: Kernel | None = None
+    # These come first, with a bias alone: the second in a backward.
+    map_queries: Kernel | None = None
+    map_keys: Kernel | None = None
 
     @property
     def present(self) -> tuple[Kernel, ...]:
@@ -39,12 +42,15 @@ class Companions(NamedTuple):
 
 
 def companions(kernel: Kernel) -> Companions:
-    """There are none but a backward's."""
+    """There are none but a backward's, and those of a kernel with a bias."""
+    found = Companions()
     if kernel.op is Op.BACKWARD:
-        return _of_one_pass(kernel)
+        found = _of_one_pass(kernel)
     if kernel.op is Op.BACKWARD_KEYS:
-        return Companions(preprocess=configs_sm90.backward_queries(kernel))
-    return Companions()
+        found = Companions(preprocess=configs_sm90.backward_queries(kernel))
+    if kernel.mask is Mask.BIAS and kernel.op in (Op.FORWARD, Op.BACKWARD_KEYS):
+        found = found._replace(**{m.op.value: m for m in configs_sm90.maps(kernel)})
+    return found
 
 
 def _of_one_pass(backward: Kernel) -> Companions:
@@ -135,7 +141,7 @@ SUBSETS: dict[str, Callable[[Kernel], bool]] = {
     # deterministic backward, and a mask of the backward in two passes.
     "core": lambda kernel: (
         kernel.dtype == "bf16"
-        and (kernel.head_dim in (64, 128) or kernel.op is Op.CLEAR or _causal_256(kernel))
+        and (kernel.head_dim in (64, 128) or kernel.op in (Op.CLEAR, *MAPS) or _causal_256(kernel))
         and not kernel.deterministic
         and kernel.mask is not Mask.WINDOW
     ),

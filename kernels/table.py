@@ -15,7 +15,12 @@ from kernels.matrix import companions, with_candidates
 
 OPS = {op: "k" + op.value.title().replace("_", "") for op in Op}
 PEERS = {"flash": "kFlash", "cudnn": "kCudnn"}
-MASKS = {Mask.FULL: "kFull", Mask.CAUSAL: "kCausalBottomRight", Mask.WINDOW: "kWindow"}
+MASKS = {
+    Mask.FULL: "kFull",
+    Mask.CAUSAL: "kCausalBottomRight",
+    Mask.WINDOW: "kWindow",
+    Mask.BIAS: "kBias",
+}
 
 
 @dataclass(frozen=True)
