@@ -15,6 +15,9 @@ Shared memory is what bounds the kernel, so P^T is handed over in 16 bits: as fp
 relative error is 2^-12, which is little beside that of dS^T in 16 bits, and its absolute error,
 where it is small, 2^-33.
 
+With a bias, the query tiles of each head come from the key block's list for that head
+(kernels/sm90/bias.py).
+
 The ratio of heads, lengths, strides and window bounds are run-time values.
 """
 
@@ -34,7 +37,9 @@ from quack import layout_utils, sm90_utils
 from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
-from kernels.sm90.masks import KeyBounds, Masks
+from kernels.sm90.bias import ALL, FREE, entry as entry_of, in_scores
+from kernels.sm90.limits import Limits, limits_of
+from kernels.sm90.masks import Edge, KeyBounds, Masks
 from kernels.sm90.output import Destination, Output
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
@@ -126,22 +131,20 @@ class Tile(NamedTuple):
     keys: Int32
     end_q: Int32  # varlen: the row of q after the sequence's last
     end_k: Int32
-    begin: Int32  # query tiles of a head that see any of the keys, [begin, end)
+    # Query tiles of a head that see any of the keys, [begin, end). With a bias all of them, because
+    # each head has a list of its own.
+    begin: Int32
     end: Int32
     free_begin: Int32  # those whose every query sees all the keys, [free_begin, free_end)
     free_end: Int32
     heads: Int32  # of queries
-
-    @property
-    def steps(self) -> Int32:
-        return self.heads * (self.end - self.begin)
 
 
 class Place(NamedTuple):
     """The query tile at hand."""
 
     head: Int32  # of the group
-    tile: Int32
+    tile: Int32  # with a bias: its position in the list
 
 
 class Gradient(NamedTuple):
@@ -166,7 +169,7 @@ class BackwardKeys:
         self.consumer_registers = kernel.consumer_registers
         self.producer_registers = kernel.producer_registers
         self.causal, self.window = kernel.mask is Mask.CAUSAL, kernel.mask is Mask.WINDOW
-        self.bounded = self.causal or self.window
+        self.bounded, self.biased = self.causal or self.window, kernel.mask is Mask.BIAS
         self.varlen = kernel.layout is Layout.VARLEN
         self.masks = Masks(kernel, ROWS)
         self.output_k, self.output_v = (
@@ -190,6 +193,8 @@ class BackwardKeys:
         cu_seqlens_k: cute.Tensor | None,
         window_size_left: Int32,
         window_size_right: Int32,
+        bias: cute.Tensor | None,
+        lists: cute.Tensor | None,
         stream: cuda.CUstream,
     ):
         offsets_q, offsets_k = None, None
@@ -217,8 +222,9 @@ class BackwardKeys:
         mma_dv = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim_v, source="RS")
         self.kernel(
             atom_q, tma_q, atom_k, tma_k, atom_v, tma_v, atom_do, tma_do, lse, delta, dk, dv,
-            scale, offsets_q, offsets_k, Window(window_size_left, window_size_right), sizes,
-            layout, layout_v, resident_k, resident_v, mma_scores, mma_dk, mma_dv,
+            scale, offsets_q, offsets_k,
+            limits_of(window_size_left, window_size_right, bias, lists, scale), sizes, layout,
+            layout_v, resident_k, resident_v, mma_scores, mma_dk, mma_dv,
         ).launch(
             grid=[sizes.blocks * sizes.heads, 1, 1], block=[3 * WARPGROUP, 1, 1], stream=stream,
             min_blocks_per_mp=1
@@ -233,7 +239,7 @@ class BackwardKeys:
             return Sizes(rows, keys, heads_kv, ratio, blocks, heads_kv, Int32(1))
         every_head = heads_kv * leading[0]
         together = Int32(1)
-        if self.causal:
+        if self.causal or self.biased:
             bytes_of_row = (self.head_dim + self.head_dim_v) * self.dtype.width // 8
             together = backward_parts.heads_in_l2(rows * ratio, bytes_of_row)
         return Sizes(rows, keys, heads_kv, ratio, cute.ceil_div(keys, ROWS), every_head, together)
@@ -280,7 +286,7 @@ class BackwardKeys:
         scale: Float32,
         offsets_q: packed.Offsets | None,
         offsets_k: packed.Offsets | None,
-        window: Window,
+        limits: Limits,
         sizes: Sizes,
         layout: cute.ComposedLayout,
         layout_v: cute.ComposedLayout,
@@ -331,32 +337,32 @@ class BackwardKeys:
         if const_expr(self.varlen):
             packed.clear_outside(dk, offsets_k)
             packed.clear_outside(dv, offsets_k)
-        tile = self.tile(sizes, offsets_q, offsets_k, window)
+        tile = self.tile(sizes, offsets_q, offsets_k, limits)
         pipeline.pipeline_init_wait()
         if tile.row < tile.keys:
             if warp < WARPS:
                 cute.arch.setmaxregister_decrease(self.producer_registers)
                 if warp == 0:
-                    self.load(tile, loads)
+                    self.load(tile, limits, loads)
                 if warp == 1:
-                    self.load_statistics(tile, rows)
+                    self.load_statistics(tile, limits, rows)
             else:
                 cute.arch.setmaxregister_increase(self.consumer_registers)
                 if warp < 2 * WARPS:
                     group = self.warpgroup(
                         loads.k, loads.q, loads.dout, rows, handover, mma_scores, mma_dv
                     )
-                    self.sum_values(group, tile, window, scale, dv)
+                    self.sum_values(group, tile, limits, scale, dv)
                 else:
                     group = self.warpgroup(
                         loads.v, loads.dout, loads.q, rows, handover, mma_scores, mma_dk
                     )
-                    self.sum_keys(group, tile, scale, dk)
+                    self.sum_keys(group, tile, limits, scale, dk)
 
     # What a CTA works on
 
     @cute.jit
-    def tile(self, sizes: Sizes, offsets_q, offsets_k, window: Window) -> Tile:
+    def tile(self, sizes: Sizes, offsets_q, offsets_k, limits: Limits) -> Tile:
         cta, _, _ = cute.arch.block_idx()
         if const_expr(self.varlen):
             place = backward_parts.packed_place(cta, offsets_k, ROWS)
@@ -373,11 +379,11 @@ class BackwardKeys:
             end_q, end_k = rows, keys
         return Tile(
             row, head, batch, rows, keys, end_q, end_k,
-            *self.query_tiles(row, rows, keys, window), sizes.ratio,
+            *self.query_tiles(row, rows, keys, limits), sizes.ratio,
         )  # fmt: skip
 
     @cute.jit
-    def query_tiles(self, row: Int32, rows: Int32, keys: Int32, window: Window):
+    def query_tiles(self, row: Int32, rows: Int32, keys: Int32, limits: Limits):
         """Which query tiles see keys from `row` on, [begin, end), and which of them see all of
         these keys, [free_begin, free_end)."""
         begin, end = Int32(0), cute.ceil_div(rows, ROWS)
@@ -385,12 +391,12 @@ class BackwardKeys:
         if const_expr(self.bounded):
             # A key is seen by the queries from `right` before its own position to `left` behind.
             first_key, last_key = row + rows - keys, cutlass.min(row + ROWS, keys) - 1 + rows - keys
-            first = cutlass.max(first_key - window.right, 0)
-            free_begin = cute.ceil_div(cutlass.max(last_key - window.right, 0), ROWS)
+            first = cutlass.max(first_key - limits.right, 0)
+            free_begin = cute.ceil_div(cutlass.max(last_key - limits.right, 0), ROWS)
             end_query = rows
             if const_expr(self.window):
-                end_query = cutlass.min(last_key + window.left + 1, rows)
-                free_end = cutlass.max(first_key + window.left + 1, 0) // ROWS
+                end_query = cutlass.min(last_key + limits.left + 1, rows)
+                free_end = cutlass.max(first_key + limits.left + 1, 0) // ROWS
             begin = first // ROWS if first < end_query else 0
             end = cute.ceil_div(end_query, ROWS) if first < end_query else 0
         return begin, end, free_begin, free_end
@@ -399,16 +405,47 @@ class BackwardKeys:
         return Place(Int32(0), tile.begin)
 
     @cute.jit
-    def following(self, tile: Tile, place: Place) -> Place:
-        last = place.tile + 1 == tile.end
+    def steps(self, tile: Tile, limits: Limits) -> Int32:
+        """The number of query tiles of all heads."""
+        steps = tile.heads * (tile.end - tile.begin)
+        if const_expr(self.biased):
+            steps = Int32(0)
+            for head in range(tile.heads):
+                steps += self.header(tile, head, limits, ALL)
+        return steps
+
+    @cute.jit
+    def end_of(self, tile: Tile, place: Place, limits: Limits) -> Int32:
+        """The end of the query tiles of the head at hand."""
+        return self.header(tile, place.head, limits, ALL) if self.biased else tile.end
+
+    def header(self, tile: Tile, head: Int32, limits: Limits, kind: int) -> Int32:
+        """A number of the list of a head of the group."""
+        return limits.lists[(*self.list_of(tile, head), kind)]
+
+    def list_of(self, tile: Tile, head: Int32):
+        return tile.batch, tile.head * tile.heads + head, tile.row // ROWS
+
+    @cute.jit
+    def tile_at(self, tile: Tile, place: Place, limits: Limits) -> Int32:
+        """The number of the query tile at hand."""
+        number = place.tile
+        if const_expr(self.biased):
+            number = entry_of(limits.lists, *self.list_of(tile, place.head), place.tile)
+        return number
+
+    @cute.jit
+    def following(self, tile: Tile, place: Place, limits: Limits) -> Place:
+        last = place.tile + 1 == self.end_of(tile, place, limits)
         return Place(place.head + 1 if last else place.head, tile.begin if last else place.tile + 1)
 
     # The warps that load
 
     @cute.jit
-    def load(self, tile: Tile, loads: Loads):
+    def load(self, tile: Tile, limits: Limits, loads: Loads):
         """Loads the keys and values, and Q and dO of all query tiles."""
-        if tile.steps > 0:
+        steps = self.steps(tile, limits)
+        if steps > 0:
             first = PipelineStateSimple(1, Int32(1))
             for once in (loads.k, loads.v):
                 source = staging.rows_of(
@@ -417,42 +454,45 @@ class BackwardKeys:
                 staging.load_rows(once, source, tile.row, first)
             state = self.producer_state()
             place = self.first(tile)
-            for _ in cutlass.range(tile.steps, unroll=1):
+            for _ in cutlass.range(steps, unroll=1):
+                row = self.tile_at(tile, place, limits) * ROWS
                 for streamed in (loads.q, loads.dout):
                     source = staging.rows_of(
                         streamed.source, tile.head * tile.heads + place.head, tile.batch, tile.rows,
                         tile.end_q, self.varlen,
                     )  # fmt: skip
-                    staging.load_rows(streamed, source, place.tile * ROWS, state)
+                    staging.load_rows(streamed, source, row, state)
                 state.advance()
-                place = self.following(tile, place)
+                place = self.following(tile, place, limits)
 
     @cute.jit
-    def load_statistics(self, tile: Tile, statistics: Statistics):
+    def load_statistics(self, tile: Tile, limits: Limits, statistics: Statistics):
         """Brings lse and delta of all query tiles, with the powers of two that P's takes. A query
         that is none, or that sees no key, gets an lse of infinity: its P is zero."""
         state = self.producer_state()
         place = self.first(tile)
         lane = cute.arch.lane_idx()
         stages = statistics.stages
-        for _ in cutlass.range(tile.steps, unroll=1):
+        for _ in cutlass.range(self.steps(tile, limits), unroll=1):
+            row = self.tile_at(tile, place, limits) * ROWS
             head = tile.head * tile.heads + place.head
             lse = self.of_queries(statistics.lse, tile, head)
             delta = self.of_queries(statistics.delta, tile, head)
             found = cute.make_rmem_tensor((ROWS // WARP, 2), Float32)
             for i in cutlass.range_constexpr(ROWS // WARP):
-                query = place.tile * ROWS + lane + i * WARP
+                query = row + lane + i * WARP
                 found[i, 0], found[i, 1] = -Float32.inf, Float32(0.0)
                 if query < tile.rows:
                     found[i, 0], found[i, 1] = lse[query], delta[query]
             statistics.pipeline.producer_acquire(state)
             for i in cutlass.range_constexpr(ROWS // WARP):
                 query = lane + i * WARP
-                stages[query, LSE, state.index] = backward_parts.base_2(found[i, 0]) - EXPONENT
+                own = backward_parts.base_2(found[i, 0], self.biased)
+                stages[query, LSE, state.index] = own - EXPONENT
                 stages[query, DELTA, state.index] = found[i, 1] * 2.0**-EXPONENT
             statistics.pipeline.producer_commit(state)
             state.advance()
-            place = self.following(tile, place)
+            place = self.following(tile, place, limits)
 
     def of_queries(self, tensor: cute.Tensor, tile: Tile, head: Int32) -> cute.Tensor:
         if self.varlen:
@@ -495,26 +535,28 @@ class BackwardKeys:
         )  # fmt: skip
 
     @cute.jit
-    def sum_values(self, group: Warpgroup, tile: Tile, window: Window, scale, dv):
+    def sum_values(self, group: Warpgroup, tile: Tile, limits: Limits, scale, dv):
         """Computes P^T and dV."""
-        bounds = self.query_bounds(group, tile, window)
+        bounds = None if self.biased else self.query_bounds(group, tile, limits)
         scale_log2 = scale * LOG2_E
-        if tile.steps > 0:
+        steps = self.steps(tile, limits)
+        if steps > 0:
             state, place = self.consumer_state(), self.first(tile)
             self.first_scores(group, state)
             lse = self.of_columns(group, LSE, state)
-            if const_expr(self.bounded):  # noqa: SIM102, at compile time, the other at run time
-                if not self.is_free(tile, place):
-                    self.masks.mask(group.scores, place.tile, bounds, True)
+            if const_expr(self.bounded or self.biased):  # noqa: SIM102, the other at run time
+                if not self.is_free(tile, place, limits):
+                    self.mask(group, tile, place, limits, bounds)
             self.probabilities(group, lse, scale_log2, state)
             self.convert(group)
-            for _ in cutlass.range(1, tile.steps, unroll=1):
+            for _ in cutlass.range(1, steps, unroll=1):
                 before = state.clone()
                 state.advance()
-                place = self.following(tile, place)
+                place = self.following(tile, place, limits)
                 # A branch between the issue of a product and the wait for it would make the
                 # compiler wait at the branch, so each way has both.
-                if const_expr(not self.bounded) or self.is_free(tile, place):
+                free = const_expr(not (self.bounded or self.biased))
+                if free or self.is_free(tile, place, limits):
                     self.issue(group, before, state)
                     lse = self.of_columns(group, LSE, state)
                     self.await_scores(group, state)
@@ -524,7 +566,7 @@ class BackwardKeys:
                     self.issue(group, before, state)
                     lse = self.of_columns(group, LSE, state)
                     self.await_scores(group, state)
-                    self.masks.mask(group.scores, place.tile, bounds, True)
+                    self.mask(group, tile, place, limits, bounds)
                     self.probabilities(group, lse, scale_log2, state)
                     self.await_sums(group, before)
                 self.convert(group)
@@ -532,15 +574,16 @@ class BackwardKeys:
         self.store(self.output_v, group, tile, Float32(2.0**-EXPONENT), dv)
 
     @cute.jit
-    def sum_keys(self, group: Warpgroup, tile: Tile, scale, dk):
+    def sum_keys(self, group: Warpgroup, tile: Tile, limits: Limits, scale, dk):
         """Computes dS^T and dK."""
-        if tile.steps > 0:
+        steps = self.steps(tile, limits)
+        if steps > 0:
             state = self.consumer_state()
             self.first_scores(group, state)
             delta = self.of_columns(group, DELTA, state)
             self.derivatives(group, self.handed_over(group, state), delta, state)
             self.convert(group)
-            for _ in cutlass.range(1, tile.steps, unroll=1):
+            for _ in cutlass.range(1, steps, unroll=1):
                 before = state.clone()
                 state.advance()
                 self.issue(group, before, state)
@@ -690,9 +733,39 @@ class BackwardKeys:
         return KeyBounds(tuple(first), tuple(end), Int32(0), Int32(0), Int32(0))
 
     @cute.jit
-    def is_free(self, tile: Tile, place: Place):
-        """Whether every query of a tile sees every key."""
-        return place.tile >= tile.free_begin and place.tile < tile.free_end
+    def is_free(self, tile: Tile, place: Place, limits: Limits):
+        """Whether every query of a tile sees every key, and there is no bias."""
+        begin, end = tile.free_begin, tile.free_end
+        if const_expr(self.biased):
+            begin, end = Int32(0), self.header(tile, place.head, limits, FREE)
+        return place.tile >= begin and place.tile < end
+
+    @cute.jit
+    def mask(self, group: Warpgroup, tile: Tile, place: Place, limits: Limits, bounds):
+        """Hides the scores of queries that do not see the keys of a thread's rows, or adds their
+        bias."""
+        if const_expr(self.biased):
+            self.add_bias(group, tile, place, limits)
+        else:
+            self.masks.mask(group.scores, place.tile, bounds, Edge(left=True), limits, None)
+
+    @cute.jit
+    def add_bias(self, group: Warpgroup, tile: Tile, place: Place, limits: Limits):
+        """Adds the bias to the scores of a query tile. Behind the last query and the last key it
+        takes theirs."""
+        where = group.mma_scores.get_slice(group.thread).partition_C(
+            cute.make_identity_tensor((ROWS, ROWS))
+        )
+        where = layout_utils.reshape_acc_to_mn(where)
+        scores = layout_utils.reshape_acc_to_mn(group.scores)
+        head = tile.head * tile.heads + place.head
+        first = self.tile_at(tile, place, limits) * ROWS
+        keys = [cutlass.min(tile.row + where[r, 0][0], tile.keys - 1) for r in range(2)]
+        bias = limits.bias[tile.batch, head, None, None]
+        for c in cutlass.range_constexpr(cute.size(scores, mode=[1])):
+            query = cutlass.min(first + where[0, c][1], tile.rows - 1)
+            for r in cutlass.range_constexpr(2):
+                scores[r, c] += in_scores(bias[query, keys[r]], limits.inverse_scale)
 
     # The end
 

@@ -14,6 +14,9 @@ from kernels.sm90.warpgroups import WARP
 # Heads whose rows take this many bytes are in work at a time: what a CTA reads block by block then
 # stays in L2, which has 50 MB, beside what is read and written once.
 IN_L2 = 32 << 20
+# A logsumexp below this is rounded to sixteenths or more: all keys of the row have a large negative
+# bias. Probabilities computed from it would be wrong by 4% or more, or infinite.
+LOWEST = -(2.0**20)
 
 
 class Place(NamedTuple):
@@ -78,10 +81,12 @@ def packed_place(cta: Int32, offsets: Offsets, tile_rows: cutlass.Constexpr) -> 
 
 
 @cute.jit
-def base_2(lse: Float32) -> Float32:
+def base_2(lse: Float32, biased: cutlass.Constexpr = False) -> Float32:
     """A row's logsumexp in base 2. That of a row without keys, minus infinity, becomes plus
-    infinity, which makes its probabilities zero."""
-    return Float32.inf if lse == -Float32.inf else lse * LOG2_E
+    infinity, which makes its probabilities zero. With a bias, so does one that says nothing of the
+    scores."""
+    none = lse < LOWEST if biased else lse == -Float32.inf
+    return Float32.inf if none else lse * LOG2_E
 
 
 @cute.jit

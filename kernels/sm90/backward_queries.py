@@ -31,13 +31,13 @@ from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
 from kernels.sm90.barriers import Barrier
-from kernels.sm90.masks import KeyBounds, Masks
+from kernels.sm90.limits import Limits, limits_of, masks_of
+from kernels.sm90.masks import Edge, KeyBounds
 from kernels.sm90.output import Destination, Output
 from kernels.sm90.schedule import Schedule, Tile
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
 from kernels.sm90.warpgroups import ROWS, WARPGROUP, Turns
-from kernels.sm90.window import Window
 
 TILE_WORDS = 12  # int32, of a Tile and padding
 VECTOR = 8  # elements of 16 bytes
@@ -112,7 +112,7 @@ class Warpgroup:
     """What a consuming warpgroup works with."""
 
     index: Int32
-    window: Window
+    limits: Limits
     scale_log2: Float32
     operands: Operands
     bounds: KeyBounds
@@ -138,9 +138,9 @@ class BackwardQueries:
         self.consumer_registers = kernel.consumer_registers
         self.producer_registers = kernel.producer_registers
         self.k_stages, self.v_stages = kernel.stages, kernel.v_stages
-        self.window, self.varlen = kernel.mask is Mask.WINDOW, kernel.layout is Layout.VARLEN
-        self.causal = kernel.mask is Mask.CAUSAL
-        self.schedule, self.masks = Schedule(kernel), Masks(kernel, ROWS)
+        self.varlen = kernel.layout is Layout.VARLEN
+        self.causal, self.biased = kernel.mask is Mask.CAUSAL, kernel.mask is Mask.BIAS
+        self.schedule, self.masks = Schedule(kernel), masks_of(kernel, ROWS)
         self.turns = Turns(self.warpgroups, kernel.pingpong)
         # dQ leaves like an output, of Q's head dim.
         self.output = Output(
@@ -163,6 +163,8 @@ class BackwardQueries:
         cu_seqlens_k: cute.Tensor | None,
         window_size_left: Int32,
         window_size_right: Int32,
+        bias: cute.Tensor | None,
+        lists: cute.Tensor | None,
         stream: cuda.CUstream,
     ):
         heads, heads_kv = q.shape[-2], k.shape[-2]
@@ -199,8 +201,8 @@ class BackwardQueries:
         mma_dq = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim, source="RS")
         self.kernel(
             atom_q, tma_q, atom_do, tma_do, atom_k, tma_k, atom_v, tma_v, atom_dq, tma_dq, rows,
-            uncovered, scale, Window(window_size_left, window_size_right), order, sq_layout,
-            sdo_layout, sk_layout, sv_layout, mma_s, mma_dq,
+            uncovered, scale, limits_of(window_size_left, window_size_right, bias, lists, scale),
+            order, sq_layout, sdo_layout, sk_layout, sv_layout, mma_s, mma_dq,
         ).launch(
             grid=[num_ctas, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream,
             min_blocks_per_mp=1
@@ -237,7 +239,7 @@ class BackwardQueries:
         rows: Rows,
         uncovered: cute.Tensor,
         scale: Float32,
-        window: Window,
+        limits: Limits,
         order: Dense | Varlen,
         sq_layout: cute.ComposedLayout,
         sdo_layout: cute.ComposedLayout,
@@ -279,7 +281,7 @@ class BackwardQueries:
         )
         words = storage.tile.get_tensor(cute.make_layout(TILE_WORDS))
         if warp == 0:
-            self.write(self.find(order, window), words)
+            self.write(self.find(order, limits), words)
         if const_expr(self.varlen):
             packed.clear_outside(uncovered, order.offsets_q)
         pipeline.pipeline_init_wait()  # the tile is in shared memory, too
@@ -287,15 +289,15 @@ class BackwardQueries:
         if warp < WARPGROUP // 32:
             cute.arch.setmaxregister_decrease(self.producer_registers)
             if warp == 0 and tile.end > 0:
-                self.load(tile, loads)
+                self.load(tile, limits, loads)
         else:
             cute.arch.setmaxregister_increase(self.consumer_registers)
             if tile.end > 0:
                 to = Destination(dq, None, atom_dq, sq)
-                self.compute(tile, window, loads, rows, mma_s, mma_dq, scale, to)
+                self.compute(tile, limits, loads, rows, mma_s, mma_dq, scale, to)
 
     @cute.jit
-    def find(self, order: Dense | Varlen, window: Window) -> Tile:
+    def find(self, order: Dense | Varlen, limits: Limits) -> Tile:
         """The tile of the CTA; without one, its end is 0. One warp does it."""
         cta, _, _ = cute.arch.block_idx()
         if const_expr(self.varlen):
@@ -312,9 +314,11 @@ class BackwardQueries:
                 cta, cute.ceil_div(rows, self.tile_m), order.heads * order.batch, order.together
             )
             head, batch = place.head % order.heads, place.head // order.heads
-        # Under a causal mask a head's last tile costs most.
-        row = (place.tiles - 1 - place.tile if self.causal else place.tile) * self.tile_m
-        begin, end = self.schedule.key_blocks(row, rows, keys, window)
+        # Under a causal mask, which a bias may be, a head's last tile costs most.
+        last_first = self.causal or self.biased
+        index = place.tiles - 1 - place.tile if last_first else place.tile
+        row = index * self.tile_m
+        begin, end = self.schedule.positions(batch, head, index, rows, keys, limits)
         end = end if place.tiles > 0 else 0
         head_kv = head // (order.heads // order.heads_kv)
         return Tile(row, head, head_kv, begin, end, batch, rows, keys, end_q, end_k)
@@ -331,7 +335,7 @@ class BackwardQueries:
         return Tile(*(cute.arch.make_warp_uniform(found[i]) for i in range(len(Tile._fields))))
 
     @cute.jit
-    def load(self, tile: Tile, loads: Loads):
+    def load(self, tile: Tile, limits: Limits, loads: Loads):
         """Loads all that the consumers take, in their order."""
         q, dout, k, v = loads.q, loads.dout, loads.k, loads.v
         producer = pipeline.PipelineUserType.Producer
@@ -340,16 +344,16 @@ class BackwardQueries:
         )
         state_k = pipeline.make_pipeline_state(producer, self.k_stages)
         state_v = pipeline.make_pipeline_state(producer, self.v_stages)
-        self.load_block(k, tile, tile.begin, state_k)
+        self.load_block(k, tile, tile.begin, limits, state_k)
         state_k.advance()
         self.load_queries(q, tile, state_q)
-        self.load_block(v, tile, tile.begin, state_v)
+        self.load_block(v, tile, tile.begin, limits, state_v)
         state_v.advance()
         self.load_queries(dout, tile, state_do)
-        for block in cutlass.range(tile.begin + 1, tile.end, unroll=1):
-            self.load_block(k, tile, block, state_k)
+        for position in cutlass.range(tile.begin + 1, tile.end, unroll=1):
+            self.load_block(k, tile, position, limits, state_k)
             state_k.advance()
-            self.load_block(v, tile, block, state_v)
+            self.load_block(v, tile, position, limits, state_v)
             state_v.advance()
 
     @cute.jit
@@ -362,7 +366,8 @@ class BackwardQueries:
             staging.load_rows(load, source, tile.row + i * ROWS, state)
             state.advance()
 
-    def load_block(self, load: Load, tile: Tile, block: Int32, state):
+    def load_block(self, load: Load, tile: Tile, position: Int32, limits: Limits, state):
+        block = self.masks.block_at(tile, position, limits)
         source = staging.rows_of(
             load.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen
         )
@@ -392,7 +397,7 @@ class BackwardQueries:
     def compute(
         self,
         tile: Tile,
-        window: Window,
+        limits: Limits,
         loads: Loads,
         rows: Rows,
         mma_s,
@@ -405,10 +410,10 @@ class BackwardQueries:
         index = cute.arch.make_warp_uniform(thread // WARPGROUP) - 1
         thread = thread % WARPGROUP
         self.turns.begin(index)
-        bounds = self.masks.key_bounds(tile, window, index, thread, mma_s)
+        bounds = self.masks.key_bounds(tile, limits, index, thread, mma_s)
         group = Warpgroup(
             index,
-            window,
+            limits,
             scale * LOG2_E,
             self.operands(loads, mma_s, mma_dq),
             bounds,
@@ -456,7 +461,8 @@ class BackwardQueries:
                 total += (a * b).reduce(cute.ReductionOp.ADD, 0.0, 0) if inside else 0.0
             found.delta[r] = cute.arch.warp_reduction_sum(total, threads_in_group=ROW_LANES)
             row = first + 8 * r
-            found.lse[r] = backward_parts.base_2(found.lse[r] if row < tile.rows else -Float32.inf)
+            own = found.lse[r] if row < tile.rows else -Float32.inf
+            found.lse[r] = backward_parts.base_2(own, self.biased)
             if part == 0 and row < tile.rows:
                 delta[row] = found.delta[r]
         return found
@@ -500,13 +506,13 @@ class BackwardQueries:
         states.k.advance()
         spans = self.masks.spans(tile.begin, end - 1, group.bounds)
         for i in cutlass.range_constexpr(len(spans)):
-            for block in cutlass.range(spans[i].begin, spans[i].end, unroll=1):
-                self.weigh(group, states, block, spans[i].edge, spans[i].left)
+            for position in cutlass.range(spans[i].begin, spans[i].end, unroll=1):
+                self.weigh(group, states, position, spans[i].edge)
                 self.next_block(group, states)
                 states.k.advance()
                 states.k_of_dq.advance()
                 states.v.advance()
-        self.weigh(group, states, end - 1, True, self.window)
+        self.weigh(group, states, end - 1, self.masks.first_edge)
         self.last_block(group, states)
         states.k_of_dq.advance()
         states.v.advance()
@@ -516,10 +522,10 @@ class BackwardQueries:
             states.v.advance()
 
     @cute.jit
-    def weigh(self, group: Warpgroup, states: States, block, edge, left):
+    def weigh(self, group: Warpgroup, states: States, position, edge: Edge | None):
         """Computes dS of a key block, whose S there is."""
         x = group.operands
-        self.probabilities(group, block, edge, left)
+        self.probabilities(group, position, edge)
         group.loads.v.pipeline.consumer_wait(states.v)
         self.turns.wait(group.index, backward_parts.zero_after(x.scores))
         self.issue_d_scores(group, states)
@@ -534,10 +540,12 @@ class BackwardQueries:
         utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.d_scores), x.ds)
 
     @cute.jit
-    def probabilities(self, group: Warpgroup, block, edge, left):
+    def probabilities(self, group: Warpgroup, position, edge: cutlass.Constexpr):
         """Replaces the scores by P."""
-        if const_expr(edge):
-            self.masks.mask(group.operands.scores, block, group.bounds, left)
+        if const_expr(edge is not None):
+            fetched = self.masks.fetch(position, group.bounds, group.limits, edge)
+            scores = group.operands.scores
+            self.masks.mask(scores, position, group.bounds, edge, group.limits, fetched)
         scores = layout_utils.reshape_acc_to_mn(group.operands.scores)
         for r in cutlass.range_constexpr(2):
             exponents = scores[r, None].load() * group.scale_log2 - group.rows.lse[r]
@@ -588,7 +596,9 @@ class BackwardQueries:
     @cute.jit
     def end(self, tile: Tile, bounds: KeyBounds) -> Int32:
         """The end of the key blocks that the warpgroup works on: those that any of its rows sees,
-        and at least one."""
+        and at least one. With a bias nothing is known of single warpgroups."""
+        if const_expr(self.biased):
+            return tile.end
         end = cutlass.max(cute.ceil_div(bounds.any_end, self.tile_n), tile.begin + 1)
         return cutlass.min(end, tile.end)
 

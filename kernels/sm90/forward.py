@@ -28,13 +28,13 @@ from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import schedule, staging
 from kernels.sm90.barriers import Barrier
-from kernels.sm90.masks import KeyBounds, Masks
+from kernels.sm90.limits import Limits, limits_of, masks_of
+from kernels.sm90.masks import Edge, KeyBounds
 from kernels.sm90.output import Destination, Output
 from kernels.sm90.schedule import Ring, Schedule, Tile
 from kernels.sm90.softmax import LOG2_E, Softmax, exponentials, rescale
 from kernels.sm90.staging import Load
 from kernels.sm90.warpgroups import ROWS, WARPGROUP, Turns
-from kernels.sm90.window import Window
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Warpgroup:
 
     index: Int32
     thread: Int32  # in the warpgroup
-    window: Window
+    limits: Limits
     operands: Operands
     softmax: Softmax  # of the tile at hand
     q: PipelineTmaAsync
@@ -107,9 +107,10 @@ class Forward:
         # the next tile's queries are loaded before this tile's last scores
         self.ahead = kernel.q_stages > 1
         self.turns = Turns(self.warpgroups, kernel.pingpong)
-        self.window, self.varlen = kernel.mask is Mask.WINDOW, kernel.layout is Layout.VARLEN
-        self.skips = self.warpgroups > 1
-        self.schedule, self.masks = Schedule(kernel), Masks(kernel, ROWS)
+        self.biased, self.varlen = kernel.mask is Mask.BIAS, kernel.layout is Layout.VARLEN
+        self.skips = self.warpgroups > 1 and not self.biased
+        self.masks = masks_of(kernel, ROWS)
+        self.schedule = Schedule(kernel)
         self.output = Output(kernel, self.dtype, ROWS, by_tma=self.ahead)
 
     @cute.jit
@@ -128,6 +129,8 @@ class Forward:
         num_ctas: Int32,
         paired_heads: Int32,
         counter: cute.Tensor | None,
+        bias: cute.Tensor | None,
+        lists: cute.Tensor | None,
         stream: cuda.CUstream,
     ):
         *leading, heads, _ = q.shape
@@ -161,8 +164,8 @@ class Forward:
         mma_pv = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim_v, source="RS")
         self.kernel(
             atom_q, tma_q, atom_k, tma_k, atom_v, tma_v, atom_o, o, lse, scale * LOG2_E,
-            Window(window_size_left, window_size_right), order, sq_layout, sk_layout, sv_layout,
-            so_layout, mma_qk, mma_pv,
+            limits_of(window_size_left, window_size_right, bias, lists, scale), order, sq_layout,
+            sk_layout, sv_layout, so_layout, mma_qk, mma_pv,
         ).launch(
             grid=[num_ctas, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream,
             min_blocks_per_mp=1
@@ -196,7 +199,7 @@ class Forward:
         o: cute.Tensor,
         lse: cute.Tensor,
         scale_log2: Float32,
-        window: Window,
+        limits: Limits,
         order: schedule.Dense | schedule.Varlen,
         sq_layout: cute.ComposedLayout,
         sk_layout: cute.ComposedLayout,
@@ -239,16 +242,16 @@ class Forward:
         if warp < WARPGROUP // 32:
             cute.arch.setmaxregister_decrease(self.producer_registers)
             if warp == 0:
-                self.load(order, ring, loads)
+                self.load(order, limits, ring, loads)
             if warp == 1:
-                self.schedule.run(order, window, ring)
+                self.schedule.run(order, limits, ring)
         else:
             cute.arch.setmaxregister_increase(self.consumer_registers)
             to = Destination(o, lse, atom_o, so)
-            self.attend(order, window, ring, loads, mma_qk, mma_pv, scale_log2, to)
+            self.attend(order, limits, ring, loads, mma_qk, mma_pv, scale_log2, to)
 
     @cute.jit
-    def load(self, order, ring: Ring, loads: Loads):
+    def load(self, order, limits: Limits, ring: Ring, loads: Loads):
         """Loads queries, keys and values of all tiles, in the order in which the consumers take
         them."""
         q, k, v = loads.q, loads.k, loads.v
@@ -260,7 +263,7 @@ class Forward:
         tile = self.schedule.read(order, ring, state_t)
         state_t.advance()
         while tile.end > 0:
-            self.load_block(k, tile, tile.begin, state_k)
+            self.load_block(k, tile, tile.begin, limits, state_k)
             state_k.advance()
             queries = staging.rows_of(
                 q.source, tile.head, tile.batch, tile.rows, tile.end_q, self.varlen
@@ -268,12 +271,12 @@ class Forward:
             for i in cutlass.range_constexpr(self.warpgroups):
                 staging.load_rows(q, queries, tile.row + i * ROWS, state_q)
                 state_q.advance()
-            for block in cutlass.range(tile.begin + 1, tile.end, unroll=1):
-                self.load_block(k, tile, block, state_k)
+            for position in cutlass.range(tile.begin + 1, tile.end, unroll=1):
+                self.load_block(k, tile, position, limits, state_k)
                 state_k.advance()
-                self.load_block(v, tile, block - 1, state_v)
+                self.load_block(v, tile, position - 1, limits, state_v)
                 state_v.advance()
-            self.load_block(v, tile, tile.end - 1, state_v)
+            self.load_block(v, tile, tile.end - 1, limits, state_v)
             state_v.advance()
             tile = self.schedule.read(order, ring, state_t)
             state_t.advance()
@@ -283,7 +286,8 @@ class Forward:
         k.pipeline.producer_tail(state_k)
         v.pipeline.producer_tail(state_v)
 
-    def load_block(self, load: Load, tile: Tile, block: Int32, state):
+    def load_block(self, load: Load, tile: Tile, position: Int32, limits: Limits, state):
+        block = self.masks.block_at(tile, position, limits)
         source = staging.rows_of(
             load.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen
         )
@@ -309,7 +313,7 @@ class Forward:
     def attend(
         self,
         order,
-        window: Window,
+        limits: Limits,
         ring: Ring,
         loads: Loads,
         mma_qk,
@@ -329,7 +333,7 @@ class Forward:
         group = Warpgroup(
             index,
             thread,
-            window,
+            limits,
             operands,
             softmax,
             loads.q.pipeline,
@@ -366,7 +370,7 @@ class Forward:
 
     def work(self, group: Warpgroup, tile: Tile) -> Work:
         bounds = self.masks.key_bounds(
-            tile, group.window, group.index, group.thread, group.operands.mma_qk
+            tile, group.limits, group.index, group.thread, group.operands.mma_qk
         )
         return Work(tile, bounds, self.end(tile, bounds))
 
@@ -381,10 +385,31 @@ class Forward:
         states.k.advance()
         if work.tile.begin + 1 == work.end:
             group.q.consumer_release(states.q)
-        self.masks.mask(group.operands.scores, work.tile.begin, work.bounds, self.window)
-        exponentials(group.operands.scores, group.softmax)
+        self.weigh_first(group, work.tile, work.bounds)
         self.convert_weights(group.operands)
         return states
+
+    @cute.jit
+    def weigh_first(self, group: Warpgroup, tile: Tile, bounds: KeyBounds):
+        """Computes the weights of a tile's first key block, whose scores there are."""
+        edge = self.masks.first_edge
+        if const_expr(self.biased) and self.masks.sees_all(bounds, tile.begin):
+            self.weigh(group, tile.begin, bounds, None, None)
+        else:
+            fetched = self.fetch(group, tile.begin, bounds, edge)
+            self.weigh(group, tile.begin, bounds, edge, fetched)
+
+    @cute.jit
+    def weigh(
+        self, group: Warpgroup, position, bounds: KeyBounds, edge: cutlass.Constexpr, fetched
+    ) -> Boolean:
+        """Computes the weights of a key block, whose scores there are. Returns whether O must be
+        rescaled."""
+        scores, large = group.operands.scores, False
+        if const_expr(edge is not None):
+            self.masks.mask(scores, position, bounds, edge, group.limits, fetched)
+            large = edge.biased
+        return exponentials(scores, group.softmax, large)
 
     @cute.jit
     def main_loop(self, group: Warpgroup, work: Work, states: States) -> tuple[States, Boolean]:
@@ -395,15 +420,14 @@ class Forward:
         spans = self.masks.spans(work.tile.begin + 1, work.end, work.bounds)
         for i in cutlass.range_constexpr(len(spans)):
             span = spans[i]
-            for block in cutlass.range(span.begin, span.end, unroll=1):
+            for position in cutlass.range(span.begin, span.end, unroll=1):
                 self.issue(group, states, accumulate)
+                fetched = self.fetch(group, position, work.bounds, span.edge)
                 self.await_scores(group, states)
                 states.k.advance()
-                if block + 1 == work.end:
+                if position + 1 == work.end:
                     group.q.consumer_release(states.q)
-                if const_expr(span.edge):
-                    self.masks.mask(group.operands.scores, block, work.bounds, span.left)
-                needed = exponentials(group.operands.scores, group.softmax)
+                needed = self.weigh(group, position, work.bounds, span.edge, fetched)
                 # The new weights take the place of those just used.
                 warpgroup.wait_group(0)
                 group.v.consumer_release(states.v)
@@ -436,7 +460,7 @@ class Forward:
         bounds, upcoming_end = work.bounds, work.end
         if upcoming.end > 0:
             bounds = self.masks.key_bounds(
-                upcoming, group.window, group.index, group.thread, operands.mma_qk
+                upcoming, group.limits, group.index, group.thread, operands.mma_qk
             )
             upcoming_end = self.end(upcoming, bounds)
             softmax.begin()
@@ -444,10 +468,11 @@ class Forward:
                 group.q.consumer_wait(states.q)
                 # A branch between the issue of a product and the wait for it would make the
                 # compiler wait at the branch, so each way has both.
+                edge = self.masks.first_edge
                 if self.masks.sees_all(bounds, upcoming.begin):
-                    self.first_weights(group, upcoming, bounds, states, accumulate, masked=False)
+                    self.first_weights(group, upcoming, bounds, states, accumulate, None)
                 else:
-                    self.first_weights(group, upcoming, bounds, states, accumulate, masked=True)
+                    self.first_weights(group, upcoming, bounds, states, accumulate, edge)
                 group.v.consumer_release(states.v)
                 self.output.store(
                     work.tile, group.index, group.thread, operands.o, ended, to, operands.mma_pv
@@ -466,8 +491,7 @@ class Forward:
                 )
                 warpgroup.wait_group(0)
                 group.k.consumer_release(states.k)
-                self.masks.mask(operands.scores, upcoming.begin, bounds, self.window)
-                exponentials(operands.scores, softmax)
+                self.weigh_first(group, upcoming, bounds)
             states.k.advance()
             if upcoming.begin + 1 == upcoming_end:
                 group.q.consumer_release(states.q)
@@ -494,16 +518,18 @@ class Forward:
         bounds: KeyBounds,
         states: States,
         accumulate,
-        masked: cutlass.Constexpr,
+        edge: cutlass.Constexpr,
     ):
         """Computes the weights of a tile's first key block beside the last product of the tile
         before."""
         self.issue(group, states, accumulate)
+        fetched = self.fetch(group, tile.begin, bounds, edge)
         self.await_scores(group, states)
-        if const_expr(masked):
-            self.masks.mask(group.operands.scores, tile.begin, bounds, self.window)
-        exponentials(group.operands.scores, group.softmax)
+        self.weigh(group, tile.begin, bounds, edge, fetched)
         warpgroup.wait_group(0)
+
+    def fetch(self, group: Warpgroup, position, bounds: KeyBounds, edge: Edge | None):
+        return self.masks.fetch(position, bounds, group.limits, edge) if edge else None
 
     @cute.jit
     def end(self, tile: Tile, bounds: KeyBounds) -> Int32:

@@ -26,13 +26,19 @@ class KeyBounds(NamedTuple):
     any_end: Int32  # the end of the keys that any row of the warpgroup sees
 
 
+class Edge(NamedTuple):
+    """What hides keys of a key block from some of its rows: the rows' last keys at least."""
+
+    left: bool = False  # the rows' first keys, too, as at a window's left edge
+    biased: bool = False  # a bias
+
+
 class Span(NamedTuple):
-    """Key blocks that are alike: [begin, end)."""
+    """Key blocks that are alike: [begin, end). Where all rows see all keys, there is no edge."""
 
     begin: Int32
     end: Int32
-    edge: bool = True  # keys of it are masked
-    left: bool = False  # at a window's left edge too
+    edge: Edge | None = None
 
 
 class Masks:
@@ -40,7 +46,12 @@ class Masks:
         """`rows` are the query rows of a warpgroup."""
         self.rows, self.tile_n = rows, kernel.block_n
         self.window = kernel.mask is Mask.WINDOW
+        self.first_edge = Edge(left=self.window)  # that a row's first key block may have
         self.bounded = kernel.mask is not Mask.FULL  # by the row, not by the keys alone
+
+    def block_at(self, tile: Tile, position, window: Window) -> Int32:
+        """The key block at a position. Only with a bias these are not the same."""
+        return position
 
     @cute.jit
     def key_bounds(self, tile: Tile, window: Window, group, thread, mma_qk) -> KeyBounds:
@@ -83,8 +94,8 @@ class Masks:
                 first, cutlass.min(cute.ceil_div(bounds.all_first, self.tile_n), end)
             )
         free_end = cutlass.max(left_end, cutlass.min(bounds.all_end // self.tile_n, end))
-        spans = [Span(first, left_end, left=True)] if self.window else []
-        return [*spans, Span(left_end, free_end, edge=False), Span(free_end, end)]
+        spans = [Span(first, left_end, Edge(left=True))] if self.window else []
+        return [*spans, Span(left_end, free_end), Span(free_end, end, Edge())]
 
     @cute.jit
     def sees_all(self, bounds: KeyBounds, block):
@@ -93,24 +104,37 @@ class Masks:
             block * self.tile_n >= bounds.all_first and (block + 1) * self.tile_n <= bounds.all_end
         )
 
+    def fetch(self, position, bounds, window: Window, edge: Edge) -> None:
+        """Reads what `mask` needs of memory: nothing. It may stand between the issue of a product
+        and the wait for it."""
+        return None
+
     @cute.jit
-    def mask(self, scores, block, bounds: KeyBounds, left: cutlass.Constexpr):
-        """Hides the scores of a key block that their rows do not see. `left` says whether keys may
-        lie before a row's first.
+    def mask(
+        self, scores, block, bounds: KeyBounds, edge: cutlass.Constexpr, window: Window, fetched
+    ):
+        """Hides the scores of a key block that their rows do not see."""
+        scores = layout_utils.reshape_acc_to_mn(scores)
+        for r in cutlass.range_constexpr(2):
+            first = bounds.first[r] - block * self.tile_n if edge.left else None
+            self.hide(scores, r, bounds.end[r] - block * self.tile_n, first)
+
+    @cute.jit
+    def hide(self, scores, r: cutlass.Constexpr, end: Int32, first: Int32 | None = None):
+        """Hides the scores of a row from the key `end` on, and those before the key `first`, if
+        given. Both count from the column of the thread's first score.
 
         Each bit of a word says whether a column is seen; this takes half as many instructions as
         one comparison per score.
         """
-        scores = layout_utils.reshape_acc_to_mn(scores)
-        for r in cutlass.range_constexpr(2):
-            seen = self.columns_before(bounds.end[r] - block * self.tile_n)
-            hidden = self.columns_before(bounds.first[r] - block * self.tile_n) if left else 0
-            for c in cutlass.range_constexpr(0, cute.size(scores, mode=[1]), WORD):
-                bits = self.lowest_bits(seen - c)
-                if const_expr(left):
-                    bits = bits & ~self.lowest_bits(hidden - c)
-                for i in cutlass.range_constexpr(min(WORD, cute.size(scores, mode=[1]) - c)):
-                    scores[r, c + i] = scores[r, c + i] if bits & (1 << i) else -Float32.inf
+        seen = self.columns_before(end)
+        hidden = 0 if first is None else self.columns_before(first)
+        for c in cutlass.range_constexpr(0, cute.size(scores, mode=[1]), WORD):
+            bits = self.lowest_bits(seen - c)
+            if const_expr(first is not None):
+                bits = bits & ~self.lowest_bits(hidden - c)
+            for i in cutlass.range_constexpr(min(WORD, cute.size(scores, mode=[1]) - c)):
+                scores[r, c + i] = scores[r, c + i] if bits & (1 << i) else -Float32.inf
 
     def columns_before(self, key):
         """How many of a thread's columns, which are two of every eight, are less than a key."""

@@ -34,9 +34,10 @@ class Softmax(NamedTuple):
 
 
 @cute.jit
-def exponentials(scores, softmax: Softmax) -> Boolean:
+def exponentials(scores, softmax: Softmax, large: cutlass.Constexpr = False) -> Boolean:
     """Replaces the scores by their exponentials. Returns whether any row's older sums must be
-    rescaled."""
+    rescaled. `large`: scores may be so large that their product with the scale, rounded, says
+    nothing of the distance to the reference; then the reference is subtracted first."""
     scores = layout_utils.reshape_acc_to_mn(scores)
     scale = softmax.scale_log2
     for r in cutlass.range_constexpr(2):
@@ -47,7 +48,8 @@ def exponentials(scores, softmax: Softmax) -> Boolean:
         softmax.reference[r] = largest
         base = Float32(0.0) if largest == -Float32.inf else largest
         softmax.rescale[r] = cute.math.exp2((before - base) * scale, fastmath=True)
-        weights = cute.math.exp2(row * scale - base * scale, fastmath=True)
+        exponents = (row - base) * scale if large else row * scale - base * scale
+        weights = cute.math.exp2(exponents, fastmath=True)
         softmax.total[r] = utils.fadd_reduce(weights, softmax.total[r] * softmax.rescale[r])
         scores[r, None].store(weights)
     # A total is never negative; testing it makes the vote depend on the last exponential, so that

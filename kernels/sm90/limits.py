@@ -1,0 +1,25 @@
+"""What limits the keys that a query sees beside their number, as the kernels take it: a window's
+bounds, or a bias. The masks of a kernel know which."""
+
+import cutlass.cute as cute
+from cutlass import Float32, Int32
+
+from kernels.kernel import Kernel, Mask
+from kernels.sm90.bias import Bias
+from kernels.sm90.bias_masks import BiasMasks
+from kernels.sm90.masks import Masks
+from kernels.sm90.window import Window
+
+Limits = Window | Bias
+
+
+def limits_of(
+    left: Int32, right: Int32, bias: cute.Tensor | None, lists: cute.Tensor | None, scale: Float32
+) -> Limits:
+    """A bias where there is one, else a window."""
+    return Window(left, right) if bias is None else Bias(bias, lists, 1.0 / scale)
+
+
+def masks_of(kernel: Kernel, rows: int) -> Masks:
+    """The masks of a kernel whose warpgroups have so many query rows."""
+    return (BiasMasks if kernel.mask is Mask.BIAS else Masks)(kernel, rows)

@@ -1,0 +1,251 @@
+"""Before a kernel with a bias: reads the bias once, and lists for each query tile the key blocks
+that it leaves to compute. kernels/sm90/bias.py says what a list is.
+
+A bias of minus infinity hides a key from a query, and so does one of HIDDEN or less: beside any
+other key, such a key has a weight of zero. A query from which every key is hidden, but some by a
+finite bias, attends to these; so the tiles that have such keys are listed for its tile, too.
+
+A CTA has a query tile, and each of its warps goes over cells of 64 queries and 64 keys of it. A
+lane reads two keys of each query. Most cells of most masks have one bias everywhere. The classes of
+the cells go to memory, where kernels/sm90/map_keys.py finds them.
+"""
+
+from typing import NamedTuple
+
+import cuda.bindings.driver as cuda
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32, Int64, const_expr
+from cutlass.utils import SmemAllocator
+
+from kernels.common import symbolic
+from kernels.kernel import Kernel
+from kernels.sm90 import bias as biases
+from kernels.sm90 import lists as tile_lists
+from kernels.sm90.bias import CELL
+from kernels.sm90.lists import BIASED_TILE, CUT_TILE, FREE_TILE, HIDDEN_TILE
+from kernels.sm90.warpgroups import WARP
+
+WARPS = 16
+# The bits of the hidden elements, from HIDDEN to minus infinity. HIDDEN is -65504, or as near to it
+# as bf16 comes: PyTorch fills bool masks with it where it does not use minus infinity.
+HIDDEN = {"bf16": 0xC780, "fp16": 0xFBFF}
+MINUS_INFINITY = {"bf16": 0xFF80, "fp16": 0xFC00}
+ELEMENT = 0xFFFF  # the first of a word's two
+MAGNITUDES = 0x7FFF7FFF  # of both
+# What is known of a cell before it has a class, in bits: whether a key is seen, whether the bias is
+# zero everywhere, whether a key's bias is not minus infinity.
+SEEN, ZERO, FINITE = 1, 2, 4
+WORDS = 4  # int32 of what a warp finds of its queries: seen, then finite
+
+
+class Strip(NamedTuple):
+    """64 queries."""
+
+    batch: Int32
+    head: Int32
+    index: Int32
+    rows: Int32  # how many of the queries there are, maybe none
+    keys: Int32
+
+
+class Queries(NamedTuple):
+    """A bit for each query of a strip."""
+
+    low: Int32
+    high: Int32
+
+    @classmethod
+    def none(cls) -> "Queries":
+        return cls(Int32(0), Int32(0))
+
+    def __or__(self, other: "Queries") -> "Queries":
+        return Queries(self.low | other.low, self.high | other.high)
+
+    def __and__(self, other: "Queries") -> "Queries":
+        return Queries(self.low & other.low, self.high & other.high)
+
+    def any(self):
+        return (self.low | self.high) != 0
+
+
+class Cell(NamedTuple):
+    seen: Queries  # that see a key of the cell
+    finite: Queries  # of which a key's bias is not minus infinity
+    zero: Int32  # whether the bias is zero everywhere
+
+
+@cute.jit
+def first_bits(count: Int32) -> Int32:
+    return Int32(-1) if count >= 32 else (Int32(1) << cutlass.max(count, 0)) - 1
+
+
+def first_queries(count: Int32) -> Queries:
+    return Queries(first_bits(count), first_bits(count - 32))
+
+
+class MapQueries(tile_lists.Lister):
+    def __init__(self, kernel: Kernel):
+        self.hidden, self.infinite = HIDDEN[kernel.dtype], MINUS_INFINITY[kernel.dtype]
+        if kernel.block_m % CELL or kernel.block_n % CELL:
+            raise ValueError(f"block_m and block_n of {kernel.name} must be multiples of {CELL}")
+        self.tile_n = kernel.block_n
+        self.strips, self.width = kernel.block_m // CELL, kernel.block_n // CELL
+
+    @cute.jit
+    def __call__(
+        self, bias: cute.Tensor, cells: cute.Tensor, lists: cute.Tensor, stream: cuda.CUstream
+    ):
+        batch, heads, tiles, _ = lists.shape
+        self.kernel(bias, cells, lists).launch(
+            grid=[tiles * heads * batch, 1, 1], block=[WARPS * WARP, 1, 1], stream=stream
+        )
+
+    @cute.kernel
+    def kernel(self, bias: cute.Tensor, cells: cute.Tensor, lists: cute.Tensor):
+        @cute.struct
+        class Storage:
+            found: cute.struct.MemRange[Int32, WARPS * WORDS]
+
+        found = SmemAllocator().allocate(Storage).found.get_tensor(
+            cute.make_layout((WORDS, WARPS))
+        )
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        cta, _, _ = cute.arch.block_idx()
+        _, heads, tiles, _ = lists.shape
+        tile, head, batch = cta % tiles, cta // tiles % heads, cta // tiles // heads
+        _, _, rows, keys = bias.shape
+        index = tile * self.strips + warp % self.strips
+        strip = Strip(batch, head, index, cutlass.min(rows - index * CELL, CELL), keys)
+        self.read(bias, cells, strip, warp, found)
+        cute.arch.sync_threads()
+        self.classify(cells, strip, warp, found)
+        cute.arch.sync_threads()
+        if warp == 0:
+            place = tile_lists.Place(batch, head, tile)
+            self.write(cells, lists, place, cute.ceil_div(keys, self.tile_n), keys)
+
+    # The cells
+
+    @cute.jit
+    def read(self, bias, cells, strip: Strip, warp, found: cute.Tensor):
+        """Finds out about the cells of a warp, and about its queries in all of these."""
+        lane = cute.arch.lane_idx()
+        seen, finite = Queries.none(), Queries.none()
+        there = first_queries(strip.rows)
+        if strip.rows > 0:
+            columns = cute.ceil_div(strip.keys, CELL)
+            for column in cutlass.range(
+                warp // self.strips, columns, WARPS // self.strips, unroll=1
+            ):
+                cell = self.cell(bias, strip, column, there)
+                seen, finite = seen | cell.seen, finite | cell.finite
+                known = SEEN if cell.seen.any() else 0
+                known = known | (ZERO if cell.zero != 0 else 0)
+                known = known | (FINITE if cell.finite.any() else 0)
+                if lane == 0:
+                    cells[strip.batch, strip.head, strip.index, column] = known
+        if lane == 0:
+            words = (*seen, *finite)
+            for i in cutlass.range_constexpr(WORDS):
+                found[i, warp] = words[i]
+
+    @cute.jit
+    def cell(self, bias, strip: Strip, column, there: Queries) -> Cell:
+        lane = cute.arch.lane_idx()
+        words = cute.make_rmem_tensor(CELL, Int32)
+        key, last = column * CELL + 2 * lane, (strip.keys - 1) // 2 * 2
+        place = biases.row_of(bias, strip.batch, strip.head, strip.index * CELL)
+        place += cutlass.min(key, last)
+        stride = Int64(bias.stride[2])
+        for r in cutlass.range_constexpr(CELL):
+            words[r] = biases.pair(bias, place)
+            place += stride if r + 1 < strip.rows else Int64(0)  # else the last query's again
+        # Keys that are none are at minus infinity, and count for nothing in `zero`.
+        kept, put = Int32(-1), Int32(0)
+        if key + 1 >= strip.keys:
+            kept, put = Int32(ELEMENT), Int32(self.infinite << 16)
+        if key >= strip.keys:
+            kept, put = Int32(0), Int32(self.infinite << 16 | self.infinite)
+        differing, magnitude = Int32(0), Int32(0)
+        for r in cutlass.range_constexpr(CELL):
+            magnitude = magnitude | (words[r] & kept)
+            words[r] = (words[r] & kept) | put
+            differing = differing | (words[r] ^ words[0])
+        zero = cute.arch.vote_all_sync(magnitude & MAGNITUDES == 0)
+        first = cute.arch.shuffle_sync(words[0], 0)
+        one = first & ELEMENT
+        alike = cute.arch.vote_all_sync(
+            differing == 0 and words[0] == first and (first >> 16) & ELEMENT == one
+        )
+        seen, finite = there, there
+        if alike:
+            seen = self.none_if(self.hides(one), seen)
+            finite = self.none_if(one == self.infinite, finite)
+        else:
+            seen, finite = self.one_by_one(words)
+        return Cell(seen & there, finite & there, 1 if zero else 0)
+
+    @cute.jit
+    def none_if(self, condition, queries: Queries) -> Queries:
+        return Queries.none() if condition else queries
+
+    @cute.jit
+    def one_by_one(self, words: cute.Tensor):
+        seen, finite = (cute.make_rmem_tensor(2, Int32) for _ in range(2))
+        seen.fill(0)
+        finite.fill(0)
+        for r in cutlass.range_constexpr(CELL):
+            one, other = words[r] & ELEMENT, (words[r] >> 16) & ELEMENT
+            bit = Int32(1) << r % 32
+            seen[r // 32] |= 0 if self.hides(one) and self.hides(other) else bit
+            finite[r // 32] |= 0 if one == self.infinite and other == self.infinite else bit
+        return (
+            Queries(*(cute.arch.warp_redux_sync(bits[i], "or") for i in range(2)))
+            for bits in (seen, finite)
+        )
+
+    @cute.jit
+    def hides(self, element: Int32):
+        return element >= self.hidden and element <= self.infinite
+
+    @cute.jit
+    def classify(self, cells, strip: Strip, warp, found: cute.Tensor):
+        """Replaces what is known of a warp's cells by their classes, those of lists.py."""
+        seen, finite = Queries.none(), Queries.none()
+        for i in cutlass.range_constexpr(WARPS // self.strips):
+            other = warp % self.strips + i * self.strips
+            seen = seen | Queries(found[0, other], found[1, other])
+            finite = finite | Queries(found[2, other], found[3, other])
+        unseeing = Queries(finite.low & ~seen.low, finite.high & ~seen.high).any()
+        if strip.rows > 0:
+            columns = cute.ceil_div(strip.keys, CELL)
+            first = warp // self.strips * WARP + cute.arch.lane_idx()
+            for column in cutlass.range(first, columns, WARPS // self.strips * WARP, unroll=1):
+                known = cells[strip.batch, strip.head, strip.index, column]
+                listed = known & SEEN != 0 or (unseeing and known & FINITE != 0)
+                kind = BIASED_TILE if listed else HIDDEN_TILE
+                cells[strip.batch, strip.head, strip.index, column] = (
+                    FREE_TILE if known & ZERO != 0 else kind
+                )
+
+    # The list
+
+    @cute.jit
+    def kind(self, cells: cute.Tensor, place: tile_lists.Place, block: Int32, keys: Int32) -> Int32:
+        """The kind of a key block, whose cells may differ."""
+        some, all_free = False, True
+        for strip in cutlass.range_constexpr(self.strips):
+            for column in cutlass.range_constexpr(self.width):
+                row = place.index * self.strips + strip
+                at = block * self.width + column
+                if row < cells.shape[2] and at < cells.shape[3]:
+                    cell = cells[place.batch, place.head, row, at]
+                    some = some or cell != HIDDEN_TILE
+                    all_free = all_free and cell == FREE_TILE
+        free = CUT_TILE if (block + 1) * self.tile_n > keys else FREE_TILE
+        return (free if all_free else BIASED_TILE) if some else HIDDEN_TILE
+
+
+def entry(kernel: Kernel):
+    return MapQueries(kernel), symbolic.arguments(kernel)
