@@ -30,4 +30,8 @@ def core_problem(problem: dict) -> fa4_core.Problem:
     for field in ("page_size", "num_splits"):
         setattr(core, field, problem.get(field, 0))
     core.keys_in_use = problem.get("keys_in_use", False)
+    # The sizes of a bias are those of its batch and heads, 1 where it is broadcast.
+    if bias := problem.get("bias"):
+        core.bias = True
+        core.bias_batch, core.bias_heads = bias
     return core

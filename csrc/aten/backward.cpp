@@ -2,6 +2,7 @@
 
 #include "../core/error.h"
 #include "../core/launch/launch.h"
+#include "bias.h"
 #include "context.h"
 #include "decide.h"
 #include "profile_range.h"
@@ -50,6 +51,7 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   const Readable query(call.query.get(), d.query, call.order),
       key(call.key.get(), d.key, call.order), value(call.value.get(), d.value, call.order),
       out(call.out.get(), d.out, call.order), grad_out(call.grad_out.get(), d.grad_out, call.order);
+  const ReadableBias bias(call.attn_bias, p);
   const Handle lse_copy = is_contiguous(call.logsumexp.get())
                               ? Handle()
                               : contiguous_copy(call.logsumexp.get(), d.logsumexp);
@@ -59,6 +61,7 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   arguments.v = seen_keys(value.view, p);
   arguments.o = out.view;
   arguments.grad_o = grad_out.view;
+  arguments.bias = bias.view;
   arguments.dq = view(gradients.query.get(), info(gradients.query.get()), call.order);
   arguments.dk = seen_keys(view(gradients.key.get(), info(gradients.key.get()), call.order), p);
   arguments.dv = seen_keys(view(gradients.value.get(), info(gradients.value.get()), call.order), p);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "../core/error.h"
+#include "bias.h"
 #include "context.h"
 #include "inputs.h"
 #include "stream.h"
@@ -55,18 +56,20 @@ Reason describe_inputs(const Inputs& in, const Processors* simulated, Descriptio
   return std::nullopt;
 }
 
-// Whether TMA can read the tensor, judged by its address, or without device memory by its offset in
-// a storage.
+// Returns the tensor's address, or without device memory its offset in a storage. Either one tells
+// its alignment.
+int64_t byte_offset(AtenTensorHandle tensor, const TensorInfo& given) {
+  if (given.device_type == aoti_torch_device_type_cuda())
+    return reinterpret_cast<int64_t>(data(tensor));
+  int64_t offset;
+  check_shim(aoti_torch_get_storage_offset(tensor, &offset), "reading a tensor's offset");
+  return offset % kTmaBytes * kElementBytes;
+}
+
+// Whether TMA can read the tensor.
 bool addressable(AtenTensorHandle tensor) {
   const TensorInfo given = info(tensor);
-  int64_t offset;
-  if (given.device_type == aoti_torch_device_type_cuda()) {
-    offset = reinterpret_cast<int64_t>(data(tensor));
-  } else {
-    check_shim(aoti_torch_get_storage_offset(tensor, &offset), "reading a tensor's offset");
-    offset = offset % kTmaBytes * kElementBytes;  // for alignment only
-  }
-  return tma_can_address(given, offset);
+  return tma_can_address(given, byte_offset(tensor, given));
 }
 
 // cuDNN aligns the causal mask of packed calls top-left, but in torch 2.15 bottom-right if
@@ -95,7 +98,9 @@ bool has_keys_in_use(const ForwardCall& call) {
 }
 
 Reason check_options(const ForwardCall& call) {
-  if (call.attn_bias) return "attn_bias not supported";
+  if (call.attn_bias && call.peer != Peer::kCudnn) return "attn_bias not supported";
+  if (call.attn_bias && wants_gradient({call.attn_bias.get()}))
+    return "attn_bias must not require a gradient";
   if (call.return_debug_mask) return "return_debug_mask must be False";
   if (call.alibi_slopes) return "alibi_slopes not supported";
   if (call.seqused_k && !call.cum_seq_k && !call.block_table && !has_keys_in_use(call))
@@ -104,6 +109,16 @@ Reason check_options(const ForwardCall& call) {
     return "block_table must come with seqused_k or cum_seq_k";
   if (call.num_splits.value_or(0) < 0)
     return concat("num_splits must not be negative, is ", *call.num_splits);
+  return std::nullopt;
+}
+
+// The planner says why packed sequences have no bias.
+Reason describe_bias(const Handle& bias, const Inputs& in, Problem& p) {
+  p.bias = bias && defined(bias.get());
+  if (!p.bias || in.varlen()) return std::nullopt;
+  const TensorInfo given = info(bias.get());
+  if (Reason reason = check_bias(given, in)) return reason;
+  fill_bias(given, p);
   return std::nullopt;
 }
 
@@ -155,6 +170,7 @@ Reason describe_forward(const ForwardCall& call, const Processors* simulated, De
       inputs_of(call, d, info_if_given(call.cum_seq_q.get()), info_if_given(call.cum_seq_k.get()),
                 info_if_given(call.block_table.get()));
   if (Reason reason = describe_inputs(inputs, simulated, d)) return reason;
+  if (Reason reason = describe_bias(call.attn_bias, inputs, d.problem)) return reason;
   if (call.peer == Peer::kCudnn && inputs.varlen()) {
     if (Reason reason = check_packed_cudnn(call)) return reason;
   }
@@ -210,10 +226,10 @@ Reason describe_backward(const BackwardCall& call, BackwardDescription& d) {
     return info_if_given(defined(tensor.get()) ? tensor.get() : nullptr);
   };
   d.problem.peer = call.peer;
-  if (call.attn_bias && defined(call.attn_bias.get())) return "attn_bias not supported";
   const Inputs inputs = inputs_of(call, d, info_if_defined(call.cum_seq_q),
                                   info_if_defined(call.cum_seq_k), std::nullopt);
   if (Reason reason = describe_inputs(inputs, nullptr, d)) return reason;
+  if (Reason reason = describe_bias(call.attn_bias, inputs, d.problem)) return reason;
   if (call.peer == Peer::kCudnn && inputs.varlen()) {
     if (Reason reason = check_cudnn_alignment(call.is_causal, call.cum_seq_q, call.cum_seq_k))
       return reason;
@@ -260,6 +276,12 @@ std::optional<std::string> copied_inputs(const ForwardCall& call) {
     if (!addressable(tensor->get())) names += names.empty() ? name : concat(", ", name);
   }
   return names.empty() ? std::nullopt : std::optional(names);
+}
+
+bool bias_is_copied(const ForwardCall& call, const Problem& p) {
+  if (!p.bias) return false;
+  const TensorInfo bias = info(call.attn_bias.get());
+  return !bias_is_readable(bias, p, byte_offset(call.attn_bias.get(), bias));
 }
 
 }  // namespace fa4::aten

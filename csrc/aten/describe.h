@@ -43,8 +43,11 @@ TensorView seen_keys(TensorView keys, const Problem& problem);
 // The offsets that a described call of varlen layout came with; null when it is dense.
 const int32_t* cu_seqlens(const Problem& problem, const Handle& cum_seq);
 
-// The names of the inputs that the kernels read from a copy; none where they read all in place. A
-// tensor without memory goes by its offset in a storage.
+// The names of query, key and value where the kernels read them from a copy; none where they read
+// all in place. A tensor without memory goes by its offset in a storage.
 std::optional<std::string> copied_inputs(const ForwardCall& call);
+
+// The same of the bias of a supported call.
+bool bias_is_copied(const ForwardCall& call, const Problem& problem);
 
 }  // namespace fa4::aten

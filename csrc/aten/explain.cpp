@@ -11,7 +11,7 @@
 namespace fa4::aten {
 namespace {
 
-constexpr KnownOp kExplain{"explain", {24, 24}, 6};
+constexpr KnownOp kExplain{"explain", {25, 25}, 6};
 
 // The largest supported devices have 160 SMs. With 1,024 the planner's arithmetic is still far from
 // its limits.
@@ -37,11 +37,16 @@ std::optional<Processors> device_asked_for(int64_t capability, int64_t sm_count)
 }
 
 // Returns the note on a supported call, which says which of its inputs are copied.
-std::string note(const ForwardCall& call) {
+std::string note(const ForwardCall& call, const Problem& p) {
   const std::optional<std::string> copied = copied_inputs(call);
-  return copied ? concat("copied first, because TMA takes addresses and strides of 16 bytes only: ",
-                         *copied)
-                : "";
+  const std::string text =
+      copied ? concat("copied first, because TMA takes addresses and strides of 16 bytes only: ",
+                      *copied)
+             : "";
+  if (!bias_is_copied(call, p)) return text;
+  return concat(text, text.empty() ? "" : "; ",
+                "copied first, because the kernels read pairs of keys, at multiples of 4 bytes: ",
+                "attn_bias");
 }
 
 }  // namespace
@@ -54,6 +59,7 @@ void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   const auto capability = arguments.value<int64_t>(), sm_count = arguments.value<int64_t>();
   if (arguments.value<bool>()) call.peer = Peer::kCudnn;
   call.is_own = arguments.value<bool>();
+  call.attn_bias = arguments.optional_tensor();
   const auto device = device_asked_for(capability, sm_count);
   ForwardDescription d = describe(call, device ? &*device : nullptr);
   d.problem.op = backward ? Op::kBackward : Op::kForward;
@@ -62,7 +68,7 @@ void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   const Plan chosen = choose(d, speed_rules);
   stack[0] = torch::stable::detail::from(chosen.supported());
   stack[1] = torch::stable::detail::from(std::string(chosen.name()));
-  stack[2] = torch::stable::detail::from(chosen.reason ? *chosen.reason : note(call));
+  stack[2] = torch::stable::detail::from(chosen.reason ? *chosen.reason : note(call, d.problem));
   stack[3] = torch::stable::detail::from(chosen.tile_q());
   stack[4] = torch::stable::detail::from(chosen.tile_k());
   stack[5] = torch::stable::detail::from(chosen.supported() ? chosen.workspace.bytes : int64_t{0});

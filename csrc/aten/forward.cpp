@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "../core/launch/launch.h"
+#include "bias.h"
 #include "profile_range.h"
 #include "torch_errors.h"
 
@@ -27,11 +28,13 @@ void run(const ForwardCall& call, const PlannedForward& planned, AtenTensorHandl
   const Problem& p = d.problem;
   const Readable query(call.query.get(), d.query, call.order),
       key(call.key.get(), d.key, call.order), value(call.value.get(), d.value, call.order);
+  const ReadableBias bias(call.attn_bias, p);
   ForwardArguments arguments;
   arguments.q = query.view;
   arguments.k = seen_keys(key.view, p);
   arguments.v = seen_keys(value.view, p);
   arguments.o = out;
+  arguments.bias = bias.view;
   arguments.lse = static_cast<float*>(data(logsumexp.get()));
   Handle workspace;
   if (const int64_t bytes = plan.workspace.bytes) {

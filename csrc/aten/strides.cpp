@@ -30,6 +30,18 @@ bool dense(int64_t dim, const int64_t* size, const int64_t* stride) {
   return true;
 }
 
+// Whether the last dimension is contiguous, and every other stride and the first element's address
+// are multiples of `bytes`.
+bool aligned(int64_t dim, const int64_t* size, const int64_t* stride, int64_t byte_offset,
+             int64_t bytes) {
+  const int64_t elements = bytes / kElementBytes;
+  if (byte_offset % bytes || stride[dim - 1] != 1) return false;
+  for (int64_t d = 0; d < dim - 1; ++d) {
+    if (size[d] > 1 && (stride[d] < 0 || stride[d] % elements)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void contiguous_strides(int64_t dim, const int64_t* size, int64_t* result) {
@@ -89,12 +101,11 @@ void output_strides(int64_t dim, const int64_t* size, const int64_t* query_strid
 }
 
 bool tma_can_address(int64_t dim, const int64_t* size, const int64_t* stride, int64_t byte_offset) {
-  constexpr int64_t kElements = kTmaBytes / kElementBytes;
-  if (byte_offset % kTmaBytes || stride[dim - 1] != 1) return false;
-  for (int64_t d = 0; d < dim - 1; ++d) {
-    if (size[d] > 1 && (stride[d] < 0 || stride[d] % kElements)) return false;
-  }
-  return true;
+  return aligned(dim, size, stride, byte_offset, kTmaBytes);
+}
+
+bool can_read_pairs(int64_t dim, const int64_t* size, const int64_t* stride, int64_t byte_offset) {
+  return aligned(dim, size, stride, byte_offset, kPairBytes);
 }
 
 }  // namespace fa4

@@ -9,6 +9,7 @@ namespace fa4 {
 
 constexpr int kMaxDim = 8;
 constexpr int64_t kTmaBytes = 16;  // addresses and strides that TMA takes are multiples of it
+constexpr int64_t kPairBytes = 2 * kElementBytes;
 
 // Strides without gaps, the last dimension innermost.
 void contiguous_strides(int64_t dim, const int64_t* size, int64_t* result);
@@ -24,5 +25,8 @@ void output_strides(int64_t dim, const int64_t* size, const int64_t* query_strid
 // other stride and the first element's address multiples of kTmaBytes. `byte_offset`: that address,
 // or its offset where there is no memory.
 bool tma_can_address(int64_t dim, const int64_t* size, const int64_t* stride, int64_t byte_offset);
+
+// The same of a kernel that reads pairs of elements at multiples of kPairBytes.
+bool can_read_pairs(int64_t dim, const int64_t* size, const int64_t* stride, int64_t byte_offset);
 
 }  // namespace fa4

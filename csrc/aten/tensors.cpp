@@ -24,10 +24,6 @@ Handle empty_strided(int64_t dim, const int64_t* size, const int64_t* stride, in
   return Handle(handle);
 }
 
-void copy(AtenTensorHandle to, AtenTensorHandle from, const char* what) {
-  if (aoti_torch_copy_(to, from, 0) != AOTI_TORCH_SUCCESS) copy_again(to, from, what);
-}
-
 bool repeats_elements(const TensorInfo& tensor) {
   for (int64_t d = 0; d < tensor.dim; ++d) {
     if (tensor.size[d] > 1 && tensor.stride[d] == 0) return true;
@@ -124,6 +120,18 @@ Handle number_in(AtenTensorHandle tensor, int64_t offset) {
   check_shim(aoti_torch__reinterpret_tensor(tensor, 0, nullptr, nullptr, offset, &number),
              "taking a number out of a tensor");
   return Handle(number);
+}
+
+Handle reinterpret(AtenTensorHandle tensor, int64_t dim, const int64_t* size,
+                   const int64_t* stride) {
+  AtenTensorHandle result;
+  check_shim(aoti_torch__reinterpret_tensor(tensor, dim, size, stride, 0, &result),
+             "viewing a tensor in another shape");
+  return Handle(result);
+}
+
+void copy(AtenTensorHandle to, AtenTensorHandle from, const char* what) {
+  if (aoti_torch_copy_(to, from, 0) != AOTI_TORCH_SUCCESS) copy_again(to, from, what);
 }
 
 Handle narrow(AtenTensorHandle tensor, int64_t dim, int64_t start, int64_t length) {

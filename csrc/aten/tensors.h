@@ -82,6 +82,11 @@ void fill(AtenTensorHandle tensor, double value);
 Handle number_in(AtenTensorHandle tensor, int64_t offset);
 // Returns the part of `tensor` that has `length` indices from `start` on in dimension `dim`.
 Handle narrow(AtenTensorHandle tensor, int64_t dim, int64_t start, int64_t length);
+// Returns the tensor with these sizes and strides in place of its own.
+Handle reinterpret(AtenTensorHandle tensor, int64_t dim, const int64_t* size,
+                   const int64_t* stride);
+// Copies on the current stream. `what` names the step that failed.
+void copy(AtenTensorHandle to, AtenTensorHandle from, const char* what);
 // Returns a copy in memory of its own, which is aligned as allocations are.
 Handle contiguous_copy(AtenTensorHandle tensor, const TensorInfo& info);
 

@@ -27,6 +27,8 @@ PYBIND11_MODULE(fa4_core, m) {
       .value("BACKWARD", Op::kBackward)
       .value("BACKWARD_QUERIES", Op::kBackwardQueries)
       .value("BACKWARD_KEYS", Op::kBackwardKeys)
+      .value("MAP_QUERIES", Op::kMapQueries)
+      .value("MAP_KEYS", Op::kMapKeys)
       .value("PREPROCESS", Op::kPreprocess)
       .value("POSTPROCESS", Op::kPostprocess)
       .value("CLEAR", Op::kClear);
@@ -42,7 +44,8 @@ PYBIND11_MODULE(fa4_core, m) {
   py::enum_<Mask>(m, "Mask")
       .value("FULL", Mask::kFull)
       .value("CAUSAL", Mask::kCausalBottomRight)
-      .value("WINDOW", Mask::kWindow);
+      .value("WINDOW", Mask::kWindow)
+      .value("BIAS", Mask::kBias);
   py::enum_<Peer>(m, "Peer").value("FLASH", Peer::kFlash).value("CUDNN", Peer::kCudnn);
 
   py::class_<Tile>(m, "Tile")
@@ -89,7 +92,10 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readwrite("peer", &Problem::peer)
       .def_readwrite("page_size", &Problem::page_size)
       .def_readwrite("keys_in_use", &Problem::keys_in_use)
-      .def_readwrite("num_splits", &Problem::num_splits);
+      .def_readwrite("num_splits", &Problem::num_splits)
+      .def_readwrite("bias", &Problem::bias)
+      .def_readwrite("bias_batch", &Problem::bias_batch)
+      .def_readwrite("bias_heads", &Problem::bias_heads);
 
   py::class_<Kernel>(m, "Kernel")
       .def_readonly("name", &Kernel::name)
@@ -111,7 +117,9 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("preprocess", &Kernel::preprocess)
       .def_readonly("postprocess_dq", &Kernel::postprocess_dq)
       .def_readonly("postprocess_dk", &Kernel::postprocess_dk)
-      .def_readonly("postprocess_dv", &Kernel::postprocess_dv);
+      .def_readonly("postprocess_dv", &Kernel::postprocess_dv)
+      .def_readonly("map_queries", &Kernel::map_queries)
+      .def_readonly("map_keys", &Kernel::map_keys);
 
   py::class_<TileRule>(m, "TileRule")
       .def(py::init([](Op op, Layout layout, int16_t head_dim, Mask mask,
@@ -149,6 +157,9 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("tiles_q", &Workspace::tiles_q)
       .def_readonly("tiles_k", &Workspace::tiles_k)
       .def_readonly("cluster", &Workspace::cluster)
+      .def_readonly("cells", &Workspace::cells)
+      .def_readonly("lists_q", &Workspace::lists_q)
+      .def_readonly("lists_k", &Workspace::lists_k)
       .def_readonly("bytes", &Workspace::bytes);
 
   py::class_<Plan>(m, "Plan")

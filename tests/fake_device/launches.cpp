@@ -20,6 +20,11 @@ bool is_backward(const Kernel& kernel) {
   return kernel.op == Op::kBackward || kernel.op == Op::kBackwardKeys;
 }
 
+bool launched_by_another(const Kernel& kernel) {
+  return kernel.op == Op::kBackwardQueries || kernel.op == Op::kMapQueries ||
+         kernel.op == Op::kMapKeys || kernel.op == Op::kPreprocess || kernel.op == Op::kPostprocess;
+}
+
 Problem problem_of(const Kernel& kernel) {
   Problem p;
   p.op = is_backward(kernel) ? Op::kBackward : Op::kForward;
@@ -33,6 +38,7 @@ Problem problem_of(const Kernel& kernel) {
   p.num_heads_kv = kernel.grouped ? 1 : 2;
   p.head_dim = kernel.head_dim;
   p.head_dim_v = kernel.head_dim_v;
+  p.bias = kernel.mask == Mask::kBias;
   return p;
 }
 
@@ -41,14 +47,16 @@ void call(const Kernel& kernel) {
   if (kernel.op == Op::kClear) return clear_unwritten(p, {}, {});
   Plan plan;
   plan.kernel = &kernel;
-  if (is_backward(kernel)) plan.workspace = backward_workspace(p, kernel);
+  plan.workspace = workspace_of(p, kernel);
   std::vector<char> memory(static_cast<size_t>(plan.workspace.bytes));
   if (is_backward(kernel)) {
     BackwardArguments arguments;
     arguments.workspace = arguments.dq.data = memory.data();
     return launch_backward(p, plan, arguments, {});
   }
-  launch_forward(p, plan, {}, {});
+  ForwardArguments arguments;
+  arguments.workspace = memory.data();
+  launch_forward(p, plan, arguments, {});
 }
 
 void endless(const Kernel& kernel) {
@@ -74,10 +82,7 @@ void print(const char* name, Function function, const Kernel& kernel) {
 int main() {
   using namespace fa4;
   for (const Kernel* kernel = kKernels; kernel != kKernels + kNumKernels; ++kernel) {
-    // A backward launches these.
-    if (kernel->op == Op::kBackwardQueries || kernel->op == Op::kPreprocess ||
-        kernel->op == Op::kPostprocess)
-      continue;
+    if (launched_by_another(*kernel)) continue;
     print(kernel->name, call, *kernel);
   }
   print("endless", endless, kKernels[0]);

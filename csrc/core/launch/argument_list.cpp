@@ -71,6 +71,24 @@ void ArgumentList::add_semaphore(int32_t* data, int64_t heads, int64_t tiles, in
                  {heads * tiles * slots, tiles * slots, slots}};
 }
 
+void ArgumentList::add_bias(const BiasView& bias, int64_t batch, int64_t heads) {
+  ExportedTensor<4>& argument = next().four;
+  argument.data = const_cast<void*>(bias.data);
+  const int64_t size[] = {batch, heads, bias.size[2], bias.size[3]};
+  for (int i = 0; i < 4; ++i) argument.shape[i] = static_cast<int32_t>(size[i]);
+  // The stride of what there is one of may be anything, but the kernels read pairs of elements.
+  for (int i = 0; i < 3; ++i) argument.stride[i] = bias.size[i] == 1 ? 0 : bias.stride[i];
+}
+
+void ArgumentList::add_map(int32_t* data, const MapShape& shape, int64_t batch, int64_t heads) {
+  const int64_t head = shape.rows * shape.columns;
+  next().four = {
+      data,
+      {static_cast<int32_t>(batch), static_cast<int32_t>(heads), static_cast<int32_t>(shape.rows),
+       static_cast<int32_t>(shape.columns)},
+      {shape.batch == 1 ? 0 : shape.heads * head, shape.heads == 1 ? 0 : head, shape.columns}};
+}
+
 void ArgumentList::add_table(const int32_t* data, int64_t rows, int64_t columns,
                              int64_t row_stride) {
   next().two = {const_cast<int32_t*>(data),

@@ -5,6 +5,7 @@
 
 #include "../plan/kernel_table.h"
 #include "../plan/problem.h"
+#include "../plan/workspace.h"
 #include "launch.h"
 #include "part.h"
 
@@ -49,6 +50,11 @@ class ArgumentList {
   void add_integers(const int32_t* data, int64_t count);
   // Contiguous int32 batch, heads, tiles, slots
   void add_semaphore(int32_t* data, int64_t heads, int64_t tiles, int64_t slots);
+  // These two are whole in every part, because the kernels that take them run a problem in one.
+  // They are broadcast to `batch` entries and `heads`.
+  void add_bias(const BiasView& bias, int64_t batch, int64_t heads);
+  // Contiguous int32
+  void add_map(int32_t* data, const MapShape& shape, int64_t batch, int64_t heads);
   // Rows of `columns` int32 each; without rows where there is no data.
   void add_table(const int32_t* data, int64_t rows, int64_t columns, int64_t row_stride);
 

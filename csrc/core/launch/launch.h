@@ -15,6 +15,15 @@ struct TensorView {
   int64_t stride[4] = {};
 };
 
+// A bias: batch, heads, queries, keys. The first two are one where it is broadcast over them; the
+// stride of the queries is 0 where it is over these. The keys lie next to each other, and pairs of
+// them at multiples of 4 bytes.
+struct BiasView {
+  const void* data = nullptr;
+  int64_t size[4] = {};
+  int64_t stride[4] = {};
+};
+
 struct Target {
   int device = 0;
   void* stream = nullptr;    // CUstream
@@ -31,6 +40,7 @@ struct ForwardArguments {
   // [batch, block_table_columns], paged only: each sequence's pages
   const int32_t* block_table = nullptr;
   int64_t block_table_columns = 0, block_table_stride = 0;
+  BiasView bias;  // problem.bias only
   float softmax_scale = 0;
   void* workspace = nullptr;  // plan.workspace.bytes, at a multiple of 4
 };
@@ -40,6 +50,7 @@ struct BackwardArguments {
   const float* lse = nullptr;
   const int32_t* cu_seqlens_q = nullptr;
   const int32_t* cu_seqlens_k = nullptr;
+  BiasView bias;  // problem.bias only
   float softmax_scale = 0;
   void* workspace = nullptr;  // plan.workspace.bytes
 };

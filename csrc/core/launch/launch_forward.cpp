@@ -1,6 +1,7 @@
 #include "argument_list.h"
 #include "driver.h"
 #include "launch_decode.h"
+#include "launch_maps.h"
 #include "scratch.h"
 
 namespace fa4 {
@@ -28,6 +29,8 @@ void forward(const Problem& p, const Plan& plan, const ForwardArguments& a, cons
     list.add(plan.schedule.num_ctas);
     list.add(plan.schedule.paired_heads);
     list.add_counter(a.workspace);
+    add_bias_and_lists(list, p, kernel, a.bias, kernel.map_queries,
+                       Scratch(a.workspace).at<int32_t>(plan.workspace.lists_q));
   }
   list.launch(target);
 }
@@ -39,6 +42,7 @@ void launch_forward(const Problem& p, const Plan& plan, const ForwardArguments& 
   const DeviceScope scope(target.device);
   const bool is_decode = plan.kernel->op == Op::kDecode;
   clear(plan.workspace, Scratch(a.workspace), target);
+  launch_maps(p, plan, a.bias, a.workspace, target);
   for_each_part(p, *plan.kernel, [&](const Part& part) {
     (is_decode ? decode : forward)(p, plan, a, part, target);
   });

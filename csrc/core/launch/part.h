@@ -26,7 +26,8 @@ inline Part whole(const Problem& p) { return {0, p.batch, 0, p.num_heads_kv, p.n
 // Calls `launch` with parts that make up the problem. There is one, except for batches and heads
 // beyond kMaxGrid: most kernels have these in y and z of their grids. The grids of packed sequences
 // have the batch in x, except the decode kernel's; persistent grids have neither batch nor heads,
-// and a backward in two passes has both in x.
+// and a backward in two passes has both in x. So a bias, which only these two have, is never
+// divided.
 template <class Launch>
 void for_each_part(const Problem& p, const Kernel& kernel, Launch&& launch) {
   const int64_t ratio = p.num_heads / p.num_heads_kv;

@@ -31,7 +31,7 @@ struct Key {
     for (bool flag : flags) slot = 2 * slot + flag;
     return slot;
   }
-  static constexpr size_t kSlots = 3 << 6;
+  static constexpr size_t kSlots = 4 << 6;
 };
 
 Key key_of(const Kernel& k) {
@@ -113,7 +113,8 @@ const Kernel* default_kernel(const Problem& p, Mask mask, bool grouped, const Ke
 const Kernel* default_forward(const Problem& p, const ResolvedMask& mask,
                               const Overrides& overrides, const KernelSet& disabled) {
   const Kernel* forward = default_kernel(p, mask.kind, false, disabled);
-  if (overrides.tile) return forward;
+  // The decode kernel takes no bias.
+  if (overrides.tile || mask.kind == Mask::kBias) return forward;
   const Kernel* decode = choose_decode(p, mask, forward, overrides.decode, disabled);
   return decode ? decode : forward;
 }
@@ -148,16 +149,19 @@ const Kernel* with_tile(const Kernel& kernel, Tile tile, const KernelSet& disabl
   return found;
 }
 
-std::string why_no_kernel(const Problem& p) {
+std::string why_no_kernel(const Problem& p, Mask mask) {
   int largest = 0, largest_v = 0;
   for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
     if (k->arch != kernel_arch(p.capability) || problem_op(*k) != p.op) continue;
+    if ((k->mask == Mask::kBias) != (mask == Mask::kBias)) continue;
     largest = std::max<int>(largest, k->head_dim);
     largest_v = std::max<int>(largest_v, k->head_dim_v);
   }
-  const auto at_most = [&p](const char* name, int bound, int64_t head_dim) {
-    return concat(name, " must be at most ", bound, " on compute capability ", p.capability / 10,
-                  ".", p.capability % 10, " in this build, is ", head_dim);
+  const std::string here = concat(" on compute capability ", p.capability / 10, ".",
+                                  p.capability % 10, " in this build");
+  if (mask == Mask::kBias && !largest) return concat("attn_bias is not supported", here);
+  const auto at_most = [&here](const char* name, int bound, int64_t head_dim) {
+    return concat(name, " must be at most ", bound, here, ", is ", head_dim);
   };
   if (p.head_dim > largest) return at_most("head_dim", largest, p.head_dim);
   if (p.head_dim_v > largest_v) return at_most("value's head_dim", largest_v, p.head_dim_v);
@@ -200,7 +204,7 @@ KernelChoice choose_enabled(const Problem& p, const ResolvedMask& mask, const Ov
                             const KernelSet& disabled) {
   const Kernel* kernel = p.op == Op::kForward ? default_forward(p, mask, overrides, disabled)
                                               : default_backward(p, mask.kind, disabled);
-  if (!kernel) return refuse(why_no_kernel(p));
+  if (!kernel) return refuse(why_no_kernel(p, mask.kind));
   if (auto reason = lacks_decoding(p, *kernel, overrides, disabled))
     return refuse(*std::move(reason));
   if (const Tile tile = overrides.tile) {

@@ -26,7 +26,7 @@ struct KernelChoice {
 // Visits each rule once, in this order: the default kernel, what only the decode kernel can do, the
 // tile rules, the speed rules. The problem must have passed plan()'s checks. Without `speed_rules`
 // no problem is refused because the stock kernel is faster. It is as if the build lacked the
-// `disabled` kernels, and the backwards that are launched with one of them.
+// `disabled` kernels, and those that are launched with one of them.
 KernelChoice choose_kernel(const Problem& problem, const ResolvedMask& mask,
                            const Overrides& overrides, bool speed_rules,
                            const std::vector<TileRule>& tile_rules, const KernelSet& disabled);

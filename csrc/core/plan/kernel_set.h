@@ -26,13 +26,13 @@ class KernelSet {
   std::vector<bool> rows_;  // one a row of kKernels; none at all where the set is empty
 };
 
-// The kernel itself, or one that a backward is launched with, whichever is in the set; null where
-// none of them is.
+// The kernel itself, or one that it is launched with, whichever is in the set; null where none of
+// them is.
 inline const Kernel* first_needed_in(const KernelSet& set, const Kernel& kernel) {
   if (set.empty()) return nullptr;
   if (set.contains(kernel)) return &kernel;
-  for (const int16_t row :
-       {kernel.preprocess, kernel.postprocess_dq, kernel.postprocess_dk, kernel.postprocess_dv}) {
+  for (const int16_t row : {kernel.preprocess, kernel.postprocess_dq, kernel.postprocess_dk,
+                            kernel.postprocess_dv, kernel.map_queries, kernel.map_keys}) {
     if (row >= 0 && set.contains(kKernels[row])) return &kKernels[row];
   }
   return nullptr;

@@ -29,6 +29,8 @@ struct Kernel {
   // Rows of this table that a backward launches before and after this one; -1: none. A backward in
   // two passes, which is planned on the second, launches the first as its preprocess kernel.
   int16_t preprocess, postprocess_dq, postprocess_dk, postprocess_dv;
+  // The same of what a kernel with a bias launches first, the second one in a backward only.
+  int16_t map_queries, map_keys;
 
   // export_to_c's entry points; each takes an array of pointers to its arguments.
   void (*load)(void** arguments);

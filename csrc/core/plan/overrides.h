@@ -7,9 +7,9 @@
 
 namespace fa4 {
 
-// How a persistent kernel's tiles are assigned to its CTAs. Under a causal mask the tiles of the
-// first `paired_heads` heads, counted over all batch elements, go in pairs of a long and a short
-// one, and those of the other heads longest first (LPT: longest processing time first).
+// How a persistent kernel's tiles are assigned to its CTAs. Under a causal mask or a bias the tiles
+// of the first `paired_heads` heads, counted over all batch elements, go in pairs of a long and a
+// short one, and those of the other heads longest first (LPT: longest processing time first).
 struct TileSchedule {
   int32_t num_ctas = 0, paired_heads = 0;
   explicit operator bool() const { return num_ctas != 0 || paired_heads != 0; }

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "../error.h"
@@ -55,6 +56,26 @@ std::optional<std::string> why_not(const Problem& p) {
   return std::nullopt;
 }
 
+// The kernels with a bias have no other mask, and read neither pages nor lengths.
+std::optional<std::string> why_not_with_bias(const Problem& p) {
+  if (!p.bias) return std::nullopt;
+  for (const auto& [name, given] :
+       {std::pair("is_causal", p.is_causal || p.causal_top_left),
+        {"a window", p.window_size_left >= 0 || p.window_size_right >= 0},
+        {"packed sequences (cum_seq_q)", p.layout != Layout::kDense},
+        {"paged KV (block_table)", p.page_size != 0},
+        {"seqused_k", p.keys_in_use},
+        {"SplitKV (num_splits)", p.num_splits > 1}}) {
+    if (given) return concat("attn_bias with ", name, " not supported");
+  }
+  for (const auto& [name, size, whole] :
+       {std::tuple("batch entries", p.bias_batch, p.batch), {"heads", p.bias_heads, p.num_heads}}) {
+    if (size != 1 && size != whole)
+      return concat("attn_bias must have 1 or ", whole, " ", name, ", has ", size);
+  }
+  return std::nullopt;
+}
+
 bool is_empty(const Problem& p) {
   return !p.batch || !p.num_heads || !p.total_q || !p.total_k || !p.seqlen_q || !p.seqlen_k;
 }
@@ -62,6 +83,7 @@ bool is_empty(const Problem& p) {
 // These are the stock kernel's rules: a bound of the whole length is none, and causal is a right
 // bound of zero.
 ResolvedMask resolve_mask(const Problem& p) {
+  if (p.bias) return {Mask::kBias, kUnbounded, kUnbounded};
   const auto bound = [&](int64_t size) {
     return size < 0 || size >= p.seqlen_k ? kUnbounded : static_cast<int32_t>(size);
   };
@@ -76,9 +98,9 @@ ResolvedMask resolve_mask(const Problem& p) {
 }
 
 // Whether forward and backward of a call may run on whichever kernels: PyTorch computes what ours
-// compute, or there is no backward, as with caches.
+// compute, as cuDNN does with a bias, or there is no backward, as with caches.
 bool halves_are_free(const Problem& p, const ResolvedMask& mask) {
-  return p.page_size || p.keys_in_use || stock_agrees(p, mask.left, mask.right);
+  return p.bias || p.page_size || p.keys_in_use || stock_agrees(p, mask.left, mask.right);
 }
 
 // Whether our backward or PyTorch's computes the derivative of what our forward computes.
@@ -89,7 +111,7 @@ bool has_backward_that_agrees(const Problem& forward, const ResolvedMask& mask,
   backward.op = Op::kBackward;
   backward.num_splits = 0;  // an argument of the forward alone
   const Kernel* kernel = choose_kernel(backward, mask, {}, false, kTileRules, disabled).kernel;
-  return kernel && !exceeds_limits(backward_workspace(backward, *kernel), backward, *kernel);
+  return kernel && !exceeds_limits(workspace_of(backward, *kernel), backward, *kernel);
 }
 
 // Where PyTorch computes another function than our kernels, both halves of a call run on ours or
@@ -115,6 +137,7 @@ Plan plan(const Problem& problem, bool speed_rules, const Overrides& overrides,
           const std::vector<TileRule>& tile_rules, const KernelSet& disabled) {
   Plan plan;
   if ((plan.reason = why_not(problem))) return plan;
+  if ((plan.reason = why_not_with_bias(problem))) return plan;
   if (is_empty(problem)) {
     plan.nothing_to_compute = true;
     return plan;
@@ -127,14 +150,11 @@ Plan plan(const Problem& problem, bool speed_rules, const Overrides& overrides,
     return plan;
   }
   const Kernel& kernel = *choice.kernel;
-  if (problem.op == Op::kBackward) {
-    plan.workspace = backward_workspace(problem, kernel);
-    if ((plan.reason = exceeds_limits(plan.workspace, problem, kernel))) return plan;
-  }
+  plan.workspace = workspace_of(problem, kernel);
+  if ((plan.reason = exceeds_limits(plan.workspace, problem, kernel))) return plan;
   if (kernel.persistent) {
     plan.reason = schedule_tiles(problem, kernel, overrides.schedule, plan.schedule);
     if (plan.reason) return plan;
-    if (problem.layout == Layout::kVarlen) plan.workspace.bytes = sizeof(int32_t);
   }
   if (const Kernel* lacking = disabled_for_other_half(problem, mask, disabled)) {
     plan.reason = concat(why_disabled(*lacking),

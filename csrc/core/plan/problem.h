@@ -11,13 +11,15 @@ enum class Op : int8_t {
   kBackward,
   kBackwardQueries,  // the first pass of a backward in two
   kBackwardKeys,     // the second
+  kMapQueries,       // before a kernel with a bias: which tiles the bias leaves to each query tile
+  kMapKeys,          // the same for each key block
   kPreprocess,
   kPostprocess,
   kClear
 };
 enum class Dtype : int8_t { kBf16, kFp16 };
 enum class Layout : int8_t { kDense, kVarlen, kAny };  // kAny: a kernel that serves both
-enum class Mask : int8_t { kFull, kCausalBottomRight, kWindow };
+enum class Mask : int8_t { kFull, kCausalBottomRight, kWindow, kBias };
 enum class Peer : int8_t { kFlash, kCudnn };
 
 constexpr int64_t kElementBytes = 2;  // of either dtype
@@ -55,6 +57,10 @@ struct Problem {
   int64_t page_size = 0;     // keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
   bool keys_in_use = false;  // dense: each sequence has a number of its own, up to seqlen_k
   int64_t num_splits = 0;    // how many parts to split the keys into; 0: the planner's choice
+  // A tensor is added to the scores. It has this many batch entries and heads of its own, one where
+  // it is broadcast.
+  bool bias = false;
+  int64_t bias_batch = 1, bias_heads = 1;
 };
 
 // The number of logsumexp rows per head.

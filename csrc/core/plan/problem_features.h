@@ -42,7 +42,7 @@ struct Features {
 };
 
 // A rule holds for the problems whose features lie in its ranges. A selector without a value
-// selects everything.
+// selects everything, but for a bias: no problem with one was measured for the rules of any mask.
 struct Rule {
   Op op;
   Layout layout;
@@ -55,8 +55,9 @@ struct Rule {
 
   bool same_kind(const Features& f) const {
     return op == f.op && layout == f.layout && head_dim == f.head_dim &&
-           (!mask || *mask == f.mask) && (!grouped || *grouped == f.grouped) &&
-           (!head_dim_v || *head_dim_v == f.head_dim_v) && (!peer || *peer == f.peer);
+           (mask ? *mask == f.mask : f.mask != Mask::kBias) &&
+           (!grouped || *grouped == f.grouped) && (!head_dim_v || *head_dim_v == f.head_dim_v) &&
+           (!peer || *peer == f.peer);
   }
   bool holds(const Features& f) const {
     return same_kind(f) && queries.holds(f.queries) && keys.holds(f.keys) && batch.holds(f.batch) &&

@@ -36,6 +36,18 @@ bool fits_cursors(const Problem& p, const Kernel& kernel) {
   return bounded_product(batch, p.num_heads, tiles_a_head(p, kernel)) <= kMostCursors;
 }
 
+// A bias hides keys as it likes, so that its tiles are scheduled like those of a causal mask over
+// as many keys as queries. kernels/sm90/tiles.py takes them in the same order.
+bool in_causal_order(const Kernel& kernel) {
+  return kernel.mask == Mask::kCausalBottomRight || kernel.mask == Mask::kBias;
+}
+
+Problem as_causal(const Problem& p, const Kernel& kernel) {
+  Problem causal = p;
+  if (kernel.mask == Mask::kBias) causal.seqlen_k = p.seqlen_q;
+  return causal;
+}
+
 // The query tiles of a dense, causal problem and what they cost, in keys.
 struct CausalTiles {
   const Problem& p;
@@ -155,9 +167,9 @@ std::optional<std::string> schedule_tiles(const Problem& p, const Kernel& kernel
   const int32_t sm_count = std::max(p.sm_count, 1);
   schedule = {sm_count, 0};
   if (p.layout == Layout::kVarlen || kernel.mask == Mask::kWindow) return std::nullopt;
-  const bool causal = kernel.mask == Mask::kCausalBottomRight;
+  const bool causal = in_causal_order(kernel);
   if (!forced) {
-    schedule = causal ? schedule_causal(p, kernel, sm_count)
+    schedule = causal ? schedule_causal(as_causal(p, kernel), kernel, sm_count)
                       : TileSchedule{schedule_full(p, kernel, sm_count), 0};
     return std::nullopt;
   }

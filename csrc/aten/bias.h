@@ -1,0 +1,31 @@
+// The attn_bias of a cuDNN op: a tensor that is added to the scores, [queries, keys] or [batch,
+// heads, queries, keys]. A dimension of one index, or with a stride of 0, is broadcast.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "inputs.h"
+
+namespace fa4::aten {
+
+// Returns the reason why our kernels cannot take the bias of a dense call; none where they can.
+std::optional<std::string> check_bias(const TensorInfo& bias, const Inputs& inputs);
+
+// Fills the fields of the problem that follow from a bias of a dense call.
+void fill_bias(const TensorInfo& bias, Problem& problem);
+
+// Whether the kernels read the bias where it lies. `byte_offset`: its address, or its offset where
+// there is no memory.
+bool bias_is_readable(const TensorInfo& bias, const Problem& problem, int64_t byte_offset);
+
+// Holds a problem's bias as the kernels can read it: the tensor itself, or a copy that lives as
+// long as this object. Without a bias it holds nothing.
+struct ReadableBias {
+  Handle copy;
+  BiasView view;
+
+  ReadableBias(const Handle& bias, const Problem& problem);
+};
+
+}  // namespace fa4::aten
