@@ -144,12 +144,17 @@ BACKWARD_QUERIES_BIAS: dict[HeadDims, Row] = BACKWARD_QUERIES | {
     (192, 128): dict(block_m=128, block_n=64, stages=3, v_stages=2),
     (192, 192): dict(block_m=128, block_n=64, stages=2, v_stages=2),
 }
-BACKWARD_KEYS_BIAS: dict[HeadDims, Row] = BACKWARD_KEYS | {
-    head_dims: dict(block_m=64, block_n=64, q_stages=3, do_stages=3)
-    for head_dims in ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192))
+# The warps that load read lists, too, which takes more than 24 registers.
+LISTS_REGISTERS: Row = dict(consumer_registers=224, producer_registers=56)
+BACKWARD_KEYS_BIAS: dict[HeadDims, Row] = {
+    **{
+        head_dims: dict(block_m=64, block_n=64, q_stages=3, do_stages=3, **LISTS_REGISTERS)
+        for head_dims in ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192))
+    },
+    (256, 256): BACKWARD_KEYS[(256, 256)] | LISTS_REGISTERS,
 }
-# The warps that load read lists, too: with 40 registers they spill at D 256.
-BACKWARD_KEYS_BIAS_REGISTERS: Row = dict(consumer_registers=224, producer_registers=56)
+# With 56 this one spills in fp16.
+BACKWARD_KEYS_BIAS[(192, 192)] |= dict(consumer_registers=232, producer_registers=40)
 # Two warpgroups compute, one loads.
 TWO_PASS_REGISTERS: Row = dict(consumer_registers=240, producer_registers=24)
 # Other tiles that a default may lose to, by bucket and mask. Tiles of fewer query rows leave fewer
@@ -218,9 +223,10 @@ def backward(
 def backward_keys(dtype: str, head_dims: HeadDims, layout: Layout, mask: Mask) -> Kernel:
     """The second pass of a backward, which is planned. It serves any ratio of heads, and adds up
     in the same order always."""
-    row = BACKWARD_KEYS[head_dims] | TWO_PASS_REGISTERS if mask is not Mask.BIAS else (
-        BACKWARD_KEYS_BIAS[head_dims] | BACKWARD_KEYS_BIAS_REGISTERS
-    )
+    if mask is Mask.BIAS:
+        row = BACKWARD_KEYS_BIAS[head_dims]
+    else:
+        row = BACKWARD_KEYS[head_dims] | TWO_PASS_REGISTERS
     return Kernel(Op.BACKWARD_KEYS, 90, dtype, *head_dims, layout, mask=mask, **row)
 
 
