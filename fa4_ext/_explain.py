@@ -64,6 +64,7 @@ def explain(
     backward: bool = False,
     deterministic: bool | None = None,
     device_capability: tuple[int, int] | None = None,
+    attn_mask: torch.Tensor | None = None,
 ) -> Explanation:
     """Says which kernel a call would run, in which tile and with how much workspace, or why none
     does and what gets the call instead. It launches nothing, and with meta tensors needs no GPU.
@@ -107,13 +108,15 @@ def explain(
         device_capability: a compute capability such as (9, 0); the planner then assumes the number
             of SMs of a usual product: 132 for 9.0, 148 for 10.0, 160 for 10.3. None means the
             tensors' CUDA device.
+        attn_mask: for 4-D tensors without a window: a mask as F.scaled_dot_product_attention takes
+            it, bool or added to the scores, which broadcasts to [batch, heads, queries, keys].
 
     Returns:
         The kernel, tile and workspace, or the reason and the fallback.
 
     Raises:
         ValueError: the arguments name no device capability, 3-D tensors come without cu_seqlens_q
-            and max_seqlen_q, or window_size is not a pair.
+            and max_seqlen_q, attn_mask with 3-D tensors or a window, or window_size is not a pair.
         RuntimeError: torch is too old, or the native library could not be loaded.
     """
     _library.native()
@@ -122,6 +125,8 @@ def explain(
     varlen = query.dim() == 3
     if varlen and (cu_seqlens_q is None or max_seqlen_q is None):
         raise ValueError("3-D query, key and value need cu_seqlens_q and max_seqlen_q")
+    if attn_mask is not None and (varlen or tuple(window_size) != (-1, -1)):
+        raise ValueError("attn_mask is for 4-D query, key and value without a window")
     capability, sm_count = _device(query, device_capability)
     if deterministic is None:
         deterministic = (
@@ -138,12 +143,22 @@ def explain(
             enable_gqa=enable_gqa,
             deterministic=deterministic,
             capability=capability,
+            attn_mask=attn_mask,
         )
-        if op == OTHER and (reason := why_other(*given, is_causal, enable_gqa)):
+        if op == OTHER and (
+            reason := why_other(
+                *given,
+                is_causal,
+                enable_gqa,
+                attn_mask=attn_mask,
+                deterministic=deterministic,
+                capability=capability,
+            )
+        ):
             return Explanation(False, None, reason, fallback=OTHER)
         if op == CUDNN and options and not options.prefer:
             return Explanation(False, None, "prefer=False leaves it to cuDNN", fallback=CUDNN)
-        if op != CUDNN:
+        if op != CUDNN and attn_mask is None:
             query, key, value = (_padded(tensor) for tensor in given)
     if not varlen:
         query, key, value = (
@@ -176,9 +191,10 @@ def explain(
         deterministic=deterministic,
         backward=backward,
         speed_rules=options.speed_rules if options else True,
-        cudnn=op == CUDNN,
+        cudnn=op == CUDNN or attn_mask is not None,
         capability=capability,
         sm_count=sm_count,
+        attn_mask=_added(attn_mask, query),
     )
     if not supported:
         return Explanation(False, None, reason, fallback=op)
@@ -241,6 +257,14 @@ def _device(query: torch.Tensor, device_capability: tuple[int, int] | None) -> t
         )
     properties = torch.cuda.get_device_properties(query.device)
     return 10 * properties.major + properties.minor, properties.multi_processor_count
+
+
+def _added(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
+    """Returns what F.scaled_dot_product_attention passes on: in place of a bool mask, a mask of
+    query's dtype, which is added to the scores."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.empty_like(mask, dtype=query.dtype)
 
 
 def _padded(tensor: torch.Tensor) -> torch.Tensor:

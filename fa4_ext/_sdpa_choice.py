@@ -34,6 +34,7 @@ def op_of(
     enable_gqa: bool,
     deterministic: bool,
     capability: int,
+    attn_mask: torch.Tensor | None = None,
 ) -> str:
     """Returns whose op gets the call: CUDNN, FLASH, or OTHER for the memory-efficient one, math, or
     an error. `capability` is 90 for compute capability 9.0."""
@@ -41,9 +42,11 @@ def op_of(
     if not _fused(*tensors, enable_gqa, capability):
         return OTHER
     first = capability in _CUDNN_FIRST and _prefers_cudnn()
-    if first and not deterministic and _cudnn_takes(*tensors, capability):
+    masked = attn_mask is not None
+    mask_fits = attn_mask is None or not _why_mask_does_not_fit(attn_mask, query, key)
+    if first and not deterministic and mask_fits and _cudnn_takes(*tensors, capability):
         return CUDNN
-    return FLASH if _flash_takes(*tensors, is_causal) else OTHER
+    return FLASH if not masked and _flash_takes(*tensors, is_causal) else OTHER
 
 
 def _fused(
@@ -84,6 +87,24 @@ def _cudnn_takes(
     )
 
 
+def _why_mask_does_not_fit(
+    mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+) -> str | None:
+    """Returns why cuDNN's op does not get a call with this mask; None where it may."""
+    full = (*query.shape[:3], key.size(2))
+    if mask.requires_grad:
+        return "requires a gradient"
+    if mask.dim() not in (2, 4):
+        return f"has {mask.dim()} dimensions, neither 2 nor 4"
+    if any(
+        size not in (1, whole) for size, whole in zip(mask.shape, full[-mask.dim() :], strict=True)
+    ):
+        return f"has the shape {tuple(mask.shape)}, which does not broadcast to {full}"
+    if mask.stride(-1) != 1:
+        return f"has a stride of {mask.stride(-1)}, not 1, in its last dimension"
+    return None
+
+
 def _prefers_cudnn() -> bool:
     deprioritized = os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") == "1"
     return not deprioritized and _cudnn_version() > _LAST_CUDNN_AFTER_FLASH
@@ -105,7 +126,15 @@ def _flash_takes(
 
 
 def why_other(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, enable_gqa: bool
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    is_causal: bool,
+    enable_gqa: bool,
+    *,
+    attn_mask: torch.Tensor | None = None,
+    deterministic: bool = False,
+    capability: int = 90,
 ) -> str | None:
     """Returns why F.scaled_dot_product_attention takes a call to neither op although our kernels
     could run it; None where it is not F.scaled_dot_product_attention that prevents it."""
@@ -123,6 +152,10 @@ def why_other(
         )
     if query.size(3) != key.size(3):
         return f"key's head_dim {key.size(3)} differs from query's {query.size(3)}"
+    if attn_mask is not None:
+        if capability not in _CUDNN_FIRST:
+            return None
+        return _why_masked_other(attn_mask, query, key, value, deterministic)
     if is_causal and query.size(2) != key.size(2):
         return (
             "F.scaled_dot_product_attention takes is_causal with a query length, "
@@ -137,3 +170,20 @@ def why_other(
             "does not run this call; torch.nn.attention.varlen takes others too"
         )
     return None
+
+
+def _why_masked_other(
+    mask: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    deterministic: bool,
+) -> str | None:
+    if query.dtype not in _HALF or any(t.dtype != query.dtype for t in (key, value)):
+        return None
+    takes = "F.scaled_dot_product_attention takes a call with attn_mask to cuDNN alone"
+    if why := _why_mask_does_not_fit(mask, query, key):
+        return f"{takes}, and not this one: attn_mask {why}"
+    if deterministic:
+        return f"{takes}, which has no deterministic backward"
+    return f"{takes}, which does not run this call"
