@@ -60,7 +60,8 @@ def explained(
         x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, problem.max_q, problem.max_k, 0.0,
         problem.is_causal, False, problem.scale,
         left, right, None, None, None, None, deterministic=False, backward=backward,
-        speed_rules=speed_rules, capability=0, sm_count=0, cudnn=problem.top_left,
+        speed_rules=speed_rules, capability=0, sm_count=0,
+        cudnn=problem.top_left or x.bias is not None, attn_mask=x.bias,
     )[:3]  # fmt: skip
 
 
@@ -171,11 +172,11 @@ def sdpa_backward(problem: Problem, x: Inputs, forward):
     )
 
 
-def cudnn_forward(problem: Problem, x: Inputs, *, dropout_p: float = 0.0, attn_bias=None):
+def cudnn_forward(problem: Problem, x: Inputs, *, dropout_p: float = 0.0):
     """Calls `_scaled_dot_product_cudnn_attention` and returns its nine outputs."""
     q, k, v = (t.transpose(1, 2) for t in (x.q, x.k, x.v))
     return aten._scaled_dot_product_cudnn_attention(
-        q, k, v, attn_bias, True, dropout_p, problem.is_causal, False, scale=problem.scale
+        q, k, v, x.bias, True, dropout_p, problem.is_causal, False, scale=problem.scale
     )
 
 
@@ -184,7 +185,7 @@ def cudnn_backward(problem: Problem, x: Inputs, forward):
     out, lse, cum_seq_q, cum_seq_k, max_q, max_k, seed, offset, _ = forward
     do, q, k, v = (t.transpose(1, 2) for t in (x.do, x.q, x.k, x.v))
     return aten._scaled_dot_product_cudnn_attention_backward(
-        do, q, k, v, out, lse, seed, offset, None, cum_seq_q, cum_seq_k, max_q, max_k, 0.0,
+        do, q, k, v, out, lse, seed, offset, x.bias, cum_seq_q, cum_seq_k, max_q, max_k, 0.0,
         problem.is_causal, scale=problem.scale,
     )  # fmt: skip
 
@@ -286,6 +287,7 @@ def run_autograd(
     q, k, v = (t.detach().transpose(1, 2).requires_grad_(backward) for t in (x.q, x.k, x.v))
     poison(x)
     options = dict(
+        attn_mask=x.bias,
         is_causal=problem.is_causal,
         scale=problem.scale,
         enable_gqa=problem.heads != problem.heads_kv,

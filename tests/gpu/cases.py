@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 
+import biases
 import torch
 
 DEVICE = "cuda"
@@ -45,6 +46,10 @@ class Problem:
     head_dim_v: int | None = None  # None: head_dim
     slack: tuple[int, int] = (0, 0)  # varlen: what max_q and max_k have above the longest sequence
     top_left: bool = False  # is_causal is aligned top-left, as the cuDNN op has it
+    # A dense problem only: of biases.KINDS, FORMS and LAYOUTS. Without a form it is the kind's own.
+    bias: str | None = None
+    bias_form: str = ""
+    bias_layout: str = "contiguous"
 
     @property
     def max_q(self) -> int:
@@ -104,6 +109,7 @@ class Inputs:
     do: torch.Tensor
     cu_seqlens_q: torch.Tensor | None = None  # int32 [batch + 1]
     cu_seqlens_k: torch.Tensor | None = None
+    bias: torch.Tensor | None = None  # is added to the scores, [..., seqlen_q, seqlen_k]
 
 
 def cumulative(seqlens) -> torch.Tensor:
@@ -118,6 +124,8 @@ def make_inputs(problem: Problem) -> Inputs:
     if problem.varlen:
         inputs.cu_seqlens_q = cumulative(problem.seqlens_q)
         inputs.cu_seqlens_k = cumulative(problem.seqlens_k)
+    if problem.bias:
+        inputs.bias = biases.make(problem, DEVICE)
     return inputs
 
 
@@ -132,6 +140,8 @@ def poison(inputs: Inputs) -> None:
         for factor in (1, 2, 4)
     }
     sizes |= {512, rows, 2 * rows}
+    if inputs.bias is not None:  # the lists of tiles take some memory, too
+        sizes |= {2**power for power in range(9, 21)}
     blocks = [
         torch.full((size,), 255, dtype=torch.uint8, device=DEVICE)
         for size in sizes

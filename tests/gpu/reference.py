@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import torch
 from cases import Inputs, Problem
 
+# A row with a smaller logsumexp has no gradients: in fp32 it does not tell its keys' weights.
+LEAST_LSE_WITH_GRADIENTS = -(2.0**20)
+
 
 @dataclass
 class Result:
     """The outputs of a forward and of its backward, in the layout of `_flash_attention_forward`.
 
     lse: fp32 natural logarithm, [batch, heads, seqlen_q], or [heads, total_q] when varlen; -inf for
-    a row that sees no key.
+    a row that sees no key. With a bias, a row may see keys and have no gradients.
     """
 
     out: torch.Tensor
@@ -46,16 +49,24 @@ def hidden(
     return mask
 
 
-def attention(q, k, v, softmax_scale: float, mask: torch.Tensor):
+def attention(q, k, v, softmax_scale: float, mask: torch.Tensor, bias: torch.Tensor | None = None):
     """Computes math attention in the dtype of its inputs, [batch, seqlen, heads, head_dim], and
-    returns out and lse, [batch, heads, seqlen_q]."""
+    returns out and lse, [batch, heads, seqlen_q]. What a bias of minus infinity hides need not be
+    in the mask."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     group = q.shape[1] // k.shape[1]
     k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
-    scores = (q @ (k * softmax_scale).transpose(-1, -2)).masked_fill(mask, float("-inf"))
+    scores = q @ (k * softmax_scale).transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias
+        mask = mask | bias.isneginf()
+    scores = scores.masked_fill(mask, float("-inf"))
     # A row without keys has softmax 0/0. Its output and gradients are 0.
     probabilities = scores.softmax(dim=-1).masked_fill(mask.all(dim=-1, keepdim=True), 0.0)
-    return (probabilities @ v).transpose(1, 2), scores.float().logsumexp(dim=-1)
+    out, lse = probabilities @ v, scores.float().logsumexp(dim=-1)
+    if bias is not None:
+        out = torch.where((lse < LEAST_LSE_WITH_GRADIENTS)[..., None], out.detach(), out)
+    return out.transpose(1, 2), lse
 
 
 class Padding:
@@ -92,7 +103,8 @@ def compute(problem: Problem, inputs: Inputs, dtype: torch.dtype, *, backward: b
     else:
         one = problem.seqlens_q[:1], problem.seqlens_k[:1]
         mask = hidden(*one, problem.bounds, device, problem.top_left)
-        out, lse = attention(q, k, v, problem.softmax_scale, mask)
+        bias = None if inputs.bias is None else inputs.bias.to(dtype)
+        out, lse = attention(q, k, v, problem.softmax_scale, mask, bias)
     result = Result(out.detach(), lse.detach())
     if backward:
         result.dq, result.dk, result.dv = torch.autograd.grad(out, (q, k, v), inputs.do.to(dtype))
