@@ -17,6 +17,7 @@ WHEEL = table.manifest([table.Built(kernel, dict.fromkeys(FACTS, 0)) for kernel 
 CALLED_FOR = [kernel for kernel in WHEEL if kernel["op"] in CALLED]
 CAPABILITIES = {90: (90,), 100: (100, 103)}
 EVERYTHING = {row.name for row in fa4_core.kernels()}
+BIASES = {"random", "padding", "slopes", "causal"}
 
 
 def as_planned(problem: Problem, capability: int) -> fa4_core.Problem:
@@ -41,6 +42,8 @@ def as_planned(problem: Problem, capability: int) -> fa4_core.Problem:
             "window_size_left": problem.window[0],
             "window_size_right": problem.window[1],
             "deterministic": problem.deterministic,
+            "peer": "cudnn" if problem.bias else "flash",
+            "bias": (1, 1, *problem.bias_shape)[-4:-2] if problem.bias else None,
         }
     )
 
@@ -87,14 +90,14 @@ def test_no_rival_is_left_that_could_run_a_problem():
             assert not plan.supported and "is disabled" in plan.reason, (kernel["name"], problem)
 
 
-def test_every_other_kernel_is_launched_with_a_backward_that_is_called_for():
+def test_every_other_kernel_is_launched_with_one_that_is_called_for():
     launched = {name for kernel in CALLED_FOR for name in kernel["companions"]}
     assert launched == {kernel["name"] for kernel in WHEEL} - {
         kernel["name"] for kernel in CALLED_FOR
     }
 
 
-def test_the_manifest_names_what_a_backward_is_launched_with():
+def test_the_manifest_names_what_a_kernel_is_launched_with():
     for kernel, row in zip(matrix.matrix(), WHEEL, strict=True):
         present = companions(kernel).present
         assert row["companions"] == [companion.name for companion in present], kernel.name
@@ -121,3 +124,5 @@ def test_the_problems_of_a_kernel_differ_as_they_should(op):
         whole_rows = kernel["arch"] == 100 and not kernel["grouped"] and op == "backward"
         window_or_varlen = kernel["mask"] == "window" or kernel["layout"] == "varlen"
         assert below == ({False} if whole_rows and window_or_varlen else {False, True})
+        biases = {problem.bias for problem in found}
+        assert biases == (BIASES if kernel["mask"] == "bias" else {""}), kernel["name"]

@@ -83,6 +83,7 @@ def why_not_run(kernel: Kernel, problem: Problem, inputs: Inputs, where: Where) 
         *problem.window, None, None, None, None, deterministic=problem.deterministic,
         backward=problem.backward, speed_rules=problem.by_stock,
         capability=where.capability, sm_count=where.sm_count,
+        cudnn=inputs.bias is not None, attn_mask=inputs.bias,
     )[:3]  # fmt: skip
     if problem.by_stock:
         if not supported and "the stock kernel is faster" in reason:
@@ -110,6 +111,11 @@ def _run_and_compare(problem: Problem, inputs: Inputs, where: Where) -> str | No
 
 def _forward(problem: Problem, x: Inputs, ops) -> dict[str, torch.Tensor]:
     poison(x)
+    if x.bias is not None:
+        out, lse = ops._scaled_dot_product_cudnn_attention(
+            *_heads_first(x.q, x.k, x.v), x.bias, True, 0.0, False, False
+        )[:2]
+        return {"out": out.transpose(1, 2), "lse": lse.squeeze(-1)}
     out, lse = ops._flash_attention_forward(
         x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, max(problem.seqlens_q),
         max(problem.seqlens_k), 0.0, problem.is_causal, False, **_window(problem),
@@ -128,19 +134,38 @@ def _backward(
     if problem.rows_behind:
         out = torch.cat([out, x.do[len(out) :]])
         lse = torch.cat([lse, lse.new_zeros(len(lse), problem.rows_behind)], dim=1)
-    random = torch.zeros(2, dtype=torch.uint64, device=out.device)  # of dropout: nobody reads it
     poison(x)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(problem.deterministic)
+    run = _flash_backward if x.bias is None else _cudnn_backward
     try:
-        gradients = ops._flash_attention_backward(
-            x.do, x.q, x.k, x.v, out, lse.contiguous(), x.cu_seqlens_q, x.cu_seqlens_k,
-            max(problem.seqlens_q), max(problem.seqlens_k), 0.0, problem.is_causal, random,
-            random[0], **_window(problem),
-        )  # fmt: skip
+        gradients = run(problem, x, out, lse.contiguous(), ops)
     finally:
         torch.use_deterministic_algorithms(before)
     return dict(zip(GRADIENTS, gradients, strict=True))
+
+
+def _flash_backward(problem: Problem, x: Inputs, out, lse, ops) -> tuple[torch.Tensor, ...]:
+    random = torch.zeros(2, dtype=torch.uint64, device=out.device)  # of dropout: nobody reads it
+    return ops._flash_attention_backward(
+        x.do, x.q, x.k, x.v, out, lse, x.cu_seqlens_q, x.cu_seqlens_k, max(problem.seqlens_q),
+        max(problem.seqlens_k), 0.0, problem.is_causal, random, random[0], **_window(problem),
+    )  # fmt: skip
+
+
+def _cudnn_backward(problem: Problem, x: Inputs, out, lse, ops) -> tuple[torch.Tensor, ...]:
+    # csrc/aten/cudnn_ops.cpp: by the place of its seed it says that a forward of ours ran.
+    random = torch.zeros(3, dtype=torch.int64, device=out.device)
+    gradients = ops._scaled_dot_product_cudnn_attention_backward(
+        *_heads_first(x.do, x.q, x.k, x.v, out), lse[..., None], random[2], random[0], x.bias,
+        None, None, max(problem.seqlens_q), max(problem.seqlens_k), 0.0, False,
+    )  # fmt: skip
+    return _heads_first(*gradients)
+
+
+def _heads_first(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Swaps heads and rows."""
+    return tuple(tensor.transpose(1, 2) for tensor in tensors)
 
 
 def _window(problem: Problem) -> dict[str, int | None]:

@@ -21,6 +21,9 @@ from fa4_ext.selftest.problems import CALLED, Kernel
 from fa4_ext.selftest.supervisor import Limits, Outcome, supervise
 
 NO_DEVICE = "this needs a GPU"
+# With the first the user leaves kernels out, with the second cuDNN keeps its calls
+# (csrc/aten/cudnn_ops.cpp).
+_NOT_FOR_A_CHILD = ("FA4_EXT_DISABLE", "TORCH_CUDNN_SDPA_AVOID_RECOMPILE")
 
 
 def run(arguments) -> int:
@@ -146,7 +149,7 @@ def run_all(command: Sequence[str], names: Sequence[str], limits: Limits) -> lis
 def environment() -> dict[str, str]:
     """Returns the environment of a child: it finds this package, and nothing but the self-test
     decides which kernels are registered."""
-    variables = {name: value for name, value in os.environ.items() if name != "FA4_EXT_DISABLE"}
+    variables = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_A_CHILD}
     package = str(Path(fa4_ext.__file__).resolve().parents[1])
     path = os.pathsep.join([package, *filter(None, [variables.get("PYTHONPATH")])])
     return variables | {"FA4_EXT_AUTOREGISTER": "0", "PYTHONPATH": path}

@@ -44,7 +44,8 @@ def _result(
     rounded = truth.to(ours.dtype)
     rounding = _largest((rounded + 0.3 - 0.3 - rounded).abs())
     allowed = 2 * _largest((plain.float() - truth).abs()) + 2 * rounding + floor
-    return _beyond((ours.float() - truth).abs(), allowed, ours, truth)
+    error = (ours.float() - truth).abs()
+    return _beyond(error, torch.full_like(error, allowed), ours, truth)
 
 
 def _lse(ours: torch.Tensor, truth: torch.Tensor) -> str | None:
@@ -53,7 +54,7 @@ def _lse(ours: torch.Tensor, truth: torch.Tensor) -> str | None:
     finite = torch.isfinite(truth)
     error = torch.where(finite, (ours - truth).abs(), 0.0)
     size = torch.where(finite, truth.abs(), 0.0)
-    return _beyond(error, _LSE_TOLERANCE * max(1.0, _largest(size) / 16), ours, truth)
+    return _beyond(error, _LSE_TOLERANCE * (size / 16).clamp(min=1.0), ours, truth)
 
 
 def _shape_or_class(ours: torch.Tensor, truth: torch.Tensor) -> str | None:
@@ -72,15 +73,17 @@ def _shape_or_class(ours: torch.Tensor, truth: torch.Tensor) -> str | None:
 
 
 def _beyond(
-    error: torch.Tensor, allowed: float, ours: torch.Tensor, truth: torch.Tensor
+    error: torch.Tensor, allowed: torch.Tensor, ours: torch.Tensor, truth: torch.Tensor
 ) -> str | None:
     beyond = ~(error <= allowed)  # also where either is NaN
     count = int(beyond.sum())
     if not count:
         return None
-    where = _first(error == error.max())
+    excess = error - allowed
+    where = _first(excess == excess.max())
+    most = allowed[where].item()
     return (
-        f"error {error[where].item():.2e} against fp32, at most {allowed:.2e} is right; {count} of "
+        f"error {error[where].item():.2e} against fp32, at most {most:.2e} is right; {count} of "
         f"{error.numel()} elements are beyond, the worst at {where}: {ours[where].item():.6g}, in "
         f"fp32 {truth[where].item():.6g}"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 Kernel = Mapping[str, Any]
 
-# The ops that are called for. The other kernels are launched with a backward.
+# The ops that are called for. The other kernels are launched with one of them.
 CALLED = ("forward", "decode", "backward", "backward_keys", "clear")
 _BACKWARDS = ("backward", "backward_keys")
 
@@ -23,6 +23,12 @@ _MANY = 8  # times as many heads, so that there are more tiles than SMs
 _CLEARED = ((16, 0, 33, 1, 0, 20), (16, 40, 33, 7, 9, 20))
 _CLEARED_HEAD_DIMS = (64, 128)
 
+# The biases of a dense problem, for the lengths of _dense() in turn: random numbers, which hide
+# nothing; padding, and a causal mask, which hide what they do by minus infinity; slopes, which
+# differ by head, grow with the distance and beyond a window hide by a finite number, from the last
+# query every key.
+_BIASES = ("random", "padding", "slopes", "padding", "causal", "slopes", "causal")
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -34,6 +40,7 @@ class Problem:
         window: the keys to the left and to the right that a query sees; -1 is no bound.
         rows_behind: varlen: rows of the tensors behind the last sequence.
         by_stock: PyTorch's own backward computes it, by a speed rule.
+        bias: one of _BIASES, through cuDNN's op; none if empty.
     """
 
     dtype: str
@@ -50,11 +57,24 @@ class Problem:
     deterministic: bool = False
     rows_behind: int = 0
     by_stock: bool = False
+    bias: str = ""
 
     @property
     def bounds(self) -> tuple[int, int]:
         """The window with the causal mask written as one."""
         return (self.window[0], 0) if self.is_causal else self.window
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """[batch, heads, queries, keys] of the bias, with 1 for what is broadcast, or [queries,
+        keys]."""
+        queries, keys = self.seqlens_q[0], self.seqlens_k[0]
+        return {
+            "random": (len(self.seqlens_q), self.heads, queries, keys),
+            "padding": (len(self.seqlens_q), 1, 1, keys),
+            "slopes": (1, self.heads, queries, keys),
+            "causal": (queries, keys),
+        }[self.bias]
 
     def __str__(self) -> str:
         def lengths(seqlens: tuple[int, ...]) -> str:
@@ -69,6 +89,7 @@ class Problem:
             f"head dims {self.head_dim} and {self.head_dim_v}",
             "causal" if self.is_causal else "",
             f"window {self.window[0]},{self.window[1]}" if self.window != (-1, -1) else "",
+            f"bias {self.bias}" if self.bias else "",
             f"{self.rows_behind} rows behind" if self.rows_behind else "",
             "deterministic" if self.deterministic else "",
         ]
@@ -162,6 +183,8 @@ def _masked(problem: Problem, mask: str, index: int) -> Problem:
         return problem
     if mask == "causal":
         return replace(problem, is_causal=True)
+    if mask == "bias":
+        return replace(problem, bias=_BIASES[index])
     longest = max(problem.seqlens_k)
     if index % 2:
         return replace(problem, is_causal=True, window=(longest // 3, -1))

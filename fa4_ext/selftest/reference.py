@@ -13,6 +13,11 @@ from fa4_ext.selftest.problems import Problem
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 GRADIENTS = ("dq", "dk", "dv")
 
+# A finite bias that hides a key beside any other one: PyTorch's fill for bool masks, where it is
+# not minus infinity. Of a bias of slopes it hides what lies beyond the window.
+_FILL = -65504.0
+_WINDOW = 100
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -25,6 +30,7 @@ class Inputs:
     do: torch.Tensor
     cu_seqlens_q: torch.Tensor | None = None  # int32 [batch + 1]
     cu_seqlens_k: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
 
 
 def make_inputs(problem: Problem, device) -> Inputs:
@@ -52,7 +58,29 @@ def make_inputs(problem: Problem, device) -> Inputs:
         normal(problem.seqlens_q, problem.heads, problem.head_dim_v),
         starts(problem.seqlens_q),
         starts(problem.seqlens_k),
+        _make_bias(problem, device) if problem.bias else None,
     )
+
+
+def _make_bias(problem: Problem, device) -> torch.Tensor:
+    options = {"dtype": DTYPES[problem.dtype], "device": device}
+    if problem.bias == "random":
+        return torch.randn(problem.bias_shape, **options)
+    bias = torch.zeros(problem.bias_shape, **options)
+    rows, keys = problem.seqlens_q[0], problem.seqlens_k[0]
+    # of the query whose diagonal a key lies on, bottom-right
+    distance = torch.arange(rows, device=device)[:, None] + keys - rows
+    distance = distance - torch.arange(keys, device=device)
+    if problem.bias == "padding":  # all sequences but the first keep a third of their keys
+        bias[1:, ..., keys // 3 :] = float("-inf")
+    elif problem.bias == "causal":
+        bias[distance < 0] = float("-inf")
+    else:
+        slopes = 0.5 ** torch.arange(1, 1 + problem.heads, device=device)
+        bias -= (slopes[:, None, None] * distance.abs()).to(bias.dtype)
+        bias[..., distance.abs() > _WINDOW] = _FILL
+        bias[..., -1, :] = _FILL
+    return bias
 
 
 def compute(problem: Problem, inputs: Inputs, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -67,10 +95,10 @@ def compute(problem: Problem, inputs: Inputs, dtype: torch.dtype) -> dict[str, t
         queries, keys = (
             _Padding(seqlens, q.device) for seqlens in (problem.seqlens_q, problem.seqlens_k)
         )
-        out, lse = _attention(problem, queries.pad(q), keys.pad(k), keys.pad(v))
+        out, lse = _attention(problem, queries.pad(q), keys.pad(k), keys.pad(v), None)
         out, lse = queries.pack(out), queries.pack(lse.transpose(1, 2)).t()
     else:
-        out, lse = _attention(problem, q, k, v)
+        out, lse = _attention(problem, q, k, v, inputs.bias)
     results = {"out": out.detach(), "lse": lse.detach()}
     if problem.backward:
         gradients = torch.autograd.grad(out, (q, k, v), do)
@@ -102,15 +130,20 @@ def _with_rows_behind(problem: Problem, gradient: torch.Tensor, total: int) -> t
     return whole
 
 
-def _attention(problem: Problem, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+def _attention(problem: Problem, q, k, v, bias) -> tuple[torch.Tensor, torch.Tensor]:
     """Takes [batch, seqlen, heads, head_dim], and returns out and lse, [batch, heads, seqlen]."""
     mask = _hidden(problem, q.device)
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     group = problem.heads // problem.heads_kv
     k, v = (tensor.repeat_interleave(group, dim=1) for tensor in (k, v))
-    scores = (q @ (k * problem.head_dim**-0.5).transpose(-1, -2)).masked_fill(mask, float("-inf"))
+    scores = q @ (k * problem.head_dim**-0.5).transpose(-1, -2)
+    if bias is not None:
+        mask = mask | bias.isneginf()
+        # It is added in fp32: beside _FILL the scores would be lost in 16 bits.
+        scores = scores.float() + bias.float().masked_fill(bias.isneginf(), 0.0)
+    scores = scores.masked_fill(mask, float("-inf"))
     # A row without keys has softmax 0/0. Its output and gradients are 0.
-    shares = scores.softmax(dim=-1).masked_fill(mask.all(dim=-1, keepdim=True), 0.0)
+    shares = scores.softmax(dim=-1).masked_fill(mask.all(dim=-1, keepdim=True), 0.0).to(v.dtype)
     return (shares @ v).transpose(1, 2), scores.float().logsumexp(dim=-1)
 
 
