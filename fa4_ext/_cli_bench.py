@@ -24,6 +24,7 @@ grids:
   decode    few queries against many keys, forward only, in microseconds
   varlen    16k tokens of packed sequences, head dim 128
   gqa       32 query heads on 32, 8, 4 and 1 heads of keys and values, length 4096
+  masks     masks that are tensors: padding, causal, windows, documents, prefixes, slopes
 
 contenders:
   ours     fa4_ext without its speed rules: its kernels or an error, never stock's time
@@ -31,6 +32,10 @@ contenders:
   cudnn    PyTorch's cuDNN attention; no varlen
   fa4      flash-attn-4, compiled when first called; the first call is not timed
   fa3      FlashAttention-3, from a module fa3_fwd_interface: forward, bf16, no varlen
+of the grid masks, with ours and cudnn:
+  efficient  PyTorch's memory-efficient attention; no GQA
+  unmasked   fa4_ext with the same as a causal mask, a window or packed sequences
+  flex       flex_attention, compiled for each mask; only if it is named
 
 examples:
   bench --quick
@@ -61,7 +66,7 @@ def add_to(commands) -> None:
     parser.add_argument(
         "--contenders",
         metavar="NAME[,NAME]",
-        help="of the list below; all that are installed by default",
+        help="of the list below; all of the grid's that are installed by default",
     )
     parser.add_argument(
         "--rounds",

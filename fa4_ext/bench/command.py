@@ -95,7 +95,8 @@ def directions_of(grid: Grid, arguments) -> tuple[str, ...]:
 def measure(grid: Grid, directions: tuple[str, ...], arguments) -> dict:
     dtype, quick = arguments.dtype, arguments.quick
     rounds = arguments.rounds or (QUICK_ROUNDS if quick else ROUNDS)
-    chosen = contenders(arguments.contenders.split(",") if arguments.contenders else None)
+    named = arguments.contenders.split(",") if arguments.contenders else None
+    chosen = contenders(named, grid.contenders)
     with session():
         result = {
             "header": header(rounds, dtype, chosen),

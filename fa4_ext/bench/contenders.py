@@ -16,29 +16,40 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fa4_ext
+from fa4_ext.bench import masks
+from fa4_ext.bench.grids import CONTENDERS
 from fa4_ext.bench.shapes import Shape
 
 
 @dataclass(frozen=True)
 class Contender:
     """An implementation of attention that can be measured. `dense(q, k, v, causal)` takes and
-    returns [batch, heads, seqlen, head_dim]. `varlen(q, k, v, cu_seqlens, longest, causal)` takes
-    and returns [tokens, heads, head_dim], and is None if there is no such function."""
+    returns [batch, heads, seqlen, head_dim], and so does `masked(q, k, v, mask)`, whose mask is a
+    masks.Mask. `varlen(q, k, v, cu_seqlens, longest, causal)` takes and returns [tokens, heads,
+    head_dim]. They are None if there is no such function."""
 
     name: str
     label: str
     version: str
-    dense: Callable[..., torch.Tensor]
+    dense: Callable[..., torch.Tensor] | None
     varlen: Callable[..., torch.Tensor] | None
     enabled: Callable[[], AbstractContextManager] = nullcontext
     has_backward: bool = True
     dtypes: tuple[str, ...] = ("bf16", "fp16")
+    masked: Callable[..., torch.Tensor] | None = None
+    masks: tuple[str, ...] = masks.KINDS  # that it can run, if there is `masked`
+    grouped: bool = True  # whether query heads may share a head of keys and values
+
+    def function(self, shape: Shape) -> Callable[..., torch.Tensor] | None:
+        """Returns the one of its functions that such a problem is for."""
+        return self.masked if shape.mask else self.varlen if shape.lengths else self.dense
 
     def has(self, shape: Shape, dtype: str, direction: str) -> bool:
         """Returns whether the contender can run this problem."""
-        layout = self.varlen if shape.lengths else self.dense
         return (
-            layout is not None
+            self.function(shape) is not None
+            and (not shape.mask or shape.mask in self.masks)
+            and (self.grouped or shape.heads == shape.heads_kv)
             and dtype in self.dtypes
             and (self.has_backward or direction == "forward")
         )
@@ -50,12 +61,39 @@ def _sdpa(q, k, v, causal):
     )
 
 
+def _masked(q, k, v, mask):
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask.bias, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def _masked_by_ours(q, k, v, mask):
+    # torch takes a mask to cuDNN's op, whose override needs that flash attention is enabled, too.
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
+        return _masked(q, k, v, mask)
+
+
 def _aten_varlen(q, k, v, cu_seqlens, longest, causal):
     """Calls the op behind torch.nn.attention.varlen, because the signature of varlen_attn differs
     between torch versions."""
     return torch.ops.aten._flash_attention_forward(
         q, k, v, cu_seqlens, cu_seqlens, longest, longest, 0.0, causal, False
     )[0]
+
+
+def _unmasked(q, k, v, mask):
+    """Calls for the same as a causal mask, a window, or packed sequences."""
+    if mask.kind == masks.CAUSAL:
+        return _sdpa(q, k, v, True)
+    qkv = [t.transpose(1, 2) for t in (q, k, v)]
+    if mask.kind == masks.WINDOW:
+        return torch.ops.aten._flash_attention_forward(
+            *qkv, None, None, q.shape[2], k.shape[2], 0.0, True, False,
+            window_size_left=masks.WINDOW_SIZE - 1, window_size_right=0,
+        )[0].transpose(1, 2)  # fmt: skip
+    packed = (t.flatten(0, 1) for t in qkv)
+    out = _aten_varlen(*packed, mask.cu_seqlens, mask.longest, mask.kind != masks.RIGHT)
+    return out.unflatten(0, qkv[0].shape[:2]).transpose(1, 2)
 
 
 def _sequence_first(function):
@@ -79,7 +117,17 @@ def ours_enabled() -> AbstractContextManager:
 
 
 def _ours() -> Contender:
-    return Contender("ours", "fa4_ext", fa4_ext.__version__, _sdpa, _aten_varlen, ours_enabled)
+    return Contender(
+        "ours", "fa4_ext", fa4_ext.__version__, _sdpa, _aten_varlen, ours_enabled,
+        masked=_masked_by_ours,
+    )  # fmt: skip
+
+
+def _ours_unmasked() -> Contender:
+    return Contender(
+        "unmasked", "fa4_ext without a mask", fa4_ext.__version__, None, None, ours_enabled,
+        masked=_unmasked, masks=(*masks.PADDED, masks.CAUSAL, masks.WINDOW, masks.DOCUMENTS),
+    )  # fmt: skip
 
 
 def _stock() -> Contender:
@@ -100,8 +148,44 @@ def _cudnn() -> Contender:
         raise ImportError("this build of torch has no cuDNN")
     return Contender(
         "cudnn", f"cuDNN {name}", name, _sdpa, None,
-        functools.partial(sdpa_kernel, SDPBackend.CUDNN_ATTENTION)
+        functools.partial(sdpa_kernel, SDPBackend.CUDNN_ATTENTION), masked=_masked,
     )  # fmt: skip
+
+
+def _efficient() -> Contender:
+    return Contender(
+        "efficient", "PyTorch memory-efficient", str(torch.__version__), _sdpa, None,
+        functools.partial(sdpa_kernel, SDPBackend.EFFICIENT_ATTENTION), masked=_masked,
+        grouped=False,
+    )  # fmt: skip
+
+
+def _flex() -> Contender:
+    from torch.nn.attention import flex_attention
+
+    # A kernel is compiled for each mask. The backward keeps what it reads, because it is timed
+    # without its forward.
+    @functools.lru_cache(maxsize=1)
+    def compiled(mask, batch, seqlen):
+        torch._dynamo.reset()
+        torch._functorch.config.donated_buffer = False
+        attention = torch.compile(flex_attention.flex_attention, dynamic=False)
+        if mask.kind == masks.SLOPES:
+            return functools.partial(
+                attention, score_mod=lambda score, b, h, row, key: score + mask.bias[0, h, row, key]
+            )
+        first, end = (t.expand(batch, seqlen).contiguous() for t in (mask.first, mask.end))
+        blocks = flex_attention.create_block_mask(
+            lambda b, h, row, key: (key >= first[b, row]) & (key < end[b, row]),
+            batch, None, seqlen, seqlen, device=first.device.type,
+        )  # fmt: skip
+        return functools.partial(attention, block_mask=blocks)
+
+    def masked(q, k, v, mask):
+        attention = compiled(mask, q.shape[0], q.shape[2])
+        return attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
+
+    return Contender("flex", "flex_attention", str(torch.__version__), None, None, masked=masked)
 
 
 def _version(package: str) -> str:
@@ -149,18 +233,23 @@ def _fa3() -> Contender:
     )
 
 
-KNOWN = {"ours": _ours, "stock": _stock, "cudnn": _cudnn, "fa4": _fa4, "fa3": _fa3}
+KNOWN = {
+    "ours": _ours, "stock": _stock, "cudnn": _cudnn, "fa4": _fa4, "fa3": _fa3,
+    "efficient": _efficient, "unmasked": _ours_unmasked, "flex": _flex,
+}  # fmt: skip
 
 
-def contenders(names: list[str] | None = None) -> list[Contender]:
-    """Returns the named contenders. With None it returns all that are available, and prints a line
-    on stderr for each of the others.
+def contenders(
+    names: list[str] | None = None, default: tuple[str, ...] = CONTENDERS
+) -> list[Contender]:
+    """Returns the named contenders. With None it returns those of `default` that are available, and
+    prints a line on stderr for each of the others.
 
     Raises:
         ValueError: a name is not known, or a named contender is not available.
     """
     found = []
-    for name in dict.fromkeys(names or KNOWN):
+    for name in dict.fromkeys(names or default):
         if name not in KNOWN:
             raise ValueError(f"argument --contenders: {name!r} is none of {', '.join(KNOWN)}")
         try:

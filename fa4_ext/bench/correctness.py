@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import torch
 
+from fa4_ext.bench.masks import PADDED, Mask, rows_in_use, starts
 from fa4_ext.bench.shapes import Shape
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,7 +21,7 @@ CORNERS = (0, -1)
 def make_inputs(shape: Shape, dtype: str) -> list[torch.Tensor]:
     """Makes random q, k, v and dO. Dense tensors are [batch, heads, seqlen, head_dim] views of
     [batch, seqlen, heads, head_dim] memory, as in models; varlen tensors are [tokens, heads,
-    head_dim]."""
+    head_dim]. dO of padding is 0."""
     sizes = [
         (shape.seqlen_q, shape.heads),
         (shape.seqlen_k, shape.heads_kv),
@@ -32,19 +31,20 @@ def make_inputs(shape: Shape, dtype: str) -> list[torch.Tensor]:
     options = {"dtype": DTYPES[dtype], "device": "cuda"}
     if shape.lengths:
         return [torch.randn(shape.total_q, heads, shape.head_dim, **options) for _, heads in sizes]
-    return [
+    inputs = [
         torch.randn(shape.batch, rows, heads, shape.head_dim, **options).transpose(1, 2)
         for rows, heads in sizes
     ]
+    if shape.mask in PADDED:
+        for of_sequence, rows in zip(inputs[3], rows_in_use(shape), strict=True):
+            of_sequence[:, : rows.start] = 0
+            of_sequence[:, rows.stop :] = 0
+    return inputs
 
 
 def make_cu_seqlens(shape: Shape) -> torch.Tensor | None:
     """Returns cu_seqlens, int32 [sequences + 1], of a varlen problem, or None for a dense one."""
-    return (
-        torch.tensor([0, *accumulate(shape.lengths)], dtype=torch.int32, device="cuda")
-        if shape.lengths
-        else None
-    )
+    return starts(shape.lengths, "cuda") if shape.lengths else None
 
 
 def corner_of(tensor: torch.Tensor, shape: Shape, corner: int) -> torch.Tensor:
@@ -57,9 +57,9 @@ def corner_of(tensor: torch.Tensor, shape: Shape, corner: int) -> torch.Tensor:
     return (heads[:rows] if corner == 0 else heads[-rows:]).transpose(0, 1)
 
 
-def attention(q, k, v, do, causal: bool) -> tuple[torch.Tensor, ...]:
+def attention(q, k, v, do, causal: bool, bias=None) -> tuple[torch.Tensor, ...]:
     """Computes attention in fp32 in plain torch, and returns out, dq, dk and dv. q and do are
-    [heads, rows, head_dim], k and v [1, rows, head_dim]."""
+    [heads, rows, head_dim], k and v [1, rows, head_dim], bias is [heads, rows, keys]."""
     q, k, v, do = (t.float() for t in (q, k[0], v[0], do))
     scale = q.shape[-1] ** -0.5
     # The query row on whose diagonal each key lies.
@@ -79,6 +79,8 @@ def attention(q, k, v, do, causal: bool) -> tuple[torch.Tensor, ...]:
                     columns[None] > torch.arange(rows.start, rows.stop, device=q.device)[:, None],
                     float("-inf"),
                 )
+            if bias is not None:
+                scores += bias[head, rows]
             p = scores.softmax(-1)
             out[head, rows] = p @ v
             dp = do[head, rows] @ v.T
@@ -89,22 +91,28 @@ def attention(q, k, v, do, causal: bool) -> tuple[torch.Tensor, ...]:
     return out, dq, dk[None], dv[None]
 
 
-def truth(shape: Shape, inputs: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+def truth(
+    shape: Shape, inputs: list[torch.Tensor], mask: Mask | None = None
+) -> list[tuple[torch.Tensor, ...]]:
     """Returns the fp32 out, dq, dk and dv of each corner in CORNERS."""
+    if mask:
+        sizes = (shape.batch, shape.heads, shape.seqlen_q, shape.seqlen_k)
+        inputs = [*inputs, mask.bias.expand(sizes)]
     corners = [[corner_of(t, shape, corner) for t in inputs] for corner in CORNERS]
-    return [attention(q, k, v, do, shape.causal) for q, k, v, do in corners]
+    return [attention(q, k, v, do, shape.causal, *bias) for q, k, v, do, *bias in corners]
 
 
 def worst_error(
     shape: Shape, outputs: tuple[torch.Tensor, ...], truths: list[tuple[torch.Tensor, ...]]
 ) -> float:
-    """Returns the largest relative error of the outputs over all corners; NaN if an output has a
-    NaN there."""
-    errors = [
-        (corner_of(output, shape, corner).float() - truth).norm() / truth.norm()
-        for corner, of_corner in zip(CORNERS, truths, strict=True)
-        for output, truth in zip(outputs, of_corner, strict=True)
-    ]
+    """Returns the largest relative error of the outputs over all corners, without padding; NaN if
+    an output has a NaN there."""
+    errors = []
+    for corner, of_corner in zip(CORNERS, truths, strict=True):
+        rows = rows_in_use(shape)[corner]
+        for output, truth in zip(outputs, of_corner, strict=True):
+            ours, theirs = (t[:, rows] for t in (corner_of(output, shape, corner), truth))
+            errors.append((ours.float() - theirs).norm() / theirs.norm())
     # max() keeps a NaN.
     return torch.stack(errors).max().item()
 

@@ -17,6 +17,9 @@ COLOURS = {
     "cudnn": "#76a95b",
     "fa4": "#5b8fd0",
     "fa3": "#9b7fc1",
+    "efficient": "#d9a441",
+    "unmasked": "#e8a49c",
+    "flex": "#6fb7b2",
 }
 BARS = 0.82  # of the room between two groups
 CEILING = {

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from itertools import product
 
+from fa4_ext.bench import masks
 from fa4_ext.bench.shapes import DIRECTIONS, Shape, packed, square
 
 TFLOPS, MICROSECONDS = "TFLOP/s", "us"
@@ -16,6 +17,8 @@ LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 # --quick takes each fifth problem. Of the paper's grid these are five lengths, both masks and both
 # head dims.
 QUICK_STEP = 5
+# The contenders that run if none are named.
+CONTENDERS = ("ours", "stock", "cudnn", "fa4", "fa3")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Grid:
     shapes: tuple[Shape, ...]
     unit: str = TFLOPS
     directions: tuple[str, ...] = DIRECTIONS
+    contenders: tuple[str, ...] = CONTENDERS
     # Its figure has the lengths on the axis, not the names.
     by_length: bool = False
 
@@ -146,6 +150,21 @@ def _gqa() -> tuple[Shape, ...]:
     )
 
 
+def _masks() -> tuple[Shape, ...]:
+    # The columns are batch, heads, key/value heads, length and head dim.
+    sizes = (
+        (4, 16, 16, 2048, 128), (2, 16, 16, 4096, 64), (2, 32, 8, 4096, 128),
+        (1, 16, 16, 8192, 128),
+    )  # fmt: skip
+    return tuple(
+        square(
+            batch, heads, seqlen, head_dim, False, heads_kv=heads_kv, mask=mask,
+            name=f"b{batch} h{heads}/{heads_kv} s{seqlen} hd{head_dim} {mask}",
+        )
+        for (batch, heads, heads_kv, seqlen, head_dim), mask in product(sizes, masks.KINDS)
+    )  # fmt: skip
+
+
 GRIDS = {
     "paper": Grid(
         "the FlashAttention-3 paper's: 16k tokens, hidden size 2048, head dims 64 and 128",
@@ -169,4 +188,10 @@ GRIDS = {
     ),
     "varlen": Grid("16k tokens of packed sequences, head dim 128", _varlen()),
     "gqa": Grid("32 query heads on 32, 8, 4 and 1 heads of keys and values, length 4096", _gqa()),
+    "masks": Grid(
+        "masks that are tensors: padding, causal, windows, documents, prefixes, slopes",
+        _masks(),
+        MICROSECONDS,
+        contenders=("ours", "cudnn", "efficient", "unmasked"),
+    ),
 }

@@ -15,6 +15,7 @@ from fa4_ext.bench.contenders import Contender
 from fa4_ext.bench.correctness import make_inputs
 from fa4_ext.bench.progress import Progress
 from fa4_ext.bench.shapes import Shape, square
+from fa4_ext.bench.throughput import attention_of
 
 SHAPES = (
     square(1, 1, 128, 64, True, name="B1 H1 S128 D64"),
@@ -29,10 +30,11 @@ BATCHES, QUICK_BATCHES = 40, 10
 
 def _work(contender: Contender, shape: Shape, direction: str, dtype: str) -> Callable[[], object]:
     q, k, v, do = make_inputs(shape, dtype)
+    attention = attention_of(contender, shape)
     if direction == "forward":
-        return lambda: contender.dense(q, k, v, shape.causal)
+        return lambda: attention(q, k, v)
     leaves = [t.requires_grad_() for t in (q, k, v)]
-    return lambda: torch.autograd.grad(contender.dense(*leaves, shape.causal), leaves, do)
+    return lambda: torch.autograd.grad(attention(*leaves), leaves, do)
 
 
 def _batch_us(work: Callable[[], object]) -> float:

@@ -14,7 +14,7 @@ from fa4_ext.bench.grids import GRIDS
 
 COLUMNS = (
     "grid", "name", "direction", "layout", "batch", "heads", "heads_kv", "seqlen_q", "seqlen_k",
-    "head_dim", "causal", "dtype",
+    "head_dim", "causal", "mask", "dtype",
     "contender", "ms", "spread", "tflops", "relative_error", "error",
 )  # fmt: skip
 

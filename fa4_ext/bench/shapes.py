@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fa4_ext.bench import masks
+
 DIRECTIONS = ("forward", "backward")
 
 
@@ -22,6 +24,7 @@ class Shape:
     # With varlen these are the lengths of every sequence, the same for queries and keys.
     lengths: tuple[int, ...] = ()
     name: str = ""
+    mask: str = ""  # of masks.KINDS: a tensor, with as many queries as keys, and not causal
 
     @property
     def layout(self) -> str:
@@ -48,11 +51,13 @@ class Shape:
         """Counts 4 * head_dim operations for every query head and every pair of query and key that
         the mask leaves; a causal mask leaves half of a square. The backward counts 2.5 times the
         forward."""
+        operations = 4 * self.heads * self.head_dim * (2.5 if direction == "backward" else 1)
+        if self.mask:
+            return operations * masks.pairs(self)
         sizes = [(length, length) for length in self.lengths] or [
             (self.seqlen_q, self.seqlen_k)
         ] * self.batch
-        pairs = sum(q * (k - q / 2 if self.causal else k) for q, k in sizes)
-        return 4 * self.heads * self.head_dim * pairs * (2.5 if direction == "backward" else 1)
+        return operations * sum(q * (k - q / 2 if self.causal else k) for q, k in sizes)
 
 
 def square(
@@ -64,9 +69,11 @@ def square(
     *,
     heads_kv: int = 0,
     name: str = "",
+    mask: str = "",
 ) -> Shape:
     """Returns a self-attention problem. `heads_kv` of 0 means as many as query heads (MHA)."""
-    return Shape(batch, heads, heads_kv or heads, seqlen, seqlen, head_dim, causal, name=name)
+    sizes = (batch, heads, heads_kv or heads, seqlen, seqlen, head_dim)
+    return Shape(*sizes, causal, name=name, mask=mask)
 
 
 def packed(

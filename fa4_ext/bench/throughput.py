@@ -12,6 +12,7 @@ import torch
 
 from fa4_ext.bench.contenders import Contender
 from fa4_ext.bench.correctness import check, make_cu_seqlens, make_inputs, truth
+from fa4_ext.bench.masks import Mask, make_mask
 from fa4_ext.bench.progress import Progress
 from fa4_ext.bench.shapes import Shape
 from fa4_ext.bench.timing import Prepared, in_turns, prepare, sets_for, summary
@@ -19,23 +20,28 @@ from fa4_ext.bench.timing import Prepared, in_turns, prepare, sets_for, summary
 TARGET_MS = 8.0  # of one timed run: long beside the launch of a graph
 
 
-def attention_of(contender: Contender, shape: Shape) -> Callable[..., torch.Tensor]:
+def attention_of(
+    contender: Contender, shape: Shape, mask: Mask | None = None
+) -> Callable[..., torch.Tensor]:
     """Returns the contender's attention as a function of q, k and v, with the problem's other
     arguments bound."""
+    function = contender.function(shape)
+    if function is None:
+        raise ValueError(f"{contender.name} has no function for {shape.name}")
+    if mask:
+        return lambda q, k, v: function(q, k, v, mask)
     if not shape.lengths:
-        return lambda q, k, v: contender.dense(q, k, v, shape.causal)
-    cu_seqlens, varlen = make_cu_seqlens(shape), contender.varlen
-    if varlen is None:
-        raise ValueError(f"{contender.name} takes no packed sequences")
-    return lambda q, k, v: varlen(q, k, v, cu_seqlens, shape.longest, shape.causal)
+        return lambda q, k, v: function(q, k, v, shape.causal)
+    cu_seqlens = make_cu_seqlens(shape)
+    return lambda q, k, v: function(q, k, v, cu_seqlens, shape.longest, shape.causal)
 
 
 def _calls(
-    contender: Contender, shape: Shape, direction: str, sets: list
+    contender: Contender, shape: Shape, direction: str, sets: list, mask: Mask | None
 ) -> Callable[[int], tuple[torch.Tensor, ...]]:
     """Returns a function that runs the direction on the i-th set of inputs. The backward is timed
     without its forward: one forward for each set leaves the autograd graph, which is kept."""
-    attention = attention_of(contender, shape)
+    attention = attention_of(contender, shape, mask)
     if direction == "forward":
 
         def forward(i):
@@ -57,13 +63,18 @@ def _calls(
 
 
 def _prepare(
-    contender: Contender, shape: Shape, direction: str, dtype: str, sets: list, truths
+    contender: Contender,
+    shape: Shape,
+    direction: str,
+    dtype: str,
+    sets: list,
+    mask: Mask | None,
+    truths,
 ) -> tuple[Prepared, float]:
     """Prepares the work for timing and checks its outputs. Returns the prepared work and the
     relative error."""
-    prepared = prepare(
-        _calls(contender, shape, direction, sets), len(sets), contender.enabled, TARGET_MS
-    )
+    calls = _calls(contender, shape, direction, sets, mask)
+    prepared = prepare(calls, len(sets), contender.enabled, TARGET_MS)
     expected = truths((prepared.calls - 1) % len(sets) if prepared.captured else 0)
     kept = slice(0, 1) if direction == "forward" else slice(1, 4)
     return prepared, check(
@@ -77,6 +88,7 @@ def _row(
     direction: str,
     dtype: str,
     sets: list,
+    mask: Mask | None,
     truths,
     rounds: int,
 ) -> dict:
@@ -87,7 +99,7 @@ def _row(
         if not contender.has(shape, dtype, direction):
             continue
         try:
-            ready[contender.name] = _prepare(contender, shape, direction, dtype, sets, truths)
+            ready[contender.name] = _prepare(contender, shape, direction, dtype, sets, mask, truths)
         except Exception as error:
             # Other packages raise errors of their own types.
             print(f"\n{contender.name}, {name}: not timed: {error}", file=sys.stderr)
@@ -124,10 +136,12 @@ def measure(
     progress = Progress(len(shapes) * len(directions), what="problems")
     for shape in shapes:
         sets = [make_inputs(shape, dtype) for _ in range(max(2, sets_for(shape.bytes)))]
-        truths = cache(lambda i, shape=shape, sets=sets: truth(shape, sets[i]))
+        # The layers of a model have one mask, so the sets have one.
+        mask = make_mask(shape, sets[0][0])
+        truths = cache(lambda i, shape=shape, sets=sets, mask=mask: truth(shape, sets[i], mask))
         for direction in directions:
             progress.started(f"{shape.name} {direction}")
-            rows.append(_row(contenders, shape, direction, dtype, sets, truths, rounds))
+            rows.append(_row(contenders, shape, direction, dtype, sets, mask, truths, rounds))
             progress.finished()
     return rows
 

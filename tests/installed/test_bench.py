@@ -20,7 +20,7 @@ from fa4_ext.bench.grids import GRIDS, MICROSECONDS
 from fa4_ext.bench.shapes import DIRECTIONS, Shape, packed, square
 from fa4_ext.bench.timing import Prepared, in_turns
 
-NAMES = ("paper", "paper-gqa", "dims", "llama", "vit", "decode", "varlen", "gqa")
+NAMES = ("paper", "paper-gqa", "dims", "llama", "vit", "decode", "varlen", "gqa", "masks")
 SHAPES = [
     pytest.param(shape, id=f"{name}: {shape.name}")
     for name, grid in GRIDS.items()
@@ -83,7 +83,7 @@ def test_help_names_every_grid_and_contender(capsys):
         (
             ["--grid", "tall"],
             "argument --grid: 'tall' is none of paper, paper-gqa, dims, llama, vit, decode, "
-            "varlen, gqa",
+            "varlen, gqa, masks",
         ),
         (
             ["--grid", "decode", "--op", "backward"],
@@ -136,7 +136,7 @@ def test_contenders_are_taken_by_name_and_in_that_order():
         "ours",
     ]
     with pytest.raises(
-        ValueError, match="argument --contenders: 'fa5' is none of ours, stock, cudnn, fa4, fa3"
+        ValueError, match="argument --contenders: 'fa5' is none of ours, stock, cudnn, fa4, fa3, "
     ):
         contenders.contenders(["ours", "fa5"])
 
@@ -146,7 +146,8 @@ def test_a_contender_that_is_not_installed_is_left_out_or_named_as_missing(monke
         raise ImportError("No module named 'flash_attn'")
 
     monkeypatch.setattr(contenders, "KNOWN", {"fa4": missing, "ours": contenders.KNOWN["ours"]})
-    assert [contender.name for contender in contenders.contenders()] == ["ours"]
+    found = contenders.contenders(default=("fa4", "ours"))
+    assert [contender.name for contender in found] == ["ours"]
     assert capsys.readouterr().err == "fa4 is left out: No module named 'flash_attn'\n"
     with pytest.raises(
         ValueError, match="argument --contenders: fa4 can't be had: No module named 'flash_attn'"
