@@ -19,7 +19,7 @@ from scripts.documents import markdown
 from scripts.documents.planner import ROOT, explain_op, plan
 from scripts.documents.realistic_calls import CALLS, Call
 from scripts.documents.support_limits import limits
-from scripts.documents.support_tiles import OPS, tiles
+from scripts.documents.support_tiles import BIASES, OPS, tiles
 from tests.gpu.ways import VERSIONS, WAYS
 
 PAGE = ROOT / "docs" / "support.md"
@@ -134,6 +134,11 @@ def page() -> str:
         for op in OPS
         for part in (f"### {name}, {op}", tiles(capability, op))
     ]
+    masked = [
+        part
+        for op in OPS
+        for part in (f"### {DEVICES[90]}, {op} with attn_mask", tiles(90, op, BIASES))
+    ]
     parts = [
         "# What runs on our kernels",
         prose(
@@ -151,14 +156,15 @@ def page() -> str:
         prose(
             'A cell is the tile, queries x keys; "2 CTAs" means that a pair of CTAs computes it. '
             "192/128 is a head dim of 192 for query and key, 128 for value. Of a backward in two "
-            "passes, head dims 200 to 256 on SM90, it is the second one's. Head dims are "
-            "multiples of 8; `F.scaled_dot_product_attention` pads others. Causal and window "
+            "passes, head dims 200 to 256 and attn_mask on SM90, it is the second one's. Head dims "
+            "are multiples of 8; `F.scaled_dot_product_attention` pads others. Causal and window "
             "masks are aligned bottom-right. Speed rules are not applied. On SM90 few queries run "
             "the decode kernel, whose tiles have 16 or 64 rows; up to how many depends on the "
             "numbers of heads and sequences, here 2 sequences of 8 heads. "
             "kernels/tile_rules.csv names other tiles for some self-attention on SM90."
         ),
         *combinations,
+        *masked,
         "## Calls that no kernel covers",
         limits(),
     ]

@@ -11,6 +11,7 @@ MASKS = {
     "causal": {"is_causal": True},
     "window": {"window_size_left": 100, "window_size_right": 0},
 }
+BIASES = {"attn_mask": {"bias": (1, 1)}}  # of dense tensors alone
 # There are lengths on both sides of every tile, so that the table shows a tile which is chosen by
 # the number of queries, or of queries times the four heads that share keys in GQA.
 QUERIES = (1, 4, 5, 16, 17, 64, 65, 128, 129, 192, 193, 256, 257, 512, 513, 4096)
@@ -40,10 +41,10 @@ def tile(problem: dict) -> str:
 
 
 def problem_of(
-    capability: int, op: str, head_dims: tuple[int, int], mask: str, values: dict
+    capability: int, op: str, head_dims: tuple[int, int], mask: dict, values: dict
 ) -> dict:
     queries, layout = values["queries"], values["layout"]
-    return BASE | MASKS[mask] | {
+    return BASE | mask | {
         "capability": capability,
         "op": op,
         "layout": layout,
@@ -80,32 +81,41 @@ def boxes(outcomes: dict[tuple, tuple[str, ...]], axes: dict[str, tuple]) -> lis
     raise AssertionError("outcomes differ along no axis")
 
 
-def boxes_of(capability: int, op: str, head_dims: tuple[int, int]) -> list[Box]:
-    axes = {
-        axis: values for axis, values in AXES.items() if axis != "deterministic" or op == "backward"
+def axes_of(op: str, masks: dict[str, dict]) -> dict[str, tuple]:
+    axes = AXES if masks is MASKS else AXES | {"layout": ("dense",)}
+    return {
+        axis: values for axis, values in axes.items() if axis != "deterministic" or op == "backward"
     }
+
+
+def boxes_of(
+    capability: int, op: str, head_dims: tuple[int, int], masks: dict[str, dict]
+) -> list[Box]:
+    axes = axes_of(op, masks)
     combinations = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     outcomes = {
         tuple(values.values()): tuple(
-            tile(problem_of(capability, op, head_dims, mask, values)) for mask in MASKS
+            tile(problem_of(capability, op, head_dims, mask, values)) for mask in masks.values()
         )
         for values in combinations
     }
     return boxes(outcomes, axes)
 
 
-def head_dim_rows(capability: int, op: str) -> list[tuple[str, list[Box]]]:
+def head_dim_rows(
+    capability: int, op: str, masks: dict[str, dict] = MASKS
+) -> list[tuple[str, list[Box]]]:
     """Returns head dims and what they get. Those that get the same share a row."""
     ranges: list[tuple[list[int], list[Box]]] = []
     for head_dim, head_dim_v in HEAD_DIMS:
-        found = boxes_of(capability, op, (head_dim, head_dim_v))
+        found = boxes_of(capability, op, (head_dim, head_dim_v), masks)
         if ranges and ranges[-1][1] == found:
             ranges[-1][0].append(head_dim)
         else:
             ranges.append(([head_dim], found))
     rows = [(f"{members[0]}-{members[-1]}", found) for members, found in ranges]
     for name, head_dims in OTHER_HEAD_DIMS.items():
-        found = boxes_of(capability, op, head_dims)
+        found = boxes_of(capability, op, head_dims, masks)
         same = [index for index, (_, known) in enumerate(rows) if known == found]
         if same:
             rows[same[0]] = (f"{rows[same[0]][0]}, {name}", found)
@@ -123,18 +133,18 @@ def words(axis: str, values: tuple) -> str:
     return f"{first}+" if last == QUERIES[-1] else f"{first}-{last}"
 
 
-def tiles(capability: int, op: str) -> str:
-    rows = head_dim_rows(capability, op)
-    axes = [axis for axis in AXES if axis != "deterministic" or op == "backward"]
+def tiles(capability: int, op: str, masks: dict[str, dict] = MASKS) -> str:
+    rows = head_dim_rows(capability, op, masks)
+    axes = axes_of(op, masks)
     split = [
         axis
         for axis in axes
-        if any(box[axis] != AXES[axis] for _, found in rows for box, _ in found)
+        if any(box[axis] != axes[axis] for _, found in rows for box, _ in found)
     ]
     lines = [
         (
             name,
-            *(words(axis, box[axis]) if box[axis] != AXES[axis] else "all" for axis in split),
+            *(words(axis, box[axis]) if box[axis] != axes[axis] else "all" for axis in split),
             *outcomes,
         )
         for name, found in rows
@@ -142,7 +152,7 @@ def tiles(capability: int, op: str) -> str:
     ]
     same = {
         "queries": "all lengths",
-        "layout": "dense and varlen",
+        "layout": " and ".join(axes["layout"]),
         "heads": "MHA and GQA",
         "dtype": "bf16 and fp16",
         "deterministic": "deterministic or not",
@@ -150,6 +160,6 @@ def tiles(capability: int, op: str) -> str:
     return "\n\n".join(
         [
             f"Same for {'; '.join(same[axis] for axis in axes if axis not in split)}.",
-            markdown.table(("head dim", *split, *MASKS), *lines),
+            markdown.table(("head dim", *split, *masks), *lines),
         ]
     )
