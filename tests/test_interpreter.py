@@ -8,22 +8,27 @@ import os
 import random
 from pathlib import Path
 
+import biases
 import fake_device
 import pytest
 from built import kernels
 from interpreter.sources import compiling, programs
 
 from kernels.kernel import Kernel, Layout, Mask, Op
+from kernels.matrix import companions
 
 ROOT = Path(__file__).parent.parent
 CALLS = int(os.environ.get("FA4_EXT_INTERPRETED_CALLS", "6"))  # per kernel
 SEED = int(os.environ.get("FA4_EXT_SEED", "0"))
+LISTS = 40  # calls whose lists of tiles are read
 # A kernel takes ten seconds to compile again, and as much to run, so these are of one dtype.
 ATTENTION = [kernel for kernel in kernels() if kernel.dtype == "bf16"]
 FORWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.FORWARD]
+UNBIASED = [kernel for kernel in FORWARDS if kernel.mask is not Mask.BIAS]
 DECODES = [kernel for kernel in ATTENTION if kernel.op is Op.DECODE]
 BACKWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.BACKWARD and not kernel.tuned]
 TWO_PASSES = [kernel for kernel in ATTENTION if kernel.op is Op.BACKWARD_KEYS]
+BIASED = [kernel for kernel in (*FORWARDS, *TWO_PASSES) if kernel.mask is Mask.BIAS]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,8 +45,9 @@ def compiled(request) -> None:
 
 
 def each(kernels: list[Kernel]) -> pytest.MarkDecorator:
-    """Parametrizes by kernel. The first one of an architecture is part of the short suite."""
-    short = {kernel.arch: kernel for kernel in reversed(kernels)}.values()
+    """Parametrizes by kernel. The first one of an architecture is part of the short suite, and the
+    first one with a bias."""
+    short = {(one.arch, one.mask is Mask.BIAS): one for one in reversed(kernels)}.values()
     cases = [
         pytest.param(kernel, id=kernel.name, marks=() if kernel in short else pytest.mark.long)
         for kernel in kernels
@@ -69,7 +75,7 @@ def problem(draw: random.Random, kernel: Kernel) -> dict:
     if kernel.layout is Layout.ANY:
         layouts, masks = (
             (Layout.DENSE, Layout.VARLEN),
-            tuple(dict.fromkeys(forward.mask for forward in FORWARDS)),
+            tuple(dict.fromkeys(forward.mask for forward in UNBIASED)),
         )
     varlen, mask = draw.choice(layouts) is Layout.VARLEN, draw.choice(masks)
     queries, keys = lengths(draw, kernel, varlen)
@@ -85,7 +91,19 @@ def problem(draw: random.Random, kernel: Kernel) -> dict:
         fields["is_causal"] = True
     if mask is Mask.WINDOW:
         fields["window"] = [draw.randint(0, max(keys) - 1), draw.randint(0, max(keys) - 1)]
-    return fields
+    return fields | bias(draw) if mask is Mask.BIAS else fields
+
+
+def bias(draw: random.Random) -> dict:
+    """Draws a kind of bias, as it is or in another form and layout."""
+    fields = {"bias": draw.choice(list(biases.KINDS))}
+    if draw.random() < 0.5:
+        return fields
+    layouts = [*biases.LAYOUTS, biases.EXPANDED]
+    return fields | {
+        "bias_form": draw.choice(list(biases.FORMS)),
+        "bias_layout": draw.choice(layouts),
+    }
 
 
 def run_by(kernel: Kernel) -> list[Kernel]:
@@ -108,9 +126,9 @@ def run_by(kernel: Kernel) -> list[Kernel]:
     return [*forwards, *tiles]
 
 
-def answers(driver: Path, request: dict) -> list[str | None]:
+def answers(driver: Path, request: dict, script: str = "attend.py") -> list[str | None]:
     imported = (ROOT, ROOT / "tests", ROOT / "tests" / "gpu", ROOT / "build" / "tests")
-    script = ROOT / "tests" / "interpreter" / "attend.py"
+    script = ROOT / "tests" / "interpreter" / script
     return fake_device.printed(
         driver, script, imported=imported, asked=json.dumps(request), timeout=1200
     )
@@ -262,7 +280,7 @@ def test_backward(driver, kernel):
 
 # Query tiles and key blocks of 64 and 128 rows: fewer keys than queries, which leaves rows without
 # keys under a mask, and fewer queries; sequences that have none of one or the other; groups of
-# heads; head dims below the bucket, in either.
+# heads; head dims below the bucket, in either. Those of a smaller bucket are smaller in proportion.
 DENSE = (
     {"seqlens_q": [130], "seqlens_k": [190], "heads": 4, "head_dim": 256, "head_dim_v": 256},
     {"seqlens_q": [200] * 2, "seqlens_k": [70] * 2, "heads": 1, "head_dim": 200, "head_dim_v": 200},
@@ -287,6 +305,7 @@ MASKS = {
         {"is_causal": True, "window": [30, -1]},
         {"window": [-1, 9]},
     ),
+    Mask.BIAS: ({"bias": "documents"}, {"bias": "filled_rows"}, {"bias": "normal"}),
 }
 
 
@@ -295,9 +314,16 @@ def test_backward_in_two_passes(driver, kernel):
     """Packed sequences lie among rows of NaN. A deterministic algorithm is asked for."""
     varlen = kernel.layout is Layout.VARLEN
     fields = {"dtype": kernel.dtype, "heads_kv": 1, "varlen": varlen}
+    shapes = [
+        shape
+        | {
+            name: getattr(kernel, name) - (256 - shape[name]) * kernel.head_dim // 256 // 8 * 8
+            for name in ("head_dim", "head_dim_v")
+        }
+        for shape in (PACKED if varlen else DENSE)
+    ]
     problems = [
-        fields | shape | mask
-        for shape, mask in zip(PACKED if varlen else DENSE, MASKS[kernel.mask], strict=True)
+        fields | shape | mask for shape, mask in zip(shapes, MASKS[kernel.mask], strict=True)
     ]
     options = {"deterministic": True, "beside": [3, 50] if varlen else [0, 0]}
     check(driver, problems, programs(*run_by(kernel)), backward=True, **options)
@@ -329,3 +355,26 @@ def test_a_causal_mask_aligned_top_left(driver, kernel):
     problems = [fields | {"seqlens_q": [q], "seqlens_k": [k]} for q, k in ((70, 203), (130, 150))]
     options = {"deterministic": kernel.deterministic, "capability": kernel.arch}
     check(driver, problems, programs(*run_by(kernel)), backward=True, **options)
+
+
+@each([next(kernel for kernel in BIASED if kernel.op is op) for op in {one.op for one in BIASED}])
+def test_lists_of_tiles(driver, kernel):
+    """Those of a forward, and both of a backward, without attention: what is hidden in whole tiles
+    is in no list, and all else is in one."""
+    draw = random.Random(f"{SEED} {kernel.name} lists")
+    maps = companions(kernel)
+    fields = {"dtype": "bf16", "head_dim": 64, "heads": 2, "heads_kv": 1}
+    problems = []
+    for number in range(LISTS):
+        queries, keys = (draw.choice((draw.randint(1, 520), 64 * draw.randint(1, 8))) for _ in "qk")
+        drawn = {"bias": "blocks"} if number % 3 == 0 else bias(draw)
+        problems.append(fields | {"seqlens_q": [queries] * 2, "seqlens_k": [keys] * 2} | drawn)
+    calls = [{"problem": problem, "seed": SEED + number} for number, problem in enumerate(problems)]
+    request = {
+        "programs": programs(*(one for one in (maps.map_queries, maps.map_keys) if one)),
+        "queries": [maps.map_queries.block_m, maps.map_queries.block_n],
+        "keys": maps.map_keys and [maps.map_keys.block_m, maps.map_keys.block_n],
+        "calls": calls,
+    }
+    for call, wrong in zip(calls, answers(driver, request, "lists.py"), strict=True):
+        assert wrong is None, f"{call}: {wrong}"

@@ -66,7 +66,7 @@ def wrong(device: Device, call: dict) -> str | None:
     device.begin(call["seed"], lazy=call["seed"] % 2 == 1)
     try:
         with calls.deterministic(call["deterministic"]):
-            if problem.top_left:
+            if problem.top_left or problem.bias:
                 result = calls.run_cudnn_op(problem, given, backward=call["backward"])
             elif call["cache_rows"]:
                 result = calls.own_forward_of_cache(problem, inputs, call["cache_rows"])

@@ -21,6 +21,10 @@ ON_ALLOCATION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 POISON = 0xFF  # a NaN in every float dtype
 
 
+def device_code_at(code: int) -> bytes:
+    return cubin.in_fat_binary(lambda begin, size: ctypes.string_at(code + begin, size))
+
+
 class Device:
     """Acts as the process's GPU from its making on. Kernels are known by the digest of their
     code."""
@@ -56,9 +60,7 @@ class Device:
 
     def _program(self, code: int) -> Program:
         if code not in self.codes:
-            self.codes[code] = digest(
-                cubin.in_fat_binary(lambda begin, size: ctypes.string_at(code + begin, size))
-            )
+            self.codes[code] = digest(device_code_at(code))
         key = self.codes[code]
         if key not in self.programs:
             self.programs[key] = Program(Path(self.sources[key]).read_text())
