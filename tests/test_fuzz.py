@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
+import biases
 import pytest
 import torch
 from cases import Inputs, Problem, dense, varlen
@@ -90,6 +91,9 @@ class TestGenerator:
             "halves ours-stock",
             "halves stock-ours",
         }  # fmt: skip
+        wanted |= {f"bias {kind}" for kind in biases.KINDS}
+        wanted |= {f"bias of form {form}" for form in biases.FORMS}
+        wanted |= {f"bias in layout {layout}" for layout in (*biases.LAYOUTS, biases.EXPANDED)}
         assert seen == wanted, f"missing {wanted - seen}, not expected {seen - wanted}"
 
     def test_most_cases_run_on_ours(self):
@@ -194,7 +198,10 @@ def _attention(arguments: dict, do: torch.Tensor | None = None) -> dict[str, tor
     # In the backward of an autograd.Function grad mode is off.
     with torch.enable_grad():
         result = compute(
-            problem, Inputs(**({"do": None} | parts)), torch.float32, backward=do is not None
+            problem,
+            Inputs(**({"do": None} | parts), bias=arguments.get("attn_mask")),
+            torch.float32,
+            backward=do is not None,
         )
     whole = {"out": q, "dq": q, "dk": k, "dv": v}
     results = {
@@ -236,7 +243,7 @@ def _refuse(arguments: dict) -> None:
         | {"capability": 90, "sm_count": SM_COUNT}
     )
     given = {"top_left": False} | arguments | {"seqused_k": None}
-    cudnn = given.pop("top_left")
+    cudnn = given.pop("top_left") or given.get("attn_mask") is not None
     supported, _, reason, *_ = torch.ops.fa4_ext.explain(**given, **asked, cudnn=cudnn)
     if not supported and not left_out(reason):
         raise Refused(reason)
@@ -311,10 +318,20 @@ class MathOps:
         return lse
 
     def sdpa_forward(
-        self, query, key, value, dropout_p, is_causal, return_debug_mask, scale, top_left=False
+        self,
+        query,
+        key,
+        value,
+        dropout_p,
+        is_causal,
+        return_debug_mask,
+        scale,
+        top_left=False,
+        attn_mask=None,
     ):
         options = dict(
             top_left=top_left,
+            attn_mask=attn_mask,
             dropout_p=dropout_p,
             is_causal=is_causal,
             return_debug_mask=return_debug_mask,
@@ -323,7 +340,7 @@ class MathOps:
         out, lse = HeadsFirst.apply(query, key, value, options)
         return out, lse, None, None, query.shape[2], key.shape[2], *_others(query)
 
-    def functional(self, query, key, value, *, dropout_p, is_causal, scale, enable_gqa):
+    def functional(self, query, key, value, *, attn_mask, dropout_p, is_causal, scale, enable_gqa):
         head_dim = query.shape[-1]
         top_left = is_causal and query.shape[2] != key.shape[2]
         cudnn = head_dim % 8 == 0 and key.shape[2] > 1
@@ -334,7 +351,7 @@ class MathOps:
             for t in (query, key, value)
         )
         scale = head_dim**-0.5 if scale is None else scale
-        options = dropout_p, is_causal, False, scale, top_left
+        options = dropout_p, is_causal, False, scale, top_left, attn_mask
         return self.sdpa_forward(*padded, *options)[0][..., :head_dim]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import biases
 import torch
-from cases import Problem
+from cases import BLACKWELL, Problem
 
 from fuzz.faults import FAULTS
 
@@ -75,14 +76,18 @@ def runs_on_ours(case: Case, largest_head_dim: int) -> bool:
         and (problem.scale is None or problem.scale > 0)
         and (problem.is_causal or not keys or not keys <= right < problem.max_k)
         and (case.op != "functional" or _is_fused(case))
+        and not (problem.bias and BLACKWELL)
     )
 
 
 def _is_fused(case: Case) -> bool:
     """Returns whether F.scaled_dot_product_attention takes a call to cuDNN or to flash attention.
-    Flash attention takes no causal mask that is aligned top-left."""
+    Flash attention takes no causal mask that is aligned top-left, and no bias. cuDNN takes a bias
+    whose keys lie next to each other."""
     problem = case.problem
     cudnn = problem.head_dim % 8 == 0 and problem.max_k > 1 and not case.deterministic
+    if problem.bias:
+        return cudnn and biases.make(problem, "meta").stride(-1) == 1
     same = not problem.is_causal or problem.seqlens_q == problem.seqlens_k
     return 0 not in problem.seqlens_q + problem.seqlens_k and (cudnn or same)
 
@@ -139,6 +144,9 @@ def features(case: Case) -> set[str]:
         "more queries than keys in a window": max(left, right) >= 0
         and any(q > k for q, k in zip(problem.seqlens_q, problem.seqlens_k, strict=True)),
         f"halves {case.halves}": bool(case.halves),
+        f"bias {problem.bias}": bool(problem.bias),
+        f"bias of form {problem.bias_form}": bool(problem.bias_form),
+        f"bias in layout {problem.bias_layout}": bool(problem.bias),
     }
     named = {f"layout {layout}" for layout in case.layouts} | (
         {f"fault {case.fault}"} if case.fault else set()

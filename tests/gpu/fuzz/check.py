@@ -205,7 +205,7 @@ def _assert_math(case: Case, inputs: Inputs, results: Results, names) -> None:
         problem = with_keys_in_use(case)
     backward = any(name in GRADIENTS for name in names)
     truth, plain = (
-        compute(problem, Inputs(**tensors), dtype, backward=backward)
+        compute(problem, Inputs(**tensors, bias=inputs.bias), dtype, backward=backward)
         for dtype in (torch.float32, problem.dtype)
     )
     rounding = torch.finfo(case.problem.dtype).eps / 2

@@ -64,6 +64,7 @@ def explain(
         options |= {
             "enable_gqa": case.problem.heads != case.problem.heads_kv,
             "deterministic": case.deterministic,
+            "attn_mask": arguments["attn_mask"],
         }
         told = fa4_ext.explain(
             *heads_first(case, arguments),

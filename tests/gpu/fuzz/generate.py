@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 
+import biases
 import torch
 from cases import Problem
 
@@ -141,7 +142,20 @@ def _problem(rng: random.Random, op: str) -> Problem:
         scale=_scale(rng, head_dim),
         slack=slack,
         top_left=op == "functional" and is_causal,
+        **_bias(rng, op, is_causal, 0 in seqlens_q + seqlens_k),
     )
+
+
+def _bias(rng: random.Random, op: str, is_causal: bool, empty: bool) -> dict[str, str]:
+    """Draws a kind of bias for some calls that may have one, in its own form or another one."""
+    if op != "functional" or is_causal or empty or rng.random() < 0.6:
+        return {}
+    bias = {"bias": rng.choice(list(biases.KINDS))}
+    if rng.random() < 0.5:
+        bias["bias_form"] = rng.choice(list(biases.FORMS))
+    if rng.random() < 0.5:
+        bias["bias_layout"] = rng.choice([*biases.LAYOUTS, biases.EXPANDED])
+    return bias
 
 
 def _head_dim(rng: random.Random, op: str) -> int:
@@ -216,8 +230,9 @@ def _with_fault(rng: random.Random, case: Case) -> Case:
     ]
     same = positive[0] if case.op == "functional" else positive[1]
     problem = replace(
-        problem, head_dim=head_dim, seqlens_q=positive[0], seqlens_k=same, scale=None, slack=(0, 0)
-    )
+        problem, head_dim=head_dim, seqlens_q=positive[0], seqlens_k=same, scale=None, slack=(0, 0),
+        bias=None, bias_form="", bias_layout="contiguous",
+    )  # fmt: skip
     backward = FAULTS[fault].backward
     case = replace(case, problem=problem, fault=fault, speed_rules=False)
     return replace(case, backward=backward, deterministic=backward and case.deterministic)

@@ -78,7 +78,7 @@ def _sdpa(case: Case, inputs: Inputs, arguments: Arguments, ops) -> Iterator[Res
 
 def _functional(case: Case, inputs: Inputs, arguments: Arguments, ops) -> Iterator[Results]:
     tensors = heads_first(case, arguments)
-    options = {name: arguments[name] for name in ("dropout_p", "is_causal", "scale")}
+    options = {name: arguments[name] for name in ("attn_mask", "dropout_p", "is_causal", "scale")}
     # With other rows in value than in key, cuDNN ends the process, with us and without us.
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if case.fault else nullcontext():
         out = ops.functional(

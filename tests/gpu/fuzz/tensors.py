@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import biases
 import torch
 from cases import Inputs, Problem
 from layouts import cut_from, expanded, offset, permuted
@@ -74,6 +75,8 @@ def make_inputs(case: Case, device: str) -> Inputs:
         make(side, layouts, layout)
         for (side, layouts), layout in zip(sides, case.layouts, strict=True)
     ]
+    if problem.bias:
+        return Inputs(*tensors, bias=biases.make(problem, device, generator))
     if not problem.varlen:
         return Inputs(*tensors)
     return Inputs(
@@ -88,8 +91,8 @@ def _starts(seqlens: tuple[int, ...], before: int, device: str) -> torch.Tensor:
 
 
 def forward_arguments(case: Case, inputs: Inputs) -> Arguments:
-    """Returns the arguments of `_flash_attention_forward` by name, with `out` for the in-place
-    op."""
+    """Returns the arguments of `_flash_attention_forward` by name, with `out` for the in-place op
+    and `attn_mask` for F.scaled_dot_product_attention."""
     problem = case.problem
     left, right = (case.unbounded if bound == -1 else bound for bound in problem.window)
     seqused_k = case.seqused_k and torch.tensor(
@@ -106,6 +109,8 @@ def forward_arguments(case: Case, inputs: Inputs) -> Arguments:
     )  # fmt: skip
     if case.op == "inplace":
         arguments["out"] = torch.full_like(inputs.q, float("nan"))
+    if case.op == "functional":
+        arguments["attn_mask"] = inputs.bias
     if case.fault_in_forward:
         FAULTS[case.fault].change(arguments)
     return arguments
