@@ -178,7 +178,7 @@ def registers(layout: Layout, block_m: int) -> Row:
 def forward(dtype: str, head_dims: HeadDims, layout: Layout, mask: Mask) -> Iterator[Kernel]:
     if mask is Mask.BIAS and layout is Layout.VARLEN:
         return
-    rows = (FORWARD[head_dims], SHORT_FORWARD[head_dims])
+    rows: tuple[Row, ...] = (FORWARD[head_dims], SHORT_FORWARD[head_dims])
     if mask is Mask.BIAS:
         rows = (FORWARD_BIAS[head_dims],)
     for row in rows:

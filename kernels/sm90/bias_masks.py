@@ -30,10 +30,9 @@ class Bounds(NamedTuple):
 
 
 class BiasMasks(Masks):
-    first_edge = Edge(biased=True)
-
     def __init__(self, kernel: Kernel, rows: int):
         super().__init__(kernel, rows)
+        self.first_edge = Edge(biased=True)
         self.dtype, self.tile_m = symbolic.DTYPES[kernel.dtype], kernel.block_m
 
     def list_of(self, tile: Tile):

@@ -319,7 +319,8 @@ class Instructions:
             f"integers({self.value(operands[1], 'b32')}, '{modifiers[-1]}')[slice(None) if m is "
             "None else m]"
         )
-        return self.set(operands[0], f"full(int({among}.{modifiers[1]}()) % 2**32, U32)")
+        reduction = {"or": "bitwise_or", "max": "maximum", "min": "minimum"}[modifiers[1]]
+        return self.set(operands[0], f"full(int(np.{reduction}.reduce({among})) % 2**32, U32)")
 
     def _elect(self, _modifiers, operands, _):
         lane, elected = operands[0].split("|")
