@@ -24,16 +24,6 @@ NOISE = 0.02  # A ratio within it of 1 counts as equal.
 BATCH, HEADS, SEQLEN = 4, 16, 2048
 
 
-def _bool_mask() -> torch.Tensor:
-    return torch.rand(SEQLEN, SEQLEN, device="cuda") > 0.1
-
-
-def _padding_mask() -> torch.Tensor:
-    """Returns a mask that leaves each sequence another number of keys."""
-    lengths = torch.linspace(SEQLEN // 2, SEQLEN, BATCH, device="cuda")
-    return (torch.arange(SEQLEN, device="cuda") < lengths[:, None])[:, None, None, :]
-
-
 def _float_mask() -> torch.Tensor:
     return torch.randn(SEQLEN, SEQLEN, dtype=torch.bfloat16, device="cuda")
 
@@ -47,10 +37,11 @@ CALLS = {
         torch.bfloat16,
         {"dropout_p": 0.1, "is_causal": True},
     ),
-    "bool attn_mask": (128, torch.bfloat16, {"attn_mask": _bool_mask}),
-    "bool attn_mask of keys": (128, torch.bfloat16, {"attn_mask": _padding_mask}),
-    "float attn_mask": (128, torch.bfloat16, {"attn_mask": _float_mask}),
-    "float attn_mask, head dim 64": (64, torch.bfloat16, {"attn_mask": _float_mask}),
+    "float attn_mask, dropout_p=0.1": (
+        128,
+        torch.bfloat16,
+        {"attn_mask": _float_mask, "dropout_p": 0.1},
+    ),
     "float32": (128, torch.float32, {}),
     "float32, causal, head dim 64": (64, torch.float32, {"is_causal": True}),
 }
