@@ -24,9 +24,9 @@ _CLEARED = ((16, 0, 33, 1, 0, 20), (16, 40, 33, 7, 9, 20))
 _CLEARED_HEAD_DIMS = (64, 128)
 
 # The biases of a dense problem, for the lengths of _dense() in turn: random numbers, which hide
-# nothing; padding, and a causal mask, which hide what they do by minus infinity; slopes, which
-# differ by head, grow with the distance and beyond a window hide by a finite number, from the last
-# query every key.
+# nothing; padding, and a causal mask with holes, which hide what they do by minus infinity; slopes,
+# which differ by head, grow with the distance and beyond a window hide by a finite number, from the
+# last query every key.
 _BIASES = ("random", "padding", "slopes", "padding", "causal", "slopes", "causal")
 
 

@@ -17,6 +17,7 @@ GRADIENTS = ("dq", "dk", "dv")
 # not minus infinity. Of a bias of slopes it hides what lies beyond the window.
 _FILL = -65504.0
 _WINDOW = 100
+_HOLES = 1 / 16  # of the keys that a causal bias leaves
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _make_bias(problem: Problem, device) -> torch.Tensor:
     if problem.bias == "padding":  # all sequences but the first keep a third of their keys
         bias[1:, ..., keys // 3 :] = float("-inf")
     elif problem.bias == "causal":
-        bias[distance < 0] = float("-inf")
+        bias[(distance < 0) | (torch.rand(rows, keys, device=device) < _HOLES)] = float("-inf")
     else:
         slopes = 0.5 ** torch.arange(1, 1 + problem.heads, device=device)
         bias -= (slopes[:, None, None] * distance.abs()).to(bias.dtype)
