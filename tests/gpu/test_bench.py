@@ -6,9 +6,10 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from fresh_process import run_script
 
-from fa4_ext.bench import throughput
+from fa4_ext.bench import masks, throughput
 from fa4_ext.bench.contenders import contenders
 from fa4_ext.bench.correctness import MAX_RELATIVE_ERROR
 from fa4_ext.bench.session import session
@@ -28,6 +29,19 @@ TINY = """
     GRIDS["gqa"] = Grid("tiny", shapes)
     options = ["--grid", "gqa", "--contenders", "ours,stock,cudnn", "--rounds", "3", "--host"]
     assert main(["bench", *options, "--dtype", "{dtype}", "--json", "{path}"]) == 0
+"""
+
+
+MASKS = """
+    from dataclasses import replace
+    from fa4_ext.__main__ import main
+    from fa4_ext.bench import masks
+    from fa4_ext.bench.grids import GRIDS
+    from fa4_ext.bench.shapes import square
+
+    shapes = tuple(square(3, 4, 1300, 64, False, name=mask, mask=mask) for mask in masks.KINDS)
+    GRIDS["masks"] = replace(GRIDS["masks"], shapes=shapes)
+    assert main(["bench", "--grid", "masks", "--rounds", "3", "--json", "{path}"]) == 0
 """
 
 
@@ -82,3 +96,19 @@ def test_a_wrong_contender_is_reported_and_the_others_are_timed(capsys):
         assert "ms" in row["results"]["ours"], row["results"]
         assert "wrong: relative error" in row["results"]["wrong"]["error"], row["results"]
     assert capsys.readouterr().err.count("wrong, small") == 2
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0),
+    reason="kernels with a bias are Hopper's",
+)
+def test_masks_end_to_end(tmp_path):
+    """Every contender is right, but perhaps cuDNN, and is given what it can run."""
+    run_script(MASKS.format(path=tmp_path / "out.json"))
+    rows = json.loads((tmp_path / "out.json").read_text())["throughput"]
+    assert {row["mask"] for row in rows} == set(masks.KINDS) and len(rows) == 2 * len(masks.KINDS)
+    for row in rows:
+        found = row["results"]
+        assert {"ours", "cudnn", "efficient"} <= set(found), row
+        assert ("unmasked" in found) == (row["mask"] not in (masks.PREFIX, masks.SLOPES)), row
+        assert all("ms" in measured for who, measured in found.items() if who != "cudnn"), row
