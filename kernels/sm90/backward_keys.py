@@ -37,7 +37,7 @@ from quack import layout_utils, sm90_utils
 from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
-from kernels.sm90.bias import ALL, FREE, entry as entry_of, in_scores
+from kernels.sm90.bias import ALL, FREE, added, entry as entry_of
 from kernels.sm90.limits import Limits, limits_of
 from kernels.sm90.masks import Edge, KeyBounds, Masks
 from kernels.sm90.output import Destination, Output
@@ -765,7 +765,8 @@ class BackwardKeys:
         for c in cutlass.range_constexpr(cute.size(scores, mode=[1])):
             query = cutlass.min(first + where[0, c][1], tile.rows - 1)
             for r in cutlass.range_constexpr(2):
-                scores[r, c] += in_scores(bias[query, keys[r]], limits.inverse_scale)
+                element = bias[query, keys[r]]
+                scores[r, c] = added(scores[r, c], element, limits.inverse_scale, True)
 
     # The end
 

@@ -11,11 +11,11 @@ from quack import layout_utils
 from kernels.common import symbolic
 from kernels.kernel import Kernel
 from kernels.sm90 import bias
-from kernels.sm90.bias import BIASED, FREE, Bias
+from kernels.sm90.bias import BIASED, CAREFUL, FREE, Bias
 from kernels.sm90.masks import Edge, Masks, Span
 from kernels.sm90.schedule import Tile
 
-PAIRS = 8  # a thread has two of this many columns
+COLUMNS = 8  # of these a thread has two
 
 
 class Bounds(NamedTuple):
@@ -27,12 +27,13 @@ class Bounds(NamedTuple):
     keys: Int32
     free_end: Int32  # positions
     biased_end: Int32
+    careful_end: Int32
 
 
 class BiasMasks(Masks):
     def __init__(self, kernel: Kernel, rows: int):
         super().__init__(kernel, rows)
-        self.first_edge = Edge(biased=True)
+        self.first_edge = Edge(biased=True, careful=True)
         self.dtype, self.tile_m = symbolic.DTYPES[kernel.dtype], kernel.block_m
 
     def list_of(self, tile: Tile):
@@ -52,16 +53,18 @@ class BiasMasks(Masks):
             row = cutlass.min(tile.row + group * self.rows + where[r, 0][0], tile.rows - 1)
             rows.append(bias.row_of(limits.bias, tile.batch, tile.head, row))
         place = self.list_of(tile)
-        free_end, biased_end = (limits.lists[(*place, kind)] for kind in (FREE, BIASED))
-        return Bounds(place, tuple(rows), where[0, 0][1], tile.keys, free_end, biased_end)
+        ends = (limits.lists[(*place, kind)] for kind in (FREE, BIASED, CAREFUL))
+        return Bounds(place, tuple(rows), where[0, 0][1], tile.keys, *ends)
 
     def spans(self, first, end, bounds: Bounds) -> list[Span]:
         free_end = cutlass.max(first, cutlass.min(bounds.free_end, end))
         biased_end = cutlass.max(free_end, cutlass.min(bounds.biased_end, end))
+        careful_end = cutlass.max(biased_end, cutlass.min(bounds.careful_end, end))
         return [
             Span(first, free_end),
             Span(free_end, biased_end, Edge(biased=True)),
-            Span(biased_end, end, Edge()),
+            Span(biased_end, careful_end, Edge(biased=True, careful=True)),
+            Span(careful_end, end, Edge()),
         ]
 
     def sees_all(self, bounds: Bounds, position):
@@ -73,13 +76,19 @@ class BiasMasks(Masks):
         key it reads the last ones, so that nothing branches, which may stand beside products."""
         words = None
         if const_expr(edge.biased):
-            words = cute.make_rmem_tensor((self.tile_n // PAIRS, 2), Int32)
-            block = bias.entry(limits.lists, *bounds.list, position)
-            first, last = block * self.tile_n + bounds.column, (bounds.keys - 1) // 2 * 2
+            count = self.tile_n // COLUMNS
+            words = cute.make_rmem_tensor((count, 2), Int32)
+            first = bias.entry(limits.lists, *bounds.list, position) * self.tile_n + bounds.column
+            last = (bounds.keys - 1) // 2 * 2
             for r in cutlass.range_constexpr(2):
-                for i in cutlass.range_constexpr(self.tile_n // PAIRS):
-                    key = cutlass.min(first + PAIRS * i, last)
-                    words[i, r] = bias.pair(limits.bias, bounds.rows[r] + key)
+                row = bounds.rows[r]
+                found = bias.pairs(limits.bias, row + first, count, COLUMNS // 2)
+                for i in cutlass.range_constexpr(count):
+                    if const_expr(edge.careful):
+                        place = row + cutlass.min(first + COLUMNS * i, last)
+                        words[i, r] = bias.pairs(limits.bias, place)[0]
+                    else:
+                        words[i, r] = found[i]
         return words
 
     @cute.jit
@@ -87,11 +96,14 @@ class BiasMasks(Masks):
         self, scores, position, bounds: Bounds, edge: cutlass.Constexpr, limits: Bias, fetched
     ):
         """Adds its bias to the scores of a key block, and hides keys beyond the last one."""
-        block = bias.entry(limits.lists, *bounds.list, position)
         scores = layout_utils.reshape_acc_to_mn(scores)
         for r in cutlass.range_constexpr(2):
             if const_expr(edge.biased):
-                values = cute.recast_tensor(fetched[None, r], self.dtype)
-                for c in cutlass.range_constexpr(self.tile_n // PAIRS * 2):
-                    scores[r, c] += bias.in_scores(values[c], limits.inverse_scale)
-            self.hide(scores, r, bounds.keys - bounds.column - block * self.tile_n)
+                elements = cute.recast_tensor(fetched[None, r], self.dtype)
+                for c in cutlass.range_constexpr(cute.size(elements)):
+                    scores[r, c] = bias.added(
+                        scores[r, c], elements[c], limits.inverse_scale, edge.careful
+                    )
+            if const_expr(edge.careful or not edge.biased):
+                block = bias.entry(limits.lists, *bounds.list, position)
+                self.hide(scores, r, bounds.keys - bounds.column - block * self.tile_n)

@@ -408,7 +408,7 @@ class Forward:
         scores, large = group.operands.scores, False
         if const_expr(edge is not None):
             self.masks.mask(scores, position, bounds, edge, group.limits, fetched)
-            large = edge.biased
+            large = edge.careful
         return exponentials(scores, group.softmax, large)
 
     @cute.jit

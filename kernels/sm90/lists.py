@@ -6,12 +6,13 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 
-from kernels.sm90.bias import ALL, BIASED, FREE, HEADER
+from kernels.sm90.bias import ALL, HEADER
 from kernels.sm90.warpgroups import WARP
 
-# What is known of a tile: that it is in no list, or why it is in one. The last is a key block that
-# the end of the keys cuts short, and of which nothing else is hidden.
-HIDDEN_TILE, BIASED_TILE, FREE_TILE, CUT_TILE = range(4)
+# What is known of a tile: the kind that it has in a list, in the order of the kinds there, or that
+# it is in none.
+FREE_TILE, BIASED_TILE, CAREFUL_TILE, CUT_TILE, HIDDEN_TILE = range(5)
+KINDS = ALL + 1
 
 
 class Place(NamedTuple):
@@ -31,36 +32,33 @@ class Lister:
         tiles gets one that is hidden."""
         lane = cute.arch.lane_idx()
         list_ = lists[place.batch, place.head, place.index, None]
-        free, biased, cut = Int32(0), Int32(0), Int32(0)
+        # of the tiles of each kind: their number, then the position of the next one
+        counts = cute.make_rmem_tensor(KINDS, Int32)
+        counts.fill(0)
         for first in cutlass.range(0, tiles, WARP, unroll=1):
             kind = self.kind_of_existing(cells, place, first + lane, tiles, keys)
-            free += cute.arch.popc(cute.arch.vote_ballot_sync(kind == FREE_TILE))
-            biased += cute.arch.popc(cute.arch.vote_ballot_sync(kind == BIASED_TILE))
-            cut += cute.arch.popc(cute.arch.vote_ballot_sync(kind == CUT_TILE))
-        biased_end = free + biased
-        free_at, biased_at = Int32(HEADER), HEADER + free
+            for i in cutlass.range_constexpr(KINDS):
+                counts[i] += cute.arch.popc(cute.arch.vote_ballot_sync(kind == i))
+        end = Int32(0)
+        for i in cutlass.range_constexpr(KINDS):
+            begin = end
+            end += counts[i]
+            counts[i] = begin
+            if lane == 0:
+                list_[i] = end
         earlier_lanes = (Int32(1) << lane) - 1
         for first in cutlass.range(0, tiles, WARP, unroll=1):
             tile = first + lane
             kind = self.kind_of_existing(cells, place, tile, tiles, keys)
-            frees = cute.arch.vote_ballot_sync(kind == FREE_TILE)
-            biaseds = cute.arch.vote_ballot_sync(kind == BIASED_TILE)
-            if kind == FREE_TILE:
-                list_[free_at + cute.arch.popc(frees & earlier_lanes)] = tile
-            if kind == BIASED_TILE:
-                list_[biased_at + cute.arch.popc(biaseds & earlier_lanes)] = tile
-            if kind == CUT_TILE:
-                list_[HEADER + biased_end] = tile
-            free_at += cute.arch.popc(frees)
-            biased_at += cute.arch.popc(biaseds)
-        if lane == 0:
-            everything = biased_end + cut
-            if everything == 0:
-                list_[HEADER] = Int32(0)
-                biased_end, everything = Int32(1), Int32(1)
-            list_[FREE] = free
-            list_[BIASED] = biased_end
-            list_[ALL] = everything
+            for i in cutlass.range_constexpr(KINDS):
+                alike = cute.arch.vote_ballot_sync(kind == i)
+                if kind == i:
+                    list_[HEADER + counts[i] + cute.arch.popc(alike & earlier_lanes)] = tile
+                counts[i] += cute.arch.popc(alike)
+        if end == 0 and lane == 0:
+            list_[HEADER] = Int32(0)
+            for i in cutlass.range_constexpr(KINDS):
+                list_[i] = Int32(1 if i >= CAREFUL_TILE else 0)
 
     @cute.jit
     def kind_of_existing(self, cells: cute.Tensor, place: Place, tile, tiles, keys) -> Int32:

@@ -1,5 +1,5 @@
 """Before a backward with a bias: lists for each key block the query tiles that see any of its keys,
-from the classes of cells that kernels/sm90/map_queries.py leaves. Both have 64 rows, as a cell
+from the kinds of cells that kernels/sm90/map_queries.py leaves. Both have 64 rows, as a cell
 has."""
 
 import cuda.bindings.driver as cuda
@@ -35,7 +35,7 @@ class MapKeys(tile_lists.Lister):
         self.write(cells, lists, place, strips, columns * CELL)
 
     def kind(self, cells: cute.Tensor, place: tile_lists.Place, tile: Int32, _) -> Int32:
-        """The kind of a query tile, which has a class of its own."""
+        """The kind of a query tile, which is a cell."""
         return cells[place.batch, place.head, tile, place.index]
 
 

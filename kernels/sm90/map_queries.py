@@ -6,8 +6,9 @@ other key, such a key has a weight of zero. A query from which every key is hidd
 finite bias, attends to these; so the tiles that have such keys are listed for its tile, too.
 
 A CTA has a query tile, and each of its warps goes over cells of 64 queries and 64 keys of it. A
-lane reads two keys of each query. Most cells of most masks have one bias everywhere. The classes of
-the cells go to memory, where kernels/sm90/map_keys.py finds them.
+lane reads two keys of each query. Most cells of most masks have one bias everywhere. Where a warp
+knows already that its queries all see a key, a few of them tell that a cell has a bias. The kinds
+of the cells go to memory, where kernels/sm90/map_keys.py finds them.
 """
 
 from typing import NamedTuple
@@ -23,19 +24,24 @@ from kernels.kernel import Kernel
 from kernels.sm90 import bias as biases
 from kernels.sm90 import lists as tile_lists
 from kernels.sm90.bias import CELL
-from kernels.sm90.lists import BIASED_TILE, CUT_TILE, FREE_TILE, HIDDEN_TILE
+from kernels.sm90.lists import BIASED_TILE, CAREFUL_TILE, CUT_TILE, FREE_TILE, HIDDEN_TILE
 from kernels.sm90.warpgroups import WARP
 
 WARPS = 16
+HALF = 32  # queries of a cell that are in registers at a time
 # The bits of the hidden elements, from HIDDEN to minus infinity. HIDDEN is -65504, or as near to it
 # as bf16 comes: PyTorch fills bool masks with it where it does not use minus infinity.
 HIDDEN = {"bf16": 0xC780, "fp16": 0xFBFF}
 MINUS_INFINITY = {"bf16": 0xFF80, "fp16": 0xFC00}
 ELEMENT = 0xFFFF  # the first of a word's two
 MAGNITUDES = 0x7FFF7FFF  # of both
-# What is known of a cell before it has a class, in bits: whether a key is seen, whether the bias is
-# zero everywhere, whether a key's bias is not minus infinity.
-SEEN, ZERO, FINITE = 1, 2, 4
+# From here on, -2^30, a product with the scale that is rounded may be so far from the true one that
+# two to the difference is no number of fp32. fp16 has no such elements.
+LOW = {"bf16": 0xCE80, "fp16": 0xFC00}
+# What is known of a cell before it has a kind, in bits: whether a key is seen, whether the bias is
+# zero everywhere, whether a key's bias is not minus infinity, whether one is LOW.
+SEEN, ZERO, FINITE, LOW_BIT = 1, 2, 4, 8
+PROBED = 8  # queries that tell that a cell has a bias
 WORDS = 4  # int32 of what a warp finds of its queries: seen, then finite
 
 
@@ -73,6 +79,16 @@ class Cell(NamedTuple):
     seen: Queries  # that see a key of the cell
     finite: Queries  # of which a key's bias is not minus infinity
     zero: Int32  # whether the bias is zero everywhere
+    low: Int32  # whether a bias is LOW, but not minus infinity
+
+
+class Half(NamedTuple):
+    """The same of half the queries, bits of one word."""
+
+    seen: Int32
+    finite: Int32
+    zero: Int32
+    low: Int32
 
 
 @cute.jit
@@ -87,6 +103,7 @@ def first_queries(count: Int32) -> Queries:
 class MapQueries(tile_lists.Lister):
     def __init__(self, kernel: Kernel):
         self.hidden, self.infinite = HIDDEN[kernel.dtype], MINUS_INFINITY[kernel.dtype]
+        self.low = LOW[kernel.dtype]
         if kernel.block_m % CELL or kernel.block_n % CELL:
             raise ValueError(f"block_m and block_n of {kernel.name} must be multiples of {CELL}")
         self.tile_n = kernel.block_n
@@ -138,11 +155,16 @@ class MapQueries(tile_lists.Lister):
             for column in cutlass.range(
                 warp // self.strips, columns, WARPS // self.strips, unroll=1
             ):
-                cell = self.cell(bias, strip, column, there)
-                seen, finite = seen | cell.seen, finite | cell.finite
-                known = SEEN if cell.seen.any() else 0
-                known = known | (ZERO if cell.zero != 0 else 0)
-                known = known | (FINITE if cell.finite.any() else 0)
+                known = Int32(SEEN | FINITE)
+                if (there.low & ~seen.low) | (there.high & ~seen.high) != 0 or not self.has_bias(
+                    bias, strip, column
+                ):
+                    cell = self.cell(bias, strip, column, there)
+                    seen, finite = seen | cell.seen, finite | cell.finite
+                    known = SEEN if cell.seen.any() else 0
+                    known = known | (ZERO if cell.zero != 0 else 0)
+                    known = known | (FINITE if cell.finite.any() else 0)
+                    known = known | (LOW_BIT if cell.low != 0 else 0)
                 if lane == 0:
                     cells[strip.batch, strip.head, strip.index, column] = known
         if lane == 0:
@@ -151,59 +173,82 @@ class MapQueries(tile_lists.Lister):
                 found[i, warp] = words[i]
 
     @cute.jit
-    def cell(self, bias, strip: Strip, column, there: Queries) -> Cell:
+    def words(self, bias, strip: Strip, column, first: cutlass.Constexpr, count: cutlass.Constexpr):
+        """A lane's words of some queries of a cell, and which of their bits are elements. Behind
+        the last query and the last key they are those of the last ones."""
         lane = cute.arch.lane_idx()
-        words = cute.make_rmem_tensor(CELL, Int32)
+        words = cute.make_rmem_tensor(count, Int32)
         key, last = column * CELL + 2 * lane, (strip.keys - 1) // 2 * 2
-        place = biases.row_of(bias, strip.batch, strip.head, strip.index * CELL)
-        place += cutlass.min(key, last)
+        row = strip.index * CELL + cutlass.min(Int32(first), strip.rows - 1)
+        place = biases.row_of(bias, strip.batch, strip.head, row) + cutlass.min(key, last)
         stride = Int64(bias.stride[2])
-        for r in cutlass.range_constexpr(CELL):
-            words[r] = biases.pair(bias, place)
-            place += stride if r + 1 < strip.rows else Int64(0)  # else the last query's again
-        # Keys that are none are at minus infinity, and count for nothing in `zero`.
-        kept, put = Int32(-1), Int32(0)
+        for r in cutlass.range_constexpr(count):
+            words[r] = biases.pairs(bias, place)[0]
+            place += stride if first + r + 1 < strip.rows else Int64(0)
+        elements = Int32(-1)
         if key + 1 >= strip.keys:
-            kept, put = Int32(ELEMENT), Int32(self.infinite << 16)
+            elements = Int32(ELEMENT)
         if key >= strip.keys:
-            kept, put = Int32(0), Int32(self.infinite << 16 | self.infinite)
-        differing, magnitude = Int32(0), Int32(0)
-        for r in cutlass.range_constexpr(CELL):
-            magnitude = magnitude | (words[r] & kept)
-            words[r] = (words[r] & kept) | put
-            differing = differing | (words[r] ^ words[0])
-        zero = cute.arch.vote_all_sync(magnitude & MAGNITUDES == 0)
-        first = cute.arch.shuffle_sync(words[0], 0)
-        one = first & ELEMENT
-        alike = cute.arch.vote_all_sync(
-            differing == 0 and words[0] == first and (first >> 16) & ELEMENT == one
-        )
-        seen, finite = there, there
-        if alike:
-            seen = self.none_if(self.hides(one), seen)
-            finite = self.none_if(one == self.infinite, finite)
-        else:
-            seen, finite = self.one_by_one(words)
-        return Cell(seen & there, finite & there, 1 if zero else 0)
+            elements = Int32(0)
+        return words, elements
 
     @cute.jit
-    def none_if(self, condition, queries: Queries) -> Queries:
-        return Queries.none() if condition else queries
+    def has_bias(self, bias, strip: Strip, column):
+        """Whether some of a cell's queries see a key with a bias."""
+        words, elements = self.words(bias, strip, column, 0, PROBED)
+        found = Int32(0)
+        for r in cutlass.range_constexpr(PROBED):
+            one, other = self.both(words[r] & elements)
+            for element in (one, other):
+                found |= 1 if element & 0x7FFF != 0 and not self.hides(element) else 0
+        return cute.arch.vote_any_sync(found != 0)
+
+    def both(self, word: Int32):
+        return word & ELEMENT, (word >> 16) & ELEMENT
+
+    @cute.jit
+    def cell(self, bias, strip: Strip, column, there: Queries) -> Cell:
+        low, high = (self.half(bias, strip, column, first) for first in (0, HALF))
+        seen, finite = Queries(low.seen, high.seen), Queries(low.finite, high.finite)
+        return Cell(seen & there, finite & there, low.zero & high.zero, low.low | high.low)
+
+    @cute.jit
+    def half(self, bias, strip: Strip, column, first: cutlass.Constexpr) -> Half:
+        words, elements = self.words(bias, strip, column, first, HALF)
+        # Keys that are none are at minus infinity, and count for nothing in `zero`.
+        put = ~elements & Int32(self.infinite << 16 | self.infinite)
+        differing, magnitude = Int32(0), Int32(0)
+        for r in cutlass.range_constexpr(HALF):
+            magnitude = magnitude | (words[r] & elements)
+            words[r] = (words[r] & elements) | put
+            differing = differing | (words[r] ^ words[0])
+        zero = cute.arch.vote_all_sync(magnitude & MAGNITUDES == 0)
+        everywhere = cute.arch.shuffle_sync(words[0], 0)
+        one, other = self.both(everywhere)
+        seen, finite, low = Int32(-1), Int32(-1), Int32(0)
+        if cute.arch.vote_all_sync(differing == 0 and words[0] == everywhere and one == other):
+            seen = 0 if self.hides(one) else seen
+            finite = 0 if one == self.infinite else finite
+            low = 1 if self.is_low(one) else low
+        else:
+            seen, finite, low = self.one_by_one(words)
+        return Half(seen, finite, 1 if zero else 0, low)
 
     @cute.jit
     def one_by_one(self, words: cute.Tensor):
-        seen, finite = (cute.make_rmem_tensor(2, Int32) for _ in range(2))
-        seen.fill(0)
-        finite.fill(0)
-        for r in cutlass.range_constexpr(CELL):
-            one, other = words[r] & ELEMENT, (words[r] >> 16) & ELEMENT
-            bit = Int32(1) << r % 32
-            seen[r // 32] |= 0 if self.hides(one) and self.hides(other) else bit
-            finite[r // 32] |= 0 if one == self.infinite and other == self.infinite else bit
-        return (
-            Queries(*(cute.arch.warp_redux_sync(bits[i], "or") for i in range(2)))
-            for bits in (seen, finite)
-        )
+        """Which queries see a key, of which a key is not at minus infinity, and whether any is
+        LOW."""
+        seen, finite, low = (Int32(0) for _ in range(3))
+        for r in cutlass.range_constexpr(HALF):
+            one, other = self.both(words[r])
+            seen |= 0 if self.hides(one) and self.hides(other) else 1 << r
+            finite |= 0 if one == self.infinite and other == self.infinite else 1 << r
+            low |= 1 if self.is_low(one) or self.is_low(other) else 0
+        return (cute.arch.warp_redux_sync(bits, "or") for bits in (seen, finite, low))
+
+    @cute.jit
+    def is_low(self, element: Int32):
+        return element >= self.low and element < self.infinite
 
     @cute.jit
     def hides(self, element: Int32):
@@ -211,7 +256,7 @@ class MapQueries(tile_lists.Lister):
 
     @cute.jit
     def classify(self, cells, strip: Strip, warp, found: cute.Tensor):
-        """Replaces what is known of a warp's cells by their classes, those of lists.py."""
+        """Replaces what is known of a warp's cells by their kinds, those of lists.py."""
         seen, finite = Queries.none(), Queries.none()
         for i in cutlass.range_constexpr(WARPS // self.strips):
             other = warp % self.strips + i * self.strips
@@ -224,7 +269,8 @@ class MapQueries(tile_lists.Lister):
             for column in cutlass.range(first, columns, WARPS // self.strips * WARP, unroll=1):
                 known = cells[strip.batch, strip.head, strip.index, column]
                 listed = known & SEEN != 0 or (unseeing and known & FINITE != 0)
-                kind = BIASED_TILE if listed else HIDDEN_TILE
+                kind = CAREFUL_TILE if unseeing and known & LOW_BIT != 0 else BIASED_TILE
+                kind = kind if listed else HIDDEN_TILE
                 cells[strip.batch, strip.head, strip.index, column] = (
                     FREE_TILE if known & ZERO != 0 else kind
                 )
@@ -234,7 +280,8 @@ class MapQueries(tile_lists.Lister):
     @cute.jit
     def kind(self, cells: cute.Tensor, place: tile_lists.Place, block: Int32, keys: Int32) -> Int32:
         """The kind of a key block, whose cells may differ."""
-        some, all_free = False, True
+        ends = (block + 1) * self.tile_n > keys
+        some, all_free, careful = False, True, ends
         for strip in cutlass.range_constexpr(self.strips):
             for column in cutlass.range_constexpr(self.width):
                 row = place.index * self.strips + strip
@@ -243,8 +290,9 @@ class MapQueries(tile_lists.Lister):
                     cell = cells[place.batch, place.head, row, at]
                     some = some or cell != HIDDEN_TILE
                     all_free = all_free and cell == FREE_TILE
-        free = CUT_TILE if (block + 1) * self.tile_n > keys else FREE_TILE
-        return (free if all_free else BIASED_TILE) if some else HIDDEN_TILE
+                    careful = careful or cell == CAREFUL_TILE
+        free, biased = (CUT_TILE if ends else FREE_TILE), (CAREFUL_TILE if careful else BIASED_TILE)
+        return (free if all_free else biased) if some else HIDDEN_TILE
 
 
 def entry(kernel: Kernel):

@@ -31,6 +31,7 @@ class Edge(NamedTuple):
 
     left: bool = False  # the rows' first keys, too, as at a window's left edge
     biased: bool = False  # a bias
+    careful: bool = False  # with a bias: the keys may end, and scores may be very low
 
 
 class Span(NamedTuple):

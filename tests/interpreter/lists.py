@@ -29,7 +29,8 @@ from interpreter.sources import digest
 from scripts.core_problem import core_problem
 
 CELL, HEADER = 64, 4
-HIDDEN, BIASED, FREE, CUT = range(4)
+LOW = -(2.0**30)  # scores of queries that see nothing else are added with care from here on
+FREE, BIASED, CAREFUL, CUT, HIDDEN = range(5)  # the kinds of tiles
 SM_COUNT = 3
 
 
@@ -63,18 +64,20 @@ def cells(bias: torch.Tensor) -> np.ndarray:
         for column in range(0, bias.shape[1], CELL):
             cell = rows, slice(column, column + CELL)
             listed = seen[cell].any() or (unseeing and finite[cell].any())
-            row.append(FREE if not bias[cell].any() else BIASED if listed else HIDDEN)
+            low = unseeing and ((bias[cell] <= LOW) & finite[cell]).any()
+            kind = CAREFUL if low else BIASED
+            row.append(FREE if not bias[cell].any() else kind if listed else HIDDEN)
         classes.append(row)
     return np.array(classes)
 
 
 def lists_of(kinds: np.ndarray) -> list[list[int]]:
-    """Lists for each row of tiles: three numbers, and the tiles."""
+    """Lists for each row of tiles: four numbers, and the tiles."""
     lists = []
     for row in kinds:
-        groups = [[int(t) for t in np.flatnonzero(row == kind)] for kind in (FREE, BIASED, CUT)]
+        groups = [[int(t) for t in np.flatnonzero(row == kind)] for kind in range(HIDDEN)]
         ends = np.cumsum([len(group) for group in groups]).tolist()
-        lists.append([*ends, *chain(*groups)] if any(groups) else [0, 1, 1, 0])
+        lists.append([*ends, *chain(*groups)] if any(groups) else [0, 0, 1, 1, 0])
     return lists
 
 
@@ -88,6 +91,8 @@ def of_queries(classes: np.ndarray, tile: list[int], keys: int) -> list[list[int
             kinds[r, c] = CUT if (c + 1) * tile[1] > keys else FREE
         elif (found == HIDDEN).all():
             kinds[r, c] = HIDDEN
+        elif (found == CAREFUL).any() or (c + 1) * tile[1] > keys:
+            kinds[r, c] = CAREFUL
     return lists_of(kinds)
 
 
@@ -141,7 +146,7 @@ def wrong(device: Lister, call: dict, request: dict) -> str | None:
             for index, (one, other) in enumerate(
                 zip(expected, found[batch, head].tolist(), strict=True)
             ):
-                given = other[:3] + other[HEADER : HEADER + len(one) - 3]
+                given = other[: len(one)]
                 if one != given:
                     return f"the list by {by} {batch, head, index} is {other}, expected {one}"
     return None
