@@ -20,7 +20,7 @@ crashed       a call raised an error, or the process ended
 not loadable  the driver refused its code
 not run       nothing is known: no problem gets to it, or no process starts any more
 
-A kernel that is launched with a backward is right if one of those backwards is.
+A kernel that is launched with others is right if one of those is.
 
 --json writes an object:
   ok             whether every kernel is right

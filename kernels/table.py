@@ -47,7 +47,7 @@ def manifest(built: Sequence[Built]) -> list[dict]:
             "tuned": row.kernel.tuned,
             "block_m": row.kernel.block_m,
             "block_n": row.kernel.block_n,
-            # The kernels that a backward is launched with.
+            # The kernels that this one is launched with.
             "companions": [kernel.name for kernel in companions(row.kernel).present],
             **{
                 fact: row.facts[fact]

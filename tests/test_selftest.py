@@ -11,7 +11,7 @@ import pytest
 from built import kernels
 from interpreter.sources import compiling, programs
 
-from kernels.kernel import Op
+from kernels.kernel import Mask, Op
 
 ROOT = Path(__file__).parent.parent
 # These are the problems of each kernel whose tiles an interpreter runs in seconds. The first kernel
@@ -35,6 +35,13 @@ ENTRIES = {
     Op.BACKWARD_KEYS: {
         "kernel_cutlass_kernel_kernelssm90backward_queries",
         "kernel_cutlass_kernel_kernelssm90backward_keys",
+    },
+}
+MAPS = {
+    Op.FORWARD: {"kernel_cutlass_kernel_kernelssm90map_queries"},
+    Op.BACKWARD_KEYS: {
+        "kernel_cutlass_kernel_kernelssm90map_queries",
+        "kernel_cutlass_kernel_kernelssm90map_keys",
     },
 }
 
@@ -79,16 +86,16 @@ def test_a_kernel_that_runs_is_right(driver, name):
         "sm90_backward_bf16_d64_dense_full_mha_m128n128",
         "sm90_backward_bf16_d128_varlen_causal_gqa_m64n128",
         "sm90_backward_keys_bf16_d256_dense_causal_m64n64",
+        "sm90_forward_bf16_d64_dense_bias_m128n128",
+        "sm90_backward_keys_bf16_d64_dense_bias_m64n64",
     ],
 )
 def test_a_kernel_that_writes_nothing_is_wrong_and_no_other_one_is_launched(driver, name):
     found = attempted(driver, name, [0], interpreted=False)
     assert found["status"] == "wrong" and "isnan differs in " in found["detail"], found
     (kernel,) = (kernel for kernel in kernels() if kernel.name == name)
+    expected = ENTRIES[kernel.op] | (MAPS[kernel.op] if kernel.mask is Mask.BIAS else set())
     entries = {
-        entry
-        for launched in found["launched"]
-        for entry in ENTRIES[kernel.op]
-        if launched.startswith(entry)
+        entry for launched in found["launched"] for entry in expected if launched.startswith(entry)
     }
-    assert entries == ENTRIES[kernel.op] and len(found["launched"]) == len(entries), found
+    assert entries == expected and len(found["launched"]) == len(entries), found

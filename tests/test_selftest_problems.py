@@ -41,6 +41,7 @@ def as_planned(problem: Problem, capability: int) -> fa4_core.Problem:
             "window_size_left": problem.window[0],
             "window_size_right": problem.window[1],
             "deterministic": problem.deterministic,
+            "bias": problem.bias,
         }
     )
 

@@ -91,7 +91,7 @@ FA4_EXT_API int fa4_ext_set_option(const char* name, int value) FA4_EXT_NOEXCEPT
    is broken: another kernel runs what it can of their calls, PyTorch's own the others. `patterns`
    are names of kernels, as in fa4_ext_manifest(), separated by commas or spaces, in which * stands
    for any text, ? for one character and [...] for one of several. They replace those of an earlier
-   call; "" leaves none out. A backward needs each of the kernels that it is launched with.
+   call; "" leaves none out. A kernel needs each of those that it is launched with.
    FA4_EXT_DISABLE in the environment is for `import fa4_ext`: this library does not read it.
 
    Returns 0, or 1 with fa4_ext_last_error() set where a pattern matches no kernel of this build;

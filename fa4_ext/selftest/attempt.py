@@ -83,6 +83,7 @@ def why_not_run(kernel: Kernel, problem: Problem, inputs: Inputs, where: Where) 
         *problem.window, None, None, None, None, deterministic=problem.deterministic,
         backward=problem.backward, speed_rules=problem.by_stock,
         capability=where.capability, sm_count=where.sm_count,
+        cudnn=inputs.bias is not None, attn_mask=inputs.bias,
     )[:3]  # fmt: skip
     if problem.by_stock:
         if not supported and "the stock kernel is faster" in reason:
@@ -110,6 +111,8 @@ def _run_and_compare(problem: Problem, inputs: Inputs, where: Where) -> str | No
 
 def _forward(problem: Problem, x: Inputs, ops) -> dict[str, torch.Tensor]:
     poison(x)
+    if problem.bias:
+        return _forward_with_bias(x, ops)
     out, lse = ops._flash_attention_forward(
         x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, max(problem.seqlens_q),
         max(problem.seqlens_k), 0.0, problem.is_causal, False, **_window(problem),
@@ -128,19 +131,52 @@ def _backward(
     if problem.rows_behind:
         out = torch.cat([out, x.do[len(out) :]])
         lse = torch.cat([lse, lse.new_zeros(len(lse), problem.rows_behind)], dim=1)
+    if problem.bias:
+        return _backward_with_bias(problem, x, out, lse, ops)
     random = torch.zeros(2, dtype=torch.uint64, device=out.device)  # of dropout: nobody reads it
     poison(x)
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(problem.deterministic)
-    try:
+    with _deterministic_algorithms(problem.deterministic):
         gradients = ops._flash_attention_backward(
             x.do, x.q, x.k, x.v, out, lse.contiguous(), x.cu_seqlens_q, x.cu_seqlens_k,
             max(problem.seqlens_q), max(problem.seqlens_k), 0.0, problem.is_causal, random,
             random[0], **_window(problem),
         )  # fmt: skip
+    return dict(zip(GRADIENTS, gradients, strict=True))
+
+
+def _forward_with_bias(x: Inputs, ops) -> dict[str, torch.Tensor]:
+    out, lse = ops._scaled_dot_product_cudnn_attention(
+        *_heads_first(x.q, x.k, x.v), x.bias, True, 0.0, False, False
+    )[:2]
+    return {"out": out.transpose(1, 2), "lse": lse.squeeze(3)}
+
+
+def _backward_with_bias(
+    problem: Problem, x: Inputs, out: torch.Tensor, lse: torch.Tensor, ops
+) -> dict[str, torch.Tensor]:
+    # csrc/aten/cudnn_ops.cpp knows by its place that the forward was not cuDNN's.
+    seed = torch.zeros(3, dtype=torch.int64, device=out.device)[2]
+    poison(x)
+    with _deterministic_algorithms(problem.deterministic):
+        gradients = ops._scaled_dot_product_cudnn_attention_backward(
+            *_heads_first(x.do, x.q, x.k, x.v, out), lse.unsqueeze(3).contiguous(), seed, seed,
+            x.bias, None, None, problem.seqlens_q[0], problem.seqlens_k[0], 0.0, False,
+        )  # fmt: skip
+    return dict(zip(GRADIENTS, _heads_first(*gradients), strict=True))
+
+
+@contextmanager
+def _deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted)
+    try:
+        yield
     finally:
         torch.use_deterministic_algorithms(before)
-    return dict(zip(GRADIENTS, gradients, strict=True))
+
+
+def _heads_first(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor.transpose(1, 2) for tensor in tensors]
 
 
 def _window(problem: Problem) -> dict[str, int | None]:

@@ -10,7 +10,7 @@ from typing import Any
 
 Kernel = Mapping[str, Any]
 
-# The ops that are called for. The other kernels are launched with a backward.
+# The ops that are called for. The other kernels are launched with one of these.
 CALLED = ("forward", "decode", "backward", "backward_keys", "clear")
 _BACKWARDS = ("backward", "backward_keys")
 
@@ -32,6 +32,8 @@ class Problem:
         heads, heads_kv: query heads, and key/value heads.
         is_causal: aligned bottom-right, like the window.
         window: the keys to the left and to the right that a query sees; -1 is no bound.
+        bias: the batch entries and the heads of a tensor that is added to the scores, 1 where it is
+            broadcast; None is no bias.
         rows_behind: varlen: rows of the tensors behind the last sequence.
         by_stock: PyTorch's own backward computes it, by a speed rule.
     """
@@ -46,6 +48,7 @@ class Problem:
     varlen: bool = False
     is_causal: bool = False
     window: tuple[int, int] = (-1, -1)
+    bias: tuple[int, int] | None = None
     backward: bool = False
     deterministic: bool = False
     rows_behind: int = 0
@@ -69,6 +72,7 @@ class Problem:
             f"head dims {self.head_dim} and {self.head_dim_v}",
             "causal" if self.is_causal else "",
             f"window {self.window[0]},{self.window[1]}" if self.window != (-1, -1) else "",
+            f"bias of {self.bias[0]} x {self.bias[1]}" if self.bias else "",
             f"{self.rows_behind} rows behind" if self.rows_behind else "",
             "deterministic" if self.deterministic else "",
         ]
@@ -157,11 +161,15 @@ def _head_dims(kernel: Kernel, below: bool) -> tuple[int, int]:
 
 def _masked(problem: Problem, mask: str, index: int) -> Problem:
     """A window is bounded on both sides, or the left bound of a causal mask, in turn. It is
-    narrower than the keys, or it would be no window."""
+    narrower than the keys, or it would be no window. A bias differs by batch entry, by head, by
+    both or by neither, in turn."""
     if mask == "full":
         return problem
     if mask == "causal":
         return replace(problem, is_causal=True)
+    if mask == "bias":
+        batch = len(problem.seqlens_q) if index % 2 else 1
+        return replace(problem, bias=(batch, problem.heads if index % 4 > 1 else 1))
     longest = max(problem.seqlens_k)
     if index % 2:
         return replace(problem, is_causal=True, window=(longest // 3, -1))

@@ -25,6 +25,7 @@ class Inputs:
     do: torch.Tensor
     cu_seqlens_q: torch.Tensor | None = None  # int32 [batch + 1]
     cu_seqlens_k: torch.Tensor | None = None
+    bias: torch.Tensor | None = None  # [batch, heads, queries, keys], or 1 of the first two
 
 
 def make_inputs(problem: Problem, device) -> Inputs:
@@ -52,7 +53,20 @@ def make_inputs(problem: Problem, device) -> Inputs:
         normal(problem.seqlens_q, problem.heads, problem.head_dim_v),
         starts(problem.seqlens_q),
         starts(problem.seqlens_k),
+        _make_bias(problem, device),
     )
+
+
+def _make_bias(problem: Problem, device) -> torch.Tensor | None:
+    """Makes a random bias. It hides what a causal mask does, and a few keys beside that: so it
+    hides whole tiles, and whole rows where there are fewer keys than queries."""
+    if not problem.bias:
+        return None
+    rows, keys = problem.seqlens_q[0], problem.seqlens_k[0]
+    bias = torch.randn(*problem.bias, rows, keys, dtype=DTYPES[problem.dtype], device=device)
+    causal = torch.ones(rows, keys, dtype=torch.bool, device=device).tril(keys - rows)
+    few = torch.rand(bias.shape, device=device) < 1 / 16
+    return bias.masked_fill(~causal | few, float("-inf"))
 
 
 def compute(problem: Problem, inputs: Inputs, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -70,7 +84,7 @@ def compute(problem: Problem, inputs: Inputs, dtype: torch.dtype) -> dict[str, t
         out, lse = _attention(problem, queries.pad(q), keys.pad(k), keys.pad(v))
         out, lse = queries.pack(out), queries.pack(lse.transpose(1, 2)).t()
     else:
-        out, lse = _attention(problem, q, k, v)
+        out, lse = _attention(problem, q, k, v, inputs.bias)
     results = {"out": out.detach(), "lse": lse.detach()}
     if problem.backward:
         gradients = torch.autograd.grad(out, (q, k, v), do)
@@ -102,13 +116,18 @@ def _with_rows_behind(problem: Problem, gradient: torch.Tensor, total: int) -> t
     return whole
 
 
-def _attention(problem: Problem, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+def _attention(problem: Problem, q, k, v, bias=None) -> tuple[torch.Tensor, torch.Tensor]:
     """Takes [batch, seqlen, heads, head_dim], and returns out and lse, [batch, heads, seqlen]."""
     mask = _hidden(problem, q.device)
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     group = problem.heads // problem.heads_kv
     k, v = (tensor.repeat_interleave(group, dim=1) for tensor in (k, v))
-    scores = (q @ (k * problem.head_dim**-0.5).transpose(-1, -2)).masked_fill(mask, float("-inf"))
+    scores = q @ (k * problem.head_dim**-0.5).transpose(-1, -2)
+    if bias is not None:
+        hidden = bias.isneginf()
+        scores = scores + bias.masked_fill(hidden, 0).to(scores.dtype)
+        mask = mask | hidden
+    scores = scores.masked_fill(mask, float("-inf"))
     # A row without keys has softmax 0/0. Its output and gradients are 0.
     shares = scores.softmax(dim=-1).masked_fill(mask.all(dim=-1, keepdim=True), 0.0)
     return (shares @ v).transpose(1, 2), scores.float().logsumexp(dim=-1)

@@ -15,14 +15,14 @@ STATUSES = (RIGHT, WRONG, HUNG, CRASHED, NOT_LOADED, NOT_RUN)
 BROKEN = (WRONG, HUNG, CRASHED, NOT_LOADED)
 
 _OPS = (
-    "forward", "decode", "backward", "backward_queries", "backward_keys", "preprocess",
-    "postprocess", "clear",
+    "forward", "decode", "backward", "backward_queries", "backward_keys", "map_queries",
+    "map_keys", "preprocess", "postprocess", "clear",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was run on, and what became of each kernel: of those that are launched with a backward,
+    """What was run on, and what became of each kernel: of those that are launched with another,
     too."""
 
     facts: dict
@@ -35,7 +35,7 @@ class Report:
 
     @property
     def broken(self) -> list[str]:
-        """The names to leave out. A kernel that is launched with a backward is not among them: no
+        """The names to leave out. A kernel that is launched with another is not among them: no
         call launches it by itself."""
         return [
             outcome.kernel
@@ -45,7 +45,7 @@ class Report:
 
 
 def to_call(selected: Sequence[Kernel], kernels: Sequence[Kernel]) -> list[str]:
-    """Returns the kernels to call for in order to test the selected ones: these, and every backward
+    """Returns the kernels to call for in order to test the selected ones: these, and every one
     that launches one of them."""
     names = {kernel["name"] for kernel in selected}
     return [
@@ -58,8 +58,8 @@ def to_call(selected: Sequence[Kernel], kernels: Sequence[Kernel]) -> list[str]:
 def with_companions(
     outcomes: Sequence[Outcome], selected: Sequence[Kernel], kernels: Sequence[Kernel]
 ) -> list[Outcome]:
-    """Returns an outcome of each selected kernel. One that is launched with a backward is right if
-    one of these backwards is; where none is, it may be what is wrong with them."""
+    """Returns an outcome of each selected kernel. One that is launched with others is right if one
+    of these is; where none is, it may be what is wrong with them."""
     by_name = {outcome.kernel: outcome for outcome in outcomes}
     found = []
     for kernel in selected:
@@ -82,7 +82,7 @@ def _companion(name: str, with_it: list[Outcome]) -> Outcome:
     statuses = {outcome.status for outcome in with_it}
     status = next((status for status in BROKEN if status in statuses), NOT_RUN)
     count = len(with_it)
-    return Outcome(name, status, f"of the {count} backwards that launch it none is right", 0.0)
+    return Outcome(name, status, f"of the {count} kernels that launch it none is right", 0.0)
 
 
 def disable_line(report: Report) -> str:

@@ -259,7 +259,7 @@ def test_a_companion_is_right_if_one_backward_with_it_is():
     none = made_report(dict.fromkeys(with_it, "wrong"), selected)
     (found,) = none.outcomes
     assert found.status == "wrong" and not none.ok
-    assert found.detail == f"of the {len(with_it)} backwards that launch it none is right"
+    assert found.detail == f"of the {len(with_it)} kernels that launch it none is right"
 
 
 def test_the_setting_leaves_out_what_is_broken_and_can_be_registered():
