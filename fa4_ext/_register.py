@@ -133,7 +133,7 @@ def register(
         disable: names of kernels that are left out, so that a program can go on while one of them
             is broken, such as ("sm90_decode_*",): in a name * stands for any text, ? for one
             character and [...] for one of several. Another kernel runs what it can of their calls,
-            PyTorch's own the others. A backward is left out with any of the kernels that it is
+            PyTorch's own the others. A kernel is left out with any of those that it is
             launched with. None means the patterns in the environment variable FA4_EXT_DISABLE,
             which are separated by commas or spaces.
 
