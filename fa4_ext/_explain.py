@@ -116,7 +116,8 @@ def explain(
 
     Raises:
         ValueError: the arguments name no device capability, 3-D tensors come without cu_seqlens_q
-            and max_seqlen_q, attn_mask with 3-D tensors or a window, or window_size is not a pair.
+            and max_seqlen_q, window_size is not a pair, or attn_mask comes with 3-D tensors or a
+            window, or is one of torch.nn.attention.bias.
         RuntimeError: torch is too old, or the native library could not be loaded.
     """
     _library.native()
@@ -125,8 +126,8 @@ def explain(
     varlen = query.dim() == 3
     if varlen and (cu_seqlens_q is None or max_seqlen_q is None):
         raise ValueError("3-D query, key and value need cu_seqlens_q and max_seqlen_q")
-    if attn_mask is not None and (varlen or tuple(window_size) != (-1, -1)):
-        raise ValueError("attn_mask is for 4-D query, key and value without a window")
+    if attn_mask is not None:
+        _check_mask(attn_mask, varlen or tuple(window_size) != (-1, -1))
     capability, sm_count = _device(query, device_capability)
     if deterministic is None:
         deterministic = (
@@ -257,6 +258,18 @@ def _device(query: torch.Tensor, device_capability: tuple[int, int] | None) -> t
         )
     properties = torch.cuda.get_device_properties(query.device)
     return 10 * properties.major + properties.minor, properties.multi_processor_count
+
+
+def _check_mask(mask: torch.Tensor, beside_others: bool) -> None:
+    from torch.nn.attention.bias import CausalBias
+
+    if beside_others:
+        raise ValueError("attn_mask is for 4-D query, key and value without a window")
+    if isinstance(mask, CausalBias):
+        raise ValueError(
+            "attn_mask is one of torch.nn.attention.bias, not a tensor of numbers: in place of "
+            "causal_upper_left pass is_causal=True, of causal_lower_right window_size=(-1, 0)"
+        )
 
 
 def _added(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:

@@ -38,7 +38,11 @@ def problems(
     else:
         head_dim = draw(st.integers(-8, 300))
         head_dim_v = head_dim if equal_head_dims else draw(st.integers(-8, 300))
-    return {
+    bias = {}
+    if not legal and draw(st.booleans()):
+        some = st.sampled_from([1, batch, draw(st.integers(-1, 2**40))])
+        bias = {"bias": (draw(some), draw(st.sampled_from([1, 8, 70_000])))}
+    return bias | {
         "op": op,
         "dtype": draw(st.sampled_from(dtypes)),
         "layout": layout,
@@ -61,4 +65,21 @@ def problems(
         "window_size_left": draw(bound),
         "window_size_right": draw(bound),
         "deterministic": op == "backward" and draw(st.booleans()),
+    }
+
+
+@st.composite
+def biased_problems(draw, largest: int = 40_000) -> dict:
+    """Draws problems with a bias that Hopper's kernels run. It may be broadcast over the batch and
+    over the heads."""
+    problem = draw(problems(largest, capabilities=(90,)))
+    batch, heads = problem["batch"], problem["num_heads"]
+    return problem | {
+        "layout": "dense",
+        "total_q": batch * problem["seqlen_q"],
+        "total_k": batch * problem["seqlen_k"],
+        "is_causal": False,
+        "window_size_left": -1,
+        "window_size_right": -1,
+        "bias": (draw(st.sampled_from([1, batch])), draw(st.sampled_from([1, heads]))),
     }

@@ -7,7 +7,7 @@ import fa4_core
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_problems import problems
+from plan_problems import biased_problems, problems
 
 from scripts.core_problem import core_problem
 
@@ -21,6 +21,7 @@ LEGAL = {
 }  # fmt: skip
 DECODE = {"seqlen_q": 1, "total_q": 2, "seqlen_k": 8192, "total_k": 16384}
 PACKED = {"layout": "varlen"}
+BIAS = {"bias": (1, 8)}
 # The stock kernel takes the number of keys for a right bound here.
 DISAGREES = PACKED | {"seqlen_q": 600, "total_q": 1200, "window_size_left": 100}
 
@@ -40,8 +41,11 @@ def name(change: dict, *patterns: str, **options) -> str:
 
 
 def needed(kernel) -> set[str]:
-    """Returns the kernel's name and those of the kernels that a backward is launched with."""
-    rows = (kernel.preprocess, kernel.postprocess_dq, kernel.postprocess_dk, kernel.postprocess_dv)
+    """Returns the kernel's name and those of the kernels that it is launched with."""
+    rows = (
+        *(kernel.preprocess, kernel.postprocess_dq, kernel.postprocess_dk, kernel.postprocess_dv),
+        *(kernel.map_queries, kernel.map_keys),
+    )
     return {kernel.name, *(NAMES[row] for row in rows if row >= 0)}
 
 
@@ -108,6 +112,10 @@ def test_another_kernel_runs_what_a_disabled_one_would(change, patterns, expecte
             ("sm90_backward_queries_*",),
             "sm90_backward_queries_bf16_d256_dense_full_m128n64",
         ),
+        (BIAS, ("*_map_queries_*_m128n*",), "sm90_map_queries_bf16_m128n128"),
+        (BIAS, ("*_bias_*",), "sm90_forward_bf16_d128_dense_bias_m128n128"),
+        ({"op": "backward"} | BIAS, ("*_map_queries_*",), "sm90_map_queries_bf16_m128n64"),
+        ({"op": "backward"} | BIAS, ("*_map_keys_*",), "sm90_map_keys_bf16_m64n64"),
         (
             {"capability": 103, "op": "backward"},
             ("sm100_backward_*",),
@@ -137,6 +145,8 @@ def test_a_backward_needs_every_kernel_that_it_is_launched_with(change):
 
 def test_forward_runs_without_a_backward_where_pytorch_s_computes_its_derivative():
     assert name({}, "sm90_backward_*") == name({})
+    assert name(BIAS, "sm90_backward_*") == name(BIAS)
+    assert name(BIAS | {"op": "backward"}, "sm90_forward_*") == name(BIAS | {"op": "backward"})
     assert name({"window_size_left": 100}, "sm90_postprocess_*") == name({"window_size_left": 100})
 
 
@@ -210,6 +220,7 @@ PATTERNS = st.lists(
             [
                 "sm90_forward_*", "*_d128_*", "*_gqa_*", "*_deterministic_*", "sm90_decode_*",
                 "sm100_forward_*", "*_preprocess_*", "sm90_backward_*", "*_clear_*", "*_window_*",
+                "*_bias_*", "*_map_queries_*", "*_map_keys_*",
             ]
         ),
     ),
@@ -218,7 +229,7 @@ PATTERNS = st.lists(
 
 
 @settings(max_examples=500, deadline=None)
-@given(problems(), PATTERNS, st.booleans())
+@given(st.one_of(problems(), biased_problems()), PATTERNS, st.booleans())
 def test_no_disabled_kernel_runs_and_the_reason_is_one(problem, patterns, speed_rules):
     left_out = fa4_core.KernelSet(patterns)
     chosen, free = (

@@ -154,6 +154,7 @@ def test_a_call_of_the_cudnn_op(calls, heads, keys):
 
 
 CUDNN_OP = "_scaled_dot_product_cudnn_attention"
+UNSUPPORTED = f"FA4 {CUDNN_OP} unsupported"
 NO_CUDNN = "this build of torch has no CUDA kernel for it"
 
 
@@ -165,8 +166,48 @@ NO_CUDNN = "this build of torch has no CUDA kernel for it"
         (("prefer",), f"{CUDNN_OP}: {NO_CUDNN}"),
         (("seed",), f"{CUDNN_OP}_backward: {NO_CUDNN}"),
         (("flash", "first"), "ran"),
-        (("bias",), f"FA4 {CUDNN_OP} unsupported: attn_bias not supported"),
+        (("causal", "bias"), f"{UNSUPPORTED}: attn_bias with is_causal not supported"),
+        (("bias", "of", "3", "dimensions"), f"{UNSUPPORTED}: attn_bias must be 2D or 4D, is 3D"),
+        (
+            ("bias", "of", "fewer", "keys"),
+            f"{UNSUPPORTED}: attn_bias must have 1 or 129 indices in dimension -1, has 128",
+        ),
+        (
+            ("bias", "of", "fp32"),
+            f"{UNSUPPORTED}: attn_bias must have query's dtype, which a bool attn_mask gets first",
+        ),
+        (
+            ("bias", "with", "a", "gradient"),
+            f"{UNSUPPORTED}: attn_bias must not require a gradient",
+        ),
     ],
 )
 def test_whoever_chooses_cudnn_gets_it(calls, chosen, expected):
     assert calls("refused_by_cudnn_op", *chosen) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("kind", "copied"),
+    [
+        ("whole", False), ("of_heads", False), ("of_queries", False), ("of_keys", False),
+        ("expanded", False), ("odd_rows", True), ("odd_address", True), ("of_one_key", True),
+        ("of_one_key_expanded", True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_masked_call_of_the_cudnn_op(calls, heads, kind, copied):
+    """Both halves map the bias first, and copy one that they cannot read in pairs."""
+    query, key = HEADS[heads]
+    forward, backward = calls("masked", query, key, kind)
+    assert_launched(forward, "map_queries", "forward")
+    assert_launched(backward, "map_queries", "map_keys", "backward_queries", "backward_keys")
+    assert forward["cleared_bytes"] == backward["cleared_bytes"] == 0
+    # Beside the results there is the workspace.
+    assert forward["allocations"] == len(memory(forward["tensors"])) + 1 + copied
+    assert backward["allocations"] == 3 + 1 + copied
+
+
+def assert_launched(found: dict, *steps: str) -> None:
+    launches = found["launches"]
+    assert len(launches) == len(steps), launches
+    assert all(step in name for step, name in zip(steps, launches, strict=True)), launches

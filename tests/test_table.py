@@ -74,13 +74,14 @@ def test_rows_of_companions():
     built = built_without_compiling("full")
     source = table.cpp(built, "{}", "[]")
     rows = re.findall(
-        r'^    \{"(\w+)",\n.*\n     (?:\w+, ){8}(-?\d+), (-?\d+), (-?\d+), (-?\d+),$',
+        r'^    \{"(\w+)",\n.*\n     (?:\w+, ){8}((?:-?\d+, ){5}-?\d+),$',
         source,
         re.MULTILINE,
     )
     assert len(rows) == len(built)
-    for row, (name, *indices) in zip(built, rows, strict=True):
+    for row, (name, companion_rows) in zip(built, rows, strict=True):
         assert row.kernel.name == name
+        indices = companion_rows.split(", ")
         launched = [built[int(index)].kernel if int(index) >= 0 else None for index in indices]
         assert launched == list(companions(row.kernel))
 

@@ -62,7 +62,7 @@ def kernels() -> list[Kernel]:
     found = (
         k
         for k in matrix()
-        if k.persistent and k.layout is Layout.DENSE and k.mask is not Mask.WINDOW
+        if k.persistent and k.layout is Layout.DENSE and k.mask in (Mask.FULL, Mask.CAUSAL)
     )
     return [k for k in found if k.dtype == "bf16" and k.head_dim == k.head_dim_v and k.block_m > 64]
 

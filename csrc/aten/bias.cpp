@@ -62,7 +62,9 @@ BiasView view_of(AtenTensorHandle bias, const Distinct& distinct, const Problem&
 
 }  // namespace
 
-std::optional<std::string> check_bias(const TensorInfo& bias, const Inputs& in) {
+std::optional<std::string> check_bias(const Inputs& in) {
+  if (!in.bias || in.varlen()) return std::nullopt;
+  const TensorInfo& bias = *in.bias;
   if (!same_device(bias, in.q)) return "attn_bias must be on query's device";
   if (bias.dtype != in.q.dtype)
     return "attn_bias must have query's dtype, which a bool attn_mask gets first";
@@ -80,8 +82,10 @@ std::optional<std::string> check_bias(const TensorInfo& bias, const Inputs& in) 
   return std::nullopt;
 }
 
-void fill_bias(const TensorInfo& bias, Problem& p) {
-  const Distinct distinct(bias);
+void fill_bias(const Inputs& in, Problem& p) {
+  p.bias = in.bias.has_value();
+  if (!p.bias || in.varlen()) return;
+  const Distinct distinct(*in.bias);
   p.bias_batch = distinct.size[0];
   p.bias_heads = distinct.size[1];
 }

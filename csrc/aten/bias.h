@@ -9,11 +9,10 @@
 
 namespace fa4::aten {
 
-// Returns the reason why our kernels cannot take the bias of a dense call; none where they can.
-std::optional<std::string> check_bias(const TensorInfo& bias, const Inputs& inputs);
-
-// Fills the fields of the problem that follow from a bias of a dense call.
-void fill_bias(const TensorInfo& bias, Problem& problem);
+// These two are steps of check_tensors and fill_problem. What else a call asks for beside a bias,
+// such as packed sequences, is left to the planner.
+std::optional<std::string> check_bias(const Inputs& inputs);
+void fill_bias(const Inputs& inputs, Problem& problem);
 
 // Whether the kernels read the bias where it lies. `byte_offset`: its address, or its offset where
 // there is no memory.

@@ -112,16 +112,6 @@ Reason check_options(const ForwardCall& call) {
   return std::nullopt;
 }
 
-// The planner says why packed sequences have no bias.
-Reason describe_bias(const Handle& bias, const Inputs& in, Problem& p) {
-  p.bias = bias && defined(bias.get());
-  if (!p.bias || in.varlen()) return std::nullopt;
-  const TensorInfo given = info(bias.get());
-  if (Reason reason = check_bias(given, in)) return reason;
-  fill_bias(given, p);
-  return std::nullopt;
-}
-
 Reason check_seqused(const TensorInfo& lengths, const TensorInfo& query, int64_t batch) {
   if (lengths.dim != 1 || lengths.size[0] != batch)
     return "seqused_k must be 1D with batch elements";
@@ -132,6 +122,10 @@ Reason check_out(const TensorInfo& out, const TensorInfo& query, const TensorInf
   if (has_output_shape(out, query, value) && out.dtype == query.dtype && same_device(out, query))
     return std::nullopt;
   return "out must have query's shape, with value's head_dim, and query's dtype and device";
+}
+
+std::optional<TensorInfo> info_if_defined(const Handle& tensor) {
+  return info_if_given(tensor && defined(tensor.get()) ? tensor.get() : nullptr);
 }
 
 // Forward and backward calls name these arguments alike.
@@ -145,6 +139,7 @@ Inputs inputs_of(const Call& call, const Description& d, std::optional<TensorInf
           std::move(cum_seq_q),
           std::move(cum_seq_k),
           std::move(block_table),
+          info_if_defined(call.attn_bias),
           call.max_q,
           call.max_k,
           call.dropout_p,
@@ -170,7 +165,6 @@ Reason describe_forward(const ForwardCall& call, const Processors* simulated, De
       inputs_of(call, d, info_if_given(call.cum_seq_q.get()), info_if_given(call.cum_seq_k.get()),
                 info_if_given(call.block_table.get()));
   if (Reason reason = describe_inputs(inputs, simulated, d)) return reason;
-  if (Reason reason = describe_bias(call.attn_bias, inputs, d.problem)) return reason;
   if (call.peer == Peer::kCudnn && inputs.varlen()) {
     if (Reason reason = check_packed_cudnn(call)) return reason;
   }
@@ -222,14 +216,10 @@ Reason describe_backward(const BackwardCall& call, BackwardDescription& d) {
   d.value = info(call.value.get());
   d.out = info(call.out.get());
   d.logsumexp = info(call.logsumexp.get());
-  const auto info_if_defined = [](const Handle& tensor) {
-    return info_if_given(defined(tensor.get()) ? tensor.get() : nullptr);
-  };
   d.problem.peer = call.peer;
   const Inputs inputs = inputs_of(call, d, info_if_defined(call.cum_seq_q),
                                   info_if_defined(call.cum_seq_k), std::nullopt);
   if (Reason reason = describe_inputs(inputs, nullptr, d)) return reason;
-  if (Reason reason = describe_bias(call.attn_bias, inputs, d.problem)) return reason;
   if (call.peer == Peer::kCudnn && inputs.varlen()) {
     if (Reason reason = check_cudnn_alignment(call.is_causal, call.cum_seq_q, call.cum_seq_k))
       return reason;

@@ -5,6 +5,7 @@
 
 #include "../core/error.h"
 #include "../core/integers.h"
+#include "bias.h"
 #include "strides.h"
 
 namespace fa4::aten {
@@ -139,8 +140,8 @@ Reason check_indices(const char* name, const TensorInfo& indices, const TensorIn
 }
 
 Reason check_tensors(const Inputs& in) {
-  for (const auto check :
-       {check_devices_and_dtypes, check_ranks, check_strides, check_scale, check_shapes}) {
+  for (const auto check : {check_devices_and_dtypes, check_ranks, check_strides, check_scale,
+                           check_shapes, check_bias}) {
     if (Reason reason = check(in)) return reason;
   }
   return std::nullopt;
@@ -185,6 +186,7 @@ void fill_problem(const Inputs& in, Problem& p) {
   p.window_size_left = in.window_size_left.value_or(-1);
   p.window_size_right = in.window_size_right.value_or(-1);
   in.varlen() ? fill_varlen(in, p) : fill_dense(in, p);
+  fill_bias(in, p);
 }
 
 }  // namespace fa4::aten

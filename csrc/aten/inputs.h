@@ -1,5 +1,5 @@
-// What forward and backward ask of query, key and value alike: checks, and the fields of the
-// Problem.
+// What forward and backward ask of query, key, value and a bias alike: checks, and the fields of
+// the Problem.
 #pragma once
 
 #include <optional>
@@ -16,6 +16,7 @@ struct Inputs {
   const TensorInfo &q, &k, &v;
   std::optional<TensorInfo> cum_seq_q, cum_seq_k;  // none when dense
   std::optional<TensorInfo> block_table;           // none when not paged
+  std::optional<TensorInfo> bias;
   int64_t max_q, max_k;
   double dropout_p;
   bool is_causal;

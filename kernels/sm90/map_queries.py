@@ -241,8 +241,9 @@ class MapQueries(tile_lists.Lister):
         seen, finite, low = (Int32(0) for _ in range(3))
         for r in cutlass.range_constexpr(HALF):
             one, other = self.both(words[r])
-            seen |= 0 if self.hides(one) and self.hides(other) else 1 << r
-            finite |= 0 if one == self.infinite and other == self.infinite else 1 << r
+            bit = Int32(1) << r
+            seen |= 0 if self.hides(one) and self.hides(other) else bit
+            finite |= 0 if one == self.infinite and other == self.infinite else bit
             low |= 1 if self.is_low(one) or self.is_low(other) else 0
         return (cute.arch.warp_redux_sync(bits, "or") for bits in (seen, finite, low))
 

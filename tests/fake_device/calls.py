@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import json
 import sys
+from functools import partial
 
 import torch
 
@@ -79,6 +80,44 @@ def cudnn(heads: int, heads_kv: int, rows: int = 129, keys: int = 129) -> None:
     )
 
 
+def masks(heads: int, rows: int, keys: int) -> dict[str, torch.Tensor]:
+    zeros = partial(torch.zeros, dtype=torch.bfloat16)
+    return {
+        "whole": zeros(2, heads, rows, keys),
+        "of_heads": zeros(1, heads, rows, keys),
+        "of_queries": zeros(rows, keys),
+        "of_keys": zeros(2, 1, 1, keys),
+        "expanded": zeros(2, 1, 1, keys).expand(2, heads, rows, keys),
+        "odd_rows": zeros(rows, keys + 1)[:, :-1],
+        "odd_address": zeros(rows, keys + 2)[:, 1:-1],
+        "of_one_key": zeros(2, heads, rows, 1),
+        "of_one_key_expanded": zeros(2, 1, rows, 1).expand(2, heads, rows, keys),
+    }
+
+
+def masked(heads: int, heads_kv: int, kind: str, rows: int = 129, keys: int = 202) -> None:
+    q = dense(heads, heads_kv, rows)[0]
+    _, k, v = dense(heads, heads_kv, keys)
+    bias = masks(heads, rows, keys)[kind]
+    out, lse, cu_q, cu_k, max_q, max_k, seed, offset, _ = call(
+        aten._scaled_dot_product_cudnn_attention.default, q, k, v, bias, True, 0.0, False
+    )
+    call(
+        aten._scaled_dot_product_cudnn_attention_backward.default,
+        *(torch.randn_like(out), q, k, v, out, lse, seed, offset, bias, cu_q, cu_k, max_q, max_k),
+        *(0.0, False),
+    )
+
+
+REFUSED_BIASES = {
+    "causal bias": torch.zeros(129, 129, dtype=torch.bfloat16),
+    "bias of 3 dimensions": torch.zeros(2, 129, 129, dtype=torch.bfloat16),
+    "bias of fewer keys": torch.zeros(129, 128, dtype=torch.bfloat16),
+    "bias of fp32": torch.zeros(129, 129),
+    "bias with a gradient": torch.zeros(129, 129, dtype=torch.bfloat16, requires_grad=True),
+}
+
+
 def refused_by_cudnn_op(*reason: str) -> None:
     """Prints the error of a call that the user's choice leaves to cuDNN, which this machine lacks,
     or of one that our kernels turn down."""
@@ -91,10 +130,11 @@ def refused_by_cudnn_op(*reason: str) -> None:
         "order": lambda: sdpa_kernel(other, set_priority=True),
         "flash first": lambda: sdpa_kernel(other[::-1], set_priority=True),
         "prefer": lambda: fa4_ext.register(fallback="error", prefer=False),
-        "bias": contextlib.nullcontext,
         "seed": contextlib.nullcontext,
     }
-    bias = torch.zeros(129, 129, dtype=torch.bfloat16) if reason == ("bias",) else None
+    bias = REFUSED_BIASES.get(" ".join(reason))
+    chosen |= dict.fromkeys(REFUSED_BIASES, contextlib.nullcontext)
+    is_causal = bias is None or reason == ("causal", "bias")
     with chosen[" ".join(reason)]():
         try:
             if reason == ("seed",):
@@ -104,7 +144,7 @@ def refused_by_cudnn_op(*reason: str) -> None:
                 )  # fmt: skip
             else:
                 aten._scaled_dot_product_cudnn_attention.default.redispatch(
-                    CUDA, q, k, v, bias, True, 0.0, True
+                    CUDA, q, k, v, bias, True, 0.0, is_causal
                 )
             print(json.dumps("ran"))
         except RuntimeError as error:
@@ -189,7 +229,8 @@ def inplace(heads: int, heads_kv: int) -> None:
 
 
 COMMANDS = {
-    "sdpa": sdpa, "cudnn": cudnn, "varlen": varlen, "paged": paged, "inplace": inplace,
+    "sdpa": sdpa, "cudnn": cudnn, "masked": masked, "varlen": varlen, "paged": paged,
+    "inplace": inplace,
 }  # fmt: skip
 
 if sys.argv[1] == "own":
@@ -199,4 +240,4 @@ else:
         if sys.argv[1] == "refused_by_cudnn_op":
             refused_by_cudnn_op(*sys.argv[2:])
         else:
-            COMMANDS[sys.argv[1]](*map(int, sys.argv[2:]))
+            COMMANDS[sys.argv[1]](*(int(a) if a.isdigit() else a for a in sys.argv[2:]))

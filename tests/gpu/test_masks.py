@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from calls import cudnn_backward, cudnn_forward, explained, run_autograd, run_cudnn_op
-from cases import BLACKWELL, DTYPES, HEADS, Inputs, Problem, dense, make_inputs
+from cases import BLACKWELL, DEVICE, DTYPES, HEADS, Inputs, Problem, dense, make_inputs
 from compare import GRADIENT_FLOOR, assert_close, assert_lse, assert_matches_reference
 from profiling import kernels_of, providers_of
 from reference import Result, compute
@@ -140,7 +140,7 @@ class TestValues:
         """Adding the same to all keys of a row changes its logsumexp alone, here to -1000."""
         plain = dense(300, 333, head_dim=head_dim, dtype=DTYPES[dtype], **GROUPED)
         inputs = make_inputs(plain)
-        bias = torch.full((1, 1, 300, 1), -1000.0, dtype=plain.dtype, device="cuda")
+        bias = torch.full((1, 1, 300, 1), -1000.0, dtype=plain.dtype, device=DEVICE)
         bias[:, :, ::3] = 0
         low = replace(inputs, bias=bias)
         result = run_cudnn_op(plain, low, backward=True)
@@ -165,7 +165,7 @@ class TestValues:
         """So is one with +inf: its softmax is inf - inf. All other rows are right."""
         problem = dense(200, 333, bias="normal", **GROUPED)
         inputs = make_inputs(problem)
-        wrong = torch.zeros(2, 4, 200, dtype=torch.bool, device="cuda")
+        wrong = torch.zeros(2, 4, 200, dtype=torch.bool, device=DEVICE)
         wrong[0, 1, 5] = wrong[1, 0, 130] = True
         inputs.bias[..., key].masked_fill_(wrong, float(value))
         result = run_cudnn_op(problem, inputs, backward=True)
@@ -200,7 +200,7 @@ class TestValues:
         """Below -2^20 such rows have no gradients."""
         problem = dense(300, 333, heads=2, heads_kv=2)
         inputs = make_inputs(problem)
-        inputs.bias = torch.zeros(300, 333, dtype=problem.dtype, device="cuda")
+        inputs.bias = torch.zeros(300, 333, dtype=problem.dtype, device=DEVICE)
         inputs.bias[40:200] = fill
         result = run_cudnn_op(problem, inputs, backward=True)
         uniform = inputs.v.float().mean(dim=1, keepdim=True).expand_as(result.out)
@@ -273,9 +273,9 @@ class TestFunction:
         elsewhere."""
         problem = dense(512, 512)
         inputs = make_inputs(problem)
-        mask = torch.rand(shape, device="cuda") < 0.7
+        mask = torch.rand(shape, device=DEVICE) < 0.7
         inputs.bias = (
-            mask if boolean else torch.zeros(shape, device="cuda").masked_fill(~mask, -9.0)
+            mask if boolean else torch.zeros(shape, device=DEVICE).masked_fill(~mask, -9.0)
         )
         inputs.bias = inputs.bias if boolean else inputs.bias.to(problem.dtype)
         found = providers_of(lambda: run_autograd(problem, inputs, backward=True, backend=None))
@@ -322,7 +322,7 @@ def test_either_half_may_be_cudnns():
     with fa4_ext.register(fallback="error", speed_rules=False):
         # Its seed says that cuDNN ran the forward.
         mixed["cudnn, cudnn"] = cudnn_backward(problem, inputs, cudnns)
-        seed = torch.zeros(3, dtype=torch.int64, device="cuda")[2]
+        seed = torch.zeros(3, dtype=torch.int64, device=DEVICE)[2]
         mixed["cudnn, ours"] = cudnn_backward(problem, inputs, (*cudnns[:6], seed, *cudnns[7:]))
     for (name, gradients), (i, gradient) in itertools.product(mixed.items(), enumerate("qkv")):
         error = (gradients[i] - stock[i]).float().norm() / stock[i].float().norm()

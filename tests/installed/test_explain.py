@@ -655,3 +655,133 @@ def test_num_splits_of_the_forward_does_not_concern_the_backward():
     tensors, lengths = varlen()
     answer = explain(*tensors, **lengths, num_splits=4, backward=True)
     assert answer.kernel == explain(*tensors, **lengths, backward=True).kernel is not None
+
+
+def mask(*shape, dtype=torch.bfloat16, **options):
+    return torch.empty(*shape, dtype=dtype, device="meta", **options)
+
+
+def bias_kernels_are_built() -> bool:
+    return any("_bias_" in kernel.name for kernel in fa4_ext.kernels())
+
+
+COPIED = "copied first, because the kernels read pairs of keys, at multiples of 4 bytes: attn_bias"
+
+
+@pytest.mark.parametrize(
+    ("attn_mask", "note"),
+    [
+        pytest.param(mask(2, 8, 512, 512), "", id="whole"),
+        pytest.param(mask(512, 512), "", id="2-D"),
+        pytest.param(mask(2, 1, 1, 512, dtype=torch.bool), "", id="bool, of keys"),
+        pytest.param(mask(2, 1, 1, 512).expand(2, 8, 512, 512), "", id="expanded"),
+        pytest.param(mask(512, 513)[:, 1:], COPIED, id="odd rows"),
+        pytest.param(mask(512, 513, dtype=torch.bool)[:, 1:], "", id="bool, which is made anew"),
+        pytest.param(mask(512, 1), COPIED, id="of queries"),
+    ],
+)
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("heads_kv", [8, 2])
+def test_a_mask_gets_kernels_of_its_own_on_hopper(attn_mask, note, backward, heads_kv):
+    if not bias_kernels_are_built():
+        pytest.skip("this build has no kernels with a bias")
+    answer = explain(
+        *qkv(heads_kv=heads_kv),
+        attn_mask=attn_mask,
+        enable_gqa=True,
+        backward=backward,
+    )
+    op = "backward_keys" if backward else "forward"
+    assert answer.supported and answer.kernel.startswith(f"sm90_{op}_bf16_d128_dense_bias_")
+    assert answer.reason == note and answer.workspace_bytes > 0
+
+
+def test_an_odd_number_of_keys_makes_rows_that_are_copied_beside_an_input():
+    if not bias_kernels_are_built():
+        pytest.skip("this build has no kernels with a bias")
+    query, key, value = qkv(seqlen=513)
+    query = torch.empty(2, 8, 513, 132, dtype=query.dtype, device="meta")[..., :128]
+    for attn_mask in (mask(513, 513), mask(513, 513, dtype=torch.bool)):
+        answer = explain(query, key, value, attn_mask=attn_mask)
+        tma = "copied first, because TMA takes addresses and strides of 16 bytes only: query"
+        assert answer.reason == f"{tma}; {COPIED}"
+
+
+TO_CUDNN_ALONE = "F.scaled_dot_product_attention takes a call with attn_mask to cuDNN alone"
+
+
+@pytest.mark.parametrize(
+    ("attn_mask", "options", "reason", "fallback"),
+    [
+        (mask(512, 512), {"is_causal": True}, "attn_bias with is_causal not supported", "cudnn"),
+        (mask(512, 512), {"dropout_p": 0.5}, "dropout_p must be 0", "cudnn"),
+        (
+            mask(512, 512, dtype=torch.float32), {},
+            "attn_bias must have query's dtype, which a bool attn_mask gets first", "cudnn",
+        ),
+        (
+            mask(512, 512), {"device_capability": (10, 0)},
+            "attn_bias is not supported on compute capability 10.0 in this build", "cudnn",
+        ),
+        (
+            mask(512, 512), {"device_capability": (8, 0)},
+            "FA4 requires compute capability 9.0, 10.0 or 10.3, the device has 8.0", "other",
+        ),
+        (
+            mask(512, 512, requires_grad=True), {},
+            f"{TO_CUDNN_ALONE}, and not this one: attn_mask requires a gradient", "other",
+        ),
+        (
+            mask(8, 512, 512), {},
+            f"{TO_CUDNN_ALONE}, and not this one: attn_mask has 3 dimensions, neither 2 nor 4",
+            "other",
+        ),
+        (
+            mask(3, 1, 512, 512), {},
+            f"{TO_CUDNN_ALONE}, and not this one: attn_mask has the shape (3, 1, 512, 512), which "
+            "does not broadcast to (2, 8, 512, 512)", "other",
+        ),
+        (
+            mask(512, 1).expand(512, 512), {},
+            f"{TO_CUDNN_ALONE}, and not this one: attn_mask has a stride of 0, not 1, in its last "
+            "dimension", "other",
+        ),
+        (
+            mask(512, 512), {"deterministic": True},
+            f"{TO_CUDNN_ALONE}, which has no deterministic backward", "other",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mask_that_our_kernels_do_not_run_has_a_reason(attn_mask, options, reason, fallback):
+    answer = explain(*qkv(), attn_mask=attn_mask, **options)
+    assert not answer.supported
+    assert (answer.reason, answer.fallback) == (reason, fallback)
+
+
+def test_head_dims_that_cudnn_does_not_take_go_to_neither_with_a_mask():
+    answer = explain(*qkv(head_dim=100), attn_mask=mask(512, 512))
+    assert answer.reason == f"{TO_CUDNN_ALONE}, which does not run this call"
+    assert answer.fallback == "other"
+
+
+def test_a_mask_beside_what_it_does_not_go_with_is_an_error():
+    tensors, lengths = varlen()
+    for call in (lambda m: explain(*tensors, attn_mask=m, **lengths),
+                 lambda m: explain(*qkv(), attn_mask=m, window_size=(-1, 0))):  # fmt: skip
+        with pytest.raises(ValueError, match="attn_mask is for 4-D query, key and value without"):
+            call(mask(512, 512))
+    from torch.nn.attention.bias import causal_lower_right
+
+    with pytest.raises(ValueError, match="causal_lower_right window_size=\\(-1, 0\\)"):
+        explain(*qkv(), attn_mask=causal_lower_right(512, 512))
+
+
+def test_neither_flash_attention_nor_our_own_op_takes_a_mask():
+    query, key, value = (tensor.transpose(1, 2) for tensor in qkv())
+    answer = torch.ops.fa4_ext.explain(
+        *(query, key, value, None, None, 512, 512, 0.0, False, False),
+        *(None, None, None, None, None, None, None, False, False, False, 90, 132),
+        own=True,
+        attn_mask=mask(512, 512),
+    )
+    assert answer[:3] == (False, "", "attn_bias not supported")

@@ -219,7 +219,6 @@ def test_backward_overrides_read_the_gradient_first(op):
 LATE = {
     "return_debug_mask": (True, "return_debug_mask must be False"),
     "alibi_slopes": (ONE, "alibi_slopes not supported"),
-    "attn_bias": (ONE, "attn_bias not supported"),
     "seqused_k": (ONE, "seqused_k not supported without cum_seq_k"),
     "block_table": (ONE, "block_table must come with seqused_k or cum_seq_k"),
     "num_splits": (-2, "num_splits must not be negative, is -2"),
@@ -240,3 +239,10 @@ def test_forward_overrides_read_each_late_argument_at_its_place(op, name):
     without = {"cum_seq_k": None} if "must come with" in expected or "without" in expected else {}
     change = {name: value} | {n: v for n, v in without.items() if n in OTHERS[op]}
     assert reason(op, qkv("cpu"), **change) == expected
+
+
+@pytest.mark.parametrize(
+    "op", [op for op, (arguments, _) in ARGUMENTS_AND_RESULTS.items() if " attn_bias" in arguments]
+)
+def test_overrides_read_the_bias_at_its_place(op):
+    assert reason(op, qkv("cuda"), attn_bias=ONE) == "attn_bias must be on query's device"

@@ -104,8 +104,9 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-constexpr Op kOps[] = {Op::kForward,      Op::kDecode,     Op::kBackward,   Op::kBackwardQueries,
-                       Op::kBackwardKeys, Op::kPreprocess, Op::kPostprocess};
+constexpr Op kOps[] = {Op::kForward,         Op::kDecode,       Op::kBackward,
+                       Op::kBackwardQueries, Op::kBackwardKeys, Op::kMapQueries,
+                       Op::kMapKeys,         Op::kPreprocess,   Op::kPostprocess};
 constexpr Dtype kDtypes[] = {Dtype::kBf16, Dtype::kFp16};
 constexpr Layout kLayouts[] = {Layout::kDense, Layout::kVarlen, Layout::kAny};
 constexpr Decode kDecodes[] = {Decode::kWhereFaster, Decode::kWherePossible, Decode::kWhereNeeded};
@@ -114,7 +115,8 @@ constexpr Tile kTiles[] = {
     {64, 64}, {128, 128}, {128, 64}, {192, 128}, {64, 128}, {-1, 0}, {INT32_MAX, INT32_MIN}};
 
 constexpr const char* kPatterns[] = {"sm90_forward_*", "*_decode_*", "*_gqa_*", "*_d128_*",
-                                     "*_preprocess_*", "*_clear_*",  "sm100_*", "*_m64n128"};
+                                     "*_preprocess_*", "*_clear_*",  "sm100_*", "*_m64n128",
+                                     "*_bias_*",       "*_map_*"};
 
 struct Asked {
   Problem problem;
@@ -128,6 +130,19 @@ KernelSet disabled_kernels(Random& random) {
   if (!random.one_in(4)) return disabled;
   for (int64_t n = random.between(1, 3); n > 0; --n) disabled.add(random.of(kPatterns));
   return disabled;
+}
+
+// Gives most of these problems a bias that kernels take.
+void give_bias(Problem& p, Random& random) {
+  p.bias = true;
+  if (!random.one_in(8)) {
+    p.capability = 90;
+    p.is_causal = p.keys_in_use = false;
+    p.window_size_left = p.window_size_right = -1;
+    p.page_size = p.num_splits = 0;
+  }
+  if (random.one_in(2)) p.bias_batch = p.batch;
+  if (random.one_in(2)) p.bias_heads = p.num_heads;
 }
 
 // Draws a problem that a program may well ask for.
@@ -156,6 +171,7 @@ Asked realistic(Random& random) {
   if (random.one_in(8)) p.page_size = 64 * random.up_to(8);
   p.keys_in_use = dense && random.one_in(8);
   if (random.one_in(4)) p.num_splits = random.up_to(32);
+  if (random.one_in(4)) give_bias(p, random);
   Overrides overrides;
   overrides.decode = random.of(kDecodes);
   if (random.one_in(8)) overrides.tile = random.of(kTiles);
@@ -182,8 +198,10 @@ void make_extreme(Asked& asked, Random& random) {
       &Problem::window_size_right,
       &Problem::page_size,
       &Problem::num_splits,
+      &Problem::bias_batch,
+      &Problem::bias_heads,
   };
-  switch (random.between(0, 19)) {
+  switch (random.between(0, 20)) {
     case 0:
       p.op = random.of(kOps);
       break;
@@ -207,6 +225,9 @@ void make_extreme(Asked& asked, Random& random) {
     case 6:
       p.total_q = p.total_k = p.seqlen_q = p.seqlen_k = random.of(kExtremes);
       break;
+    case 7:
+      p.bias = true;
+      break;
     default:
       p.*random.of(numbers) = random.of(kExtremes);
   }
@@ -216,12 +237,68 @@ void expect(bool holds, const char* what) {
   if (!holds) fail("it does not hold that ", what);
 }
 
-// Checks that the scratch memory of a backward in two passes holds delta, and nothing else.
-void check_two_pass_workspace(const Problem& p, const Workspace& w) {
-  const Wide rows = p.layout == Layout::kVarlen ? Wide{p.total_q} : Wide{p.batch} * p.seqlen_q;
-  const Wide delta = 4 * rows * p.num_heads;
-  expect(w.delta == 0 && w.bytes >= delta && w.bytes - delta < 256, "delta fills the workspace");
+// Checks that parts of a workspace come one after the other, each aligned.
+class Ends {
+ public:
+  void follows(int64_t offset, Wide elements) {  // of four bytes
+    expect(offset >= end_ && offset - end_ < 256, "a part begins where the one before it ends");
+    expect(offset % 256 == 0, "a part is aligned to 256 bytes");
+    end_ = offset + 4 * elements;
+  }
+  void start_again() { end_ = 0; }
+  Wide end() const { return end_; }
+
+ private:
+  Wide end_ = 0;
+};
+
+Wide tiles(int64_t length, int64_t tile) { return (Wide{length} + tile - 1) / tile; }
+
+// Checks that the maps of a bias follow the other parts: the cells, and lists for each query tile
+// and, in a backward, each key block.
+void check_maps(const Problem& p, const Plan& plan, Ends& ends) {
+  if (plan.kernel->mask != Mask::kBias) return;
+  const Workspace& w = plan.workspace;
+  const Wide biases = Wide{p.bias_batch} * p.bias_heads;
+  const auto list = [&](Wide count, Wide entries) { return biases * count * (4 + entries); };
+  ends.follows(w.cells, biases * tiles(p.seqlen_q, 64) * tiles(p.seqlen_k, 64));
+  const Kernel& queries = kKernels[plan.kernel->map_queries];
+  expect(queries.op == Op::kMapQueries, "the map of queries is there");
+  ends.follows(w.lists_q,
+               list(tiles(p.seqlen_q, queries.block_m), tiles(p.seqlen_k, queries.block_n)));
+  if (p.op == Op::kForward) return;
+  const Kernel& keys = kKernels[plan.kernel->map_keys];
+  expect(keys.op == Op::kMapKeys, "the map of keys is there");
+  ends.follows(w.lists_k, list(tiles(p.seqlen_k, keys.block_n), tiles(p.seqlen_q, keys.block_m)));
+}
+
+void check_nothing_is_cleared(const Workspace& w, const Ends& ends) {
+  expect(w.bytes >= ends.end() && w.bytes - ends.end() < 256, "the parts fill the workspace");
   expect(w.zeroed == w.bytes && !w.numbers_in_dq, "nothing is cleared");
+}
+
+// Checks that the scratch memory of a backward in two passes holds delta and the maps of a bias,
+// and nothing else.
+void check_two_pass_workspace(const Problem& p, const Plan& plan) {
+  const Workspace& w = plan.workspace;
+  const Wide rows = p.layout == Layout::kVarlen ? Wide{p.total_q} : Wide{p.batch} * p.seqlen_q;
+  Ends ends;
+  ends.follows(w.delta, rows * p.num_heads);
+  check_maps(p, plan, ends);
+  check_nothing_is_cleared(w, ends);
+}
+
+// Checks that the scratch memory of a forward is a counter of packed sequences' tiles, or holds the
+// maps of a bias.
+void check_forward_workspace(const Problem& p, const Plan& plan) {
+  const Workspace& w = plan.workspace;
+  if (plan.kernel->mask == Mask::kBias) {
+    Ends ends;
+    check_maps(p, plan, ends);
+    return check_nothing_is_cleared(w, ends);
+  }
+  expect(w.bytes == (plan.kernel->persistent && p.layout == Layout::kVarlen ? 4 : 0),
+         "the counter is all of the workspace");
 }
 
 // Checks the scratch memory: each part comes after the other, is aligned, and is as large as the
@@ -238,19 +315,15 @@ void check_workspace(const Problem& p, const Plan& plan) {
   expect(Wide{w.rows_q} * kernel.head_dim <= INT32_MAX &&
              Wide{w.rows_k} * kernel.head_dim_v <= INT32_MAX,
          "the kernels can index an accumulator's row in int32");
-  Wide end = 0;
-  const auto follows = [&end](int64_t offset, Wide elements) {
-    expect(offset >= end && offset - end < 256, "a part begins where the one before it ends");
-    expect(offset % 256 == 0, "a part is aligned to 256 bytes");
-    end = offset + 4 * elements;
-  };
+  Ends ends;
+  const auto follows = [&ends](int64_t offset, Wide elements) { ends.follows(offset, elements); };
   follows(w.lse_log2, batch * heads * w.rows_q);
   follows(w.delta, batch * heads * w.rows_q);
-  expect(w.numbers_in_dq == (end <= Wide{2} * p.total_q * heads * p.head_dim),
+  expect(w.numbers_in_dq == (ends.end() <= Wide{2} * p.total_q * heads * p.head_dim),
          "the row numbers lie in dQ where they fit");
-  if (w.numbers_in_dq) end = 0;
+  if (w.numbers_in_dq) ends.start_again();
   follows(w.dq_accum, batch * heads * w.rows_q * kernel.head_dim);
-  expect(w.zeroed >= end, "what is zeroed comes last");
+  expect(w.zeroed >= ends.end(), "what is zeroed comes last");
   if (kernel.grouped) follows(w.dk_accum, batch * heads_kv * w.rows_k * kernel.head_dim);
   if (kernel.grouped) follows(w.dv_accum, batch * heads_kv * w.rows_k * kernel.head_dim_v);
   if (kernel.deterministic) follows(w.dq_semaphore, Wide{p.batch} * heads * w.tiles_q * w.cluster);
@@ -258,7 +331,7 @@ void check_workspace(const Problem& p, const Plan& plan) {
     follows(w.dk_semaphore, Wide{p.batch} * heads_kv * w.tiles_k * 2);
     follows(w.dv_semaphore, Wide{p.batch} * heads_kv * w.tiles_k * 2);
   }
-  expect(w.bytes >= end && w.bytes < kBound, "it ends behind its last part");
+  expect(w.bytes >= ends.end() && w.bytes < kBound, "it ends behind its last part");
 }
 
 void check(const Problem& p, const Plan& plan, const KernelSet& disabled) {
@@ -285,6 +358,7 @@ void check(const Problem& p, const Plan& plan, const KernelSet& disabled) {
          "the kernel is of the device's architecture");
   expect(kernel.head_dim >= p.head_dim && kernel.head_dim_v >= p.head_dim_v,
          "the kernel's bucket holds the head dims");
+  expect(p.bias == (kernel.mask == Mask::kBias), "a bias has kernels of its own");
   expect(p.num_heads % p.num_heads_kv == 0, "heads of keys share query heads evenly");
   const auto bound = [](int32_t size) { return size >= 0 && size <= kUnbounded; };
   expect(bound(plan.window_size_left) && bound(plan.window_size_right),
@@ -302,7 +376,7 @@ void check(const Problem& p, const Plan& plan, const KernelSet& disabled) {
            "only a persistent kernel has a schedule");
   }
   if (two_passes) {
-    check_two_pass_workspace(p, plan.workspace);
+    check_two_pass_workspace(p, plan);
     expect(kernel.preprocess >= 0 && kKernels[kernel.preprocess].op == Op::kBackwardQueries,
            "its first pass is there");
   } else if (p.op == Op::kBackward) {
@@ -310,8 +384,7 @@ void check(const Problem& p, const Plan& plan, const KernelSet& disabled) {
     for (int row : {kernel.preprocess, kernel.postprocess_dq})
       expect(row >= 0 && row < kNumKernels, "its preprocess and postprocess kernels are there");
   } else {
-    expect(plan.workspace.bytes == (kernel.persistent && p.layout == Layout::kVarlen ? 4 : 0),
-           "the counter is all of the workspace");
+    check_forward_workspace(p, plan);
   }
 }
 
@@ -331,10 +404,11 @@ std::string text(const Asked& asked) {
       p.seqlen_k, ", total ", p.total_q, " and ", p.total_k, ", heads ", p.num_heads, " and ",
       p.num_heads_kv, ", head_dim ", p.head_dim, " and ", p.head_dim_v, ", causal ", p.is_causal,
       ", window ", p.window_size_left, " and ", p.window_size_right, ", deterministic ",
-      p.deterministic, ", page_size ", p.page_size, ", num_splits ", p.num_splits, ", tile ",
-      overrides.tile.queries, "x", overrides.tile.keys, ", schedule ", overrides.schedule.num_ctas,
-      " and ", overrides.schedule.paired_heads, ", decode ",
-      int{static_cast<int8_t>(overrides.decode)}, ", some kernels disabled ", !disabled.empty());
+      p.deterministic, ", page_size ", p.page_size, ", num_splits ", p.num_splits, ", bias ",
+      p.bias, " of ", p.bias_batch, " and ", p.bias_heads, ", tile ", overrides.tile.queries, "x",
+      overrides.tile.keys, ", schedule ", overrides.schedule.num_ctas, " and ",
+      overrides.schedule.paired_heads, ", decode ", int{static_cast<int8_t>(overrides.decode)},
+      ", some kernels disabled ", !disabled.empty());
 }
 
 // Plans all problems and returns how many of them have a kernel.
@@ -398,12 +472,17 @@ void stride_all(Random& random) {
     if (dim == 0) continue;
     const int64_t offset = 2 * random.up_to(64);
     const bool addressable = tma_can_address(dim, size.data(), stride.data(), offset);
-    bool expected = offset % 16 == 0 && stride[static_cast<size_t>(dim - 1)] == 1;
-    for (size_t d = 0; d + 1 < static_cast<size_t>(dim); ++d) {
-      if (size[d] > 1) expected = expected && stride[d] >= 0 && Wide{2} * stride[d] % 16 == 0;
-    }
-    expect(addressable == expected,
+    const auto expected = [&](int64_t bytes) {
+      bool holds = offset % bytes == 0 && stride[static_cast<size_t>(dim - 1)] == 1;
+      for (size_t d = 0; d + 1 < static_cast<size_t>(dim); ++d) {
+        if (size[d] > 1) holds = holds && stride[d] >= 0 && Wide{2} * stride[d] % bytes == 0;
+      }
+      return holds;
+    };
+    expect(addressable == expected(16),
            "TMA can address what is contiguous, aligned to 16 bytes and of strides of 16 bytes");
+    expect(can_read_pairs(dim, size.data(), stride.data(), offset) == expected(4),
+           "pairs can be read of what is contiguous, aligned to 4 bytes and of strides of 4 bytes");
   }
 }
 
