@@ -173,13 +173,13 @@ class MapQueries(tile_lists.Lister):
                 found[i, warp] = words[i]
 
     @cute.jit
-    def words(self, bias, strip: Strip, column, first: cutlass.Constexpr, count: cutlass.Constexpr):
+    def words(self, bias, strip: Strip, column, first: Int32, count: cutlass.Constexpr):
         """A lane's words of some queries of a cell, and which of their bits are elements. Behind
         the last query and the last key they are those of the last ones."""
         lane = cute.arch.lane_idx()
         words = cute.make_rmem_tensor(count, Int32)
         key, last = column * CELL + 2 * lane, (strip.keys - 1) // 2 * 2
-        row = strip.index * CELL + cutlass.min(Int32(first), strip.rows - 1)
+        row = strip.index * CELL + cutlass.min(first, strip.rows - 1)
         place = biases.row_of(bias, strip.batch, strip.head, row) + cutlass.min(key, last)
         stride = Int64(bias.stride[2])
         for r in cutlass.range_constexpr(count):
@@ -195,7 +195,7 @@ class MapQueries(tile_lists.Lister):
     @cute.jit
     def has_bias(self, bias, strip: Strip, column):
         """Whether some of a cell's queries see a key with a bias."""
-        words, elements = self.words(bias, strip, column, 0, PROBED)
+        words, elements = self.words(bias, strip, column, Int32(0), PROBED)
         found = Int32(0)
         for r in cutlass.range_constexpr(PROBED):
             one, other = self.both(words[r] & elements)
@@ -208,12 +208,15 @@ class MapQueries(tile_lists.Lister):
 
     @cute.jit
     def cell(self, bias, strip: Strip, column, there: Queries) -> Cell:
-        low, high = (self.half(bias, strip, column, first) for first in (0, HALF))
-        seen, finite = Queries(low.seen, high.seen), Queries(low.finite, high.finite)
-        return Cell(seen & there, finite & there, low.zero & high.zero, low.low | high.low)
+        seen, finite, zero, low = Queries.none(), Queries.none(), Int32(1), Int32(0)
+        for first in cutlass.range(0, CELL, HALF, unroll=1):  # both at once would spill
+            half = self.half(bias, strip, column, first)
+            seen, finite = Queries(seen.high, half.seen), Queries(finite.high, half.finite)
+            zero, low = zero & half.zero, low | half.low
+        return Cell(seen & there, finite & there, zero, low)
 
     @cute.jit
-    def half(self, bias, strip: Strip, column, first: cutlass.Constexpr) -> Half:
+    def half(self, bias, strip: Strip, column, first: Int32) -> Half:
         words, elements = self.words(bias, strip, column, first, HALF)
         # Keys that are none are at minus infinity, and count for nothing in `zero`.
         put = ~elements & Int32(self.infinite << 16 | self.infinite)
