@@ -177,11 +177,15 @@ class TestValues:
         assert result.out[rows].isnan().all() and result.dq[rows].isnan().all()
         assert not result.lse[wrong].isfinite().any()
         assert_lse(result.lse.masked_fill(wrong, 0), truth.lse.masked_fill(wrong, 0))
-        # The rows' keys and values get NaN of them, those of the other heads do not.
+        # The key gets NaN of its row, in plain math the others of its head do, too.
         for name in ("out", *GRADIENTS):
             ours, same_precision, exact = (getattr(r, name) for r in (result, plain, truth))
             where = rows[..., None] if name in ("out", "dq") else exact.isnan()
-            assert torch.equal(ours.isnan(), where.expand_as(ours)), name
+            assert not (ours.isnan() & ~where).any(), name
+            if name in ("dk", "dv"):
+                assert torch.equal(ours[:, key].isnan(), exact[:, key].isnan()), name
+            else:
+                assert torch.equal(ours.isnan(), where.expand_as(ours)), name
             tensors = (t.masked_fill(where, 0) for t in (ours, same_precision, exact))
             assert_close(name, *tensors, GRADIENT_FLOOR if name in GRADIENTS else 0)
 
@@ -439,12 +443,14 @@ class TestMemory:
         problem = dense(2048, 2048, bias="causal", bias_form="one", bias_layout=layout, heads_kv=1)
         inputs = make_inputs(problem)
         copy = inputs.bias.nbytes if copied else 0
+        # The allocator may give up to a MiB more than was asked for a large tensor.
+        lists = 2**20 if copied else 2**16
         most, kept = self.peak(lambda: cudnn_forward(problem, inputs))
-        assert most - kept <= copy + 2**16, (most, kept)
+        assert most - kept <= copy + lists, (most, kept)
         forward = cudnn_forward(problem, inputs)
         most, kept = self.peak(lambda: cudnn_backward(problem, inputs, forward))
         delta = forward[1].nbytes
-        assert most - kept <= copy + delta + 2**16, (most, kept)
+        assert most - kept <= copy + delta + lists, (most, kept)
 
 
 @pytest.mark.usefixtures("strict")
@@ -452,8 +458,8 @@ def test_what_a_call_launches():
     """A call's lists are made for it: once in a forward, twice in a backward."""
     problem = dense(512, 512, bias="causal")
     inputs = make_inputs(problem)
-    names = [name for name in kernels_of(lambda: cudnn_forward(problem, inputs)) if "map" in name]
-    assert len(names) == 1, names
+    found = kernels_of(lambda: cudnn_forward(problem, inputs))
+    assert sum("map_queries" in name for name in found) == 1, found
     forward = cudnn_forward(problem, inputs)
     found = kernels_of(lambda: cudnn_backward(problem, inputs, forward))
     assert sum("map_queries" in name for name in found) == 1, found
