@@ -44,8 +44,8 @@ WORKSPACE = Tensor("fp32", 2, batched=True, align=ACCUM_ALIGN)
 # [batch, heads, queries, keys], read in pairs of 16-bit elements. What is broadcast has a stride of
 # 0; of the MAP ops the batch and the heads are those that differ.
 BIAS = Tensor(None, 3, batched=True, align=2)
-# [batch, heads, query tiles, LIST_HEADER + key blocks], or key blocks first: what kernels/sm90/bias.py
-# says of a list
+# [batch, heads, query tiles, header and key blocks], or [..., key blocks, header and query tiles]:
+# what kernels/sm90/bias.py says of lists
 LISTS = Tensor("int32", 4)
 # [batch, heads, tiles of 64 queries, tiles of 64 keys]: classes of kernels/sm90/map_queries.py
 CELLS = Tensor("int32", 4)

@@ -260,9 +260,10 @@ def candidates(default: Kernel) -> tuple[Kernel, ...]:
     if default.head_dim != default.head_dim_v or default.deterministic:
         return ()
     rows: tuple[Row, ...] = ()
+    measured = default.mask in (Mask.FULL, Mask.CAUSAL)
     if default.op is Op.BACKWARD:
         rows = BACKWARD_CANDIDATES.get((default.head_dim, default.mask), ())
-    elif default.op is Op.FORWARD and default.mask in (Mask.FULL, Mask.CAUSAL) and default.block_m > 64:
+    elif default.op is Op.FORWARD and measured and default.block_m > 64:
         found = FORWARD_CANDIDATES.get(default.head_dim, ())
         rows = tuple(row | registers(default.layout, row["block_m"]) for row in found)
     return tuple(replace(default, tuned=True, **row) for row in rows)

@@ -37,7 +37,8 @@ from quack import layout_utils, sm90_utils
 from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
-from kernels.sm90.bias import ALL, FREE, added, entry as entry_of
+from kernels.sm90 import bias as biases
+from kernels.sm90.bias import ALL, FREE
 from kernels.sm90.limits import Limits, limits_of
 from kernels.sm90.masks import Edge, KeyBounds, Masks
 from kernels.sm90.output import Destination, Output
@@ -431,7 +432,7 @@ class BackwardKeys:
         """The number of the query tile at hand."""
         number = place.tile
         if const_expr(self.biased):
-            number = entry_of(limits.lists, *self.list_of(tile, place.head), place.tile)
+            number = biases.entry(limits.lists, *self.list_of(tile, place.head), place.tile)
         return number
 
     @cute.jit
@@ -765,8 +766,8 @@ class BackwardKeys:
         for c in cutlass.range_constexpr(cute.size(scores, mode=[1])):
             query = cutlass.min(first + where[0, c][1], tile.rows - 1)
             for r in cutlass.range_constexpr(2):
-                element = bias[query, keys[r]]
-                scores[r, c] = added(scores[r, c], element, limits.inverse_scale, True)
+                element, score = bias[query, keys[r]], scores[r, c]
+                scores[r, c] = biases.added(score, element, limits.inverse_scale, careful=True)
 
     # The end
 

@@ -27,7 +27,9 @@ class Lister:
     """Subclasses say of which kind a tile is: kind(cells, place, tile, keys)."""
 
     @cute.jit
-    def write(self, cells: cute.Tensor, lists: cute.Tensor, place: Place, tiles: Int32, keys: Int32):
+    def write(
+        self, cells: cute.Tensor, lists: cute.Tensor, place: Place, tiles: Int32, keys: Int32
+    ):
         """Lists those of the first `tiles` that are not hidden. One warp does it. A list without
         tiles gets one that is hidden."""
         lane = cute.arch.lane_idx()

@@ -6,9 +6,9 @@ other key, such a key has a weight of zero. A query from which every key is hidd
 finite bias, attends to these; so the tiles that have such keys are listed for its tile, too.
 
 A CTA has a query tile, and each of its warps goes over cells of 64 queries and 64 keys of it. A
-lane reads two keys of each query. Most cells of most masks have one bias everywhere. Where a warp
-knows already that its queries all see a key, a few of them tell that a cell has a bias. The kinds
-of the cells go to memory, where kernels/sm90/map_keys.py finds them.
+lane reads two keys of each query. Most cells of most masks have the same bias everywhere. Where the
+cell before has a bias, and the queries are known to see keys, a few queries tell whether a cell has
+one, too. The kinds of the cells go to memory, where kernels/sm90/map_keys.py finds them.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32, Int64, const_expr
+from cutlass import Int32, Int64
 from cutlass.utils import SmemAllocator
 
 from kernels.common import symbolic
@@ -28,7 +28,7 @@ from kernels.sm90.lists import BIASED_TILE, CAREFUL_TILE, CUT_TILE, FREE_TILE, H
 from kernels.sm90.warpgroups import WARP
 
 WARPS = 16
-HALF = 32  # queries of a cell that are in registers at a time
+PART = 16  # queries of a cell that are gone through at a time: 32 would spill
 # The bits of the hidden elements, from HIDDEN to minus infinity. HIDDEN is -65504, or as near to it
 # as bf16 comes: PyTorch fills bool masks with it where it does not use minus infinity.
 HIDDEN = {"bf16": 0xC780, "fp16": 0xFBFF}
@@ -71,6 +71,12 @@ class Queries(NamedTuple):
     def __and__(self, other: "Queries") -> "Queries":
         return Queries(self.low & other.low, self.high & other.high)
 
+    def followed_by(self, bits: Int32) -> "Queries":
+        """Drops the first PART queries, and puts others behind the last."""
+        rest = (1 << 32 - PART) - 1
+        low = (self.low >> PART) & rest | self.high << 32 - PART
+        return Queries(low, (self.high >> PART) & rest | bits << 32 - PART)
+
     def any(self):
         return (self.low | self.high) != 0
 
@@ -82,12 +88,11 @@ class Cell(NamedTuple):
     low: Int32  # whether a bias is LOW, but not minus infinity
 
 
-class Half(NamedTuple):
-    """The same of half the queries, bits of one word."""
+class Part(NamedTuple):
+    """The same of a few queries, whose bits are the lowest ones."""
 
     seen: Int32
     finite: Int32
-    zero: Int32
     low: Int32
 
 
@@ -124,9 +129,7 @@ class MapQueries(tile_lists.Lister):
         class Storage:
             found: cute.struct.MemRange[Int32, WARPS * WORDS]
 
-        found = SmemAllocator().allocate(Storage).found.get_tensor(
-            cute.make_layout((WORDS, WARPS))
-        )
+        found = SmemAllocator().allocate(Storage).found.get_tensor(cute.make_layout((WORDS, WARPS)))
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         cta, _, _ = cute.arch.block_idx()
         _, heads, tiles, _ = lists.shape
@@ -150,21 +153,24 @@ class MapQueries(tile_lists.Lister):
         lane = cute.arch.lane_idx()
         seen, finite = Queries.none(), Queries.none()
         there = first_queries(strip.rows)
+        likely = Int32(0)  # whether the cell before has a bias
         if strip.rows > 0:
             columns = cute.ceil_div(strip.keys, CELL)
             for column in cutlass.range(
                 warp // self.strips, columns, WARPS // self.strips, unroll=1
             ):
                 known = Int32(SEEN | FINITE)
-                if (there.low & ~seen.low) | (there.high & ~seen.high) != 0 or not self.has_bias(
-                    bias, strip, column
-                ):
+                biased = False
+                if likely != 0 and (there.low & ~seen.low) | (there.high & ~seen.high) == 0:
+                    biased = self.has_bias(bias, strip, column)
+                if not biased:
                     cell = self.cell(bias, strip, column, there)
                     seen, finite = seen | cell.seen, finite | cell.finite
                     known = SEEN if cell.seen.any() else 0
                     known = known | (ZERO if cell.zero != 0 else 0)
                     known = known | (FINITE if cell.finite.any() else 0)
                     known = known | (LOW_BIT if cell.low != 0 else 0)
+                likely = 1 if known & SEEN != 0 and known & ZERO == 0 else 0
                 if lane == 0:
                     cells[strip.batch, strip.head, strip.index, column] = known
         if lane == 0:
@@ -208,47 +214,48 @@ class MapQueries(tile_lists.Lister):
 
     @cute.jit
     def cell(self, bias, strip: Strip, column, there: Queries) -> Cell:
-        seen, finite, zero, low = Queries.none(), Queries.none(), Int32(1), Int32(0)
-        for first in cutlass.range(0, CELL, HALF, unroll=1):  # both at once would spill
-            half = self.half(bias, strip, column, first)
-            seen, finite = Queries(seen.high, half.seen), Queries(finite.high, half.finite)
-            zero, low = zero & half.zero, low | half.low
-        return Cell(seen & there, finite & there, zero, low)
-
-    @cute.jit
-    def half(self, bias, strip: Strip, column, first: Int32) -> Half:
-        words, elements = self.words(bias, strip, column, first, HALF)
+        words, elements = self.words(bias, strip, column, Int32(0), CELL)
         # Keys that are none are at minus infinity, and count for nothing in `zero`.
-        put = ~elements & Int32(self.infinite << 16 | self.infinite)
-        differing, magnitude = Int32(0), Int32(0)
-        for r in cutlass.range_constexpr(HALF):
+        put = self.infinities(elements)
+        differing, magnitude, start = Int32(0), Int32(0), words[0] & elements | put
+        for r in cutlass.range_constexpr(CELL):
             magnitude = magnitude | (words[r] & elements)
-            words[r] = (words[r] & elements) | put
-            differing = differing | (words[r] ^ words[0])
+            differing = differing | ((words[r] & elements | put) ^ start)
         zero = cute.arch.vote_all_sync(magnitude & MAGNITUDES == 0)
-        everywhere = cute.arch.shuffle_sync(words[0], 0)
+        everywhere = cute.arch.shuffle_sync(start, 0)
         one, other = self.both(everywhere)
-        seen, finite, low = Int32(-1), Int32(-1), Int32(0)
-        if cute.arch.vote_all_sync(differing == 0 and words[0] == everywhere and one == other):
-            seen = 0 if self.hides(one) else seen
-            finite = 0 if one == self.infinite else finite
+        seen, finite, low = Queries(Int32(-1), Int32(-1)), Queries(Int32(-1), Int32(-1)), Int32(0)
+        if cute.arch.vote_all_sync(differing == 0 and start == everywhere and one == other):
+            seen = self.none_if(self.hides(one), seen)
+            finite = self.none_if(one == self.infinite, finite)
             low = 1 if self.is_low(one) else low
         else:
-            seen, finite, low = self.one_by_one(words)
-        return Half(seen, finite, 1 if zero else 0, low)
+            for first in cutlass.range(0, CELL, PART, unroll=1):
+                part = self.part(bias, strip, column, first)
+                seen, finite = seen.followed_by(part.seen), finite.followed_by(part.finite)
+                low = low | part.low
+        return Cell(seen & there, finite & there, 1 if zero else 0, low)
 
     @cute.jit
-    def one_by_one(self, words: cute.Tensor):
-        """Which queries see a key, of which a key is not at minus infinity, and whether any is
-        LOW."""
+    def none_if(self, condition, queries: Queries) -> Queries:
+        return Queries.none() if condition else queries
+
+    def infinities(self, elements: Int32) -> Int32:
+        """Minus infinity where a lane's word has no elements."""
+        return ~elements & Int32(self.infinite << 16 | self.infinite)
+
+    @cute.jit
+    def part(self, bias, strip: Strip, column, first: Int32) -> Part:
+        """Goes through some queries one by one."""
+        words, elements = self.words(bias, strip, column, first, PART)
         seen, finite, low = (Int32(0) for _ in range(3))
-        for r in cutlass.range_constexpr(HALF):
-            one, other = self.both(words[r])
+        for r in cutlass.range_constexpr(PART):
+            one, other = self.both(words[r] & elements | self.infinities(elements))
             bit = Int32(1) << r
             seen |= 0 if self.hides(one) and self.hides(other) else bit
             finite |= 0 if one == self.infinite and other == self.infinite else bit
             low |= 1 if self.is_low(one) or self.is_low(other) else 0
-        return (cute.arch.warp_redux_sync(bits, "or") for bits in (seen, finite, low))
+        return Part(*(cute.arch.warp_redux_sync(bits, "or") for bits in (seen, finite, low)))
 
     @cute.jit
     def is_low(self, element: Int32):

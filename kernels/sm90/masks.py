@@ -108,7 +108,6 @@ class Masks:
     def fetch(self, position, bounds, window: Window, edge: Edge) -> None:
         """Reads what `mask` needs of memory: nothing. It may stand between the issue of a product
         and the wait for it."""
-        return None
 
     @cute.jit
     def mask(

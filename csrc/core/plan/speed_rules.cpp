@@ -16,6 +16,11 @@ const char* reason(const Rule& rule) {
              : "the stock kernel is faster for this few queries, or this few keys";
 }
 
+// Such a bias, as of ALiBi or T5, hides no tiles: to skip these is what makes the kernels with a
+// bias fast. With 2,048 and 4,096 queries on an H200, cuDNN takes 0.51 to 0.84 of their time for
+// forward and backward.
+bool has_bias_by_head(const Problem& p) { return p.bias && p.bias_heads > 1; }
+
 // PyTorch narrows window bounds to int.
 bool fits_int(int64_t bound) { return bound == static_cast<int>(bound); }
 
@@ -41,6 +46,7 @@ const char* stock_is_faster(const Problem& p, const Kernel& kernel, Features f,
   } else if (p.deterministic) {
     return nullptr;  // cuDNN's backward is not.
   }
+  if (has_bias_by_head(p)) return "cuDNN is faster where each head has a bias of its own";
   for (const Rule& rule : rules) {
     if (rule.holds(f)) return reason(rule);
   }
