@@ -215,7 +215,7 @@ class TestValues:
         assert_matches_reference(problem, inputs, result)
 
 
-@pytest.mark.usefixtures("lenient")
+@pytest.mark.usefixtures("strict")
 class TestFunction:
     """F.scaled_dot_product_attention, as users call it."""
 
@@ -250,16 +250,6 @@ class TestFunction:
         result = run_autograd(problem, inputs, backward=True, backend=None)
         assert_matches_reference(problem, inputs, result, check_lse=False)
 
-    @pytest.mark.parametrize("boolean", (False, True), ids=("float", "bool"))
-    @pytest.mark.parametrize("queries", (1, 2, 7, 33, 64))
-    def test_few_queries(self, queries, boolean):
-        """Whoever runs them."""
-        problem = dense(queries, 500, bias="padding_left", **GROUPED)
-        inputs = make_inputs(problem)
-        given, expected = (as_bool(inputs), filled(inputs)) if boolean else (inputs, inputs)
-        result = run_autograd(problem, given, backward=True, backend=None)
-        assert_matches_reference(problem, expected, result, check_lse=False)
-
     @pytest.mark.parametrize("head_dims", HEAD_DIMS, ids=str)
     def test_head_dims(self, head_dims):
         head_dim, head_dim_v = head_dims
@@ -286,6 +276,31 @@ class TestFunction:
         expected = runs_ours(problem, inputs, backward=True)
         assert ("ours" in found) == expected == (len(shape) != 3), found
         assert "cudnn" not in found, found
+
+
+@pytest.mark.usefixtures("lenient")
+class TestByDefault:
+    """The same with the speed rules, and what other kernels run."""
+
+    @pytest.mark.parametrize("boolean", (False, True), ids=("float", "bool"))
+    @pytest.mark.parametrize("queries", (1, 2, 7, 33, 64))
+    def test_few_queries(self, queries, boolean):
+        """Whoever runs them."""
+        problem = dense(queries, 500, bias="padding_left", **GROUPED)
+        inputs = make_inputs(problem)
+        given, expected = (as_bool(inputs), filled(inputs)) if boolean else (inputs, inputs)
+        result = run_autograd(problem, given, backward=True, backend=None)
+        assert_matches_reference(problem, expected, result, check_lse=False)
+
+    @pytest.mark.parametrize("form", ("queries_keys", "batch", "heads", "all"))
+    def test_a_bias_by_head_is_left_to_cudnn(self, form):
+        """cuDNN is faster there."""
+        problem = dense(1024, 1024, bias="holes", bias_form=form)
+        inputs = make_inputs(problem)
+        ours = form not in ("heads", "all")
+        assert runs_ours(problem, inputs, backward=True) == ours
+        found = providers_of(lambda: run_autograd(problem, inputs, backward=True, backend=None))
+        assert ("ours" in found, "cudnn" in found) == (ours, not ours), found
 
     def test_a_mask_that_requires_a_gradient_gets_one(self):
         problem = dense(128, 256, bias="normal")
