@@ -12,8 +12,6 @@ LIMITS = (
     ("another GPU, such as 8.0", {"capability": 80}),
     ("8 query heads, 3 key/value heads", {"num_heads_kv": 3}),
     ("65,536 query heads on one key/value head", {"num_heads": 65_536, "num_heads_kv": 1}),
-    ("`attn_mask` on Blackwell", {"capability": 100, "bias": (1, 1)}),
-    ("`attn_mask` and `is_causal`", {"is_causal": True, "bias": (1, 1)}),
     ("2^30 keys", {"batch": 1, "seqlen_k": 2**30, "total_k": 2**30}),
     (
         "4,096 queries on paged keys and values (`block_table`)",
