@@ -239,6 +239,14 @@ class Instructions:
             f"{SHIFTS[name]}({self.value(operands[1], modifiers[-1])}, {by}, '{modifiers[-1]}')",
         )
 
+    def _shf(self, modifiers, operands, _):
+        if modifiers[1] != "wrap":
+            raise ValueError
+        low, high, by = (f"{self.value(x, 'b32')}.astype(U64)" for x in operands[1:])
+        both, by = f"({high} << U64(32) | {low})", f"({by} & U64(31))"
+        shifted = f"({both} << {by}) >> U64(32)" if modifiers[0] == "l" else f"({both} >> {by})"
+        return self.set(operands[0], f"({shifted}).astype(U32)")
+
     def _extreme(self, name, modifiers, operands):
         kind = modifiers[-1]
         values = [self.value(x, kind) for x in operands[1:]]
