@@ -49,7 +49,7 @@ def maps_of(problem: dict, chosen) -> dict[str, tuple[int, int]]:
 @given(biased_problems())
 def test_a_bias_gets_the_smallest_bucket_of_its_own_kernels(problem):
     """One pair of kernels runs the backward of every ratio of heads, and is deterministic."""
-    chosen = plan(problem, speed_rules=True)
+    chosen = plan(problem)
     assert chosen.supported, (problem, chosen.reason)
     kernel = chosen.kernel
     bucket = min(
@@ -157,6 +157,26 @@ def test_few_queries_with_a_bias_are_not_decoded(seqlen_q):
     for overrides in (fa4_core.Overrides(), everywhere):
         chosen = fa4_core.plan(core_problem(LEGAL | lengths | BIAS), False, overrides)
         assert chosen.kernel.mask == fa4_core.Mask.BIAS, describe(chosen)
+
+
+@pytest.mark.parametrize("op", ("forward", "backward"))
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"bias": (2, 8)}, "cuDNN is faster where each head has a bias of its own"),
+        ({"seqlen_q": 8, "total_q": 16}, None),
+        ({"seqlen_q": 7, "total_q": 14}, "cuDNN is faster with a bias for this few queries"),
+        ({"seqlen_k": 129, "total_k": 258}, None),
+        ({"seqlen_k": 128, "total_k": 256}, "cuDNN is faster with a bias for this few keys"),
+    ],
+)
+def test_cudnn_keeps_what_it_is_faster_at(change, reason, op):
+    long = {"seqlen_q": 1024, "seqlen_k": 1024, "total_q": 2048, "total_k": 2048}
+    problem = LEGAL | long | BIAS | {"op": op, "peer": "cudnn"} | change
+    chosen = plan(problem, speed_rules=True)
+    assert (chosen.reason or None) == reason and chosen.supported == (reason is None)
+    assert plan(problem).supported
 
 
 @pytest.mark.parametrize("op", ("forward", "backward"))

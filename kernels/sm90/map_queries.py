@@ -35,9 +35,9 @@ HIDDEN = {"bf16": 0xC780, "fp16": 0xFBFF}
 MINUS_INFINITY = {"bf16": 0xFF80, "fp16": 0xFC00}
 ELEMENT = 0xFFFF  # the first of a word's two
 MAGNITUDES = 0x7FFF7FFF  # of both
-# From here on, -2^30, a product with the scale that is rounded may be so far from the true one that
-# two to the difference is no number of fp32. fp16 has no such elements.
-LOW = {"bf16": 0xCE80, "fp16": 0xFC00}
+# From here on, -2^20, a score beside the bias is rounded by more than scores differ, and it matters
+# how. fp16 has no such elements.
+LOW = {"bf16": 0xC980, "fp16": 0xFC00}
 # What is known of a cell before it has a kind, in bits: whether a key is seen, whether the bias is
 # zero everywhere, whether a key's bias is not minus infinity, whether one is LOW.
 SEEN, ZERO, FINITE, LOW_BIT = 1, 2, 4, 8

@@ -307,6 +307,7 @@ class TestByDefault:
         inputs = make_inputs(problem)
         mask = inputs.bias.requires_grad_()
         q, k, v = heads_first(inputs)
+        q.requires_grad_()  # else PyTorch's forward leaves out what its backward reads
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         (gradient,) = torch.autograd.grad(out.float().square().sum(), mask)
         assert gradient.abs().max() > 0 and gradient.isfinite().all()

@@ -29,7 +29,7 @@ from interpreter.sources import digest
 from scripts.core_problem import core_problem
 
 CELL, HEADER = 64, 4
-LOW = -(2.0**30)  # scores of queries that see nothing else are added with care from here on
+LOW = -(2.0**20)  # scores of queries that see nothing else are added with care from here on
 FREE, BIASED, CAREFUL, CUT, HIDDEN = range(5)  # the kinds of tiles
 SM_COUNT = 3
 
