@@ -66,7 +66,7 @@ def test_a_workload_without_an_integration_runs(name):
     assert found and all(one.isfinite().all() for one in found.values())
 
 
-@pytest.mark.parametrize("name", slow(ON_CPU))
+@pytest.mark.parametrize("name", slow(WORKLOADS))
 def test_a_workload_is_the_same_each_time(name):
     """Contenders run in processes of their own, and are compared with one truth."""
     contender = "eager" if WORKLOADS[name].eager else "torch"
@@ -135,6 +135,14 @@ def test_the_figure_is_written(tmp_path):
     header = {"device": "NVIDIA H200", "torch": "2.11.0"}
     report.draw({"header": header, "clients": RESULTS}, str(tmp_path / "figure.png"))
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_contenders_share_no_compiled_graphs(tmp_path):
+    folders = {
+        command.ContenderProcess(one, tmp_path, []).environment["TORCHINDUCTOR_CACHE_DIR"]
+        for one in (REFERENCE, *CONTENDERS)
+    }
+    assert len(folders) == 1 + len(CONTENDERS)
 
 
 class Answers:

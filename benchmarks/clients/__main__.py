@@ -45,6 +45,9 @@ class ContenderProcess:
             sys.executable, "-m", "benchmarks.clients.child", contender, f"--folder={folder}",
             *options,
         ]  # fmt: skip
+        # PyTorch finds a compiled graph by the program, whichever backend its attention is for.
+        cache = folder / f"compiled_{contender}"
+        self.environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
         self.child: supervisor.Child | None = None
 
     def start(self) -> None:
@@ -53,7 +56,7 @@ class ContenderProcess:
         Raises:
             HungError, DiedError: it did not start.
         """
-        self.child = supervisor.Child(self.command, dict(os.environ), LIMIT_S)
+        self.child = supervisor.Child(self.command, self.environment, LIMIT_S)
 
     def stop(self) -> None:
         if self.child:

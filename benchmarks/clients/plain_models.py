@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.clients.contenders import EAGER
 from benchmarks.clients.language_models import lengths_of
 from benchmarks.clients.workload import BACKENDS, Place, Results, Step, Workload, loss
 
@@ -87,11 +88,19 @@ def encoder(implementation: str, place: Place, *, padded: bool) -> Step:
     return training(model, lambda: model(x, src_key_padding_mask=hidden), valid)
 
 
+def one_by_one(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int]):
+    """Returns causal attention within packed sequences, each in a call of its own."""
+    sequences = zip(*(x.transpose(0, 1).split(lengths, 1) for x in (q, k, v)), strict=True)
+    outs = [F.scaled_dot_product_attention(*one, is_causal=True) for one in sequences]
+    return torch.cat(outs, 1).transpose(0, 1)
+
+
 def varlen(implementation: str, place: Place) -> Step:
-    """Makes attention over packed sequences through torch.nn.attention.varlen."""
+    """Makes attention over packed sequences through torch.nn.attention.varlen, which computes
+    neither in fp32 nor by math: the reference takes the sequences one by one."""
     from torch.nn.attention.varlen import varlen_attn
 
-    lengths = lengths_of(8, 2048)
+    lengths = lengths_of(8, place.size(2048, 32))
     cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int().to(place.device)
     total, longest = int(lengths.sum()), int(lengths.max())
     q, k, v, gradient = (place.normal(total, HEADS, 128, seed=seed) for seed in range(4))
@@ -100,7 +109,10 @@ def varlen(implementation: str, place: Place) -> Step:
     window = {"window_size": (-1, 0)}
 
     def step() -> Results:
-        out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **window)
+        if implementation == EAGER:
+            out = one_by_one(q, k, v, lengths.tolist())
+        else:
+            out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **window)
         dq, dk, dv = torch.autograd.grad(out, (q, k, v), gradient)
         return {"out": out.detach(), "dq": dq, "dk": dk, "dv": dv}
 
@@ -121,5 +133,5 @@ WORKLOADS = (
     ),
     Workload("TransformerEncoder", partial(encoder, padded=False), IMPORT_ALONE),
     Workload("TransformerEncoder, padded", partial(encoder, padded=True), IMPORT_ALONE),
-    Workload("varlen_attn", varlen, ("torch", "import")),
+    Workload("varlen_attn", varlen, ("torch", "import"), eager=True),
 )

@@ -58,8 +58,8 @@ class Workload:
 
     Attributes:
         contenders: names of contenders that can run it.
-        eager: whether its results without fa4_ext come from transformers' eager attention, because
-            the model has no other.
+        eager: whether the implementation "eager" computes the reference: transformers' own where a
+            model has no other without fa4_ext, a program's where the measured one is no math.
         compiled: whether the step is a compiled program, which chooses its kernels once.
     """
 

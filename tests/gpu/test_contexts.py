@@ -159,11 +159,14 @@ def test_green_context(script):
 )
 @pytest.mark.parametrize("share", (10, 30, 75))
 def test_a_share_of_the_device_under_mps(share, tmp_path):
-    """The share, in percent, is what the driver says that the device has."""
+    """The share, in percent, is what the driver says that the device has. A daemon that sees a part
+    of the devices would number them anew, so that CUDA_VISIBLE_DEVICES=1 names none to its clients.
+    """
     folders = {f"CUDA_MPS_{name}_DIRECTORY": str(tmp_path / name) for name in ("PIPE", "LOG")}
     for folder in folders.values():
         os.mkdir(folder)
     environment = {**os.environ, **folders}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
     subprocess.run(["nvidia-cuda-mps-control", "-d"], env=environment, check=True)
     try:
         run_script(

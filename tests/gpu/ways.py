@@ -195,8 +195,7 @@ def choosing(*backends: SDPBackend):
 
 SDPA = "F.scaled_dot_product_attention"
 VARLEN = "torch.nn.attention.varlen"
-# In inference torch 2.11's modules compute attention themselves; 2.15's call cuDNN's op.
-FASTPATH = (PYTORCH, NOT_RUN, OURS)
+FASTPATH = (OURS, NOT_RUN, OURS)
 WAYS = (
     Way(SDPA, sdpa(), (OURS,)),
     Way("is_causal", sdpa(is_causal=True), (OURS,)),
