@@ -34,7 +34,8 @@ struct Distinct {
 
 // With an odd number of keys, the last pair of the last row may end behind the tensor.
 bool is_readable(const Distinct& bias, int64_t keys, int64_t byte_offset) {
-  return keys % 2 == 0 && bias.size[kKeys] == keys && can_read_pairs(kDims, bias.size, bias.stride, byte_offset);
+  return keys % 2 == 0 && bias.size[kKeys] == keys &&
+         can_read_pairs(kDims, bias.size, bias.stride, byte_offset);
 }
 
 // Returns a copy of what differs. The keys are as many as the problem has, even if they were
@@ -89,6 +90,7 @@ void fill_bias(const Inputs& in, Problem& p) {
   const Distinct distinct(*in.bias);
   p.bias_batch = distinct.size[0];
   p.bias_heads = distinct.size[1];
+  p.bias_in_rows = distinct.size[kKeys] == p.seqlen_k && distinct.stride[kKeys] == 1;
 }
 
 bool bias_is_readable(const TensorInfo& bias, const Problem& p, int64_t byte_offset) {

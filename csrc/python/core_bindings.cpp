@@ -95,7 +95,8 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readwrite("num_splits", &Problem::num_splits)
       .def_readwrite("bias", &Problem::bias)
       .def_readwrite("bias_batch", &Problem::bias_batch)
-      .def_readwrite("bias_heads", &Problem::bias_heads);
+      .def_readwrite("bias_heads", &Problem::bias_heads)
+      .def_readwrite("bias_in_rows", &Problem::bias_in_rows);
 
   py::class_<Kernel>(m, "Kernel")
       .def_readonly("name", &Kernel::name)

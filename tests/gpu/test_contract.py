@@ -280,8 +280,10 @@ LEFT_TO_STOCK = {
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         dict(device="cpu"),
     ),
-    "attn_mask": (
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=q.new_zeros(256, 256)),
+    "attn_mask_by_head": (
+        lambda q, k, v: F.scaled_dot_product_attention(
+            q, k, v, attn_mask=q.new_zeros(1, 4, 256, 256)
+        ),
         dict(),
     ),
 }

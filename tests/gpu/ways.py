@@ -237,7 +237,7 @@ WAYS = (
     Way(
         "nn.TransformerEncoder, training, padding mask",
         module(encoder, train=True, padding=True),
-        (PYTORCH,),
+        (OURS,),
     ),
     Way("nn.TransformerEncoder, inference", module(encoder, train=False), FASTPATH),
     Way(
