@@ -39,11 +39,11 @@ from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
 from kernels.sm90 import bias as biases
 from kernels.sm90.bias import ALL, FREE
-from kernels.sm90.limits import Limits, limits_of
 from kernels.sm90.masks import Edge, KeyBounds, Masks
 from kernels.sm90.output import Destination, Output
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
+from kernels.sm90.visibility import Visibility, visibility_of
 from kernels.sm90.warpgroups import ROWS, WARP, WARPGROUP
 from kernels.sm90.window import Window
 
@@ -224,7 +224,7 @@ class BackwardKeys:
         self.kernel(
             atom_q, tma_q, atom_k, tma_k, atom_v, tma_v, atom_do, tma_do, lse, delta, dk, dv,
             scale, offsets_q, offsets_k,
-            limits_of(window_size_left, window_size_right, bias, lists, scale), sizes, layout,
+            visibility_of(window_size_left, window_size_right, bias, lists, scale), sizes, layout,
             layout_v, resident_k, resident_v, mma_scores, mma_dk, mma_dv,
         ).launch(
             grid=[sizes.blocks * sizes.heads, 1, 1], block=[3 * WARPGROUP, 1, 1], stream=stream,
@@ -287,7 +287,7 @@ class BackwardKeys:
         scale: Float32,
         offsets_q: packed.Offsets | None,
         offsets_k: packed.Offsets | None,
-        limits: Limits,
+        visibility: Visibility,
         sizes: Sizes,
         layout: cute.ComposedLayout,
         layout_v: cute.ComposedLayout,
@@ -338,32 +338,32 @@ class BackwardKeys:
         if const_expr(self.varlen):
             packed.clear_outside(dk, offsets_k)
             packed.clear_outside(dv, offsets_k)
-        tile = self.tile(sizes, offsets_q, offsets_k, limits)
+        tile = self.tile(sizes, offsets_q, offsets_k, visibility)
         pipeline.pipeline_init_wait()
         if tile.row < tile.keys:
             if warp < WARPS:
                 cute.arch.setmaxregister_decrease(self.producer_registers)
                 if warp == 0:
-                    self.load(tile, limits, loads)
+                    self.load(tile, visibility, loads)
                 if warp == 1:
-                    self.load_statistics(tile, limits, rows)
+                    self.load_statistics(tile, visibility, rows)
             else:
                 cute.arch.setmaxregister_increase(self.consumer_registers)
                 if warp < 2 * WARPS:
                     group = self.warpgroup(
                         loads.k, loads.q, loads.dout, rows, handover, mma_scores, mma_dv
                     )
-                    self.sum_values(group, tile, limits, scale, dv)
+                    self.sum_values(group, tile, visibility, scale, dv)
                 else:
                     group = self.warpgroup(
                         loads.v, loads.dout, loads.q, rows, handover, mma_scores, mma_dk
                     )
-                    self.sum_keys(group, tile, limits, scale, dk)
+                    self.sum_keys(group, tile, visibility, scale, dk)
 
     # What a CTA works on
 
     @cute.jit
-    def tile(self, sizes: Sizes, offsets_q, offsets_k, limits: Limits) -> Tile:
+    def tile(self, sizes: Sizes, offsets_q, offsets_k, visibility: Visibility) -> Tile:
         cta, _, _ = cute.arch.block_idx()
         if const_expr(self.varlen):
             place = backward_parts.packed_place(cta, offsets_k, ROWS)
@@ -380,11 +380,11 @@ class BackwardKeys:
             end_q, end_k = rows, keys
         return Tile(
             row, head, batch, rows, keys, end_q, end_k,
-            *self.query_tiles(row, rows, keys, limits), sizes.ratio,
+            *self.query_tiles(row, rows, keys, visibility), sizes.ratio,
         )  # fmt: skip
 
     @cute.jit
-    def query_tiles(self, row: Int32, rows: Int32, keys: Int32, limits: Limits):
+    def query_tiles(self, row: Int32, rows: Int32, keys: Int32, visibility: Visibility):
         """Which query tiles see keys from `row` on, [begin, end), and which of them see all of
         these keys, [free_begin, free_end)."""
         begin, end = Int32(0), cute.ceil_div(rows, ROWS)
@@ -392,12 +392,12 @@ class BackwardKeys:
         if const_expr(self.bounded):
             # A key is seen by the queries from `right` before its own position to `left` behind.
             first_key, last_key = row + rows - keys, cutlass.min(row + ROWS, keys) - 1 + rows - keys
-            first = cutlass.max(first_key - limits.right, 0)
-            free_begin = cute.ceil_div(cutlass.max(last_key - limits.right, 0), ROWS)
+            first = cutlass.max(first_key - visibility.right, 0)
+            free_begin = cute.ceil_div(cutlass.max(last_key - visibility.right, 0), ROWS)
             end_query = rows
             if const_expr(self.window):
-                end_query = cutlass.min(last_key + limits.left + 1, rows)
-                free_end = cutlass.max(first_key + limits.left + 1, 0) // ROWS
+                end_query = cutlass.min(last_key + visibility.left + 1, rows)
+                free_end = cutlass.max(first_key + visibility.left + 1, 0) // ROWS
             begin = first // ROWS if first < end_query else 0
             end = cute.ceil_div(end_query, ROWS) if first < end_query else 0
         return begin, end, free_begin, free_end
@@ -406,46 +406,46 @@ class BackwardKeys:
         return Place(Int32(0), tile.begin)
 
     @cute.jit
-    def steps(self, tile: Tile, limits: Limits) -> Int32:
+    def steps(self, tile: Tile, visibility: Visibility) -> Int32:
         """The number of query tiles of all heads."""
         steps = tile.heads * (tile.end - tile.begin)
         if const_expr(self.biased):
             steps = Int32(0)
             for head in range(tile.heads):
-                steps += self.header(tile, head, limits, ALL)
+                steps += self.header(tile, head, visibility, ALL)
         return steps
 
     @cute.jit
-    def end_of(self, tile: Tile, place: Place, limits: Limits) -> Int32:
+    def end_of(self, tile: Tile, place: Place, visibility: Visibility) -> Int32:
         """The end of the query tiles of the head at hand."""
-        return self.header(tile, place.head, limits, ALL) if self.biased else tile.end
+        return self.header(tile, place.head, visibility, ALL) if self.biased else tile.end
 
-    def header(self, tile: Tile, head: Int32, limits: Limits, kind: int) -> Int32:
+    def header(self, tile: Tile, head: Int32, visibility: Visibility, kind: int) -> Int32:
         """A number of the list of a head of the group."""
-        return limits.lists[(*self.list_of(tile, head), kind)]
+        return visibility.lists[(*self.list_of(tile, head), kind)]
 
     def list_of(self, tile: Tile, head: Int32):
         return tile.batch, tile.head * tile.heads + head, tile.row // ROWS
 
     @cute.jit
-    def tile_at(self, tile: Tile, place: Place, limits: Limits) -> Int32:
+    def tile_at(self, tile: Tile, place: Place, visibility: Visibility) -> Int32:
         """The number of the query tile at hand."""
         number = place.tile
         if const_expr(self.biased):
-            number = biases.entry(limits.lists, *self.list_of(tile, place.head), place.tile)
+            number = biases.entry(visibility.lists, *self.list_of(tile, place.head), place.tile)
         return number
 
     @cute.jit
-    def following(self, tile: Tile, place: Place, limits: Limits) -> Place:
-        last = place.tile + 1 == self.end_of(tile, place, limits)
+    def following(self, tile: Tile, place: Place, visibility: Visibility) -> Place:
+        last = place.tile + 1 == self.end_of(tile, place, visibility)
         return Place(place.head + 1 if last else place.head, tile.begin if last else place.tile + 1)
 
     # The warps that load
 
     @cute.jit
-    def load(self, tile: Tile, limits: Limits, loads: Loads):
+    def load(self, tile: Tile, visibility: Visibility, loads: Loads):
         """Loads the keys and values, and Q and dO of all query tiles."""
-        steps = self.steps(tile, limits)
+        steps = self.steps(tile, visibility)
         if steps > 0:
             first = PipelineStateSimple(1, Int32(1))
             for once in (loads.k, loads.v):
@@ -456,7 +456,7 @@ class BackwardKeys:
             state = self.producer_state()
             place = self.first(tile)
             for _ in cutlass.range(steps, unroll=1):
-                row = self.tile_at(tile, place, limits) * ROWS
+                row = self.tile_at(tile, place, visibility) * ROWS
                 for streamed in (loads.q, loads.dout):
                     source = staging.rows_of(
                         streamed.source, tile.head * tile.heads + place.head, tile.batch, tile.rows,
@@ -464,18 +464,18 @@ class BackwardKeys:
                     )  # fmt: skip
                     staging.load_rows(streamed, source, row, state)
                 state.advance()
-                place = self.following(tile, place, limits)
+                place = self.following(tile, place, visibility)
 
     @cute.jit
-    def load_statistics(self, tile: Tile, limits: Limits, statistics: Statistics):
+    def load_statistics(self, tile: Tile, visibility: Visibility, statistics: Statistics):
         """Brings lse and delta of all query tiles, with the powers of two that P's takes. A query
         that is none, or that sees no key, gets an lse of infinity: its P is zero."""
         state = self.producer_state()
         place = self.first(tile)
         lane = cute.arch.lane_idx()
         stages = statistics.stages
-        for _ in cutlass.range(self.steps(tile, limits), unroll=1):
-            row = self.tile_at(tile, place, limits) * ROWS
+        for _ in cutlass.range(self.steps(tile, visibility), unroll=1):
+            row = self.tile_at(tile, place, visibility) * ROWS
             head = tile.head * tile.heads + place.head
             lse = self.of_queries(statistics.lse, tile, head)
             delta = self.of_queries(statistics.delta, tile, head)
@@ -493,7 +493,7 @@ class BackwardKeys:
                 stages[query, DELTA, state.index] = found[i, 1] * 2.0**-EXPONENT
             statistics.pipeline.producer_commit(state)
             state.advance()
-            place = self.following(tile, place, limits)
+            place = self.following(tile, place, visibility)
 
     def of_queries(self, tensor: cute.Tensor, tile: Tile, head: Int32) -> cute.Tensor:
         if self.varlen:
@@ -536,28 +536,28 @@ class BackwardKeys:
         )  # fmt: skip
 
     @cute.jit
-    def sum_values(self, group: Warpgroup, tile: Tile, limits: Limits, scale, dv):
+    def sum_values(self, group: Warpgroup, tile: Tile, visibility: Visibility, scale, dv):
         """Computes P^T and dV."""
-        bounds = None if self.biased else self.query_bounds(group, tile, limits)
+        bounds = None if self.biased else self.query_bounds(group, tile, visibility)
         scale_log2 = scale * LOG2_E
-        steps = self.steps(tile, limits)
+        steps = self.steps(tile, visibility)
         if steps > 0:
             state, place = self.consumer_state(), self.first(tile)
             self.first_scores(group, state)
             lse = self.of_columns(group, LSE, state)
             if const_expr(self.bounded or self.biased):  # noqa: SIM102, the other at run time
-                if not self.is_free(tile, place, limits):
-                    self.mask(group, tile, place, limits, bounds)
+                if not self.is_free(tile, place, visibility):
+                    self.mask(group, tile, place, visibility, bounds)
             self.probabilities(group, lse, scale_log2, state)
             self.convert(group)
             for _ in cutlass.range(1, steps, unroll=1):
                 before = state.clone()
                 state.advance()
-                place = self.following(tile, place, limits)
+                place = self.following(tile, place, visibility)
                 # A branch between the issue of a product and the wait for it would make the
                 # compiler wait at the branch, so each way has both.
                 free = const_expr(not (self.bounded or self.biased))
-                if free or self.is_free(tile, place, limits):
+                if free or self.is_free(tile, place, visibility):
                     self.issue(group, before, state)
                     lse = self.of_columns(group, LSE, state)
                     self.await_scores(group, state)
@@ -567,7 +567,7 @@ class BackwardKeys:
                     self.issue(group, before, state)
                     lse = self.of_columns(group, LSE, state)
                     self.await_scores(group, state)
-                    self.mask(group, tile, place, limits, bounds)
+                    self.mask(group, tile, place, visibility, bounds)
                     self.probabilities(group, lse, scale_log2, state)
                     self.await_sums(group, before)
                 self.convert(group)
@@ -575,9 +575,9 @@ class BackwardKeys:
         self.store(self.output_v, group, tile, Float32(2.0**-EXPONENT), dv)
 
     @cute.jit
-    def sum_keys(self, group: Warpgroup, tile: Tile, limits: Limits, scale, dk):
+    def sum_keys(self, group: Warpgroup, tile: Tile, visibility: Visibility, scale, dk):
         """Computes dS^T and dK."""
-        steps = self.steps(tile, limits)
+        steps = self.steps(tile, visibility)
         if steps > 0:
             state = self.consumer_state()
             self.first_scores(group, state)
@@ -734,24 +734,24 @@ class BackwardKeys:
         return KeyBounds(tuple(first), tuple(end), Int32(0), Int32(0), Int32(0))
 
     @cute.jit
-    def is_free(self, tile: Tile, place: Place, limits: Limits):
+    def is_free(self, tile: Tile, place: Place, visibility: Visibility):
         """Whether every query of a tile sees every key, and there is no bias."""
         begin, end = tile.free_begin, tile.free_end
         if const_expr(self.biased):
-            begin, end = Int32(0), self.header(tile, place.head, limits, FREE)
+            begin, end = Int32(0), self.header(tile, place.head, visibility, FREE)
         return place.tile >= begin and place.tile < end
 
     @cute.jit
-    def mask(self, group: Warpgroup, tile: Tile, place: Place, limits: Limits, bounds):
+    def mask(self, group: Warpgroup, tile: Tile, place: Place, visibility: Visibility, bounds):
         """Hides the scores of queries that do not see the keys of a thread's rows, or adds their
         bias."""
         if const_expr(self.biased):
-            self.add_bias(group, tile, place, limits)
+            self.add_bias(group, tile, place, visibility)
         else:
-            self.masks.mask(group.scores, place.tile, bounds, Edge(left=True), limits, None)
+            self.masks.mask(group.scores, place.tile, bounds, Edge(left=True), visibility, None)
 
     @cute.jit
-    def add_bias(self, group: Warpgroup, tile: Tile, place: Place, limits: Limits):
+    def add_bias(self, group: Warpgroup, tile: Tile, place: Place, visibility: Visibility):
         """Adds the bias to the scores of a query tile. Behind the last query and the last key it
         takes theirs."""
         where = group.mma_scores.get_slice(group.thread).partition_C(
@@ -760,14 +760,14 @@ class BackwardKeys:
         where = layout_utils.reshape_acc_to_mn(where)
         scores = layout_utils.reshape_acc_to_mn(group.scores)
         head = tile.head * tile.heads + place.head
-        first = self.tile_at(tile, place, limits) * ROWS
+        first = self.tile_at(tile, place, visibility) * ROWS
         keys = [cutlass.min(tile.row + where[r, 0][0], tile.keys - 1) for r in range(2)]
-        bias = limits.bias[tile.batch, head, None, None]
+        bias = visibility.bias[tile.batch, head, None, None]
         for c in cutlass.range_constexpr(cute.size(scores, mode=[1])):
             query = cutlass.min(first + where[0, c][1], tile.rows - 1)
             for r in cutlass.range_constexpr(2):
                 element, score = bias[query, keys[r]], scores[r, c]
-                scores[r, c] = biases.added(score, element, limits.inverse_scale, careful=True)
+                scores[r, c] = biases.added(score, element, visibility.inverse_scale, careful=True)
 
     # The end
 

@@ -31,12 +31,12 @@ from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
 from kernels.sm90.barriers import Barrier
-from kernels.sm90.limits import Limits, limits_of, masks_of
 from kernels.sm90.masks import Edge, KeyBounds
 from kernels.sm90.output import Destination, Output
 from kernels.sm90.schedule import Schedule, Tile
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
+from kernels.sm90.visibility import Visibility, masks_of, visibility_of
 from kernels.sm90.warpgroups import ROWS, WARPGROUP, Turns
 
 TILE_WORDS = 12  # int32, of a Tile and padding
@@ -112,7 +112,7 @@ class Warpgroup:
     """What a consuming warpgroup works with."""
 
     index: Int32
-    limits: Limits
+    visibility: Visibility
     scale_log2: Float32
     operands: Operands
     bounds: KeyBounds
@@ -201,8 +201,9 @@ class BackwardQueries:
         mma_dq = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim, source="RS")
         self.kernel(
             atom_q, tma_q, atom_do, tma_do, atom_k, tma_k, atom_v, tma_v, atom_dq, tma_dq, rows,
-            uncovered, scale, limits_of(window_size_left, window_size_right, bias, lists, scale),
-            order, sq_layout, sdo_layout, sk_layout, sv_layout, mma_s, mma_dq,
+            uncovered, scale,
+            visibility_of(window_size_left, window_size_right, bias, lists, scale), order,
+            sq_layout, sdo_layout, sk_layout, sv_layout, mma_s, mma_dq,
         ).launch(
             grid=[num_ctas, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream,
             min_blocks_per_mp=1
@@ -239,7 +240,7 @@ class BackwardQueries:
         rows: Rows,
         uncovered: cute.Tensor,
         scale: Float32,
-        limits: Limits,
+        visibility: Visibility,
         order: Dense | Varlen,
         sq_layout: cute.ComposedLayout,
         sdo_layout: cute.ComposedLayout,
@@ -281,7 +282,7 @@ class BackwardQueries:
         )
         words = storage.tile.get_tensor(cute.make_layout(TILE_WORDS))
         if warp == 0:
-            self.write(self.find(order, limits), words)
+            self.write(self.find(order, visibility), words)
         if const_expr(self.varlen):
             packed.clear_outside(uncovered, order.offsets_q)
         pipeline.pipeline_init_wait()  # the tile is in shared memory, too
@@ -289,15 +290,15 @@ class BackwardQueries:
         if warp < WARPGROUP // 32:
             cute.arch.setmaxregister_decrease(self.producer_registers)
             if warp == 0 and tile.end > 0:
-                self.load(tile, limits, loads)
+                self.load(tile, visibility, loads)
         else:
             cute.arch.setmaxregister_increase(self.consumer_registers)
             if tile.end > 0:
                 to = Destination(dq, None, atom_dq, sq)
-                self.compute(tile, limits, loads, rows, mma_s, mma_dq, scale, to)
+                self.compute(tile, visibility, loads, rows, mma_s, mma_dq, scale, to)
 
     @cute.jit
-    def find(self, order: Dense | Varlen, limits: Limits) -> Tile:
+    def find(self, order: Dense | Varlen, visibility: Visibility) -> Tile:
         """The tile of the CTA; without one, its end is 0. One warp does it."""
         cta, _, _ = cute.arch.block_idx()
         if const_expr(self.varlen):
@@ -318,7 +319,7 @@ class BackwardQueries:
         last_first = self.causal or self.biased
         index = place.tiles - 1 - place.tile if last_first else place.tile
         row = index * self.tile_m
-        begin, end = self.schedule.positions(batch, head, index, rows, keys, limits)
+        begin, end = self.schedule.positions(batch, head, index, rows, keys, visibility)
         end = end if place.tiles > 0 else 0
         head_kv = head // (order.heads // order.heads_kv)
         return Tile(row, head, head_kv, begin, end, batch, rows, keys, end_q, end_k)
@@ -335,7 +336,7 @@ class BackwardQueries:
         return Tile(*(cute.arch.make_warp_uniform(found[i]) for i in range(len(Tile._fields))))
 
     @cute.jit
-    def load(self, tile: Tile, limits: Limits, loads: Loads):
+    def load(self, tile: Tile, visibility: Visibility, loads: Loads):
         """Loads all that the consumers take, in their order."""
         q, dout, k, v = loads.q, loads.dout, loads.k, loads.v
         producer = pipeline.PipelineUserType.Producer
@@ -344,16 +345,16 @@ class BackwardQueries:
         )
         state_k = pipeline.make_pipeline_state(producer, self.k_stages)
         state_v = pipeline.make_pipeline_state(producer, self.v_stages)
-        self.load_block(k, tile, tile.begin, limits, state_k)
+        self.load_block(k, tile, tile.begin, visibility, state_k)
         state_k.advance()
         self.load_queries(q, tile, state_q)
-        self.load_block(v, tile, tile.begin, limits, state_v)
+        self.load_block(v, tile, tile.begin, visibility, state_v)
         state_v.advance()
         self.load_queries(dout, tile, state_do)
         for position in cutlass.range(tile.begin + 1, tile.end, unroll=1):
-            self.load_block(k, tile, position, limits, state_k)
+            self.load_block(k, tile, position, visibility, state_k)
             state_k.advance()
-            self.load_block(v, tile, position, limits, state_v)
+            self.load_block(v, tile, position, visibility, state_v)
             state_v.advance()
 
     @cute.jit
@@ -366,8 +367,8 @@ class BackwardQueries:
             staging.load_rows(load, source, tile.row + i * ROWS, state)
             state.advance()
 
-    def load_block(self, load: Load, tile: Tile, position: Int32, limits: Limits, state):
-        block = self.masks.block_at(tile, position, limits)
+    def load_block(self, load: Load, tile: Tile, position: Int32, visibility: Visibility, state):
+        block = self.masks.block_at(tile, position, visibility)
         source = staging.rows_of(
             load.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen
         )
@@ -397,7 +398,7 @@ class BackwardQueries:
     def compute(
         self,
         tile: Tile,
-        limits: Limits,
+        visibility: Visibility,
         loads: Loads,
         rows: Rows,
         mma_s,
@@ -410,10 +411,10 @@ class BackwardQueries:
         index = cute.arch.make_warp_uniform(thread // WARPGROUP) - 1
         thread = thread % WARPGROUP
         self.turns.begin(index)
-        bounds = self.masks.key_bounds(tile, limits, index, thread, mma_s)
+        bounds = self.masks.key_bounds(tile, visibility, index, thread, mma_s)
         group = Warpgroup(
             index,
-            limits,
+            visibility,
             scale * LOG2_E,
             self.operands(loads, mma_s, mma_dq),
             bounds,
@@ -543,9 +544,9 @@ class BackwardQueries:
     def probabilities(self, group: Warpgroup, position, edge: cutlass.Constexpr):
         """Replaces the scores by P."""
         if const_expr(edge is not None):
-            fetched = self.masks.fetch(position, group.bounds, group.limits, edge)
+            fetched = self.masks.fetch(position, group.bounds, group.visibility, edge)
             scores = group.operands.scores
-            self.masks.mask(scores, position, group.bounds, edge, group.limits, fetched)
+            self.masks.mask(scores, position, group.bounds, edge, group.visibility, fetched)
         scores = layout_utils.reshape_acc_to_mn(group.operands.scores)
         for r in cutlass.range_constexpr(2):
             exponents = scores[r, None].load() * group.scale_log2 - group.rows.lse[r]

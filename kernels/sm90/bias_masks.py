@@ -39,11 +39,11 @@ class BiasMasks(Masks):
     def list_of(self, tile: Tile):
         return tile.batch, tile.head, tile.row // self.tile_m
 
-    def block_at(self, tile: Tile, position, limits: Bias) -> Int32:
-        return bias.entry(limits.lists, *self.list_of(tile), position)
+    def block_at(self, tile: Tile, position, visibility: Bias) -> Int32:
+        return bias.entry(visibility.lists, *self.list_of(tile), position)
 
     @cute.jit
-    def key_bounds(self, tile: Tile, limits: Bias, group, thread, mma_qk) -> Bounds:
+    def key_bounds(self, tile: Tile, visibility: Bias, group, thread, mma_qk) -> Bounds:
         where = mma_qk.get_slice(thread).partition_C(
             cute.make_identity_tensor((self.rows, self.tile_n))
         )
@@ -51,9 +51,9 @@ class BiasMasks(Masks):
         rows = []
         for r in cutlass.range_constexpr(2):
             row = cutlass.min(tile.row + group * self.rows + where[r, 0][0], tile.rows - 1)
-            rows.append(bias.row_of(limits.bias, tile.batch, tile.head, row))
+            rows.append(bias.row_of(visibility.bias, tile.batch, tile.head, row))
         place = self.list_of(tile)
-        ends = (limits.lists[(*place, kind)] for kind in (FREE, BIASED, CAREFUL))
+        ends = (visibility.lists[(*place, kind)] for kind in (FREE, BIASED, CAREFUL))
         return Bounds(place, tuple(rows), where[0, 0][1], tile.keys, *ends)
 
     def spans(self, first, end, bounds: Bounds) -> list[Span]:
@@ -71,29 +71,31 @@ class BiasMasks(Masks):
         return position < bounds.free_end
 
     @cute.jit
-    def fetch(self, position, bounds: Bounds, limits: Bias, edge: cutlass.Constexpr):
+    def fetch(self, position, bounds: Bounds, visibility: Bias, edge: cutlass.Constexpr):
         """Reads the bias of a key block as `mask` takes it, two elements at a time. Beyond the last
         key it reads the last ones, so that nothing branches, which may stand beside products."""
         words = None
         if const_expr(edge.biased):
             count = self.tile_n // COLUMNS
             words = cute.make_rmem_tensor((count, 2), Int32)
-            first = bias.entry(limits.lists, *bounds.list, position) * self.tile_n + bounds.column
+            first = (
+                bias.entry(visibility.lists, *bounds.list, position) * self.tile_n + bounds.column
+            )
             last = (bounds.keys - 1) // 2 * 2
             for r in cutlass.range_constexpr(2):
                 row = bounds.rows[r]
-                found = bias.pairs(limits.bias, row + first, count, COLUMNS // 2)
+                found = bias.pairs(visibility.bias, row + first, count, COLUMNS // 2)
                 for i in cutlass.range_constexpr(count):
                     if const_expr(edge.careful):
                         place = row + cutlass.min(first + COLUMNS * i, last)
-                        words[i, r] = bias.pairs(limits.bias, place)[0]
+                        words[i, r] = bias.pairs(visibility.bias, place)[0]
                     else:
                         words[i, r] = found[i]
         return words
 
     @cute.jit
     def mask(
-        self, scores, position, bounds: Bounds, edge: cutlass.Constexpr, limits: Bias, fetched
+        self, scores, position, bounds: Bounds, edge: cutlass.Constexpr, visibility: Bias, fetched
     ):
         """Adds its bias to the scores of a key block, and hides keys beyond the last one."""
         scores = layout_utils.reshape_acc_to_mn(scores)
@@ -102,8 +104,8 @@ class BiasMasks(Masks):
                 elements = cute.recast_tensor(fetched[None, r], self.dtype)
                 for c in cutlass.range_constexpr(cute.size(elements)):
                     scores[r, c] = bias.added(
-                        scores[r, c], elements[c], limits.inverse_scale, edge.careful
+                        scores[r, c], elements[c], visibility.inverse_scale, edge.careful
                     )
             if const_expr(edge.careful or not edge.biased):
-                block = bias.entry(limits.lists, *bounds.list, position)
+                block = bias.entry(visibility.lists, *bounds.list, position)
                 self.hide(scores, r, bounds.keys - bounds.column - block * self.tile_n)

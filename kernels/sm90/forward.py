@@ -28,12 +28,12 @@ from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import schedule, staging
 from kernels.sm90.barriers import Barrier
-from kernels.sm90.limits import Limits, limits_of, masks_of
 from kernels.sm90.masks import Edge, KeyBounds
 from kernels.sm90.output import Destination, Output
 from kernels.sm90.schedule import Ring, Schedule, Tile
 from kernels.sm90.softmax import LOG2_E, Softmax, exponentials, rescale
 from kernels.sm90.staging import Load
+from kernels.sm90.visibility import Visibility, masks_of, visibility_of
 from kernels.sm90.warpgroups import ROWS, WARPGROUP, Turns
 
 
@@ -64,7 +64,7 @@ class Warpgroup:
 
     index: Int32
     thread: Int32  # in the warpgroup
-    limits: Limits
+    visibility: Visibility
     operands: Operands
     softmax: Softmax  # of the tile at hand
     q: PipelineTmaAsync
@@ -164,8 +164,8 @@ class Forward:
         mma_pv = sm90_utils.make_tiled_mma(self.dtype, "K", "MN", self.head_dim_v, source="RS")
         self.kernel(
             atom_q, tma_q, atom_k, tma_k, atom_v, tma_v, atom_o, o, lse, scale * LOG2_E,
-            limits_of(window_size_left, window_size_right, bias, lists, scale), order, sq_layout,
-            sk_layout, sv_layout, so_layout, mma_qk, mma_pv,
+            visibility_of(window_size_left, window_size_right, bias, lists, scale), order,
+            sq_layout, sk_layout, sv_layout, so_layout, mma_qk, mma_pv,
         ).launch(
             grid=[num_ctas, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream,
             min_blocks_per_mp=1
@@ -199,7 +199,7 @@ class Forward:
         o: cute.Tensor,
         lse: cute.Tensor,
         scale_log2: Float32,
-        limits: Limits,
+        visibility: Visibility,
         order: schedule.Dense | schedule.Varlen,
         sq_layout: cute.ComposedLayout,
         sk_layout: cute.ComposedLayout,
@@ -242,16 +242,16 @@ class Forward:
         if warp < WARPGROUP // 32:
             cute.arch.setmaxregister_decrease(self.producer_registers)
             if warp == 0:
-                self.load(order, limits, ring, loads)
+                self.load(order, visibility, ring, loads)
             if warp == 1:
-                self.schedule.run(order, limits, ring)
+                self.schedule.run(order, visibility, ring)
         else:
             cute.arch.setmaxregister_increase(self.consumer_registers)
             to = Destination(o, lse, atom_o, so)
-            self.attend(order, limits, ring, loads, mma_qk, mma_pv, scale_log2, to)
+            self.attend(order, visibility, ring, loads, mma_qk, mma_pv, scale_log2, to)
 
     @cute.jit
-    def load(self, order, limits: Limits, ring: Ring, loads: Loads):
+    def load(self, order, visibility: Visibility, ring: Ring, loads: Loads):
         """Loads queries, keys and values of all tiles, in the order in which the consumers take
         them."""
         q, k, v = loads.q, loads.k, loads.v
@@ -263,7 +263,7 @@ class Forward:
         tile = self.schedule.read(order, ring, state_t)
         state_t.advance()
         while tile.end > 0:
-            self.load_block(k, tile, tile.begin, limits, state_k)
+            self.load_block(k, tile, tile.begin, visibility, state_k)
             state_k.advance()
             queries = staging.rows_of(
                 q.source, tile.head, tile.batch, tile.rows, tile.end_q, self.varlen
@@ -272,11 +272,11 @@ class Forward:
                 staging.load_rows(q, queries, tile.row + i * ROWS, state_q)
                 state_q.advance()
             for position in cutlass.range(tile.begin + 1, tile.end, unroll=1):
-                self.load_block(k, tile, position, limits, state_k)
+                self.load_block(k, tile, position, visibility, state_k)
                 state_k.advance()
-                self.load_block(v, tile, position - 1, limits, state_v)
+                self.load_block(v, tile, position - 1, visibility, state_v)
                 state_v.advance()
-            self.load_block(v, tile, tile.end - 1, limits, state_v)
+            self.load_block(v, tile, tile.end - 1, visibility, state_v)
             state_v.advance()
             tile = self.schedule.read(order, ring, state_t)
             state_t.advance()
@@ -286,8 +286,8 @@ class Forward:
         k.pipeline.producer_tail(state_k)
         v.pipeline.producer_tail(state_v)
 
-    def load_block(self, load: Load, tile: Tile, position: Int32, limits: Limits, state):
-        block = self.masks.block_at(tile, position, limits)
+    def load_block(self, load: Load, tile: Tile, position: Int32, visibility: Visibility, state):
+        block = self.masks.block_at(tile, position, visibility)
         source = staging.rows_of(
             load.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen
         )
@@ -313,7 +313,7 @@ class Forward:
     def attend(
         self,
         order,
-        limits: Limits,
+        visibility: Visibility,
         ring: Ring,
         loads: Loads,
         mma_qk,
@@ -333,7 +333,7 @@ class Forward:
         group = Warpgroup(
             index,
             thread,
-            limits,
+            visibility,
             operands,
             softmax,
             loads.q.pipeline,
@@ -370,7 +370,7 @@ class Forward:
 
     def work(self, group: Warpgroup, tile: Tile) -> Work:
         bounds = self.masks.key_bounds(
-            tile, group.limits, group.index, group.thread, group.operands.mma_qk
+            tile, group.visibility, group.index, group.thread, group.operands.mma_qk
         )
         return Work(tile, bounds, self.end(tile, bounds))
 
@@ -407,7 +407,7 @@ class Forward:
         rescaled."""
         scores, large = group.operands.scores, False
         if const_expr(edge is not None):
-            self.masks.mask(scores, position, bounds, edge, group.limits, fetched)
+            self.masks.mask(scores, position, bounds, edge, group.visibility, fetched)
             large = edge.careful
         return exponentials(scores, group.softmax, large)
 
@@ -460,7 +460,7 @@ class Forward:
         bounds, upcoming_end = work.bounds, work.end
         if upcoming.end > 0:
             bounds = self.masks.key_bounds(
-                upcoming, group.limits, group.index, group.thread, operands.mma_qk
+                upcoming, group.visibility, group.index, group.thread, operands.mma_qk
             )
             upcoming_end = self.end(upcoming, bounds)
             softmax.begin()
@@ -529,7 +529,7 @@ class Forward:
         warpgroup.wait_group(0)
 
     def fetch(self, group: Warpgroup, position, bounds: KeyBounds, edge: Edge | None):
-        return self.masks.fetch(position, bounds, group.limits, edge) if edge else None
+        return self.masks.fetch(position, bounds, group.visibility, edge) if edge else None
 
     @cute.jit
     def end(self, tile: Tile, bounds: KeyBounds) -> Int32:

@@ -174,18 +174,18 @@ class Schedule:
         ring.pipeline.producer_acquire(its_next)
 
     @cute.jit
-    def run(self, order, limits, ring: Ring):
+    def run(self, order, visibility, ring: Ring):
         """Finds all tiles of the CTA. One warp does it."""
         cta, _, _ = cute.arch.block_idx()
         num_ctas, _, _ = cute.arch.grid_dim()
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, RING)
         if const_expr(self.varlen):
-            self.run_varlen(order, limits, cta, num_ctas, ring, state)
+            self.run_varlen(order, visibility, cta, num_ctas, ring, state)
         else:
-            self.run_dense(order, limits, cta, num_ctas, ring, state)
+            self.run_dense(order, visibility, cta, num_ctas, ring, state)
 
     @cute.jit
-    def run_dense(self, order: Dense, limits, cta, num_ctas, ring, state):
+    def run_dense(self, order: Dense, visibility, cta, num_ctas, ring, state):
         cursor, flip = tiles.first(cta)
         query_tiles, units, rest, heads, ratio = order.divisors
         while cursor < order.end:
@@ -199,7 +199,7 @@ class Schedule:
             batch, head = divmod(entry, heads)
             head_kv, _ = divmod(head, ratio)
             row = query_tile * self.tile_m
-            begin, end = self.positions(batch, head, query_tile, order.rows, order.keys, limits)
+            begin, end = self.positions(batch, head, query_tile, order.rows, order.keys, visibility)
             self.write(Tile(row, head, head_kv, begin, end, batch, *order.sequence), ring, state)
             state.advance()
             cursor, flip = tiles.following(
@@ -208,7 +208,7 @@ class Schedule:
         self.write(self.no_tile(), ring, state)
 
     @cute.jit
-    def run_varlen(self, order: Varlen, limits, cta, num_ctas, ring, state):
+    def run_varlen(self, order: Varlen, visibility, cta, num_ctas, ring, state):
         lane = cute.arch.lane_idx()
         batch, ratio = order.offsets_q.shape[0] - 1, order.heads // order.heads_kv
         # `number` is the tile to work on, counted from the first; `before` is the number of tiles
@@ -232,7 +232,7 @@ class Schedule:
                 query_tile = cute.arch.shuffle_sync(query_tiles, lane_of) - 1 - place // ratio
                 number = self.put(
                     order,
-                    limits,
+                    visibility,
                     query_tile,
                     head_kv * ratio + place % ratio,
                     sequence,
@@ -259,7 +259,7 @@ class Schedule:
                     query_tile = cute.arch.shuffle_sync(query_tile, lane_of)
                     number = self.put(
                         order,
-                        limits,
+                        visibility,
                         query_tile,
                         first_heads * ratio + head,
                         sequence,
@@ -312,7 +312,7 @@ class Schedule:
     def put(
         self,
         order: Varlen,
-        limits,
+        visibility,
         query_tile,
         head,
         sequences: Sequence,
@@ -323,7 +323,7 @@ class Schedule:
         """Puts a tile into the ring, and returns the number of the next one."""
         of = Sequence(*(cute.arch.shuffle_sync(value, lane_of) for value in sequences))
         row = query_tile * self.tile_m
-        begin, end = self.key_blocks(row, of.rows, of.keys, limits)
+        begin, end = self.key_blocks(row, of.rows, of.keys, visibility)
         head_kv = head // (order.heads // order.heads_kv)
         self.write(
             Tile(row, head, head_kv, begin, end, Int32(0), of.rows, of.keys, of.end_q, of.end_k),
@@ -339,26 +339,26 @@ class Schedule:
         return num_ctas + cute.arch.shuffle_sync(taken, 0)
 
     @cute.jit
-    def positions(self, batch, head, query_tile, rows: Int32, keys: Int32, limits):
+    def positions(self, batch, head, query_tile, rows: Int32, keys: Int32, visibility):
         """The key blocks of a dense tensor's query tile, or with a bias the positions in its
         list."""
         begin, end = Int32(0), Int32(0)
         if const_expr(self.biased):
-            end = limits.lists[batch, head, query_tile, ALL]
+            end = visibility.lists[batch, head, query_tile, ALL]
         else:
-            begin, end = self.key_blocks(query_tile * self.tile_m, rows, keys, limits)
+            begin, end = self.key_blocks(query_tile * self.tile_m, rows, keys, visibility)
         return begin, end
 
     @cute.jit
-    def key_blocks(self, row: Int32, rows: Int32, keys: Int32, limits):
+    def key_blocks(self, row: Int32, rows: Int32, keys: Int32, visibility):
         begin, end = Int32(0), cute.ceil_div(keys, self.tile_n)
         if const_expr(self.causal or self.window):
             shift = keys - rows
             last = cutlass.min(row + self.tile_m, rows) - 1
             first_key, end_key = Int32(0), cutlass.min(last + shift + 1, keys)
             if const_expr(self.window):
-                first_key = cutlass.max(row + shift - limits.left, 0)
-                end_key = cutlass.min(last + shift + limits.right + 1, keys)
+                first_key = cutlass.max(row + shift - visibility.left, 0)
+                end_key = cutlass.min(last + shift + visibility.right + 1, keys)
             begin = choose(end_key > first_key, first_key // self.tile_n, 0)
             end = choose(end_key > first_key, cute.ceil_div(end_key, self.tile_n), 0)
         # Where no row sees a key there is one key block, in which everything is masked.

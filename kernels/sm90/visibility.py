@@ -1,5 +1,5 @@
-"""What limits the keys that a query sees beside their number, as the kernels take it: a window's
-bounds, or a bias. The masks of a kernel know which."""
+"""Which keys a query sees, as the kernels take it: a window's bounds, or a bias and its lists. The
+masks of a kernel know which."""
 
 import cutlass.cute as cute
 from cutlass import Float32, Int32
@@ -10,12 +10,12 @@ from kernels.sm90.bias_masks import BiasMasks
 from kernels.sm90.masks import Masks
 from kernels.sm90.window import Window
 
-Limits = Window | Bias
+Visibility = Window | Bias
 
 
-def limits_of(
+def visibility_of(
     left: Int32, right: Int32, bias: cute.Tensor | None, lists: cute.Tensor | None, scale: Float32
-) -> Limits:
+) -> Visibility:
     """A bias where there is one, else a window."""
     return Window(left, right) if bias is None else Bias(bias, lists, 1.0 / scale)
 
