@@ -47,7 +47,7 @@ BIAS = Tensor(None, 3, batched=True, align=2)
 # [batch, heads, query tiles, header and key blocks], or [..., key blocks, header and query tiles]:
 # what kernels/sm90/bias.py says of lists
 LISTS = Tensor("int32", 4)
-# [batch, heads, tiles of 64 queries, tiles of 64 keys]: classes of kernels/sm90/map_queries.py
+# [batch, heads, tiles of 64 queries, tiles of 64 keys]: kinds of kernels/sm90/lists.py
 CELLS = Tensor("int32", 4)
 SEMAPHORE = Tensor("int32", 4)  # [batch, heads, blocks, slots]
 VECTOR = Tensor("int32", 1)  # cu_seqlens [batch + 1], seqused_k [batch], a counter [1]

@@ -10,11 +10,11 @@ from plan_problems import biased_problems
 from test_plan import LEGAL, ROWS, describe, end_of, plan
 
 from kernels.kernel import HEAD_DIM_BUCKETS
+from kernels.sm90.bias import CELL, HEADER
 from scripts.core_problem import core_problem
 
 BACKWARD = {"op": "backward"}
 BIAS = {"bias": (1, 1)}
-CELL, LIST_HEADER = 64, 4
 ANY = (0, 2**62)
 
 
@@ -24,7 +24,7 @@ def tiles(length: int, tile: int) -> int:
 
 def bytes_of_lists(problem: dict, count: int, entries: int) -> int:
     batch, heads = problem["bias"]
-    return 4 * batch * heads * count * (LIST_HEADER + entries)
+    return 4 * batch * heads * count * (HEADER + entries)
 
 
 def maps_of(problem: dict, chosen) -> dict[str, tuple[int, int]]:

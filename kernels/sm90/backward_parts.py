@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32
+from cutlass import Float32, Int32, const_expr
 
 from kernels.common.packed import Offsets
 from kernels.sm90.softmax import LOG2_E
@@ -14,9 +14,9 @@ from kernels.sm90.warpgroups import WARP
 # Heads whose rows take this many bytes are in work at a time: what a CTA reads block by block then
 # stays in L2, which has 50 MB, beside what is read and written once.
 IN_L2 = 32 << 20
-# A logsumexp below this is rounded to sixteenths or more: all keys of the row have a large negative
-# bias. Probabilities computed from it would be wrong by 4% or more, or infinite.
-LOWEST = -(2.0**20)
+# A logsumexp farther from zero than this is rounded to sixteenths or more, because of a large bias.
+# Probabilities computed from it would be wrong by 4% or more, or infinite.
+FARTHEST_LOGSUMEXP = 2.0**20
 
 
 class Place(NamedTuple):
@@ -85,7 +85,9 @@ def base_2(lse: Float32, biased: cutlass.Constexpr = False) -> Float32:
     """A row's logsumexp in base 2. That of a row without keys, minus infinity, becomes plus
     infinity, which makes its probabilities zero. With a bias, so does one that says nothing of the
     scores."""
-    none = lse < LOWEST if biased else lse == -Float32.inf
+    none = lse == -Float32.inf
+    if const_expr(biased):
+        none = lse < -FARTHEST_LOGSUMEXP or lse > FARTHEST_LOGSUMEXP
     return Float32.inf if none else lse * LOG2_E
 
 

@@ -31,12 +31,12 @@ from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
 from kernels.sm90.barriers import Barrier
-from kernels.sm90.masks import Edge, KeyBounds
+from kernels.sm90.masks import Edge
 from kernels.sm90.output import Destination, Output
 from kernels.sm90.schedule import Schedule, Tile
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
-from kernels.sm90.visibility import Visibility, masks_of, visibility_of
+from kernels.sm90.visibility import Bounds, Visibility, masks_of, visibility_of
 from kernels.sm90.warpgroups import ROWS, WARPGROUP, Turns
 
 TILE_WORDS = 12  # int32, of a Tile and padding
@@ -115,7 +115,7 @@ class Warpgroup:
     visibility: Visibility
     scale_log2: Float32
     operands: Operands
-    bounds: KeyBounds
+    bounds: Bounds
     rows: Statistics
     loads: Loads
 
@@ -595,7 +595,7 @@ class BackwardQueries:
         sm90_utils.gemm(x.mma_dq, x.dq, x.ds, k, zero_init=False, wg_wait=-1)
 
     @cute.jit
-    def end(self, tile: Tile, bounds: KeyBounds) -> Int32:
+    def end(self, tile: Tile, bounds: Bounds) -> Int32:
         """The end of the key blocks that the warpgroup works on: those that any of its rows sees,
         and at least one. With a bias nothing is known of single warpgroups."""
         if const_expr(self.biased):

@@ -6,8 +6,8 @@ empty. A list begins with a header, four numbers of tiles:
 
     FREE     those whose bias is zero everywhere
     BIASED   these, and those with a bias that may be added as it is
-    CAREFUL  these, and those with a bias within which the keys end, or that is so low for a query
-             without other keys that its scores say nothing
+    CAREFUL  these, and those with a bias in which the keys end, or beside which scores are nothing:
+             2^20 or more, or for a query that sees no key elsewhere -2^20 or less
     ALL      these, and the last key block, if its bias is zero but the keys end within it
 
 Behind the header are the tiles' numbers in this order, so that each kind has a loop of its own. A

@@ -18,10 +18,10 @@ from kernels.sm90.schedule import Tile
 COLUMNS = 8  # of these a thread has two
 
 
-class Bounds(NamedTuple):
+class BiasBounds(NamedTuple):
     """What a thread knows of the bias of its scores."""
 
-    list: tuple[Int32, Int32, Int32]  # batch, head, query tile
+    place: tuple[Int32, Int32, Int32]  # of its list: batch, head, query tile
     rows: tuple[Int64, Int64]  # where its two rows of the bias begin, in elements
     column: Int32  # of its first score
     keys: Int32
@@ -36,14 +36,14 @@ class BiasMasks(Masks):
         self.first_edge = Edge(biased=True, careful=True)
         self.dtype, self.tile_m = symbolic.DTYPES[kernel.dtype], kernel.block_m
 
-    def list_of(self, tile: Tile):
+    def place_of(self, tile: Tile):
         return tile.batch, tile.head, tile.row // self.tile_m
 
     def block_at(self, tile: Tile, position, visibility: Bias) -> Int32:
-        return bias.entry(visibility.lists, *self.list_of(tile), position)
+        return bias.entry(visibility.lists, *self.place_of(tile), position)
 
     @cute.jit
-    def key_bounds(self, tile: Tile, visibility: Bias, group, thread, mma_qk) -> Bounds:
+    def key_bounds(self, tile: Tile, visibility: Bias, group, thread, mma_qk) -> BiasBounds:
         where = mma_qk.get_slice(thread).partition_C(
             cute.make_identity_tensor((self.rows, self.tile_n))
         )
@@ -52,11 +52,11 @@ class BiasMasks(Masks):
         for r in cutlass.range_constexpr(2):
             row = cutlass.min(tile.row + group * self.rows + where[r, 0][0], tile.rows - 1)
             rows.append(bias.row_of(visibility.bias, tile.batch, tile.head, row))
-        place = self.list_of(tile)
+        place = self.place_of(tile)
         ends = (visibility.lists[(*place, kind)] for kind in (FREE, BIASED, CAREFUL))
-        return Bounds(place, tuple(rows), where[0, 0][1], tile.keys, *ends)
+        return BiasBounds(place, tuple(rows), where[0, 0][1], tile.keys, *ends)
 
-    def spans(self, first, end, bounds: Bounds) -> list[Span]:
+    def spans(self, first, end, bounds: BiasBounds) -> list[Span]:
         free_end = cutlass.max(first, cutlass.min(bounds.free_end, end))
         biased_end = cutlass.max(free_end, cutlass.min(bounds.biased_end, end))
         careful_end = cutlass.max(biased_end, cutlass.min(bounds.careful_end, end))
@@ -67,11 +67,11 @@ class BiasMasks(Masks):
             Span(careful_end, end, Edge()),
         ]
 
-    def sees_all(self, bounds: Bounds, position):
+    def sees_all(self, bounds: BiasBounds, position):
         return position < bounds.free_end
 
     @cute.jit
-    def fetch(self, position, bounds: Bounds, visibility: Bias, edge: cutlass.Constexpr):
+    def fetch(self, position, bounds: BiasBounds, visibility: Bias, edge: cutlass.Constexpr):
         """Reads the bias of a key block as `mask` takes it, two elements at a time. Beyond the last
         key it reads the last ones, so that nothing branches, which may stand beside products."""
         words = None
@@ -79,7 +79,7 @@ class BiasMasks(Masks):
             count = self.tile_n // COLUMNS
             words = cute.make_rmem_tensor((count, 2), Int32)
             first = (
-                bias.entry(visibility.lists, *bounds.list, position) * self.tile_n + bounds.column
+                bias.entry(visibility.lists, *bounds.place, position) * self.tile_n + bounds.column
             )
             last = (bounds.keys - 1) // 2 * 2
             for r in cutlass.range_constexpr(2):
@@ -95,7 +95,13 @@ class BiasMasks(Masks):
 
     @cute.jit
     def mask(
-        self, scores, position, bounds: Bounds, edge: cutlass.Constexpr, visibility: Bias, fetched
+        self,
+        scores,
+        position,
+        bounds: BiasBounds,
+        edge: cutlass.Constexpr,
+        visibility: Bias,
+        fetched,
     ):
         """Adds its bias to the scores of a key block, and hides keys beyond the last one."""
         scores = layout_utils.reshape_acc_to_mn(scores)
@@ -107,5 +113,5 @@ class BiasMasks(Masks):
                         scores[r, c], elements[c], visibility.inverse_scale, edge.careful
                     )
             if const_expr(edge.careful or not edge.biased):
-                block = bias.entry(visibility.lists, *bounds.list, position)
+                block = bias.entry(visibility.lists, *bounds.place, position)
                 self.hide(scores, r, bounds.keys - bounds.column - block * self.tile_n)

@@ -28,12 +28,12 @@ from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import schedule, staging
 from kernels.sm90.barriers import Barrier
-from kernels.sm90.masks import Edge, KeyBounds
+from kernels.sm90.masks import Edge
 from kernels.sm90.output import Destination, Output
 from kernels.sm90.schedule import Ring, Schedule, Tile
 from kernels.sm90.softmax import LOG2_E, Softmax, exponentials, rescale
 from kernels.sm90.staging import Load
-from kernels.sm90.visibility import Visibility, masks_of, visibility_of
+from kernels.sm90.visibility import Bounds, Visibility, masks_of, visibility_of
 from kernels.sm90.warpgroups import ROWS, WARPGROUP, Turns
 
 
@@ -85,7 +85,7 @@ class Work(NamedTuple):
     """A warpgroup's part of a tile."""
 
     tile: Tile
-    bounds: KeyBounds
+    bounds: Bounds
     end: Int32  # of its key blocks
 
 
@@ -390,7 +390,7 @@ class Forward:
         return states
 
     @cute.jit
-    def weigh_first(self, group: Warpgroup, tile: Tile, bounds: KeyBounds):
+    def weigh_first(self, group: Warpgroup, tile: Tile, bounds: Bounds):
         """Computes the weights of a tile's first key block, whose scores there are."""
         edge = self.masks.first_edge
         if const_expr(self.biased) and self.masks.sees_all(bounds, tile.begin):
@@ -401,14 +401,14 @@ class Forward:
 
     @cute.jit
     def weigh(
-        self, group: Warpgroup, position, bounds: KeyBounds, edge: cutlass.Constexpr, fetched
+        self, group: Warpgroup, position, bounds: Bounds, edge: cutlass.Constexpr, fetched
     ) -> Boolean:
         """Computes the weights of a key block, whose scores there are. Returns whether O must be
         rescaled."""
         scores, large = group.operands.scores, False
         if const_expr(edge is not None):
             self.masks.mask(scores, position, bounds, edge, group.visibility, fetched)
-            large = edge.careful
+            large = edge.biased
         return exponentials(scores, group.softmax, large)
 
     @cute.jit
@@ -515,7 +515,7 @@ class Forward:
         self,
         group: Warpgroup,
         tile: Tile,
-        bounds: KeyBounds,
+        bounds: Bounds,
         states: States,
         accumulate,
         edge: cutlass.Constexpr,
@@ -528,11 +528,11 @@ class Forward:
         self.weigh(group, tile.begin, bounds, edge, fetched)
         warpgroup.wait_group(0)
 
-    def fetch(self, group: Warpgroup, position, bounds: KeyBounds, edge: Edge | None):
+    def fetch(self, group: Warpgroup, position, bounds: Bounds, edge: Edge | None):
         return self.masks.fetch(position, bounds, group.visibility, edge) if edge else None
 
     @cute.jit
-    def end(self, tile: Tile, bounds: KeyBounds) -> Int32:
+    def end(self, tile: Tile, bounds: Bounds) -> Int32:
         """The end of the key blocks that the warpgroup works on: those that any of its rows sees,
         and at least one. It keeps its last stage of values until the next tile: if it left out as
         many blocks as there are stages, the next tile's keys could not be loaded."""

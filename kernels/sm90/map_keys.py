@@ -30,13 +30,11 @@ class MapKeys(tile_lists.Lister):
         cta, _, _ = cute.arch.block_idx()
         _, heads, blocks, _ = lists.shape
         block, head, batch = cta % blocks, cta // blocks % heads, cta // blocks // heads
-        _, _, strips, columns = cells.shape
-        place = tile_lists.Place(batch, head, block)
-        self.write(cells, lists, place, strips, columns * CELL)
+        self.write(cells, lists, tile_lists.List(batch, head, block, tiles=cells.shape[2]))
 
-    def kind(self, cells: cute.Tensor, place: tile_lists.Place, tile: Int32, _) -> Int32:
+    def kind(self, cells: cute.Tensor, of: tile_lists.List, tile: Int32) -> Int32:
         """The kind of a query tile, which is a cell."""
-        return cells[place.batch, place.head, tile, place.index]
+        return cells[of.batch, of.head, tile, of.index]
 
 
 def entry(kernel: Kernel):

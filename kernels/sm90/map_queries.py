@@ -6,9 +6,9 @@ other key, such a key has a weight of zero. A query from which every key is hidd
 finite bias, attends to these; so the tiles that have such keys are listed for its tile, too.
 
 A CTA has a query tile, and each of its warps goes over cells of 64 queries and 64 keys of it. A
-lane reads two keys of each query. Most cells of most masks have the same bias everywhere. Where the
-cell before has a bias, and the queries are known to see keys, a few queries tell whether a cell has
-one, too. The kinds of the cells go to memory, where kernels/sm90/map_keys.py finds them.
+lane reads two keys of each query. Most cells of most masks have the same bias everywhere, and are
+judged by one element. The kinds of the cells go to memory, where kernels/sm90/map_keys.py finds
+them.
 """
 
 from typing import NamedTuple
@@ -35,13 +35,14 @@ HIDDEN = {"bf16": 0xC780, "fp16": 0xFBFF}
 MINUS_INFINITY = {"bf16": 0xFF80, "fp16": 0xFC00}
 ELEMENT = 0xFFFF  # the first of a word's two
 MAGNITUDES = 0x7FFF7FFF  # of both
-# From here on, -2^20, a score beside the bias is rounded by more than scores differ, and it matters
-# how. fp16 has no such elements.
+# From here on, -2^20 and 2^20, a score beside the bias is rounded by more than scores differ, and
+# it matters how. fp16 has no such elements.
 LOW = {"bf16": 0xC980, "fp16": 0xFC00}
+HIGH = {"bf16": (0x4980, 0x7F80), "fp16": (0x7C00, 0x7C00)}  # from, and to infinity
 # What is known of a cell before it has a kind, in bits: whether a key is seen, whether the bias is
-# zero everywhere, whether a key's bias is not minus infinity, whether one is LOW.
-SEEN, ZERO, FINITE, LOW_BIT = 1, 2, 4, 8
-PROBED = 8  # queries that tell that a cell has a bias
+# zero everywhere, whether a key's bias is not minus infinity, whether one is LOW, whether one is
+# HIGH.
+SEEN, ZERO, FINITE, HAS_LOW, HAS_HIGH = (1 << bit for bit in range(5))
 WORDS = 4  # int32 of what a warp finds of its queries: seen, then finite
 
 
@@ -85,7 +86,7 @@ class Cell(NamedTuple):
     seen: Queries  # that see a key of the cell
     finite: Queries  # of which a key's bias is not minus infinity
     zero: Int32  # whether the bias is zero everywhere
-    low: Int32  # whether a bias is LOW, but not minus infinity
+    far: Int32  # HAS_LOW and HAS_HIGH
 
 
 class Part(NamedTuple):
@@ -93,7 +94,7 @@ class Part(NamedTuple):
 
     seen: Int32
     finite: Int32
-    low: Int32
+    far: Int32
 
 
 @cute.jit
@@ -108,7 +109,7 @@ def first_queries(count: Int32) -> Queries:
 class MapQueries(tile_lists.Lister):
     def __init__(self, kernel: Kernel):
         self.hidden, self.infinite = HIDDEN[kernel.dtype], MINUS_INFINITY[kernel.dtype]
-        self.low = LOW[kernel.dtype]
+        self.low, self.high = LOW[kernel.dtype], HIGH[kernel.dtype]
         if kernel.block_m % CELL or kernel.block_n % CELL:
             raise ValueError(f"block_m and block_n of {kernel.name} must be multiples of {CELL}")
         self.tile_n = kernel.block_n
@@ -142,8 +143,8 @@ class MapQueries(tile_lists.Lister):
         self.classify(cells, strip, warp, found)
         cute.arch.sync_threads()
         if warp == 0:
-            place = tile_lists.Place(batch, head, tile)
-            self.write(cells, lists, place, cute.ceil_div(keys, self.tile_n), keys)
+            blocks = cute.ceil_div(keys, self.tile_n)
+            self.write(cells, lists, tile_lists.List(batch, head, tile, blocks, keys))
 
     # The cells
 
@@ -153,24 +154,17 @@ class MapQueries(tile_lists.Lister):
         lane = cute.arch.lane_idx()
         seen, finite = Queries.none(), Queries.none()
         there = first_queries(strip.rows)
-        likely = Int32(0)  # whether the cell before has a bias
         if strip.rows > 0:
             columns = cute.ceil_div(strip.keys, CELL)
             for column in cutlass.range(
                 warp // self.strips, columns, WARPS // self.strips, unroll=1
             ):
-                known = Int32(SEEN | FINITE)
-                biased = False
-                if likely != 0 and (there.low & ~seen.low) | (there.high & ~seen.high) == 0:
-                    biased = self.has_bias(bias, strip, column)
-                if not biased:
-                    cell = self.cell(bias, strip, column, there)
-                    seen, finite = seen | cell.seen, finite | cell.finite
-                    known = SEEN if cell.seen.any() else 0
-                    known = known | (ZERO if cell.zero != 0 else 0)
-                    known = known | (FINITE if cell.finite.any() else 0)
-                    known = known | (LOW_BIT if cell.low != 0 else 0)
-                likely = 1 if known & SEEN != 0 and known & ZERO == 0 else 0
+                cell = self.cell(bias, strip, column, there)
+                seen, finite = seen | cell.seen, finite | cell.finite
+                known = cell.far
+                known = known | (SEEN if cell.seen.any() else 0)
+                known = known | (ZERO if cell.zero != 0 else 0)
+                known = known | (FINITE if cell.finite.any() else 0)
                 if lane == 0:
                     cells[strip.batch, strip.head, strip.index, column] = known
         if lane == 0:
@@ -180,8 +174,8 @@ class MapQueries(tile_lists.Lister):
 
     @cute.jit
     def words(self, bias, strip: Strip, column, first: Int32, count: cutlass.Constexpr):
-        """A lane's words of some queries of a cell, and which of their bits are elements. Behind
-        the last query and the last key they are those of the last ones."""
+        """A lane's words of some queries of a cell, and which of their bits are elements. In place
+        of queries and keys that are none it reads the last ones."""
         lane = cute.arch.lane_idx()
         words = cute.make_rmem_tensor(count, Int32)
         key, last = column * CELL + 2 * lane, (strip.keys - 1) // 2 * 2
@@ -198,17 +192,6 @@ class MapQueries(tile_lists.Lister):
             elements = Int32(0)
         return words, elements
 
-    @cute.jit
-    def has_bias(self, bias, strip: Strip, column):
-        """Whether some of a cell's queries see a key with a bias."""
-        words, elements = self.words(bias, strip, column, Int32(0), PROBED)
-        found = Int32(0)
-        for r in cutlass.range_constexpr(PROBED):
-            one, other = self.both(words[r] & elements)
-            for element in (one, other):
-                found |= 1 if element & 0x7FFF != 0 and not self.hides(element) else 0
-        return cute.arch.vote_any_sync(found != 0)
-
     def both(self, word: Int32):
         return word & ELEMENT, (word >> 16) & ELEMENT
 
@@ -224,17 +207,17 @@ class MapQueries(tile_lists.Lister):
         zero = cute.arch.vote_all_sync(magnitude & MAGNITUDES == 0)
         everywhere = cute.arch.shuffle_sync(start, 0)
         one, other = self.both(everywhere)
-        seen, finite, low = Queries(Int32(-1), Int32(-1)), Queries(Int32(-1), Int32(-1)), Int32(0)
+        seen, finite, far = Queries(Int32(-1), Int32(-1)), Queries(Int32(-1), Int32(-1)), Int32(0)
         if cute.arch.vote_all_sync(differing == 0 and start == everywhere and one == other):
             seen = self.none_if(self.hides(one), seen)
             finite = self.none_if(one == self.infinite, finite)
-            low = 1 if self.is_low(one) else low
+            far = self.far(one)
         else:
             for first in cutlass.range(0, CELL, PART, unroll=1):
                 part = self.part(bias, strip, column, first)
                 seen, finite = seen.followed_by(part.seen), finite.followed_by(part.finite)
-                low = low | part.low
-        return Cell(seen & there, finite & there, 1 if zero else 0, low)
+                far = far | part.far
+        return Cell(seen & there, finite & there, 1 if zero else 0, far)
 
     @cute.jit
     def none_if(self, condition, queries: Queries) -> Queries:
@@ -248,18 +231,21 @@ class MapQueries(tile_lists.Lister):
     def part(self, bias, strip: Strip, column, first: Int32) -> Part:
         """Goes through some queries one by one."""
         words, elements = self.words(bias, strip, column, first, PART)
-        seen, finite, low = (Int32(0) for _ in range(3))
+        seen, finite, far = (Int32(0) for _ in range(3))
         for r in cutlass.range_constexpr(PART):
             one, other = self.both(words[r] & elements | self.infinities(elements))
             bit = Int32(1) << r
             seen |= 0 if self.hides(one) and self.hides(other) else bit
             finite |= 0 if one == self.infinite and other == self.infinite else bit
-            low |= 1 if self.is_low(one) or self.is_low(other) else 0
-        return Part(*(cute.arch.warp_redux_sync(bits, "or") for bits in (seen, finite, low)))
+            far |= self.far(one) | self.far(other)
+        return Part(*(cute.arch.warp_redux_sync(bits, "or") for bits in (seen, finite, far)))
 
     @cute.jit
-    def is_low(self, element: Int32):
-        return element >= self.low and element < self.infinite
+    def far(self, element: Int32) -> Int32:
+        """HAS_LOW or HAS_HIGH, if an element is."""
+        low = HAS_LOW if element >= self.low and element < self.infinite else 0
+        first, infinity = self.high
+        return low | (HAS_HIGH if element >= first and element < infinity else 0)
 
     @cute.jit
     def hides(self, element: Int32):
@@ -280,7 +266,8 @@ class MapQueries(tile_lists.Lister):
             for column in cutlass.range(first, columns, WARPS // self.strips * WARP, unroll=1):
                 known = cells[strip.batch, strip.head, strip.index, column]
                 listed = known & SEEN != 0 or (unseeing and known & FINITE != 0)
-                kind = CAREFUL_TILE if unseeing and known & LOW_BIT != 0 else BIASED_TILE
+                far = known & HAS_HIGH != 0 or (unseeing and known & HAS_LOW != 0)
+                kind = CAREFUL_TILE if far else BIASED_TILE
                 kind = kind if listed else HIDDEN_TILE
                 cells[strip.batch, strip.head, strip.index, column] = (
                     FREE_TILE if known & ZERO != 0 else kind
@@ -289,16 +276,16 @@ class MapQueries(tile_lists.Lister):
     # The list
 
     @cute.jit
-    def kind(self, cells: cute.Tensor, place: tile_lists.Place, block: Int32, keys: Int32) -> Int32:
+    def kind(self, cells: cute.Tensor, of: tile_lists.List, block: Int32) -> Int32:
         """The kind of a key block, whose cells may differ."""
-        ends = (block + 1) * self.tile_n > keys
+        ends = (block + 1) * self.tile_n > of.keys
         some, all_free, careful = False, True, ends
         for strip in cutlass.range_constexpr(self.strips):
             for column in cutlass.range_constexpr(self.width):
-                row = place.index * self.strips + strip
+                row = of.index * self.strips + strip
                 at = block * self.width + column
                 if row < cells.shape[2] and at < cells.shape[3]:
-                    cell = cells[place.batch, place.head, row, at]
+                    cell = cells[of.batch, of.head, row, at]
                     some = some or cell != HIDDEN_TILE
                     all_free = all_free and cell == FREE_TILE
                     careful = careful or cell == CAREFUL_TILE

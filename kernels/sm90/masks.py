@@ -27,11 +27,13 @@ class KeyBounds(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """What hides keys of a key block from some of its rows: the rows' last keys at least."""
+    """What hides keys of a key block from some of its rows: by default that the rows end."""
 
-    left: bool = False  # the rows' first keys, too, as at a window's left edge
-    biased: bool = False  # a bias
-    careful: bool = False  # with a bias: the keys may end, and scores may be very low
+    left: bool = False  # the rows begin, too, as at a window's left edge
+    # With a bias (kernels/sm90/bias_masks.py): it alone, or where it must be added with care that
+    # the rows end, too.
+    biased: bool = False
+    careful: bool = False
 
 
 class Span(NamedTuple):

@@ -36,8 +36,8 @@ class Softmax(NamedTuple):
 @cute.jit
 def exponentials(scores, softmax: Softmax, large: cutlass.Constexpr = False) -> Boolean:
     """Replaces the scores by their exponentials. Returns whether any row's older sums must be
-    rescaled. `large`: scores may be so large that their product with the scale, rounded, says
-    nothing of the distance to the reference; then the reference is subtracted first."""
+    rescaled. `large`: scores may be so large, of either sign, that their product with the scale,
+    rounded, says nothing of their distance to the reference; so this is subtracted first."""
     scores = layout_utils.reshape_acc_to_mn(scores)
     scale = softmax.scale_log2
     for r in cutlass.range_constexpr(2):

@@ -6,11 +6,13 @@ from cutlass import Float32, Int32
 
 from kernels.kernel import Kernel, Mask
 from kernels.sm90.bias import Bias
-from kernels.sm90.bias_masks import BiasMasks
-from kernels.sm90.masks import Masks
+from kernels.sm90.bias_masks import BiasBounds, BiasMasks
+from kernels.sm90.masks import KeyBounds, Masks
 from kernels.sm90.window import Window
 
 Visibility = Window | Bias
+# what a thread knows of it for its rows
+Bounds = KeyBounds | BiasBounds
 
 
 def visibility_of(

@@ -87,15 +87,20 @@ def window(draw: Draw) -> torch.Tensor:
     return (draw.keys > draw.diagonal + 3) | (draw.keys < draw.diagonal - width)
 
 
-def documents(draw: Draw) -> torch.Tensor:
-    """Several a sequence, each causal. Queries are the last tokens."""
+def packed(draw: Draw) -> torch.Tensor:
+    """Several documents a sequence. Queries are the last tokens."""
     longest = max(draw.problem.max_q, draw.problem.max_k)
     starts = torch.rand(
         (draw.sizes[BATCH], 1, 1, longest), device=draw.device, generator=draw.generator
     )
     number = (starts < 3 / longest).int().cumsum(dim=-1)
     of_queries = number[..., longest - draw.problem.max_q :].transpose(-1, -2)
-    return (of_queries != number[..., longest - draw.problem.max_k :]) | causal(draw)
+    return of_queries != number[..., longest - draw.problem.max_k :]
+
+
+def documents(draw: Draw) -> torch.Tensor:
+    """Several a sequence, each causal."""
+    return packed(draw) | causal(draw)
 
 
 def prefix(draw: Draw) -> torch.Tensor:
@@ -143,6 +148,12 @@ def large(draw: Draw) -> torch.Tensor:
     )
 
 
+def high(draw: Draw) -> torch.Tensor:
+    """Keys that are far above the others, if a row has any."""
+    most = 3e4 if draw.problem.dtype is torch.float16 else 1e9
+    return most * (draw.uniform(BATCH, QUERIES, KEYS) < 0.01)
+
+
 def blocks(draw: Draw) -> torch.Tensor:
     """Tiles that are hidden, free, or neither, in any order."""
     rows, keys = (-(-size // 64) for size in draw.sizes[QUERIES:])
@@ -183,9 +194,13 @@ KINDS = {
     "lowest_rows": Kind("all", rows_without_keys, LOWEST),
     "lowest_left_padded_causal": Kind("batch", left_padded_causal, LOWEST),
     "billion_rows": Kind("all", rows_without_keys, -1e9),
+    # A query's first tiles may have nothing but such elements, and its last one what it sees.
+    "low_packed": Kind("batch", packed, -1e10),
+    "lower_packed": Kind("batch", packed, -1e30),
     "normal": Kind("all", normal, added=True),
     "alibi": Kind("heads", alibi, added=True),
     "large": Kind("all", large, added=True),
+    "high": Kind("batch", high, added=True),
     "blocks": Kind("all", blocks, added=True),
 }
 # What there is one of is broadcast.

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from cases import Inputs, Problem
 
-# A row with a smaller logsumexp has no gradients: in fp32 it does not tell its keys' weights.
-LEAST_LSE_WITH_GRADIENTS = -(2.0**20)
+# A row with a logsumexp farther from zero has no gradients: in fp32 it does not tell its keys'
+# weights.
+FARTHEST_LSE_WITH_GRADIENTS = 2.0**20
 
 
 @dataclass
@@ -65,7 +66,7 @@ def attention(q, k, v, softmax_scale: float, mask: torch.Tensor, bias: torch.Ten
     probabilities = scores.softmax(dim=-1).masked_fill(mask.all(dim=-1, keepdim=True), 0.0)
     out, lse = probabilities @ v, scores.float().logsumexp(dim=-1)
     if bias is not None:
-        out = torch.where((lse < LEAST_LSE_WITH_GRADIENTS)[..., None], out.detach(), out)
+        out = torch.where((lse.abs() > FARTHEST_LSE_WITH_GRADIENTS)[..., None], out.detach(), out)
     return out.transpose(1, 2), lse
 
 

@@ -29,7 +29,7 @@ from interpreter.sources import digest
 from scripts.core_problem import core_problem
 
 CELL, HEADER = 64, 4
-LOW = -(2.0**20)  # scores of queries that see nothing else are added with care from here on
+FAR = 2.0**20  # from zero: care is taken with such a bias, if it is not hidden
 FREE, BIASED, CAREFUL, CUT, HIDDEN = range(5)  # the kinds of tiles
 SM_COUNT = 3
 
@@ -64,8 +64,9 @@ def cells(bias: torch.Tensor) -> np.ndarray:
         for column in range(0, bias.shape[1], CELL):
             cell = rows, slice(column, column + CELL)
             listed = seen[cell].any() or (unseeing and finite[cell].any())
-            low = unseeing and ((bias[cell] <= LOW) & finite[cell]).any()
-            kind = CAREFUL if low else BIASED
+            low = unseeing and ((bias[cell] <= -FAR) & finite[cell]).any()
+            high = ((bias[cell] >= FAR) & bias[cell].isfinite()).any()
+            kind = CAREFUL if low or high else BIASED
             row.append(FREE if not bias[cell].any() else kind if listed else HIDDEN)
         classes.append(row)
     return np.array(classes)

@@ -100,7 +100,8 @@ ResolvedMask resolve_mask(const Problem& p) {
 // Whether forward and backward of a call may run on whichever kernels: PyTorch computes what ours
 // compute, as cuDNN does with a bias, or there is no backward, as with caches.
 bool halves_are_free(const Problem& p, const ResolvedMask& mask) {
-  return p.bias || p.page_size || p.keys_in_use || stock_agrees(p, mask.left, mask.right);
+  if (p.bias) return stock_reads_bias(p);
+  return p.page_size || p.keys_in_use || stock_agrees(p, mask.left, mask.right);
 }
 
 // Whether our backward or PyTorch's computes the derivative of what our forward computes.

@@ -37,14 +37,15 @@ bool fits_int(int64_t bound) { return bound == static_cast<int>(bound); }
 bool stock_agrees(const Problem& p, int32_t left, int32_t right) {
   // The stock kernel's grids have the batch in y and the heads in z.
   if (p.batch > kMaxGrid || p.num_heads > kMaxGrid) return false;
-  // cuDNN read misaligned addresses of other biases, which ends the CUDA context.
-  if (p.bias && !p.bias_in_rows) return false;
+  if (!stock_reads_bias(p)) return false;
   if (!fits_int(p.window_size_left) || !fits_int(p.window_size_right)) return false;
   // With a left bound alone, the stock kernel takes the longest sequence's number of keys for a
   // right bound. Where a sequence has at least two more queries than that, its first query does not
   // see the last key.
   return left == kUnbounded || right != kUnbounded || p.seqlen_q <= p.seqlen_k + 1;
 }
+
+bool stock_reads_bias(const Problem& p) { return !p.bias || p.bias_in_rows; }
 
 const char* stock_is_faster(const Problem& p, const Kernel& kernel, Features f,
                             const std::vector<Rule>& rules) {

@@ -21,6 +21,11 @@ extern const std::vector<Rule>& kSpeedRules;
 // and `right` are the window in force.
 bool stock_agrees(const Problem& problem, int32_t left, int32_t right);
 
+// Returns whether PyTorch's kernel can read the problem's bias, if it has one. cuDNN reads
+// misaligned addresses where the bias is broadcast over the keys, or has its keys apart, which ends
+// the CUDA context.
+bool stock_reads_bias(const Problem& problem);
+
 // Returns a reason to leave the problem to its peer's kernel although `kernel` could run it, or
 // null.
 const char* stock_is_faster(const Problem& problem, const Kernel& kernel, Features features,

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kAlign = 256;  // bytes, as an allocation of its own would have
 
+// kernels/sm90/bias.py has these, as CELL and HEADER.
 constexpr int64_t kCell = 64;       // rows and columns of a bias that a cell tells of
 constexpr int64_t kListHeader = 4;  // numbers before a list's entries
 
