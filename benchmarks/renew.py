@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "gqa": (*BENCH, "--grid", "gqa", "--contenders", "ours,stock,cudnn"),
     "vit": (*BENCH, "--grid", "vit", "--contenders", "ours,stock,cudnn"),
     "llama": (*BENCH, "--grid", "llama", "--contenders", "ours,stock,cudnn"),
+    "masks": (*BENCH, "--grid", "masks", "--rounds", "5"),
     "startup": ("benchmarks.startup",),
     "uncovered": ("benchmarks.uncovered",),
     "clients": ("benchmarks.clients",),

@@ -16,11 +16,13 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from statistics import geometric_mean
 
 from benchmarks import uncovered as uncovered_calls
 from benchmarks.clients import report
+from fa4_ext.bench import masks as kinds
 from fa4_ext.bench import results, table
 from scripts.documents import markdown
 
@@ -38,7 +40,7 @@ MARKED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end of \2 -->)", re.D
 
 NAMES = {
     "ours": "fa4_ext", "stock": "PyTorch (FA2)", "cudnn": "cuDNN", "fa3": "FlashAttention-3",
-    "fa4": "flash-attn-4 (JIT)",
+    "fa4": "flash-attn-4 (JIT)", "efficient": "PyTorch's memory-efficient kernel",
 }  # fmt: skip
 GRIDS = {
     "paper": "head dims 64 and 128",
@@ -46,9 +48,12 @@ GRIDS = {
     "fp16": "the same, fp16", "dims": "head dims 96, 192 and 256", "llama": "Llama models",
     "vit": "images",
     "gqa": "GQA ratios", "varlen": "packed sequences", "decode": "few queries, many keys",
+    "masks": "masks that are tensors",
 }  # fmt: skip
-# The rules, which `bench` leaves out, leave part of this grid to PyTorch's kernel.
+# The rules, which `bench` leaves out, leave part of this grid to PyTorch's kernel, and masks of
+# this kind to cuDNN.
 SPEED_RULES = ("varlen backward",)
+LEFT_OUT = kinds.SLOPES
 
 
 def result(name: str) -> dict:
@@ -124,10 +129,48 @@ def fastest() -> str:
     found = []
     for direction in ("forward", "backward"):
         for name, title in GRIDS.items():
-            some = rows(name, direction)
+            some = [row for row in rows(name, direction) if row.get("mask") != LEFT_OUT]
             if some and f"{name} {direction}" not in SPEED_RULES:
                 found.append((f"{title}, {direction}", *mean_and_worst(some, peers(name))))
     return markdown.table(("", "geometric mean", "worst row"), *found)
+
+
+def spread(values: list[float]) -> str:
+    """Returns the geometric mean, and the least and the greatest."""
+    if not values:
+        return ""
+    return f"{geometric_mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def masks() -> str:
+    """Makes the table of our speed with each kind of mask, over the fastest contender with that
+    mask, and over ours where the same problem needs no tensor: in the forward, and in forward and
+    backward together."""
+    times: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for row in result("masks")["throughput"]:
+        of_contender = {who: one["ms"] for who, one in row["results"].items() if "ms" in one}
+        times.setdefault((row["mask"], problem(row)), {})[row["direction"]] = of_contender
+    speeds: dict[str, list[list[float]]] = {kind: [[], [], [], []] for kind in kinds.KINDS}
+    for (kind, _), found in times.items():
+        forward, backward = found["forward"], found["backward"]
+        both = {who: forward[who] + backward[who] for who in forward if who in backward}
+        for place, ms in enumerate((forward, both)):
+            peer_ms = min(ms[who] for who in peers("masks") if who in ms)
+            speeds[kind][place].append(peer_ms / ms["ours"])
+            if "unmasked" in ms:
+                speeds[kind][place + 2].append(ms["unmasked"] / ms["ours"])
+    most = [speeds[kind] for kind in kinds.KINDS if kind != LEFT_OUT]
+    speeds[f"all but {LEFT_OUT}"] = [[*chain(*columns)] for columns in zip(*most, strict=True)]
+    return markdown.table(
+        (
+            "mask",
+            "forward",
+            "forward and backward",
+            "over no mask tensor, forward",
+            "over no mask tensor, forward and backward",
+        ),
+        *((kind, *map(spread, columns)) for kind, columns in speeds.items()),
+    )
 
 
 def ceiling() -> str:
@@ -218,7 +261,8 @@ def programs() -> str:
 
 
 MEASURED: dict[str, Callable[[], str]] = {
-    make.__name__: make for make in (against, fastest, ceiling, host, uncovered, clients, programs)
+    make.__name__: make
+    for make in (against, fastest, masks, ceiling, host, uncovered, clients, programs)
 }
 
 
