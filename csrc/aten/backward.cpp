@@ -51,7 +51,7 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   const Readable query(call.query.get(), d.query, call.order),
       key(call.key.get(), d.key, call.order), value(call.value.get(), d.value, call.order),
       out(call.out.get(), d.out, call.order), grad_out(call.grad_out.get(), d.grad_out, call.order);
-  const ReadableBias bias(call.attn_bias, p);
+  const ReadableBias bias(call.attn_bias, d.bias, p);
   const Handle lse_copy = is_contiguous(call.logsumexp.get())
                               ? Handle()
                               : contiguous_copy(call.logsumexp.get(), d.logsumexp);

@@ -97,14 +97,14 @@ bool bias_is_readable(const TensorInfo& bias, const Problem& p, int64_t byte_off
   return is_readable(Distinct(bias), p.seqlen_k, byte_offset);
 }
 
-ReadableBias::ReadableBias(const Handle& bias, const Problem& p) {
-  if (!p.bias) return;
-  const TensorInfo given = info(bias.get());
-  const Distinct distinct(given);
+ReadableBias::ReadableBias(const Handle& bias, const std::optional<TensorInfo>& given,
+                           const Problem& p) {
+  if (!given) return;
+  const Distinct distinct(*given);
   if (is_readable(distinct, p.seqlen_k, reinterpret_cast<int64_t>(data(bias.get())))) {
     view = view_of(bias.get(), distinct, p);
   } else {
-    copy = padded_copy(bias.get(), given, distinct, p.seqlen_k);
+    copy = padded_copy(bias.get(), *given, distinct, p.seqlen_k);
     view = view_of(copy.get(), Distinct(info(copy.get())), p);
   }
 }

@@ -24,7 +24,7 @@ struct ReadableBias {
   Handle copy;
   BiasView view;
 
-  ReadableBias(const Handle& bias, const Problem& problem);
+  ReadableBias(const Handle& bias, const std::optional<TensorInfo>& info, const Problem& problem);
 };
 
 }  // namespace fa4::aten

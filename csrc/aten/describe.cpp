@@ -139,7 +139,7 @@ Inputs inputs_of(const Call& call, const Description& d, std::optional<TensorInf
           std::move(cum_seq_q),
           std::move(cum_seq_k),
           std::move(block_table),
-          info_if_defined(call.attn_bias),
+          d.bias,
           call.max_q,
           call.max_k,
           call.dropout_p,
@@ -158,6 +158,7 @@ Reason describe_forward(const ForwardCall& call, const Processors* simulated, De
   d.query = info(call.query.get());
   d.key = info(call.key.get());
   d.value = info(call.value.get());
+  d.bias = info_if_defined(call.attn_bias);
   d.problem.num_splits = call.num_splits.value_or(0);
   d.problem.peer = call.peer;
   if (Reason reason = check_options(call)) return reason;
@@ -214,6 +215,7 @@ Reason describe_backward(const BackwardCall& call, BackwardDescription& d) {
   d.query = info(call.query.get());
   d.key = info(call.key.get());
   d.value = info(call.value.get());
+  d.bias = info_if_defined(call.attn_bias);
   d.out = info(call.out.get());
   d.logsumexp = info(call.logsumexp.get());
   d.problem.peer = call.peer;
@@ -268,10 +270,9 @@ std::optional<std::string> copied_inputs(const ForwardCall& call) {
   return names.empty() ? std::nullopt : std::optional(names);
 }
 
-bool bias_is_copied(const ForwardCall& call, const Problem& p) {
-  if (!p.bias) return false;
-  const TensorInfo bias = info(call.attn_bias.get());
-  return !bias_is_readable(bias, p, byte_offset(call.attn_bias.get(), bias));
+bool bias_is_copied(const ForwardCall& call, const ForwardDescription& d) {
+  return d.bias &&
+         !bias_is_readable(*d.bias, d.problem, byte_offset(call.attn_bias.get(), *d.bias));
 }
 
 }  // namespace fa4::aten

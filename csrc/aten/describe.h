@@ -17,6 +17,7 @@ struct Description {
   std::optional<std::string> reason;  // why our kernels can't take the call
   Target target;
   TensorInfo query, key, value;
+  std::optional<TensorInfo> bias;
 };
 
 using ForwardDescription = Description;
@@ -48,6 +49,6 @@ const int32_t* cu_seqlens(const Problem& problem, const Handle& cum_seq);
 std::optional<std::string> copied_inputs(const ForwardCall& call);
 
 // The same of the bias of a supported call.
-bool bias_is_copied(const ForwardCall& call, const Problem& problem);
+bool bias_is_copied(const ForwardCall& call, const ForwardDescription& description);
 
 }  // namespace fa4::aten

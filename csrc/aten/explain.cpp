@@ -37,13 +37,13 @@ std::optional<Processors> device_asked_for(int64_t capability, int64_t sm_count)
 }
 
 // Returns the note on a supported call, which says which of its inputs are copied.
-std::string note(const ForwardCall& call, const Problem& p) {
+std::string note(const ForwardCall& call, const ForwardDescription& d) {
   const std::optional<std::string> copied = copied_inputs(call);
   const std::string text =
       copied ? concat("copied first, because TMA takes addresses and strides of 16 bytes only: ",
                       *copied)
              : "";
-  if (!bias_is_copied(call, p)) return text;
+  if (!bias_is_copied(call, d)) return text;
   return concat(text, text.empty() ? "" : "; ",
                 "copied first, because the kernels read pairs of keys, at multiples of 4 bytes: ",
                 "attn_bias");
@@ -68,7 +68,7 @@ void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   const Plan chosen = choose(d, speed_rules);
   stack[0] = torch::stable::detail::from(chosen.supported());
   stack[1] = torch::stable::detail::from(std::string(chosen.name()));
-  stack[2] = torch::stable::detail::from(chosen.reason ? *chosen.reason : note(call, d.problem));
+  stack[2] = torch::stable::detail::from(chosen.reason ? *chosen.reason : note(call, d));
   stack[3] = torch::stable::detail::from(chosen.tile_q());
   stack[4] = torch::stable::detail::from(chosen.tile_k());
   stack[5] = torch::stable::detail::from(chosen.supported() ? chosen.workspace.bytes : int64_t{0});

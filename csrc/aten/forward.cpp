@@ -28,7 +28,7 @@ void run(const ForwardCall& call, const PlannedForward& planned, AtenTensorHandl
   const Problem& p = d.problem;
   const Readable query(call.query.get(), d.query, call.order),
       key(call.key.get(), d.key, call.order), value(call.value.get(), d.value, call.order);
-  const ReadableBias bias(call.attn_bias, p);
+  const ReadableBias bias(call.attn_bias, d.bias, p);
   ForwardArguments arguments;
   arguments.q = query.view;
   arguments.k = seen_keys(key.view, p);
