@@ -51,11 +51,10 @@ void take_maps(const Problem& p, const Kernel& kernel, Parts& parts, Workspace& 
 
 Workspace forward_workspace(const Problem& p, const Kernel& kernel) {
   Workspace w;
-  if (kernel.persistent && p.layout == Layout::kVarlen) w.bytes = sizeof(int32_t);
-  if (kernel.mask != Mask::kBias) return w;
   Parts parts;
   take_maps(p, kernel, parts, w);
   w.bytes = w.zeroed = parts.end();
+  if (kernel.persistent && p.layout == Layout::kVarlen) w.bytes = sizeof(int32_t);
   return w;
 }
 
