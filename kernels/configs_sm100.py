@@ -40,8 +40,6 @@ def backward_two_cta(head_dims: HeadDims) -> bool:
 
 
 def forward(dtype: str, head_dims: HeadDims, layout: Layout, mask: Mask) -> Iterator[Kernel]:
-    if mask is Mask.BIAS:
-        return
     pair = forward_two_cta(head_dims, layout, mask)
     for tile, two_cta in ((FORWARD[head_dims], pair), (SHORT_FORWARD, False)):
         yield Kernel(Op.FORWARD, 100, dtype, *head_dims, layout, *tile, mask, two_cta=two_cta)
@@ -55,8 +53,6 @@ def backward(
     grouped: bool,
     deterministic: bool,
 ) -> Iterator[Kernel]:
-    if mask is Mask.BIAS:
-        return
     yield Kernel(
         Op.BACKWARD,
         100,

@@ -176,8 +176,6 @@ def registers(layout: Layout, block_m: int) -> Row:
 
 
 def forward(dtype: str, head_dims: HeadDims, layout: Layout, mask: Mask) -> Iterator[Kernel]:
-    if mask is Mask.BIAS and layout is Layout.VARLEN:
-        return
     rows: tuple[Row, ...] = (FORWARD[head_dims], SHORT_FORWARD[head_dims])
     if mask is Mask.BIAS:
         rows = (FORWARD_BIAS[head_dims],)
@@ -199,8 +197,6 @@ def backward(
     grouped: bool,
     deterministic: bool,
 ) -> Iterator[Kernel]:
-    if mask is Mask.BIAS and layout is Layout.VARLEN:
-        return
     if mask is Mask.BIAS or head_dims in BACKWARD_KEYS:
         yield backward_keys(dtype, head_dims, layout, mask)
         return

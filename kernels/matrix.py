@@ -91,12 +91,19 @@ def _of_one_pass(backward: Kernel) -> Companions:
     return Companions(shared, postprocess_dq, postprocess_dk, postprocess_dv)
 
 
+def _exists(arch: int, layout: Layout, mask: Mask) -> bool:
+    """Whether there are kernels for a mask. Those with a bias are for dense tensors on Hopper."""
+    return mask is not Mask.BIAS or (arch, layout) == (90, Layout.DENSE)
+
+
 def _kernels(wanted: Callable[[Kernel], bool]) -> tuple[Kernel, ...]:
     """The defaults and the wanted candidates, each once, in an order that is stable between
     runs."""
     kernels: dict[Kernel, None] = {}
     for arch, configs in CONFIGS.items():
         for row in product(DTYPES, HEAD_DIM_BUCKETS[arch], (Layout.DENSE, Layout.VARLEN), Mask):
+            if not _exists(arch, *row[2:]):
+                continue
             defaults = [*configs.forward(*row)]
             for flags in product((False, True), repeat=2):  # grouped, deterministic
                 defaults += configs.backward(*row, *flags)
