@@ -6,6 +6,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -18,6 +19,17 @@ from fa4_ext.bench.shapes import Shape
 from fa4_ext.bench.timing import Prepared, in_turns, prepare, sets_for, summary
 
 TARGET_MS = 8.0  # of one timed run: long beside the launch of a graph
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every contender gets of a shape: its inputs, and what is right for them."""
+
+    shape: Shape
+    dtype: str
+    sets: list
+    mask: Mask | None
+    truths: Callable[[int], list[tuple[torch.Tensor, ...]]]  # of the i-th set
 
 
 def attention_of(
@@ -37,11 +49,11 @@ def attention_of(
 
 
 def _calls(
-    contender: Contender, shape: Shape, direction: str, sets: list, mask: Mask | None
+    contender: Contender, problem: Problem, direction: str
 ) -> Callable[[int], tuple[torch.Tensor, ...]]:
     """Returns a function that runs the direction on the i-th set of inputs. The backward is timed
     without its forward: one forward for each set leaves the autograd graph, which is kept."""
-    attention = attention_of(contender, shape, mask)
+    attention, sets = attention_of(contender, problem.shape, problem.mask), problem.sets
     if direction == "forward":
 
         def forward(i):
@@ -62,44 +74,27 @@ def _calls(
     return backward
 
 
-def _prepare(
-    contender: Contender,
-    shape: Shape,
-    direction: str,
-    dtype: str,
-    sets: list,
-    mask: Mask | None,
-    truths,
-) -> tuple[Prepared, float]:
+def _prepare(contender: Contender, problem: Problem, direction: str) -> tuple[Prepared, float]:
     """Prepares the work for timing and checks its outputs. Returns the prepared work and the
     relative error."""
-    calls = _calls(contender, shape, direction, sets, mask)
-    prepared = prepare(calls, len(sets), contender.enabled, TARGET_MS)
-    expected = truths((prepared.calls - 1) % len(sets) if prepared.captured else 0)
+    calls, count = _calls(contender, problem, direction), len(problem.sets)
+    prepared = prepare(calls, count, contender.enabled, TARGET_MS)
+    expected = problem.truths((prepared.calls - 1) % count if prepared.captured else 0)
     kept = slice(0, 1) if direction == "forward" else slice(1, 4)
-    return prepared, check(
-        shape, dtype, prepared.outputs, [of_corner[kept] for of_corner in expected]
-    )
+    truths = [of_corner[kept] for of_corner in expected]
+    return prepared, check(problem.shape, problem.dtype, prepared.outputs, truths)
 
 
-def _row(
-    contenders: list[Contender],
-    shape: Shape,
-    direction: str,
-    dtype: str,
-    sets: list,
-    mask: Mask | None,
-    truths,
-    rounds: int,
-) -> dict:
+def _row(contenders: list[Contender], problem: Problem, direction: str, rounds: int) -> dict:
+    shape = problem.shape
     ready: dict[str, tuple[Prepared, float]] = {}
     results: dict[str, dict] = {}
     name = f"{shape.name} {direction}"
     for contender in contenders:
-        if not contender.has(shape, dtype, direction):
+        if not contender.has(shape, problem.dtype, direction):
             continue
         try:
-            ready[contender.name] = _prepare(contender, shape, direction, dtype, sets, mask, truths)
+            ready[contender.name] = _prepare(contender, problem, direction)
         except Exception as error:
             # Other packages raise errors of their own types.
             print(f"\n{contender.name}, {name}: not timed: {error}", file=sys.stderr)
@@ -139,9 +134,10 @@ def measure(
         # The layers of a model have one mask, so the sets have one.
         mask = make_mask(shape, sets[0][0])
         truths = cache(lambda i, shape=shape, sets=sets, mask=mask: truth(shape, sets[i], mask))
+        problem = Problem(shape, dtype, sets, mask, truths)
         for direction in directions:
             progress.started(f"{shape.name} {direction}")
-            rows.append(_row(contenders, shape, direction, dtype, sets, mask, truths, rounds))
+            rows.append(_row(contenders, problem, direction, rounds))
             progress.finished()
     return rows
 
