@@ -42,11 +42,11 @@ def op_of(
     if not _fused(*tensors, enable_gqa, capability):
         return OTHER
     first = capability in _CUDNN_FIRST and _prefers_cudnn()
-    masked = attn_mask is not None
-    mask_fits = attn_mask is None or not _why_mask_does_not_fit(attn_mask, query, key)
-    if first and not deterministic and mask_fits and _cudnn_takes(*tensors, capability):
+    unmasked = attn_mask is None
+    fits = unmasked or not _why_mask_does_not_fit(attn_mask, query, key)
+    if first and not deterministic and fits and _cudnn_takes(*tensors, capability):
         return CUDNN
-    return FLASH if not masked and _flash_takes(*tensors, is_causal) else OTHER
+    return FLASH if unmasked and _flash_takes(*tensors, is_causal) else OTHER
 
 
 def _fused(
