@@ -53,6 +53,15 @@ def test_any_problem_gets_a_kernel_or_a_reason_and_the_same_one_twice(problem, s
     assert describe(first) == describe(plan(problem, speed_rules))
 
 
+def smallest_bucket(problem) -> tuple[int, int]:
+    """Returns the smallest bucket of head dims that holds a problem's."""
+    return min(
+        bucket
+        for bucket in HEAD_DIM_BUCKETS[90 if problem["capability"] == 90 else 100]
+        if bucket[0] >= problem["head_dim"] and bucket[1] >= problem["head_dim_v"]
+    )
+
+
 @settings(max_examples=500, deadline=None)
 @given(problems())
 def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
@@ -60,12 +69,7 @@ def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
     assert chosen.supported, (problem, chosen.reason)
     kernel = chosen.kernel
     assert kernel.name in BUILT
-    holding = [
-        bucket
-        for bucket in HEAD_DIM_BUCKETS[90 if problem["capability"] == 90 else 100]
-        if bucket[0] >= problem["head_dim"] and bucket[1] >= problem["head_dim_v"]
-    ]
-    assert (kernel.head_dim, kernel.head_dim_v) == min(holding)
+    assert (kernel.head_dim, kernel.head_dim_v) == smallest_bucket(problem)
     assert kernel.arch == (90 if problem["capability"] == 90 else 100)
     assert kernel.layout.name == (
         "ANY" if kernel.op == fa4_core.Op.DECODE else problem["layout"].upper()

@@ -7,9 +7,8 @@ import fa4_core
 import pytest
 from hypothesis import given, settings
 from plan_problems import biased_problems
-from test_plan import LEGAL, ROWS, describe, end_of, plan
+from test_plan import LEGAL, ROWS, describe, end_of, plan, smallest_bucket
 
-from kernels.kernel import HEAD_DIM_BUCKETS
 from kernels.sm90.bias import CELL, HEADER
 from scripts.core_problem import core_problem
 
@@ -52,12 +51,7 @@ def test_a_bias_gets_the_smallest_bucket_of_its_own_kernels(problem):
     chosen = plan(problem)
     assert chosen.supported, (problem, chosen.reason)
     kernel = chosen.kernel
-    bucket = min(
-        found
-        for found in HEAD_DIM_BUCKETS[90]
-        if found[0] >= problem["head_dim"] and found[1] >= problem["head_dim_v"]
-    )
-    assert (kernel.head_dim, kernel.head_dim_v) == bucket
+    assert (kernel.head_dim, kernel.head_dim_v) == smallest_bucket(problem)
     assert (kernel.mask, kernel.layout) == (fa4_core.Mask.BIAS, fa4_core.Layout.DENSE)
     backward = problem["op"] == "backward"
     assert kernel.op == (fa4_core.Op.BACKWARD_KEYS if backward else fa4_core.Op.FORWARD)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from calls import aten, cudnn_backward, cudnn_forward, run_autograd, run_cudnn_op
 from cases import BLACKWELL, DTYPES, HEADS, UNEQUAL_HEAD_DIMS, dense, make_inputs
 from compare import assert_matches_reference
+from graphs import capture
 from profiling import providers_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -252,13 +253,7 @@ class TestAround:
             out = F.scaled_dot_product_attention(*tensors, is_causal=True)
             return out, *torch.autograd.grad(out.sum(), tensors)
 
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            step()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = step()
+        graph, captured = capture(step)
         for tensor in tensors:
             tensor.data.normal_()
         graph.replay()

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from calls import cudnn_backward, cudnn_forward, explained, run_autograd, run_cudnn_op
 from cases import BLACKWELL, DEVICE, DTYPES, HEADS, Inputs, Problem, dense, make_inputs
 from compare import GRADIENT_FLOOR, assert_close, assert_lse, assert_matches_reference
+from graphs import capture
 from profiling import kernels_of, providers_of
 from reference import Result, compute
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -386,13 +387,7 @@ class TestAround:
             out = F.scaled_dot_product_attention(*tensors, attn_mask=mask)
             return out, *torch.autograd.grad(out, tensors, do)
 
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            step()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = step()
+        graph, captured = capture(step)
         for kind in ("window", "prefix", "causal"):
             fresh = make_inputs(replace(problem, bias=kind, bias_form="batch"))
             with torch.no_grad():

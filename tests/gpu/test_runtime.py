@@ -13,6 +13,7 @@ from calls import flash_backward, flash_forward, run_autograd, run_flash
 from cases import DEVICE, Inputs, dense, make_inputs
 from compare import assert_close, assert_lse, assert_matches_reference
 from fresh_process import run_script
+from graphs import capture
 from reference import Result, compute
 
 import fa4_ext
@@ -63,14 +64,7 @@ def test_training_step_in_a_graph():
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return out, *torch.autograd.grad(out, (q, k, v), do)
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = step()
+    graph, outputs = capture(step)
     for _ in range(2):
         fresh = make_inputs(problem)
         with torch.no_grad():
