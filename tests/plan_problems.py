@@ -14,6 +14,7 @@ def problems(
     dtypes=("bf16", "fp16"),
     capabilities=(90, 100, 103),
     legal: bool = True,
+    ops=("forward", "backward"),
 ) -> dict:
     """Draws problems. A `legal` one is inside what the matrix covers; others are anything that fits
     the fields, the hopeless included."""
@@ -24,7 +25,7 @@ def problems(
     seqlen_q, seqlen_k = draw(size), draw(size)
     windowed = draw(st.booleans())
     bound = st.integers(-1, max(2 * seqlen_k, 1)) if windowed else st.just(-1)
-    op = draw(st.sampled_from(["forward", "backward"]))
+    op = draw(st.sampled_from(ops))
     capability = draw(st.sampled_from(capabilities)) if legal else draw(st.integers(0, 130))
     largest_head_dim, largest_head_dim_v = LARGEST_HEAD_DIMS[90 if capability == 90 else 100]
     equal_head_dims = draw(st.booleans())
