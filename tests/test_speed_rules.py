@@ -25,27 +25,27 @@ RULES = rules.speed_rules()
 MASKS = {"full": fa4_core.Mask.FULL, "causal": fa4_core.Mask.CAUSAL}
 
 
+def measured_problem(peer: str, line: dict[str, str]) -> dict:
+    varlen, causal = line["layout"] == "varlen", line["causal"] == "True"
+    batch, total_q = int(line["batch"]), int(line["total_q"])
+    queries, keys = (int(line["longest" if varlen else name]) for name in ("seqlen_q", "seqlen_k"))
+    top_left = causal and peer == "cudnn"
+    if top_left:
+        keys = min(queries, keys)
+    return {
+        "peer": peer, "op": line["direction"], "dtype": "bf16", "layout": line["layout"],
+        "capability": 90, "batch": batch, "seqlen_q": queries, "seqlen_k": keys,
+        "total_q": total_q, "total_k": total_q if varlen else batch * keys,
+        "num_heads": int(line["heads"]), "num_heads_kv": int(line["heads_kv"]),
+        "head_dim": int(line["head_dim"]),
+        "head_dim_v": int(line.get("head_dim_v", line["head_dim"])),
+        "is_causal": causal, "causal_top_left": top_left,
+        "window_size_left": -1, "window_size_right": -1, "deterministic": False,
+    }  # fmt: skip
+
+
 def measured_problems() -> list[dict]:
-    return [
-        {
-            "peer": peer,
-            "op": line["direction"], "dtype": "bf16", "layout": line["layout"], "capability": 90,
-            "batch": int(line["batch"]),
-            "seqlen_q": int(line["longest"] if line["layout"] == "varlen" else line["seqlen_q"]),
-            "seqlen_k": int(line["longest"] if line["layout"] == "varlen" else line["seqlen_k"]),
-            "total_q": int(line["total_q"]), "total_k": int(line["total_q"])
-            if line["layout"] == "varlen"
-            else int(line["batch"]) * int(line["seqlen_k"]),
-            "num_heads": int(line["heads"]), "num_heads_kv": int(line["heads_kv"]),
-            "head_dim": int(line["head_dim"]),
-            "head_dim_v": int(line.get("head_dim_v", line["head_dim"])),
-            "is_causal": line["causal"] == "True",
-            "window_size_left": -1,
-            "window_size_right": -1, "deterministic": False,
-        }
-        for peer in MEASURED
-        for line in lines(peer)
-    ]  # fmt: skip
+    return [measured_problem(peer, line) for peer in MEASURED for line in lines(peer)]
 
 
 def test_rules_are_what_the_measurements_give():

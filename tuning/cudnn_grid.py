@@ -97,6 +97,27 @@ def short() -> list[Call]:
     ]
 
 
+def short_groups() -> list[Call]:
+    """Returns self-attention over short sequences, in which many query heads share a key/value
+    head."""
+    every = product((1, 3, 16), ((64, 8), (16, 2)), (40, 73, 130), (64, 128), (False, True))
+    return [
+        _call(batch, heads, length, length, (head_dim, head_dim), causal)
+        for batch, heads, length, head_dim, causal in every
+    ]
+
+
+def more_queries() -> list[Call]:
+    """Returns causal attention of more queries than keys. The mask is aligned top-left, so the last
+    queries see all keys."""
+    lengths = ((71, 25), (330, 60), (1264, 1125), (4000, 300))
+    every = product((1, 8, 64), ((16, 16), (32, 8)), lengths, (64, 128))
+    return [
+        _call(batch, heads, queries, keys, (head_dim, head_dim), causal=True)
+        for batch, heads, (queries, keys), head_dim in every
+    ]
+
+
 def long() -> list[Call]:
     """Returns self-attention over long sequences in all buckets of head dims."""
     head_dims = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
@@ -143,7 +164,8 @@ def problems(quick: bool) -> list[tuple[Call, str]]:
     """Returns calls and directions, in a random order that is the same in every run, so that a run
     cut short has seen a fair sample. Of one query and of few there are forwards only."""
     forwards = one_query() + few_queries()
-    both = few_trained_queries() + short() + long() + small_and_wide() + across()
+    both = few_trained_queries() + short() + short_groups() + more_queries()
+    both += long() + small_and_wide() + across()
     calls = [call for call in dict.fromkeys(forwards + both) if call.bytes <= 2 * GIB]
     if quick:
         calls = calls[::8]

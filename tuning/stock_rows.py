@@ -47,14 +47,25 @@ def bucket(head_dim: int, head_dim_v: int) -> tuple[int, int]:
     )
 
 
+def top_left(queries: int, keys: int) -> dict:
+    """Returns the features of a call to cuDNN with a causal mask, which is aligned top-left. The
+    planner sees the keys that some query sees, and a window where there are more queries than
+    keys."""
+    return {"keys": min(queries, keys), "mask": "window" if queries > keys else "causal"}
+
+
 def row_of(line: dict[str, str], peer: str) -> Row:
     _, column = MEASURED[peer]
     head_dim, head_dim_v = bucket(
         int(line["head_dim"]), int(line.get("head_dim_v", line["head_dim"]))
     )
-    replaced = {"head_dim": head_dim} | ({"op": "decode"} if line["kernel"] == "decode" else {})
+    found = features(line) | {"head_dim": head_dim}
+    if line["kernel"] == "decode":
+        found["op"] = "decode"
+    if peer == "cudnn" and line["causal"] == "True":
+        found |= top_left(found["queries"], found["keys"])
     return Row(
-        **features(line) | replaced,
+        **found,
         head_dim_v=head_dim_v,
         peer=peer,
         ratio=float(line["ours_us"]) / float(line[column]),

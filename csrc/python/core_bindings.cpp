@@ -86,6 +86,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readwrite("head_dim", &Problem::head_dim)
       .def_readwrite("head_dim_v", &Problem::head_dim_v)
       .def_readwrite("is_causal", &Problem::is_causal)
+      .def_readwrite("causal_top_left", &Problem::causal_top_left)
       .def_readwrite("window_size_left", &Problem::window_size_left)
       .def_readwrite("window_size_right", &Problem::window_size_right)
       .def_readwrite("deterministic", &Problem::deterministic)
