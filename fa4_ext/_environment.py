@@ -28,6 +28,8 @@ KNOWN = {
     "_cudnn_attention_forward": ((13, 15), (9,)),  # torch 2.14 added seqused_k and block_table
     "_cudnn_attention_backward": ((16,), (3,)),
     "_cudnn_attention_forward_no_dropout_inplace": ((12,), (1,)),  # since torch 2.15
+    "_scaled_dot_product_efficient_attention": ((8,), (4,)),
+    "_scaled_dot_product_efficient_attention_backward": ((13,), (4,)),
 }
 
 _OFF, _ON = ("0", "false", "no", "off"), ("1", "true", "yes", "on")  # of FA4_EXT_AUTOREGISTER

@@ -12,14 +12,20 @@
 namespace fa4::aten {
 namespace {
 
-struct Gradients {
-  Handle query, key, value;
-};
-
 bool is_contiguous(AtenTensorHandle tensor) {
   bool result;
   check_shim(aoti_torch_is_contiguous(tensor, &result), "asking whether a tensor is contiguous");
   return result;
+}
+
+// Allocates the gradient of an input with the strides that the op promises.
+Handle empty_gradient(const TensorInfo& input, Peer peer) {
+  if (peer != Peer::kEfficient) return empty_like(input);
+  int64_t stride[kMaxDim];
+  rows_first_strides(input.size, stride);
+  TensorInfo gradient = input;
+  gradient.stride = stride;
+  return empty(gradient);
 }
 
 // Sets the gradients of the keys that no query sees to zero. Kernels get only the earlier keys
@@ -37,10 +43,29 @@ void clear_unseen_keys(const BackwardCall& call, const Problem& p, const Gradien
   }
 }
 
-Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan& plan) {
+// Where a speed rule chooses PyTorch's kernel, clears the rows of gradients that it leaves
+// unwritten. Our own kernel would set these rows to zero.
+void clear_unwritten(const BackwardCall& call, const BackwardDescription& d,
+                     const StableIValue* stack) {
+  const auto gradient = [&](int i) {
+    const auto tensor = torch::stable::detail::to<AtenTensorHandle>(stack[i]);
+    return view(tensor, info(tensor), call.order);
+  };
+  const Problem& p = d.problem;
+  fa4::clear_unwritten(p,
+                       {gradient(0), gradient(1), gradient(2), cu_seqlens(p, call.cum_seq_q),
+                        cu_seqlens(p, call.cum_seq_k)},
+                       d.target);
+}
+
+}  // namespace
+
+Gradients compute_gradients(const BackwardCall& call, const BackwardDescription& d,
+                            const Plan& plan) {
   const Problem& p = d.problem;
   const int32_t device = d.query.device_index;
-  Gradients gradients{empty_like(d.query), empty_like(d.key), empty_like(d.value)};
+  Gradients gradients{empty_gradient(d.query, call.peer), empty_gradient(d.key, call.peer),
+                      empty_gradient(d.value, call.peer)};
   if (plan.nothing_to_compute) {
     for (const Handle* gradient : {&gradients.query, &gradients.key, &gradients.value})
       fill(gradient->get(), 0);
@@ -75,23 +100,6 @@ Gradients run(const BackwardCall& call, const BackwardDescription& d, const Plan
   return gradients;
 }
 
-// Where a speed rule chooses PyTorch's kernel, clears the rows of gradients that it leaves
-// unwritten. Our own kernel would set these rows to zero.
-void clear_unwritten(const BackwardCall& call, const BackwardDescription& d,
-                     const StableIValue* stack) {
-  const auto gradient = [&](int i) {
-    const auto tensor = torch::stable::detail::to<AtenTensorHandle>(stack[i]);
-    return view(tensor, info(tensor), call.order);
-  };
-  const Problem& p = d.problem;
-  fa4::clear_unwritten(p,
-                       {gradient(0), gradient(1), gradient(2), cu_seqlens(p, call.cum_seq_q),
-                        cu_seqlens(p, call.cum_seq_k)},
-                       d.target);
-}
-
-}  // namespace
-
 void backward(const BackwardCall& call, StableIValue* stack) {
   if (stock_is_running()) return stock_backward(call, stack);
   BackwardDescription d = describe(call);
@@ -111,7 +119,7 @@ void backward(const BackwardCall& call, StableIValue* stack) {
     return;
   }
   warn_of_nondeterminism();
-  Gradients gradients = run(call, d, plan);
+  Gradients gradients = compute_gradients(call, d, plan);
   stack[0] = give(std::move(gradients.query));
   stack[1] = give(std::move(gradients.key));
   stack[2] = give(std::move(gradients.value));

@@ -197,6 +197,41 @@ BackwardCall take_cudnn_backward(Arguments& arguments, const KnownOp& op) {
   return call;
 }
 
+ForwardCall take_efficient_forward(Arguments& arguments) {
+  ForwardCall call;
+  call.op = kEfficientForward.name;
+  call.peer = Peer::kEfficient;
+  call.order = DimOrder::kHeadsFirst;
+  take_qkv(arguments, call);
+  call.attn_bias = arguments.optional_tensor();
+  call.compute_log_sumexp = arguments.value<bool>();
+  call.dropout_p = arguments.value<double>();
+  call.is_causal = arguments.value<bool>();
+  call.scale = arguments.value<std::optional<double>>();
+  return call;
+}
+
+BackwardCall take_efficient_backward(Arguments& arguments) {
+  BackwardCall call;
+  call.op = kEfficientBackward.name;
+  call.peer = Peer::kEfficient;
+  call.order = DimOrder::kHeadsFirst;
+  call.grad_out = arguments.tensor();
+  take_qkv(arguments, call);
+  call.attn_bias = arguments.tensor();
+  call.out = arguments.tensor();
+  call.logsumexp = arguments.tensor();
+  call.cum_seq_q = undefined();
+  call.cum_seq_k = undefined();
+  call.rng_state = arguments.tensor();
+  call.unused = arguments.tensor();
+  call.dropout_p = arguments.value<double>();
+  call.wanted = arguments.value<std::vector<bool>>();
+  call.is_causal = arguments.value<bool>();
+  call.scale = arguments.value<std::optional<double>>();
+  return call;
+}
+
 ForwardCall take_attention(Arguments& arguments) {
   ForwardCall call;
   call.op = kAttention.name;

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
+#include <vector>
 
 #include "tensors.h"
 
@@ -35,6 +36,10 @@ inline constexpr KnownOp kCudnnForwardInplace{
     "_cudnn_attention_forward_no_dropout_inplace", {12, 12}, 1};
 inline constexpr KnownOp kCudnnBackward{"_cudnn_attention_backward", {16, 16}, 3};
 
+inline constexpr KnownOp kEfficientForward{"_scaled_dot_product_efficient_attention", {8, 8}, 4};
+inline constexpr KnownOp kEfficientBackward{
+    "_scaled_dot_product_efficient_attention_backward", {13, 13}, 4};
+
 // Our own ops.
 inline constexpr KnownOp kAttention{"attention", {15, 15}, 2};
 inline constexpr KnownOp kAttentionBackward{"attention_backward", {15, 15}, 3};
@@ -55,7 +60,7 @@ struct ForwardCall {
   std::optional<double> scale;
   std::optional<int64_t> window_size_left, window_size_right;
   Handle seqused_k, alibi_slopes;
-  // Only the cuDNN ops have these two.
+  // The flash ops lack these two.
   Handle attn_bias;
   bool compute_log_sumexp = true;
   // block_table and num_splits exist since torch 2.12.
@@ -80,12 +85,15 @@ struct BackwardCall {
   int64_t max_q = 0, max_k = 0;
   double dropout_p = 0;
   bool is_causal = false;
-  // The cuDNN ops call them philox_seed and philox_offset.
+  // The cuDNN and memory-efficient ops call them philox_seed and philox_offset.
   Handle rng_state, unused;
   std::optional<double> scale;
   std::optional<int64_t> window_size_left, window_size_right;
-  // Only the cuDNN ops have it; an undefined tensor where there is none.
+  // The flash ops lack it; an undefined tensor where there is none.
   Handle attn_bias;
+  // Which gradients the caller wants: of query, key, value and attn_bias. Only the memory-efficient
+  // op has it.
+  std::vector<bool> wanted;
   // Only our own op has it: the caller wants the same bits in every run, whatever torch's setting.
   bool deterministic = false;
 };
@@ -136,6 +144,9 @@ ForwardCall take_cudnn_forward(Arguments& arguments, bool has_block_table);
 ForwardCall take_cudnn_forward_inplace(Arguments& arguments);
 // Both backward ops have the same arguments.
 BackwardCall take_cudnn_backward(Arguments& arguments, const KnownOp& op);
+
+ForwardCall take_efficient_forward(Arguments& arguments);
+BackwardCall take_efficient_backward(Arguments& arguments);
 
 ForwardCall take_attention(Arguments& arguments);
 BackwardCall take_attention_backward(Arguments& arguments);

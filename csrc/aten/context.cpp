@@ -51,6 +51,14 @@ const Context& context() {
   return found;
 }
 
+bool put_before_flash(int32_t backend) {
+  if (!context().context || !context().backends_in_order) return false;
+  constexpr Backends kTorchsOwn{kCudnn, kFlash, kEfficient, kMath, kOverrideable};
+  const Backends order = context().backends_in_order(context().context).known;
+  const auto place = [&](int32_t one) { return std::find(order.begin(), order.end(), one); };
+  return order != kTorchsOwn && place(backend) < place(kFlash);
+}
+
 bool known() { return context().context && context().deterministic && context().warn_only; }
 
 }  // namespace
@@ -64,15 +72,9 @@ bool flash_enabled() {
   return context().context && context().flash_enabled && context().flash_enabled(context().context);
 }
 
-bool cudnn_put_first() {
-  if (!context().context || !context().backends_in_order) return false;
-  constexpr Backends kTorchsOwn{kCudnn, kFlash, kEfficient, kMath, kOverrideable};
-  const Backends order = context().backends_in_order(context().context).known;
-  const auto place = [&](int32_t backend) {
-    return std::find(order.begin(), order.end(), backend);
-  };
-  return order != kTorchsOwn && place(kCudnn) < place(kFlash);
-}
+bool cudnn_put_first() { return put_before_flash(kCudnn); }
+
+bool efficient_put_first() { return put_before_flash(kEfficient); }
 
 bool wants_gradient(std::initializer_list<AtenTensorHandle> tensors) {
   if (!aoti_torch_grad_mode_is_enabled()) return false;

@@ -24,6 +24,9 @@ bool flash_enabled();
 // count, even if somebody has asked for it.
 bool cudnn_put_first();
 
+// The same of memory-efficient attention, which torch's own order has behind flash attention.
+bool efficient_put_first();
+
 // Returns whether autograd records a call for one of these tensors; true where torch does not tell.
 bool wants_gradient(std::initializer_list<AtenTensorHandle> tensors);
 

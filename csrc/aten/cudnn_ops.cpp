@@ -7,6 +7,7 @@
 #include "forward.h"
 #include "ops.h"
 #include "options.h"
+#include "our_seed.h"
 #include "stock.h"
 #include "torch_version.h"
 
@@ -34,25 +35,6 @@ bool may_be_ours() {
 PlannedForward plan_ours(const ForwardCall& call) {
   if (stock_is_running() || !may_be_ours()) return {};
   return plan_forward(call);
-}
-
-// Without dropout nobody reads philox_seed and philox_offset, but the backward gets both. A seed of
-// ours begins behind the first two numbers of its memory: so the backward knows who ran the
-// forward, and runs where that ran, whatever the user has chosen since. Two numbers are 16 bytes,
-// to which compiled programs expect every tensor to be aligned.
-constexpr int64_t kOurSeed = 2;
-
-Handle our_seed(int32_t device) {
-  constexpr int64_t kNumbers = kOurSeed + 1;
-  const Handle numbers = empty(1, &kNumbers, aoti_torch_dtype_int64(), device);
-  return number_in(numbers.get(), kOurSeed);
-}
-
-bool is_our_seed(AtenTensorHandle seed) {
-  if (!defined(seed)) return false;
-  int64_t offset;
-  check_shim(aoti_torch_get_storage_offset(seed, &offset), "reading a tensor's offset");
-  return offset == kOurSeed;
 }
 
 void run(const ForwardCall& call, const PlannedForward& planned, StableIValue* stack) {

@@ -98,7 +98,7 @@ bool has_keys_in_use(const ForwardCall& call) {
 }
 
 Reason check_options(const ForwardCall& call) {
-  if (call.attn_bias && call.peer != Peer::kCudnn) return "attn_bias not supported";
+  if (call.attn_bias && call.peer == Peer::kFlash) return "attn_bias not supported";
   if (call.attn_bias && wants_gradient({call.attn_bias.get()}))
     return "attn_bias must not require a gradient";
   if (call.return_debug_mask) return "return_debug_mask must be False";
@@ -132,7 +132,7 @@ std::optional<TensorInfo> info_if_defined(const Handle& tensor) {
 template <class Call>
 Inputs inputs_of(const Call& call, const Description& d, std::optional<TensorInfo> cum_seq_q,
                  std::optional<TensorInfo> cum_seq_k, std::optional<TensorInfo> block_table) {
-  const bool top_left = call.is_causal && call.peer == Peer::kCudnn && !cum_seq_q;
+  const bool top_left = call.is_causal && call.peer != Peer::kFlash && !cum_seq_q;
   return {d.query,
           d.key,
           d.value,
@@ -247,7 +247,7 @@ BackwardDescription describe(const BackwardCall& call) {
 
 LogsumexpShape logsumexp_shape(const Problem& p) {
   if (p.layout == Layout::kVarlen) return {2, {p.num_heads, p.total_q}};
-  return {p.peer == Peer::kCudnn ? 4 : 3, {p.batch, p.num_heads, p.seqlen_q, 1}};
+  return {p.peer == Peer::kCudnn ? 4 : 3, {p.batch, p.num_heads, lse_rows(p), 1}};
 }
 
 TensorView seen_keys(TensorView keys, const Problem& problem) {

@@ -30,7 +30,7 @@ struct BackwardDescription : Description {
 ForwardDescription describe(const ForwardCall& call, const Processors* simulated = nullptr);
 BackwardDescription describe(const BackwardCall& call);
 
-// [batch, heads, seqlen_q], which the cuDNN op follows by a 1, or [heads, total_q] when ragged
+// [batch, heads, lse_rows], which the cuDNN op follows by a 1, or [heads, total_q] when ragged
 struct LogsumexpShape {
   int64_t dim;
   int64_t size[4];

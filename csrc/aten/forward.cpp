@@ -61,7 +61,8 @@ void run(const ForwardCall& call, const PlannedForward& planned, AtenTensorHandl
 ForwardOutputs forward(const ForwardCall& call, const PlannedForward& planned,
                        int32_t dtype_of_number) {
   const ForwardDescription& d = planned.d;
-  const OutputShape shape(d.query, d.value);
+  OutputShape shape(d.query, d.value);
+  if (d.problem.peer == Peer::kEfficient) rows_first_strides(shape.size, shape.stride);
   const TensorInfo out = shape.info(d.query);
   ForwardOutputs outputs{empty(out), empty_logsumexp(d),
                          empty(0, nullptr, dtype_of_number, d.query.device_index)};

@@ -9,7 +9,7 @@ namespace fa4::aten {
 // results or frees them one by one relies on that.
 struct ForwardOutputs {
   Handle out, logsumexp;
-  // A number of 64 bits that the flash ops call `unused` and the cuDNN ops philox_offset. Without
+  // A number of 64 bits that the flash ops call `unused` and the others philox_offset. Without
   // dropout nobody reads it, and the stock kernels leave it uninitialised too.
   Handle number;
 };

@@ -25,4 +25,9 @@ void cudnn_attention_forward_no_dropout_inplace(StableIValue* stack, uint64_t nu
                                                 uint64_t num_outputs);
 void cudnn_attention_backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs);
 
+void scaled_dot_product_efficient_attention(StableIValue* stack, uint64_t num_inputs,
+                                            uint64_t num_outputs);
+void scaled_dot_product_efficient_attention_backward(StableIValue* stack, uint64_t num_inputs,
+                                                     uint64_t num_outputs);
+
 }  // namespace fa4::aten

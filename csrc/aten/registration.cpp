@@ -41,6 +41,8 @@ void register_overrides() {
   library.implement(kCudnnBackward.name, &cudnn_attention_backward);
   if (torch_is_at_least(2, 15))
     library.implement(kCudnnForwardInplace.name, &cudnn_attention_forward_no_dropout_inplace);
+  library.implement(kEfficientForward.name, &scaled_dot_product_efficient_attention);
+  library.implement(kEfficientBackward.name, &scaled_dot_product_efficient_attention_backward);
   overrides().push_back(std::move(library));
 }
 

@@ -1,6 +1,7 @@
 #include "stock.h"
 
 #include "stock_cudnn.h"
+#include "stock_efficient.h"
 #include "stock_flash.h"
 #include "stock_run.h"
 
@@ -14,7 +15,11 @@ Sdpa& sdpa_stage() {
 bool stock_is_running() { return sdpa_stage() != Sdpa::kOutside; }
 
 void stock_forward(const ForwardCall& call, StableIValue* stack) {
-  call.peer == Peer::kFlash ? flash_forward(call, stack) : cudnn_forward(call, stack);
+  switch (call.peer) {
+    case Peer::kFlash: return flash_forward(call, stack);
+    case Peer::kCudnn: return cudnn_forward(call, stack);
+    case Peer::kEfficient: return efficient_forward(call, stack);
+  }
 }
 
 void stock_forward_inplace(const ForwardCall& call, StableIValue* stack) {
@@ -23,7 +28,11 @@ void stock_forward_inplace(const ForwardCall& call, StableIValue* stack) {
 }
 
 void stock_backward(const BackwardCall& call, StableIValue* stack) {
-  call.peer == Peer::kFlash ? flash_backward(call, stack) : cudnn_backward(call, stack);
+  switch (call.peer) {
+    case Peer::kFlash: return flash_backward(call, stack);
+    case Peer::kCudnn: return cudnn_backward(call, stack);
+    case Peer::kEfficient: return efficient_backward(call, stack);
+  }
 }
 
 }  // namespace fa4::aten

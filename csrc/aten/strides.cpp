@@ -100,6 +100,12 @@ void output_strides(int64_t dim, const int64_t* size, const int64_t* query_strid
   }
 }
 
+void rows_first_strides(const int64_t* size, int64_t* result) {
+  const int64_t by_rows[] = {size[0], size[2], size[1], size[3]};
+  contiguous_strides(4, by_rows, result);
+  std::swap(result[1], result[2]);
+}
+
 bool tma_can_address(int64_t dim, const int64_t* size, const int64_t* stride, int64_t byte_offset) {
   return aligned(dim, size, stride, byte_offset, kTmaBytes);
 }

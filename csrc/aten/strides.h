@@ -21,6 +21,10 @@ void empty_like_strides(int64_t dim, const int64_t* size, const int64_t* stride,
 // rule).
 void output_strides(int64_t dim, const int64_t* size, const int64_t* query_stride, int64_t* result);
 
+// The strides of a tensor [batch, heads, rows, head_dim] in which the heads of a row lie side by
+// side, as in the results of memory-efficient attention.
+void rows_first_strides(const int64_t* size, int64_t* result);
+
 // Whether TMA can address a tensor of elements of kElementBytes: contiguous last dimension, every
 // other stride and the first element's address multiples of kTmaBytes. `byte_offset`: that address,
 // or its offset where there is no memory.

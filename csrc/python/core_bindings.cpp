@@ -46,7 +46,10 @@ PYBIND11_MODULE(fa4_core, m) {
       .value("CAUSAL", Mask::kCausalBottomRight)
       .value("WINDOW", Mask::kWindow)
       .value("BIAS", Mask::kBias);
-  py::enum_<Peer>(m, "Peer").value("FLASH", Peer::kFlash).value("CUDNN", Peer::kCudnn);
+  py::enum_<Peer>(m, "Peer")
+      .value("FLASH", Peer::kFlash)
+      .value("CUDNN", Peer::kCudnn)
+      .value("EFFICIENT", Peer::kEfficient);
 
   py::class_<Tile>(m, "Tile")
       .def(py::init([](int queries, int keys) { return Tile{queries, keys}; }))

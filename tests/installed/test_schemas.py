@@ -44,6 +44,8 @@ CUDNN_FORWARD = (
 )
 CUDNN_FORWARD_2_14 = CUDNN_FORWARD + ", Tensor? seqused_k, Tensor? block_table"
 CUDNN_INPLACE = "_cudnn_attention_forward_no_dropout_inplace"
+EFFICIENT = "_scaled_dot_product_efficient_attention"
+EFFICIENT_BACKWARD = EFFICIENT + "_backward"
 TENSORS = ["Tensor"]
 ARGUMENTS_AND_RESULTS = {
     "_scaled_dot_product_flash_attention": (
@@ -68,6 +70,17 @@ ARGUMENTS_AND_RESULTS = {
         4 * TENSORS + ["int", "int"] + 3 * TENSORS,
     ),
     "_cudnn_attention_backward": (CUDNN_GRADIENT, 3 * TENSORS),
+    EFFICIENT: (
+        QKV + "Tensor? attn_bias, bool compute_log_sumexp, float dropout_p, bool is_causal, "
+        "float? scale",
+        4 * TENSORS,
+    ),
+    EFFICIENT_BACKWARD: (
+        "Tensor grad_out_, " + QKV + "Tensor attn_bias, Tensor out, Tensor logsumexp, "
+        "Tensor philox_seed, Tensor philox_offset, float dropout_p, bool[4] grad_input_mask, "
+        "bool is_causal, float? scale",
+        4 * TENSORS,
+    ),
 }  # fmt: skip
 if BLOCK_TABLE:
     ARGUMENTS_AND_RESULTS[INPLACE] = "Tensor(a!) out, " + FORWARD_2_12, TENSORS
@@ -142,7 +155,14 @@ OTHERS = {
     "_cudnn_attention_forward": CUDNN | LENGTHS,
     "_cudnn_attention_backward": CUDNN_GRADIENTS | LENGTHS,
     CUDNN_INPLACE: PACKED | {"is_causal": False},
+    EFFICIENT: CUDNN | {"compute_log_sumexp": False},
+    EFFICIENT_BACKWARD: CUDNN_GRADIENTS | {"grad_input_mask": [True, True, True, False]},
 }
+
+
+def gradient_of(op: str) -> str:
+    """Returns a backward op's name of its first argument."""
+    return "grad_out_" if op == EFFICIENT_BACKWARD else "grad_out"
 
 
 def reason(op: str, tensors: dict, **change) -> str:
@@ -152,7 +172,8 @@ def reason(op: str, tensors: dict, **change) -> str:
         tensors = {name: tensor[0] for name, tensor in tensors.items()}
     call = tensors | OTHERS[op]
     if op.endswith("_backward"):
-        call |= {"grad_out": tensors["query"], "out": tensors["query"], "logsumexp": ROWS}
+        call |= {"out": tensors["query"], "logsumexp": ROWS}
+        call[gradient_of(op)] = tensors["query"]
     if op.endswith("_inplace"):
         call["out"] = tensors["query"]
     with fa4_ext.register(fallback="error"), pytest.raises(RuntimeError) as error:
@@ -175,7 +196,7 @@ def test_every_override_is_reached_and_reads_dropout_and_devices(op):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"query": {"dtype": torch.float32}}, "query dtype must be float16 or bfloat16"),
+        ({"query": {"dtype": torch.float64}}, "query dtype must be float16 or bfloat16"),
         ({"key": {"dtype": torch.float16}}, "query, key, value must have the same dtype"),
         ({"value": {"size": (2, 17, 8, 64)}}, "key and value must have the same shape"),
         ({"key": {"size": (2, 16, 8, 72)}}, "key's head_dim 72 differs from query's 64"),
@@ -213,7 +234,7 @@ def test_cudnns_inplace_override_reads_lengths_at_their_places():
 
 @pytest.mark.parametrize("op", [op for op in ARGUMENTS_AND_RESULTS if "backward" in op])
 def test_backward_overrides_read_the_gradient_first(op):
-    assert reason(op, qkv("cuda"), grad_out=None) == "grad_out is undefined"
+    assert reason(op, qkv("cuda"), **{gradient_of(op): None}) == "grad_out is undefined"
 
 
 LATE = {

@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from processes import run
-from test_schemas import ARGUMENTS_AND_RESULTS, CUDNN_INPLACE, INPLACE
+from test_schemas import (
+    ARGUMENTS_AND_RESULTS,
+    CUDNN_INPLACE,
+    EFFICIENT,
+    EFFICIENT_BACKWARD,
+    INPLACE,
+)
 from this_torch import HAS_CUDA, VERSION
 
 import fa4_ext
@@ -123,7 +129,7 @@ def test_the_class_of_torchs_out_of_memory_error_is_there():
 
 
 # The C++ functions return these, which their mangled names leave out.
-FIVE, THREE = (f"::std::tuple<{','.join(count * ['at::Tensor'])}>" for count in (5, 3))
+FIVE, FOUR, THREE = (f"::std::tuple<{','.join(count * ['at::Tensor'])}>" for count in (5, 4, 3))
 NINE = f"::std::tuple<{4 * 'at::Tensor,'}{2 * 'c10::SymInt,'}at::Tensor,at::Tensor,at::Tensor>"
 RETURNED = {
     "_flash_attention_forward": FIVE, "_flash_attention_backward": THREE, INPLACE: "at::Tensor",
@@ -131,7 +137,7 @@ RETURNED = {
     "_scaled_dot_product_flash_attention_backward": THREE,
     "_scaled_dot_product_cudnn_attention": NINE, "_cudnn_attention_forward": NINE,
     "_scaled_dot_product_cudnn_attention_backward": THREE, "_cudnn_attention_backward": THREE,
-    CUDNN_INPLACE: "at::Tensor",
+    CUDNN_INPLACE: "at::Tensor", EFFICIENT: FOUR, EFFICIENT_BACKWARD: FOUR,
 }  # fmt: skip
 
 
@@ -145,6 +151,7 @@ C_TYPES = {
     "Tensor": "AtenTensorHandle", "Tensor(a!)": "AtenTensorHandle", "Tensor?": "AtenTensorHandle*",
     "int": "int64_t",
     "int?": "int64_t*", "float": "double", "float?": "double*", "bool": "int32_t",
+    "bool[4]": "const int32_t*, int64_t",
 }  # fmt: skip
 
 
@@ -155,6 +162,7 @@ def test_shim_is_declared_as_it_is_called(shim):
     types = [C_TYPES[argument.split()[0]] for argument in arguments.split(", ")]
     if shim == "aoti_torch_cuda__flash_attention_forward":
         types = types[:FORWARD_V1_ARGUMENTS]
+    types = [one for several in types for one in several.split(", ")]
     types += [C_TYPES[result] + "*" for result in results]
     (declared,) = re.findall(rf"AOTITorchError {shim}\((.*)\);", HEADER.read_text())
     assert [parameter.rpartition(" ")[0] for parameter in declared.split(", ")] == types
@@ -202,6 +210,9 @@ def test_a_call_left_to_the_stock_kernel_fails_as_it_does_without_us(op, shape):
             "_cudnn_attention_forward": (*forward, None, *lengths, True),
             "_cudnn_attention_backward": (*cudnn_backward, *lengths, 0.0, False),
             {CUDNN_INPLACE!r}: (tensor, *forward, *packed, False),
+            {EFFICIENT!r}: (*forward, None, True),
+            {EFFICIENT_BACKWARD!r}:
+                (tensor, *forward, None, tensor, rows, one, one, 0.0, [True, True, True, False]),
         }}[{op!r}]
         # CPU tensors would never get there on their own.
         cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)

@@ -50,7 +50,8 @@ ops = torch.library.Library("lookalike", "DEF")
 major, minor = map(int, torch.__version__.split(".")[:2])
 version = ctypes.c_uint64(major << 56 | minor << 48)
 x = torch.zeros(1, 16, 8, 64, dtype=torch.bfloat16)
-VALUES = {"Tensor": x, "int": 16, "SymInt": 16, "float": 0.0, "bool": False}
+VALUES = {"Tensor": x, "int": 16, "SymInt": 16, "float": 0.0, "bool": False,
+          "List[bool]": 4 * [False]}
 # The seed of our own forward begins behind its memory's first two numbers.
 BACKWARD = {"philox_seed": torch.zeros(3)[2], "cum_seq_q": None, "cum_seq_k": None}
 

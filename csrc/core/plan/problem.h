@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../integers.h"
+
 namespace fa4 {
 
 enum class Op : int8_t {
@@ -20,7 +22,7 @@ enum class Op : int8_t {
 enum class Dtype : int8_t { kBf16, kFp16 };
 enum class Layout : int8_t { kDense, kVarlen, kAny };  // kAny: a kernel that serves both
 enum class Mask : int8_t { kFull, kCausalBottomRight, kWindow, kBias };
-enum class Peer : int8_t { kFlash, kCudnn };
+enum class Peer : int8_t { kFlash, kCudnn, kEfficient };
 
 constexpr int64_t kElementBytes = 2;  // of either dtype
 
@@ -65,9 +67,13 @@ struct Problem {
   bool bias_in_rows = true;
 };
 
+// The memory-efficient op rounds the rows of its logsumexp up to a multiple.
+constexpr int64_t kEfficientLseAlign = 32;
+
 // The number of logsumexp rows per head.
 inline int64_t lse_rows(const Problem& p) {
-  return p.layout == Layout::kVarlen ? p.total_q : p.seqlen_q;
+  if (p.layout == Layout::kVarlen) return p.total_q;
+  return p.peer == Peer::kEfficient ? round_up(p.seqlen_q, kEfficientLseAlign) : p.seqlen_q;
 }
 
 // The mask in force, after what masks nothing has been dropped. A bound is kUnbounded for none.

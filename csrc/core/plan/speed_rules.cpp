@@ -50,6 +50,8 @@ bool stock_reads_bias(const Problem& p) { return !p.bias || p.bias_in_rows; }
 
 const char* stock_is_faster(const Problem& p, const Kernel& kernel, Features f,
                             const std::vector<Rule>& rules) {
+  // PyTorch takes to it what neither flash attention nor cuDNN runs.
+  if (p.peer == Peer::kEfficient) return nullptr;
   if (p.peer == Peer::kFlash) {
     if (kernel.op == Op::kDecode) return nullptr;
     // PyTorch's flash attention cannot run unequal head dims.
