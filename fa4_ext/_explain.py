@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from fa4_ext import _library, _register
-from fa4_ext._sdpa_choice import CUDNN, FLASH, OTHER, op_of, why_other
+from fa4_ext._sdpa_choice import CUDNN, EFFICIENT, FLASH, OTHER, op_of, why_other
 
 # SMs to plan for without a device: H100 SXM and H200, B200, B300.
 _SM_COUNT = {90: 132, 100: 148, 103: 160}
+# Whose calls register(prefer=False) leaves alone.
+_PREFERRED = {CUDNN: "cuDNN", EFFICIENT: "memory-efficient attention"}
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,11 @@ class Explanation:
             padded first, why no kernel is needed, or "".
         tile: the kernel's tile, (queries, keys); None without a kernel.
         workspace_bytes: device memory that the call takes while it runs, besides its results.
-        fallback: None if the call is supported. "flash" or "cudnn": PyTorch's own flash attention
-            or cuDNN gets the call, and raises if it cannot run it either. "other":
-            F.scaled_dot_product_attention takes such a call to neither; its memory-efficient or
-            math backend gets it, or it raises.
+        fallback: None if the call is supported. "flash", "cudnn" or "efficient": PyTorch's own
+            flash attention, cuDNN or memory-efficient attention gets the call, and raises if it
+            cannot run it either. "other": F.scaled_dot_product_attention takes such a call
+            elsewhere, to its math backend, or of float32 to memory-efficient attention, or it
+            raises.
     """
 
     supported: bool
@@ -69,9 +72,9 @@ def explain(
     """Says which kernel a call would run, in which tile and with how much workspace, or why none
     does and what gets the call instead. It launches nothing, and with meta tensors needs no GPU.
 
-    Whether speed rules apply, which kernels are disabled, and whether cuDNN's calls are taken,
-    follows the registration in force. Without one, speed rules apply, no kernel is disabled, and
-    cuDNN's calls are taken. Switches of torch.backends.cuda and
+    Whether speed rules apply, which kernels are disabled, and whether the calls of cuDNN and of
+    memory-efficient attention are taken, follows the registration in force. Without one, speed
+    rules apply, no kernel is disabled, and these calls are taken. Switches of torch.backends.cuda and
     torch.nn.attention.sdpa_kernel are not looked at. A packed call is explained as a call of
     aten._flash_attention_forward, although since torch 2.14 torch.nn.attention.varlen prefers
     cuDNN.
@@ -157,9 +160,10 @@ def explain(
             )
         ):
             return Explanation(False, None, reason, fallback=OTHER)
-        if op == CUDNN and options and not options.prefer:
-            return Explanation(False, None, "prefer=False leaves it to cuDNN", fallback=CUDNN)
-        if op != CUDNN and attn_mask is None:
+        if op in _PREFERRED and options and not options.prefer:
+            reason = f"prefer=False leaves it to {_PREFERRED[op]}"
+            return Explanation(False, None, reason, fallback=op)
+        if op == FLASH:
             query, key, value = (_padded(tensor) for tensor in given)
     if not varlen:
         query, key, value = (
@@ -191,11 +195,11 @@ def explain(
         num_splits=num_splits,
         deterministic=deterministic,
         backward=backward,
-        speed_rules=options.speed_rules if options else True,
-        cudnn=op == CUDNN or attn_mask is not None,
+        speed_rules=op != EFFICIENT and (options.speed_rules if options else True),
+        cudnn=op in _PREFERRED or attn_mask is not None,
         capability=capability,
         sm_count=sm_count,
-        attn_mask=_added(attn_mask, query),
+        attn_mask=_added(attn_mask, *given[:2], expand=op == EFFICIENT),
     )
     if not supported:
         return Explanation(False, None, reason, fallback=op)
@@ -272,12 +276,19 @@ def _check_mask(mask: torch.Tensor, beside_others: bool) -> None:
         )
 
 
-def _added(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
+def _added(
+    mask: torch.Tensor | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    expand: bool,
+) -> torch.Tensor | None:
     """Returns what F.scaled_dot_product_attention passes on: in place of a bool mask, a mask of
-    query's dtype, which is added to the scores."""
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    return torch.empty_like(mask, dtype=query.dtype)
+    query's dtype, which is added to the scores; to memory-efficient attention one of all heads."""
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.empty_like(mask, dtype=query.dtype)
+    return mask.expand(*query.shape[:3], key.size(2)) if expand else mask
 
 
 def _padded(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from fa4_ext import _environment
 
 # Whose op gets a call.
-CUDNN, FLASH, OTHER = "cudnn", "flash", "other"
+CUDNN, FLASH, EFFICIENT, OTHER = "cudnn", "flash", "efficient", "other"
 
 _HALF = (torch.float16, torch.bfloat16)
 _CUDNN_FIRST = (90, 100, 103)
@@ -36,8 +36,8 @@ def op_of(
     capability: int,
     attn_mask: torch.Tensor | None = None,
 ) -> str:
-    """Returns whose op gets the call: CUDNN, FLASH, or OTHER for the memory-efficient one, math, or
-    an error. `capability` is 90 for compute capability 9.0."""
+    """Returns whose op gets the call: CUDNN, FLASH, EFFICIENT, or OTHER for math, an error, or
+    memory-efficient attention in float32. `capability` is 90 for compute capability 9.0."""
     tensors = (query, key, value)
     if not _fused(*tensors, enable_gqa, capability):
         return OTHER
@@ -46,7 +46,9 @@ def op_of(
     fits = unmasked or not _why_mask_does_not_fit(attn_mask, query, key)
     if first and not deterministic and fits and _cudnn_takes(*tensors, capability):
         return CUDNN
-    return FLASH if unmasked and _flash_takes(*tensors, is_causal) else OTHER
+    if unmasked and _flash_takes(*tensors, is_causal):
+        return FLASH
+    return EFFICIENT if _efficient_takes(*tensors, attn_mask) else OTHER
 
 
 def _fused(
@@ -125,6 +127,23 @@ def _flash_takes(
     )
 
 
+def _efficient_takes(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> bool:
+    tensors = (query, key, value) if mask is None else (query, key, value, mask)
+    return (
+        query.size(1) == key.size(1)
+        and (mask is None or _broadcasts(mask, (*query.shape[:3], key.size(2))))
+        and not any(tensor.size(3) % 8 for tensor in (query, key, value))
+        and all(tensor.stride(-1) == 1 for tensor in tensors)
+    )
+
+
+def _broadcasts(mask: torch.Tensor, full: tuple[int, ...]) -> bool:
+    sizes = zip(reversed(mask.shape), reversed(full), strict=False)
+    return 2 <= mask.dim() <= len(full) and all(size in (1, whole) for size, whole in sizes)
+
+
 def why_other(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -136,8 +155,8 @@ def why_other(
     deterministic: bool = False,
     capability: int = 90,
 ) -> str | None:
-    """Returns why F.scaled_dot_product_attention takes a call to neither op although our kernels
-    could run it; None where it is not F.scaled_dot_product_attention that prevents it."""
+    """Returns why F.scaled_dot_product_attention takes a call to none of the ops although our
+    kernels could run it; None where it is not F.scaled_dot_product_attention that prevents it."""
     if any(tensor.dim() != 4 for tensor in (query, key, value)):
         return None
     if 0 in (query.size(2), key.size(2)):
@@ -181,9 +200,12 @@ def _why_masked_other(
 ) -> str | None:
     if query.dtype not in _HALF or any(t.dtype != query.dtype for t in (key, value)):
         return None
-    takes = "F.scaled_dot_product_attention takes a call with attn_mask to cuDNN alone"
+    takes = (
+        "F.scaled_dot_product_attention takes a call with attn_mask to cuDNN or memory-efficient "
+        "attention"
+    )
     if why := _why_mask_does_not_fit(mask, query, key):
         return f"{takes}, and not this one: attn_mask {why}"
     if deterministic:
-        return f"{takes}, which has no deterministic backward"
-    return f"{takes}, which does not run this call"
+        return f"{takes}, of which cuDNN has no deterministic backward, the other no grouped heads"
+    return f"{takes}, which do not run this call"

@@ -207,6 +207,60 @@ def test_a_masked_call_of_the_cudnn_op(calls, heads, kind, copied):
     assert backward["allocations"] == 3 + 1 + copied
 
 
+@pytest.mark.parametrize("kind", ["none", "whole", "of_heads", "of_queries", "of_keys"])
+def test_a_call_of_the_memory_efficient_op(calls, kind):
+    """Its results have the heads of a row side by side, whatever the inputs have, and rows of the
+    logsumexp in multiples of 32."""
+    forward, backward, inference = calls("efficient", kind)
+    maps = () if kind == "none" else ("map_queries",)
+    assert_launched(forward, *maps, "forward")
+    assert_launched(inference, *maps, "forward")
+    out = (2, 4, 129, 128), (129 * 4 * 128, 128, 4 * 128, 1), "torch.bfloat16"
+    numbers = 2 * [((), (), "torch.int64")]
+    lse = {rows: ((2, 4, rows), (4 * max(rows, 1), max(rows, 1), 1)) for rows in (160, 0)}
+    for found, rows in ((forward, 160), (inference, 0)):
+        assert [layout(t) for t in found["tensors"]] == [
+            out, (*lse[rows], "torch.float32"), *numbers,
+        ]  # fmt: skip
+        assert len(memory(found["tensors"])) == 4
+    of_keys = (2, 4, 202, 128), (202 * 4 * 128, 128, 4 * 128, 1), "torch.bfloat16"
+    assert [layout(t) for t in backward["tensors"]] == [out, of_keys, of_keys]
+    if maps:
+        steps = "map_queries", "map_keys", "backward_queries", "backward_keys"
+        assert_launched(backward, *steps)
+
+
+EFFICIENT_OP = "_scaled_dot_product_efficient_attention"
+NOT_EFFICIENT = f"FA4 {EFFICIENT_OP} unsupported"
+NO_EFFICIENT = f"{EFFICIENT_OP}: {NO_CUDNN}"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ("backend", NO_EFFICIENT),
+        ("order", NO_EFFICIENT),
+        ("prefer", NO_EFFICIENT),
+        ("fp32", NO_EFFICIENT),
+        ("flash first", "ran"),
+        ("dropout", f"{NOT_EFFICIENT}: dropout_p must be 0"),
+        ("bias with a gradient", f"{NOT_EFFICIENT}: attn_bias must not require a gradient"),
+        (
+            "compiled",
+            f"{NOT_EFFICIENT}: a compiled program may ask for the gradient of attn_bias",
+        ),
+        ("compiled without bias", "ran"),
+        (
+            "gradient of bias",
+            f"FA4 {EFFICIENT_OP}_backward unsupported: attn_bias required no gradient when the "
+            "forward ran",
+        ),
+    ],
+)
+def test_what_memory_efficient_attention_keeps(calls, chosen, expected):
+    assert calls("refused_by_efficient_op", *chosen.split()) == [expected]
+
+
 def assert_launched(found: dict, *steps: str) -> None:
     launches = found["launches"]
     assert len(launches) == len(steps), launches

@@ -109,6 +109,59 @@ def masked(heads: int, heads_kv: int, kind: str, rows: int = 129, keys: int = 20
     )
 
 
+EFFICIENT = aten._scaled_dot_product_efficient_attention.default
+EFFICIENT_BACKWARD = aten._scaled_dot_product_efficient_attention_backward.default
+WITHOUT_BIAS = [True, True, True, False]
+
+
+def efficient(kind: str, rows: int = 129, keys: int = 202) -> None:
+    """Calls the memory-efficient op with heads outside rows, which its results do not follow: with
+    a logsumexp and a backward, and without them."""
+    q = dense(4, 4, rows)[0].contiguous()
+    k, v = (tensor.contiguous() for tensor in dense(4, 4, keys)[1:])
+    bias = None if kind == "none" else masks(4, rows, keys)[kind].expand(2, 4, rows, keys)
+    out, lse, seed, offset = call(EFFICIENT, q, k, v, bias, True)
+    call(
+        EFFICIENT_BACKWARD,
+        *(torch.randn_like(out), q, k, v, bias, out, lse, seed, offset, 0.0, WITHOUT_BIAS),
+    )
+    call(EFFICIENT, q, k, v, bias, False)
+
+
+def refused_by_efficient_op(*reason: str) -> None:
+    """Prints the error of a call that is left to memory-efficient attention, which this machine
+    lacks, or of one that our kernels turn down."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    what = " ".join(reason)
+    first = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION]
+    choice = {
+        "backend": lambda: sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION),
+        "order": lambda: sdpa_kernel(first, set_priority=True),
+        "flash first": lambda: sdpa_kernel(first[::-1], set_priority=True),
+        "prefer": lambda: fa4_ext.register(fallback="error", prefer=False),
+        "compiled": torch.no_grad,
+        "compiled without bias": torch.no_grad,
+    }.get(what, contextlib.nullcontext)
+    q, k, v = dense(4, 4, 129)
+    if what == "fp32":
+        q, k, v = q.float(), k.float(), v.float()
+    bias = torch.zeros(2, 4, 129, 129, dtype=q.dtype, requires_grad=what == "bias with a gradient")
+    if what == "compiled without bias":
+        bias = None
+    dropout_p = 0.5 if what == "dropout" else 0.0
+    with choice():
+        try:
+            out, lse, seed, offset = EFFICIENT.redispatch(CUDA, q, k, v, bias, True, dropout_p)
+            if what.startswith("gradient of bias"):
+                wanted = [True, True, True, True]
+                backward = q, q, k, v, bias, out, lse, seed, offset, 0.0, wanted
+                EFFICIENT_BACKWARD.redispatch(CUDA, *backward)
+            print(json.dumps("ran"))
+        except RuntimeError as error:
+            print(json.dumps(str(error).splitlines()[0]))
+
+
 REFUSED_BIASES = {
     "causal bias": torch.zeros(129, 129, dtype=torch.bfloat16),
     "bias of 3 dimensions": torch.zeros(2, 129, 129, dtype=torch.bfloat16),
@@ -230,14 +283,17 @@ def inplace(heads: int, heads_kv: int) -> None:
 
 COMMANDS = {
     "sdpa": sdpa, "cudnn": cudnn, "masked": masked, "varlen": varlen, "paged": paged,
-    "inplace": inplace,
+    "inplace": inplace, "efficient": efficient,
+}  # fmt: skip
+REFUSED = {
+    "refused_by_cudnn_op": refused_by_cudnn_op, "refused_by_efficient_op": refused_by_efficient_op,
 }  # fmt: skip
 
 if sys.argv[1] == "own":
     own(*map(int, sys.argv[2:]))
 else:
     with fa4_ext.register(fallback="error", speed_rules=False):
-        if sys.argv[1] == "refused_by_cudnn_op":
-            refused_by_cudnn_op(*sys.argv[2:])
+        if sys.argv[1] in REFUSED:
+            REFUSED[sys.argv[1]](*sys.argv[2:])
         else:
             COMMANDS[sys.argv[1]](*(int(a) if a.isdigit() else a for a in sys.argv[2:]))

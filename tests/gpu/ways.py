@@ -80,6 +80,16 @@ def deterministic():
         torch.use_deterministic_algorithms(False)
 
 
+@contextlib.contextmanager
+def without_cudnn():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def mask(dtype: torch.dtype) -> Callable[[], torch.Tensor]:
     return lambda: torch.ones(ROWS, ROWS, device="cuda").tril().to(dtype)
 
@@ -193,6 +203,11 @@ def choosing(*backends: SDPBackend):
     return sdpa(lambda: sdpa_kernel(list(backends)))
 
 
+def learned_mask():
+    """A mask that requires a gradient."""
+    return torch.randn(ROWS, ROWS, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+
+
 SDPA = "F.scaled_dot_product_attention"
 VARLEN = "torch.nn.attention.varlen"
 FASTPATH = (OURS, NOT_RUN, OURS)
@@ -212,6 +227,13 @@ WAYS = (
     Way("dropout_p", sdpa(dropout_p=0.1), (PYTORCH,)),
     Way("attn_mask, bool", sdpa(attn_mask=mask(torch.bool)), (OURS,)),
     Way("attn_mask, float", sdpa(attn_mask=mask(torch.bfloat16)), (OURS,)),
+    Way(
+        "attn_mask, deterministic algorithms",
+        sdpa(deterministic, attn_mask=mask(torch.bool)),
+        (OURS,),
+    ),
+    Way("attn_mask, enable_cudnn_sdp(False)", sdpa(without_cudnn, attn_mask=mask(torch.bool)), (OURS,)),
+    Way("attn_mask that requires a gradient", sdpa(attn_mask=learned_mask), (PYTORCH,)),
     Way("causal_lower_right", sdpa(attn_mask=lambda: bias.causal_lower_right(ROWS, ROWS)), (OURS,)),
     Way("causal_upper_left", sdpa(attn_mask=lambda: bias.causal_upper_left(ROWS, ROWS)), (OURS,)),
     Way("deterministic algorithms", sdpa(deterministic), (OURS,)),

@@ -110,14 +110,8 @@ def test_explanation_is_frozen_and_prints_its_reason():
         pytest.param(
             (*qkv()[:2], qkv(head_dim=264)[0]),
             {},
-            "head_dim, 128, differs from value's, 264",
+            r"value's head_dim must be at most 256 .*, is 264",
             id="value head dim",
-        ),
-        pytest.param(
-            (*qkv()[:2], qkv(head_dim=64)[0]),
-            {"deterministic": True},
-            "head_dim, 128, differs from value's, 64",
-            id="value head dim, deterministic",
         ),
         pytest.param(
             (qkv()[0], *qkv(head_dim=64)[1:]),
@@ -148,10 +142,10 @@ def test_explanation_is_frozen_and_prints_its_reason():
         ),
         pytest.param(qkv(heads_kv=4), {}, "needs enable_gqa=True", id="gqa not enabled"),
         pytest.param(
-            qkv(seqlen_kv=256),
-            {"is_causal": True, "deterministic": True},
+            qkv(seqlen_kv=256, heads_kv=4),
+            {"is_causal": True, "enable_gqa": True, "deterministic": True},
             "to cuDNN alone, .*causal_lower_right",
-            id="causal, other key length, deterministic",
+            id="causal, other key length, grouped, deterministic",
         ),
         pytest.param(
             qkv(), {"device_capability": (8, 0)}, "compute capability .* 8.0", id="Ampere"
@@ -375,21 +369,42 @@ def test_what_gets_a_call_that_is_not_supported():
     assert fallback(*qkv(), device_capability=(8, 0)) == "flash"
     deterministic = {"deterministic": True}
     assert fallback(*qkv(), dropout_p=0.1, **deterministic) == "flash"
-    # F.scaled_dot_product_attention takes these neither to cuDNN nor to flash attention.
-    assert fallback(*qkv(dtype=torch.float32)) == fallback(*qkv(head_dim=264)) == "other"
+    assert fallback(*qkv(seqlen_kv=256), is_causal=True, dropout_p=0.1, **deterministic) == (
+        "efficient"
+    )
+    assert fallback(*qkv(head_dim=264)) == "efficient"
+    # F.scaled_dot_product_attention takes these to none of these three.
+    assert fallback(*qkv(dtype=torch.float32)) == "other"
     assert fallback(*qkv(), device_capability=(7, 5)) == fallback(*qkv(seqlen=0)) == "other"
-    assert fallback(*qkv(seqlen_kv=256), is_causal=True, **deterministic) == "other"
     assert fallback(*qkv(heads_kv=4)) == "other"
     assert fallback(*qkv(heads=6, heads_kv=4), enable_gqa=True) == "other"
     assert fallback(*(tensor.mT.contiguous().mT for tensor in qkv())) == "other"
     # F.scaled_dot_product_attention has no part in these: varlen, and a window.
-    assert fallback(*qkv(head_dim=64)[:2], qkv()[2], **deterministic) == "other"
     tensors, lengths = varlen(dtype=torch.float32)
     assert (
         fallback(*tensors, **lengths)
         == fallback(*qkv(dtype=torch.float32), window_size=(128, 0))
         == "flash"
     )
+
+
+@pytest.mark.parametrize(
+    ("tensors", "options"),
+    [
+        pytest.param((*qkv()[:2], qkv(head_dim=64)[0]), {}, id="value head dim"),
+        pytest.param(qkv(seqlen_kv=256), {"is_causal": True}, id="causal, fewer keys"),
+        pytest.param(qkv(seqlen_kv=600), {"is_causal": True}, id="causal, more keys"),
+    ],
+)
+def test_what_memory_efficient_attention_gets_where_algorithms_are_deterministic(tensors, options):
+    answer = explain(*tensors, **options, backward=True, deterministic=True)
+    if "subset" in answer.reason:
+        pytest.skip(answer.reason)
+    assert answer.supported, answer.reason
+    with fa4_ext.register(prefer=False):
+        answer = explain(*tensors, **options, deterministic=True)
+    assert answer.reason == "prefer=False leaves it to memory-efficient attention"
+    assert answer.fallback == "efficient"
 
 
 def test_sliced_and_expanded_inputs_are_supported():
@@ -707,7 +722,10 @@ def test_an_odd_number_of_keys_makes_rows_that_are_copied_beside_an_input():
         assert answer.reason == f"{tma}; {COPIED}"
 
 
-TO_CUDNN_ALONE = "F.scaled_dot_product_attention takes a call with attn_mask to cuDNN alone"
+TO_TWO = (
+    "F.scaled_dot_product_attention takes a call with attn_mask to cuDNN or memory-efficient "
+    "attention"
+)
 
 
 @pytest.mark.parametrize(
@@ -729,30 +747,21 @@ TO_CUDNN_ALONE = "F.scaled_dot_product_attention takes a call with attn_mask to 
         ),
         (
             mask(512, 512), {"device_capability": (8, 0)},
-            "FA4 requires compute capability 9.0, 10.0 or 10.3, the device has 8.0", "other",
+            "FA4 requires compute capability 9.0, 10.0 or 10.3, the device has 8.0", "efficient",
         ),
         (
             mask(512, 512, requires_grad=True), {},
-            f"{TO_CUDNN_ALONE}, and not this one: attn_mask requires a gradient", "other",
-        ),
-        (
-            mask(8, 512, 512), {},
-            f"{TO_CUDNN_ALONE}, and not this one: attn_mask has 3 dimensions, neither 2 nor 4",
-            "other",
+            "attn_bias must not require a gradient", "efficient",
         ),
         (
             mask(3, 1, 512, 512), {},
-            f"{TO_CUDNN_ALONE}, and not this one: attn_mask has the shape (3, 1, 512, 512), which "
+            f"{TO_TWO}, and not this one: attn_mask has the shape (3, 1, 512, 512), which "
             "does not broadcast to (2, 8, 512, 512)", "other",
         ),
         (
             mask(512, 1).expand(512, 512), {},
-            f"{TO_CUDNN_ALONE}, and not this one: attn_mask has a stride of 0, not 1, in its last "
+            f"{TO_TWO}, and not this one: attn_mask has a stride of 0, not 1, in its last "
             "dimension", "other",
-        ),
-        (
-            mask(512, 512), {"deterministic": True},
-            f"{TO_CUDNN_ALONE}, which has no deterministic backward", "other",
         ),
     ],
 )  # fmt: skip
@@ -762,9 +771,24 @@ def test_a_mask_that_our_kernels_do_not_run_has_a_reason(attn_mask, options, rea
     assert (answer.reason, answer.fallback) == (reason, fallback)
 
 
+@pytest.mark.parametrize(
+    ("attn_mask", "deterministic"), [(mask(512, 512), True), (mask(8, 512, 512), False)], ids=str
+)
+def test_a_mask_that_cudnn_does_not_take_comes_by_memory_efficient_attention(
+    attn_mask, deterministic
+):
+    if not bias_kernels_are_built():
+        pytest.skip("this build has no kernels with a bias")
+    for backward in (False, True):
+        options = {"attn_mask": attn_mask, "deterministic": deterministic, "backward": backward}
+        assert explain(*qkv(), **options).supported
+        grouped = explain(*qkv(heads_kv=2), **options, enable_gqa=True)
+        assert grouped.reason.startswith(TO_TWO) and grouped.fallback == "other"
+
+
 def test_head_dims_that_cudnn_does_not_take_go_to_neither_with_a_mask():
     answer = explain(*qkv(head_dim=100), attn_mask=mask(512, 512))
-    assert answer.reason == f"{TO_CUDNN_ALONE}, which does not run this call"
+    assert answer.reason == f"{TO_TWO}, which do not run this call"
     assert answer.fallback == "other"
 
 
