@@ -74,8 +74,8 @@ def explain(
 
     Whether speed rules apply, which kernels are disabled, and whether the calls of cuDNN and of
     memory-efficient attention are taken, follows the registration in force. Without one, speed
-    rules apply, no kernel is disabled, and these calls are taken. Switches of torch.backends.cuda and
-    torch.nn.attention.sdpa_kernel are not looked at. A packed call is explained as a call of
+    rules apply, no kernel is disabled, and these calls are taken. Switches of torch.backends.cuda
+    and torch.nn.attention.sdpa_kernel are not looked at. A packed call is explained as a call of
     aten._flash_attention_forward, although since torch 2.14 torch.nn.attention.varlen prefers
     cuDNN.
 

@@ -16,9 +16,12 @@ bool stock_is_running() { return sdpa_stage() != Sdpa::kOutside; }
 
 void stock_forward(const ForwardCall& call, StableIValue* stack) {
   switch (call.peer) {
-    case Peer::kFlash: return flash_forward(call, stack);
-    case Peer::kCudnn: return cudnn_forward(call, stack);
-    case Peer::kEfficient: return efficient_forward(call, stack);
+    case Peer::kFlash:
+      return flash_forward(call, stack);
+    case Peer::kCudnn:
+      return cudnn_forward(call, stack);
+    case Peer::kEfficient:
+      return efficient_forward(call, stack);
   }
 }
 
@@ -29,9 +32,12 @@ void stock_forward_inplace(const ForwardCall& call, StableIValue* stack) {
 
 void stock_backward(const BackwardCall& call, StableIValue* stack) {
   switch (call.peer) {
-    case Peer::kFlash: return flash_backward(call, stack);
-    case Peer::kCudnn: return cudnn_backward(call, stack);
-    case Peer::kEfficient: return efficient_backward(call, stack);
+    case Peer::kFlash:
+      return flash_backward(call, stack);
+    case Peer::kCudnn:
+      return cudnn_backward(call, stack);
+    case Peer::kEfficient:
+      return efficient_backward(call, stack);
   }
 }
 

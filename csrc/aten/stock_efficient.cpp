@@ -55,8 +55,8 @@ void efficient_forward(const ForwardCall& call, StableIValue* stack) {
   static const auto cpp = cpp_function<CppForward>(
       "_ZN2at4cuda39_scaled_dot_product_efficient_attentionERKNS_6TensorES3_S3_RKSt8optionalIS1_"
       "EbdbS4_IdE");
-  run(stack, call.op, Sdpa::kOutside, &aoti_torch_cuda__scaled_dot_product_efficient_attention,
-      cpp, call.query.get(), call.key.get(), call.value.get(), OptionalTensor(call.attn_bias),
+  run(stack, call.op, Sdpa::kOutside, &aoti_torch_cuda__scaled_dot_product_efficient_attention, cpp,
+      call.query.get(), call.key.get(), call.value.get(), OptionalTensor(call.attn_bias),
       call.compute_log_sumexp, call.dropout_p, call.is_causal, call.scale);
 }
 

@@ -232,7 +232,11 @@ WAYS = (
         sdpa(deterministic, attn_mask=mask(torch.bool)),
         (OURS,),
     ),
-    Way("attn_mask, enable_cudnn_sdp(False)", sdpa(without_cudnn, attn_mask=mask(torch.bool)), (OURS,)),
+    Way(
+        "attn_mask, enable_cudnn_sdp(False)",
+        sdpa(without_cudnn, attn_mask=mask(torch.bool)),
+        (OURS,),
+    ),
     Way("attn_mask that requires a gradient", sdpa(attn_mask=learned_mask), (PYTORCH,)),
     Way("causal_lower_right", sdpa(attn_mask=lambda: bias.causal_lower_right(ROWS, ROWS)), (OURS,)),
     Way("causal_upper_left", sdpa(attn_mask=lambda: bias.causal_upper_left(ROWS, ROWS)), (OURS,)),
