@@ -190,6 +190,23 @@ def cudnn_backward(problem: Problem, x: Inputs, forward):
     )  # fmt: skip
 
 
+def efficient_forward(problem: Problem, x: Inputs):
+    """Calls `_scaled_dot_product_efficient_attention` and returns its four outputs."""
+    q, k, v = (t.transpose(1, 2) for t in (x.q, x.k, x.v))
+    return aten._scaled_dot_product_efficient_attention(
+        q, k, v, x.bias, True, 0.0, problem.is_causal, scale=problem.scale
+    )
+
+
+def efficient_backward(problem: Problem, x: Inputs, forward):
+    """Calls `_scaled_dot_product_efficient_attention_backward` and returns (dq, dk, dv)."""
+    do, q, k, v = (t.transpose(1, 2) for t in (x.do, x.q, x.k, x.v))
+    return aten._scaled_dot_product_efficient_attention_backward(
+        do, q, k, v, x.bias, *forward, 0.0, [True, True, True, False], problem.is_causal,
+        scale=problem.scale,
+    )[:3]  # fmt: skip
+
+
 def own_forward(problem: Problem, x: Inputs, **options) -> tuple[torch.Tensor, torch.Tensor]:
     """Calls `fa4_ext::attention` and returns (out, lse)."""
     options = {"seqused_k": None, "block_table": None, "num_splits": 0} | options
@@ -241,6 +258,11 @@ def own_forward_of_cache(problem: Problem, x: Inputs, rows: int, **options) -> R
 
 def run_cudnn_op(problem: Problem, x: Inputs, *, backward: bool) -> Result:
     return _sequence_first(_run(cudnn_forward, cudnn_backward, problem, x, backward))
+
+
+def run_efficient_op(problem: Problem, x: Inputs) -> Result:
+    result = _sequence_first(_run(efficient_forward, efficient_backward, problem, x, True))
+    return replace(result, lse=result.lse[..., : problem.max_q])
 
 
 def run_flash(problem: Problem, x: Inputs, *, backward: bool, **options) -> Result:

@@ -264,8 +264,8 @@ class TestFunction:
     @pytest.mark.parametrize("boolean", (False, True), ids=("float", "bool"))
     @pytest.mark.parametrize("shape", ((512, 512), (1, 512, 512), (2, 1, 1, 512), (1, 4, 512, 512)))
     def test_who_runs(self, shape, boolean):
-        """What explain says is what the profiler sees. PyTorch takes masks of three dimensions
-        elsewhere."""
+        """What explain says is what the profiler sees. PyTorch takes masks of three dimensions to
+        the memory-efficient op."""
         problem = dense(512, 512)
         inputs = make_inputs(problem)
         mask = torch.rand(shape, device=DEVICE) < 0.7
@@ -275,8 +275,7 @@ class TestFunction:
         inputs.bias = inputs.bias if boolean else inputs.bias.to(problem.dtype)
         found = providers_of(lambda: run_autograd(problem, inputs, backward=True, backend=None))
         expected = runs_ours(problem, inputs, backward=True)
-        assert ("ours" in found) == expected == (len(shape) != 3), found
-        assert "cudnn" not in found, found
+        assert expected and found - {"other"} == {"ours"}, found
 
 
 @pytest.mark.usefixtures("lenient")
