@@ -243,8 +243,9 @@ def _refuse(arguments: dict) -> None:
         | {"capability": 90, "sm_count": SM_COUNT}
     )
     given = {"top_left": False} | arguments | {"seqused_k": None}
-    cudnn = given.pop("top_left") or given.get("attn_mask") is not None
-    supported, _, reason, *_ = torch.ops.fa4_ext.explain(**given, **asked, cudnn=cudnn)
+    by_cudnn = given.pop("top_left") or given.get("attn_mask") is not None
+    peer = "cudnn" if by_cudnn else "flash"
+    supported, _, reason, *_ = torch.ops.fa4_ext.explain(**given, **asked, peer=peer)
     if not supported and not left_out(reason):
         raise Refused(reason)
 
@@ -344,7 +345,9 @@ class MathOps:
         head_dim = query.shape[-1]
         top_left = is_causal and query.shape[2] != key.shape[2]
         cudnn = head_dim % 8 == 0 and key.shape[2] > 1
-        if top_left and (not cudnn or torch.are_deterministic_algorithms_enabled()):
+        efficient = head_dim % 8 == 0 and query.shape[1] == key.shape[1]
+        by_cudnn = cudnn and not torch.are_deterministic_algorithms_enabled()
+        if top_left and not (by_cudnn or efficient):
             raise Refused("top-left")
         padded = (
             torch.nn.functional.pad(t, (0, -head_dim % 8)) if head_dim % 8 else t

@@ -99,7 +99,7 @@ bool has_keys_in_use(const ForwardCall& call) {
 
 Reason check_options(const ForwardCall& call) {
   if (call.attn_bias && call.peer == Peer::kFlash) return "attn_bias not supported";
-  if (call.attn_bias && wants_gradient({call.attn_bias.get()}))
+  if (call.attn_bias && call.peer == Peer::kCudnn && wants_gradient({call.attn_bias.get()}))
     return "attn_bias must not require a gradient";
   if (call.return_debug_mask) return "return_debug_mask must be False";
   if (call.alibi_slopes) return "alibi_slopes not supported";

@@ -1,7 +1,8 @@
 // The op through which PyTorch calls memory-efficient attention. It takes there what neither flash
 // attention nor cuDNN runs: calls with a mask where algorithms must be deterministic or cuDNN is
 // switched off, some head dims, and all of fp32. No speed rule leaves a call to it.
-#include "../core/error.h"
+#include <limits>
+
 #include "backward.h"
 #include "context.h"
 #include "decide.h"
@@ -20,28 +21,22 @@ bool may_be_ours() {
          !efficient_put_first();
 }
 
-// Returns why our kernels would not run the backward of this forward. They compute no gradient of
-// attn_bias, and a compiled program, which runs forwards with gradients switched off, does not tell
-// whether it will ask for one.
-std::optional<std::string> why_not_backward(const ForwardCall& call,
-                                            const ForwardDescription& forward) {
-  if (!call.compute_log_sumexp) return std::nullopt;
-  if (call.attn_bias && !aoti_torch_grad_mode_is_enabled())
-    return "a compiled program may ask for the gradient of attn_bias";
-  Description backward = forward;
-  backward.problem.op = Op::kBackward;
-  backward.problem.deterministic = deterministic_algorithms();
-  return choose(backward, false).reason;
-}
-
-// Returns no plan where our kernels may not run the call, or would run half of it.
+// Returns no plan where our kernels may not run the call.
 PlannedForward plan_ours(const ForwardCall& call) {
   if (!may_be_ours()) return {};
   if (info(call.query.get()).dtype == aoti_torch_dtype_float32()) return {};
   PlannedForward planned{describe(call), {}};
-  if (!planned.d.reason) planned.d.reason = why_not_backward(call, planned.d);
   planned.plan = decide(call.op, planned.d, true);
   return planned;
+}
+
+// PyTorch's backward may follow, which computes the gradient of attn_bias. Where a row has no keys,
+// and behind the last row, it takes a logsumexp of +inf for one whose probabilities are 0.
+void finish_for_pytorch(const Handle& logsumexp, const Problem& p) {
+  constexpr double kNoKeys = std::numeric_limits<double>::infinity();
+  if (p.bias) replace_negative_infinity(logsumexp.get(), kNoKeys);
+  if (const int64_t padding = lse_rows(p) - p.seqlen_q)
+    fill(narrow(logsumexp.get(), 2, p.seqlen_q, padding).get(), kNoKeys);
 }
 
 // The logsumexp of a call that asks for none.
@@ -59,7 +54,11 @@ void scaled_dot_product_efficient_attention(StableIValue* stack, uint64_t num_in
   const PlannedForward planned = plan_ours(call);
   if (!planned) return stock_forward(call, stack);
   auto [out, logsumexp, philox_offset] = forward(call, planned, aoti_torch_dtype_int64());
-  if (!call.compute_log_sumexp) logsumexp = no_logsumexp(planned.d.query);
+  if (call.compute_log_sumexp) {
+    finish_for_pytorch(logsumexp, planned.d.problem);
+  } else {
+    logsumexp = no_logsumexp(planned.d.query);
+  }
   // The kernel is running already. Nothing may throw once the first result is on the stack.
   Handle philox_seed = our_seed(planned.d.query.device_index);
   stack[0] = give(std::move(out));
@@ -75,11 +74,9 @@ void scaled_dot_product_efficient_attention_backward(StableIValue* stack, uint64
   if (!is_our_seed(call.rng_state.get())) return stock_backward(call, stack);
   BackwardDescription d = describe(call);
   d.problem.deterministic = deterministic_algorithms();
-  const Plan plan = choose(d, false);
-  // PyTorch's kernel would read our logsumexp otherwise in rows without keys.
-  if (!plan.supported()) fail("FA4 ", call.op, " unsupported: ", *plan.reason);
-  if (call.wanted.back())
-    fail("FA4 ", call.op, " unsupported: attn_bias required no gradient when the forward ran");
+  if (!d.reason && call.wanted.back()) d.reason = "no kernel computes the gradient of attn_bias";
+  const Plan plan = decide(call.op, d, true);
+  if (!plan.supported()) return stock_backward(call, stack);
   warn_of_nondeterminism();
   Gradients gradients = compute_gradients(call, d, plan);
   Handle no_gradient_of_bias = undefined();

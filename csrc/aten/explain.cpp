@@ -5,6 +5,7 @@
 
 #include "../core/error.h"
 #include "calls.h"
+#include "context.h"
 #include "decide.h"
 #include "describe.h"
 
@@ -36,6 +37,13 @@ std::optional<Processors> device_asked_for(int64_t capability, int64_t sm_count)
   return Processors{static_cast<int32_t>(capability), static_cast<int32_t>(sm_count), true};
 }
 
+Peer peer_of(const std::string& name) {
+  if (name == "flash") return Peer::kFlash;
+  if (name == "cudnn") return Peer::kCudnn;
+  if (name == "efficient") return Peer::kEfficient;
+  fail("peer must be flash, cudnn or efficient, is ", name);
+}
+
 // Returns the note on a supported call, which says which of its inputs are copied.
 std::string note(const ForwardCall& call, const ForwardDescription& d) {
   const std::optional<std::string> copied = copied_inputs(call);
@@ -57,13 +65,15 @@ void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   const bool deterministic = arguments.value<bool>(), backward = arguments.value<bool>(),
              speed_rules = arguments.value<bool>();
   const auto capability = arguments.value<int64_t>(), sm_count = arguments.value<int64_t>();
-  if (arguments.value<bool>()) call.peer = Peer::kCudnn;
+  call.peer = peer_of(arguments.value<std::string>());
   call.is_own = arguments.value<bool>();
   call.attn_bias = arguments.optional_tensor();
   const auto device = device_asked_for(capability, sm_count);
   ForwardDescription d = describe(call, device ? &*device : nullptr);
   d.problem.op = backward ? Op::kBackward : Op::kForward;
   d.problem.deterministic = backward && deterministic;
+  if (backward && !d.reason && call.attn_bias && wants_gradient({call.attn_bias.get()}))
+    d.reason = "no kernel computes the gradient of attn_bias";
   if (backward) d.problem.num_splits = 0;  // an argument of the forward alone
   const Plan chosen = choose(d, speed_rules);
   stack[0] = torch::stable::detail::from(chosen.supported());

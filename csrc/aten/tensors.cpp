@@ -3,6 +3,8 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
 
 #include <algorithm>
+#include <limits>
+#include <optional>
 
 #include "../core/error.h"
 #include "cuda_memory.h"
@@ -113,6 +115,21 @@ Handle undefined() {
 
 void fill(AtenTensorHandle tensor, double value) {
   check_shim(aoti_torch_aten_fill__Scalar(tensor, value), "filling a tensor");
+}
+
+void replace_negative_infinity(AtenTensorHandle tensor, double value) {
+  using Limits = std::numeric_limits<double>;
+  const auto given = [](double number) {
+    return torch::stable::detail::from(std::optional<double>(number));
+  };
+  AtenTensorHandle argument;
+  check_shim(aoti_torch_new_tensor_handle(tensor, &argument), "passing a tensor on");
+  // nan, posinf and neginf: the first two stay.
+  StableIValue stack[] = {torch::stable::detail::from(argument), given(Limits::quiet_NaN()),
+                          given(Limits::infinity()), given(value)};
+  check_shim(torch_call_dispatcher("aten::nan_to_num_", "", stack, TORCH_ABI_VERSION),
+             "replacing numbers in a tensor");
+  const Handle result(torch::stable::detail::to<AtenTensorHandle>(stack[0]));
 }
 
 Handle number_in(AtenTensorHandle tensor, int64_t offset) {

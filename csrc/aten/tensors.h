@@ -78,6 +78,8 @@ Handle empty(const TensorInfo& shape);
 Handle empty(int64_t dim, const int64_t* size, int32_t dtype, int32_t device_index);
 Handle undefined();
 void fill(AtenTensorHandle tensor, double value);
+// Puts `value` in place of every -inf.
+void replace_negative_infinity(AtenTensorHandle tensor, double value);
 // Returns the element of a contiguous tensor that lies at `offset`, as a tensor without dimensions.
 Handle number_in(AtenTensorHandle tensor, int64_t offset);
 // Returns the part of `tensor` that has `length` indices from `start` on in dimension `dim`.

@@ -73,7 +73,7 @@ Explanation explain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& 
                    /*alibi_slopes=*/none, /*block_table=*/none, /*num_splits=*/none,
                    /*deterministic=*/false, backward,
                    /*speed_rules=*/false, device.capability, device.sm_count,
-                   /*cudnn=*/true,  // PyTorch takes the call to cuDNN's op on these GPUs
+                   /*peer=*/"cudnn",  // PyTorch takes the call to cuDNN's op on these GPUs
                    /*own=*/false, /*attn_mask=*/none);
   c10::Dispatcher::singleton().findSchemaOrThrow("fa4_ext::explain", "").callBoxed(stack);
   return {stack.at(1).toStringRef(), stack.at(2).toStringRef()};  // at(0): whether there is one

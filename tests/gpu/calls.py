@@ -61,7 +61,7 @@ def explained(
         problem.is_causal, False, problem.scale,
         left, right, None, None, None, None, deterministic=False, backward=backward,
         speed_rules=speed_rules, capability=0, sm_count=0,
-        cudnn=problem.top_left or x.bias is not None, attn_mask=x.bias,
+        peer="cudnn" if problem.top_left or x.bias is not None else "flash", attn_mask=x.bias,
     )[:3]  # fmt: skip
 
 
@@ -262,7 +262,9 @@ def run_cudnn_op(problem: Problem, x: Inputs, *, backward: bool) -> Result:
 
 def run_efficient_op(problem: Problem, x: Inputs) -> Result:
     result = _sequence_first(_run(efficient_forward, efficient_backward, problem, x, True))
-    return replace(result, lse=result.lse[..., : problem.max_q])
+    # Rows without keys have a logsumexp of +inf there.
+    lse = result.lse[..., : problem.max_q]
+    return replace(result, lse=lse.masked_fill(lse.isposinf(), float("-inf")))
 
 
 def run_flash(problem: Problem, x: Inputs, *, backward: bool, **options) -> Result:

@@ -58,20 +58,22 @@ class TestOp:
     def test_strides_are_those_that_pytorch_promises(self):
         problem = dense(203, 331, bias="documents", **HEADS)
         inputs = make_inputs(problem)
+        # PyTorch's own takes biases of all heads alone.
+        inputs.bias = inputs.bias.expand(problem.batch, 4, 203, 331)
         ours = efficient_forward(problem, inputs)
         gradients = efficient_backward(problem, inputs, ours)
-        with torch.random.fork_rng(devices=[0]), fa4_ext.register(prefer=False):
+        with fa4_ext.register(prefer=False):
             stock = efficient_forward(problem, inputs)
             stock_gradients = efficient_backward(problem, inputs, stock)
         for one, other in zip((*ours[:2], *gradients), (*stock[:2], *stock_gradients), strict=True):
             assert one.shape == other.shape and one.stride() == other.stride()
 
 
-def attend(problem: Problem, x: Inputs, mask: torch.Tensor | None, **options) -> Result:
+def attend(
+    problem: Problem, x: Inputs, mask: torch.Tensor | None, by=F.scaled_dot_product_attention
+) -> Result:
     tensors = [t.detach().transpose(1, 2).requires_grad_() for t in (x.q, x.k, x.v)]
-    out = F.scaled_dot_product_attention(
-        *tensors, attn_mask=mask, scale=problem.scale, is_causal=problem.is_causal, **options
-    )
+    out = by(*tensors, attn_mask=mask, scale=problem.scale, is_causal=problem.is_causal)
     gradients = torch.autograd.grad(out, tensors, x.do.transpose(1, 2))
     out, *gradients = (t.detach().transpose(1, 2) for t in (out, *gradients))
     return Result(out, None, *gradients)
@@ -117,30 +119,29 @@ class TestFunction:
         assert_matches_reference(problem, x, result, check_lse=False)
 
     @pytest.mark.parametrize("situation", (deterministic, without_cudnn))
-    def test_compiled_without_gradients(self, situation):
-        """A compiled program that trains may ask for the gradient of the mask: PyTorch runs it."""
+    def test_compiled(self, situation):
         problem = dense(300, 333, bias="documents", **HEADS)
         x = make_inputs(problem)
         compiled = torch.compile(F.scaled_dot_product_attention, fullgraph=True)
-        tensors = [t.transpose(1, 2) for t in (x.q, x.k, x.v)]
-        with situation(), torch.no_grad():
-            out = compiled(*tensors, attn_mask=x.bias)
-            found = providers_of(lambda: compiled(*tensors, attn_mask=x.bias))
+        with situation():
+            result = attend(problem, x, x.bias, by=compiled)
+            found = providers_of(lambda: attend(problem, x, x.bias, by=compiled))
         assert found - {"other"} == {"ours"}, found
-        assert_matches_reference(problem, x, Result(out.transpose(1, 2), None), check_lse=False)
+        assert_matches_reference(problem, x, result, check_lse=False)
 
 
 @pytest.mark.usefixtures("lenient")
-class TestLeftToPyTorch:
+class TestMixed:
+    """PyTorch computes the gradient of a mask, from our forward's results."""
+
     @pytest.mark.parametrize("compiled", (False, True))
-    def test_a_mask_that_requires_a_gradient(self, compiled):
-        problem = dense(128, 256, bias="normal", **HEADS)
+    @pytest.mark.parametrize("kind", ("normal", "rows_without_keys"))
+    @pytest.mark.parametrize("lengths", ((128, 256), (203, 331)), ids=str)
+    def test_a_mask_that_requires_a_gradient(self, lengths, kind, compiled):
+        problem = dense(*lengths, bias=kind, **HEADS)
         x = make_inputs(problem)
-        call = (
-            torch.compile(F.scaled_dot_product_attention)
-            if compiled
-            else (F.scaled_dot_product_attention)
-        )
+        call = F.scaled_dot_product_attention
+        call = torch.compile(call) if compiled else call
 
         def gradients():
             tensors = [t.detach().transpose(1, 2).requires_grad_() for t in (x.q, x.k, x.v)]
@@ -148,16 +149,20 @@ class TestLeftToPyTorch:
             out = call(*tensors, attn_mask=mask)
             return torch.autograd.grad(out, [*tensors, mask], x.do.transpose(1, 2))
 
+        found = providers_of(gradients)
+        assert "ours" in found and len(found - {"other"}) > 1, found
         ours = gradients()
         with fa4_ext.register(prefer=False):
             stock = gradients()
         for name, one, other in zip(("q", "k", "v", "mask"), ours, stock, strict=True):
-            torch.testing.assert_close(one, other, msg=lambda text, n=name: f"d{n}: {text}")
-        assert ours[3].abs().max() > 0
+            assert one.isfinite().all(), name
+            error = (one - other).float().norm() / other.float().norm()
+            assert error < 1e-2, f"d{name}: {error:.1e}"
 
     def test_a_forward_of_pytorch_s_gets_its_backward(self):
         problem = dense(128, 256, bias="normal", **HEADS)
         x = make_inputs(problem)
+        x.bias = x.bias.expand(problem.batch, 4, 128, 256)
         with fa4_ext.register(prefer=False):
             forward = efficient_forward(problem, x)
             expected = efficient_backward(problem, x, forward)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, bias, sdpa_kernel
 
 OURS, PYTORCH = "fa4_ext", "PyTorch"
+MIXED = "forward fa4_ext, backward PyTorch"
 NEVER = "-"  # this torch has no such call
 NOT_RUN = "not run"
 # The versions that the table shows.
@@ -237,7 +238,7 @@ WAYS = (
         sdpa(without_cudnn, attn_mask=mask(torch.bool)),
         (OURS,),
     ),
-    Way("attn_mask that requires a gradient", sdpa(attn_mask=learned_mask), (PYTORCH,)),
+    Way("attn_mask that requires a gradient", sdpa(attn_mask=learned_mask), (MIXED,)),
     Way("causal_lower_right", sdpa(attn_mask=lambda: bias.causal_lower_right(ROWS, ROWS)), (OURS,)),
     Way("causal_upper_left", sdpa(attn_mask=lambda: bias.causal_upper_left(ROWS, ROWS)), (OURS,)),
     Way("deterministic algorithms", sdpa(deterministic), (OURS,)),

@@ -750,8 +750,8 @@ TO_TWO = (
             "FA4 requires compute capability 9.0, 10.0 or 10.3, the device has 8.0", "efficient",
         ),
         (
-            mask(512, 512, requires_grad=True), {},
-            "attn_bias must not require a gradient", "efficient",
+            mask(512, 512, requires_grad=True), {"backward": True},
+            "no kernel computes the gradient of attn_bias", "efficient",
         ),
         (
             mask(3, 1, 512, 512), {},
@@ -769,6 +769,12 @@ def test_a_mask_that_our_kernels_do_not_run_has_a_reason(attn_mask, options, rea
     answer = explain(*qkv(), attn_mask=attn_mask, **options)
     assert not answer.supported
     assert (answer.reason, answer.fallback) == (reason, fallback)
+
+
+def test_a_forward_whose_mask_requires_a_gradient_is_ours_all_the_same():
+    if not bias_kernels_are_built():
+        pytest.skip("this build has no kernels with a bias")
+    assert explain(*qkv(), attn_mask=mask(512, 512, requires_grad=True)).supported
 
 
 @pytest.mark.parametrize(

@@ -81,15 +81,18 @@ def runs_on_ours(case: Case, largest_head_dim: int) -> bool:
 
 
 def _is_fused(case: Case) -> bool:
-    """Returns whether F.scaled_dot_product_attention takes a call to cuDNN or to flash attention.
-    Flash attention takes no causal mask that is aligned top-left, and no bias. cuDNN takes a bias
-    whose keys lie next to each other."""
+    """Returns whether F.scaled_dot_product_attention takes a call to one of its fused backends.
+    Flash attention takes no causal mask that is aligned top-left, and no bias. cuDNN and
+    memory-efficient attention take a bias whose keys lie next to each other, the latter no heads
+    in groups."""
     problem = case.problem
-    cudnn = problem.head_dim % 8 == 0 and problem.max_k > 1 and not case.deterministic
+    aligned = problem.head_dim % 8 == 0
+    cudnn = aligned and problem.max_k > 1 and not case.deterministic
+    efficient = aligned and problem.heads == problem.heads_kv
     if problem.bias:
-        return cudnn and biases.make(problem, "meta").stride(-1) == 1
+        return (cudnn or efficient) and biases.make(problem, "meta").stride(-1) == 1
     same = not problem.is_causal or problem.seqlens_q == problem.seqlens_k
-    return 0 not in problem.seqlens_q + problem.seqlens_k and (cudnn or same)
+    return 0 not in problem.seqlens_q + problem.seqlens_k and (cudnn or same or efficient)
 
 
 def stock_agrees(case: Case) -> bool:
