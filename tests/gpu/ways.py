@@ -61,11 +61,12 @@ def sdpa(context=contextlib.nullcontext, tensors: dict | None = None, **options)
     def make():
         given = qkv(**(tensors or {}))
         made = {name: value() if callable(value) else value for name, value in options.items()}
+        learned = [*given, *(t for t in made.values() if getattr(t, "requires_grad", False))]
 
         def work():
             with context():
                 out = F.scaled_dot_product_attention(*given, **made)
-            torch.autograd.grad(out.sum(), given)
+            torch.autograd.grad(out.sum(), learned)
 
         return work
 
