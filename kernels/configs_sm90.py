@@ -148,13 +148,15 @@ BACKWARD_QUERIES_BIAS: dict[HeadDims, Row] = BACKWARD_QUERIES | {
 LISTS_REGISTERS: Row = dict(consumer_registers=224, producer_registers=56)
 BACKWARD_KEYS_BIAS: dict[HeadDims, Row] = {
     **{
-        head_dims: dict(block_m=64, block_n=64, q_stages=3, do_stages=3, **LISTS_REGISTERS)
+        head_dims: dict(
+            block_m=64, block_n=64, q_stages=3, do_stages=3, stages=2, **LISTS_REGISTERS
+        )
         for head_dims in ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192))
     },
-    (256, 256): BACKWARD_KEYS[(256, 256)] | LISTS_REGISTERS,
+    (256, 256): BACKWARD_KEYS[(256, 256)] | LISTS_REGISTERS | dict(stages=2),
 }
-# With 56 this one spills in fp16.
-BACKWARD_KEYS_BIAS[(192, 192)] |= dict(consumer_registers=232, producer_registers=40)
+# Shared memory has room for one stage of the bias.
+BACKWARD_KEYS_BIAS[(192, 192)] |= dict(stages=1)
 # Two warpgroups compute, one loads.
 TWO_PASS_REGISTERS: Row = dict(consumer_registers=240, producer_registers=24)
 # Other tiles that a default may lose to, by bucket and mask. Tiles of fewer query rows leave fewer

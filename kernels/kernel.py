@@ -78,7 +78,8 @@ class Kernel:
     swap_ab_dkv: bool = False
     swap_ab_sdp: bool = False  # SM90 backward: S and dP are computed transposed
     dq_warpgroups: int = 2  # SM90 backward: how many compute dQ
-    # Op.DECODE, SM90 forward, Op.BACKWARD_QUERIES: key blocks (and value blocks) in shared memory
+    # Op.DECODE, SM90 forward, Op.BACKWARD_QUERIES: key blocks (and value blocks) in shared memory;
+    # Op.BACKWARD_KEYS with a bias: tiles of it
     stages: int = 0
     v_stages: int = 0  # Op.BACKWARD_QUERIES: value blocks, which are fewer
     ctas_per_sm: int = 0  # Op.DECODE: CTAs that an SM holds

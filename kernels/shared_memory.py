@@ -53,7 +53,8 @@ def computed(kernel: Kernel) -> int | None:
         )
         probabilities = kernel.block_m * kernel.block_n * ELEMENT + BARRIERS
         statistics = 2 * STATISTICS * 4 + BARRIERS  # logsumexp and delta
-        return _aligned(keys + kernel.q_stages * (queries + probabilities + statistics))
+        bias = kernel.stages * (kernel.block_m * kernel.block_n * ELEMENT + BARRIERS)
+        return _aligned(keys + kernel.q_stages * (queries + probabilities + statistics) + bias)
     return None
 
 

@@ -35,5 +35,6 @@ def core_problem(problem: dict) -> fa4_core.Problem:
     if bias := problem.get("bias"):
         core.bias = True
         core.bias_batch, core.bias_heads = bias
+        core.bias_by_query = problem.get("bias_by_query", True)
         core.bias_in_rows = problem.get("bias_in_rows", True)
     return core

@@ -83,4 +83,5 @@ def biased_problems(draw, largest: int = 40_000) -> dict:
         "window_size_left": -1,
         "window_size_right": -1,
         "bias": (draw(st.sampled_from([1, batch])), draw(st.sampled_from([1, heads]))),
+        "bias_by_query": draw(st.booleans()),
     }

@@ -297,6 +297,16 @@ PACKED = (
         "heads": 2, "head_dim": 256, "head_dim_v": 136,
     },
 )  # fmt: skip
+# Rows of a bias that begin at multiples of 16 bytes, as those above do not, and a broadcast one.
+BIASED_ROWS = (
+    {
+        "seqlens_q": [140], "seqlens_k": [200], "heads": 2, "head_dim": 256, "head_dim_v": 256,
+    },
+    {
+        "seqlens_q": [70] * 2, "seqlens_k": [136] * 2, "heads": 2, "head_dim": 256,
+        "head_dim_v": 256,
+    },
+)  # fmt: skip
 MASKS = {
     Mask.FULL: ({}, {}, {}),
     Mask.CAUSAL: ({"is_causal": True},) * 3,
@@ -305,7 +315,13 @@ MASKS = {
         {"is_causal": True, "window": [30, -1]},
         {"window": [-1, 9]},
     ),
-    Mask.BIAS: ({"bias": "documents"}, {"bias": "filled_rows"}, {"bias": "normal"}),
+    Mask.BIAS: (
+        {"bias": "documents"},
+        {"bias": "filled_rows"},
+        {"bias": "normal"},
+        {"bias": "blocks"},
+        {"bias": "normal", "bias_form": "batch_keys"},
+    ),
 }
 
 
@@ -314,13 +330,16 @@ def test_backward_in_two_passes(driver, kernel):
     """Packed sequences lie among rows of NaN. A deterministic algorithm is asked for."""
     varlen = kernel.layout is Layout.VARLEN
     fields = {"dtype": kernel.dtype, "heads_kv": 1, "varlen": varlen}
+    given = PACKED if varlen else DENSE
+    if kernel.mask is Mask.BIAS:
+        given += BIASED_ROWS
     shapes = [
         shape
         | {
             name: getattr(kernel, name) - (256 - shape[name]) * kernel.head_dim // 256 // 8 * 8
             for name in ("head_dim", "head_dim_v")
         }
-        for shape in (PACKED if varlen else DENSE)
+        for shape in given
     ]
     problems = [
         fields | shape | mask for shape, mask in zip(shapes, MASKS[kernel.mask], strict=True)

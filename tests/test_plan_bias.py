@@ -31,8 +31,9 @@ def maps_of(problem: dict, chosen) -> dict[str, tuple[int, int]]:
     w, kernel = chosen.workspace, chosen.kernel
     (batch, heads), queries, keys = problem["bias"], problem["seqlen_q"], problem["seqlen_k"]
     by_queries = ROWS[kernel.map_queries]
-    cells = 4 * batch * heads * tiles(queries, CELL) * tiles(keys, CELL)
-    lists_q = tiles(queries, by_queries.block_m), tiles(keys, by_queries.block_n)
+    rows = queries if problem.get("bias_by_query", True) else 1
+    cells = 4 * batch * heads * tiles(rows, CELL) * tiles(keys, CELL)
+    lists_q = tiles(rows, by_queries.block_m), tiles(keys, by_queries.block_n)
     found = {
         "cells": (w.cells, cells),
         "lists_q": (w.lists_q, bytes_of_lists(problem, *lists_q)),
@@ -159,6 +160,7 @@ def test_few_queries_with_a_bias_are_not_decoded(seqlen_q):
     [
         ({}, None),
         ({"bias": (2, 8)}, "cuDNN is faster where each head has a bias of its own"),
+        ({"bias": (2, 8), "bias_by_query": False}, None),
         ({"seqlen_q": 8, "total_q": 16}, None),
         ({"seqlen_q": 7, "total_q": 14}, "cuDNN is faster with a bias for this few queries"),
         ({"seqlen_k": 129, "total_k": 258}, None),

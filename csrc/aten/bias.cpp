@@ -10,7 +10,7 @@ namespace fa4::aten {
 namespace {
 
 constexpr int kDims = 4;
-constexpr int kKeys = kDims - 1;
+constexpr int kQueries = 2, kKeys = 3;
 // A copy's rows begin at multiples of so many elements. A quarter warp's pairs of a row then lie in
 // one sector of 32 bytes.
 constexpr int64_t kRowAlign = kTmaBytes / kElementBytes;
@@ -58,7 +58,7 @@ BiasView view_of(AtenTensorHandle bias, const Distinct& distinct, const Problem&
   view.data = data(bias);
   std::copy_n(distinct.size, kDims, view.size);
   std::copy_n(distinct.stride, kDims, view.stride);
-  view.size[2] = p.seqlen_q;
+  view.size[kQueries] = p.seqlen_q;
   return view;
 }
 
@@ -90,6 +90,7 @@ void fill_bias(const Inputs& in, Problem& p) {
   const Distinct distinct(*in.bias);
   p.bias_batch = distinct.size[0];
   p.bias_heads = distinct.size[1];
+  p.bias_by_query = distinct.size[kQueries] > 1;
   p.bias_in_rows = distinct.size[kKeys] == p.seqlen_k && distinct.stride[kKeys] == 1;
 }
 

@@ -15,8 +15,8 @@ Shared memory is what bounds the kernel, so P^T is handed over in 16 bits: as fp
 relative error is 2^-12, which is little beside that of dS^T in 16 bits, and its absolute error,
 where it is small, 2^-33.
 
-With a bias, the query tiles of each head come from the key block's list for that head
-(kernels/sm90/bias.py).
+Which query tiles a key block visits, and what of their scores is masked, is for key_masks.py to
+say, or with a bias for key_lists.py.
 
 The ratio of heads, lengths, strides and window bounds are run-time values.
 """
@@ -37,15 +37,19 @@ from quack import layout_utils, sm90_utils
 from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
-from kernels.sm90 import bias as biases
-from kernels.sm90.bias import ALL, FREE
-from kernels.sm90.masks import Edge, KeyBounds, Masks
+from kernels.sm90.key_lists import PARTS
+from kernels.sm90.key_masks import Tile
 from kernels.sm90.output import Destination, Output
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
-from kernels.sm90.visibility import Visibility, visibility_of
+from kernels.sm90.visibility import (
+    BoundsOfKeys,
+    QueryPlace,
+    Visibility,
+    key_masks_of,
+    visibility_of,
+)
 from kernels.sm90.warpgroups import ROWS, WARP, WARPGROUP
-from kernels.sm90.window import Window
 
 WARPS = WARPGROUP // WARP
 # P takes this power of two on its way. It is one at most, so fp16 leaves room for 256 times what it
@@ -110,6 +114,17 @@ class Warpgroup:
     sums: cute.Tensor  # dV or dK
 
 
+class Step(NamedTuple):
+    """A query tile, and the one before."""
+
+    tile: Tile
+    place: QueryPlace
+    visibility: Visibility
+    bounds: BoundsOfKeys
+    before: PipelineStateSimple
+    state: PipelineStateSimple
+
+
 class Sizes(NamedTuple):
     """What the tiles of a grid have in common."""
 
@@ -120,32 +135,6 @@ class Sizes(NamedTuple):
     blocks: Int32  # key blocks of a head; varlen: as many as there may be
     heads: Int32  # key/value heads, dense: of all batch elements
     together: Int32  # dense: heads whose key blocks are worked on together
-
-
-class Tile(NamedTuple):
-    """What a CTA works on."""
-
-    row: Int32  # its first key, of its sequence
-    head: Int32  # of keys and values
-    batch: Int32  # varlen: 0
-    rows: Int32  # queries of the sequence
-    keys: Int32
-    end_q: Int32  # varlen: the row of q after the sequence's last
-    end_k: Int32
-    # Query tiles of a head that see any of the keys, [begin, end). With a bias all of them, because
-    # each head has a list of its own.
-    begin: Int32
-    end: Int32
-    free_begin: Int32  # those whose every query sees all the keys, [free_begin, free_end)
-    free_end: Int32
-    heads: Int32  # of queries
-
-
-class Place(NamedTuple):
-    """The query tile at hand."""
-
-    head: Int32  # of the group
-    tile: Int32  # with a bias: its position in the list
 
 
 class Gradient(NamedTuple):
@@ -169,10 +158,8 @@ class BackwardKeys:
         self.stages = kernel.q_stages
         self.consumer_registers = kernel.consumer_registers
         self.producer_registers = kernel.producer_registers
-        self.causal, self.window = kernel.mask is Mask.CAUSAL, kernel.mask is Mask.WINDOW
-        self.bounded, self.biased = self.causal or self.window, kernel.mask is Mask.BIAS
-        self.varlen = kernel.layout is Layout.VARLEN
-        self.masks = Masks(kernel, ROWS)
+        self.varlen, self.biased = kernel.layout is Layout.VARLEN, kernel.mask is Mask.BIAS
+        self.masks = key_masks_of(kernel)
         self.output_k, self.output_v = (
             Output(replace(kernel, head_dim_v=columns), self.dtype, ROWS, by_tma=False)
             for columns in (self.head_dim, self.head_dim_v)
@@ -240,7 +227,7 @@ class BackwardKeys:
             return Sizes(rows, keys, heads_kv, ratio, blocks, heads_kv, Int32(1))
         every_head = heads_kv * leading[0]
         together = Int32(1)
-        if self.causal or self.biased:
+        if self.masks.uneven:
             bytes_of_row = (self.head_dim + self.head_dim_v) * self.dtype.width // 8
             together = backward_parts.heads_in_l2(rows * ratio, bytes_of_row)
         return Sizes(rows, keys, heads_kv, ratio, cute.ceil_div(keys, ROWS), every_head, together)
@@ -266,6 +253,10 @@ class BackwardKeys:
             barriers_do: rings
             barriers_handover: rings
             barriers_statistics: rings
+            mask: cute.struct.Align[
+                cute.struct.MemRange[self.dtype, self.masks.shared_elements()], VECTOR_BYTES
+            ]
+            barriers_mask: cute.struct.MemRange[cutlass.Int64, self.masks.shared_barriers()]
 
         return Storage
 
@@ -322,6 +313,7 @@ class BackwardKeys:
         )
         pipeline_p = staging.warp_pipeline(storage.barriers_handover, self.stages, WARPS, WARPS)
         pipeline_rows = staging.warp_pipeline(storage.barriers_statistics, self.stages, 1, both)
+        ring = self.masks.ring(storage.mask, storage.barriers_mask)
         pipeline.pipeline_init_arrive()
         sq = storage.q.get_tensor(layout.outer, swizzle=layout.inner)
         sk = storage.k.get_tensor(resident_k.outer, swizzle=resident_k.inner)
@@ -347,13 +339,15 @@ class BackwardKeys:
                     self.load(tile, visibility, loads)
                 if warp == 1:
                     self.load_statistics(tile, visibility, rows)
+                if const_expr(ring is not None) and warp >= WARPS - PARTS:
+                    self.masks.load(tile, visibility, ring, warp - (WARPS - PARTS))
             else:
                 cute.arch.setmaxregister_increase(self.consumer_registers)
                 if warp < 2 * WARPS:
                     group = self.warpgroup(
                         loads.k, loads.q, loads.dout, rows, handover, mma_scores, mma_dv
                     )
-                    self.sum_values(group, tile, visibility, scale, dv)
+                    self.sum_values(group, tile, visibility, ring, scale, dv)
                 else:
                     group = self.warpgroup(
                         loads.v, loads.dout, loads.q, rows, handover, mma_scores, mma_dk
@@ -380,72 +374,15 @@ class BackwardKeys:
             end_q, end_k = rows, keys
         return Tile(
             row, head, batch, rows, keys, end_q, end_k,
-            *self.query_tiles(row, rows, keys, visibility), sizes.ratio,
+            *self.masks.query_tiles(row, rows, keys, visibility), sizes.ratio,
         )  # fmt: skip
-
-    @cute.jit
-    def query_tiles(self, row: Int32, rows: Int32, keys: Int32, visibility: Visibility):
-        """Which query tiles see keys from `row` on, [begin, end), and which of them see all of
-        these keys, [free_begin, free_end)."""
-        begin, end = Int32(0), cute.ceil_div(rows, ROWS)
-        free_begin, free_end = begin, end
-        if const_expr(self.bounded):
-            # A key is seen by the queries from `right` before its own position to `left` behind.
-            first_key, last_key = row + rows - keys, cutlass.min(row + ROWS, keys) - 1 + rows - keys
-            first = cutlass.max(first_key - visibility.right, 0)
-            free_begin = cute.ceil_div(cutlass.max(last_key - visibility.right, 0), ROWS)
-            end_query = rows
-            if const_expr(self.window):
-                end_query = cutlass.min(last_key + visibility.left + 1, rows)
-                free_end = cutlass.max(first_key + visibility.left + 1, 0) // ROWS
-            begin = first // ROWS if first < end_query else 0
-            end = cute.ceil_div(end_query, ROWS) if first < end_query else 0
-        return begin, end, free_begin, free_end
-
-    def first(self, tile: Tile) -> Place:
-        return Place(Int32(0), tile.begin)
-
-    @cute.jit
-    def steps(self, tile: Tile, visibility: Visibility) -> Int32:
-        """The number of query tiles of all heads."""
-        steps = tile.heads * (tile.end - tile.begin)
-        if const_expr(self.biased):
-            steps = Int32(0)
-            for head in range(tile.heads):
-                steps += self.header(tile, head, visibility, ALL)
-        return steps
-
-    @cute.jit
-    def end_of(self, tile: Tile, place: Place, visibility: Visibility) -> Int32:
-        """The end of the query tiles of the head at hand."""
-        return self.header(tile, place.head, visibility, ALL) if self.biased else tile.end
-
-    def header(self, tile: Tile, head: Int32, visibility: Visibility, kind: int) -> Int32:
-        """A number of the list of a head of the group."""
-        return visibility.lists[(*self.list_of(tile, head), kind)]
-
-    def list_of(self, tile: Tile, head: Int32):
-        return tile.batch, tile.head * tile.heads + head, tile.row // ROWS
-
-    @cute.jit
-    def tile_at(self, tile: Tile, place: Place, visibility: Visibility) -> Int32:
-        """The number of the query tile at hand."""
-        number = place.tile
-        if const_expr(self.biased):
-            number = biases.entry(visibility.lists, *self.list_of(tile, place.head), place.tile)
-        return number
-
-    @cute.jit
-    def following(self, tile: Tile, place: Place, visibility: Visibility) -> Place:
-        last = place.tile + 1 == self.end_of(tile, place, visibility)
-        return Place(place.head + 1 if last else place.head, tile.begin if last else place.tile + 1)
 
     # The warps that load
 
     @cute.jit
     def load(self, tile: Tile, visibility: Visibility, loads: Loads):
         """Loads the keys and values, and Q and dO of all query tiles."""
-        steps = self.steps(tile, visibility)
+        steps = self.masks.steps(tile, visibility)
         if steps > 0:
             first = PipelineStateSimple(1, Int32(1))
             for once in (loads.k, loads.v):
@@ -454,29 +391,29 @@ class BackwardKeys:
                 )
                 staging.load_rows(once, source, tile.row, first)
             state = self.producer_state()
-            place = self.first(tile)
+            place = self.masks.first(tile, visibility)
             for _ in cutlass.range(steps, unroll=1):
-                row = self.tile_at(tile, place, visibility) * ROWS
+                row = self.masks.number(tile, place, visibility) * ROWS
                 for streamed in (loads.q, loads.dout):
                     source = staging.rows_of(
-                        streamed.source, tile.head * tile.heads + place.head, tile.batch, tile.rows,
+                        streamed.source, tile.query_head(place), tile.batch, tile.rows,
                         tile.end_q, self.varlen,
                     )  # fmt: skip
                     staging.load_rows(streamed, source, row, state)
                 state.advance()
-                place = self.following(tile, place, visibility)
+                place = self.masks.following(tile, place, visibility)
 
     @cute.jit
     def load_statistics(self, tile: Tile, visibility: Visibility, statistics: Statistics):
         """Brings lse and delta of all query tiles, with the powers of two that P's takes. A query
         that is none, or that sees no key, gets an lse of infinity: its P is zero."""
         state = self.producer_state()
-        place = self.first(tile)
+        place = self.masks.first(tile, visibility)
         lane = cute.arch.lane_idx()
         stages = statistics.stages
-        for _ in cutlass.range(self.steps(tile, visibility), unroll=1):
-            row = self.tile_at(tile, place, visibility) * ROWS
-            head = tile.head * tile.heads + place.head
+        for _ in cutlass.range(self.masks.steps(tile, visibility), unroll=1):
+            row = self.masks.number(tile, place, visibility) * ROWS
+            head = tile.query_head(place)
             lse = self.of_queries(statistics.lse, tile, head)
             delta = self.of_queries(statistics.delta, tile, head)
             found = cute.make_rmem_tensor((ROWS // WARP, 2), Float32)
@@ -493,7 +430,7 @@ class BackwardKeys:
                 stages[query, DELTA, state.index] = found[i, 1] * 2.0**-EXPONENT
             statistics.pipeline.producer_commit(state)
             state.advance()
-            place = self.following(tile, place, visibility)
+            place = self.masks.following(tile, place, visibility)
 
     def of_queries(self, tensor: cute.Tensor, tile: Tile, head: Int32) -> cute.Tensor:
         if self.varlen:
@@ -536,48 +473,55 @@ class BackwardKeys:
         )  # fmt: skip
 
     @cute.jit
-    def sum_values(self, group: Warpgroup, tile: Tile, visibility: Visibility, scale, dv):
+    def sum_values(self, group: Warpgroup, tile: Tile, visibility: Visibility, ring, scale, dv):
         """Computes P^T and dV."""
-        bounds = None if self.biased else self.query_bounds(group, tile, visibility)
+        bounds = self.masks.bounds(tile, visibility, group.thread, group.mma_scores, ring)
         scale_log2 = scale * LOG2_E
-        steps = self.steps(tile, visibility)
+        edges = self.masks.edges
+        steps = self.masks.steps(tile, visibility)
         if steps > 0:
-            state, place = self.consumer_state(), self.first(tile)
+            state, place = self.consumer_state(), self.masks.first(tile, visibility)
             self.first_scores(group, state)
             lse = self.of_columns(group, LSE, state)
-            if const_expr(self.bounded or self.biased):  # noqa: SIM102, the other at run time
-                if not self.is_free(tile, place, visibility):
-                    self.mask(group, tile, place, visibility, bounds)
+            if const_expr(len(edges) > 1):  # noqa: SIM102, the other at run time
+                if not self.masks.has(None, tile, place):
+                    fetched = self.masks.fetch(place, bounds, edges[-1])
+                    self.masks.mask(group.scores, place, bounds, edges[-1], visibility, fetched)
             self.probabilities(group, lse, scale_log2, state)
             self.convert(group)
             for _ in cutlass.range(1, steps, unroll=1):
                 before = state.clone()
                 state.advance()
-                place = self.following(tile, place, visibility)
-                # A branch between the issue of a product and the wait for it would make the
-                # compiler wait at the branch, so each way has both.
-                free = const_expr(not (self.bounded or self.biased))
-                if free or self.is_free(tile, place, visibility):
-                    self.issue(group, before, state)
-                    lse = self.of_columns(group, LSE, state)
-                    self.await_scores(group, state)
-                    self.probabilities(group, lse, scale_log2, state)
-                    self.await_sums(group, before)
-                else:
-                    self.issue(group, before, state)
-                    lse = self.of_columns(group, LSE, state)
-                    self.await_scores(group, state)
-                    self.mask(group, tile, place, visibility, bounds)
-                    self.probabilities(group, lse, scale_log2, state)
-                    self.await_sums(group, before)
+                place = self.masks.following(tile, place, visibility)
+                at = Step(tile, place, visibility, bounds, before, state)
+                self.add_values(group, at, scale_log2, edges)
                 self.convert(group)
             self.last_sums(group, state)
         self.store(self.output_v, group, tile, Float32(2.0**-EXPONENT), dv)
 
     @cute.jit
+    def add_values(self, group: Warpgroup, at: Step, scale_log2, edges: cutlass.Constexpr):
+        """Computes P^T of a query tile, which has one of these edges, and dV of the one before."""
+        # A branch between the issue of a product and the wait for it would make the compiler wait
+        # at the branch, so each way has both.
+        if const_expr(len(edges) == 1):
+            self.issue(group, at.before, at.state)
+            lse = self.of_columns(group, LSE, at.state)
+            fetched = self.masks.fetch(at.place, at.bounds, edges[0])
+            self.await_scores(group, at.state)
+            self.masks.mask(group.scores, at.place, at.bounds, edges[0], at.visibility, fetched)
+            self.probabilities(group, lse, scale_log2, at.state)
+            self.await_sums(group, at.before)
+        else:
+            if self.masks.has(edges[0], at.tile, at.place):
+                self.add_values(group, at, scale_log2, edges[:1])
+            else:
+                self.add_values(group, at, scale_log2, edges[1:])
+
+    @cute.jit
     def sum_keys(self, group: Warpgroup, tile: Tile, visibility: Visibility, scale, dk):
         """Computes dS^T and dK."""
-        steps = self.steps(tile, visibility)
+        steps = self.masks.steps(tile, visibility)
         if steps > 0:
             state = self.consumer_state()
             self.first_scores(group, state)
@@ -716,58 +660,6 @@ class BackwardKeys:
         )
         group.statistics.pipeline.consumer_release(state)
         return found
-
-    # Masks
-
-    @cute.jit
-    def query_bounds(self, group: Warpgroup, tile: Tile, window: Window) -> KeyBounds:
-        """Which queries the keys of a thread's rows are seen by, as Masks takes it."""
-        where = group.mma_scores.get_slice(group.thread).partition_C(
-            cute.make_identity_tensor((ROWS, ROWS))
-        )
-        where = layout_utils.reshape_acc_to_mn(where)
-        first, end = [], []
-        for r in cutlass.range_constexpr(2):
-            place = tile.row + where[r, 0][0] + tile.rows - tile.keys - where[0, 0][1]
-            first.append(place - window.right)
-            end.append(place + window.left + 1 if self.window else tile.rows)
-        return KeyBounds(tuple(first), tuple(end), Int32(0), Int32(0), Int32(0))
-
-    @cute.jit
-    def is_free(self, tile: Tile, place: Place, visibility: Visibility):
-        """Whether every query of a tile sees every key, and there is no bias."""
-        begin, end = tile.free_begin, tile.free_end
-        if const_expr(self.biased):
-            begin, end = Int32(0), self.header(tile, place.head, visibility, FREE)
-        return place.tile >= begin and place.tile < end
-
-    @cute.jit
-    def mask(self, group: Warpgroup, tile: Tile, place: Place, visibility: Visibility, bounds):
-        """Hides the scores of queries that do not see the keys of a thread's rows, or adds their
-        bias."""
-        if const_expr(self.biased):
-            self.add_bias(group, tile, place, visibility)
-        else:
-            self.masks.mask(group.scores, place.tile, bounds, Edge(left=True), visibility, None)
-
-    @cute.jit
-    def add_bias(self, group: Warpgroup, tile: Tile, place: Place, visibility: Visibility):
-        """Adds the bias to the scores of a query tile. Behind the last query and the last key it
-        takes theirs."""
-        where = group.mma_scores.get_slice(group.thread).partition_C(
-            cute.make_identity_tensor((ROWS, ROWS))
-        )
-        where = layout_utils.reshape_acc_to_mn(where)
-        scores = layout_utils.reshape_acc_to_mn(group.scores)
-        head = tile.head * tile.heads + place.head
-        first = self.tile_at(tile, place, visibility) * ROWS
-        keys = [cutlass.min(tile.row + where[r, 0][0], tile.keys - 1) for r in range(2)]
-        bias = visibility.bias[tile.batch, head, None, None]
-        for c in cutlass.range_constexpr(cute.size(scores, mode=[1])):
-            query = cutlass.min(first + where[0, c][1], tile.rows - 1)
-            for r in cutlass.range_constexpr(2):
-                element, score = bias[query, keys[r]], scores[r, c]
-                scores[r, c] = biases.added(score, element, visibility.inverse_scale, careful=True)
 
     # The end
 

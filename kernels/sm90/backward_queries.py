@@ -505,15 +505,15 @@ class BackwardQueries:
         group.loads.dout.pipeline.consumer_wait(own)
         warpgroup.wait_group(0)
         states.k.advance()
-        spans = self.masks.spans(tile.begin, end - 1, group.bounds)
+        self.weigh_first(group, states, tile.begin)
+        spans = self.masks.spans(tile.begin + 1, end, group.bounds)
         for i in cutlass.range_constexpr(len(spans)):
             for position in cutlass.range(spans[i].begin, spans[i].end, unroll=1):
-                self.weigh(group, states, position, spans[i].edge)
-                self.next_block(group, states)
+                fetched = self.next_block(group, states, position, spans[i].edge)
                 states.k.advance()
                 states.k_of_dq.advance()
                 states.v.advance()
-        self.weigh(group, states, end - 1, self.masks.first_edge)
+                self.weigh(group, states, position, spans[i].edge, fetched)
         self.last_block(group, states)
         states.k_of_dq.advance()
         states.v.advance()
@@ -523,10 +523,20 @@ class BackwardQueries:
             states.v.advance()
 
     @cute.jit
-    def weigh(self, group: Warpgroup, states: States, position, edge: Edge | None):
+    def weigh_first(self, group: Warpgroup, states: States, position):
+        """Computes dS of the first key block, whose S there is."""
+        edge = self.masks.first_edge
+        if const_expr(self.biased) and self.masks.sees_all(group.bounds, position):
+            self.weigh(group, states, position, None, None)
+        else:
+            fetched = self.fetch(group, position, edge)
+            self.weigh(group, states, position, edge, fetched)
+
+    @cute.jit
+    def weigh(self, group: Warpgroup, states: States, position, edge: cutlass.Constexpr, fetched):
         """Computes dS of a key block, whose S there is."""
         x = group.operands
-        self.probabilities(group, position, edge)
+        self.probabilities(group, position, edge, fetched)
         group.loads.v.pipeline.consumer_wait(states.v)
         self.turns.wait(group.index, backward_parts.zero_after(x.scores))
         self.issue_d_scores(group, states)
@@ -540,11 +550,14 @@ class BackwardQueries:
             )
         utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.d_scores), x.ds)
 
+    def fetch(self, group: Warpgroup, position, edge: Edge | None):
+        """Reads what a key block's mask needs of memory."""
+        return self.masks.fetch(position, group.bounds, group.visibility, edge) if edge else None
+
     @cute.jit
-    def probabilities(self, group: Warpgroup, position, edge: cutlass.Constexpr):
+    def probabilities(self, group: Warpgroup, position, edge: cutlass.Constexpr, fetched):
         """Replaces the scores by P."""
         if const_expr(edge is not None):
-            fetched = self.masks.fetch(position, group.bounds, group.visibility, edge)
             scores = group.operands.scores
             self.masks.mask(scores, position, group.bounds, edge, group.visibility, fetched)
         scores = layout_utils.reshape_acc_to_mn(group.operands.scores)
@@ -552,17 +565,20 @@ class BackwardQueries:
             exponents = scores[r, None].load() * group.scale_log2 - group.rows.lse[r]
             scores[r, None].store(cute.math.exp2(exponents, fastmath=True))
 
-    def next_block(self, group: Warpgroup, states: States):
-        """Adds a key block's product to dQ, and computes S of the next one."""
+    def next_block(self, group: Warpgroup, states: States, position, edge: Edge | None):
+        """Adds a key block's product to dQ, and computes S of the next one, which is at `position`.
+        What its mask needs is read before the products are waited for."""
         keys = group.loads.k.pipeline
         keys.consumer_wait(states.k, keys.consumer_try_wait(states.k))
         self.turns.wait(group.index)
         self.issue_dq(group, states)
         self.issue_scores(group, states)
         self.turns.end(group.index)
+        fetched = self.fetch(group, position, edge)
         warpgroup.wait_group(1)
         keys.consumer_release(states.k_of_dq)
         warpgroup.wait_group(0)
+        return fetched
 
     def last_block(self, group: Warpgroup, states: States):
         self.turns.wait(group.index)

@@ -10,6 +10,7 @@ from flash_attn.cute.pipeline import PipelineAsync, PipelineTmaAsync
 from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import packed
+from kernels.sm90.warpgroups import WARP
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,16 @@ def warp_pipeline(barriers, stages: int, producer_warps: int, consumer_warps: in
         barrier_storage=barriers.data_ptr(), num_stages=stages,
         producer_group=_group(producer_warps), consumer_group=_group(consumer_warps),
         elect_one_commit=True, elect_one_release=True, defer_sync=True,
+    )  # fmt: skip
+
+
+def copy_pipeline(barriers, stages: int, producer_warps: int, consumer_warps: int) -> PipelineAsync:
+    """Stages that warps fill by cp.async. Every lane arrives once its copies are done, and to
+    release a stage a lane for each warp."""
+    return PipelineAsync.create(
+        barrier_storage=barriers.data_ptr(), num_stages=stages,
+        producer_group=_group(producer_warps * WARP), consumer_group=_group(consumer_warps),
+        elect_one_release=True, defer_sync=True,
     )  # fmt: skip
 
 

@@ -7,12 +7,17 @@ from cutlass import Float32, Int32
 from kernels.kernel import Kernel, Mask
 from kernels.sm90.bias import Bias
 from kernels.sm90.bias_masks import BiasBounds, BiasMasks
+from kernels.sm90.key_lists import KeyLists, Matrices, Position
+from kernels.sm90.key_masks import KeyMasks, Place
 from kernels.sm90.masks import KeyBounds, Masks
 from kernels.sm90.window import Window
 
 Visibility = Window | Bias
-# what a thread knows of it for its rows
+# what a thread knows of it for its rows, which in the second pass of a backward are keys
 Bounds = KeyBounds | BiasBounds
+BoundsOfKeys = KeyBounds | Matrices
+# a query tile among those of a key block
+QueryPlace = Place | Position
 
 
 def visibility_of(
@@ -25,3 +30,8 @@ def visibility_of(
 def masks_of(kernel: Kernel, rows: int) -> Masks:
     """The masks of a kernel whose warpgroups have so many query rows."""
     return (BiasMasks if kernel.mask is Mask.BIAS else Masks)(kernel, rows)
+
+
+def key_masks_of(kernel: Kernel) -> KeyMasks:
+    """The masks of a kernel whose warpgroups have key rows."""
+    return (KeyLists if kernel.mask is Mask.BIAS else KeyMasks)(kernel)

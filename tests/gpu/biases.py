@@ -209,6 +209,7 @@ FORMS = {
     "one": (QUERIES, KEYS),
     "batch_keys": (BATCH, KEYS),
     "heads": (HEADS, QUERIES, KEYS),
+    "batch_heads_keys": (BATCH, HEADS, KEYS),
     "batch": (BATCH, QUERIES, KEYS),
     "all": (BATCH, HEADS, QUERIES, KEYS),
     "queries": (BATCH, HEADS, QUERIES),

@@ -243,9 +243,11 @@ class TestFunction:
 
     @pytest.mark.parametrize("kind", ("causal", "padding_left", "normal", "holes"))
     @pytest.mark.parametrize("layout", (*biases.LAYOUTS, biases.EXPANDED))
-    def test_layouts(self, layout, kind):
-        """Those whose keys do not lie next to each other go to other kernels."""
-        problem = dense(200, 333, bias=kind, bias_layout=layout, **GROUPED)
+    @pytest.mark.parametrize("keys", (333, 334, 336))
+    def test_layouts(self, layout, kind, keys):
+        """Those whose keys do not lie next to each other go to other kernels. With an odd number of
+        keys a mask is copied, else read where it lies, as is best for its alignment."""
+        problem = dense(200, keys, bias=kind, bias_layout=layout, **GROUPED)
         inputs = make_inputs(problem)
         assert runs_ours(problem, inputs, backward=True) == (inputs.bias.stride(-1) == 1)
         result = run_autograd(problem, inputs, backward=True, backend=None)
@@ -292,9 +294,9 @@ class TestByDefault:
         result = run_autograd(problem, given, backward=True, backend=None)
         assert_matches_reference(problem, expected, result, check_lse=False)
 
-    @pytest.mark.parametrize("form", ("queries_keys", "batch", "heads", "all"))
+    @pytest.mark.parametrize("form", ("queries_keys", "batch", "batch_heads_keys", "heads", "all"))
     def test_a_bias_by_head_is_left_to_cudnn(self, form):
-        """cuDNN is faster there."""
+        """cuDNN is faster there, if queries have rows of their own, too."""
         problem = dense(1024, 1024, bias="holes", bias_form=form)
         inputs = make_inputs(problem)
         ours = form not in ("heads", "all")

@@ -690,6 +690,8 @@ COPIED = "copied first, because the kernels read pairs of keys, at multiples of 
         pytest.param(mask(512, 512), "", id="2-D"),
         pytest.param(mask(2, 1, 1, 512, dtype=torch.bool), "", id="bool, of keys"),
         pytest.param(mask(2, 1, 1, 512).expand(2, 8, 512, 512), "", id="expanded"),
+        pytest.param(mask(2, 8, 1, 512), "", id="of keys, for each head"),
+        pytest.param(mask(2, 8, 1, 512).expand(2, 8, 512, 512), "", id="of heads, expanded"),
         pytest.param(mask(512, 513)[:, 1:], COPIED, id="odd rows"),
         pytest.param(mask(512, 513, dtype=torch.bool)[:, 1:], "", id="bool, which is made anew"),
         pytest.param(mask(512, 1), COPIED, id="of queries"),

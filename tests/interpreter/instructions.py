@@ -395,6 +395,18 @@ class Instructions:
             f"{'trans' in modifiers})"
         ]
 
+    def _ldmatrix(self, modifiers, operands, _):
+        targets = self.braced(operands[0])
+        if len(targets) != int(modifiers[3][1:]):
+            raise ValueError
+        lines = [
+            f"q = w.load_matrices({self.address(operands[1], False)}, {len(targets)}, "
+            f"{'trans' in modifiers})"
+        ]
+        for i, target in enumerate(targets):
+            lines += self.set(target, f"q[{i}]")
+        return lines
+
     # Barriers
 
     def _bar(self, modifiers, operands, number):
@@ -454,6 +466,8 @@ class Instructions:
             return [f"w.commit_{'stores' if 'bulk' in modifiers else 'loads'}()"]
         if "wait_group" in modifiers:
             return [f"w.await_{'stores' if 'bulk' in modifiers else 'loads'}({operands[0]})"]
+        if modifiers[1:4] == ["mbarrier", "arrive", "noinc"]:
+            return [f"w.arrive_after_loads({self.address(operands[0], False)}, m)"]
         # The instruction is cp.reduce.async.bulk.
         if "reduce" in modifiers:
             size = self.value(operands[2], "u32")

@@ -104,7 +104,7 @@ def planned(problem: cases.Problem, sizes: list[int], *, backward: bool) -> fa4_
         total_q=problem.batch * problem.max_q, total_k=problem.batch * problem.max_k,
         num_heads=problem.heads, num_heads_kv=problem.heads_kv, head_dim=problem.head_dim,
         head_dim_v=problem.head_dim, is_causal=False, window_size_left=-1, window_size_right=-1,
-        deterministic=False, peer="cudnn", bias=sizes,
+        deterministic=False, peer="cudnn", bias=sizes[:2], bias_by_query=sizes[2] > 1,
     )  # fmt: skip
     return fa4_core.plan(core_problem(fields), False)
 
@@ -115,7 +115,7 @@ def wrong(device: Lister, call: dict, request: dict) -> str | None:
     x = cases.make_inputs(problem)
     # The library must find out what is broadcast.
     whole = x.bias.expand(biases.full_sizes(problem))
-    sizes = [1 if whole.stride(dim) == 0 else whole.shape[dim] for dim in range(2)]
+    sizes = [1 if whole.stride(dim) == 0 else whole.shape[dim] for dim in range(3)]
     workspace = planned(problem, sizes, backward=backward).workspace
     device.begin(call["seed"], lazy=call["seed"] % 2 == 1)
     try:
@@ -134,19 +134,21 @@ def wrong(device: Lister, call: dict, request: dict) -> str | None:
             for size, tile in zip((problem.max_q, problem.max_k), request[by], strict=True)
         ]
         rows, tiles = counts if by_queries else counts[::-1]
-        shape = *sizes, rows, HEADER + tiles
+        if by_queries and sizes[2] == 1:
+            rows = 1
+        shape = *sizes[:2], rows, HEADER + tiles
         begin = (workspace.lists_q if by_queries else workspace.lists_k) // 4
         found = numbers[begin : begin + np.prod(shape)].reshape(shape)
-        for batch, head in product(*map(range, sizes)):
+        for batch, head in product(*map(range, sizes[:2])):
             classes = cells(whole[batch, head])
             expected = (
                 of_queries(classes, request[by], problem.max_k)
                 if by_queries
                 else lists_of(classes.T)
             )
-            for index, (one, other) in enumerate(
-                zip(expected, found[batch, head].tolist(), strict=True)
-            ):
+            # One list may be all query tiles'.
+            lists = np.broadcast_to(found[batch, head], (len(expected), HEADER + tiles)).tolist()
+            for index, (one, other) in enumerate(zip(expected, lists, strict=True)):
                 given = other[: len(one)]
                 if one != given:
                     return f"the list by {by} {batch, head, index} is {other}, expected {one}"

@@ -254,15 +254,37 @@ class Warp:
         for i, value in enumerate(values):
             halves = np.ascontiguousarray(value).view(U16).reshape(LANES, 2)
             for j in range(2):
-                row, column = (
-                    (2 * (LANE % 4) + j, LANE // 4)
-                    if transposed
-                    else (LANE // 4, 2 * (LANE % 4) + j)
-                )
-                where = addresses[8 * i + row] + 2 * column
                 self.shared.store(
-                    self.own(where), np.ascontiguousarray(halves[:, j : j + 1]).view(np.uint8)
+                    self.own(self.element_of_matrix(addresses, i, j, transposed)),
+                    np.ascontiguousarray(halves[:, j : j + 1]).view(np.uint8),
                 )
+
+    def load_matrices(self, addresses, count: int, transposed: bool) -> list[np.ndarray]:
+        """The same the other way round."""
+        if (addresses[: 8 * count] % 16).any():
+            raise Fault("a row of a matrix at an address that is no multiple of 16")
+        return [
+            np.concatenate(
+                [
+                    self.shared.load(
+                        self.own(self.element_of_matrix(addresses, i, j, transposed)), 2
+                    )
+                    for j in range(2)
+                ],
+                axis=1,
+            )
+            .view(U32)
+            .reshape(LANES)
+            for i in range(count)
+        ]
+
+    @staticmethod
+    def element_of_matrix(addresses, matrix: int, which: int, transposed: bool) -> np.ndarray:
+        """Where one of the two elements is that each lane has of a matrix."""
+        row, column = LANE // 4, 2 * (LANE % 4) + which
+        if transposed:
+            row, column = column, row
+        return addresses[8 * matrix + row] + 2 * column
 
     # Barriers
 
@@ -415,12 +437,25 @@ class Warp:
 
     def load_later(self, target, source, width: int, given, mask) -> None:
         """cp.async: `given` bytes, the rest zeros."""
+        self.check_aligned(self.active(source, mask), width)
         rows = np.zeros((LANES, width), np.uint8)
         lanes = np.arange(LANES) if mask is None else np.nonzero(mask)[0]
         for lane in lanes[given[lanes] > 0]:
             count = int(given[lane])
             rows[lane, :count] = self.block.launch.memory.bytes_at(int(source[lane]), count)
         self.open_loads.append((self.own(target[lanes]), rows[lanes]))
+
+    def arrive_after_loads(self, barrier, mask) -> None:
+        """cp.async.mbarrier.arrive.noinc: a phase of the barrier ends when the copies have, too."""
+        if self.loads:
+            raise Fault("groups of copies, and a barrier that waits for copies")
+        for where, rows in self.open_loads:
+            expecting = self._barrier(int(barrier[0]))
+            expecting.bytes += rows.size
+            self.block.copies.append(Copy(self.block, where, partial(np.asarray, rows), expecting))
+        self.open_loads = []
+        ones = full(1, U32)
+        self.arrive_at_barrier(barrier, ones, ones - ones, mask)
 
     def commit_loads(self) -> None:
         self.loads.append(self.open_loads)

@@ -143,6 +143,7 @@ void give_bias(Problem& p, Random& random) {
   }
   if (random.one_in(2)) p.bias_batch = p.batch;
   if (random.one_in(2)) p.bias_heads = p.num_heads;
+  p.bias_by_query = random.one_in(2);
 }
 
 // Draws a problem that a program may well ask for.
@@ -261,11 +262,11 @@ void check_maps(const Problem& p, const Plan& plan, Ends& ends) {
   const Workspace& w = plan.workspace;
   const Wide biases = Wide{p.bias_batch} * p.bias_heads;
   const auto list = [&](Wide count, Wide entries) { return biases * count * (4 + entries); };
-  ends.follows(w.cells, biases * tiles(p.seqlen_q, 64) * tiles(p.seqlen_k, 64));
+  const auto rows = [&](int64_t tile) { return p.bias_by_query ? tiles(p.seqlen_q, tile) : 1; };
+  ends.follows(w.cells, biases * rows(64) * tiles(p.seqlen_k, 64));
   const Kernel& queries = kKernels[plan.kernel->map_queries];
   expect(queries.op == Op::kMapQueries, "the map of queries is there");
-  ends.follows(w.lists_q,
-               list(tiles(p.seqlen_q, queries.block_m), tiles(p.seqlen_k, queries.block_n)));
+  ends.follows(w.lists_q, list(rows(queries.block_m), tiles(p.seqlen_k, queries.block_n)));
   if (p.op == Op::kForward) return;
   const Kernel& keys = kKernels[plan.kernel->map_keys];
   expect(keys.op == Op::kMapKeys, "the map of keys is there");

@@ -80,13 +80,14 @@ void ArgumentList::add_bias(const BiasView& bias, int64_t batch, int64_t heads) 
   for (int i = 0; i < 3; ++i) argument.stride[i] = bias.size[i] == 1 ? 0 : bias.stride[i];
 }
 
-void ArgumentList::add_map(int32_t* data, const MapShape& shape, int64_t batch, int64_t heads) {
+void ArgumentList::add_map(int32_t* data, const MapShape& shape, int64_t batch, int64_t heads,
+                           int64_t rows) {
   const int64_t head = shape.rows * shape.columns;
-  next().four = {
-      data,
-      {static_cast<int32_t>(batch), static_cast<int32_t>(heads), static_cast<int32_t>(shape.rows),
-       static_cast<int32_t>(shape.columns)},
-      {shape.batch == 1 ? 0 : shape.heads * head, shape.heads == 1 ? 0 : head, shape.columns}};
+  next().four = {data,
+                 {static_cast<int32_t>(batch), static_cast<int32_t>(heads),
+                  static_cast<int32_t>(rows), static_cast<int32_t>(shape.columns)},
+                 {shape.batch == 1 ? 0 : shape.heads * head, shape.heads == 1 ? 0 : head,
+                  shape.rows == 1 ? 0 : shape.columns}};
 }
 
 void ArgumentList::add_table(const int32_t* data, int64_t rows, int64_t columns,

@@ -54,7 +54,7 @@ class ArgumentList {
   // They are broadcast to `batch` entries and `heads`.
   void add_bias(const BiasView& bias, int64_t batch, int64_t heads);
   // Contiguous int32
-  void add_map(int32_t* data, const MapShape& shape, int64_t batch, int64_t heads);
+  void add_map(int32_t* data, const MapShape& shape, int64_t batch, int64_t heads, int64_t rows);
   // Rows of `columns` int32 each; without rows where there is no data.
   void add_table(const int32_t* data, int64_t rows, int64_t columns, int64_t row_stride);
 

@@ -63,6 +63,8 @@ struct Problem {
   // it is broadcast.
   bool bias = false;
   int64_t bias_batch = 1, bias_heads = 1;
+  // Whether queries have rows of their own in it, or one row is all queries', as of padding.
+  bool bias_by_query = true;
   // Whether a row of the bias has an element for each key, side by side in memory.
   bool bias_in_rows = true;
 };

@@ -22,7 +22,10 @@ const char* faster_with_bias(const Problem& p) {
   if (!p.bias) return nullptr;
   // Such a bias, as of ALiBi or T5, hides none: 0.51 to 0.84 of our time at 2,048 and 4,096
   // queries, forward and backward together.
-  if (p.bias_heads > 1) return "cuDNN is faster where each head has a bias of its own";
+  // One row for all queries is little to read, and often padding, which nn.MultiheadAttention
+  // copies for each head.
+  if (p.bias_heads > 1 && p.bias_by_query)
+    return "cuDNN is faster where each head has a bias of its own";
   // A tile has 128 queries: 0.50 to 0.79 of our time with one query, 1.6 with 8.
   if (p.seqlen_q < 8) return "cuDNN is faster with a bias for this few queries";
   // One key block cannot be left out: 0.74 to 0.95 with 128 keys.

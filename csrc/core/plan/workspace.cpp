@@ -102,15 +102,16 @@ Workspace one_pass_workspace(const Problem& p, const Kernel& kernel) {
 }  // namespace
 
 MapShape cells_shape(const Problem& p) {
-  return {p.bias_batch, p.bias_heads, ceil_div(p.seqlen_q, kCell), ceil_div(p.seqlen_k, kCell)};
+  const int64_t queries = p.bias_by_query ? p.seqlen_q : 1;
+  return {p.bias_batch, p.bias_heads, ceil_div(queries, kCell), ceil_div(p.seqlen_k, kCell)};
 }
 
 MapShape lists_shape(const Problem& p, const Kernel& map) {
   const int64_t queries = ceil_div(p.seqlen_q, map.block_m),
                 keys = ceil_div(p.seqlen_k, map.block_n);
   const bool by_queries = map.op == Op::kMapQueries;
-  return {p.bias_batch, p.bias_heads, by_queries ? queries : keys,
-          kListHeader + (by_queries ? keys : queries)};
+  if (!by_queries) return {p.bias_batch, p.bias_heads, keys, kListHeader + queries};
+  return {p.bias_batch, p.bias_heads, p.bias_by_query ? queries : 1, kListHeader + keys};
 }
 
 Workspace workspace_of(const Problem& p, const Kernel& kernel) {

@@ -11,7 +11,8 @@
 namespace fa4 {
 
 // The shape of what a map of a bias writes, contiguous int32: cells (rows of tiles of 64 queries,
-// tiles of 64 keys), or a list for each query tile or key block (kernels/sm90/bias.py).
+// tiles of 64 keys), or a list for each query tile or key block (kernels/sm90/bias.py). Where all
+// queries have the same row of the bias, there is one row of cells, and one list for query tiles.
 struct MapShape {
   int64_t batch = 0, heads = 0, rows = 0, columns = 0;
 };
