@@ -36,5 +36,5 @@ def core_problem(problem: dict) -> fa4_core.Problem:
         core.bias = True
         core.bias_batch, core.bias_heads = bias
         core.bias_by_query = problem.get("bias_by_query", True)
-        core.bias_in_rows = problem.get("bias_in_rows", True)
+        core.bias_suits_cudnn = problem.get("bias_suits_cudnn", True)
     return core

@@ -174,7 +174,7 @@ def test_cudnn_keeps_what_it_is_faster_at(change, reason, op):
     assert (chosen.reason or None) == reason and chosen.supported == (reason is None)
     assert plan(problem).supported
     # cuDNN faults on these.
-    assert plan(problem | {"bias_in_rows": False}, speed_rules=True).supported
+    assert plan(problem | {"bias_suits_cudnn": False}, speed_rules=True).supported
 
 
 @pytest.mark.parametrize("op", ("forward", "backward"))

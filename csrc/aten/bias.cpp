@@ -91,7 +91,8 @@ void fill_bias(const Inputs& in, Problem& p) {
   p.bias_batch = distinct.size[0];
   p.bias_heads = distinct.size[1];
   p.bias_by_query = distinct.size[kQueries] > 1;
-  p.bias_in_rows = distinct.size[kKeys] == p.seqlen_k && distinct.stride[kKeys] == 1;
+  const bool in_rows = distinct.size[kKeys] == p.seqlen_k && distinct.stride[kKeys] == 1;
+  p.bias_suits_cudnn = in_rows && in.bias_offset % kTmaBytes == 0;
 }
 
 bool bias_is_readable(const TensorInfo& bias, const Problem& p, int64_t byte_offset) {

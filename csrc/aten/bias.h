@@ -1,4 +1,4 @@
-// The attn_bias of a cuDNN op: a tensor that is added to the scores, [queries, keys] or [batch,
+// The attn_bias of an op: a tensor that is added to the scores, [queries, keys] or [batch,
 // heads, queries, keys]. A dimension of one index, or with a stride of 0, is broadcast.
 #pragma once
 

@@ -140,6 +140,7 @@ Inputs inputs_of(const Call& call, const Description& d, std::optional<TensorInf
           std::move(cum_seq_k),
           std::move(block_table),
           d.bias,
+          d.bias ? byte_offset(call.attn_bias.get(), *d.bias) : 0,
           call.max_q,
           call.max_k,
           call.dropout_p,

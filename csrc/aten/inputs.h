@@ -17,6 +17,7 @@ struct Inputs {
   std::optional<TensorInfo> cum_seq_q, cum_seq_k;  // none when dense
   std::optional<TensorInfo> block_table;           // none when not paged
   std::optional<TensorInfo> bias;
+  int64_t bias_offset;  // in bytes: its address, or its offset where there is no memory
   int64_t max_q, max_k;
   double dropout_p;
   bool is_causal;

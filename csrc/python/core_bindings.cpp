@@ -101,7 +101,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readwrite("bias_batch", &Problem::bias_batch)
       .def_readwrite("bias_heads", &Problem::bias_heads)
       .def_readwrite("bias_by_query", &Problem::bias_by_query)
-      .def_readwrite("bias_in_rows", &Problem::bias_in_rows);
+      .def_readwrite("bias_suits_cudnn", &Problem::bias_suits_cudnn);
 
   py::class_<Kernel>(m, "Kernel")
       .def_readonly("name", &Kernel::name)

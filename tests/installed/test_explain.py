@@ -713,6 +713,24 @@ def test_a_mask_gets_kernels_of_its_own_on_hopper(attn_mask, note, backward, hea
     assert answer.reason == note and answer.workspace_bytes > 0
 
 
+@pytest.mark.parametrize(
+    ("attn_mask", "ours"),
+    [
+        pytest.param(mask(4, 512), False, id="rows"),
+        pytest.param(mask(4, 520)[:, 8:], False, id="rows at 16 bytes"),
+        pytest.param(mask(4, 520)[:, 4:-4], True, id="rows at 8 bytes"),
+        pytest.param(mask(4, 1), True, id="one key"),
+        pytest.param(mask(4, 514, dtype=torch.bool)[:, 2:], False, id="bool, which is made anew"),
+    ],
+)
+def test_no_rule_leaves_a_mask_to_cudnn_that_it_faults_on(attn_mask, ours):
+    if not bias_kernels_are_built():
+        pytest.skip("this build has no kernels with a bias")
+    query, key, value = qkv(seqlen=4, seqlen_kv=512)
+    answer = explain(query, key, value, attn_mask=attn_mask)
+    assert answer.supported == ours, answer
+
+
 def test_an_odd_number_of_keys_makes_rows_that_are_copied_beside_an_input():
     if not bias_kernels_are_built():
         pytest.skip("this build has no kernels with a bias")

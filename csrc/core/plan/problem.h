@@ -65,8 +65,10 @@ struct Problem {
   int64_t bias_batch = 1, bias_heads = 1;
   // Whether queries have rows of their own in it, or one row is all queries', as of padding.
   bool bias_by_query = true;
-  // Whether a row of the bias has an element for each key, side by side in memory.
-  bool bias_in_rows = true;
+  // Whether cuDNN can read the bias: a row has an element for each key, side by side in memory, and
+  // the first of all lies at a multiple of 16 bytes. In others it reads misaligned addresses, which
+  // ends the CUDA context.
+  bool bias_suits_cudnn = true;
 };
 
 // The memory-efficient op rounds the rows of its logsumexp up to a multiple.

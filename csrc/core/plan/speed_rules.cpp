@@ -49,7 +49,7 @@ bool stock_agrees(const Problem& p, int32_t left, int32_t right) {
   return left == kUnbounded || right != kUnbounded || p.seqlen_q <= p.seqlen_k + 1;
 }
 
-bool stock_reads_bias(const Problem& p) { return !p.bias || p.bias_in_rows; }
+bool stock_reads_bias(const Problem& p) { return !p.bias || p.bias_suits_cudnn; }
 
 const char* stock_is_faster(const Problem& p, const Kernel& kernel, Features f,
                             const std::vector<Rule>& rules) {
