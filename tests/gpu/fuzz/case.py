@@ -95,6 +95,16 @@ def _is_fused(case: Case) -> bool:
     return 0 not in problem.seqlens_q + problem.seqlens_k and (cudnn or same or efficient)
 
 
+def faults_in_cudnn(case: Case) -> bool:
+    """Returns whether cuDNN may read misaligned addresses of the case's bias, with our kernels
+    registered and without them. That ends the CUDA context."""
+    if not case.problem.bias:
+        return False
+    bias = biases.make(case.problem, "meta")
+    in_rows = bias.stride(-1) == 1 and bias.size(-1) == case.problem.max_k
+    return not in_rows or bias.storage_offset() * bias.element_size() % 16 != 0
+
+
 def stock_agrees(case: Case) -> bool:
     """Returns whether PyTorch's kernels can run the case and compute the same function. This is
     written down without a look at ours."""

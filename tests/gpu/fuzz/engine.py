@@ -7,7 +7,7 @@ import torch
 from cases import HEAD_DIMS, Inputs, poison
 
 import fa4_ext
-from fuzz.case import Case
+from fuzz.case import Case, faults_in_cudnn, runs_on_ours
 from fuzz.faults import FAULTS, Arguments
 from fuzz.ops import TorchOps, heads_first
 
@@ -27,6 +27,8 @@ class Engine:
         """Returns why this machine has no way to run a case, or nothing."""
         if case.op == "inplace" and not self.ops.inplace_forward:
             return "torch has the in-place op since 2.12"
+        if not runs_on_ours(case, self.largest_head_dim) and faults_in_cudnn(case):
+            return "cuDNN reads misaligned addresses"
         if case.fault and torch.cuda.device_count() < FAULTS[case.fault].devices:
             return "needs two GPUs"
         return ""
