@@ -19,6 +19,8 @@ from typing import NamedTuple
 import cutlass
 import cutlass.cute as cute
 from cutlass import BFloat16, Float32, Int32, Int64, const_expr
+from cutlass._mlir.dialects import nvvm
+from cutlass.cutlass_dsl import dsl_user_op
 
 CELL = 64  # queries and keys of which a map tells one by one
 FREE, BIASED, CAREFUL, ALL = range(4)
@@ -50,6 +52,13 @@ def pairs(bias: cute.Tensor, place: Int64, count: int = 1, step: int = 1) -> cut
     """Elements of the bias, two in a word, from an even place on: every `step` words one."""
     pointer = cute.recast_ptr((bias.iterator + place).align(4), dtype=Int32)
     return cute.make_tensor(pointer, cute.make_layout(count, stride=step))
+
+
+@dsl_user_op
+def prefetch(bias: cute.Tensor, place: Int64, *, loc=None, ip=None) -> None:
+    """Brings the 32 bytes around an element of the bias to L2."""
+    address = (bias.iterator + place).to_llvm_ptr(loc=loc, ip=ip)
+    nvvm.prefetch(address, cache_level=nvvm.PrefetchCacheLevel.L2, loc=loc, ip=ip)
 
 
 @cute.jit
