@@ -161,6 +161,7 @@ def test_few_queries_with_a_bias_are_not_decoded(seqlen_q):
         ({}, None),
         ({"bias": (2, 8)}, "cuDNN is faster where each head has a bias of its own"),
         ({"bias": (2, 8), "bias_by_query": False}, None),
+        ({"bias": (2, 8), "head_dim": 256, "head_dim_v": 256}, None),
         ({"seqlen_q": 8, "total_q": 16}, None),
         ({"seqlen_q": 7, "total_q": 14}, "cuDNN is faster with a bias for this few queries"),
         ({"seqlen_k": 129, "total_k": 258}, None),

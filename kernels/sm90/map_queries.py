@@ -7,7 +7,8 @@ finite bias, attends to these; so the tiles that have such keys are listed for i
 
 A CTA has a query tile, and each of its warps goes over cells of 64 queries and 64 keys of it. A
 lane reads two keys of each query. Most cells of most masks have the same bias everywhere, and are
-judged by one element. The kinds of the cells go to memory, where kernels/sm90/map_keys.py finds
+judged by one element, or have nothing that is large or hidden. The queries of the others are looked
+at one by one. The kinds of the cells go to memory, where kernels/sm90/map_keys.py finds
 them.
 """
 
@@ -35,6 +36,7 @@ HIDDEN = {"bf16": 0xC780, "fp16": 0xFBFF}
 MINUS_INFINITY = {"bf16": 0xFF80, "fp16": 0xFC00}
 ELEMENT = 0xFFFF  # the first of a word's two
 MAGNITUDES = 0x7FFF7FFF  # of both
+LARGE = 0x80008000 - (1 << 32)  # the highest bits of both
 # From here on, -2^20 and 2^20, a score beside the bias is rounded by more than scores differ, and
 # it matters how. fp16 has no such elements.
 LOW = {"bf16": 0xC980, "fp16": 0xFC00}
@@ -110,6 +112,10 @@ class MapQueries(tile_lists.Lister):
     def __init__(self, kernel: Kernel):
         self.hidden, self.infinite = HIDDEN[kernel.dtype], MINUS_INFINITY[kernel.dtype]
         self.low, self.high = LOW[kernel.dtype], HIGH[kernel.dtype]
+        # Added to the magnitudes of a word's elements, this sets the highest bit of those that are
+        # as large as HIDDEN. Others are neither hidden nor LOW or HIGH.
+        distance = 0x8000 - (self.hidden & 0x7FFF)
+        self.to_large = distance << 16 | distance
         if kernel.block_m % CELL or kernel.block_n % CELL:
             raise ValueError(f"block_m and block_n of {kernel.name} must be multiples of {CELL}")
         self.tile_n = kernel.block_n
@@ -200,23 +206,29 @@ class MapQueries(tile_lists.Lister):
         words, elements = self.words(bias, strip, column, Int32(0), CELL)
         # Keys that are none are at minus infinity, and count for nothing in `zero`.
         put = self.infinities(elements)
-        differing, magnitude, start = Int32(0), Int32(0), words[0] & elements | put
+        differing, magnitudes, start = Int32(0), Int32(0), words[0] & elements | put
+        large = Int32(0)
         for r in cutlass.range_constexpr(CELL):
-            magnitude = magnitude | (words[r] & elements)
+            magnitude = words[r] & elements & MAGNITUDES
+            magnitudes = magnitudes | magnitude
+            large = large | (magnitude + self.to_large)
             differing = differing | ((words[r] & elements | put) ^ start)
-        zero = cute.arch.vote_all_sync(magnitude & MAGNITUDES == 0)
+        zero = cute.arch.vote_all_sync(magnitudes == 0)
         everywhere = cute.arch.shuffle_sync(start, 0)
         one, other = self.both(everywhere)
         seen, finite, far = Queries(Int32(-1), Int32(-1)), Queries(Int32(-1), Int32(-1)), Int32(0)
-        if cute.arch.vote_all_sync(differing == 0 and start == everywhere and one == other):
-            seen = self.none_if(self.hides(one), seen)
-            finite = self.none_if(one == self.infinite, finite)
-            far = self.far(one)
-        else:
-            for first in cutlass.range(0, CELL, PART, unroll=1):
-                part = self.part(bias, strip, column, first)
-                seen, finite = seen.followed_by(part.seen), finite.followed_by(part.finite)
-                far = far | part.far
+        alike = cute.arch.vote_all_sync(differing == 0 and start == everywhere and one == other)
+        # Where nothing is large, every query sees a key.
+        if not cute.arch.vote_all_sync(large & LARGE == 0):
+            if alike:
+                seen = self.none_if(self.hides(one), seen)
+                finite = self.none_if(one == self.infinite, finite)
+                far = self.far(one)
+            else:
+                for first in cutlass.range(0, CELL, PART, unroll=1):
+                    part = self.part(bias, strip, column, first)
+                    seen, finite = seen.followed_by(part.seen), finite.followed_by(part.finite)
+                    far = far | part.far
         return Cell(seen & there, finite & there, 1 if zero else 0, far)
 
     @cute.jit

@@ -18,13 +18,13 @@ const char* reason(const Rule& rule) {
 
 // Where cuDNN is faster than the kernels with a bias, as measured on an H200. These are fast
 // because they leave out tiles that the bias hides.
-const char* faster_with_bias(const Problem& p) {
+const char* faster_with_bias(const Problem& p, const Kernel& kernel) {
   if (!p.bias) return nullptr;
-  // Such a bias, as of ALiBi or T5, hides none: 0.51 to 0.84 of our time at 2,048 and 4,096
-  // queries, forward and backward together.
+  // Such a bias, as of T5, hides none: up to head dim 128 0.50 to 1.02 of our time at 2,048 and
+  // 4,096 queries, forward and backward together, at 256 1.40.
   // One row for all queries is little to read, and often padding, which nn.MultiheadAttention
   // copies for each head.
-  if (p.bias_heads > 1 && p.bias_by_query)
+  if (p.bias_heads > 1 && p.bias_by_query && kernel.head_dim < 256)
     return "cuDNN is faster where each head has a bias of its own";
   // A tile has 128 queries: 0.50 to 0.79 of our time with one query, 1.6 with 8.
   if (p.seqlen_q < 8) return "cuDNN is faster with a bias for this few queries";
@@ -63,7 +63,7 @@ const char* stock_is_faster(const Problem& p, const Kernel& kernel, Features f,
   } else if (p.deterministic) {
     return nullptr;  // cuDNN's backward is not.
   }
-  if (const char* why = faster_with_bias(p)) return why;
+  if (const char* why = faster_with_bias(p, kernel)) return why;
   for (const Rule& rule : rules) {
     if (rule.holds(f)) return reason(rule);
   }
