@@ -129,6 +129,7 @@ def backward_keys(kernel: Kernel) -> Iterator[Argument]:
     yield from _all(LSE, "lse", "delta")
     yield from _all(ATTENTION, "dk", "dv")
     yield from _of_two_passes(kernel)
+    yield Argument("splits", INT)
 
 
 def _of_two_passes(kernel: Kernel) -> Iterator[Argument]:

@@ -348,6 +348,35 @@ def test_backward_in_two_passes(driver, kernel):
     check(driver, problems, programs(*run_by(kernel)), backward=True, **options)
 
 
+DIVIDED = [kernel for kernel in TWO_PASSES if kernel.mask is not Mask.BIAS]
+
+
+@each(DIVIDED)
+def test_query_tiles_divided_among_ctas(driver, kernel):
+    """There are so many SMs that a cluster has two and four CTAs. One gets no query tile of a short
+    sequence."""
+    varlen = kernel.layout is Layout.VARLEN
+    fields = {
+        "dtype": kernel.dtype, "head_dim": kernel.head_dim - 8, "head_dim_v": kernel.head_dim_v,
+        "varlen": varlen,
+    }  # fmt: skip
+    masks = {
+        Mask.FULL: {},
+        Mask.CAUSAL: {"is_causal": True},
+        Mask.WINDOW: {"window": [90, 50]},
+    }
+    shapes = (
+        {"heads": 6, "heads_kv": 2, "seqlens_q": [190], "seqlens_k": [190]},
+        {"heads": 5, "heads_kv": 1, "seqlens_q": [300, 1], "seqlens_k": [70, 3]},
+    )
+    for shape, sm_count in zip(shapes, (16, 132), strict=True):
+        if not varlen:
+            shape = shape | {x: shape[x][:1] for x in ("seqlens_q", "seqlens_k")}
+        problem = fields | shape | masks[kernel.mask]
+        launched = programs(*run_by(kernel))
+        check(driver, [problem], launched, backward=True, sm_count=sm_count)
+
+
 @each(BACKWARDS[:1])
 def test_own_op(driver, kernel):
     problems = [one | {"heads": one["heads_kv"]} for one in drawn(kernel)[:2]]

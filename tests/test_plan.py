@@ -452,6 +452,27 @@ def test_keys_are_split_over_the_sms_that_heads_leave_idle(change, splits):
     assert chosen.splits == splits
 
 
+@pytest.mark.parametrize(
+    ("change", "splits"),
+    [
+        ({}, 4),  # 32 key blocks
+        ({"batch": 2}, 2),
+        ({"batch": 4}, 1),
+        ({"seqlen_q": 64}, 2),  # eight heads' query tiles
+        ({"num_heads": 1, "seqlen_q": 400}, 1),
+        ({"layout": "varlen", "batch": 3, "total_q": 2_048, "total_k": 2_048}, 2),
+        ({"head_dim": 128, "head_dim_v": 128}, 1),  # in one pass
+    ],
+    ids=str,
+)
+def test_query_tiles_are_divided_over_the_sms_that_key_blocks_leave_idle(change, splits):
+    problem = {"op": "backward", "is_causal": True, "batch": 1, "num_heads": 8, "num_heads_kv": 1}
+    lengths = {"seqlen_q": 2_048, "seqlen_k": 2_048, "head_dim": 256, "head_dim_v": 256}
+    chosen = fa4_core.plan(core_problem(LEGAL | problem | lengths | change), False)
+    assert chosen.supported
+    assert chosen.splits == splits
+
+
 DECODE = {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "num_heads_kv": 2}
 # Each sequence uses a number of a dense cache's rows.
 CACHE = {"layout": "dense", "keys_in_use": True}

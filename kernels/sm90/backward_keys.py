@@ -1,7 +1,9 @@
 """The second pass of the SM90 backward of large head dims: dK and dV.
 
 A CTA has 64 keys of one key/value head, and goes over the query tiles of all query heads of the
-group, so that dK and dV are complete in its registers. Nothing is added up in memory.
+group, so that dK and dV are complete in its registers. Nothing is added up in memory. Where key
+blocks are too few for the SMs, the CTAs of a cluster divide the query tiles of a key block. Each
+leaves its sums in its shared memory, and all of them add these up, in a fixed order.
 
 Two warpgroups divide the work by its result. One computes P^T = exp2(K Q^T) and dV += P^T dO, the
 other dP^T = V dO^T and dK += (P^T * (dP^T - delta)) Q. Both are the same loop: scores from a
@@ -37,6 +39,7 @@ from quack import layout_utils, sm90_utils
 from kernels.common import packed, symbolic
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
+from kernels.sm90.barriers import Barrier
 from kernels.sm90.key_lists import PARTS
 from kernels.sm90.key_masks import Tile
 from kernels.sm90.output import Destination, Output
@@ -65,6 +68,9 @@ PAIR, LANES_OF_ROW = 2, 4
 LSE, DELTA = 0, 1
 LANE_STATISTICS = ROWS // LANES_OF_ROW
 LANE_STRIDE = LANE_STATISTICS + 4
+SUMS = 4  # fp32 of a vector: two neighbouring columns of both rows of a thread
+# A named barrier of both warpgroups that compute.
+STAGES_READ = max(Barrier) + 1
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,7 @@ class Sizes(NamedTuple):
     blocks: Int32  # key blocks of a head; varlen: as many as there may be
     heads: Int32  # key/value heads, dense: of all batch elements
     together: Int32  # dense: heads whose key blocks are worked on together
+    splits: Int32  # CTAs of a cluster, which divide the query tiles of a key block
 
 
 class Gradient(NamedTuple):
@@ -183,13 +190,16 @@ class BackwardKeys:
         window_size_right: Int32,
         bias: cute.Tensor | None,
         lists: cute.Tensor | None,
+        splits: Int32,
         stream: cuda.CUstream,
     ):
         offsets_q, offsets_k = None, None
         if const_expr(self.varlen):
             offsets_q = packed.Offsets(cu_seqlens_q, q.shape[0])
             offsets_k = packed.Offsets(cu_seqlens_k, k.shape[0])
-        sizes = self.sizes(q, k, offsets_k)
+        if const_expr(self.biased):
+            splits = Int32(1)
+        sizes = self.sizes(q, k, offsets_k, splits)
         if const_expr(self.varlen):
             q, k, v, dout = (packed.sequences(tensor) for tensor in (q, k, v, dout))
         q, k, v, dout = (
@@ -214,23 +224,24 @@ class BackwardKeys:
             visibility_of(window_size_left, window_size_right, bias, lists, scale), sizes, layout,
             layout_v, resident_k, resident_v, mma_scores, mma_dk, mma_dv,
         ).launch(
-            grid=[sizes.blocks * sizes.heads, 1, 1], block=[3 * WARPGROUP, 1, 1], stream=stream,
-            min_blocks_per_mp=1
+            grid=[sizes.blocks * sizes.heads * splits, 1, 1], block=[3 * WARPGROUP, 1, 1],
+            cluster=[splits, 1, 1], stream=stream, min_blocks_per_mp=1
         )  # fmt: skip
 
-    def sizes(self, q: cute.Tensor, k: cute.Tensor, offsets_k: packed.Offsets | None) -> Sizes:
+    def sizes(self, q: cute.Tensor, k: cute.Tensor, offsets_k, splits: Int32) -> Sizes:
         *leading, heads, _ = q.shape
         rows, keys, heads_kv = leading[-1], k.shape[-3], k.shape[-2]
         ratio = heads // heads_kv
         if self.varlen:
             blocks = backward_parts.packed_slots(offsets_k, ROWS)
-            return Sizes(rows, keys, heads_kv, ratio, blocks, heads_kv, Int32(1))
+            return Sizes(rows, keys, heads_kv, ratio, blocks, heads_kv, Int32(1), splits)
         every_head = heads_kv * leading[0]
         together = Int32(1)
         if self.masks.uneven:
             bytes_of_row = (self.head_dim + self.head_dim_v) * self.dtype.width // 8
             together = backward_parts.heads_in_l2(rows * ratio, bytes_of_row)
-        return Sizes(rows, keys, heads_kv, ratio, cute.ceil_div(keys, ROWS), every_head, together)
+        blocks = cute.ceil_div(keys, ROWS)
+        return Sizes(rows, keys, heads_kv, ratio, blocks, every_head, together, splits)
 
     def shared_storage(self, layout, layout_v, resident_k, resident_v, handover, statistics):
         rings = cute.struct.MemRange[cutlass.Int64, self.stages * 2]
@@ -331,6 +342,8 @@ class BackwardKeys:
             packed.clear_outside(dk, offsets_k)
             packed.clear_outside(dv, offsets_k)
         tile = self.tile(sizes, offsets_q, offsets_k, visibility)
+        sums_v = self.sums(storage.dout, self.head_dim_v)
+        sums_k = self.sums(storage.q, self.head_dim)
         pipeline.pipeline_init_wait()
         if tile.row < tile.keys:
             if warp < WARPS:
@@ -341,24 +354,32 @@ class BackwardKeys:
                     self.load_statistics(tile, visibility, rows)
                 if const_expr(ring is not None) and warp >= WARPS - PARTS:
                     self.masks.load(tile, visibility, ring, warp - (WARPS - PARTS))
+                if const_expr(not self.biased):  # noqa: SIM102, the other at run time
+                    if sizes.splits > 1:
+                        self.meet()
+                        self.meet()
             else:
                 cute.arch.setmaxregister_increase(self.consumer_registers)
                 if warp < 2 * WARPS:
                     group = self.warpgroup(
                         loads.k, loads.q, loads.dout, rows, handover, mma_scores, mma_dv
                     )
-                    self.sum_values(group, tile, visibility, ring, scale, dv)
+                    self.sum_values(group, tile, visibility, ring, scale * LOG2_E)
+                    ours = Float32(2.0**-EXPONENT)
+                    self.put(self.output_v, group, tile, ours, sizes.splits, sums_v, dv)
                 else:
                     group = self.warpgroup(
                         loads.v, loads.dout, loads.q, rows, handover, mma_scores, mma_dk
                     )
-                    self.sum_keys(group, tile, visibility, scale, dk)
+                    self.sum_keys(group, tile, visibility)
+                    self.put(self.output_k, group, tile, scale, sizes.splits, sums_k, dk)
 
     # What a CTA works on
 
     @cute.jit
     def tile(self, sizes: Sizes, offsets_q, offsets_k, visibility: Visibility) -> Tile:
         cta, _, _ = cute.arch.block_idx()
+        split, cta = cta % sizes.splits, cta // sizes.splits
         if const_expr(self.varlen):
             place = backward_parts.packed_place(cta, offsets_k, ROWS)
             head, index, batch = place.head, place.sequence, Int32(0)
@@ -372,9 +393,13 @@ class BackwardKeys:
             batch, head = place.head // sizes.heads_kv, place.head % sizes.heads_kv
             rows, keys = sizes.rows, sizes.keys
             end_q, end_k = rows, keys
+        begin, end, *free = self.masks.query_tiles(row, rows, keys, visibility)
+        steps = sizes.ratio * (end - begin)
+        share = cute.ceil_div(steps, sizes.splits)
+        skipped = cutlass.min(split * share, steps)
         return Tile(
-            row, head, batch, rows, keys, end_q, end_k,
-            *self.masks.query_tiles(row, rows, keys, visibility), sizes.ratio,
+            row, head, batch, rows, keys, end_q, end_k, begin, end, *free, sizes.ratio,
+            skipped, cutlass.min(share, steps - skipped),
         )  # fmt: skip
 
     # The warps that load
@@ -473,10 +498,11 @@ class BackwardKeys:
         )  # fmt: skip
 
     @cute.jit
-    def sum_values(self, group: Warpgroup, tile: Tile, visibility: Visibility, ring, scale, dv):
+    def sum_values(
+        self, group: Warpgroup, tile: Tile, visibility: Visibility, ring, scale_log2: Float32
+    ):
         """Computes P^T and dV."""
         bounds = self.masks.bounds(tile, visibility, group.thread, group.mma_scores, ring)
-        scale_log2 = scale * LOG2_E
         edges = self.masks.edges
         steps = self.masks.steps(tile, visibility)
         if steps > 0:
@@ -497,7 +523,6 @@ class BackwardKeys:
                 self.add_values(group, at, scale_log2, edges)
                 self.convert(group)
             self.last_sums(group, state)
-        self.store(self.output_v, group, tile, Float32(2.0**-EXPONENT), dv)
 
     @cute.jit
     def add_values(self, group: Warpgroup, at: Step, scale_log2, edges: cutlass.Constexpr):
@@ -519,7 +544,7 @@ class BackwardKeys:
                 self.add_values(group, at, scale_log2, edges[1:])
 
     @cute.jit
-    def sum_keys(self, group: Warpgroup, tile: Tile, visibility: Visibility, scale, dk):
+    def sum_keys(self, group: Warpgroup, tile: Tile, visibility: Visibility):
         """Computes dS^T and dK."""
         steps = self.masks.steps(tile, visibility)
         if steps > 0:
@@ -539,7 +564,6 @@ class BackwardKeys:
                 self.await_sums(group, before)
                 self.convert(group)
             self.last_sums(group, state)
-        self.store(self.output_k, group, tile, scale, dk)
 
     def consumer_state(self) -> PipelineStateSimple:
         return PipelineStateSimple(self.stages, Int32(0))
@@ -662,6 +686,70 @@ class BackwardKeys:
         return found
 
     # The end
+
+    def sums(self, room, columns: int) -> cute.Tensor:
+        """The sums of a warpgroup's threads, in vectors: [of a vector, threads, vectors]. They take
+        the room of two query tiles, once nothing of those is needed."""
+        shape = (SUMS, WARPGROUP, ROWS * columns // (WARPGROUP * SUMS))
+        pointer = cute.make_ptr(
+            Float32, room.data_ptr().toint(), cute.AddressSpace.smem, assumed_align=VECTOR_BYTES
+        )
+        return cute.make_tensor(pointer, cute.make_layout(shape))
+
+    @cute.jit
+    def put(self, output: Output, group: Warpgroup, tile: Tile, scale, splits, sums, gradient):
+        """Stores dK or dV. The CTAs of a cluster divide its columns, and store the sums of all."""
+        whole = const_expr(self.biased)
+        if whole or splits == 1:
+            self.store(output, group, tile, scale, gradient)
+        else:
+            # Both warpgroups read the tiles whose room the sums take.
+            cute.arch.barrier(barrier_id=STAGES_READ, number_of_threads=2 * WARPGROUP)
+            vectors = cute.make_layout((SUMS, cute.size(sums, mode=[2])))
+            cute.autovec_copy(
+                cute.make_tensor(group.sums.iterator, vectors), sums[None, group.thread, None]
+            )
+            self.meet()
+            self.store_columns(group, tile, scale, splits, sums, gradient)
+            self.meet()  # Until then other CTAs read the sums.
+
+    def meet(self):
+        """Waits for all threads of the cluster, and for what they stored."""
+        cute.arch.cluster_arrive()
+        cute.arch.cluster_wait()
+
+    @cute.jit
+    def store_columns(self, group: Warpgroup, tile: Tile, scale, splits, sums, gradient):
+        """Stores this CTA's columns of dK or dV: of every so many vectors of the sums, one."""
+        gradient = staging.by_head(gradient)
+        if const_expr(self.varlen):
+            first = tile.end_k - tile.keys
+            target = cute.domain_offset((first, 0), gradient[None, None, tile.head])
+        else:
+            target = gradient[None, None, tile.head, tile.batch]
+        lane = group.thread % WARP
+        row = tile.row + group.thread // WARP * (ROWS // WARPS) + lane // LANES_OF_ROW
+        split = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
+        for i in cutlass.range(split, cute.size(sums, mode=[2]), splits, unroll=1):
+            ours = utils.elem_pointer(sums, (0, group.thread, i))
+            total = cute.make_rmem_tensor(SUMS, Float32)
+            total.fill(0.0)
+            for other in cutlass.range(splits, unroll=4):
+                theirs = cute.make_tensor(
+                    cute.arch.map_dsmem_ptr(ours, other), cute.make_layout(SUMS)
+                )
+                found = cute.make_rmem_tensor(SUMS, Float32)
+                cute.autovec_copy(theirs, found)
+                total.store(total.load() + found.load())
+            result = cute.make_rmem_tensor(SUMS, self.dtype)
+            result.store((total.load() * scale).to(self.dtype))
+            words = cute.recast_tensor(result, Int32)
+            column = LANES_OF_ROW * PAIR * i + PAIR * (lane % LANES_OF_ROW)
+            for r in cutlass.range_constexpr(2):
+                if row + 8 * r < tile.keys and column < cute.size(target, mode=[1]):
+                    pointer = target.iterator + cute.crd2idx((row + 8 * r, column), target.layout)
+                    where = cute.make_tensor(pointer.align(4), cute.make_layout(PAIR))
+                    cute.recast_tensor(where, Int32)[0] = words[r]
 
     @cute.jit
     def store(self, output: Output, group: Warpgroup, tile: Tile, scale, gradient: cute.Tensor):

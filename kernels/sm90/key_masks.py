@@ -32,6 +32,10 @@ class Tile(NamedTuple):
     free_begin: Int32  # those whose every query sees all the keys, [free_begin, free_end)
     free_end: Int32
     heads: Int32  # of queries
+    # Of the query tiles of all heads, those that come before this CTA's and are for others of its
+    # cluster; and how many are this one's. With a bias lists say so.
+    skipped: Int32
+    steps: Int32
 
     def query_head(self, place) -> Int32:
         return self.head * self.heads + place.head
@@ -76,11 +80,12 @@ class KeyMasks:
     # The query tiles one after the other
 
     def first(self, tile: Tile, window: Window) -> Place:
-        return Place(Int32(0), tile.begin)
+        of_head = cutlass.max(tile.end - tile.begin, 1)
+        return Place(tile.skipped // of_head, tile.begin + tile.skipped % of_head)
 
     def steps(self, tile: Tile, window: Window) -> Int32:
-        """The number of query tiles of all heads."""
-        return tile.heads * (tile.end - tile.begin)
+        """The number of query tiles, of all heads."""
+        return tile.steps
 
     @cute.jit
     def following(self, tile: Tile, place: Place, window: Window) -> Place:

@@ -364,8 +364,8 @@ void check(const Problem& p, const Plan& plan, const KernelSet& disabled) {
   const auto bound = [](int32_t size) { return size >= 0 && size <= kUnbounded; };
   expect(bound(plan.window_size_left) && bound(plan.window_size_right),
          "window bounds can be added to rows in int32");
-  expect(plan.splits >= 1 && plan.splits <= (kernel.op == Op::kDecode ? 16 : 1),
-         "a cluster holds the splits");
+  const int32_t most = kernel.op == Op::kDecode ? 16 : kernel.op == Op::kBackwardKeys ? 8 : 1;
+  expect(plan.splits >= 1 && plan.splits <= most, "a cluster holds the splits");
   const TileSchedule& schedule = plan.schedule;
   if (kernel.persistent) {
     expect(schedule.num_ctas >= 1 && schedule.num_ctas <= std::max(p.sm_count, 1),

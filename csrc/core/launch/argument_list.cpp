@@ -141,4 +141,13 @@ void ArgumentList::launch(const Target& target) {
        " failed: its clusters do not fit the SMs that the stream may use");
 }
 
+void ArgumentList::launch_split(int32_t splits, const Target& target) {
+  int32_t& split_into = add(splits);
+  while (split_into > 1) {
+    if (launch_if_clusters_fit(target)) return;
+    split_into /= 2;
+  }
+  launch(target);
+}
+
 }  // namespace fa4

@@ -69,6 +69,10 @@ class ArgumentList {
   // clusters. Nothing was launched where it cannot.
   bool launch_if_clusters_fit(const Target& target);
   void launch(const Target& target);
+  // Adds `splits`, which the clusters' size follows, and launches with as many of them as fit. The
+  // planner's choice is for a device of so many SMs; the CTAs of a cluster must also lie near each
+  // other.
+  void launch_split(int32_t splits, const Target& target);
 
  private:
   union Argument {

@@ -41,11 +41,7 @@ void decode(const Problem& p, const Plan& plan, const ForwardArguments& a, const
   list.add(plan.window_size_left);
   list.add(plan.window_size_right);
   list.add(static_cast<int32_t>(p.seqlen_q));
-  int32_t& splits = list.add(plan.splits);
-  // The planner's choice is for a device of so many SMs. The CTAs of a cluster must also lie near
-  // each other.
-  while (splits > 1 && !list.launch_if_clusters_fit(target)) splits /= 2;
-  if (splits == 1) list.launch(target);
+  list.launch_split(plan.splits, target);
 }
 
 }  // namespace fa4

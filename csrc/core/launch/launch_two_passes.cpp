@@ -36,7 +36,10 @@ void launch_pass(const Problem& p, const Plan& plan, const BackwardArguments& a,
   list.add(plan.window_size_left);
   list.add(plan.window_size_right);
   add_bias_and_lists(list, p, kernel, a.bias, map, scratch.at<int32_t>(lists));
-  list.launch(target);
+  if (kernel.op == Op::kBackwardKeys)
+    list.launch_split(plan.splits, target);
+  else
+    list.launch(target);
 }
 
 }  // namespace

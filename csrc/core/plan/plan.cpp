@@ -6,6 +6,7 @@
 
 #include "../error.h"
 #include "../integers.h"
+#include "backward_splits.h"
 #include "choose_kernel.h"
 #include "decode_choice.h"
 #include "speed_rules.h"
@@ -168,7 +169,8 @@ Plan plan(const Problem& problem, bool speed_rules, const Overrides& overrides,
         "function";
     return plan;
   }
-  if (kernel.op == Op::kDecode) plan.splits = decode_splits(problem, mask, kernel);
+  plan.splits = kernel.op == Op::kDecode ? decode_splits(problem, mask, kernel)
+                                         : backward_splits(problem, kernel);
   plan.kernel = &kernel;
   plan.window_size_left = mask.left;
   plan.window_size_right = mask.right;

@@ -24,7 +24,9 @@ struct Plan {
   bool nothing_to_compute = false;
   int32_t window_size_left = kUnbounded;
   int32_t window_size_right = kUnbounded;
-  int32_t splits = 1;     // decode: CTAs that share the keys of a head
+  // Decode: CTAs that share the keys of a head. Backward in two passes: those that share the query
+  // tiles of a key block in the second.
+  int32_t splits = 1;
   TileSchedule schedule;  // of a persistent kernel
   Workspace workspace;
   bool stock_is_faster = false;       // the call is left to the stock kernel for this reason alone
