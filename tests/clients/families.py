@@ -29,6 +29,7 @@ LARGEST = 40_000_000  # parameters of a model that counts as small
 LAYER_COUNTS = (
     "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers",
     "num_encoder_layers", "num_decoder_layers", "depth", "num_blocks", "num_decode_layers",
+    "layers",
 )  # fmt: skip
 SMALL = (
     (32, (
@@ -41,6 +42,7 @@ SMALL = (
         "cross_attention_hidden_size", "cross_hidden_size", "text_hidden_size",
         "hidden_size_global", "projection_hidden_dim", "vision_output_dim", "projector_input_dim",
         "projector_output_dim", "n_window_infer", "fpn_hidden_size", "output_channels",
+        "base_channels", "latent_channels",
     )),
     (48, (
         "intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim",
@@ -58,7 +60,8 @@ SMALL = (
     (2, (
         "num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_n_heads", "num_experts_per_tok",
         "num_global_key_value_heads", "swa_num_key_value_heads", "num_frames", "moe_k", "top_k",
-        "top_k_experts", "cross_num_key_value_heads",
+        "top_k_experts", "cross_num_key_value_heads", "linear_num_heads", "linear_num_key_heads",
+        "linear_num_value_heads",
     )),
     (8, (
         "head_dim", "d_kv", "attention_head_dim", "qk_nope_head_dim", "v_head_dim", "patch_size",
@@ -66,14 +69,14 @@ SMALL = (
         "index_head_dim", "swa_head_dim", "swa_v_head_dim", "linear_key_head_dim",
         "linear_value_head_dim", "rotary_dim", "n_window", "cross_head_dim",
         "mamba_chunk_size", "mamba_n_heads", "mamba_d_head", "n_mamba_heads", "mamba_headdim",
+        "linear_head_dim", "mamba_num_heads", "mamba_head_dim",
     )),
-    (16, ("kv_lora_rank", "q_lora_rank", "o_lora_rank", "index_topk")),
+    (16, ("kv_lora_rank", "q_lora_rank", "o_lora_rank", "index_topk", "num_pos_feats")),
     (1, ("n_shared_experts", "n_group", "topk_group", "first_k_dense_replace", "bos_token_id",
          "partial_rotary_factor", "decoder_start_token_id")),
-    (VOCABULARY, ("vocab_size", "vocab_size_per_layer_input", "codebook_size",
-                  "encoder_hash_byte_group_vocab")),
+    (VOCABULARY, ("vocab_size", "vocab_size_per_layer_input", "encoder_hash_byte_group_vocab")),
     (64, ("max_position_embeddings", "n_positions", "max_target_positions", "n_ctx",
-          "max_source_positions", "attention_chunk_size")),
+          "max_source_positions", "attention_chunk_size", "mamba_d_ssm")),
     (WINDOW, ("sliding_window", "local_attention", "attention_window", "window_size")),
     (0, ("pad_token_id",)),
     (2, ("eos_token_id",)),
@@ -122,11 +125,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "sam2_hiera_det_model": {"hidden_size": 96},
     "sam2_vision_model": {"backbone_feature_sizes": [[8, 8], [4, 4], [2, 2]]},
+    "sam2_prompt_encoder": {"patch_size": 16},
+    "florence_vision": {
+        "embed_dim": [16, 16, 32, 32],
+        "num_heads": [2, 2, 4, 4],
+        "num_groups": [2, 2, 4, 4],
+        "depths": [1, 1, 1, 1],
+    },
     "kosmos_2_5_vision_model": {"patch_embed_hidden_size": 192},
     "informer": {"prediction_length": 4, "context_length": 4},
     "time_series_transformer": {"prediction_length": 4, "context_length": 4},
     "xmod": {"default_language": "en_XX"},
 }
+# Layers that look the attention function up by a wrong way, and find their eager one always.
+ALWAYS_EAGER = {"Kosmos2_5VisionAttention"}
 WITHOUT_DROPOUT = ("dropout", "drop_rate", "pdrop", "layerdrop")
 
 
@@ -336,7 +348,11 @@ def _with_fa4_ext(found: type[PreTrainedModel], config: PreTrainedConfig) -> Pre
 
 def attention_layers(model: torch.nn.Module) -> set[type]:
     """Returns the classes of the model's layers that call attention by the interface."""
-    return {type(module) for module in model.modules() if _calls_interface(type(module))}
+    return {
+        type(module)
+        for module in model.modules()
+        if _calls_interface(type(module)) and type(module).__name__ not in ALWAYS_EAGER
+    }
 
 
 @functools.cache

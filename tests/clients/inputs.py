@@ -218,11 +218,12 @@ PACKED = ("hidden_states", "pixel_values")
 OPTIONAL = (
     (), ("input_ids",), ("attention_mask",), ("pixel_values",), ("input_features_mask",),
     ("flattened_patches",), ("input_ids", "pixel_values"),
+    ("input_ids", "pixel_values", "image_attention_mask"),
     ("input_ids", "pixel_values", "attention_mask"), ("encoder_hidden_states",),
     ("inputs_embeds",), ("input_ids", "encoder_hidden_states"), ("pixel_values", "inputs_embeds"),
     ("inputs_embeds", "encoder_hidden_states"), ("input_ids", "input_features"),
     ("input_ids", "pixel_values", "image_sizes"), ("pixel_values", "image_position_ids"),
-    ("input_ids", "flattened_patches"), ("input_ids", "pixel_values", "image_attention_mask"),
+    ("input_ids", "flattened_patches"),
     ("input_ids", "input_values"), ("decoder_input_ids",), ("pixel_values", "decoder_input_ids"),
     ("decoder_inputs_embeds",), ("future_values", "future_time_features"),
     ("feature_lens", "aftercnn_lens"), ("image_grid_thw",), ("target_sizes",), ("image_sizes",),
