@@ -29,7 +29,7 @@ LARGEST = 40_000_000  # parameters of a model that counts as small
 LAYER_COUNTS = (
     "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers",
     "num_encoder_layers", "num_decoder_layers", "depth", "num_blocks", "num_decode_layers",
-    "layers",
+    "layers", "memory_attention_num_layers",
 )  # fmt: skip
 SMALL = (
     (32, (
@@ -48,7 +48,9 @@ SMALL = (
         "intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim",
         "moe_intermediate_size", "shared_expert_intermediate_size", "intermediate_dim",
         "ffn_hidden_size", "dim_feedforward", "dense_intermediate_size",
-        "shared_intermediate_size", "expert_ffn_hidden_size",
+        "shared_intermediate_size", "expert_ffn_hidden_size", "memory_fuser_intermediate_dim",
+        "memory_attention_feed_forward_hidden_size", "memory_attention_mlp_hidden_size",
+        "perceiver_resampler_mlp_intermediate_size",
     )),
     (2, LAYER_COUNTS),
     (4, (
@@ -77,6 +79,8 @@ SMALL = (
     (VOCABULARY, ("vocab_size", "vocab_size_per_layer_input", "encoder_hash_byte_group_vocab")),
     (64, ("max_position_embeddings", "n_positions", "max_target_positions", "n_ctx",
           "max_source_positions", "attention_chunk_size", "mamba_d_ssm")),
+    (128, ("memory_attention_hidden_size", "memory_encoder_hidden_size", "memory_fuser_embed_dim",
+           "mask_downsampler_embed_dim")),
     (WINDOW, ("sliding_window", "local_attention", "attention_window", "window_size")),
     (0, ("pad_token_id",)),
     (2, ("eos_token_id",)),
@@ -97,7 +101,15 @@ FILLED = {
 # The ways to make a configuration small, which are tried one after the other: all widths, the same
 # with what is None by default, and only the numbers of layers, experts and tokens.
 WAYS = ("narrow", "filled", "shallow")
-# What families of these types cannot be built without, or not so small.
+# Trackers of objects in videos have a memory of 64 numbers, and their states are wider.
+TRACKER: dict[str, Any] = {
+    "vision_config.fpn_hidden_size": 128,
+    "prompt_encoder_config.hidden_size": 128,
+    "mask_decoder_config.hidden_size": 128,
+    "memory_attention_rope_feat_sizes": [2, 2],
+}
+# What families of these types cannot be built without, or not so small. A name with dots is that
+# of a nested configuration's attribute.
 SETTINGS: dict[str, dict[str, Any]] = {
     "chameleon": {"vocabulary_map": {"<image>": 5, "IMGIMGBS8192A": 6}, "image_token_id": 5},
     "bamba": {"attn_layer_indices": [1]},
@@ -123,9 +135,29 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "image_size": 64,
         "patch_size": 4,
     },
-    "sam2_hiera_det_model": {"hidden_size": 96},
-    "sam2_vision_model": {"backbone_feature_sizes": [[8, 8], [4, 4], [2, 2]]},
+    "sam2_hiera_det_model": {
+        "hidden_size": 16,
+        "embed_dim_per_stage": [16, 32, 48, 64],
+        "blocks_per_stage": [1, 1, 2, 1],
+        "num_attention_heads_per_stage": [1, 2, 3, 4],
+        "global_attention_blocks": [3],
+    },
+    "sam2_vision_model": {
+        "backbone_channel_list": [64, 48, 32, 16],
+        "backbone_feature_sizes": [[8, 8], [4, 4], [2, 2]],
+    },
     "sam2_prompt_encoder": {"patch_size": 16},
+    "sam2_video_prompt_encoder": {"patch_size": 16},
+    "sam2_video": TRACKER,
+    "edgetam_video_prompt_encoder": {"patch_size": 16},
+    "edgetam_video": {
+        **TRACKER,
+        "memory_attention_rope_k_sizes": [2, 2],
+        "perceiver_resampler_num_latents": 4,
+        "perceiver_resampler_num_latents_2d": 4,
+    },
+    "sam3_vision_model": {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
+    "sam3_tracker_video": {**TRACKER, "image_size": 32},
     "florence_vision": {
         "embed_dim": [16, 16, 32, 32],
         "num_heads": [2, 2, 4, 4],
@@ -201,7 +233,8 @@ def small(config: PreTrainedConfig, way: str = "narrow") -> PreTrainedConfig:
         if way == "filled" and not hasattr(config, name):
             setattr(config, name, SMALL_BY_NAME[name])
     for name, value in SETTINGS.get(config.model_type, {}).items():
-        setattr(config, name, value)
+        *outer, last = name.split(".")
+        setattr(functools.reduce(getattr, outer, config), last, value)
     if config.model_type in ("timm_backbone", "timm_wrapper"):  # they need another package
         return small(ResNetConfig(depths=[1] * 4, hidden_sizes=[8, 16, 24, 32], embedding_size=8,
                                   layer_type="basic", out_indices=[1, 2, 3]))  # fmt: skip
@@ -311,7 +344,7 @@ def _chosen(family: str, way: str) -> tuple[type[PreTrainedModel], PreTrainedCon
         reasons.append(repr(error))
     if not uses_interface(family):
         raise NoInterface("no layer calls attention by the interface")
-    raise NotGeneric(f"it cannot be built: {reasons[0] if reasons else 'no model'}")
+    raise NotGeneric(f"it cannot be built: {reasons or 'no model'}")
 
 
 def uses_interface(family: str) -> bool:

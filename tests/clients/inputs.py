@@ -6,8 +6,10 @@ So there are several candidates, and those count that transformers' own attentio
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,8 +29,9 @@ Maker = Callable[["_Sizes"], list[Any]]
 class _Sizes:
     """The sizes of a model's inputs, as its configuration says."""
 
-    def __init__(self, config: PreTrainedConfig, batch: int, length: int) -> None:
-        self.config, self.batch, self.length = config, batch, length
+    def __init__(self, model: PreTrainedModel, batch: int, length: int) -> None:
+        self.model, self.config = model, model.config
+        self.batch, self.length = batch, length
 
     def of(
         self, *names: str, default: Any = None, of_config: PreTrainedConfig | None = None
@@ -168,6 +171,24 @@ def _series(sizes: _Sizes) -> list[Any]:
     return series[::-1] if sizes.of("lags_sequence") else series
 
 
+def _sessions(sizes: _Sizes) -> list[Any]:
+    """Returns a video in which the model has seen the first frame, with an object at a point."""
+    defined = vars(sys.modules[type(sizes.model).__module__])
+    make = next(found for name, found in defined.items() if name.endswith("InferenceSession"))
+    if getattr(sizes.model, "vision_encoder", None) is None:  # sam3_video has words and features
+        return []
+    _, height, width = sizes.image()
+    video = torch.randn(2, *sizes.image())
+    session = make(
+        video=video, video_height=height, video_width=width, dtype=torch.float32
+    )
+    point = {"point_coords": torch.full((1, 1, 1, 2), 8.0), "point_labels": torch.ones(1, 1, 1).int()}
+    session.add_point_inputs(session.obj_id_to_idx(1), 0, point)
+    session.obj_with_new_inputs = [1]
+    sizes.model(inference_session=session, frame_idx=0)
+    return [session]
+
+
 # Arguments that a model needs wherever it has them, and those that it gets where all others fail.
 MAKERS: dict[str, Maker] = {
     "input_ids": _tokens,
@@ -195,6 +216,8 @@ MAKERS: dict[str, Maker] = {
         torch.randn(sizes.batch, sizes.of("prediction_length"), 0)
     ],
     "bbox": _boxes,
+    "inference_session": _sessions,
+    "frame_idx": lambda sizes: [1],
     "flattened_patches": _flattened,
     "pixel_position_ids": _positions,
     "image_position_ids": _positions,
@@ -227,7 +250,7 @@ OPTIONAL = (
     ("input_ids", "input_values"), ("decoder_input_ids",), ("pixel_values", "decoder_input_ids"),
     ("decoder_inputs_embeds",), ("future_values", "future_time_features"),
     ("feature_lens", "aftercnn_lens"), ("image_grid_thw",), ("target_sizes",), ("image_sizes",),
-    ("image_position_ids",), ("pixel_attention_mask", "spatial_shapes"),
+    ("image_position_ids",), ("pixel_attention_mask", "spatial_shapes"), ("frame_idx",),
 )  # fmt: skip
 
 
@@ -235,7 +258,7 @@ def candidates(
     model: PreTrainedModel, batch: int, length: int, function: Callable | None = None
 ) -> Iterator[Inputs]:
     """Yields inputs that a function of the model, or its forward, may take, likely ones first."""
-    sizes = _Sizes(model.config, batch, length)
+    sizes = _Sizes(model, batch, length)
     names = inspect.signature(function or model.forward).parameters
     needed = [
         name
@@ -272,7 +295,7 @@ def accepted(
     """Returns the first of these inputs that do not make the function raise, or None."""
     for inputs in candidates(model, batch, length, function):
         try:
-            (function or model)(**inputs)
+            (function or model)(**copy.deepcopy(inputs))  # a session changes
         except Exception:  # what the model takes is found out by trying
             continue
         return inputs
@@ -294,7 +317,7 @@ def with_images(model: PreTrainedModel, batch: int) -> Inputs | None:
     found: Any = get_features(**images)
     found = getattr(found, "pooler_output", found)
     each = list(found) if isinstance(found, torch.Tensor | list | tuple) else []
-    sizes = _Sizes(model.config, batch, 1)
+    sizes = _Sizes(model, batch, 1)
     counts = [one.numel() // sizes.width for one in each if isinstance(one, torch.Tensor)]
     if len(counts) != batch:
         counts = [sum(counts) // batch] * batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator
 
@@ -39,7 +40,7 @@ def padding(side: str) -> torch.Tensor | None:
 def results(model, inputs: dict) -> list[torch.Tensor]:
     """Returns all results that are numbers, the first ones first; caches do not count."""
     torch.manual_seed(1)
-    found = model(**inputs)
+    found = model(**copy.deepcopy(inputs))
     values = list(found.values()) if isinstance(found, dict) else found
     return [value for value in _flat(values) if value.is_floating_point()]
 
