@@ -29,7 +29,7 @@ LARGEST = 40_000_000  # parameters of a model that counts as small
 LAYER_COUNTS = (
     "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers",
     "num_encoder_layers", "num_decoder_layers", "depth", "num_blocks", "num_decode_layers",
-    "layers", "memory_attention_num_layers",
+    "layers", "decoder_num_layers", "memory_attention_num_layers",
 )  # fmt: skip
 SMALL = (
     (32, (
@@ -42,7 +42,9 @@ SMALL = (
         "cross_attention_hidden_size", "cross_hidden_size", "text_hidden_size",
         "hidden_size_global", "projection_hidden_dim", "vision_output_dim", "projector_input_dim",
         "projector_output_dim", "n_window_infer", "fpn_hidden_size", "output_channels",
-        "base_channels", "latent_channels",
+        "base_channels", "latent_channels", "descriptor_dim", "descriptor_decoder_dim",
+        "decoder_hidden_dim", "nemo_conv_channels", "ext_pw_out_channel", "adapter_in_dim",
+        "adapter_out_dim", "adapter_input_size",
     )),
     (48, (
         "intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim",
@@ -50,7 +52,8 @@ SMALL = (
         "ffn_hidden_size", "dim_feedforward", "dense_intermediate_size",
         "shared_intermediate_size", "expert_ffn_hidden_size", "memory_fuser_intermediate_dim",
         "memory_attention_feed_forward_hidden_size", "memory_attention_mlp_hidden_size",
-        "perceiver_resampler_mlp_intermediate_size",
+        "perceiver_resampler_mlp_intermediate_size", "task_encoder_hidden_dim",
+        "encoder_dim_feedforward", "decoder_dim_feedforward",
     )),
     (2, LAYER_COUNTS),
     (4, (
@@ -58,6 +61,7 @@ SMALL = (
         "decoder_attention_heads", "num_global_attention_heads", "attention_heads",
         "cross_num_attention_heads", "num_queries", "image_embedding_size",
         "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts",
+        "decoder_num_heads",
     )),
     (2, (
         "num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_n_heads", "num_experts_per_tok",
@@ -112,6 +116,30 @@ TRACKER: dict[str, Any] = {
 # of a nested configuration's attribute.
 SETTINGS: dict[str, dict[str, Any]] = {
     "chameleon": {"vocabulary_map": {"<image>": 5, "IMGIMGBS8192A": 6}, "image_token_id": 5},
+    "emu3": {
+        "vocabulary_map": {
+            "<image>": 5, "<|extra_200|>": 6,
+            **{f"<|visual token {n:06}|>": 10 + n for n in range(8)},
+        },
+        "pad_token_id": 0,
+    },
+    "emu3_vqgan": {"codebook_size": 8},
+    "molmo2_vision": {"num_position_embeddings": 16},
+    "blt": {"num_hidden_layers": 2},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    },
+    "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48},
+    "qwen3_omni_moe_audio_encoder": {"n_window": 50, "n_window_infer": 100},
+    "lightglue": {"intermediate_size": 64},
+    "omdet-turbo": {
+        "timm_kwargs": {},
+        "vision_features_channels": [32] * 3,
+        "encoder_in_channels": [8, 16, 24],
+        "text_projection_in_dim": 32,
+        "text_projection_out_dim": 32,
+        "class_embed_dim": 32,
+    },
     "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
@@ -237,7 +265,7 @@ def small(config: PreTrainedConfig, way: str = "narrow") -> PreTrainedConfig:
         setattr(functools.reduce(getattr, outer, config), last, value)
     if config.model_type in ("timm_backbone", "timm_wrapper"):  # they need another package
         return small(ResNetConfig(depths=[1] * 4, hidden_sizes=[8, 16, 24, 32], embedding_size=8,
-                                  layer_type="basic", out_indices=[1, 2, 3]))  # fmt: skip
+                                  hidden_size=32, layer_type="basic", out_indices=[1, 2, 3]))  # fmt: skip
     return config
 
 
@@ -328,8 +356,11 @@ def _chosen(family: str, way: str) -> tuple[type[PreTrainedModel], PreTrainedCon
     """
     reasons = []
     try:
-        for found in model_classes(family):
-            config = small(CONFIG_MAPPING[family](), way)
+        models = model_classes(family)
+        config = small(CONFIG_MAPPING[family](), way)
+        choices = [(found, config) for found in models]
+        choices += [(found, one) for found in models for one in _nested(config, found.config_class)]
+        for found, config in choices:
             try:
                 with torch.device("meta"):
                     empty = found._from_config(copy.deepcopy(config))
@@ -345,6 +376,11 @@ def _chosen(family: str, way: str) -> tuple[type[PreTrainedModel], PreTrainedCon
     if not uses_interface(family):
         raise NoInterface("no layer calls attention by the interface")
     raise NotGeneric(f"it cannot be built: {reasons or 'no model'}")
+
+
+def _nested(config: PreTrainedConfig, of_class: type) -> list[PreTrainedConfig]:
+    """Returns the configuration's own ones of a class, for a model of one part of a family."""
+    return [one for one in vars(config).values() if type(one) is of_class]
 
 
 def uses_interface(family: str) -> bool:

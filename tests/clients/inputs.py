@@ -151,7 +151,8 @@ def _features(sizes: _Sizes) -> list[Any]:
 
 def _states(sizes: _Sizes) -> list[Any]:
     states = torch.randn(sizes.batch, sizes.length, sizes.width)
-    return [states, states.flatten(0, 1)]
+    features = sizes.of("input_size", default=sizes.width)
+    return [states, states.flatten(0, 1), torch.randn(sizes.batch, FRAMES, features)]
 
 
 def _latents(sizes: _Sizes) -> list[Any]:
@@ -218,6 +219,12 @@ MAKERS: dict[str, Maker] = {
     "bbox": _boxes,
     "inference_session": _sessions,
     "frame_idx": lambda sizes: [1],
+    "mask": lambda sizes: [None],
+    "tasks_input_ids": lambda sizes: [sizes.tokens()],
+    "tasks_attention_mask": lambda sizes: [torch.ones(sizes.batch, sizes.length).long()],
+    "classes_input_ids": lambda sizes: [sizes.tokens()],
+    "classes_attention_mask": lambda sizes: [torch.ones(sizes.batch, sizes.length).long()],
+    "classes_structure": lambda sizes: [torch.ones(sizes.batch).long()],
     "flattened_patches": _flattened,
     "pixel_position_ids": _positions,
     "image_position_ids": _positions,
@@ -251,6 +258,7 @@ OPTIONAL = (
     ("decoder_inputs_embeds",), ("future_values", "future_time_features"),
     ("feature_lens", "aftercnn_lens"), ("image_grid_thw",), ("target_sizes",), ("image_sizes",),
     ("image_position_ids",), ("pixel_attention_mask", "spatial_shapes"), ("frame_idx",),
+    ("pixel_values_videos",), ("input_ids", "input_values", "pixel_values_videos"),
 )  # fmt: skip
 
 
