@@ -29,7 +29,7 @@ LARGEST = 40_000_000  # parameters of a model that counts as small
 LAYER_COUNTS = (
     "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers",
     "num_encoder_layers", "num_decoder_layers", "depth", "num_blocks", "num_decode_layers",
-    "layers", "decoder_num_layers", "memory_attention_num_layers",
+    "layers", "decoder_num_layers", "mit_num_hidden_layers", "memory_attention_num_layers",
 )  # fmt: skip
 SMALL = (
     (32, (
@@ -45,6 +45,7 @@ SMALL = (
         "base_channels", "latent_channels", "descriptor_dim", "descriptor_decoder_dim",
         "decoder_hidden_dim", "nemo_conv_channels", "ext_pw_out_channel", "adapter_in_dim",
         "adapter_out_dim", "adapter_input_size",
+        "depthwise_separable_out_channel", "mit_hidden_size",
     )),
     (48, (
         "intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim",
@@ -52,7 +53,7 @@ SMALL = (
         "ffn_hidden_size", "dim_feedforward", "dense_intermediate_size",
         "shared_intermediate_size", "expert_ffn_hidden_size", "memory_fuser_intermediate_dim",
         "memory_attention_feed_forward_hidden_size", "memory_attention_mlp_hidden_size",
-        "perceiver_resampler_mlp_intermediate_size", "task_encoder_hidden_dim",
+        "perceiver_resampler_mlp_intermediate_size", "task_encoder_hidden_dim", "mit_intermediate_size",
         "encoder_dim_feedforward", "decoder_dim_feedforward",
     )),
     (2, LAYER_COUNTS),
@@ -61,7 +62,7 @@ SMALL = (
         "decoder_attention_heads", "num_global_attention_heads", "attention_heads",
         "cross_num_attention_heads", "num_queries", "image_embedding_size",
         "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts",
-        "decoder_num_heads",
+        "decoder_num_heads", "mit_num_attention_heads",
     )),
     (2, (
         "num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_n_heads", "num_experts_per_tok",
@@ -112,6 +113,13 @@ TRACKER: dict[str, Any] = {
     "mask_decoder_config.hidden_size": 128,
     "memory_attention_rope_feat_sizes": [2, 2],
 }
+# A detector takes states from these layers of its backbone.
+DETECTOR: dict[str, Any] = {
+    "stage_names": ["stem", "stage1", "stage2"],
+    "_out_features": ["stage1", "stage2"],
+    "_out_indices": [1, 2],
+    "window_block_indices": [0],
+}
 # What families of these types cannot be built without, or not so small. A name with dots is that
 # of a nested configuration's attribute.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -122,8 +130,43 @@ SETTINGS: dict[str, dict[str, Any]] = {
             **{f"<|visual token {n:06}|>": 10 + n for n in range(8)},
         },
         "pad_token_id": 0,
+        "image_token_id": 5,
     },
-    "emu3_vqgan": {"codebook_size": 8},
+    "emu3_vqgan": {"codebook_size": 8, "hidden_size": 128},
+    "lw_detr": {
+        "projector_scale_factors": [1.0],
+        "projector_in_channels": [32],
+        "projector_out_channels": 32,
+        "num_feature_levels": 1,
+    },
+    "qwen3_asr_encoder": {"n_window": 50, "n_window_infer": 100},
+    "muse_spark_audio": {"hidden_sizes": [8, 16, 24, 32]},
+    "neucodec": {"quantization_dim": 64, "num_key_value_heads": 4},
+    "lw_detr_vit": DETECTOR,
+    "rf_detr_vit": DETECTOR,
+    "rf_detr": {
+        "projector_scale_factors": [1.0],
+        "projector_in_channels": [32],
+        "projector_out_channels": 32,
+        "num_feature_levels": 1,
+    },
+    "align_vision_model": {"width_coefficient": 0.025, "depth_coefficient": 0.1},
+    "bridgetower_text_model": {"hidden_size": 64},
+    "t5gemma2_text": {"dropout_rate": 0.0},
+    "unlimited_ocr_sam_vision_model": {"downsample_channels": [32, 32]},
+    "vibevoice_acoustic_tokenizer": {"num_filters": 2, "depths": [1] * 7},
+    "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 2, "depths": [1] * 7},
+    "vibevoice_acoustic_tokenizer_decoder": {"num_filters": 2, "depths": [1] * 7},
+    "inkling2_loop_text": {
+        "loop_layer_index_start": 1,
+        "loop_layer_index_end": 2,
+        "n_layers_per_attn_res_block": 1,
+    },
+    "fun_asr_nano_encoder": {"max_position_embeddings": 128},
+    "granite_speech5_encoder": {"context_size": 16, "num_key_value_heads": 4},
+    "blt_global_transformer": {"hidden_size": 64, "head_dim": 16},
+    "blt_local_encoder": {"hidden_size_global": 64},
+    "blt_local_decoder": {"hidden_size_global": 64},
     "molmo2_vision": {"num_position_embeddings": 16},
     "blt": {"num_hidden_layers": 2},
     "cohere_compass_text": {

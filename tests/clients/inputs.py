@@ -83,14 +83,16 @@ class _Sizes:
     def frames(self) -> int:
         audio = self.of("audio_config", default=self.config)
         positions = self.of("max_source_positions", of_config=audio)
-        return 2 * positions if positions and positions < 100 else FRAMES
+        if positions and positions < 100:
+            return 2 * positions
+        return 4 * self.of("n_window", default=FRAMES // 4)
 
 
 def _tokens(sizes: _Sizes) -> list[Any]:
     books = sizes.of("num_codebooks", "num_channels", "num_quantizers", default=2)
     shape = sizes.batch, sizes.length
     codes = torch.randint(3, 8, (*shape, books))
-    return [sizes.tokens(), codes, codes.transpose(1, 2).contiguous()]
+    return [sizes.tokens(), codes, codes.transpose(1, 2).contiguous(), sizes.tokens(8)]
 
 
 def _decoder_tokens(sizes: _Sizes) -> list[Any]:
@@ -109,6 +111,7 @@ def _pixels(sizes: _Sizes) -> list[Any]:
         torch.randn(batch, frames, channels, height, width),
         torch.randn(batch, 16, channels * patch**2),
         torch.randn(batch, channels, frames, height, width),
+        torch.randn(1, channels, patch, batch * 16 * patch),
     ]
 
 
@@ -117,7 +120,9 @@ def _patches(sizes: _Sizes) -> list[Any]:
     size, depth = (sizes.of(name, default=1) for name in ("patch_size", "temporal_patch_size"))
     total, channels = sum(t * h * w for t, h, w in GRID), sizes.channels()
     flat = [torch.randn(total, channels * frames * size**2) for frames in (depth, 2)]
-    return [*flat, torch.randn(total, channels, size, size)]
+    merge = sizes.of("spatial_merge_size", default=1)
+    merged = torch.randn(total, merge * size, merge * size, channels)
+    return [*flat, torch.randn(total, channels, size, size), merged]
 
 
 def _flattened(sizes: _Sizes) -> list[Any]:
@@ -145,7 +150,8 @@ def _features(sizes: _Sizes) -> list[Any]:
     frames = sizes.frames()
     both = [(mels, frames) for mels in sizes.mels()]
     shapes = [shape for one in both for shape in (one, one[::-1])]
-    found = [torch.randn(sizes.batch, *shape) for shape in (*shapes, (1, *both[0]))]
+    semantic = SAMPLES // 320, 160  # beside waves
+    found = [torch.randn(sizes.batch, *shape) for shape in (*shapes, (1, *both[0]), semantic)]
     return [*found, torch.randn(both[0][0], sizes.batch * frames)]
 
 
@@ -219,6 +225,7 @@ MAKERS: dict[str, Maker] = {
     "bbox": _boxes,
     "inference_session": _sessions,
     "frame_idx": lambda sizes: [1],
+    "chunk_sample_lengths": lambda sizes: [torch.full((sizes.batch,), 160 * sizes.frames())],
     "mask": lambda sizes: [None],
     "tasks_input_ids": lambda sizes: [sizes.tokens()],
     "tasks_attention_mask": lambda sizes: [torch.ones(sizes.batch, sizes.length).long()],
