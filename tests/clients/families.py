@@ -53,8 +53,8 @@ SMALL = (
         "ffn_hidden_size", "dim_feedforward", "dense_intermediate_size",
         "shared_intermediate_size", "expert_ffn_hidden_size", "memory_fuser_intermediate_dim",
         "memory_attention_feed_forward_hidden_size", "memory_attention_mlp_hidden_size",
-        "perceiver_resampler_mlp_intermediate_size", "task_encoder_hidden_dim", "mit_intermediate_size",
-        "encoder_dim_feedforward", "decoder_dim_feedforward",
+        "perceiver_resampler_mlp_intermediate_size", "task_encoder_hidden_dim",
+        "mit_intermediate_size", "encoder_dim_feedforward", "decoder_dim_feedforward",
     )),
     (2, LAYER_COUNTS),
     (4, (
@@ -66,6 +66,7 @@ SMALL = (
     )),
     (2, (
         "num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_n_heads", "num_experts_per_tok",
+        "num_experts_per_token",
         "num_global_key_value_heads", "swa_num_key_value_heads", "num_frames", "moe_k", "top_k",
         "top_k_experts", "cross_num_key_value_heads", "linear_num_heads", "linear_num_key_heads",
         "linear_num_value_heads",
@@ -79,8 +80,9 @@ SMALL = (
         "linear_head_dim", "mamba_num_heads", "mamba_head_dim",
     )),
     (16, ("kv_lora_rank", "q_lora_rank", "o_lora_rank", "index_topk", "num_pos_feats")),
-    (1, ("n_shared_experts", "n_group", "topk_group", "first_k_dense_replace", "bos_token_id",
-         "partial_rotary_factor", "decoder_start_token_id")),
+    (1, ("n_shared_experts", "num_shared_experts", "n_group", "num_expert_group", "topk_group",
+         "first_k_dense_replace", "bos_token_id", "partial_rotary_factor",
+         "decoder_start_token_id")),
     (VOCABULARY, ("vocab_size", "vocab_size_per_layer_input", "encoder_hash_byte_group_vocab")),
     (64, ("max_position_embeddings", "n_positions", "max_target_positions", "n_ctx",
           "max_source_positions", "attention_chunk_size", "mamba_d_ssm")),
@@ -126,7 +128,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "chameleon": {"vocabulary_map": {"<image>": 5, "IMGIMGBS8192A": 6}, "image_token_id": 5},
     "emu3": {
         "vocabulary_map": {
-            "<image>": 5, "<|extra_200|>": 6,
+            "<image>": 5,
+            "<|extra_200|>": 6,
             **{f"<|visual token {n:06}|>": 10 + n for n in range(8)},
         },
         "pad_token_id": 0,
@@ -144,6 +147,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "neucodec": {"quantization_dim": 64, "num_key_value_heads": 4},
     "lw_detr_vit": DETECTOR,
     "rf_detr_vit": DETECTOR,
+    "rf_detr_dinov2": DETECTOR,
     "rf_detr": {
         "projector_scale_factors": [1.0],
         "projector_in_channels": [32],
@@ -227,6 +231,33 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "perceiver_resampler_num_latents": 4,
         "perceiver_resampler_num_latents_2d": 4,
     },
+    "xcodec2": {"quantization_dim": 64, "num_key_value_heads": 4},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+    "layoutlmv3": {"coordinate_size": 4, "shape_size": 8},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
+    "deepseek_ocr2_sam_vision_model": {"downsample_channels": [32, 32]},
+    "zamba2": {
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "hybrid_layer_ids": [1],
+    },
+    "zamba": {
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "num_hidden_layers": 3,
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+    },
+    "hrm_text": {"num_layers_per_stack": 2, "num_hidden_layers": 16},
+    "dbrx": {"attn_config.rope_theta": 1e4, "attn_config.clip_qkv": 8.0},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
+    "sapiens2": {"num_key_value_heads_per_layer": [4, 2]},
     "sam3_vision_model": {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
     "sam3_tracker_video": {**TRACKER, "image_size": 32},
     "florence_vision": {
@@ -307,8 +338,16 @@ def small(config: PreTrainedConfig, way: str = "narrow") -> PreTrainedConfig:
         *outer, last = name.split(".")
         setattr(functools.reduce(getattr, outer, config), last, value)
     if config.model_type in ("timm_backbone", "timm_wrapper"):  # they need another package
-        return small(ResNetConfig(depths=[1] * 4, hidden_sizes=[8, 16, 24, 32], embedding_size=8,
-                                  hidden_size=32, layer_type="basic", out_indices=[1, 2, 3]))  # fmt: skip
+        return small(
+            ResNetConfig(
+                depths=[1] * 4,
+                hidden_sizes=[8, 16, 24, 32],
+                hidden_size=32,
+                embedding_size=8,
+                layer_type="basic",
+                out_indices=[1, 2, 3],
+            )
+        )
     return config
 
 
@@ -444,18 +483,19 @@ def uses_interface(family: str) -> bool:
 
 
 def _with_fa4_ext(found: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """Returns a model with fa4_ext's attention, wherever it does not choose a class by the name of
-    the implementation, from a list of its own.
+    """Returns a model with fa4_ext's attention. Where it looks some classes up by the name of the
+    implementation, in a list of its own, it gets the name when it is built.
     """
-    others = [{"": "fa4_ext", name: "sdpa"} for name in config.sub_configs]
-    others += [{"": "eager", name: "fa4_ext"} for name in config.sub_configs]
-    for implementation in ("fa4_ext", *others):
-        try:
-            return found._from_config(copy.deepcopy(config), attn_implementation=implementation)
-        except (KeyError, ValueError) as error:
-            if implementation == "fa4_ext" and error.args != ("fa4_ext",):
-                raise
-    raise NotGeneric("it knows a list of implementations only")
+    try:
+        return found._from_config(copy.deepcopy(config), attn_implementation="fa4_ext")
+    except KeyError as error:
+        if error.args != ("fa4_ext",):
+            raise
+    model = found._from_config(copy.deepcopy(config))
+    if not attention_layers(model):
+        raise NotGeneric("it knows a list of implementations only")
+    model.set_attn_implementation("fa4_ext")
+    return model
 
 
 def attention_layers(model: torch.nn.Module) -> set[type]:

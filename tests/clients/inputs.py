@@ -186,10 +186,11 @@ def _sessions(sizes: _Sizes) -> list[Any]:
         return []
     _, height, width = sizes.image()
     video = torch.randn(2, *sizes.image())
-    session = make(
-        video=video, video_height=height, video_width=width, dtype=torch.float32
-    )
-    point = {"point_coords": torch.full((1, 1, 1, 2), 8.0), "point_labels": torch.ones(1, 1, 1).int()}
+    session = make(video=video, video_height=height, video_width=width, dtype=torch.float32)
+    point = {
+        "point_coords": torch.full((1, 1, 1, 2), 8.0),
+        "point_labels": torch.ones(1, 1, 1).int(),
+    }
     session.add_point_inputs(session.obj_id_to_idx(1), 0, point)
     session.obj_with_new_inputs = [1]
     sizes.model(inference_session=session, frame_idx=0)
@@ -225,6 +226,7 @@ MAKERS: dict[str, Maker] = {
     "bbox": _boxes,
     "inference_session": _sessions,
     "frame_idx": lambda sizes: [1],
+    "patch_embeds": lambda sizes: [torch.randn(sizes.batch, sizes.width, 4, 4)],
     "chunk_sample_lengths": lambda sizes: [torch.full((sizes.batch,), 160 * sizes.frames())],
     "mask": lambda sizes: [None],
     "tasks_input_ids": lambda sizes: [sizes.tokens()],
