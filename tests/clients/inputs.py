@@ -161,6 +161,11 @@ def _states(sizes: _Sizes) -> list[Any]:
     return [states, states.flatten(0, 1), torch.randn(sizes.batch, FRAMES, features)]
 
 
+def _states_of_two(sizes: _Sizes) -> torch.Tensor:
+    """Returns the states of two layers side by side."""
+    return torch.randn(sizes.batch, sizes.length, 2 * sizes.width)
+
+
 def _latents(sizes: _Sizes) -> list[Any]:
     return [states.mT.contiguous() for states in _states(sizes)[:1]] + _states(sizes)
 
@@ -249,6 +254,7 @@ _OF_STATES = (
     "noise_embeds", "context_hidden_states", "decoder_inputs_embeds", "qformer_input_embeds",
 )  # fmt: skip
 MAKERS |= dict.fromkeys(_OF_STATES, _states)
+MAKERS["context_hidden_states"] = lambda sizes: [*_states(sizes), _states_of_two(sizes)]
 
 
 GRIDS = {"grid_thw", "image_grid_thw"}
