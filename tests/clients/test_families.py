@@ -22,7 +22,7 @@ COMMON = (
 WITH_GRADIENTS = ("bert", "gemma3_text", "gpt_oss", "llama", "mistral", "modernbert")
 PARTS = 12
 # So many of the families of a part that call attention by the interface may be left out.
-MOST_LEFT_OUT = 12
+MOST_LEFT_OUT = 4
 TOKENS = ("input_ids", "inputs_embeds", "hidden_states")
 BATCH, LENGTH, NEW = 3, 12, 4
 
