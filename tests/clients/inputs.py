@@ -6,8 +6,10 @@ So there are several candidates, and those count that transformers' own attentio
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,8 +29,9 @@ Maker = Callable[["_Sizes"], list[Any]]
 class _Sizes:
     """The sizes of a model's inputs, as its configuration says."""
 
-    def __init__(self, config: PreTrainedConfig, batch: int, length: int) -> None:
-        self.config, self.batch, self.length = config, batch, length
+    def __init__(self, model: PreTrainedModel, batch: int, length: int) -> None:
+        self.model, self.config = model, model.config
+        self.batch, self.length = batch, length
 
     def of(
         self, *names: str, default: Any = None, of_config: PreTrainedConfig | None = None
@@ -80,14 +83,16 @@ class _Sizes:
     def frames(self) -> int:
         audio = self.of("audio_config", default=self.config)
         positions = self.of("max_source_positions", of_config=audio)
-        return 2 * positions if positions and positions < 100 else FRAMES
+        if positions and positions < 100:
+            return 2 * positions
+        return 4 * self.of("n_window", default=FRAMES // 4)
 
 
 def _tokens(sizes: _Sizes) -> list[Any]:
     books = sizes.of("num_codebooks", "num_channels", "num_quantizers", default=2)
     shape = sizes.batch, sizes.length
     codes = torch.randint(3, 8, (*shape, books))
-    return [sizes.tokens(), codes, codes.transpose(1, 2).contiguous()]
+    return [sizes.tokens(), codes, codes.transpose(1, 2).contiguous(), sizes.tokens(8)]
 
 
 def _decoder_tokens(sizes: _Sizes) -> list[Any]:
@@ -106,6 +111,7 @@ def _pixels(sizes: _Sizes) -> list[Any]:
         torch.randn(batch, frames, channels, height, width),
         torch.randn(batch, 16, channels * patch**2),
         torch.randn(batch, channels, frames, height, width),
+        torch.randn(1, channels, patch, batch * 16 * patch),
     ]
 
 
@@ -114,7 +120,9 @@ def _patches(sizes: _Sizes) -> list[Any]:
     size, depth = (sizes.of(name, default=1) for name in ("patch_size", "temporal_patch_size"))
     total, channels = sum(t * h * w for t, h, w in GRID), sizes.channels()
     flat = [torch.randn(total, channels * frames * size**2) for frames in (depth, 2)]
-    return [*flat, torch.randn(total, channels, size, size)]
+    merge = sizes.of("spatial_merge_size", default=1)
+    merged = torch.randn(total, merge * size, merge * size, channels)
+    return [*flat, torch.randn(total, channels, size, size), merged]
 
 
 def _flattened(sizes: _Sizes) -> list[Any]:
@@ -142,13 +150,20 @@ def _features(sizes: _Sizes) -> list[Any]:
     frames = sizes.frames()
     both = [(mels, frames) for mels in sizes.mels()]
     shapes = [shape for one in both for shape in (one, one[::-1])]
-    found = [torch.randn(sizes.batch, *shape) for shape in (*shapes, (1, *both[0]))]
+    semantic = SAMPLES // 320, 160  # beside waves
+    found = [torch.randn(sizes.batch, *shape) for shape in (*shapes, (1, *both[0]), semantic)]
     return [*found, torch.randn(both[0][0], sizes.batch * frames)]
 
 
 def _states(sizes: _Sizes) -> list[Any]:
     states = torch.randn(sizes.batch, sizes.length, sizes.width)
-    return [states, states.flatten(0, 1)]
+    features = sizes.of("input_size", default=sizes.width)
+    return [states, states.flatten(0, 1), torch.randn(sizes.batch, FRAMES, features)]
+
+
+def _states_of_two(sizes: _Sizes) -> torch.Tensor:
+    """Returns the states of two layers side by side."""
+    return torch.randn(sizes.batch, sizes.length, 2 * sizes.width)
 
 
 def _latents(sizes: _Sizes) -> list[Any]:
@@ -166,6 +181,25 @@ def _series(sizes: _Sizes) -> list[Any]:
     channels = sizes.of("num_input_channels", "input_size", default=1)
     series = [torch.randn(sizes.batch, length, channels), torch.randn(sizes.batch, length)]
     return series[::-1] if sizes.of("lags_sequence") else series
+
+
+def _sessions(sizes: _Sizes) -> list[Any]:
+    """Returns a video in which the model has seen the first frame, with an object at a point."""
+    defined = vars(sys.modules[type(sizes.model).__module__])
+    make = next(found for name, found in defined.items() if name.endswith("InferenceSession"))
+    if getattr(sizes.model, "vision_encoder", None) is None:  # sam3_video has words and features
+        return []
+    _, height, width = sizes.image()
+    video = torch.randn(2, *sizes.image())
+    session = make(video=video, video_height=height, video_width=width, dtype=torch.float32)
+    point = {
+        "point_coords": torch.full((1, 1, 1, 2), 8.0),
+        "point_labels": torch.ones(1, 1, 1).int(),
+    }
+    session.add_point_inputs(session.obj_id_to_idx(1), 0, point)
+    session.obj_with_new_inputs = [1]
+    sizes.model(inference_session=session, frame_idx=0)
+    return [session]
 
 
 # Arguments that a model needs wherever it has them, and those that it gets where all others fail.
@@ -195,6 +229,16 @@ MAKERS: dict[str, Maker] = {
         torch.randn(sizes.batch, sizes.of("prediction_length"), 0)
     ],
     "bbox": _boxes,
+    "inference_session": _sessions,
+    "frame_idx": lambda sizes: [1],
+    "patch_embeds": lambda sizes: [torch.randn(sizes.batch, sizes.width, 4, 4)],
+    "chunk_sample_lengths": lambda sizes: [torch.full((sizes.batch,), 160 * sizes.frames())],
+    "mask": lambda sizes: [None],
+    "tasks_input_ids": lambda sizes: [sizes.tokens()],
+    "tasks_attention_mask": lambda sizes: [torch.ones(sizes.batch, sizes.length).long()],
+    "classes_input_ids": lambda sizes: [sizes.tokens()],
+    "classes_attention_mask": lambda sizes: [torch.ones(sizes.batch, sizes.length).long()],
+    "classes_structure": lambda sizes: [torch.ones(sizes.batch).long()],
     "flattened_patches": _flattened,
     "pixel_position_ids": _positions,
     "image_position_ids": _positions,
@@ -210,6 +254,7 @@ _OF_STATES = (
     "noise_embeds", "context_hidden_states", "decoder_inputs_embeds", "qformer_input_embeds",
 )  # fmt: skip
 MAKERS |= dict.fromkeys(_OF_STATES, _states)
+MAKERS["context_hidden_states"] = lambda sizes: [*_states(sizes), _states_of_two(sizes)]
 
 
 GRIDS = {"grid_thw", "image_grid_thw"}
@@ -218,15 +263,17 @@ PACKED = ("hidden_states", "pixel_values")
 OPTIONAL = (
     (), ("input_ids",), ("attention_mask",), ("pixel_values",), ("input_features_mask",),
     ("flattened_patches",), ("input_ids", "pixel_values"),
+    ("input_ids", "pixel_values", "image_attention_mask"),
     ("input_ids", "pixel_values", "attention_mask"), ("encoder_hidden_states",),
     ("inputs_embeds",), ("input_ids", "encoder_hidden_states"), ("pixel_values", "inputs_embeds"),
     ("inputs_embeds", "encoder_hidden_states"), ("input_ids", "input_features"),
     ("input_ids", "pixel_values", "image_sizes"), ("pixel_values", "image_position_ids"),
-    ("input_ids", "flattened_patches"), ("input_ids", "pixel_values", "image_attention_mask"),
+    ("input_ids", "flattened_patches"),
     ("input_ids", "input_values"), ("decoder_input_ids",), ("pixel_values", "decoder_input_ids"),
     ("decoder_inputs_embeds",), ("future_values", "future_time_features"),
     ("feature_lens", "aftercnn_lens"), ("image_grid_thw",), ("target_sizes",), ("image_sizes",),
-    ("image_position_ids",), ("pixel_attention_mask", "spatial_shapes"),
+    ("image_position_ids",), ("pixel_attention_mask", "spatial_shapes"), ("frame_idx",),
+    ("pixel_values_videos",), ("input_ids", "input_values", "pixel_values_videos"),
 )  # fmt: skip
 
 
@@ -234,7 +281,7 @@ def candidates(
     model: PreTrainedModel, batch: int, length: int, function: Callable | None = None
 ) -> Iterator[Inputs]:
     """Yields inputs that a function of the model, or its forward, may take, likely ones first."""
-    sizes = _Sizes(model.config, batch, length)
+    sizes = _Sizes(model, batch, length)
     names = inspect.signature(function or model.forward).parameters
     needed = [
         name
@@ -271,7 +318,7 @@ def accepted(
     """Returns the first of these inputs that do not make the function raise, or None."""
     for inputs in candidates(model, batch, length, function):
         try:
-            (function or model)(**inputs)
+            (function or model)(**copy.deepcopy(inputs))  # a session changes
         except Exception:  # what the model takes is found out by trying
             continue
         return inputs
@@ -293,7 +340,7 @@ def with_images(model: PreTrainedModel, batch: int) -> Inputs | None:
     found: Any = get_features(**images)
     found = getattr(found, "pooler_output", found)
     each = list(found) if isinstance(found, torch.Tensor | list | tuple) else []
-    sizes = _Sizes(model.config, batch, 1)
+    sizes = _Sizes(model, batch, 1)
     counts = [one.numel() // sizes.width for one in each if isinstance(one, torch.Tensor)]
     if len(counts) != batch:
         counts = [sum(counts) // batch] * batch

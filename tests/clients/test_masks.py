@@ -345,3 +345,16 @@ def test_nothing_is_read_without_padding(offset, monkeypatch):
     reads = count_reads(monkeypatch)
     assert isinstance(make_mask(BATCH, 5, 16, offset), CompactMask)
     assert reads == [], reads
+
+
+@pytest.mark.parametrize("rows", [1, BATCH - 1, 4 * BATCH])
+@pytest.mark.parametrize("kept", [6, 4])
+def test_padding_with_other_rows_than_the_batch_counts_where_they_are_alike(rows, kept):
+    padding = (torch.arange(6) < kept).expand(rows, -1)
+    place = dict(batch_size=BATCH, q_length=6, kv_length=6, device="cpu")
+    found = make_mask(**place, attention_mask=padding, allow_is_causal_skip=False)
+    wanted = hf.sdpa_mask(
+        **place, attention_mask=padding[:1].expand(BATCH, -1), allow_is_causal_skip=False
+    )
+    assert isinstance(found, CompactMask)
+    assert torch.equal(dense_mask(found), wanted)

@@ -186,12 +186,20 @@ def _described(place: _Place, pattern: Pattern, padding: torch.Tensor | None) ->
 
 
 def _visible_keys(place: _Place, padding: torch.Tensor) -> torch.Tensor | None:
-    """Returns the padding mask of the keys, or None if it does not fit them."""
+    """Returns the padding mask of the keys, or None if it does not fit them.
+
+    A mask with other rows than the batch fits where they are all alike: a single row may stand for
+    all, and MusicGen has a row for each codebook.
+    """
     end = place.kv_offset + place.kv_length
     prepared = masking_utils.prepare_padding_mask(padding, place.kv_length, place.kv_offset)
-    if padding.dim() != 2 or padding.shape[0] != place.batch or prepared is None:
+    if padding.dim() != 2 or prepared is None:
         return None
-    return prepared[:, place.kv_offset : end].bool()
+    visible = prepared[:, place.kv_offset : end].bool()
+    if padding.shape[0] == place.batch:
+        return visible
+    first = visible[:1]
+    return first.expand(place.batch, -1) if (visible == first).all() else None
 
 
 def _packed(place: _Place, pattern: Pattern) -> CompactMask | None:
