@@ -184,6 +184,15 @@ def forward(dtype: str, head_dims: HeadDims, layout: Layout, mask: Mask) -> Iter
         yield Kernel(Op.FORWARD, 90, dtype, *head_dims, layout, mask=mask, **row)
 
 
+def paged_forward(dtype: str, head_dims: HeadDims) -> Iterator[Kernel]:
+    """The forwards of keys and values in pages, one for each mask: a bias has no pages. They have
+    the large tile alone, because few queries run the decode kernel."""
+    row = FORWARD[head_dims]
+    row = row | registers(Layout.VARLEN, row["block_m"])  # tiles are found alike
+    for mask in (Mask.FULL, Mask.CAUSAL, Mask.WINDOW):
+        yield Kernel(Op.FORWARD, 90, dtype, *head_dims, Layout.PAGED, mask=mask, **row)
+
+
 def decode(dtype: str, head_dims: HeadDims) -> Iterator[Kernel]:
     for row in DECODE[head_dims]:
         yield Kernel(Op.DECODE, 90, dtype, *head_dims, Layout.ANY, **row)

@@ -440,10 +440,11 @@ def int32(*shape):
         ((64, 256), {"seqused_k": int32(4), "num_splits": 3}, ""),
         ((64, 256), {"cu_seqlens_k": int32(5)}, ""),
         ((64, 256), {}, "block_table must come with seqused_k or cum_seq_k"),
+        ((64, 16), {"seqused_k": int32(4)}, ""),
         (
-            (64, 16),
+            (64, 24),
             {"seqused_k": int32(4)},
-            "a page of block_table must hold a multiple of 64 keys, holds 16",
+            "a page of block_table must hold a multiple of 16 keys, holds 24",
         ),
         ((64, 256), {"seqused_k": int32(5)}, "seqused_k must be 1D with batch elements"),
     ],
