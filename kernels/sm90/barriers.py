@@ -11,7 +11,3 @@ class Barrier(IntEnum):
     WARPGROUP_1 = 1
     WARPGROUP_2 = 2
     WARPGROUP_3 = 3
-    # There is one per consuming warpgroup of a forward in pages: its threads have cleared values.
-    CLEARED_1 = 4
-    CLEARED_2 = 5
-    CLEARED_3 = 6

@@ -32,7 +32,7 @@ from kernels.common import packed, symbolic
 from kernels.kernel import Kernel
 from kernels.sm90 import columns, staging
 from kernels.sm90.columns import Softmax
-from kernels.sm90.pages import Pages, Table
+from kernels.sm90.pages import Boxes, Pages, Table
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
 from kernels.sm90.window import Window
@@ -178,8 +178,8 @@ class Decode:
         load = cpasync.CopyBulkTensorTileG2SOp()
         load_k, tma_k = staging.tma(load, k_by_head, sk_layout, self.tile_n, self.head_dim)
         load_v, tma_v = staging.tma(load, v_by_head, sv_layout, self.tile_n, self.head_dim_v)
-        boxes_k = self.pages.tma(load, k_by_head, self.head_dim)
-        boxes_v = self.pages.tma(load, v_by_head, self.head_dim_v)
+        (small_k,) = self.pages.tma(load, k_by_head, self.head_dim)
+        (small_v,) = self.pages.tma(load, v_by_head, self.head_dim_v)
         sp_layout = staging.smem_layout(self.dtype, self.tile_m, self.tile_n, WEIGHTS_STAGES)
         mma_qk = sm90_utils.make_tiled_mma(self.dtype, "K", "K", self.tile_m)
         mma_pv = sm90_utils.make_tiled_mma(self.dtype, "MN", "K", self.tile_m)
@@ -189,7 +189,7 @@ class Decode:
         heads_kv = cute.size(k, mode=[2])
         tiles = cute.ceil_div(max_seqlen_q * (cute.size(q, mode=[2]) // heads_kv), self.tile_m)
         self.kernel(
-            q, o, lse, load_k, tma_k, load_v, tma_v, boxes_k, boxes_v, scale * LOG2_E,
+            q, o, lse, load_k, tma_k, load_v, tma_v, small_k, small_v, scale * LOG2_E,
             cu_seqlens_q, cu_seqlens_k, seqused_k, block_table,
             window_size_left, window_size_right, tiles, sq_layout, sk_layout, sv_layout, sp_layout,
             mma_qk, mma_pv,
@@ -223,8 +223,8 @@ class Decode:
         tma_k: cute.Tensor,
         load_v: cute.CopyAtom,
         tma_v: cute.Tensor,
-        boxes_k: tuple,
-        boxes_v: tuple,
+        small_k: tuple,  # a TMA atom and tensor for small boxes
+        small_v: tuple,
         scale_log2: Float32,
         cu_seqlens_q: cute.Tensor,
         cu_seqlens_k: cute.Tensor,
@@ -283,7 +283,6 @@ class Decode:
         # Row 0 is this CTA's logsumexp, the other rows are the weights of all CTAs.
         row_lse, weights = weights[0, None], cute.domain_offset((1, 0), weights)
         k, v = Load(load_k, tma_k, sk, pipeline_k), Load(load_v, tma_v, sv, pipeline_v)
-        k_in_boxes, v_in_boxes = Load(*boxes_k, sk, pipeline_k), Load(*boxes_v, sv, pipeline_v)
         window = Window(window_size_left, window_size_right)
         lengths = Lengths(cu_seqlens_q, cu_seqlens_k, seqused_k, block_table)
         tile = self.tile(q, tma_k, lengths, window, tiles)
@@ -292,7 +291,7 @@ class Decode:
             page_size = cute.size(tma_k, mode=[0])
             if cute.size(block_table, mode=[0]) > 0 and page_size % self.tile_n != 0:
                 table = Table(block_table, cu_seqlens_k, seqused_k, page_size)
-                self.load_in_boxes(tile, k_in_boxes, v_in_boxes, table)
+                self.load_in_boxes(tile, Boxes(k, (small_k,)), Boxes(v, (small_v,)), table)
             else:
                 self.load(tile, k, v, block_table)
         else:
@@ -369,7 +368,7 @@ class Decode:
             state.advance()
 
     @cute.jit
-    def load_in_boxes(self, tile: Tile, k: Load, v: Load, table: Table):
+    def load_in_boxes(self, tile: Tile, k: Boxes, v: Boxes, table: Table):
         """The same where key blocks go across pages. Those of a key block are found while the one
         before is loaded."""
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, self.stages)

@@ -30,12 +30,16 @@ from kernels.sm90 import schedule, staging
 from kernels.sm90.barriers import Barrier
 from kernels.sm90.masks import Edge
 from kernels.sm90.output import Destination, Output
-from kernels.sm90.pages import Pages, Table
+from kernels.sm90.pages import Boxes, Pages, Table
 from kernels.sm90.schedule import Ring, Schedule, Tile
 from kernels.sm90.softmax import LOG2_E, Softmax, exponentials, rescale
 from kernels.sm90.staging import Load
 from kernels.sm90.visibility import Bounds, Visibility, masks_of, visibility_of
 from kernels.sm90.warpgroups import ROWS, WARPGROUP, Turns
+
+# The named barrier of the first warpgroup in pages, behind which are those of the others: its
+# threads have cleared what is no value.
+VALUES_CLEARED = max(Barrier) + 1
 
 
 @dataclass(frozen=True)
@@ -167,9 +171,11 @@ class Forward:
         load = cpasync.CopyBulkTensorTileG2SOp()
         atom_q, tma_q = staging.tma(load, q, sq_layout, ROWS, self.head_dim)
         if const_expr(self.paged):
-            atom_k, tma_k = self.pages.tma(load, k, self.head_dim)
-            atom_v, tma_v = self.pages.tma(load, v, self.head_dim_v)
+            small_k, (atom_k, tma_k) = self.pages.tma(load, k, self.head_dim)
+            small_v, (atom_v, tma_v) = self.pages.tma(load, v, self.head_dim_v)
+            small = small_k, small_v
         else:
+            small = None
             atom_k, tma_k = staging.tma(load, k, sk_layout, self.tile_n, self.head_dim)
             atom_v, tma_v = staging.tma(load, v, sv_layout, self.tile_n, self.head_dim_v)
         atom_o = None
@@ -180,7 +186,7 @@ class Forward:
         self.kernel(
             atom_q, tma_q, atom_k, tma_k, atom_v, tma_v, atom_o, o, lse, scale * LOG2_E,
             visibility_of(window_size_left, window_size_right, bias, lists, scale), order,
-            sq_layout, sk_layout, sv_layout, so_layout, mma_qk, mma_pv,
+            sq_layout, sk_layout, sv_layout, so_layout, mma_qk, mma_pv, small,
         ).launch(
             grid=[num_ctas, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream,
             min_blocks_per_mp=1
@@ -206,10 +212,10 @@ class Forward:
         self,
         atom_q: cute.CopyAtom,
         tma_q: cute.Tensor,
-        atom_k: cute.CopyAtom | tuple,  # in pages, one for each kind of box
-        tma_k: cute.Tensor | tuple,
-        atom_v: cute.CopyAtom | tuple,
-        tma_v: cute.Tensor | tuple,
+        atom_k: cute.CopyAtom,
+        tma_k: cute.Tensor,
+        atom_v: cute.CopyAtom,
+        tma_v: cute.Tensor,
         atom_o: cute.CopyAtom | None,
         o: cute.Tensor,
         lse: cute.Tensor,
@@ -222,11 +228,13 @@ class Forward:
         so_layout,
         mma_qk: cute.TiledMma,
         mma_pv: cute.TiledMma,
+        small,  # in pages: a TMA atom and tensor for small boxes of K, and of V
     ):
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         if warp == 0:
-            keys_and_values = (*atom_k, *atom_v) if self.paged else (atom_k, atom_v)
-            for atom in (atom_q, *keys_and_values, *((atom_o,) if self.output.by_tma else ())):
+            atoms_of_small = [atom for atom, _ in small] if self.paged else []
+            atoms_of_o = [atom_o] if self.output.by_tma else []
+            for atom in (atom_q, atom_k, atom_v, *atoms_of_o, *atoms_of_small):
                 cpasync.prefetch_descriptor(atom)
         storage = SmemAllocator().allocate(
             self.shared_storage(sq_layout, sk_layout, sv_layout, so_layout)
@@ -259,7 +267,7 @@ class Forward:
             cute.arch.setmaxregister_decrease(self.producer_registers)
             if warp == 0:
                 if const_expr(self.paged):
-                    self.load_pages(order, visibility, ring, loads)
+                    self.load_pages(order, ring, loads, small)
                 else:
                     self.load(order, visibility, ring, loads)
             if warp == 1:
@@ -304,9 +312,10 @@ class Forward:
         v.pipeline.producer_tail(state_v)
 
     @cute.jit
-    def load_pages(self, order, visibility: Visibility, ring: Ring, loads: Loads):
+    def load_pages(self, order, ring: Ring, loads: Loads, small):
         """The same from pages. Those of a key block are found while the one before is loaded."""
-        q, k, v = loads.q, loads.k, loads.v
+        q, (small_k, small_v) = loads.q, small
+        k, v = Boxes.of(loads.k, small_k), Boxes.of(loads.v, small_v)
         producer = pipeline.PipelineUserType.Producer
         state_q = pipeline.make_pipeline_state(producer, self.q_stages)
         state_k = pipeline.make_pipeline_state(producer, self.stages)
@@ -335,16 +344,16 @@ class Forward:
             tile = self.schedule.read(order, ring, state_t)
             state_t.advance()
         q.pipeline.producer_tail(state_q)
-        k.pipeline.producer_tail(state_k)
-        v.pipeline.producer_tail(state_v)
+        loads.k.pipeline.producer_tail(state_k)
+        loads.v.pipeline.producer_tail(state_v)
 
     def find(self, order: schedule.Varlen, tile: Tile, block: Int32) -> Int32:
         return self.pages.find(order.key_lengths, tile.end_k, tile.keys, block)
 
-    def load_keys(self, k: Load, order: schedule.Varlen, tile: Tile, block, found, state):
+    def load_keys(self, k: Boxes, order: schedule.Varlen, tile: Tile, block, found, state):
         self.pages.load(k, self.head_dim, order.key_lengths, tile.head_kv, block, found, state)
 
-    def load_values(self, v: Load, order: schedule.Varlen, tile: Tile, block, found, state):
+    def load_values(self, v: Boxes, order: schedule.Varlen, tile: Tile, block, found, state):
         self.pages.load(v, self.head_dim_v, order.key_lengths, tile.head_kv, block, found, state)
 
     def queries(self, q: Load, tile: Tile) -> cute.Tensor:
@@ -592,7 +601,7 @@ class Forward:
             )
             cute.arch.fence_view_async_shared()
             cute.arch.barrier(
-                barrier_id=Barrier.CLEARED_1 + group.index, number_of_threads=WARPGROUP
+                barrier_id=VALUES_CLEARED + group.index, number_of_threads=WARPGROUP
             )
 
     @cute.jit

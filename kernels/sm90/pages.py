@@ -59,6 +59,19 @@ def keys_in_use(table: Table, index: Int32) -> Int32:
     return keys
 
 
+@dataclass(frozen=True)
+class Boxes:
+    """Keys or values on their way to shared memory in boxes."""
+
+    load: Load  # of which these take the stages and the pipeline
+    kinds: tuple  # a TMA atom, and the cache in TMA coordinates, for each kind of box
+
+    @classmethod
+    def of(cls, large: Load, small: tuple):
+        """Both kinds. `large` has the atom of large boxes."""
+        return cls(large, (small, (large.atom, large.source)))
+
+
 class Pages:
     """Loads key blocks of `block_n` keys from pages. One warp does it."""
 
@@ -72,18 +85,15 @@ class Pages:
         """The columns of a box: those of a swizzled row in shared memory."""
         return math.gcd(head_dim, 64)
 
-    def tma(self, op, cache: cute.Tensor, head_dim: int) -> tuple[tuple, tuple]:
+    def tma(self, op, cache: cute.Tensor, head_dim: int) -> list[tuple]:
         """For each kind of box a TMA atom, and the cache [page_size, head_dim, heads, pages] in TMA
         coordinates."""
-        columns = self.columns(head_dim)
-        made = [
-            staging.tma(
-                op, cache, staging.smem_layout(self.dtype, rows, columns, 1), rows, columns
-            )
-            for rows in self.rows
-        ]
-        atoms, sources = zip(*made, strict=True)
-        return atoms, sources
+        columns, found = self.columns(head_dim), []
+        for rows in self.rows:
+            layout = staging.smem_layout(self.dtype, rows, columns, 1)
+            atom, source = staging.tma(op, cache, layout, rows, columns)
+            found.append((atom, source))
+        return found
 
     @cute.jit
     def find(self, table: Table, sequence: Int32, keys: Int32, block: Int32) -> Int32:
@@ -100,33 +110,34 @@ class Pages:
 
     @cute.jit
     def load(
-        self, load: Load, head_dim: cutlass.Constexpr, table: Table, head: Int32, block: Int32,
+        self, boxes: Boxes, head_dim: cutlass.Constexpr, table: Table, head: Int32, block: Int32,
         pages: Int32, state,
     ):  # fmt: skip
         """Loads a key block of a head. `pages` are those that `find` found."""
-        load.pipeline.producer_acquire(state)
+        boxes.load.pipeline.producer_acquire(state)
         row = block * self.block_n % table.page_size
         if const_expr(len(self.rows) > 1) and table.in_large_boxes:
-            self.load_boxes(load, 1, head_dim, table, head, row, pages, state)
+            self.load_boxes(boxes, 1, head_dim, table, head, row, pages, state)
         else:
-            self.load_boxes(load, 0, head_dim, table, head, row, pages, state)
-        load.pipeline.producer_commit(state)
+            self.load_boxes(boxes, 0, head_dim, table, head, row, pages, state)
+        boxes.load.pipeline.producer_commit(state)
 
     @cute.jit
     def load_boxes(
-        self, load: Load, kind: cutlass.Constexpr, head_dim: cutlass.Constexpr, table: Table,
+        self, boxes: Boxes, kind: cutlass.Constexpr, head_dim: cutlass.Constexpr, table: Table,
         head: Int32, row: Int32, pages: Int32, state,
     ):  # fmt: skip
         """Loads all boxes of a key block, whose first key is the page's `row`."""
+        load, (atom, cache) = boxes.load, boxes.kinds[kind]
         rows, columns = self.rows[kind], self.columns(head_dim)
         stage = load.stages[None, None, state.index]
         barrier = load.pipeline.producer_get_barrier(state)
         for i in cutlass.range(self.block_n // rows, unroll=1):
             page = cute.arch.shuffle_sync(pages, i)
-            source = cute.domain_offset((row, 0), load.source[kind][None, None, head, page])
+            source = cute.domain_offset((row, 0), cache[None, None, head, page])
             for c in cutlass.range_constexpr(head_dim // columns):
                 copy, _, _ = copy_utils.tma_get_copy_fn(
-                    load.atom[kind],
+                    atom,
                     0,
                     cute.make_layout(1),
                     cute.local_tile(source, (rows, columns), (0, c)),
