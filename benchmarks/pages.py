@@ -82,9 +82,7 @@ def make_inputs(call: Call) -> list[torch.Tensor]:
         (call.keys, call.heads_kv),
     )
     return [
-        torch.randn(
-            call.batch * rows, heads, call.head_dim, dtype=torch.bfloat16, device="cuda"
-        )
+        torch.randn(call.batch * rows, heads, call.head_dim, dtype=torch.bfloat16, device="cuda")
         for rows, heads in sizes
     ]
 

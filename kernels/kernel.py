@@ -40,7 +40,7 @@ class Mask(str, Enum):
 class Layout(str, Enum):
     DENSE = "dense"  # [batch, seqlen, heads, head_dim]
     VARLEN = "varlen"  # [total, heads, head_dim] with cu_seqlens
-    # queries as in VARLEN, keys and values as [pages, page_size, heads, head_dim] with a block table
+    # queries as in VARLEN, keys and values in [pages, page_size, heads, head_dim], a block table
     PAGED = "paged"
     ANY = "any"  # either, or keys and values in pages: known at run time
 

@@ -517,13 +517,14 @@ def test_the_smallest_tile_decodes_that_holds_all_rows_and_reads_whole_blocks(ch
 
 
 PREFILL = DECODE | {"seqlen_q": 4096, "total_q": 5000}
+LONG = {"seqlen_k": 8192}
 
 
 @pytest.mark.parametrize(
     ("change", "op"),
     [
-        ({}, fa4_core.Op.DECODE),
-        ({"page_size": 16}, fa4_core.Op.DECODE),
+        (LONG, fa4_core.Op.DECODE),
+        (LONG | {"page_size": 16}, fa4_core.Op.DECODE),
         (PREFILL, fa4_core.Op.FORWARD),
         (PREFILL | {"page_size": 16, "is_causal": True}, fa4_core.Op.FORWARD),
         (PREFILL | {"page_size": 48, "window_size_left": 100}, fa4_core.Op.FORWARD),
@@ -533,6 +534,7 @@ PREFILL = DECODE | {"seqlen_q": 4096, "total_q": 5000}
         (PREFILL | {"num_splits": 1}, fa4_core.Op.DECODE),
         ({"num_splits": 1}, fa4_core.Op.DECODE),
         # Few queries run where they run without pages.
+        ({}, fa4_core.Op.FORWARD),
         ({"batch": 32, "seqlen_q": 96, "total_q": 3072, "num_heads_kv": 8}, fa4_core.Op.FORWARD),
         ({"seqlen_q": 513, "total_q": 513}, fa4_core.Op.FORWARD),
         ({"seqlen_q": 512, "total_q": 512, "num_heads": 18}, fa4_core.Op.FORWARD),
@@ -547,7 +549,7 @@ def test_pages_have_a_kernel_for_any_number_of_queries(change, op):
     assert chosen.kernel.op == op, chosen.kernel.name
     if op == fa4_core.Op.FORWARD:
         assert chosen.kernel.layout == fa4_core.Layout.PAGED
-        assert (chosen.splits, chosen.workspace_bytes) == (1, 4)
+        assert (chosen.splits, chosen.workspace.bytes) == (1, 4)
 
 
 @pytest.mark.parametrize(
@@ -570,12 +572,15 @@ def test_why_pages_are_read_by_no_kernel(change, reason):
 
 def test_no_rule_decides_about_pages():
     """The rules of speed and of tiles were measured without pages."""
-    for change in (OF_WORDS, SHORT_OF_TILES | {"layout": "varlen"}):
-        plain, paged = (
-            plan(LEGAL | change | pages, speed_rules=True) for pages in ({}, {"page_size": 16})
-        )
-        assert paged.supported and not paged.kernel.tuned
-        assert not plain.supported or plain.kernel.layout != paged.kernel.layout
+    long = {
+        "layout": "varlen", "batch": 4, "seqlen_q": 8192, "seqlen_k": 8192, "total_q": 32_768,
+        "total_k": 32_768, "head_dim": 96, "head_dim_v": 96,
+    }  # fmt: skip
+    plain, paged = (
+        plan(LEGAL | long | pages, speed_rules=True) for pages in ({}, {"page_size": 16})
+    )
+    assert plain.kernel.tuned
+    assert paged.supported and not paged.kernel.tuned
 
 
 @settings(max_examples=300, deadline=None)

@@ -42,7 +42,7 @@ def flash_attn_with_kvcache(
     Args:
         q: (batch, seqlen_q, heads, head_dim), float16 or bfloat16.
         k_cache: (batch, seqlen_cache, heads_k, head_dim), or with a table (pages, page_size,
-            heads_k, head_dim), where page_size is a multiple of 16.
+            heads_k, head_dim); a page_size that is a multiple of 16 has kernels.
         v_cache: as k_cache, with head_dim_v.
         k: (batch, seqlen_new, heads_k, head_dim): keys that go into the cache behind those in use.
             The cache must have room for them.

@@ -105,8 +105,8 @@ def flash_attn_varlen_func(
 
     Args:
         q: (total_q, heads, head_dim), the queries of all sequences, float16 or bfloat16.
-        k: (total_k, heads_k, head_dim), or with a table (pages, page_size, heads_k, head_dim), where
-            page_size is a multiple of 16.
+        k: (total_k, heads_k, head_dim), or with a table (pages, page_size, heads_k, head_dim); a
+            page_size that is a multiple of 16 has kernels.
         v: as k, with head_dim_v.
         cu_seqlens_q: (batch + 1,), int32, on q's device: sequence i has the rows from
             cu_seqlens_q[i] to cu_seqlens_q[i + 1]. Rows of q behind the last sequence belong to
@@ -116,8 +116,8 @@ def flash_attn_varlen_func(
         max_seqlen_q: the longest sequence's number of queries, or more; None means total_q.
         max_seqlen_k: the longest sequence's number of keys, or more; None means all of them.
         seqused_k: (batch,), int32: how many keys of each sequence are in use. There is no backward.
-        block_table: (batch, pages), int32: each sequence's pages of k and v. Entries behind the last
-            page in use may hold anything. There is no backward.
+        block_table: (batch, pages), int32: each sequence's pages of k and v. Entries behind its
+            last page in use may hold anything. There is no backward.
         page_table: flash-attn 3's name for block_table.
         dropout_p, softmax_scale, causal, window_size, softcap, learnable_sink, num_splits,
             deterministic, return_attn_probs, return_lse, others: as in `flash_attn_func`, for each

@@ -141,7 +141,7 @@ def _forward(problem: Problem, x: Inputs, where: Where) -> dict[str, torch.Tenso
         out, lse = where.ops._flash_attention_forward(
             x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, *longest, 0.0, problem.is_causal, False,
             **_window(problem),
-        )[:2]
+        )[:2]  # fmt: skip
     rows = sum(problem.seqlens_q)
     if problem.rows_behind:  # where a forward writes nothing
         out, lse = out[:rows], lse[:, :rows]

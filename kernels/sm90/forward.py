@@ -600,9 +600,7 @@ class Forward:
                 group.thread,
             )
             cute.arch.fence_view_async_shared()
-            cute.arch.barrier(
-                barrier_id=VALUES_CLEARED + group.index, number_of_threads=WARPGROUP
-            )
+            cute.arch.barrier(barrier_id=VALUES_CLEARED + group.index, number_of_threads=WARPGROUP)
 
     @cute.jit
     def first_weights(

@@ -3,6 +3,7 @@ and the kernels read them as they are."""
 
 from __future__ import annotations
 
+import random
 from itertools import product
 
 import pytest
@@ -103,6 +104,36 @@ def test_caches_of_other_layouts(cache, page_size, queries):
     )
 
 
+@pytest.mark.parametrize("number", range(60))
+def test_random(number, seed):
+    draw = random.Random(f"{seed} {number}")
+    heads_kv, batch, longest = draw.choice((1, 2, 3)), draw.randint(1, 9), draw.choice((70, 900))
+    head_dim, head_dim_v = (8 * draw.randint(1, 32) for _ in range(2))
+    if draw.random() < 0.7:
+        head_dim = head_dim_v = draw.choice(HEAD_DIMS)
+
+    def lengths() -> list[int]:
+        return [draw.choice((0, 1, draw.randint(1, longest))) for _ in range(batch)]
+
+    problem = varlen(
+        [*lengths(), longest],
+        [*lengths(), draw.randint(1, 2 * longest)],
+        dtype=DTYPES[draw.choice(list(DTYPES))],
+        head_dim=head_dim,
+        head_dim_v=head_dim_v,
+        heads=heads_kv * draw.choice((1, 2, 5)),
+        heads_kv=heads_kv,
+        **MASKS[draw.choice(list(MASKS))],
+    )
+    check(
+        problem,
+        16 * draw.randint(1, 20),
+        by=draw.choice(("seqused_k", "cum_seq_k")),
+        nowhere=draw.choice((-1, MOST, LEAST)),
+        num_splits=draw.choice((0, 0, 1, 3)),
+    )
+
+
 @pytest.mark.parametrize("queries", (1, 600))
 @pytest.mark.parametrize("page_size", (16, 64, 48))
 @pytest.mark.parametrize("nowhere", (MOST, LEAST, 10**6))
@@ -116,9 +147,8 @@ def test_pages_that_the_cache_does_not_have_are_zeros(page_size, queries):
     problem = varlen((queries, queries), (300, 300), heads=4, heads_kv=2)
     inputs = make_inputs(problem)
     k, v, table = paged(problem, inputs, page_size)
-    table[1, :: 2] = torch.tensor([MOST, LEAST, -1, len(k)], dtype=torch.int32).repeat(9)[
-        : len(table[1, ::2])
-    ].to(DEVICE)
+    nowhere = torch.tensor([MOST, LEAST, -1, len(k)], dtype=torch.int32, device=DEVICE).repeat(9)
+    table[1, ::2] = nowhere[: len(table[1, ::2])]
     for sequence, (rows_k, rows_v) in enumerate(
         zip(inputs.k.split(problem.seqlens_k), inputs.v.split(problem.seqlens_k), strict=True)
     ):

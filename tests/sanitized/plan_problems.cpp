@@ -338,9 +338,8 @@ void check(const Problem& p, const Plan& plan, const KernelSet& disabled) {
   expect(!plan.kernel || !first_needed_in(disabled, *plan.kernel), "no disabled kernel runs");
   expect(plan.supported() == !plan.reason, "there is either a kernel or a reason");
   expect(!plan.reason || !plan.reason->empty(), "a reason says something");
-  const bool of_kernels_only =
-      (p.op != Op::kForward && p.op != Op::kBackward) || p.layout == Layout::kPaged ||
-      p.layout == Layout::kAny;
+  const bool of_kernels_only = (p.op != Op::kForward && p.op != Op::kBackward) ||
+                               p.layout == Layout::kPaged || p.layout == Layout::kAny;
   expect(!plan.stock_is_faster || !plan.supported(),
          "a speed rule leaves the problem to the stock kernel");
   if (plan.nothing_to_compute) {

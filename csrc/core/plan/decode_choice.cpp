@@ -26,14 +26,14 @@ const std::vector<const Kernel*>& decode_kernels() {  // smallest bucket and til
   return *found;
 }
 
-// Whether a page holds whole key blocks of the kernel. Where it does not, TMA brings them in smaller
-// boxes.
+// Whether a page holds whole key blocks of the kernel. Where it does not, TMA brings them in
+// smaller boxes.
 bool reads_whole_blocks(const Kernel& kernel, const Problem& p) {
   return p.page_size % kernel.block_n == 0;
 }
 
-// With one split of pages the decode kernel runs any number of queries: the caller asks for a result
-// that does not depend on the rest of the batch, and so not on its longest sequence either.
+// With one split of pages the decode kernel runs any number of queries: the caller asks for a
+// result that does not depend on the rest of the batch, and so not on its longest sequence either.
 bool one_split_of_pages(const Problem& p) { return p.page_size && p.num_splits == 1; }
 
 bool has_few_queries(const Problem& p) {
@@ -46,9 +46,9 @@ bool holds_all_rows(const Kernel& kernel, const Problem& p) {
   return kernel.block_m >= decode_rows(p) && p.num_splits != 1;
 }
 
-// Takes the smallest bucket that holds both head dims. Of its tiles it takes the smallest that holds
-// all rows, or else the largest, and where the key blocks of some divide a page, one of these. Null
-// where the build has none.
+// Takes the smallest bucket that holds both head dims. Of its tiles it takes the smallest that
+// holds all rows, or else the largest, and where the key blocks of some divide a page, one of
+// these. Null where the build has none.
 const Kernel* find_decode(const Problem& p, const KernelSet& disabled) {
   const int arch = kernel_arch(p.capability);
   const Kernel* found = nullptr;
@@ -61,9 +61,8 @@ const Kernel* find_decode(const Problem& p, const KernelSet& disabled) {
                      std::tie(found->head_dim, found->head_dim_v))
       break;
     const bool whole = reads_whole_blocks(*kernel, p);
-    const bool better = !found || (whole == reads_whole_blocks(*found, p)
-                                       ? !holds_all_rows(*found, p)
-                                       : whole);
+    const bool better =
+        !found || (whole == reads_whole_blocks(*found, p) ? !holds_all_rows(*found, p) : whole);
     if (better) found = kernel;
   }
   return found;

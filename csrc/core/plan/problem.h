@@ -18,8 +18,8 @@ enum class Op : int8_t {
   kClear
 };
 enum class Dtype : int8_t { kBf16, kFp16 };
-// A problem's is dense or varlen. A kernel's is also kPaged, for varlen queries with keys and values
-// in pages, or kAny, for all three.
+// A problem's is dense or varlen. A kernel's is also kPaged, for varlen queries with keys and
+// values in pages, or kAny, for all three.
 enum class Layout : int8_t { kDense, kVarlen, kPaged, kAny };
 enum class Mask : int8_t { kFull, kCausalBottomRight, kWindow, kBias };
 enum class Peer : int8_t { kFlash, kCudnn };
