@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -39,8 +40,8 @@ class Where:
     """
 
     device: str
-    ops: object = torch.ops.aten
-    own: object = torch.ops.fa4_ext
+    ops: Any = torch.ops.aten
+    own: Any = torch.ops.fa4_ext
     capability: int = 0
     sm_count: int = 0
 
