@@ -261,8 +261,10 @@ def maps(kernel: Kernel) -> tuple[Kernel, ...]:
 
 def candidates(default: Kernel) -> tuple[Kernel, ...]:
     """The kernels that are measured beside a default. There are none unless its head dims are equal
-    and it may add up in any order."""
+    and it may add up in any order, and none in pages."""
     if default.head_dim != default.head_dim_v or default.deterministic:
+        return ()
+    if default.layout is Layout.PAGED:
         return ()
     rows: tuple[Row, ...] = ()
     measured = default.mask in (Mask.FULL, Mask.CAUSAL)

@@ -453,7 +453,8 @@ def test_keys_in_pages(pages, options, reason):
     query = torch.empty(4, 8, 128, dtype=torch.bfloat16, device="meta")
     cache = torch.empty(*pages, 2, 128, dtype=torch.bfloat16, device="meta")
     lengths = {"cu_seqlens_q": int32(5), "max_seqlen_q": 1, "max_seqlen_k": 4096}
-    answer = explain(query, cache, cache, **lengths, block_table=int32(4, 16), **options)
+    table = int32(4, 4096 // pages[1])
+    answer = explain(query, cache, cache, **lengths, block_table=table, **options)
     assert answer.reason == reason and answer.supported == (not reason)
     assert reason or answer.kernel.startswith("sm90_decode_bf16_d128")
 
