@@ -27,7 +27,7 @@ class Tensor:
     align_last: int = 1  # elements that its last shape is a multiple of
 
     def modes_of(self, kernel: Kernel) -> int:
-        return self.modes + (self.batched and kernel.layout is not Layout.VARLEN)
+        return self.modes + (self.batched and not kernel.packed)
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Scalar:
 
 # [batch, seqlen, heads, head_dim] or [total, heads, head_dim]: q, k, v, o and their gradients
 ATTENTION = Tensor(None, 3, batched=True, align=TMA_ALIGN, align_last=TMA_ALIGN)
+# [pages, page_size, heads, head_dim]: keys or values, whatever the layout of the queries
+PAGES = Tensor(None, 4, align=TMA_ALIGN, align_last=TMA_ALIGN)
 # [batch, heads, seqlen] or [heads, total]: lse, and delta of a backward in two passes
 LSE = Tensor("fp32", 2, batched=True)
 # [batch, heads, n] or [heads, n], in the workspace: delta, lse in base 2, accumulators
@@ -73,17 +75,22 @@ def _all(kind: Kind, *names: str, given: bool = True) -> Iterator[Argument]:
 
 
 def forward(kernel: Kernel) -> Iterator[Argument]:
-    varlen = kernel.layout is Layout.VARLEN
-    yield from _all(ATTENTION, "q", "k", "v", "o")
+    paged = kernel.layout is Layout.PAGED
+    yield Argument("q", ATTENTION)
+    yield from _all(PAGES if paged else ATTENTION, "k", "v")
+    yield Argument("o", ATTENTION)
     yield Argument("lse", LSE)
     yield Argument("scale", FLOAT)
-    yield Argument("cu_seqlens_q", VECTOR, varlen)
-    yield Argument("key_lengths", MATRIX, varlen)
+    yield Argument("cu_seqlens_q", VECTOR, kernel.packed)
+    yield Argument("key_lengths", MATRIX, kernel.layout is Layout.VARLEN)
     yield from _all(INT, "window_size_left", "window_size_right")
     if kernel.arch == 90:
         yield from _all(INT, "num_ctas", "paired_heads")
-        yield Argument("counter", VECTOR, varlen)
+        yield Argument("counter", VECTOR, kernel.packed)
         yield from _of_bias(kernel)
+        # tensors of no elements where the caller gives none
+        yield from _all(VECTOR, "cu_seqlens_k", "seqused_k", given=paged)
+        yield Argument("block_table", MATRIX, paged)
     else:
         yield from _all(INT, "max_seqlen_q", "sm_count")
 

@@ -186,6 +186,15 @@ def forward(dtype: str, head_dims: HeadDims, layout: Layout, mask: Mask) -> Iter
         yield Kernel(Op.FORWARD, 90, dtype, *head_dims, layout, mask=mask, **row)
 
 
+def paged_forward(dtype: str, head_dims: HeadDims) -> Iterator[Kernel]:
+    """The forwards of keys and values in pages, one for each mask: a bias has no pages. They have
+    the large tile alone, because few queries run the decode kernel."""
+    row = FORWARD[head_dims]
+    row = row | registers(Layout.VARLEN, row["block_m"])  # tiles are found alike
+    for mask in (Mask.FULL, Mask.CAUSAL, Mask.WINDOW):
+        yield Kernel(Op.FORWARD, 90, dtype, *head_dims, Layout.PAGED, mask=mask, **row)
+
+
 def decode(dtype: str, head_dims: HeadDims) -> Iterator[Kernel]:
     for row in DECODE[head_dims]:
         yield Kernel(Op.DECODE, 90, dtype, *head_dims, Layout.ANY, **row)
@@ -254,8 +263,10 @@ def maps(kernel: Kernel) -> tuple[Kernel, ...]:
 
 def candidates(default: Kernel) -> tuple[Kernel, ...]:
     """The kernels that are measured beside a default. There are none unless its head dims are equal
-    and it may add up in any order."""
+    and it may add up in any order, and none in pages."""
     if default.head_dim != default.head_dim_v or default.deterministic:
+        return ()
+    if default.layout is Layout.PAGED:
         return ()
     rows: tuple[Row, ...] = ()
     measured = default.mask in (Mask.FULL, Mask.CAUSAL)

@@ -40,6 +40,8 @@ class Mask(str, Enum):
 class Layout(str, Enum):
     DENSE = "dense"  # [batch, seqlen, heads, head_dim]
     VARLEN = "varlen"  # [total, heads, head_dim] with cu_seqlens
+    # queries as in VARLEN, keys and values in [pages, page_size, heads, head_dim], a block table
+    PAGED = "paged"
     ANY = "any"  # either, or keys and values in pages: known at run time
 
 
@@ -91,6 +93,11 @@ class Kernel:
     consumer_registers: int = 0
     producer_registers: int = 0  # the same: of a thread that loads or schedules
     tuned: bool = False  # a candidate: runs only where a tile rule says so
+
+    @property
+    def packed(self) -> bool:
+        """Whether the queries of all sequences are rows of one tensor."""
+        return self.layout in (Layout.VARLEN, Layout.PAGED)
 
     @property
     def persistent(self) -> bool:

@@ -113,6 +113,7 @@ def _kernels(wanted: Callable[[Kernel], bool]) -> tuple[Kernel, ...]:
                     kernels |= dict.fromkeys(companions(kernel).present)
     for dtype, head_dims in product(DTYPES, HEAD_DIM_BUCKETS[90]):
         kernels |= dict.fromkeys(configs_sm90.decode(dtype, head_dims))
+        kernels |= dict.fromkeys(configs_sm90.paged_forward(dtype, head_dims))
     for dtype in DTYPES:  # speed rules were measured on Hopper alone
         head_dim, head_dim_v = max(HEAD_DIM_BUCKETS[90])
         clear = Kernel(Op.CLEAR, 90, dtype, head_dim, head_dim_v, Layout.VARLEN, block_m=0)

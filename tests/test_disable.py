@@ -105,7 +105,11 @@ def test_another_kernel_runs_what_a_disabled_one_would(change, patterns, expecte
             ("sm90_backward_*",),
             "sm90_backward_bf16_d128_dense_full_mha_m80n128",
         ),
-        ({"page_size": 64} | PACKED | DECODE, ("*_decode_*",), "sm90_decode_bf16_d128_any_m16n64"),
+        (
+            {"page_size": 64} | PACKED | DECODE,
+            ("*_decode_*", "*_paged_*"),
+            "sm90_decode_bf16_d128_any_m16n64",
+        ),
         ({"num_splits": 4} | DECODE, ("*_decode_*",), "sm90_decode_bf16_d128_any_m16n64"),
         (
             {"op": "backward", "head_dim": 256, "head_dim_v": 256},

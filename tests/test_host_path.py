@@ -73,13 +73,14 @@ def test_a_varlen_call(calls, heads):
     check_backward(backward, heads)
 
 
+@pytest.mark.parametrize(("columns", "op"), ((2, "forward"), (200, "decode")))
 @pytest.mark.parametrize("heads_kv", (1, 2, 4))
-def test_a_call_with_keys_in_pages(calls, heads_kv):
-    forward, inplace = calls("paged", 4, heads_kv)
+def test_a_call_with_keys_in_pages(calls, heads_kv, columns, op):
+    forward, inplace = calls("paged", 4, heads_kv, columns)
     check_forward(forward, ((2, 4, 128), (512, 128, 1)), ((4, 2), (2, 1)))
     assert [layout(t)[:2] for t in inplace["tensors"]] == [((4, 2), (2, 1))]
     assert (
-        all("decode" in name for name in forward["launches"] + inplace["launches"])
+        all(op in name for name in forward["launches"] + inplace["launches"])
         and len(inplace["launches"]) == 1
     )
 

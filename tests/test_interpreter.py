@@ -3,6 +3,7 @@ and copies."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -23,7 +24,9 @@ SEED = int(os.environ.get("FA4_EXT_SEED", "0"))
 LISTS = 40  # calls whose lists of tiles are read
 # A kernel takes ten seconds to compile again, and as much to run, so these are of one dtype.
 ATTENTION = [kernel for kernel in kernels() if kernel.dtype == "bf16"]
-FORWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.FORWARD]
+ALL_FORWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.FORWARD]
+FORWARDS = [kernel for kernel in ALL_FORWARDS if kernel.layout is not Layout.PAGED]
+PAGED = [kernel for kernel in ALL_FORWARDS if kernel.layout is Layout.PAGED]
 UNBIASED = [kernel for kernel in FORWARDS if kernel.mask is not Mask.BIAS]
 DECODES = [kernel for kernel in ATTENTION if kernel.op is Op.DECODE]
 BACKWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.BACKWARD and not kernel.tuned]
@@ -77,7 +80,7 @@ def problem(draw: random.Random, kernel: Kernel) -> dict:
             (Layout.DENSE, Layout.VARLEN),
             tuple(dict.fromkeys(forward.mask for forward in UNBIASED)),
         )
-    varlen, mask = draw.choice(layouts) is Layout.VARLEN, draw.choice(masks)
+    varlen, mask = draw.choice(layouts) is not Layout.DENSE, draw.choice(masks)
     queries, keys = lengths(draw, kernel, varlen)
     heads_kv, ratio = draw.choice(((1, 1), (1, 2), (2, 1)))
     batch = 1 if varlen else draw.choice((1, 2))
@@ -147,9 +150,12 @@ def check(
         "beside": [0, 0],
     }  # fmt: skip
     common = {name: options.pop(name, default) for name, default in defaults.items()}
+    # A problem may have pages of its own.
     calls = [
-        {"problem": problem, "seed": SEED + number, **common}
-        for number, problem in enumerate(problems)
+        common | {"problem": problem, "seed": SEED + number, "page_size": page_size}
+        for number, given in enumerate(problems)
+        for problem in [{name: value for name, value in given.items() if name != "page_size"}]
+        for page_size in [given.get("page_size", common["page_size"])]
     ]
     request = {
         "tile": None,
@@ -180,6 +186,20 @@ def test_forward(driver, kernel):
         tile=[kernel.block_m, kernel.block_n],
         capability=kernel.arch,
     )
+
+
+@each(PAGED)
+def test_forward_in_pages(driver, kernel):
+    """Pages hold key blocks, boxes of 64 keys or of 16, in a random order among pages of NaN. The
+    last one of a sequence ends in rows of NaN, and a table's row in entries that point nowhere."""
+    draw = random.Random(f"{SEED} {kernel.name} pages")
+    sizes = (16, 64, 48, 256, 32, 128)
+    problems = [
+        one | {"page_size": size}
+        for one, size in zip(drawn(kernel), itertools.cycle(sizes), strict=False)
+    ]
+    tile = [kernel.block_m, kernel.block_n]
+    check(driver, problems, programs(kernel), tile=tile, sm_count=draw.choice((1, 3)))
 
 
 def decoded(driver: Path, problems: list[dict], kernel: Kernel, **options) -> None:
@@ -235,7 +255,9 @@ def test_decode_in_pages(driver, kernel):
         }
         for kv, ratio, queries in cases
     ]
-    decoded(driver, problems, kernel, page_size=2 * kernel.block_n)
+    sizes = (2 * kernel.block_n, 16, 48)
+    problems = [one | {"page_size": size} for one in problems for size in sizes]
+    decoded(driver, problems, kernel, decode=1)
 
 
 @each(DECODES)

@@ -392,15 +392,14 @@ def batches_of_a_sequence(draw) -> tuple[dict, dict]:
     problem |= {"op": "forward", "deterministic": False, "num_splits": 1}
     if paged:
         problem |= {"layout": "varlen", "page_size": 256}
-    longest = 4096 * problem["num_heads_kv"] // problem["num_heads"] if paged else 40_000
 
     def with_others() -> dict:
         batch = draw(st.sampled_from((1, 2, 3, 64, 300, 3_000)))
         lengths = {"batch": batch}
-        for side, most in (("q", min(longest, 512) if paged else longest), ("k", 40_000)):
+        for side in ("q", "k"):
             length = problem[f"seqlen_{side}"]
             if problem["layout"] == "varlen":
-                length = draw(st.integers(1, most))
+                length = draw(st.integers(1, 40_000))
                 lengths[f"total_{side}"] = draw(st.integers(length, batch * length))
             else:
                 lengths[f"total_{side}"] = batch * length
@@ -481,41 +480,6 @@ CACHE = {"layout": "dense", "keys_in_use": True}
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"page_size": 64}, ""),
-        ({"page_size": 256}, ""),
-        ({"page_size": 96}, "a page of block_table must hold a multiple of 64 keys, holds 96"),
-        (
-            {"page_size": 32, "head_dim": 64, "head_dim_v": 64},
-            "a page of block_table must hold a multiple of 64 keys, holds 32",
-        ),
-        # These hold whatever would pay otherwise.
-        ({"page_size": 256, "batch": 32, "seqlen_q": 96, "total_q": 3072, "num_heads_kv": 8}, ""),
-        (
-            {"page_size": 256, "seqlen_q": 513, "total_q": 513},
-            "paged KV (block_table) is supported for at most 512 queries, here 513",
-        ),
-        (
-            {"page_size": 256, "seqlen_q": 512, "total_q": 512, "num_heads": 18},
-            "paged KV (block_table) is supported for at most 4096 queries times query heads of a "
-            "key/value head, here 4608",
-        ),
-        (
-            {"page_size": 256, "num_heads": 70_000, "num_heads_kv": 70_000},
-            "paged KV (block_table) is supported for at most 65535 tiles of queries and heads in a "
-            "sequence, here 70000",
-        ),
-        (
-            {"page_size": 256, "capability": 100},
-            "paged KV (block_table) is supported only on compute capability 9.0",
-        ),
-        (
-            {"page_size": 256, "op": "backward"},
-            "paged KV (block_table) is supported only in a forward",
-        ),
-        (
-            {"page_size": 256, "op": "backward", "capability": 100},
-            "paged KV (block_table) is supported only in a forward",
-        ),
         (CACHE, ""),
         (CACHE | {"batch": 1, "seqlen_q": 512, "total_q": 512}, ""),
         (
@@ -543,7 +507,7 @@ CACHE = {"layout": "dense", "keys_in_use": True}
     ],
     ids=str,
 )
-def test_pages_and_splits_are_the_decode_kernel_s(change, reason):
+def test_a_dense_cache_and_splits_are_the_decode_kernel_s(change, reason):
     chosen = plan(LEGAL | DECODE | change)
     assert chosen.supported == (not reason), chosen.reason
     assert chosen.reason == reason
@@ -558,25 +522,95 @@ def test_pages_and_splits_are_the_decode_kernel_s(change, reason):
         ({"seqlen_q": 40, "total_q": 80}, (64, 64)),
         ({"page_size": 64}, (64, 64)),  # half a key block of the other tile
         ({"page_size": 128}, (16, 128)),
+        ({"page_size": 96}, (16, 128)),  # half a key block of the other tile, too
+        ({"page_size": 16}, (16, 128)),
         ({"page_size": 128, "num_splits": 1}, (64, 64)),  # whatever the rest of the batch
+        ({"page_size": 16, "num_splits": 1}, (64, 64)),
         ({"num_splits": 3}, (16, 128)),
     ],
     ids=str,
 )
-def test_the_smallest_tile_decodes_that_holds_all_rows_and_reads_the_pages(change, tile):
+def test_the_smallest_tile_decodes_that_holds_all_rows_and_reads_whole_blocks(change, tile):
     problem = LEGAL | DECODE | {"head_dim": 64, "head_dim_v": 64} | change
     chosen = fa4_core.plan(core_problem(problem), False, decode(fa4_core.Decode.WHERE_POSSIBLE))
     assert chosen.kernel.op == fa4_core.Op.DECODE
     assert (chosen.kernel.block_m, chosen.kernel.block_n) == tile
 
 
-def test_a_forced_tile_leaves_pages_to_no_kernel():
-    forward = plan(LEGAL | DECODE | {"seqlen_q": 513, "total_q": 513}).kernel
-    overrides = fa4_core.Overrides(tile=fa4_core.Tile(forward.block_m, forward.block_n))
-    problem = core_problem(LEGAL | DECODE | {"page_size": 256})
-    assert fa4_core.plan(problem, False, overrides).reason == (
-        "paged KV (block_table) is supported only without a forced tile"
+PREFILL = DECODE | {"seqlen_q": 4096, "total_q": 5000}
+LONG = {"seqlen_k": 8192}
+
+
+@pytest.mark.parametrize(
+    ("change", "op"),
+    [
+        (LONG, fa4_core.Op.DECODE),
+        (LONG | {"page_size": 16}, fa4_core.Op.DECODE),
+        (PREFILL, fa4_core.Op.FORWARD),
+        (PREFILL | {"page_size": 16, "is_causal": True}, fa4_core.Op.FORWARD),
+        (PREFILL | {"page_size": 48, "window_size_left": 100}, fa4_core.Op.FORWARD),
+        # a hint about speed, where it is not 1
+        (PREFILL | {"num_splits": 3}, fa4_core.Op.FORWARD),
+        # the same bits in every batch, whatever its longest sequence
+        (PREFILL | {"num_splits": 1}, fa4_core.Op.DECODE),
+        ({"num_splits": 1}, fa4_core.Op.DECODE),
+        # Few queries run where they run without pages.
+        ({}, fa4_core.Op.FORWARD),
+        ({"batch": 32, "seqlen_q": 96, "total_q": 3072, "num_heads_kv": 8}, fa4_core.Op.FORWARD),
+        ({"seqlen_q": 513, "total_q": 513}, fa4_core.Op.FORWARD),
+        ({"seqlen_q": 512, "total_q": 512, "num_heads": 18}, fa4_core.Op.FORWARD),
+        # more heads than a grid of the decode kernel holds
+        ({"num_heads": 70_000, "num_heads_kv": 70_000}, fa4_core.Op.FORWARD),
+    ],
+    ids=str,
+)
+def test_pages_have_a_kernel_for_any_number_of_queries(change, op):
+    chosen = plan(LEGAL | DECODE | {"page_size": 256} | change)
+    assert chosen.supported, chosen.reason
+    assert chosen.kernel.op == op, chosen.kernel.name
+    if op == fa4_core.Op.FORWARD:
+        assert chosen.kernel.layout == fa4_core.Layout.PAGED
+        assert (chosen.splits, chosen.workspace.bytes) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"page_size": 100}, "a page of block_table must hold a multiple of 16 keys, holds 100"),
+        ({"page_size": 8}, "a page of block_table must hold a multiple of 16 keys, holds 8"),
+        ({"capability": 100}, "paged KV (block_table) is supported only on compute capability 9.0"),
+        ({"op": "backward"}, "paged KV (block_table) is supported only in a forward"),
+        (
+            {"op": "backward", "capability": 100},
+            "paged KV (block_table) is supported only in a forward",
+        ),
+    ],
+    ids=str,
+)
+def test_why_pages_are_read_by_no_kernel(change, reason):
+    assert plan(LEGAL | PREFILL | {"page_size": 256} | change).reason == reason
+
+
+def test_no_rule_decides_about_pages():
+    """The rules of speed and of tiles were measured without pages."""
+    long = {
+        "layout": "varlen", "batch": 4, "seqlen_q": 8192, "seqlen_k": 8192, "total_q": 32_768,
+        "total_k": 32_768, "head_dim": 96, "head_dim_v": 96,
+    }  # fmt: skip
+    plain, paged = (
+        plan(LEGAL | long | pages, speed_rules=True) for pages in ({}, {"page_size": 16})
     )
+    assert plain.kernel.tuned
+    assert paged.supported and not paged.kernel.tuned
+
+
+@settings(max_examples=300, deadline=None)
+@given(problems(capabilities=(90,), ops=("forward",)), st.sampled_from((16, 48, 64, 256)))
+def test_the_forward_in_pages_has_the_tile_without_pages(problem, page_size):
+    problem |= {"layout": "varlen", "seqlen_q": 4096, "total_q": 4096 * problem["batch"]}
+    plain, paged = plan(problem), plan(problem | {"page_size": page_size})
+    for field in ("op", "mask", "head_dim", "head_dim_v", "block_m", "block_n"):
+        assert getattr(plain.kernel, field) == getattr(paged.kernel, field), field
 
 
 @settings(max_examples=300, deadline=None)
@@ -584,14 +618,13 @@ def test_a_forced_tile_leaves_pages_to_no_kernel():
     problems(),
     st.sampled_from((1, 64, 513)),
     st.sampled_from((1, 4_000)),
-    st.sampled_from(({"page_size": 256}, {"keys_in_use": True}, {"num_splits": 3})),
+    st.sampled_from(({"keys_in_use": True}, {"num_splits": 3})),
 )
-def test_a_reason_about_pages_or_splits_is_true_of_its_call(problem, queries, more_heads, change):
+def test_a_reason_about_caches_or_splits_is_true_of_its_call(problem, queries, more_heads, change):
     problem["seqlen_q"] = min(problem["seqlen_q"], queries)
     for heads in ("num_heads", "num_heads_kv"):
         problem[heads] *= more_heads
     name = {
-        "page_size": "paged KV (block_table)",
         "keys_in_use": "seqused_k of dense tensors",
         "num_splits": "SplitKV (num_splits is 3)",
     }[next(iter(change))]

@@ -34,6 +34,7 @@ def as_planned(problem: Problem, capability: int) -> fa4_core.Problem:
             "seqlen_k": max(problem.seqlens_k),
             "total_q": sum(problem.seqlens_q) + behind,
             "total_k": sum(problem.seqlens_k) + behind,
+            "page_size": problem.page_size,
             "num_heads": problem.heads,
             "num_heads_kv": problem.heads_kv,
             "head_dim": problem.head_dim,

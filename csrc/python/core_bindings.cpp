@@ -40,6 +40,7 @@ PYBIND11_MODULE(fa4_core, m) {
   py::enum_<Layout>(m, "Layout")
       .value("DENSE", Layout::kDense)
       .value("VARLEN", Layout::kVarlen)
+      .value("PAGED", Layout::kPaged)
       .value("ANY", Layout::kAny);
   py::enum_<Mask>(m, "Mask")
       .value("FULL", Mask::kFull)

@@ -35,21 +35,22 @@ def flash_attn_with_kvcache(
     """Computes attention to the keys and values in a cache, for inference, and writes new ones
     into the cache first where they are given.
 
-    On Hopper few queries read a dense cache in place: up to 512 of them, and up to 4,096 of them
-    times query heads of a key/value head, if the strides are multiples of 8 elements. Others work
-    on a copy of it.
+    On Hopper any number of queries reads pages in place, and few read a dense cache in place: up to
+    512 of them, and up to 4,096 of them times query heads of a key/value head. Strides must be
+    multiples of 8 elements. Others work on a copy of a dense cache.
 
     Args:
         q: (batch, seqlen_q, heads, head_dim), float16 or bfloat16.
         k_cache: (batch, seqlen_cache, heads_k, head_dim), or with a table (pages, page_size,
-            heads_k, head_dim).
+            heads_k, head_dim); a page_size that is a multiple of 16 has kernels.
         v_cache: as k_cache, with head_dim_v.
         k: (batch, seqlen_new, heads_k, head_dim): keys that go into the cache behind those in use.
             The cache must have room for them.
         v: as k, with head_dim_v.
         cache_seqlens: (batch,), int32, or a number: how many keys of each sequence are in use,
             without new ones. None means all; a table and new keys need it.
-        block_table: (batch, pages), int32: each sequence's pages.
+        block_table: (batch, pages), int32: each sequence's pages. Entries behind the last page in
+            use may hold anything.
         page_table: flash-attn 3's name for block_table.
         softmax_scale, window_size, softcap, learnable_sink, num_splits, others: as in
             `flash_attn_func`.

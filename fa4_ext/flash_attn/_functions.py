@@ -46,7 +46,8 @@ def flash_attn_func(
         learnable_sink: (heads,), a logit for each query head that takes part in the softmax and has
             no value; any floating dtype. It may require grad.
         num_splits: into how many parts the keys are split where there are few queries; 0 leaves it
-            to the planner. With 1 a sequence has the same bits in every batch.
+            to the planner. With 1 a sequence has the same bits in every batch; with a table and
+            many queries 1 is slower than 0.
         deterministic: whether the backward gives the same bits in every run.
             torch.use_deterministic_algorithms(True) asks for the same.
         return_attn_probs: flash-attn 3's name for return_lse. flash-attn 2 returns a third value,
@@ -104,7 +105,8 @@ def flash_attn_varlen_func(
 
     Args:
         q: (total_q, heads, head_dim), the queries of all sequences, float16 or bfloat16.
-        k: (total_k, heads_k, head_dim), or with a table (pages, page_size, heads_k, head_dim).
+        k: (total_k, heads_k, head_dim), or with a table (pages, page_size, heads_k, head_dim); a
+            page_size that is a multiple of 16 has kernels.
         v: as k, with head_dim_v.
         cu_seqlens_q: (batch + 1,), int32, on q's device: sequence i has the rows from
             cu_seqlens_q[i] to cu_seqlens_q[i + 1]. Rows of q behind the last sequence belong to
@@ -114,7 +116,8 @@ def flash_attn_varlen_func(
         max_seqlen_q: the longest sequence's number of queries, or more; None means total_q.
         max_seqlen_k: the longest sequence's number of keys, or more; None means all of them.
         seqused_k: (batch,), int32: how many keys of each sequence are in use. There is no backward.
-        block_table: (batch, pages), int32: each sequence's pages of k and v. There is no backward.
+        block_table: (batch, pages), int32: each sequence's pages of k and v. Entries behind its
+            last page in use may hold anything. There is no backward.
         page_table: flash-attn 3's name for block_table.
         dropout_p, softmax_scale, causal, window_size, softcap, learnable_sink, num_splits,
             deterministic, return_attn_probs, return_lse, others: as in `flash_attn_func`, for each

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,7 +13,14 @@ import fa4_ext
 from fa4_ext import _library
 from fa4_ext.selftest.compare import what_is_wrong
 from fa4_ext.selftest.problems import Kernel, Problem, others, problems_for
-from fa4_ext.selftest.reference import DTYPES, GRADIENTS, Inputs, compute, make_inputs
+from fa4_ext.selftest.reference import (
+    DTYPES,
+    GRADIENTS,
+    Inputs,
+    compute,
+    in_pages,
+    make_inputs,
+)
 
 RIGHT, WRONG, NOT_LOADED, FAILED, NOT_RUN = "right", "wrong", "not loadable", "failed", "not run"
 
@@ -27,11 +35,13 @@ class Where:
     Attributes:
         device: of their tensors.
         ops: what has the attention ops, torch.ops.aten on a GPU.
+        own: what has this library's own ones, torch.ops.fa4_ext on a GPU.
         capability, sm_count: what to plan for, such as 90 and 132; 0 stands for the device's own.
     """
 
     device: str
-    ops: object = torch.ops.aten
+    ops: Any = torch.ops.aten
+    own: Any = torch.ops.fa4_ext
     capability: int = 0
     sm_count: int = 0
 
@@ -77,13 +87,18 @@ def alone(kernel: Kernel, kernels: Sequence[Kernel]) -> Iterator[None]:
 def why_not_run(kernel: Kernel, problem: Problem, inputs: Inputs, where: Where) -> str | None:
     """Returns what the planner says instead of this kernel's name, or None. For a problem that a
     speed rule leaves to PyTorch it must say so."""
+    k, v, cu_seqlens_k = inputs.k, inputs.v, inputs.cu_seqlens_k
+    table = used = None
+    if problem.page_size:
+        k, v, table, used = in_pages(problem, inputs)
+        cu_seqlens_k = None
     supported, planned, reason = torch.ops.fa4_ext.explain(
-        inputs.q, inputs.k, inputs.v, inputs.cu_seqlens_q, inputs.cu_seqlens_k,
+        inputs.q, k, v, inputs.cu_seqlens_q, cu_seqlens_k,
         max(problem.seqlens_q), max(problem.seqlens_k), 0.0, problem.is_causal, False, None,
-        *problem.window, None, None, None, None, deterministic=problem.deterministic,
+        *problem.window, used, None, table, None, deterministic=problem.deterministic,
         backward=problem.backward, speed_rules=problem.by_stock,
         capability=where.capability, sm_count=where.sm_count,
-        cudnn=inputs.bias is not None, attn_mask=inputs.bias,
+        cudnn=inputs.bias is not None, own=table is not None, attn_mask=inputs.bias,
     )[:3]  # fmt: skip
     if problem.by_stock:
         if not supported and "the stock kernel is faster" in reason:
@@ -97,7 +112,7 @@ def _run_and_compare(problem: Problem, inputs: Inputs, where: Where) -> str | No
     truth = compute(problem, inputs, torch.float32)
     plain = compute(problem, inputs, DTYPES[problem.dtype])
     if not problem.backward:
-        return what_is_wrong(_forward(problem, inputs, where.ops), plain, truth)
+        return what_is_wrong(_forward(problem, inputs, where), plain, truth)
     gradients = _backward(problem, inputs, truth, where.ops)
     if wrong := what_is_wrong(gradients, plain, truth):
         return wrong
@@ -109,17 +124,25 @@ def _run_and_compare(problem: Problem, inputs: Inputs, where: Where) -> str | No
     return None
 
 
-def _forward(problem: Problem, x: Inputs, ops) -> dict[str, torch.Tensor]:
+def _forward(problem: Problem, x: Inputs, where: Where) -> dict[str, torch.Tensor]:
     poison(x)
     if x.bias is not None:
-        out, lse = ops._scaled_dot_product_cudnn_attention(
+        out, lse = where.ops._scaled_dot_product_cudnn_attention(
             *_heads_first(x.q, x.k, x.v), x.bias, True, 0.0, False, False
         )[:2]
         return {"out": out.transpose(1, 2), "lse": lse.squeeze(-1)}
-    out, lse = ops._flash_attention_forward(
-        x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, max(problem.seqlens_q),
-        max(problem.seqlens_k), 0.0, problem.is_causal, False, **_window(problem),
-    )[:2]  # fmt: skip
+    longest = max(problem.seqlens_q), max(problem.seqlens_k)
+    if problem.page_size:
+        k, v, table, used = in_pages(problem, x)
+        out, lse = where.own.attention(
+            x.q, k, v, x.cu_seqlens_q, None, *longest, used, table, None, problem.is_causal,
+            *problem.window, 0, False,
+        )  # fmt: skip
+    else:
+        out, lse = where.ops._flash_attention_forward(
+            x.q, x.k, x.v, x.cu_seqlens_q, x.cu_seqlens_k, *longest, 0.0, problem.is_causal, False,
+            **_window(problem),
+        )[:2]  # fmt: skip
     rows = sum(problem.seqlens_q)
     if problem.rows_behind:  # where a forward writes nothing
         out, lse = out[:rows], lse[:, :rows]

@@ -30,6 +30,10 @@ _CLEARED_HEAD_DIMS = (64, 128)
 _BIASES = ("random", "padding", "slopes", "padding", "causal", "slopes", "causal")
 
 
+# Keys of a page, in turn: few, a key block or two, and what divides neither.
+_PAGE_SIZES = (16, 128, 48)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One attention call. The sequences of a dense problem are equally long.
@@ -41,6 +45,7 @@ class Problem:
         rows_behind: varlen: rows of the tensors behind the last sequence.
         by_stock: PyTorch's own backward computes it, by a speed rule.
         bias: one of _BIASES, through cuDNN's op; none if empty.
+        page_size: varlen: keys of a page, through this library's own op; 0 for no pages.
     """
 
     dtype: str
@@ -58,6 +63,7 @@ class Problem:
     rows_behind: int = 0
     by_stock: bool = False
     bias: str = ""
+    page_size: int = 0
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -90,6 +96,7 @@ class Problem:
             "causal" if self.is_causal else "",
             f"window {self.window[0]},{self.window[1]}" if self.window != (-1, -1) else "",
             f"bias {self.bias}" if self.bias else "",
+            f"pages of {self.page_size}" if self.page_size else "",
             f"{self.rows_behind} rows behind" if self.rows_behind else "",
             "deterministic" if self.deterministic else "",
         ]
@@ -124,7 +131,8 @@ def others(kernel: Kernel, kernels: Sequence[Kernel]) -> tuple[str, ...]:
 
 def _attention(kernel: Kernel) -> Iterator[Problem]:
     one_pass, two_passes = (kernel["op"] == op for op in _BACKWARDS)
-    varlen = kernel["layout"] == "varlen"
+    paged = kernel["layout"] == "paged"
+    varlen = paged or kernel["layout"] == "varlen"
     heads = cycle(_HEADS[("gqa" if kernel["grouped"] else "mha") if one_pass else "any"])
     shapes = (_packed if varlen else _dense)(kernel["block_m"], kernel["block_n"])
     for index, (seqlens_q, seqlens_k, times) in enumerate(shapes):
@@ -135,6 +143,7 @@ def _attention(kernel: Kernel) -> Iterator[Problem]:
             seqlens_q, seqlens_k, varlen=varlen, backward=one_pass or two_passes,
             deterministic=two_passes or kernel["deterministic"],
             rows_behind=5 if varlen and index == 0 else 0,
+            page_size=_PAGE_SIZES[index] if paged else 0,
         )  # fmt: skip
         yield _masked(problem, kernel["mask"], index)
 
@@ -209,6 +218,8 @@ def _decode(kernel: Kernel) -> Iterator[Problem]:
                 kernel["dtype"], *head_dims, *heads, seqlens_q, seqlens_k, varlen=ragged
             )
             yield _masked(problem, mask, index)
+        paged = replace(problem, varlen=True, page_size=16)
+        yield _masked(paged, mask, index=0)
 
 
 def _clear(kernel: Kernel) -> Iterator[Problem]:

@@ -63,6 +63,31 @@ def make_inputs(problem: Problem, device) -> Inputs:
     )
 
 
+def in_pages(
+    problem: Problem, inputs: Inputs
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns keys and values in pages, the block table and the lengths. The pages are in reverse
+    order. Rows behind a sequence hold NaN, and so does a page of its own that no sequence has."""
+    size = problem.page_size
+    counts = [-(-length // size) for length in problem.seqlens_k]
+    table = torch.full((len(counts), max(counts) + 1), -1, dtype=torch.int32)
+    caches = [
+        packed.new_full((sum(counts) + 1, size, *packed.shape[1:]), float("nan"))
+        for packed in (inputs.k, inputs.v)
+    ]
+    last, begin = sum(counts) - 1, 0
+    for sequence, length in enumerate(problem.seqlens_k):
+        for page, first in enumerate(range(0, length, size)):
+            rows = min(size, length - first)
+            for cache, packed in zip(caches, (inputs.k, inputs.v), strict=True):
+                cache[last, :rows] = packed[begin : begin + rows]
+            table[sequence, page] = last
+            last, begin = last - 1, begin + rows
+    lengths = torch.tensor(problem.seqlens_k, dtype=torch.int32)
+    device = inputs.q.device
+    return *caches, table.to(device), lengths.to(device)
+
+
 def _make_bias(problem: Problem, device) -> torch.Tensor:
     options = {"dtype": DTYPES[problem.dtype], "device": device}
     if problem.bias == "random":

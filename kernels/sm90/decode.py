@@ -32,6 +32,7 @@ from kernels.common import packed, symbolic
 from kernels.kernel import Kernel
 from kernels.sm90 import columns, staging
 from kernels.sm90.columns import Softmax
+from kernels.sm90.pages import Boxes, Pages, Table
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
 from kernels.sm90.window import Window
@@ -42,7 +43,6 @@ THREADS = CONSUMERS + 32  # and a warp that loads
 PRODUCT_ROWS = 64  # WGMMA's M
 # Tiles of P^T in shared memory: one is written while the tensor cores read the other.
 WEIGHTS_STAGES = 2
-VECTOR = 8  # elements of 2 bytes in 16 bytes
 MAX_SPLITS = 16  # CTAs in a cluster, at most, on Hopper
 ROWS_WEIGHED = CONSUMERS // MAX_SPLITS  # at a time: a thread has one row of one CTA
 OUTPUT_VECTOR = 4  # fp32 elements in 16 bytes
@@ -147,6 +147,7 @@ class Decode:
         self.ctas_per_sm = kernel.ctas_per_sm
         # The columns of V that a product begins at. Where they are no multiple of 64 the products
         # overlap, and compute some columns of O twice.
+        self.pages = Pages(self.dtype, self.tile_n, large=False)
         self.product_step = math.gcd(self.head_dim_v, PRODUCT_ROWS)
         self.products_v = (self.head_dim_v - PRODUCT_ROWS) // self.product_step + 1
 
@@ -170,17 +171,15 @@ class Decode:
         stream: cuda.CUstream,
     ):
         q, k, v, o = (assume_tensor_aligned(tensor) for tensor in (q, k, v, o))
-        by_head = [1, 3, 2, 0]  # [seqlen, head_dim, heads, batch or pages]
+        k_by_head, v_by_head = staging.by_head(k), staging.by_head(v)
         sq_layout = staging.smem_layout(self.dtype, self.tile_m, self.head_dim, None)
         sk_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim, self.stages)
         sv_layout = staging.smem_layout(self.dtype, self.tile_n, self.head_dim_v, self.stages)
         load = cpasync.CopyBulkTensorTileG2SOp()
-        load_k, tma_k = staging.tma(
-            load, layout_utils.select(k, by_head), sk_layout, self.tile_n, self.head_dim
-        )
-        load_v, tma_v = staging.tma(
-            load, layout_utils.select(v, by_head), sv_layout, self.tile_n, self.head_dim_v
-        )
+        load_k, tma_k = staging.tma(load, k_by_head, sk_layout, self.tile_n, self.head_dim)
+        load_v, tma_v = staging.tma(load, v_by_head, sv_layout, self.tile_n, self.head_dim_v)
+        (small_k,) = self.pages.tma(load, k_by_head, self.head_dim)
+        (small_v,) = self.pages.tma(load, v_by_head, self.head_dim_v)
         sp_layout = staging.smem_layout(self.dtype, self.tile_m, self.tile_n, WEIGHTS_STAGES)
         mma_qk = sm90_utils.make_tiled_mma(self.dtype, "K", "K", self.tile_m)
         mma_pv = sm90_utils.make_tiled_mma(self.dtype, "MN", "K", self.tile_m)
@@ -190,8 +189,8 @@ class Decode:
         heads_kv = cute.size(k, mode=[2])
         tiles = cute.ceil_div(max_seqlen_q * (cute.size(q, mode=[2]) // heads_kv), self.tile_m)
         self.kernel(
-            q, o, lse, load_k, tma_k, load_v, tma_v, scale * LOG2_E, cu_seqlens_q, cu_seqlens_k,
-            seqused_k, block_table,
+            q, o, lse, load_k, tma_k, load_v, tma_v, small_k, small_v, scale * LOG2_E,
+            cu_seqlens_q, cu_seqlens_k, seqused_k, block_table,
             window_size_left, window_size_right, tiles, sq_layout, sk_layout, sv_layout, sp_layout,
             mma_qk, mma_pv,
         ).launch(
@@ -224,6 +223,8 @@ class Decode:
         tma_k: cute.Tensor,
         load_v: cute.CopyAtom,
         tma_v: cute.Tensor,
+        small_k: tuple,  # a TMA atom and tensor for small boxes
+        small_v: tuple,
         scale_log2: Float32,
         cu_seqlens_q: cute.Tensor,
         cu_seqlens_k: cute.Tensor,
@@ -287,7 +288,12 @@ class Decode:
         tile = self.tile(q, tma_k, lengths, window, tiles)
         pipeline.pipeline_init_wait()
         if warp == CONSUMER_WARPS:
-            self.load(tile, k, v, block_table)
+            page_size = cute.size(tma_k, mode=[0])
+            if cute.size(block_table, mode=[0]) > 0 and page_size % self.tile_n != 0:
+                table = Table(block_table, cu_seqlens_k, seqused_k, page_size)
+                self.load_in_boxes(tile, Boxes(k, (small_k,)), Boxes(v, (small_v,)), table)
+            else:
+                self.load(tile, k, v, block_table)
         else:
             self.attend(tile, window, q, shared, k, v, mma_qk, mma_pv, scale_log2, output, row_lse)
         cute.arch.cluster_arrive()
@@ -362,6 +368,22 @@ class Decode:
             state.advance()
 
     @cute.jit
+    def load_in_boxes(self, tile: Tile, k: Boxes, v: Boxes, table: Table):
+        """The same where key blocks go across pages. Those of a key block are found while the one
+        before is loaded."""
+        state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, self.stages)
+        following = self.find(tile, table, tile.begin)
+        for block in cutlass.range(tile.begin, tile.end, unroll=1):
+            found = following
+            following = self.find(tile, table, block + 1)
+            self.pages.load(k, self.head_dim, table, tile.head_kv, block, found, state)
+            self.pages.load(v, self.head_dim_v, table, tile.head_kv, block, found, state)
+            state.advance()
+
+    def find(self, tile: Tile, table: Table, block) -> Int32:
+        return self.pages.find(table, tile.batch, tile.seqlen_k, block)
+
+    @cute.jit
     def load_block(self, tile: Tile, load: Load, state, row, page, columns: cutlass.Constexpr):
         head = cute.domain_offset((row, 0), load.source[None, None, tile.head_kv, page])
         block = cute.local_tile(head, (self.tile_n, columns), (0, 0))
@@ -378,7 +400,7 @@ class Decode:
         """Gathers the rows of a tile. Columns beyond head_dim and rows beyond the tile's become
         zero."""
         tidx, _, _ = cute.arch.thread_idx()
-        copy = self.vector_copy(self.head_dim, self.tile_m)
+        copy = staging.vector_copy(self.dtype, self.tile_m, self.head_dim)
         if tidx < copy.size:
             thr_copy = copy.get_slice(tidx)
             to_shared = thr_copy.partition_D(sq)
@@ -402,7 +424,7 @@ class Decode:
                 self.dtype, utils.elem_pointer(q, source).toint(), cute.AddressSpace.gmem,
                 assumed_align=16,
             )  # fmt: skip
-            layout = cute.make_layout(VECTOR)
+            layout = cute.make_layout(staging.VECTOR)
             cute.autovec_copy(
                 cute.make_tensor(pointer, layout), cute.make_tensor(vector.iterator, layout)
             )
@@ -517,8 +539,11 @@ class Decode:
             store_weights(weights, block % WEIGHTS_STAGES)
             v.pipeline.consumer_wait(state_v)
             if (block + 1) * self.tile_n > tile.seqlen_k:
-                self.clear_rows(
-                    v.stages[None, None, state_v.index], tile.seqlen_k - block * self.tile_n
+                staging.clear_rows(
+                    v.stages[None, None, state_v.index],
+                    (self.tile_n, self.head_dim_v),
+                    tile.seqlen_k - block * self.tile_n,
+                    tidx,
                 )
             cute.arch.fence_view_async_shared()
             columns.sync()
@@ -577,25 +602,6 @@ class Decode:
                 for c in cutlass.range_constexpr(cute.size(scores, mode=[1])):
                     seen = where[r, c][0] >= first and where[r, c][0] < end
                     scores[r, c] = scores[r, c] if seen else -Float32.inf
-
-    def vector_copy(self, columns: int, rows: int) -> cute.TiledCopy:
-        """A copy of [rows, columns] in vectors, by as many threads as have one."""
-        a_row = math.gcd(columns // VECTOR, VECTOR)
-        return copy_utils.tiled_copy_2d(self.dtype, a_row, min(CONSUMERS, rows * a_row), VECTOR)
-
-    @cute.jit
-    def clear_rows(self, sv: cute.Tensor, first: Int32):
-        """Clears the rows that are no values of the sequence: they may hold anything, and 0 * NaN
-        is NaN."""
-        tidx, _, _ = cute.arch.thread_idx()
-        thr_copy = self.vector_copy(self.head_dim_v, self.tile_n).get_slice(tidx)
-        to_shared = thr_copy.partition_D(sv)
-        where = thr_copy.partition_S(cute.make_identity_tensor((self.tile_n, self.head_dim_v)))
-        zeros = cute.make_rmem_tensor_like(to_shared[None, 0, None])
-        zeros.fill(0.0)
-        for i in cutlass.range_constexpr(cute.size(to_shared, mode=[1])):
-            if where[0, i, 0][0] >= first:
-                cute.copy(thr_copy, zeros, to_shared[None, i, None])
 
     @cute.jit
     def combine(self, tile, output, row_lse, weights, o, lse):

@@ -30,11 +30,16 @@ from kernels.sm90 import schedule, staging
 from kernels.sm90.barriers import Barrier
 from kernels.sm90.masks import Edge
 from kernels.sm90.output import Destination, Output
+from kernels.sm90.pages import Boxes, Pages, Table
 from kernels.sm90.schedule import Ring, Schedule, Tile
 from kernels.sm90.softmax import LOG2_E, Softmax, exponentials, rescale
 from kernels.sm90.staging import Load
 from kernels.sm90.visibility import Bounds, Visibility, masks_of, visibility_of
 from kernels.sm90.warpgroups import ROWS, WARPGROUP, Turns
+
+# The named barrier of the first warpgroup in pages, behind which are those of the others: its
+# threads have cleared what is no value.
+VALUES_CLEARED = max(Barrier) + 1
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Warpgroup:
     thread: Int32  # in the warpgroup
     visibility: Visibility
     operands: Operands
+    values: cute.Tensor | None  # the stages of V, which are cleared of what is no value in pages
     softmax: Softmax  # of the tile at hand
     q: PipelineTmaAsync
     k: PipelineTmaAsync
@@ -107,7 +113,9 @@ class Forward:
         # the next tile's queries are loaded before this tile's last scores
         self.ahead = kernel.q_stages > 1
         self.turns = Turns(self.warpgroups, kernel.pingpong)
-        self.biased, self.varlen = kernel.mask is Mask.BIAS, kernel.layout is Layout.VARLEN
+        self.biased, self.varlen = kernel.mask is Mask.BIAS, kernel.packed
+        self.paged = kernel.layout is Layout.PAGED
+        self.pages = Pages(self.dtype, self.tile_n, large=True)
         self.skips = self.warpgroups > 1 and not self.biased
         self.masks = masks_of(kernel, ROWS)
         self.schedule = Schedule(kernel)
@@ -131,6 +139,9 @@ class Forward:
         counter: cute.Tensor | None,
         bias: cute.Tensor | None,
         lists: cute.Tensor | None,
+        cu_seqlens_k: cute.Tensor | None,
+        seqused_k: cute.Tensor | None,
+        block_table: cute.Tensor | None,
         stream: cuda.CUstream,
     ):
         *leading, heads, _ = q.shape
@@ -141,9 +152,13 @@ class Forward:
             num_ctas = cutlass.min(num_ctas, order.end)
         else:
             offsets_q = packed.Offsets(cu_seqlens_q, q.shape[0])
-            lengths_k = packed.KeyLengths(key_lengths, k.shape[0])
+            if const_expr(self.paged):
+                lengths_k = Table(block_table, cu_seqlens_k, seqused_k, k.shape[1])
+            else:
+                lengths_k = packed.KeyLengths(key_lengths, k.shape[0])
+                k, v = packed.sequences(k), packed.sequences(v)
             order = schedule.Varlen(offsets_q, lengths_k, heads, heads_kv, counter)
-            q, k, v = (packed.sequences(tensor) for tensor in (q, k, v))
+            q = packed.sequences(q)
         if const_expr(self.varlen and self.output.by_tma):
             o = packed.sequences(o)
         q, k, v, o = (
@@ -155,8 +170,14 @@ class Forward:
         so_layout = self.output.stages_layout()
         load = cpasync.CopyBulkTensorTileG2SOp()
         atom_q, tma_q = staging.tma(load, q, sq_layout, ROWS, self.head_dim)
-        atom_k, tma_k = staging.tma(load, k, sk_layout, self.tile_n, self.head_dim)
-        atom_v, tma_v = staging.tma(load, v, sv_layout, self.tile_n, self.head_dim_v)
+        if const_expr(self.paged):
+            small_k, (atom_k, tma_k) = self.pages.tma(load, k, self.head_dim)
+            small_v, (atom_v, tma_v) = self.pages.tma(load, v, self.head_dim_v)
+            small = small_k, small_v
+        else:
+            small = None
+            atom_k, tma_k = staging.tma(load, k, sk_layout, self.tile_n, self.head_dim)
+            atom_v, tma_v = staging.tma(load, v, sv_layout, self.tile_n, self.head_dim_v)
         atom_o = None
         if const_expr(self.output.by_tma):
             atom_o, o = self.output.tma(o)
@@ -165,7 +186,7 @@ class Forward:
         self.kernel(
             atom_q, tma_q, atom_k, tma_k, atom_v, tma_v, atom_o, o, lse, scale * LOG2_E,
             visibility_of(window_size_left, window_size_right, bias, lists, scale), order,
-            sq_layout, sk_layout, sv_layout, so_layout, mma_qk, mma_pv,
+            sq_layout, sk_layout, sv_layout, so_layout, mma_qk, mma_pv, small,
         ).launch(
             grid=[num_ctas, 1, 1], block=[WARPGROUP + self.consumers, 1, 1], stream=stream,
             min_blocks_per_mp=1
@@ -207,10 +228,13 @@ class Forward:
         so_layout,
         mma_qk: cute.TiledMma,
         mma_pv: cute.TiledMma,
+        small,  # in pages: a TMA atom and tensor for small boxes of K, and of V
     ):
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         if warp == 0:
-            for atom in (atom_q, atom_k, atom_v, *((atom_o,) if self.output.by_tma else ())):
+            atoms_of_small = [atom for atom, _ in small] if self.paged else []
+            atoms_of_o = [atom_o] if self.output.by_tma else []
+            for atom in (atom_q, atom_k, atom_v, *atoms_of_o, *atoms_of_small):
                 cpasync.prefetch_descriptor(atom)
         storage = SmemAllocator().allocate(
             self.shared_storage(sq_layout, sk_layout, sv_layout, so_layout)
@@ -242,7 +266,10 @@ class Forward:
         if warp < WARPGROUP // 32:
             cute.arch.setmaxregister_decrease(self.producer_registers)
             if warp == 0:
-                self.load(order, visibility, ring, loads)
+                if const_expr(self.paged):
+                    self.load_pages(order, ring, loads, small)
+                else:
+                    self.load(order, visibility, ring, loads)
             if warp == 1:
                 self.schedule.run(order, visibility, ring)
         else:
@@ -265,9 +292,7 @@ class Forward:
         while tile.end > 0:
             self.load_block(k, tile, tile.begin, visibility, state_k)
             state_k.advance()
-            queries = staging.rows_of(
-                q.source, tile.head, tile.batch, tile.rows, tile.end_q, self.varlen
-            )
+            queries = self.queries(q, tile)
             for i in cutlass.range_constexpr(self.warpgroups):
                 staging.load_rows(q, queries, tile.row + i * ROWS, state_q)
                 state_q.advance()
@@ -285,6 +310,54 @@ class Forward:
         q.pipeline.producer_tail(state_q)
         k.pipeline.producer_tail(state_k)
         v.pipeline.producer_tail(state_v)
+
+    @cute.jit
+    def load_pages(self, order, ring: Ring, loads: Loads, small):
+        """The same from pages. Those of a key block are found while the one before is loaded."""
+        q, (small_k, small_v) = loads.q, small
+        k, v = Boxes.of(loads.k, small_k), Boxes.of(loads.v, small_v)
+        producer = pipeline.PipelineUserType.Producer
+        state_q = pipeline.make_pipeline_state(producer, self.q_stages)
+        state_k = pipeline.make_pipeline_state(producer, self.stages)
+        state_v = pipeline.make_pipeline_state(producer, self.stages)
+        state_t = pipeline.make_pipeline_state(pipeline.PipelineUserType.Consumer, schedule.RING)
+        tile = self.schedule.read(order, ring, state_t)
+        state_t.advance()
+        while tile.end > 0:
+            found = self.find(order, tile, tile.begin)
+            following = self.find(order, tile, tile.begin + 1)
+            self.load_keys(k, order, tile, tile.begin, found, state_k)
+            state_k.advance()
+            queries = self.queries(q, tile)
+            for i in cutlass.range_constexpr(self.warpgroups):
+                staging.load_rows(q, queries, tile.row + i * ROWS, state_q)
+                state_q.advance()
+            for block in cutlass.range(tile.begin + 1, tile.end, unroll=1):
+                before, found = found, following
+                following = self.find(order, tile, block + 1)
+                self.load_keys(k, order, tile, block, found, state_k)
+                state_k.advance()
+                self.load_values(v, order, tile, block - 1, before, state_v)
+                state_v.advance()
+            self.load_values(v, order, tile, tile.end - 1, found, state_v)
+            state_v.advance()
+            tile = self.schedule.read(order, ring, state_t)
+            state_t.advance()
+        q.pipeline.producer_tail(state_q)
+        loads.k.pipeline.producer_tail(state_k)
+        loads.v.pipeline.producer_tail(state_v)
+
+    def find(self, order: schedule.Varlen, tile: Tile, block: Int32) -> Int32:
+        return self.pages.find(order.key_lengths, tile.end_k, tile.keys, block)
+
+    def load_keys(self, k: Boxes, order: schedule.Varlen, tile: Tile, block, found, state):
+        self.pages.load(k, self.head_dim, order.key_lengths, tile.head_kv, block, found, state)
+
+    def load_values(self, v: Boxes, order: schedule.Varlen, tile: Tile, block, found, state):
+        self.pages.load(v, self.head_dim_v, order.key_lengths, tile.head_kv, block, found, state)
+
+    def queries(self, q: Load, tile: Tile) -> cute.Tensor:
+        return staging.rows_of(q.source, tile.head, tile.batch, tile.rows, tile.end_q, self.varlen)
 
     def load_block(self, load: Load, tile: Tile, position: Int32, visibility: Visibility, state):
         block = self.masks.block_at(tile, position, visibility)
@@ -335,6 +408,7 @@ class Forward:
             thread,
             visibility,
             operands,
+            loads.v.stages if self.paged else None,
             softmax,
             loads.q.pipeline,
             loads.k.pipeline,
@@ -458,6 +532,8 @@ class Forward:
         first scores of that one. `ended`: the sums of this one."""
         operands, softmax = group.operands, group.softmax
         bounds, upcoming_end = work.bounds, work.end
+        if const_expr(self.paged):
+            self.clear_unused(group, work, states)
         if upcoming.end > 0:
             bounds = self.masks.key_bounds(
                 upcoming, group.visibility, group.index, group.thread, operands.mma_qk
@@ -509,6 +585,22 @@ class Forward:
                 self.skip(group.v, states.v)
                 states.v.advance()
         return Work(upcoming, bounds, upcoming_end), states
+
+    @cute.jit
+    def clear_unused(self, group: Warpgroup, work: Work, states: States):
+        """Clears what is no value of the sequence in the tile's last key block. Each warpgroup does
+        so before it reads them: whichever clears later writes zeros over zeros."""
+        unused = work.end * self.tile_n - work.tile.keys
+        if unused > 0:
+            group.v.consumer_wait(states.v)
+            staging.clear_rows(
+                group.values[None, None, states.v.index],
+                (self.tile_n, self.head_dim_v),
+                self.tile_n - unused,
+                group.thread,
+            )
+            cute.arch.fence_view_async_shared()
+            cute.arch.barrier(barrier_id=VALUES_CLEARED + group.index, number_of_threads=WARPGROUP)
 
     @cute.jit
     def first_weights(

@@ -12,7 +12,7 @@ from cutlass.cute.nvgpu import cpasync
 from flash_attn.cute import utils
 from quack import copy_utils, layout_utils
 
-from kernels.kernel import Kernel, Layout
+from kernels.kernel import Kernel
 from kernels.sm90 import staging
 from kernels.sm90.schedule import Tile
 from kernels.sm90.softmax import Softmax
@@ -37,7 +37,7 @@ class Output:
         for it, which is 2% faster, else from registers."""
         self.dtype, self.rows, self.warp_rows, self.by_tma = dtype, rows, rows // 4, by_tma
         self.head_dim_v, self.warpgroups = kernel.head_dim_v, kernel.block_m // rows
-        self.varlen = kernel.layout is Layout.VARLEN
+        self.varlen = kernel.packed
         self.store_columns = math.gcd(self.head_dim_v, 64)  # of a swizzled row in shared memory
 
     def stages_layout(self):

@@ -19,8 +19,9 @@ from flash_attn.cute.pipeline import PipelineAsync
 from kernels.common import packed
 from kernels.common.packed import KeyLengths, Offsets
 from kernels.kernel import Kernel, Layout, Mask
-from kernels.sm90 import staging, tiles
+from kernels.sm90 import pages, staging, tiles
 from kernels.sm90.bias import ALL
+from kernels.sm90.pages import Table
 from kernels.sm90.tiles import RING
 from kernels.sm90.warpgroups import WARP
 
@@ -43,7 +44,7 @@ class Tile(NamedTuple):
     rows: Int32  # of the sequence
     keys: Int32
     end_q: Int32  # varlen: the row of q after the sequence's last
-    end_k: Int32
+    end_k: Int32  # varlen: the same of k; paged: the sequence's row of the block table
 
 
 class Sequence(NamedTuple):
@@ -78,7 +79,7 @@ class Dense(NamedTuple):
 
 class Varlen(NamedTuple):
     offsets_q: Offsets
-    key_lengths: KeyLengths
+    key_lengths: KeyLengths | Table
     heads: Int32
     heads_kv: Int32
     # one int32, zero before the launch: tiles taken beyond each CTA's first
@@ -106,7 +107,8 @@ class Schedule:
     def __init__(self, kernel: Kernel):
         self.tile_m, self.tile_n = kernel.block_m, kernel.block_n
         self.causal, self.window = kernel.mask is Mask.CAUSAL, kernel.mask is Mask.WINDOW
-        self.biased, self.varlen = kernel.mask is Mask.BIAS, kernel.layout is Layout.VARLEN
+        self.biased, self.varlen = kernel.mask is Mask.BIAS, kernel.packed
+        self.paged = kernel.layout is Layout.PAGED
         # Those from `rows` on are the same for all tiles of a dense tensor.
         self.fields = len(Tile._fields) if self.varlen else Tile._fields.index("rows")
         self.words = -(-self.fields // WORDS) * WORDS
@@ -215,7 +217,8 @@ class Schedule:
         # in earlier groups and levels.
         number, before = cta, Int32(0)
         # of the group's first sequence
-        begin_q, begin_k = order.offsets_q[0], order.key_lengths.offset(0)
+        begin_q = order.offsets_q[0]
+        begin_k = Int32(0) if self.paged else order.key_lengths.offset(0)
         for group in cutlass.range(0, batch, WARP, unroll=1):
             sequence, begin_q, begin_k = self.sequence(order, begin_q, begin_k, group + lane, batch)
             query_tiles = cute.ceil_div(sequence.rows, self.tile_m)
@@ -283,6 +286,8 @@ class Schedule:
         Where cu_seqlens decreases, a sequence begins at the largest end of those before it. So no
         two have rows in common, and all of them together have as many tiles as the planner counted.
         """
+        if const_expr(self.paged):
+            return self.sequence_in_pages(order, begin_q, index, batch)
         end_q, end_k = Int32(0), Int32(0)
         if index < batch:
             end_q = order.offsets_q[index + 1]
@@ -297,6 +302,17 @@ class Schedule:
         last = WARP - 1
         next_q, next_k = cute.arch.shuffle_sync(end_q, last), cute.arch.shuffle_sync(end_k, last)
         return Sequence(end_q - first_q, keys, end_q, first_k + keys), next_q, next_k
+
+    @cute.jit
+    def sequence_in_pages(self, order: Varlen, begin_q: Int32, index: Int32, batch: Int32):
+        """The same where keys lie in pages, and no sequence's begin where those of another end."""
+        end_q, keys = Int32(0), Int32(0)
+        if index < batch:
+            end_q = order.offsets_q[index + 1]
+            keys = pages.keys_in_use(order.key_lengths, index)
+        first_q, end_q = self.bounds(begin_q, end_q)
+        next_q = cute.arch.shuffle_sync(end_q, WARP - 1)
+        return Sequence(end_q - first_q, keys, end_q, index), next_q, Int32(0)
 
     @cute.jit
     def bounds(self, begin: Int32, end: Int32):

@@ -1,16 +1,20 @@
 """What our own kernels share: shared memory that is filled, and the barriers that say when."""
 
+import math
 from dataclasses import dataclass
 
+import cutlass
 import cutlass.cute as cute
-from cutlass import pipeline
+from cutlass import Int32, pipeline
 from cutlass.cute.nvgpu import cpasync
 from cutlass.utils import LayoutEnum
 from flash_attn.cute.pipeline import PipelineAsync, PipelineTmaAsync
 from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import packed
-from kernels.sm90.warpgroups import WARP
+from kernels.sm90.warpgroups import WARP, WARPGROUP
+
+VECTOR = 8  # elements of 2 bytes in 16 bytes
 
 
 @dataclass(frozen=True)
@@ -101,3 +105,24 @@ def load_rows(load: Load, source: cute.Tensor, row, state):
     )
     copy(tma_bar_ptr=barrier)
     load.pipeline.producer_commit(state)
+
+
+def vector_copy(dtype, rows: int, columns: int) -> cute.TiledCopy:
+    """A copy of [rows, columns] in vectors, by as many threads of a warpgroup as have one."""
+    a_row = math.gcd(columns // VECTOR, VECTOR)
+    return copy_utils.tiled_copy_2d(dtype, a_row, min(WARPGROUP, rows * a_row), VECTOR)
+
+
+@cute.jit
+def clear_rows(stage: cute.Tensor, shape: cutlass.Constexpr, first: Int32, thread: Int32):
+    """Clears the rows of a stage, [rows, columns], from `first` on, with all threads of a
+    warpgroup. They are no values of the sequence, so that they may hold anything, and 0 * NaN is
+    NaN."""
+    copy = vector_copy(stage.element_type, *shape).get_slice(thread)
+    to_shared = copy.partition_D(stage)
+    where = copy.partition_S(cute.make_identity_tensor(shape))
+    zeros = cute.make_rmem_tensor_like(to_shared[None, 0, None])
+    zeros.fill(0.0)
+    for i in cutlass.range_constexpr(cute.size(to_shared, mode=[1])):
+        if where[0, i, 0][0] >= first:
+            cute.copy(copy, zeros, to_shared[None, i, None])

@@ -13,11 +13,8 @@ LIMITS = (
     ("8 query heads, 3 key/value heads", {"num_heads_kv": 3}),
     ("65,536 query heads on one key/value head", {"num_heads": 65_536, "num_heads_kv": 1}),
     ("2^30 keys", {"batch": 1, "seqlen_k": 2**30, "total_k": 2**30}),
-    (
-        "4,096 queries on paged keys and values (`block_table`)",
-        {"layout": "varlen", "page_size": 256},
-    ),
-    ("pages of 16 keys", {"layout": "varlen", "seqlen_q": 1, "total_q": 2, "page_size": 16}),
+    ("pages of 24 keys (`block_table`)", {"layout": "varlen", "page_size": 24}),
+    ("pages on Blackwell", {"layout": "varlen", "page_size": 64, "capability": 100}),
     ("4,096 queries and `num_splits` above 1", {"num_splits": 2}),
     (
         "backward, 2^24 queries of head dim 128",

@@ -221,15 +221,15 @@ def varlen(heads: int, heads_kv: int) -> None:
     )
 
 
-def paged(heads: int, heads_kv: int) -> None:
+def paged(heads: int, heads_kv: int, columns: int) -> None:
+    """Calls with a block table of so many columns, few of which are in use."""
     q = torch.randn(2, heads, 128, dtype=torch.bfloat16)
     cache = torch.randn(3, 64, heads_kv, 128, dtype=torch.bfloat16)
     cu_seqlens = torch.tensor([0, 1, 2], dtype=torch.int32)
-    table, used = (
-        torch.tensor([[2, 0], [1, -1]], dtype=torch.int32),
-        torch.tensor([100, 20], dtype=torch.int32),
-    )
-    arguments = q, cache, cache, cu_seqlens, None, 1, 128, 0.0, False, False
+    table = torch.full((2, columns), -1, dtype=torch.int32)
+    table[:, :2] = torch.tensor([[2, 0], [1, -1]])
+    used = torch.tensor([100, 20], dtype=torch.int32)
+    arguments = q, cache, cache, cu_seqlens, None, 1, 64 * columns, 0.0, False, False
     options = {"block_table": table, "seqused_k": used}
     call(aten._flash_attention_forward.default, *arguments, **options)
     call(

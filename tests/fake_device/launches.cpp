@@ -31,7 +31,8 @@ Problem problem_of(const Kernel& kernel) {
   p.capability = kernel.arch;
   p.sm_count = 1;
   p.dtype = kernel.dtype;
-  p.layout = kernel.layout == Layout::kAny ? Layout::kDense : kernel.layout;
+  p.layout = kernel.packed() ? Layout::kVarlen : Layout::kDense;
+  p.page_size = kernel.layout == Layout::kPaged ? kPageMultiple : 0;
   p.batch = 1;
   p.seqlen_q = p.seqlen_k = p.total_q = p.total_k = 1;
   p.num_heads = 2;

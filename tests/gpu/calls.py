@@ -86,41 +86,100 @@ def flash_forward_into(out: torch.Tensor, problem: Problem, x: Inputs, **options
     )  # fmt: skip
 
 
+def _pages_apart(like, k, v, pages: int, rows: int):
+    """Each page has a page of something else behind it."""
+    return [like.new_empty((pages, 2 * rows, *size))[:, :rows] for size in (k, v)]
+
+
+def _halves(like, k, v, pages: int, rows: int):
+    """Keys and values are halves of one last dimension."""
+    cache = like.new_empty((pages, rows, k[0], k[1] + v[1]))
+    return [cache[..., : k[1]], cache[..., k[1] :]]
+
+
+def _stacked(like, k, v, pages: int, rows: int):
+    """Keys and values of a page lie one behind the other."""
+    cache = like.new_empty((pages, 2, rows, *k))
+    return [cache[:, 0], cache[:, 1, ..., : v[1]]]
+
+
+def _heads_first(like, k, v, pages: int, rows: int):
+    """Each head of a page has its rows next to each other."""
+    sizes = ((heads, rows, head_dim) for heads, head_dim in (k, v))
+    return [like.new_empty((pages, *size)).transpose(1, 2) for size in sizes]
+
+
+def _contiguous(like, k, v, pages: int, rows: int):
+    return [like.new_empty((pages, rows, *size)) for size in (k, v)]
+
+
+# How caches of keys and values, [pages, page_size, heads_kv, head_dim], lie in memory.
+CACHES = {
+    "contiguous": _contiguous,
+    "pages_apart": _pages_apart,
+    "halves": _halves,
+    "stacked": _stacked,
+    "heads_first": _heads_first,
+}
+
+
 def paged(
-    problem: Problem, x: Inputs, page_size: int, spare: int = 3
+    problem: Problem,
+    x: Inputs,
+    page_size: int,
+    *,
+    spare: int = 3,
+    cache: str = "contiguous",
+    nowhere: int = -1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Makes caches of keys and values, [pages, page_size, heads_kv, head_dim], with NaN where none
-    is, and the block_table. Its pages are in a random order, and rows of the table beyond a
-    sequence's pages point nowhere."""
+    """Makes caches of keys and values with NaN where none is, and the block_table. Its pages are in
+    a random order. Entries of the table beyond a sequence's pages are `nowhere`."""
     counts = [-(-length // page_size) for length in problem.seqlens_k]
     order = torch.randperm(sum(counts) + spare).tolist()
-    table = torch.full((problem.batch, max(counts) + 1), -1, dtype=torch.int32)
+    table = torch.full((problem.batch, max(counts) + 1), nowhere, dtype=torch.int32)
     packed_tensors = x.k, x.v
-    caches = [
-        x.q.new_full((len(order), page_size, *packed.shape[1:]), float("nan"))
-        for packed in packed_tensors
-    ]
+    shapes = (packed.shape[1:] for packed in packed_tensors)
+    caches = CACHES[cache](x.q, *shapes, len(order), page_size)
+    for one in caches:
+        one.fill_(float("nan"))
     row = 0
     for sequence, (length, count) in enumerate(zip(problem.seqlens_k, counts, strict=True)):
         for page in range(count):
             table[sequence, page] = order.pop()
             rows = min(page_size, length - page * page_size)
-            for cache, packed in zip(caches, packed_tensors, strict=True):
-                cache[table[sequence, page], :rows] = packed[row : row + rows]
+            for one, packed in zip(caches, packed_tensors, strict=True):
+                one[table[sequence, page], :rows] = packed[row : row + rows]
             row += rows
     return *caches, table.to(x.q.device)
 
 
+def lengths_of_pages(problem: Problem, x: Inputs, by: str) -> dict[str, torch.Tensor | None]:
+    """Returns the lengths of keys in pages, as `by` says: seqused_k or cum_seq_k."""
+    used = torch.tensor(problem.seqlens_k, dtype=torch.int32, device=x.q.device)
+    return {
+        "seqused_k": used if by == "seqused_k" else None,
+        "cu_seqlens_k": x.cu_seqlens_k if by == "cum_seq_k" else None,
+    }
+
+
 def flash_forward_paged(
-    problem: Problem, x: Inputs, page_size: int, *, by: str = "seqused_k", **options
+    problem: Problem,
+    x: Inputs,
+    page_size: int,
+    *,
+    by: str = "seqused_k",
+    cache: str = "contiguous",
+    nowhere: int = -1,
+    **options,
 ) -> Result:
-    """Calls `flash_forward` with keys and values in pages. `by` says what gives their lengths,
-    seqused_k or cum_seq_k."""
-    k, v, table = paged(problem, x, page_size)
-    lengths = torch.tensor(problem.seqlens_k, dtype=torch.int32, device=x.q.device)
-    known = {"seqused_k": lengths} if by == "seqused_k" else {}
-    cached = replace(x, k=k, v=v, cu_seqlens_k=x.cu_seqlens_k if by == "cum_seq_k" else None)
-    return Result(*flash_forward(problem, cached, block_table=table, **known, **options)[:2])
+    """Calls `flash_forward` with keys and values in pages, where torch takes them, else
+    `own_forward`."""
+    k, v, table = paged(problem, x, page_size, cache=cache, nowhere=nowhere)
+    lengths = lengths_of_pages(problem, x, by)
+    cached = replace(x, k=k, v=v, cu_seqlens_k=lengths["cu_seqlens_k"])
+    forward = flash_forward if TORCH_2_12 else own_forward
+    known = {"block_table": table, "seqused_k": lengths["seqused_k"]}
+    return Result(*forward(problem, cached, **known, **options)[:2])
 
 
 def flash_backward(problem: Problem, x: Inputs, forward, *, dropout_p: float = 0.0, **options):

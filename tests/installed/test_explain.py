@@ -455,10 +455,11 @@ def int32(*shape):
         ((64, 256), {"seqused_k": int32(4), "num_splits": 3}, ""),
         ((64, 256), {"cu_seqlens_k": int32(5)}, ""),
         ((64, 256), {}, "block_table must come with seqused_k or cum_seq_k"),
+        ((64, 16), {"seqused_k": int32(4)}, ""),
         (
-            (64, 16),
+            (64, 24),
             {"seqused_k": int32(4)},
-            "a page of block_table must hold a multiple of 64 keys, holds 16",
+            "a page of block_table must hold a multiple of 16 keys, holds 24",
         ),
         ((64, 256), {"seqused_k": int32(5)}, "seqused_k must be 1D with batch elements"),
     ],
@@ -467,7 +468,8 @@ def test_keys_in_pages(pages, options, reason):
     query = torch.empty(4, 8, 128, dtype=torch.bfloat16, device="meta")
     cache = torch.empty(*pages, 2, 128, dtype=torch.bfloat16, device="meta")
     lengths = {"cu_seqlens_q": int32(5), "max_seqlen_q": 1, "max_seqlen_k": 4096}
-    answer = explain(query, cache, cache, **lengths, block_table=int32(4, 16), **options)
+    table = int32(4, 4096 // pages[1])
+    answer = explain(query, cache, cache, **lengths, block_table=table, **options)
     assert answer.reason == reason and answer.supported == (not reason)
     assert reason or answer.kernel.startswith("sm90_decode_bf16_d128")
 

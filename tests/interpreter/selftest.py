@@ -40,7 +40,8 @@ def main() -> None:
     attempt.problems_for = lambda kernel: [problems_for(kernel)[i] for i in request["problems"]]
     kernels = _library.manifest()
     (kernel,) = (kernel for kernel in kernels if kernel["name"] == request["kernel"])
-    where = attempt.Where("cpu", Begun(torch.ops.aten, device), capability, sm_count)
+    ops, own = Begun(torch.ops.aten, device), Begun(torch.ops.fa4_ext, device)
+    where = attempt.Where("cpu", ops, own, capability, sm_count)
     status, detail = attempt.attempt(kernel, kernels, where)
     count = ctypes.c_int.in_dll(driver, "launches").value
     launched = (ctypes.c_char_p * 1024).in_dll(driver, "launched")[:count]

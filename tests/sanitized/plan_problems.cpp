@@ -108,7 +108,7 @@ constexpr Op kOps[] = {Op::kForward,         Op::kDecode,       Op::kBackward,
                        Op::kBackwardQueries, Op::kBackwardKeys, Op::kMapQueries,
                        Op::kMapKeys,         Op::kPreprocess,   Op::kPostprocess};
 constexpr Dtype kDtypes[] = {Dtype::kBf16, Dtype::kFp16};
-constexpr Layout kLayouts[] = {Layout::kDense, Layout::kVarlen, Layout::kAny};
+constexpr Layout kLayouts[] = {Layout::kDense, Layout::kVarlen, Layout::kPaged, Layout::kAny};
 constexpr Decode kDecodes[] = {Decode::kWhereFaster, Decode::kWherePossible, Decode::kWhereNeeded};
 constexpr int32_t kCapabilities[] = {90, 90, 100, 103}, kSmCounts[] = {132, 132, 148, 114, 16, 1};
 constexpr Tile kTiles[] = {
@@ -169,7 +169,7 @@ Asked realistic(Random& random) {
   if (random.one_in(4)) p.window_size_right = random.up_to(4096);
   p.deterministic = random.one_in(4);
   if (random.one_in(2)) p.peer = Peer::kCudnn;
-  if (random.one_in(8)) p.page_size = 64 * random.up_to(8);
+  if (!dense && random.one_in(4)) p.page_size = 16 * random.up_to(32);
   p.keys_in_use = dense && random.one_in(8);
   if (random.one_in(4)) p.num_splits = random.up_to(32);
   if (random.one_in(4)) give_bias(p, random);
@@ -339,8 +339,8 @@ void check(const Problem& p, const Plan& plan, const KernelSet& disabled) {
   expect(!plan.kernel || !first_needed_in(disabled, *plan.kernel), "no disabled kernel runs");
   expect(plan.supported() == !plan.reason, "there is either a kernel or a reason");
   expect(!plan.reason || !plan.reason->empty(), "a reason says something");
-  const bool of_kernels_only =
-      (p.op != Op::kForward && p.op != Op::kBackward) || p.layout == Layout::kAny;
+  const bool of_kernels_only = (p.op != Op::kForward && p.op != Op::kBackward) ||
+                               p.layout == Layout::kPaged || p.layout == Layout::kAny;
   expect(!plan.stock_is_faster || !plan.supported(),
          "a speed rule leaves the problem to the stock kernel");
   if (plan.nothing_to_compute) {
@@ -360,6 +360,8 @@ void check(const Problem& p, const Plan& plan, const KernelSet& disabled) {
   expect(kernel.head_dim >= p.head_dim && kernel.head_dim_v >= p.head_dim_v,
          "the kernel's bucket holds the head dims");
   expect(p.bias == (kernel.mask == Mask::kBias), "a bias has kernels of its own");
+  expect((p.page_size > 0) == (kernel.layout == Layout::kPaged) || kernel.op == Op::kDecode,
+         "keys in pages have kernels of their own");
   expect(p.num_heads % p.num_heads_kv == 0, "heads of keys share query heads evenly");
   const auto bound = [](int32_t size) { return size >= 0 && size <= kUnbounded; };
   expect(bound(plan.window_size_left) && bound(plan.window_size_right),

@@ -26,11 +26,17 @@ ArgumentList::ArgumentList(const Problem& p, const Kernel& kernel, const Part& p
       part_(part),
       batch_(p.batch),
       dense_(p.layout == Layout::kDense),
-      varlen_(kernel.layout == Layout::kVarlen) {}
+      packed_(kernel.packed()),
+      paged_(kernel.layout == Layout::kPaged) {}
 
 void ArgumentList::add(const TensorView& tensor) {
   Argument& argument = next();
-  varlen_ ? put(tensor, 1, argument.three) : put(tensor, 2, argument.four);
+  packed_ ? put(tensor, 1, argument.three) : put(tensor, 2, argument.four);
+}
+
+void ArgumentList::add_keys(const TensorView& tensor) {
+  if (!paged_) return add(tensor);
+  put(tensor, 2, next().four);
 }
 
 template <int kRank>
@@ -53,7 +59,7 @@ void ArgumentList::add_rows(const void* data, int64_t heads, int64_t n) {
                   (batch * heads + part_.first_of(heads)) * n;
   const auto heads_here = static_cast<int32_t>(part_.count_of(heads)),
              rows = static_cast<int32_t>(n);
-  if (varlen_) {
+  if (packed_) {
     next().two = {pointer, {heads_here, rows}, {n}};
   } else {
     next().three = {pointer, {static_cast<int32_t>(batches), heads_here, rows}, {heads * n, n}};
@@ -98,11 +104,11 @@ void ArgumentList::add_table(const int32_t* data, int64_t rows, int64_t columns,
 }
 
 void ArgumentList::add_cu_seqlens(const int32_t* cu_seqlens) {
-  if (varlen_) add_integers(cu_seqlens, batch_ + 1);
+  if (packed_) add_integers(cu_seqlens, batch_ + 1);
 }
 
 void ArgumentList::add_key_lengths(const int32_t* cu_seqlens, const int32_t* seqused) {
-  if (!varlen_) return;
+  if (!packed_ || paged_) return;
   const auto distance =
       reinterpret_cast<intptr_t>(seqused) - reinterpret_cast<intptr_t>(cu_seqlens);
   next().two = {const_cast<int32_t*>(cu_seqlens),
@@ -110,8 +116,15 @@ void ArgumentList::add_key_lengths(const int32_t* cu_seqlens, const int32_t* seq
                 {seqused ? distance / static_cast<intptr_t>(sizeof(int32_t)) : batch_ + 1}};
 }
 
+void ArgumentList::add_pages(const ForwardArguments& a) {
+  if (!paged_) return;
+  add_integers(a.cu_seqlens_k, batch_ + 1);
+  add_integers(a.seqused_k, batch_);
+  add_table(a.block_table, batch_, a.block_table_columns, a.block_table_stride);
+}
+
 void ArgumentList::add_counter(void* data) {
-  if (varlen_) add_integers(static_cast<int32_t*>(data), 1);
+  if (packed_) add_integers(static_cast<int32_t*>(data), 1);
 }
 
 bool ArgumentList::launch_if_clusters_fit(const Target& target) {

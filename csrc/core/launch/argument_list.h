@@ -44,6 +44,8 @@ class ArgumentList {
   int32_t& add(int32_t value) { return next().integer = value; }
   // q, k, v, o or one of their gradients
   void add(const TensorView& tensor);
+  // k or v of a forward, which may lie in pages
+  void add_keys(const TensorView& tensor);
   // Contiguous fp32 [batch,] heads, n: lse, delta, an accumulator
   void add_rows(const void* data, int64_t heads, int64_t n);
   // Contiguous int32; without elements where there is no data.
@@ -58,12 +60,14 @@ class ArgumentList {
   // Rows of `columns` int32 each; without rows where there is no data.
   void add_table(const int32_t* data, int64_t rows, int64_t columns, int64_t row_stride);
 
-  // These three are arguments of varlen kernels only; in a dense one's list they add nothing.
+  // These are arguments of kernels for packed queries only; in a dense one's list they add nothing.
   void add_cu_seqlens(const int32_t* cu_seqlens);
-  // cu_seqlens_k and seqused_k are the two rows of one tensor, whose stride is what lies between
-  // them.
-  void add_key_lengths(const int32_t* cu_seqlens, const int32_t* seqused);
   void add_counter(void* data);
+  // Without pages, cu_seqlens_k and seqused_k are the two rows of one tensor, whose stride is what
+  // lies between them. With pages this adds nothing.
+  void add_key_lengths(const int32_t* cu_seqlens, const int32_t* seqused);
+  // With pages alone: the same lengths, and the block table.
+  void add_pages(const ForwardArguments& arguments);
 
   // Returns whether the device, or the part of it that the stream has, can hold the kernel's
   // clusters. Nothing was launched where it cannot.
@@ -97,7 +101,8 @@ class ArgumentList {
   const Part part_;
   const int64_t batch_;  // of the problem
   const bool dense_;     // the tensors' first dimension is the batch
-  const bool varlen_;
+  const bool packed_;    // the kernel's queries are
+  const bool paged_;     // the kernel's keys and values are
 
   // The longest list, a deterministic GQA backward's, has 17.
   static constexpr int kMost = 20;

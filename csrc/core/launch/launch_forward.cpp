@@ -12,8 +12,8 @@ void forward(const Problem& p, const Plan& plan, const ForwardArguments& a, cons
   const Kernel& kernel = *plan.kernel;
   ArgumentList list(p, kernel, part);
   list.add(a.q);
-  list.add(a.k);
-  list.add(a.v);
+  list.add_keys(a.k);
+  list.add_keys(a.v);
   list.add(a.o);
   list.add_rows(a.lse, p.num_heads, lse_rows(p));
   list.add(a.softmax_scale);
@@ -31,6 +31,7 @@ void forward(const Problem& p, const Plan& plan, const ForwardArguments& a, cons
     list.add_counter(a.workspace);
     add_bias_and_lists(list, p, kernel, a.bias, kernel.map_queries,
                        Scratch(a.workspace).at<int32_t>(plan.workspace.lists_q));
+    list.add_pages(a);
   }
   list.launch(target);
 }

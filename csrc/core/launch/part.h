@@ -32,7 +32,7 @@ template <class Launch>
 void for_each_part(const Problem& p, const Kernel& kernel, Launch&& launch) {
   const int64_t ratio = p.num_heads / p.num_heads_kv;
   const bool heads_in_y = !kernel.persistent && kernel.op != Op::kBackwardKeys,
-             batch_in_z = heads_in_y && kernel.layout != Layout::kVarlen;
+             batch_in_z = heads_in_y && !kernel.packed();
   const int64_t most_batches = batch_in_z ? kMaxGrid : p.batch,
                 most_heads = heads_in_y ? kMaxGrid / ratio : p.num_heads_kv;
   for (int64_t batch = 0; batch < p.batch; batch += most_batches) {

@@ -25,13 +25,13 @@ struct Key {
   bool grouped, deterministic;
 
   size_t slot() const {
-    const bool flags[] = {op == Op::kBackward,       arch == 100, dtype == Dtype::kFp16,
-                          layout == Layout::kVarlen, grouped,     deterministic};
-    size_t slot = static_cast<size_t>(mask);
+    const bool flags[] = {op == Op::kBackward, arch == 100, dtype == Dtype::kFp16, grouped,
+                          deterministic};
+    size_t slot = 4 * static_cast<size_t>(mask) + static_cast<size_t>(layout);
     for (bool flag : flags) slot = 2 * slot + flag;
     return slot;
   }
-  static constexpr size_t kSlots = 4 << 6;
+  static constexpr size_t kSlots = 4 << 7;
 };
 
 Key key_of(const Kernel& k) {
@@ -75,6 +75,9 @@ const std::vector<const Kernel*>& kernels_for(const Key& key) {
   return (*index)[key.slot()];
 }
 
+// Keys in pages have kernels of their own.
+Layout kernel_layout(const Problem& p) { return p.page_size ? Layout::kPaged : p.layout; }
+
 bool same_bucket(const Kernel& a, const Kernel& b) {
   return a.head_dim == b.head_dim && a.head_dim_v == b.head_dim_v;
 }
@@ -92,7 +95,7 @@ const Kernel* default_kernel(const Problem& p, Mask mask, bool grouped, const Ke
   const Key key{p.op,
                 kernel_arch(p.capability),
                 p.dtype,
-                p.layout,
+                kernel_layout(p),
                 mask,
                 grouped,
                 p.op == Op::kBackward && p.deterministic};
@@ -168,19 +171,27 @@ std::string why_no_kernel(const Problem& p, Mask mask) {
   return "this build's kernel subset leaves this combination out";
 }
 
+// Returns the reason why no kernel reads the problem's pages.
+std::optional<std::string> why_no_pages(const Problem& p) {
+  if (!p.page_size) return std::nullopt;
+  if (p.op == Op::kBackward) return "paged KV (block_table) is supported only in a forward";
+  if (kernel_arch(p.capability) != 90)
+    return "paged KV (block_table) is supported only on compute capability 9.0";
+  if (p.layout != Layout::kVarlen) return "paged KV (block_table) is supported only with cum_seq_q";
+  if (p.page_size % kPageMultiple == 0) return std::nullopt;
+  return concat("a page of block_table must hold a multiple of ", kPageMultiple, " keys, holds ",
+                p.page_size);
+}
+
 // Some arguments are for the decode kernel alone. Returns the reason why `kernel`, the one that was
-// found, does not have what the problem asks of it.
+// found, does not have what the problem asks of it. Where keys lie in pages, num_splits is a hint
+// about speed, which a forward of many queries does not need.
 std::optional<std::string> lacks_decoding(const Problem& p, const Kernel& kernel,
                                           const Overrides& overrides, const KernelSet& disabled) {
-  if (kernel.op == Op::kDecode) {
-    if (p.page_size % kernel.block_n == 0) return std::nullopt;
-    return concat("a page of block_table must hold a multiple of ", kernel.block_n, " keys, holds ",
-                  p.page_size);
-  }
+  if (kernel.op == Op::kDecode || p.page_size) return std::nullopt;
   const auto limited = [&](const auto&... what) {
     return concat(what..., " is supported ", decode_limit(p, kernel, overrides, disabled));
   };
-  if (p.page_size) return limited("paged KV (block_table)");
   if (p.keys_in_use) return limited("seqused_k of dense tensors");
   if (p.num_splits > 1) return limited("SplitKV (num_splits is ", p.num_splits, ")");
   return std::nullopt;
@@ -202,6 +213,7 @@ KernelChoice refuse(std::string reason) { return {nullptr, std::move(reason)}; }
 KernelChoice choose_enabled(const Problem& p, const ResolvedMask& mask, const Overrides& overrides,
                             bool speed_rules, const std::vector<TileRule>& tile_rules,
                             const KernelSet& disabled) {
+  if (auto reason = why_no_pages(p)) return refuse(*std::move(reason));
   const Kernel* kernel = p.op == Op::kForward ? default_forward(p, mask, overrides, disabled)
                                               : default_backward(p, mask.kind, disabled);
   if (!kernel) return refuse(why_no_kernel(p, mask.kind));
@@ -213,8 +225,8 @@ KernelChoice choose_enabled(const Problem& p, const ResolvedMask& mask, const Ov
     return refuse(concat("this build has no kernel with a tile of ", tile.queries, " x ", tile.keys,
                          " for this"));
   }
-  // Both tables of rules were measured on Hopper only.
-  if (kernel->arch != 90) return {kernel, {}};
+  // Both tables of rules were measured on Hopper only, and without pages.
+  if (kernel->arch != 90 || p.page_size) return {kernel, {}};
   const Features f = features(p, *kernel);
   const TileRule* rule = find_tile_rule(p, *kernel, f, tile_rules);
   const Kernel* tuned = rule ? with_tile(*kernel, rule->tile, disabled) : nullptr;

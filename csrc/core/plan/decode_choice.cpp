@@ -26,8 +26,18 @@ const std::vector<const Kernel*>& decode_kernels() {  // smallest bucket and til
   return *found;
 }
 
-bool reads_pages(const Kernel& kernel, const Problem& p) {
+// Whether a page holds whole key blocks of the kernel. Where it does not, TMA brings them in
+// smaller boxes.
+bool reads_whole_blocks(const Kernel& kernel, const Problem& p) {
   return p.page_size % kernel.block_n == 0;
+}
+
+// With one split of pages the decode kernel runs any number of queries: the caller asks for a
+// result that does not depend on the rest of the batch, and so not on its longest sequence either.
+bool one_split_of_pages(const Problem& p) { return p.page_size && p.num_splits == 1; }
+
+bool has_few_queries(const Problem& p) {
+  return p.seqlen_q <= kMaxDecodeQueries && decode_rows(p) <= kMaxDecodeRows;
 }
 
 // With one split no tile is small enough, so that the largest runs always: the caller asks for a
@@ -36,8 +46,9 @@ bool holds_all_rows(const Kernel& kernel, const Problem& p) {
   return kernel.block_m >= decode_rows(p) && p.num_splits != 1;
 }
 
-// Takes the smallest bucket that holds both head dims, and of its tiles whose key blocks divide a
-// page the smallest that holds all rows, or else the largest. Null where the build has none.
+// Takes the smallest bucket that holds both head dims. Of its tiles it takes the smallest that
+// holds all rows, or else the largest, and where the key blocks of some divide a page, one of
+// these. Null where the build has none.
 const Kernel* find_decode(const Problem& p, const KernelSet& disabled) {
   const int arch = kernel_arch(p.capability);
   const Kernel* found = nullptr;
@@ -49,9 +60,10 @@ const Kernel* find_decode(const Problem& p, const KernelSet& disabled) {
     if (found && std::tie(kernel->head_dim, kernel->head_dim_v) !=
                      std::tie(found->head_dim, found->head_dim_v))
       break;
-    if (!found || !reads_pages(*found, p) ||
-        (!holds_all_rows(*found, p) && reads_pages(*kernel, p)))
-      found = kernel;
+    const bool whole = reads_whole_blocks(*kernel, p);
+    const bool better =
+        !found || (whole == reads_whole_blocks(*found, p) ? !holds_all_rows(*found, p) : whole);
+    if (better) found = kernel;
   }
   return found;
 }
@@ -109,11 +121,10 @@ int64_t decode_rows(const Problem& p) {
 const Kernel* choose_decode(const Problem& p, const ResolvedMask& mask, const Kernel* forward,
                             Decode where, const KernelSet& disabled) {
   const Kernel* kernel = find_decode(p, disabled);
-  if (!kernel || p.seqlen_q > kMaxDecodeQueries || decode_rows(p) > kMaxDecodeRows ||
-      decode_tiles(p, *kernel) > kMaxGrid)
+  const bool one_split = one_split_of_pages(p);
+  if (!kernel || decode_tiles(p, *kernel) > kMaxGrid || !(one_split || has_few_queries(p)))
     return nullptr;
-  if (!forward || p.page_size || p.keys_in_use || p.num_splits > 1 ||
-      where == Decode::kWherePossible)
+  if (!forward || one_split || p.keys_in_use || p.num_splits > 1 || where == Decode::kWherePossible)
     return kernel;  // the forward can't, or shall not
   // With one split the caller asks for a result that does not depend on the rest of the batch,
   // which decides what pays.

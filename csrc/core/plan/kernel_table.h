@@ -15,6 +15,8 @@ struct Kernel {
   int16_t head_dim;    // bucket of q and k: the kernel serves every multiple of 8 up to it
   int16_t head_dim_v;  // bucket of v and o
   Layout layout;
+  // Whether the queries of all sequences are rows of one tensor.
+  bool packed() const { return layout == Layout::kVarlen || layout == Layout::kPaged; }
   Mask mask;
   // Backward in one pass: the kernel for GQA and MQA, which adds up dK and dV of the query heads
   // that share a key/value head in accumulators.

@@ -20,7 +20,9 @@ enum class Op : int8_t {
   kClear
 };
 enum class Dtype : int8_t { kBf16, kFp16 };
-enum class Layout : int8_t { kDense, kVarlen, kAny };  // kAny: a kernel that serves both
+// A problem's is dense or varlen. A kernel's is also kPaged, for varlen queries with keys and
+// values in pages, or kAny, for all three.
+enum class Layout : int8_t { kDense, kVarlen, kPaged, kAny };
 enum class Mask : int8_t { kFull, kCausalBottomRight, kWindow, kBias };
 enum class Peer : int8_t { kFlash, kCudnn, kEfficient };
 
@@ -56,7 +58,8 @@ struct Problem {
   int64_t window_size_right = -1;  // -1: unbounded
   bool deterministic = false;      // backward: the same bits in every run
   Peer peer = Peer::kFlash;        // whose op was called, and runs the call if our kernels do not
-  int64_t page_size = 0;     // keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
+  // varlen: keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
+  int64_t page_size = 0;
   bool keys_in_use = false;  // dense: each sequence has a number of its own, up to seqlen_k
   int64_t num_splits = 0;    // how many parts to split the keys into; 0: the planner's choice
   // A tensor is added to the scores. It has this many batch entries and heads of its own, one where
@@ -73,6 +76,9 @@ struct Problem {
 
 // The memory-efficient op rounds the rows of its logsumexp up to a multiple.
 constexpr int64_t kEfficientLseAlign = 32;
+
+// Pages hold whole boxes of this many keys (kernels/sm90/pages.py has it, as SMALL).
+constexpr int64_t kPageMultiple = 16;
 
 // The number of logsumexp rows per head.
 inline int64_t lse_rows(const Problem& p) {

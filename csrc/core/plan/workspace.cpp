@@ -54,7 +54,7 @@ Workspace forward_workspace(const Problem& p, const Kernel& kernel) {
   Parts parts;
   take_maps(p, kernel, parts, w);
   w.bytes = w.zeroed = parts.end();
-  if (kernel.persistent && p.layout == Layout::kVarlen) w.bytes = sizeof(int32_t);
+  if (kernel.persistent && kernel.packed()) w.bytes = sizeof(int32_t);
   return w;
 }
 
