@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "varlen": (*BENCH, "--grid", "varlen", "--contenders", "ours,stock,fa4"),
     "dims": (*BENCH, "--grid", "dims"),
     "memory": ("benchmarks.memory",),
+    "pages": ("benchmarks.pages",),
     "default_choice": ("benchmarks.default_choice", "--seed", "90210"),
     "decode": (*BENCH, "--grid", "decode", "--contenders", "ours,stock,cudnn"),
     "gqa": (*BENCH, "--grid", "gqa", "--contenders", "ours,stock,cudnn"),
