@@ -75,24 +75,28 @@ def runs_on_ours(case: Case, largest_head_dim: int) -> bool:
         and head_dim <= largest_head_dim
         and (problem.scale is None or problem.scale > 0)
         and (problem.is_causal or not keys or not keys <= right < problem.max_k)
-        and (case.op != "functional" or _is_fused(case))
+        and (case.op != "functional" or bool(fused_backend(case)))
         and not (problem.bias and BLACKWELL)
     )
 
 
-def _is_fused(case: Case) -> bool:
-    """Returns whether F.scaled_dot_product_attention takes a call to one of its fused backends.
-    Flash attention takes no causal mask that is aligned top-left, and no bias. cuDNN and
-    memory-efficient attention take a bias whose keys lie next to each other, the latter no heads
-    in groups."""
+def fused_backend(case: Case) -> str:
+    """Returns which of its fused backends F.scaled_dot_product_attention takes a call to: cudnn,
+    flash, efficient, or none. Flash attention takes no causal mask that is aligned top-left, and no
+    bias. cuDNN and memory-efficient attention take a bias whose keys lie next to each other, the
+    latter no heads in groups."""
     problem = case.problem
+    if 0 in problem.seqlens_q + problem.seqlens_k:
+        return ""
+    if problem.bias and biases.make(problem, "meta").stride(-1) != 1:
+        return ""
     aligned = problem.head_dim % 8 == 0
-    cudnn = aligned and problem.max_k > 1 and not case.deterministic
-    efficient = aligned and problem.heads == problem.heads_kv
-    if problem.bias:
-        return (cudnn or efficient) and biases.make(problem, "meta").stride(-1) == 1
+    if aligned and problem.max_k > 1 and not case.deterministic:
+        return "cudnn"
     same = not problem.is_causal or problem.seqlens_q == problem.seqlens_k
-    return 0 not in problem.seqlens_q + problem.seqlens_k and (cudnn or same or efficient)
+    if same and not problem.bias:
+        return "flash"
+    return "efficient" if aligned and problem.heads == problem.heads_kv else ""
 
 
 def faults_in_cudnn(case: Case) -> bool:

@@ -7,7 +7,7 @@ from cases import Inputs
 from compare import GRADIENT_FLOOR, assert_close, assert_lse
 from reference import compute
 
-from fuzz.case import Case, runs_on_ours, stock_agrees
+from fuzz.case import Case, fused_backend, runs_on_ours, stock_agrees
 from fuzz.faults import Arguments
 from fuzz.ops import GRADIENTS, Outcome, Results, heads_first, run, run_halves
 from fuzz.tensors import (
@@ -152,8 +152,14 @@ def _checked(case: Case, results: Results, backward_ours: bool) -> list[str]:
     )
 
 
-def _promised(t: torch.Tensor) -> tuple:
-    like = torch.empty_like(t)
+def _promised(t: torch.Tensor, rows_first: bool) -> tuple:
+    """Returns what is promised of a result like `t`: its own order of dimensions, or with the heads
+    of a row side by side, as memory-efficient attention has it."""
+    if rows_first:
+        by_rows = t.transpose(1, 2)
+        like = torch.empty_like(by_rows, memory_format=torch.contiguous_format).transpose(1, 2)
+    else:
+        like = torch.empty_like(t)
     return tuple(like.shape), like.stride(), like.dtype, like.device
 
 
@@ -170,10 +176,11 @@ def assert_promises(
     lse_shape = (*query.shape[:-3], query.shape[-2], query.shape[-3])
     if case.op in ("sdpa", "functional"):
         query, key, value = (t.detach() for t in heads_first(case, arguments))
+    rows_first = case.op == "functional" and fused_backend(case) == "efficient"
     promised = {"out": query} | ({"dq": query, "dk": key, "dv": value} if gradients else {})
     for name, like in promised.items():
         if name in results:
-            found, wanted = _found(results[name]), _promised(like)
+            found, wanted = _found(results[name]), _promised(like, rows_first)
             # The head dim is padded and cut again.
             if case.op == "functional" and case.problem.head_dim % 8:
                 found, wanted = found[:1] + found[2:], wanted[:1] + wanted[2:]
