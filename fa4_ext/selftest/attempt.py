@@ -98,7 +98,8 @@ def why_not_run(kernel: Kernel, problem: Problem, inputs: Inputs, where: Where) 
         *problem.window, used, None, table, None, deterministic=problem.deterministic,
         backward=problem.backward, speed_rules=problem.by_stock,
         capability=where.capability, sm_count=where.sm_count,
-        cudnn=inputs.bias is not None, own=table is not None, attn_mask=inputs.bias,
+        peer="flash" if inputs.bias is None else "cudnn", own=table is not None,
+        attn_mask=inputs.bias,
     )[:3]  # fmt: skip
     if problem.by_stock:
         if not supported and "the stock kernel is faster" in reason:
