@@ -40,6 +40,16 @@ void take_scale_and_mask(Arguments& arguments, Call& call) {
   call.window_size_right = arguments.value<int64_t>();
 }
 
+// The scaled_dot_product ops with a bias begin with these.
+void take_biased_sdpa(Arguments& arguments, ForwardCall& call) {
+  call.order = DimOrder::kHeadsFirst;
+  take_qkv(arguments, call);
+  call.attn_bias = arguments.optional_tensor();
+  call.compute_log_sumexp = arguments.value<bool>();
+  call.dropout_p = arguments.value<double>();
+  call.is_causal = arguments.value<bool>();
+}
+
 // The backward ops of torch take an undefined tensor where there is none.
 Handle or_undefined(Handle tensor) { return tensor ? std::move(tensor) : undefined(); }
 
@@ -121,12 +131,7 @@ ForwardCall take_cudnn_sdpa_forward(Arguments& arguments) {
   ForwardCall call;
   call.op = kCudnnSdpaForward.name;
   call.peer = Peer::kCudnn;
-  call.order = DimOrder::kHeadsFirst;
-  take_qkv(arguments, call);
-  call.attn_bias = arguments.optional_tensor();
-  call.compute_log_sumexp = arguments.value<bool>();
-  call.dropout_p = arguments.value<double>();
-  call.is_causal = arguments.value<bool>();
+  take_biased_sdpa(arguments, call);
   call.return_debug_mask = arguments.value<bool>();
   call.scale = arguments.value<std::optional<double>>();
   return call;
@@ -201,12 +206,7 @@ ForwardCall take_efficient_forward(Arguments& arguments) {
   ForwardCall call;
   call.op = kEfficientForward.name;
   call.peer = Peer::kEfficient;
-  call.order = DimOrder::kHeadsFirst;
-  take_qkv(arguments, call);
-  call.attn_bias = arguments.optional_tensor();
-  call.compute_log_sumexp = arguments.value<bool>();
-  call.dropout_p = arguments.value<double>();
-  call.is_causal = arguments.value<bool>();
+  take_biased_sdpa(arguments, call);
   call.scale = arguments.value<std::optional<double>>();
   return call;
 }
