@@ -24,6 +24,8 @@ constexpr const char* kOps[] = {
     "aten::_cudnn_attention_backward",
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_backward",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_efficient_attention_backward",
     "aten::_flash_attention_forward",
     "aten::_flash_attention_backward",
 };

@@ -24,15 +24,16 @@ LIMITS = (
     ("`attn_mask` and `is_causal`", {"bias": (1, 1), "is_causal": True}),
     ("`attn_mask` and packed sequences", {"bias": (1, 1), "layout": "varlen"}),
 )
-# Arguments of aten::_flash_attention_forward, and with `cudnn` of cuDNN's op, whose attn_bias is
+# Arguments of aten::_flash_attention_forward, and with `peer` of another op, whose attn_bias is
 # F.scaled_dot_product_attention's attn_mask.
 ARGUMENTS = {
     "dropout": {"dropout_p": 0.1},
     "ALiBi": {"alibi_slopes": meta(8, dtype=torch.float32)},
     "`seqused_k` without `cum_seq_k`": {"seqused_k": meta(2, dtype=torch.int32)},
-    "`attn_mask` in fp32": {"cudnn": True, "attn_mask": meta(512, 512, dtype=torch.float32)},
-    "`attn_mask` that requires a gradient": {
-        "cudnn": True,
+    "`attn_mask` in fp32": {"peer": "cudnn", "attn_mask": meta(512, 512, dtype=torch.float32)},
+    "the gradient of an `attn_mask`": {
+        "peer": "efficient",
+        "backward": True,
         "attn_mask": meta(512, 512).requires_grad_(),
     },
     "`return_debug_mask`": {"return_debug_mask": True},
