@@ -170,8 +170,11 @@ def test_attention_sinks(name, mask):
     truth, plain = (
         math_with_sink(problem, inputs, sink, dtype) for dtype in (torch.float32, problem.dtype)
     )
-    for result in zip(("out", "dq", "dk", "dv", "dsink"), ours, plain, truth, strict=True):
+    *most, dsink = zip(("out", "dq", "dk", "dv", "dsink"), ours, plain, truth, strict=True)
+    for result in most:
         assert_close(*result, floor=1e-4)
+    # The largest of eight errors of plain math is often small by chance: two roundings more.
+    assert_close(*dsink, floor=torch.finfo(problem.dtype).eps * truth[-1].abs().max().item())
 
 
 CACHES = {
