@@ -178,7 +178,7 @@ std::optional<std::string> why_no_pages(const Problem& p) {
   if (kernel_arch(p.capability) != 90)
     return "paged KV (block_table) is supported only on compute capability 9.0";
   if (p.layout != Layout::kVarlen) return "paged KV (block_table) is supported only with cum_seq_q";
-  if (p.page_size % kPageMultiple == 0) return std::nullopt;
+  if (p.page_size > 0 && p.page_size % kPageMultiple == 0) return std::nullopt;
   return concat("a page of block_table must hold a multiple of ", kPageMultiple, " keys, holds ",
                 p.page_size);
 }
