@@ -196,7 +196,7 @@ def explain(
         deterministic=deterministic,
         backward=backward,
         speed_rules=options.speed_rules if options else True,
-        peer=CUDNN if op == OTHER and attn_mask is not None else FLASH if op == OTHER else op,
+        peer=_peer(op, attn_mask),
         capability=capability,
         sm_count=sm_count,
         attn_mask=_added(attn_mask, *given[:2], expand=op == EFFICIENT),
@@ -276,11 +276,16 @@ def _check_mask(mask: torch.Tensor, beside_others: bool) -> None:
         )
 
 
+def _peer(op: str, mask: torch.Tensor | None) -> str:
+    """Returns the op to ask about. Of those that get no call of this kind it is one that takes the
+    arguments, so that its reason is about the call."""
+    if op != OTHER:
+        return op
+    return FLASH if mask is None else CUDNN
+
+
 def _added(
-    mask: torch.Tensor | None,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    expand: bool,
+    mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, expand: bool
 ) -> torch.Tensor | None:
     """Returns what F.scaled_dot_product_attention passes on: in place of a bool mask, a mask of
     query's dtype, which is added to the scores; to memory-efficient attention one of all heads."""

@@ -98,9 +98,7 @@ def _why_mask_does_not_fit(
         return "requires a gradient"
     if mask.dim() not in (2, 4):
         return f"has {mask.dim()} dimensions, neither 2 nor 4"
-    if any(
-        size not in (1, whole) for size, whole in zip(mask.shape, full[-mask.dim() :], strict=True)
-    ):
+    if not _broadcasts(mask, full):
         return f"has the shape {tuple(mask.shape)}, which does not broadcast to {full}"
     if mask.stride(-1) != 1:
         return f"has a stride of {mask.stride(-1)}, not 1, in its last dimension"

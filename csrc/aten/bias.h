@@ -18,6 +18,9 @@ void fill_bias(const Inputs& inputs, Problem& problem);
 // there is no memory.
 bool bias_is_readable(const TensorInfo& bias, const Problem& problem, int64_t byte_offset);
 
+// Why the kernels do not run a backward that asks for it.
+inline constexpr const char* kNoGradientOfBias = "no kernel computes the gradient of attn_bias";
+
 // Holds a problem's bias as the kernels can read it: the tensor itself, or a copy that lives as
 // long as this object. Without a bias it holds nothing.
 struct ReadableBias {

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "backward.h"
+#include "bias.h"
 #include "context.h"
 #include "decide.h"
 #include "forward.h"
@@ -74,7 +75,7 @@ void scaled_dot_product_efficient_attention_backward(StableIValue* stack, uint64
   if (!is_our_seed(call.rng_state.get())) return stock_backward(call, stack);
   BackwardDescription d = describe(call);
   d.problem.deterministic = deterministic_algorithms();
-  if (!d.reason && call.wanted.back()) d.reason = "no kernel computes the gradient of attn_bias";
+  if (!d.reason && call.wanted.back()) d.reason = kNoGradientOfBias;
   const Plan plan = decide(call.op, d, true);
   if (!plan.supported()) return stock_backward(call, stack);
   warn_of_nondeterminism();

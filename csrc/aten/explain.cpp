@@ -4,6 +4,7 @@
 #include <string>
 
 #include "../core/error.h"
+#include "bias.h"
 #include "calls.h"
 #include "context.h"
 #include "decide.h"
@@ -73,7 +74,7 @@ void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   d.problem.op = backward ? Op::kBackward : Op::kForward;
   d.problem.deterministic = backward && deterministic;
   if (backward && !d.reason && call.attn_bias && wants_gradient({call.attn_bias.get()}))
-    d.reason = "no kernel computes the gradient of attn_bias";
+    d.reason = kNoGradientOfBias;
   if (backward) d.problem.num_splits = 0;  // an argument of the forward alone
   const Plan chosen = choose(d, speed_rules);
   stack[0] = torch::stable::detail::from(chosen.supported());

@@ -14,7 +14,7 @@
 namespace fa4::aten {
 namespace {
 
-// Of query, key, value and attn_bias.
+// There is a gradient of query, of key, of value and of attn_bias.
 constexpr int64_t kGradients = 4;
 
 // The gradients that are wanted, as the C function takes them and as the C++ function does.

@@ -32,8 +32,8 @@ class Tile(NamedTuple):
     free_begin: Int32  # those whose every query sees all the keys, [free_begin, free_end)
     free_end: Int32
     heads: Int32  # of queries
-    # Of the query tiles of all heads, those that come before this CTA's and are for others of its
-    # cluster; and how many are this one's. With a bias lists say so.
+    # The CTAs of a cluster divide the query tiles of all heads. This one skips so many, which come
+    # before its own, and has so many steps. With a bias lists say so.
     skipped: Int32
     steps: Int32
 

@@ -68,9 +68,6 @@ const Kernel* find_decode(const Problem& p, const KernelSet& disabled) {
   return found;
 }
 
-// The device's SMs; an H200's where no device was asked, as in explain() on another machine.
-int64_t sm_count(const Problem& p) { return p.sm_count > 0 ? p.sm_count : 132; }
-
 // The tiles of a sequence, of all heads.
 int64_t decode_tiles(const Problem& p, const Kernel& kernel) {
   return bounded_product(p.num_heads_kv, ceil_div(decode_rows(p), kernel.block_m));

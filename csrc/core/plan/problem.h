@@ -80,6 +80,9 @@ constexpr int64_t kEfficientLseAlign = 32;
 // Pages hold whole boxes of this many keys (kernels/sm90/pages.py has it, as SMALL).
 constexpr int64_t kPageMultiple = 16;
 
+// The device's SMs; an H200's where no device was asked, as in explain() on another machine.
+inline int64_t sm_count(const Problem& p) { return p.sm_count > 0 ? p.sm_count : 132; }
+
 // The number of logsumexp rows per head.
 inline int64_t lse_rows(const Problem& p) {
   if (p.layout == Layout::kVarlen) return p.total_q;
