@@ -189,7 +189,7 @@ def core_rule(rule: Rule) -> fa4_core.SpeedRule:
         for low, high in (rule.queries, rule.keys, rule.batch)
     )
     return fa4_core.SpeedRule(
-        getattr(fa4_core.Op, rule.op.upper()), fa4_core.Layout.DENSE, rule.head_dim,
+        getattr(fa4_core.Op, rule.op.upper()), getattr(fa4_core.Layout, rule.layout.upper()), rule.head_dim,
         None if rule.mask is None else MASKS[rule.mask], rule.grouped, rule.head_dim_v,
         None if rule.peer is None else getattr(fa4_core.Peer, rule.peer.upper()), *ranges,
     )  # fmt: skip
@@ -239,6 +239,24 @@ def test_a_rule_about_flash_holds_neither_for_one_query_nor_for_a_call_of_cudnns
     folded = core_rule(Rule("backward", "dense", 128, peer="flash"))
     assert fa4_core.stock_is_faster(core_problem(WIDE | {"peer": "flash"}), [folded])
     assert fa4_core.stock_is_faster(core_problem(WIDE), [folded]) is None
+
+
+@pytest.mark.parametrize(
+    ("queries", "heads_kv", "may_be_left"), [(1, 8, False), (1, 32, True), (2, 8, True)]
+)
+def test_packed_sequences_of_one_query_stay_where_pytorch_needs_one_in_each(
+    queries, heads_kv, may_be_left
+):
+    """PyTorch's forward then takes the heads of a group for queries, and q's row i for sequence
+    i."""
+    problem = SQUARE | {
+        "peer": "flash", "layout": "varlen", "seqlen_q": queries, "total_q": 9, "seqlen_k": 1,
+        "total_k": 16, "num_heads_kv": heads_kv,
+    }  # fmt: skip
+    reason = fa4_core.stock_is_faster(
+        core_problem(problem), [core_rule(Rule("forward", "varlen", 64, peer="flash"))]
+    )
+    assert (reason is not None) == may_be_left, reason
 
 
 def test_the_calls_that_cudnn_was_known_to_run_faster_are_measured():

@@ -33,6 +33,13 @@ const char* faster_with_bias(const Problem& p, const Kernel& kernel) {
   return nullptr;
 }
 
+// With one query a sequence, PyTorch's packed forward takes the heads of a group for its queries, and
+// row i of q for sequence i: where a sequence has no query, it raises or reads another's.
+bool stock_needs_a_query_each(const Problem& p) {
+  return p.op == Op::kForward && p.layout == Layout::kVarlen && p.seqlen_q == 1 &&
+         p.num_heads > p.num_heads_kv;
+}
+
 // PyTorch narrows window bounds to int.
 bool fits_int(int64_t bound) { return bound == static_cast<int>(bound); }
 
@@ -41,6 +48,8 @@ bool fits_int(int64_t bound) { return bound == static_cast<int>(bound); }
 bool stock_agrees(const Problem& p, int32_t left, int32_t right) {
   // The stock kernel's grids have the batch in y and the heads in z.
   if (p.batch > kMaxGrid || p.num_heads > kMaxGrid) return false;
+  // Its backward cannot be launched for no key block.
+  if (p.seqlen_q == 0 || p.seqlen_k == 0) return false;
   if (!stock_reads_bias(p)) return false;
   if (!fits_int(p.window_size_left) || !fits_int(p.window_size_right)) return false;
   // With a left bound alone, the stock kernel takes the longest sequence's number of keys for a
@@ -56,7 +65,7 @@ const char* stock_is_faster(const Problem& p, const Kernel& kernel, Features f,
   // PyTorch takes to it what neither flash attention nor cuDNN runs.
   if (p.peer == Peer::kEfficient) return nullptr;
   if (p.peer == Peer::kFlash) {
-    if (kernel.op == Op::kDecode) return nullptr;
+    if (kernel.op == Op::kDecode || stock_needs_a_query_each(p)) return nullptr;
     // PyTorch's flash attention cannot run unequal head dims.
     if (p.head_dim != p.head_dim_v) return nullptr;
     f.head_dim = measured_head_dim(kernel);
