@@ -38,8 +38,8 @@ def add_to(commands) -> None:
     )
     parser.add_argument(
         "--op",
-        help="forward, decode, backward, backward_queries, backward_keys, preprocess, postprocess "
-        "or clear",
+        help="forward, decode, backward, backward_groups, backward_queries, backward_keys, "
+        "preprocess, postprocess or clear",
     )
     parser.add_argument("--dtype", help="bf16 or fp16")
     parser.add_argument(

@@ -186,6 +186,7 @@ DECLARED: dict[Op, Callable[[Kernel], Iterator[Argument]]] = {
     Op.FORWARD: forward,
     Op.DECODE: decode,
     Op.BACKWARD: backward,
+    Op.BACKWARD_GROUPS: backward,
     Op.BACKWARD_QUERIES: backward_queries,
     Op.BACKWARD_KEYS: backward_keys,
     Op.MAP_QUERIES: map_queries,

@@ -135,6 +135,13 @@ BACKWARD_QUERIES: dict[HeadDims, Row] = {
 BACKWARD_KEYS: dict[HeadDims, Row] = {
     (256, 256): dict(block_m=64, block_n=64, q_stages=2, do_stages=2),
 }
+# GQA and MQA also have a kernel whose CTAs work on all query heads of their keys. It needs no
+# accumulators of dK and dV, and has long loops where sequences are short. Shared memory would hold
+# more stages, but a third one made D 128 slower.
+BACKWARD_GROUPS: dict[HeadDims, Row] = {
+    (64, 64): dict(block_m=64, block_n=128, q_stages=4, do_stages=4),
+    (128, 128): dict(block_m=64, block_n=128, q_stages=2, do_stages=2),
+}
 # The backward with a bias has two passes at every head dim. The stages fill shared memory, up to
 # three.
 BACKWARD_QUERIES_BIAS: dict[HeadDims, Row] = BACKWARD_QUERIES | {
@@ -157,8 +164,8 @@ BACKWARD_KEYS_BIAS: dict[HeadDims, Row] = {
 }
 # Shared memory has room for one stage of the bias.
 BACKWARD_KEYS_BIAS[(192, 192)] |= dict(stages=1)
-# Two warpgroups compute, one loads.
-TWO_PASS_REGISTERS: Row = dict(consumer_registers=240, producer_registers=24)
+# Of our own backwards: two warpgroups compute, one loads.
+BACKWARD_REGISTERS: Row = dict(consumer_registers=240, producer_registers=24)
 # Other tiles that a default may lose to, by bucket and mask. Tiles of fewer query rows leave fewer
 # rows empty in short sequences, in a sequence's last tile and in the last wave: at ViT's 197
 # queries, half of the rows of 192-row tiles are empty. Fewer keys waste less of short sequences and
@@ -227,13 +234,20 @@ def backward(
     )
 
 
+def backward_groups(dtype: str, head_dims: HeadDims) -> Iterator[Kernel]:
+    if head_dims in BACKWARD_GROUPS:
+        row = BACKWARD_GROUPS[head_dims] | BACKWARD_REGISTERS
+        for mask in (Mask.FULL, Mask.CAUSAL):
+            yield Kernel(Op.BACKWARD_GROUPS, 90, dtype, *head_dims, Layout.DENSE, mask=mask, **row)
+
+
 def backward_keys(dtype: str, head_dims: HeadDims, layout: Layout, mask: Mask) -> Kernel:
     """The second pass of a backward, which is planned. It serves any ratio of heads, and adds up
     in the same order always."""
     if mask is Mask.BIAS:
         row = BACKWARD_KEYS_BIAS[head_dims]
     else:
-        row = BACKWARD_KEYS[head_dims] | TWO_PASS_REGISTERS
+        row = BACKWARD_KEYS[head_dims] | BACKWARD_REGISTERS
     return Kernel(Op.BACKWARD_KEYS, 90, dtype, *head_dims, layout, mask=mask, **row)
 
 
@@ -241,7 +255,7 @@ def backward_queries(keys: Kernel) -> Kernel:
     """The first pass, which is launched before a second."""
     head_dims = (keys.head_dim, keys.head_dim_v)
     rows = BACKWARD_QUERIES_BIAS if keys.mask is Mask.BIAS else BACKWARD_QUERIES
-    row = rows[head_dims] | TWO_PASS_REGISTERS
+    row = rows[head_dims] | BACKWARD_REGISTERS
     return Kernel(
         Op.BACKWARD_QUERIES, 90, keys.dtype, *head_dims, keys.layout, mask=keys.mask, **row
     )

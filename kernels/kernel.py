@@ -12,6 +12,7 @@ class Op(str, Enum):
     FORWARD = "forward"
     DECODE = "decode"  # a forward of few queries
     BACKWARD = "backward"
+    BACKWARD_GROUPS = "backward_groups"  # the same where a CTA works on all query heads of its keys
     # a backward in two passes: dQ and delta, by query tiles; then dK and dV, by key blocks
     BACKWARD_QUERIES = "backward_queries"
     BACKWARD_KEYS = "backward_keys"
@@ -26,6 +27,7 @@ class Op(str, Enum):
     CLEAR = "clear"
 
 
+ONE_PASS = (Op.BACKWARD, Op.BACKWARD_GROUPS)
 TWO_PASS = (Op.BACKWARD_QUERIES, Op.BACKWARD_KEYS)
 MAPS = (Op.MAP_QUERIES, Op.MAP_KEYS)
 
@@ -122,7 +124,7 @@ class Kernel:
         if self.head_dim_v != self.head_dim:
             head_dims += f"v{self.head_dim_v}"
         parts = [f"sm{self.arch}", self.op.value, self.dtype, head_dims, self.layout.value]
-        if self.op in (Op.FORWARD, Op.BACKWARD, *TWO_PASS):
+        if self.op in (Op.FORWARD, *ONE_PASS, *TWO_PASS):
             parts.append(self.mask.value)
         if self.op is Op.BACKWARD:
             parts.append("gqa" if self.grouped else "mha")

@@ -12,7 +12,7 @@ from itertools import product
 from typing import NamedTuple
 
 from kernels import configs_sm90, configs_sm100, rules
-from kernels.kernel import DTYPES, HEAD_DIM_BUCKETS, MAPS, Kernel, Layout, Mask, Op
+from kernels.kernel import DTYPES, HEAD_DIM_BUCKETS, MAPS, ONE_PASS, Kernel, Layout, Mask, Op
 
 CONFIGS = {90: configs_sm90, 100: configs_sm100}
 
@@ -44,7 +44,7 @@ class Companions(NamedTuple):
 def companions(kernel: Kernel) -> Companions:
     """There are none but a backward's, and those of a kernel with a bias."""
     found = Companions()
-    if kernel.op is Op.BACKWARD:
+    if kernel.op in ONE_PASS:
         found = _of_one_pass(kernel)
     if kernel.op is Op.BACKWARD_KEYS:
         found = Companions(preprocess=configs_sm90.backward_queries(kernel))
@@ -114,6 +114,8 @@ def _kernels(wanted: Callable[[Kernel], bool]) -> tuple[Kernel, ...]:
     for dtype, head_dims in product(DTYPES, HEAD_DIM_BUCKETS[90]):
         kernels |= dict.fromkeys(configs_sm90.decode(dtype, head_dims))
         kernels |= dict.fromkeys(configs_sm90.paged_forward(dtype, head_dims))
+        for kernel in configs_sm90.backward_groups(dtype, head_dims):
+            kernels |= dict.fromkeys((kernel, *companions(kernel).present))
     for dtype in DTYPES:  # speed rules were measured on Hopper alone
         head_dim, head_dim_v = max(HEAD_DIM_BUCKETS[90])
         clear = Kernel(Op.CLEAR, 90, dtype, head_dim, head_dim_v, Layout.VARLEN, block_m=0)

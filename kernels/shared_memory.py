@@ -19,6 +19,7 @@ WEIGHTS_STAGES = 2  # Op.DECODE: tiles of P
 RING_WORDS = {Layout.DENSE: 8, Layout.VARLEN: 12, Layout.PAGED: 12}
 TILE_WORDS = 12  # the same of the one tile in kernels/sm90/backward_queries.py
 STATISTICS = 80  # fp32 of a query tile and padding, in kernels/sm90/backward_keys.py
+DS_STAGES = 2  # Op.BACKWARD_GROUPS: tiles of dS
 
 
 def computed(kernel: Kernel) -> int | None:
@@ -46,6 +47,12 @@ def computed(kernel: Kernel) -> int | None:
         keys = kernel.stages * _stage(kernel.block_n, kernel.head_dim)
         values = kernel.v_stages * _stage(kernel.block_n, kernel.head_dim_v)
         return _aligned(queries + keys + values + TILE_WORDS * 4)
+    if kernel.op is Op.BACKWARD_GROUPS:
+        keys = 2 * _stage(kernel.block_n, kernel.head_dim)  # and values
+        queries = 2 * _stage(kernel.block_m, kernel.head_dim)  # and dO
+        statistics = 2 * STATISTICS * 4 + BARRIERS  # logsumexp and delta
+        scores = DS_STAGES * (kernel.block_m * kernel.block_n * ELEMENT + BARRIERS)
+        return _aligned(keys + kernel.q_stages * (queries + statistics) + scores)
     if kernel.op is Op.BACKWARD_KEYS:
         keys = _stage(kernel.block_n, kernel.head_dim) + _stage(kernel.block_n, kernel.head_dim_v)
         queries = _stage(kernel.block_m, kernel.head_dim) + _stage(

@@ -15,7 +15,7 @@ import pytest
 from built import kernels
 from interpreter.sources import compiling, programs
 
-from kernels.kernel import Kernel, Layout, Mask, Op
+from kernels.kernel import ONE_PASS, Kernel, Layout, Mask, Op
 from kernels.matrix import companions
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +29,7 @@ FORWARDS = [kernel for kernel in ALL_FORWARDS if kernel.layout is not Layout.PAG
 PAGED = [kernel for kernel in ALL_FORWARDS if kernel.layout is Layout.PAGED]
 UNBIASED = [kernel for kernel in FORWARDS if kernel.mask is not Mask.BIAS]
 DECODES = [kernel for kernel in ATTENTION if kernel.op is Op.DECODE]
-BACKWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.BACKWARD and not kernel.tuned]
+BACKWARDS = [kernel for kernel in ATTENTION if kernel.op in ONE_PASS and not kernel.tuned]
 TWO_PASSES = [kernel for kernel in ATTENTION if kernel.op is Op.BACKWARD_KEYS]
 BIASED = [kernel for kernel in (*FORWARDS, *TWO_PASSES) if kernel.mask is Mask.BIAS]
 
@@ -111,7 +111,7 @@ def bias(draw: random.Random) -> dict:
 
 def run_by(kernel: Kernel) -> list[Kernel]:
     """Returns the kernels that a test of this one runs, but for those that they launch."""
-    if kernel.op not in (Op.BACKWARD, Op.BACKWARD_KEYS):
+    if kernel.op not in (*ONE_PASS, Op.BACKWARD_KEYS):
         return [kernel]
     alike = ("arch", "dtype", "head_dim", "head_dim_v", "layout", "mask")
     # Where heads are not grouped, Blackwell's kernel for grouped ones may run, too.
@@ -127,6 +127,16 @@ def run_by(kernel: Kernel) -> list[Kernel]:
         if one.op is kernel.op and all(getattr(one, x) == getattr(kernel, x) for x in variants)
     ]
     return [*forwards, *tiles]
+
+
+def of_groups(kernel: Kernel) -> bool:
+    return kernel.grouped or kernel.op is Op.BACKWARD_GROUPS
+
+
+def rivals(kernel: Kernel) -> list[str]:
+    """Returns the names of the kernels that run small problems in place of the kernel of groups."""
+    others = [one.name for one in ATTENTION if one.op is Op.BACKWARD and one.grouped]
+    return others if kernel.op is Op.BACKWARD_GROUPS else []
 
 
 def answers(driver: Path, request: dict, script: str = "attend.py") -> list[str | None]:
@@ -291,12 +301,15 @@ def test_backward(driver, kernel):
     """It runs with the forward and the launches before and after it, on the tiles that the planner
     takes; packed, among rows of NaN."""
     problems = drawn(kernel)[: CALLS // 2]
-    if kernel.op is Op.BACKWARD:
-        ratio = 2 if kernel.grouped else 1
+    if kernel.op in ONE_PASS:
+        ratio = 2 if of_groups(kernel) else 1
         problems = [one | {"heads": one["heads_kv"] * ratio} for one in problems]
     launched = programs(*run_by(kernel))
     beside = [3, 50] if kernel.layout is Layout.VARLEN else [0, 0]
-    options = {"deterministic": kernel.deterministic, "capability": kernel.arch, "beside": beside}
+    options = {
+        "deterministic": kernel.deterministic, "capability": kernel.arch, "beside": beside,
+        "disable": rivals(kernel),
+    }  # fmt: skip
     check(driver, problems, launched, backward=True, **options)
 
 
@@ -419,11 +432,13 @@ def test_a_causal_mask_aligned_top_left(driver, kernel):
     the gradients of the others are zeros."""
     fields = {
         "dtype": kernel.dtype, "head_dim": kernel.head_dim, "head_dim_v": kernel.head_dim_v,
-        "heads": 2 if kernel.grouped else 1, "heads_kv": 1, "is_causal": True, "top_left": True,
+        "heads": 2 if of_groups(kernel) else 1, "heads_kv": 1, "is_causal": True, "top_left": True,
     }  # fmt: skip
     # Most keys are unseen, or few.
     problems = [fields | {"seqlens_q": [q], "seqlens_k": [k]} for q, k in ((70, 203), (130, 150))]
-    options = {"deterministic": kernel.deterministic, "capability": kernel.arch}
+    options = {
+        "deterministic": kernel.deterministic, "capability": kernel.arch, "disable": rivals(kernel)
+    }  # fmt: skip
     check(driver, problems, programs(*run_by(kernel)), backward=True, **options)
 
 

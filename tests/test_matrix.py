@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kernels import shared_memory
-from kernels.kernel import ARCHS, DTYPES, HEAD_DIM_BUCKETS, TWO_PASS, Layout, Mask, Op
+from kernels.kernel import ARCHS, DTYPES, HEAD_DIM_BUCKETS, ONE_PASS, TWO_PASS, Layout, Mask, Op
 from kernels.matrix import SUBSETS, companions, matrix, subset, with_candidates
 
 KERNELS = matrix()
@@ -66,7 +66,7 @@ def test_a_backward_launches_what_turns_its_accumulators_into_gradients():
         return [bool(postprocess) for postprocess in companions(kernel)[1:4]]
 
     for kernel in KERNELS:
-        if kernel.op is Op.BACKWARD:
+        if kernel.op in ONE_PASS:
             assert companions(kernel).preprocess.op is Op.PREPROCESS, kernel.name
             assert gradients(kernel) == [True, kernel.grouped, kernel.grouped], kernel.name
         elif kernel.op is Op.BACKWARD_KEYS:

@@ -25,6 +25,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .value("FORWARD", Op::kForward)
       .value("DECODE", Op::kDecode)
       .value("BACKWARD", Op::kBackward)
+      .value("BACKWARD_GROUPS", Op::kBackwardGroups)
       .value("BACKWARD_QUERIES", Op::kBackwardQueries)
       .value("BACKWARD_KEYS", Op::kBackwardKeys)
       .value("MAP_QUERIES", Op::kMapQueries)

@@ -11,8 +11,8 @@ from typing import Any
 Kernel = Mapping[str, Any]
 
 # The ops that are called for. The other kernels are launched with one of them.
-CALLED = ("forward", "decode", "backward", "backward_keys", "clear")
-_BACKWARDS = ("backward", "backward_keys")
+CALLED = ("forward", "decode", "backward", "backward_groups", "backward_keys", "clear")
+_BACKWARDS = ("backward", "backward_groups", "backward_keys")
 
 # Numbers of query heads and of key/value heads.
 _HEADS = {"any": ((2, 2), (4, 2), (3, 1)), "mha": ((2, 2), (3, 3)), "gqa": ((4, 2), (3, 1))}
@@ -110,6 +110,7 @@ def problems_for(kernel: Kernel) -> tuple[Problem, ...]:
     make = {
         "forward": _attention,
         "backward": _attention,
+        "backward_groups": _attention,
         "backward_keys": _attention,
         "decode": _decode,
         "clear": _clear,
@@ -130,18 +131,19 @@ def others(kernel: Kernel, kernels: Sequence[Kernel]) -> tuple[str, ...]:
 
 
 def _attention(kernel: Kernel) -> Iterator[Problem]:
-    one_pass, two_passes = (kernel["op"] == op for op in _BACKWARDS)
+    op = kernel["op"]
+    heads = {"backward": "gqa" if kernel["grouped"] else "mha", "backward_groups": "gqa"}
     paged = kernel["layout"] == "paged"
     varlen = paged or kernel["layout"] == "varlen"
-    heads = cycle(_HEADS[("gqa" if kernel["grouped"] else "mha") if one_pass else "any"])
+    heads = cycle(_HEADS[heads.get(op, "any")])
     shapes = (_packed if varlen else _dense)(kernel["block_m"], kernel["block_n"])
     for index, (seqlens_q, seqlens_k, times) in enumerate(shapes):
         heads_q, heads_kv = next(heads)
         head_dim, head_dim_v = _head_dims(kernel, below=index % 2 == 1)
         problem = Problem(
             kernel["dtype"], head_dim, head_dim_v, times * heads_q, times * heads_kv,
-            seqlens_q, seqlens_k, varlen=varlen, backward=one_pass or two_passes,
-            deterministic=two_passes or kernel["deterministic"],
+            seqlens_q, seqlens_k, varlen=varlen, backward=op in _BACKWARDS,
+            deterministic=op == "backward_keys" or kernel["deterministic"],
             rows_behind=5 if varlen and index == 0 else 0,
             page_size=_PAGE_SIZES[index] if paged else 0,
         )  # fmt: skip

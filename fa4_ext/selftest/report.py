@@ -15,8 +15,8 @@ STATUSES = (RIGHT, WRONG, HUNG, CRASHED, NOT_LOADED, NOT_RUN)
 BROKEN = (WRONG, HUNG, CRASHED, NOT_LOADED)
 
 _OPS = (
-    "forward", "decode", "backward", "backward_queries", "backward_keys", "map_queries",
-    "map_keys", "preprocess", "postprocess", "clear",
+    "forward", "decode", "backward", "backward_groups", "backward_queries", "backward_keys",
+    "map_queries", "map_keys", "preprocess", "postprocess", "clear",
 )  # fmt: skip
 
 

@@ -19,8 +19,11 @@ BASE = {
 }  # fmt: skip
 
 
-def plan(problem: dict, speed_rules: bool = False):
-    return fa4_core.plan(core_problem(problem), speed_rules)
+def plan(problem: dict, speed_rules: bool = False, disabled: tuple[str, ...] = ()):
+    """Without the kernels whose names match one of the disabled patterns."""
+    return fa4_core.plan(
+        core_problem(problem), speed_rules, disabled=fa4_core.KernelSet(list(disabled))
+    )
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

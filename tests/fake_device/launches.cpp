@@ -17,7 +17,8 @@ namespace fa4 {
 namespace {
 
 bool is_backward(const Kernel& kernel) {
-  return kernel.op == Op::kBackward || kernel.op == Op::kBackwardKeys;
+  return kernel.op == Op::kBackward || kernel.op == Op::kBackwardGroups ||
+         kernel.op == Op::kBackwardKeys;
 }
 
 bool launched_by_another(const Kernel& kernel) {
@@ -36,7 +37,7 @@ Problem problem_of(const Kernel& kernel) {
   p.batch = 1;
   p.seqlen_q = p.seqlen_k = p.total_q = p.total_k = 1;
   p.num_heads = 2;
-  p.num_heads_kv = kernel.grouped ? 1 : 2;
+  p.num_heads_kv = kernel.grouped || kernel.op == Op::kBackwardGroups ? 1 : 2;
   p.head_dim = kernel.head_dim;
   p.head_dim_v = kernel.head_dim_v;
   p.bias = kernel.mask == Mask::kBias;

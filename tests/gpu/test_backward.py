@@ -9,6 +9,7 @@ import pytest
 import torch
 from calls import deterministic, flash_backward, flash_forward, run_autograd, run_flash, run_sdpa_op
 from cases import (
+    BLACKWELL,
     DTYPES,
     HEAD_DIMS,
     HEADS,
@@ -22,6 +23,8 @@ from cases import (
 )
 from compare import assert_matches_reference
 from test_forward import ODD_HEAD_DIMS, PAIRS, WINDOWS
+
+import fa4_ext
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -95,6 +98,38 @@ def test_varlen_lengths(lengths, mask, head_dim, order):
         seqlens_q, seqlens_k, heads=2, heads_kv=heads_kv, head_dim=head_dim, **MASKS[mask]
     )
     check(problem, in_order=order == "deterministic")
+
+
+GROUPS = [
+    (dtype, head_dims, mask, *shape)
+    for number, (head_dims, mask, shape) in enumerate(
+        product(
+            ((64, 64), (40, 56), (128, 128), (104, 72)),
+            ("full", "causal"),
+            # queries, keys, query heads, key/value heads, batch
+            ((64, 128, 4, 2, 2), (129, 257, 14, 2, 1), (1, 129, 8, 1, 3), (200, 65, 3, 1, 2),
+             (63, 383, 16, 2, 1), (576, 1000, 12, 4, 11)),
+        )
+    )
+    for dtype in (("bf16", "fp16")[number % 2],)
+]  # fmt: skip
+
+
+@pytest.mark.skipif(BLACKWELL, reason="Hopper has a kernel for groups of heads")
+@pytest.mark.parametrize(
+    ("dtype", "head_dims", "mask", "queries", "keys", "heads", "heads_kv", "batch"), GROUPS
+)
+def test_groups_of_heads(dtype, head_dims, mask, queries, keys, heads, heads_kv, batch):
+    """The kernel that works on groups of heads together, also where another would run: around its
+    tiles' ends, of rows without keys, of more key blocks than SMs."""
+    head_dim, head_dim_v = head_dims
+    problem = dense(
+        queries, keys, batch=batch, heads=heads, heads_kv=heads_kv, head_dim=head_dim,
+        head_dim_v=head_dim_v, dtype=DTYPES[dtype], **MASKS[mask],
+    )  # fmt: skip
+    others = ("sm90_backward_*_gqa_*", "sm90_backward_keys_*")
+    with fa4_ext.register(fallback="error", speed_rules=False, disable=others):
+        check(problem)
 
 
 @pytest.mark.parametrize("layout", ("dense", "varlen"))

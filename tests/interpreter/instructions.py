@@ -383,9 +383,12 @@ class Instructions:
     def _red(self, modifiers, operands, _):
         if "add" not in modifiers or "global" not in modifiers:
             raise ValueError
+        given = self.braced(operands[1]) if "v4" in modifiers else [operands[1]]
+        kind = ".view(np.float32)" if modifiers[-1] == "f32" else ""
         return [
-            f"w.atomic_add({self.address(operands[0], True)}, "
-            f"{self.value(operands[1], modifiers[-1])}, m)"
+            f"w.atomic_add({self.address(operands[0], True)} + U64({4 * i}), "
+            f"{self.value(each, modifiers[-1])}{kind}, m)"
+            for i, each in enumerate(given)
         ]
 
     def _stmatrix(self, modifiers, operands, _):

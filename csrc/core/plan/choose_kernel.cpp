@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "../error.h"
+#include "backward_groups.h"
 #include "decode_choice.h"
 #include "speed_rules.h"
 
@@ -13,9 +14,12 @@ namespace {
 
 // The op of the problems that a kernel is planned for. A backward in two passes is planned on the
 // second.
-Op problem_op(const Kernel& k) { return k.op == Op::kBackwardKeys ? Op::kBackward : k.op; }
+Op problem_op(const Kernel& k) {
+  return k.op == Op::kBackwardKeys || k.op == Op::kBackwardGroups ? Op::kBackward : k.op;
+}
 
-// Everything that selects a kernel except the bucket and the tile. The op is a problem's.
+// Everything that selects a kernel except the bucket and the tile. The op is a problem's, or
+// kBackwardGroups.
 struct Key {
   Op op;
   int arch;
@@ -25,17 +29,19 @@ struct Key {
   bool grouped, deterministic;
 
   size_t slot() const {
-    const bool flags[] = {op == Op::kBackward, arch == 100, dtype == Dtype::kFp16, grouped,
-                          deterministic};
+    const bool flags[] = {
+        op == Op::kBackward, op == Op::kBackwardGroups, arch == 100, dtype == Dtype::kFp16, grouped,
+        deterministic};
     size_t slot = 4 * static_cast<size_t>(mask) + static_cast<size_t>(layout);
     for (bool flag : flags) slot = 2 * slot + flag;
     return slot;
   }
-  static constexpr size_t kSlots = 4 << 7;
+  static constexpr size_t kSlots = 4 << 8;
 };
 
 Key key_of(const Kernel& k) {
-  return {problem_op(k), k.arch, k.dtype, k.layout, k.mask, k.grouped, k.deterministic};
+  const Op op = k.op == Op::kBackwardGroups ? k.op : problem_op(k);
+  return {op, k.arch, k.dtype, k.layout, k.mask, k.grouped, k.deterministic};
 }
 
 // The keys of all problems that a kernel is for. A backward in two passes takes any ratio of heads,
@@ -91,8 +97,9 @@ bool holds_all_queries(const Kernel& kernel, const Problem& p) {
 // Takes the smallest bucket that holds both head dims, and of its default tiles the smallest that
 // holds all queries, or else the largest. Where all default tiles are disabled, it takes one of the
 // tuned tiles likewise.
-const Kernel* default_kernel(const Problem& p, Mask mask, bool grouped, const KernelSet& disabled) {
-  const Key key{p.op,
+const Kernel* default_kernel(const Problem& p, Op op, Mask mask, bool grouped,
+                             const KernelSet& disabled) {
+  const Key key{op,
                 kernel_arch(p.capability),
                 p.dtype,
                 kernel_layout(p),
@@ -115,7 +122,7 @@ const Kernel* default_kernel(const Problem& p, Mask mask, bool grouped, const Ke
 
 const Kernel* default_forward(const Problem& p, const ResolvedMask& mask,
                               const Overrides& overrides, const KernelSet& disabled) {
-  const Kernel* forward = default_kernel(p, mask.kind, false, disabled);
+  const Kernel* forward = default_kernel(p, p.op, mask.kind, false, disabled);
   // The decode kernel takes no bias.
   if (overrides.tile || mask.kind == Mask::kBias) return forward;
   const Kernel* decode = choose_decode(p, mask, forward, overrides.decode, disabled);
@@ -132,10 +139,21 @@ bool stores_beyond_head_dim(const Kernel& kernel, const Problem& p) {
 }
 
 const Kernel* default_backward(const Problem& p, Mask mask, const KernelSet& disabled) {
-  const Kernel* kernel = default_kernel(p, mask, p.num_heads != p.num_heads_kv, disabled);
+  const Kernel* kernel = default_kernel(p, p.op, mask, p.num_heads != p.num_heads_kv, disabled);
   const bool needs_accumulators =
       kernel ? stores_beyond_head_dim(*kernel, p) : kernel_arch(p.capability) == 100;
-  return needs_accumulators ? default_kernel(p, mask, true, disabled) : kernel;
+  return needs_accumulators ? default_kernel(p, p.op, mask, true, disabled) : kernel;
+}
+
+// The kernel that works on groups of heads together, where it is faster than `other`, or where that
+// is none of the bucket, because these are disabled; else `other`.
+const Kernel* with_groups(const Kernel* other, const Problem& p, Mask mask,
+                          const KernelSet& disabled) {
+  if (p.op != Op::kBackward || p.num_heads == p.num_heads_kv) return other;
+  const Kernel* groups = default_kernel(p, Op::kBackwardGroups, mask, false, disabled);
+  if (!groups) return other;
+  const bool alone = !other || other->head_dim > groups->head_dim;
+  return alone || (same_bucket(*groups, *other) && groups_are_faster(p, *groups)) ? groups : other;
 }
 
 // The kernel of the same kind with this tile, preferably with the same two_cta; null if the build
@@ -216,6 +234,7 @@ KernelChoice choose_enabled(const Problem& p, const ResolvedMask& mask, const Ov
   if (auto reason = why_no_pages(p)) return refuse(*std::move(reason));
   const Kernel* kernel = p.op == Op::kForward ? default_forward(p, mask, overrides, disabled)
                                               : default_backward(p, mask.kind, disabled);
+  if (!overrides.tile) kernel = with_groups(kernel, p, mask.kind, disabled);
   if (!kernel) return refuse(why_no_kernel(p, mask.kind));
   if (auto reason = lacks_decoding(p, *kernel, overrides, disabled))
     return refuse(*std::move(reason));
@@ -225,8 +244,9 @@ KernelChoice choose_enabled(const Problem& p, const ResolvedMask& mask, const Ov
     return refuse(concat("this build has no kernel with a tile of ", tile.queries, " x ", tile.keys,
                          " for this"));
   }
-  // Both tables of rules were measured on Hopper only, and without pages.
-  if (kernel->arch != 90 || p.page_size) return {kernel, {}};
+  // Both tables of rules were measured on Hopper only, and without pages. They say nothing of the
+  // kernel of groups.
+  if (kernel->arch != 90 || p.page_size || kernel->op == Op::kBackwardGroups) return {kernel, {}};
   const Features f = features(p, *kernel);
   const TileRule* rule = find_tile_rule(p, *kernel, f, tile_rules);
   const Kernel* tuned = rule ? with_tile(*kernel, rule->tile, disabled) : nullptr;

@@ -11,6 +11,7 @@ enum class Op : int8_t {
   kForward,
   kDecode,
   kBackward,
+  kBackwardGroups,   // the same where a CTA works on all query heads of its keys
   kBackwardQueries,  // the first pass of a backward in two
   kBackwardKeys,     // the second
   kMapQueries,       // before a kernel with a bias: which tiles the bias leaves to each query tile

@@ -33,8 +33,8 @@ const char* faster_with_bias(const Problem& p, const Kernel& kernel) {
   return nullptr;
 }
 
-// With one query a sequence, PyTorch's packed forward takes the heads of a group for its queries, and
-// row i of q for sequence i: where a sequence has no query, it raises or reads another's.
+// With one query a sequence, PyTorch's packed forward takes the heads of a group for its queries,
+// and row i of q for sequence i: where a sequence has no query, it raises or reads another's.
 bool stock_needs_a_query_each(const Problem& p) {
   return p.op == Op::kForward && p.layout == Layout::kVarlen && p.seqlen_q == 1 &&
          p.num_heads > p.num_heads_kv;

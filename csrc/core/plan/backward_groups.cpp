@@ -1,0 +1,44 @@
+#include "backward_groups.h"
+
+#include "../integers.h"
+
+namespace fa4 {
+namespace {
+
+// Measured on an H200: 16k queries in sequences of 512 to 8,192, four and eight query heads to each
+// key/value head (docs/kernels-sm90-experiments.md). Speeds are over the other kernel's.
+constexpr int64_t kFewestRows = 512;
+// Head dim 64: 1.00 to 1.21 with 512 and 1,024 queries, 0.84 to 1.00 with more. The other kernel
+// works on 128 queries at a time.
+constexpr int64_t kMostQueries64 = 1024;
+// Head dim 128: 1.05 to 1.27 up to 2,048 queries, 0.99 to 1.00 with 8,192.
+constexpr int64_t kMostQueries128 = 2048;
+// The last wave of key blocks that cost the same leaves at most so much of the SMs idle, in per
+// cent of the time without.
+constexpr int64_t kMostOfWhole = 110;
+// Under a causal mask the first key block of a head costs as much as two on average. There are
+// enough others to fill the SMs beside it; measured with 3.9 waves.
+constexpr int64_t kFewestCausalWaves = 3;
+// Causal key blocks of one wave must find the queries of their groups in L2. At head dim 128 with
+// eight heads they do not: 0.70 to 1.04. This is the ratio of heads times the head dim.
+constexpr int64_t kWidestCausalGroup = 512;
+
+bool fills_waves(const Problem& p, const Kernel& groups) {
+  const int64_t tiles =
+      bounded_product(p.batch, p.num_heads_kv, ceil_div(p.seqlen_k, groups.block_n));
+  if (groups.mask == Mask::kFull)
+    return bounded_product(100, round_up(tiles, sm_count(p))) <=
+           bounded_product(kMostOfWhole, tiles);
+  return tiles >= kFewestCausalWaves * sm_count(p) &&
+         p.num_heads / p.num_heads_kv * groups.head_dim <= kWidestCausalGroup;
+}
+
+}  // namespace
+
+bool groups_are_faster(const Problem& p, const Kernel& groups) {
+  const int64_t most = groups.head_dim == 64 ? kMostQueries64 : kMostQueries128;
+  return p.seqlen_q >= kFewestRows && p.seqlen_q <= most && p.seqlen_k >= kFewestRows &&
+         fills_waves(p, groups);
+}
+
+}  // namespace fa4

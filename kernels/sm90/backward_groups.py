@@ -1,0 +1,620 @@
+"""The SM90 backward of grouped heads in one pass: dK and dV, and dQ added up in memory.
+
+A CTA has 128 keys of one key/value head, 64 for each of two warpgroups, and goes over the query
+tiles of all query heads of the group, so that dK and dV are complete in its registers. Per query
+tile a warpgroup computes
+
+    S^T = K Q^T,  P^T = exp2(scale S^T - lse),  dV += P^T dO,
+    dP^T = V dO^T,  dS^T = P^T (dP^T - delta),  dK += dS^T Q
+
+with P^T and dS^T as operands from registers. dS^T also goes to shared memory, where both
+warpgroups find that of all keys for dQ = dS K, of which each computes half of the columns. They add
+it to the fp32 accumulator in memory from registers, in the order in which they hold it, which is
+the one that the postprocess kernel expects.
+
+dQ of a query tile is computed in the step of the next one. So no warpgroup waits for the other's
+dS, and one computes exponentials while the tensor cores work for the other.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import cuda.bindings.driver as cuda
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32, Int64, const_expr, pipeline
+from cutlass._mlir.dialects import llvm
+from cutlass.cute.nvgpu import cpasync, warpgroup
+from cutlass.cutlass_dsl import dsl_user_op
+from cutlass.utils import LayoutEnum, SmemAllocator
+from flash_attn.cute import utils
+from flash_attn.cute.pipeline import PipelineStateSimple
+from quack import copy_utils, layout_utils, sm90_utils
+
+from kernels.common import packed, symbolic
+from kernels.kernel import Kernel, Mask
+from kernels.sm90 import backward_parts, staging
+from kernels.sm90.backward_keys import DELTA, LANES_OF_ROW, LSE, PAIR, Gradient, Loads, Statistics
+from kernels.sm90.masks import Edge, KeyBounds, Masks
+from kernels.sm90.output import Destination, Output
+from kernels.sm90.softmax import LOG2_E
+from kernels.sm90.staging import Load
+from kernels.sm90.warpgroups import ROWS, WARP, WARPGROUP
+from kernels.sm90.window import Window
+
+WARPS = WARPGROUP // WARP
+COMPUTING = 2  # warpgroups that compute
+DS_STAGES = 2  # this step's dS, and that of the step before
+VECTOR = 4  # fp32 in 16 bytes
+# A lane's statistics are stored together, and padding puts those of the four lanes of a row into
+# different banks.
+LANE_STATISTICS = ROWS // LANES_OF_ROW
+LANE_STRIDE = LANE_STATISTICS + 4
+# Up to this head dim registers hold the next S, too, while dS is computed.
+AHEAD = 64
+
+
+class Tile(NamedTuple):
+    """What a CTA works on."""
+
+    row: Int32  # its first key
+    head: Int32  # of keys and values
+    batch: Int32
+    begin: Int32  # query tiles of a head that see any of the keys, [begin, end)
+    end: Int32
+
+
+class Sizes(NamedTuple):
+    """What the tiles of a grid have in common."""
+
+    rows: Int32  # queries of a sequence
+    keys: Int32
+    heads_kv: Int32
+    ratio: Int32  # query heads of a key/value head
+    blocks: Int32  # key blocks of a head
+    heads: Int32  # key/value heads of all batch elements
+    together: Int32  # heads whose key blocks are worked on together
+
+
+class Step(NamedTuple):
+    tile: Int32  # of queries
+    number: Int32  # of the step
+    before: Int64  # where a thread's part of the dQ of the step before is added
+
+
+@dataclass(frozen=True)
+class Warpgroup:
+    """What a warpgroup works with."""
+
+    index: Int32
+    thread: Int32  # in the warpgroup
+    loads: Loads
+    statistics: Statistics
+    ds: staging.PipelineAsync  # of the stages of dS
+    copy_ds: object  # to shared memory
+    dq: cute.Tensor  # [batch, heads, elements of a head]
+    mma_scores: cute.TiledMma
+    mma_sums: cute.TiledMma
+    mma_dq: cute.TiledMma
+    # what the products read and write
+    frag_k: cute.Tensor
+    frag_v: cute.Tensor
+    frag_q: cute.Tensor
+    frag_dout: cute.Tensor
+    frag_q_summed: cute.Tensor
+    frag_dout_summed: cute.Tensor
+    frag_ds: cute.Tensor
+    frag_k_of_dq: cute.Tensor
+    scores: cute.Tensor  # S^T, then P^T
+    d_scores: cute.Tensor  # dP^T, then dS^T
+    weights_p: cute.Tensor  # in 16 bits
+    weights_ds: cute.Tensor
+    sums_k: cute.Tensor  # dK
+    sums_v: cute.Tensor  # dV
+    part_of_dq: cute.Tensor
+    lse: cute.Tensor  # of the queries of a thread's columns
+    delta: cute.Tensor
+
+
+@dsl_user_op
+def add_vector(address: Int64, values, *, loc=None, ip=None):
+    """Adds to four neighbouring fp32 in device memory."""
+    llvm.inline_asm(
+        None,
+        [
+            Int64(address).ir_value(loc=loc, ip=ip),
+            *(Float32(value).ir_value(loc=loc, ip=ip) for value in values),
+        ],
+        "red.relaxed.gpu.global.add.v4.f32 [$0], {$1, $2, $3, $4};",
+        "l,f,f,f,f",
+        has_side_effects=True,
+        is_align_stack=False,
+        asm_dialect=llvm.AsmDialect.AD_ATT,
+    )
+
+
+class BackwardGroups:
+    def __init__(self, kernel: Kernel):
+        if (kernel.block_m, kernel.block_n) != (ROWS, COMPUTING * ROWS):
+            raise ValueError(f"{kernel.name} must have tiles of {ROWS} x {COMPUTING * ROWS}")
+        if kernel.head_dim != kernel.head_dim_v or kernel.q_stages != kernel.do_stages:
+            raise ValueError(f"{kernel.name} must have equal head dims, and equal stages")
+        if kernel.mask not in (Mask.FULL, Mask.CAUSAL):
+            raise ValueError(f"{kernel.name} must be full or causal")
+        self.dtype, self.head_dim = symbolic.DTYPES[kernel.dtype], kernel.head_dim
+        self.keys = kernel.block_n
+        self.stages = kernel.q_stages
+        self.consumer_registers = kernel.consumer_registers
+        self.producer_registers = kernel.producer_registers
+        self.causal = kernel.mask is Mask.CAUSAL
+        self.ahead = self.head_dim <= AHEAD
+        # The rows of the scores are keys and their columns queries.
+        self.masks = Masks(replace(kernel, block_n=ROWS), ROWS)
+        self.output = Output(kernel, self.dtype, ROWS, by_tma=False)
+
+    @cute.jit
+    def __call__(
+        self,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        dout: cute.Tensor,
+        lse_log2: cute.Tensor,
+        delta: cute.Tensor,
+        dq_accum: cute.Tensor,
+        dk: cute.Tensor,
+        dv: cute.Tensor,
+        scale: Float32,
+        cu_seqlens_q: None,
+        cu_seqlens_k: None,
+        window_size_left: Int32,
+        window_size_right: Int32,
+        dq_semaphore: None,
+        dk_semaphore: None,
+        dv_semaphore: None,
+        stream: cuda.CUstream,
+    ):
+        sizes = self.sizes(q, k)
+        q, k, v, dout = (
+            staging.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, dout)
+        )
+        dk, dv = (packed.assume_tensor_aligned(tensor) for tensor in (dk, dv))
+        streamed = staging.smem_layout(self.dtype, ROWS, self.head_dim, self.stages)
+        # The warpgroups divide the columns of K for dQ, so no swizzled row may have more of them.
+        layout_k = sm90_utils.make_smem_layout(
+            self.dtype, LayoutEnum.ROW_MAJOR, (self.keys, self.head_dim), 1,
+            major_mode_size=self.head_dim // COMPUTING,
+        )  # fmt: skip
+        layout_v = staging.smem_layout(self.dtype, self.keys, self.head_dim, 1)
+        layout_ds = staging.smem_layout(self.dtype, self.keys, ROWS, DS_STAGES)
+        load = cpasync.CopyBulkTensorTileG2SOp()
+        atom_q, tma_q = staging.tma(load, q, streamed, ROWS, self.head_dim)
+        atom_k, tma_k = staging.tma(load, k, layout_k, self.keys, self.head_dim)
+        atom_v, tma_v = staging.tma(load, v, layout_v, self.keys, self.head_dim)
+        atom_do, tma_do = staging.tma(load, dout, streamed, ROWS, self.head_dim)
+        by_keys, by_columns = (COMPUTING, 1, 1), (1, COMPUTING, 1)
+        mma_scores = sm90_utils.make_tiled_mma(self.dtype, "K", "K", ROWS, atom_layout_mnk=by_keys)
+        mma_sums = sm90_utils.make_tiled_mma(
+            self.dtype, "K", "MN", self.head_dim, source="RS", atom_layout_mnk=by_keys
+        )
+        mma_dq = sm90_utils.make_tiled_mma(
+            self.dtype, "MN", "MN", self.head_dim // COMPUTING, atom_layout_mnk=by_columns
+        )
+        self.kernel(
+            atom_q, tma_q, atom_k, tma_k, atom_v, tma_v, atom_do, tma_do, lse_log2, delta,
+            dq_accum, dk, dv, scale, sizes, streamed, layout_k, layout_v, layout_ds, mma_scores,
+            mma_sums, mma_dq,
+        ).launch(
+            grid=[sizes.blocks * sizes.heads, 1, 1], block=[(1 + COMPUTING) * WARPGROUP, 1, 1],
+            stream=stream, min_blocks_per_mp=1
+        )  # fmt: skip
+
+    def sizes(self, q: cute.Tensor, k: cute.Tensor) -> Sizes:
+        batch, rows, heads, _ = q.shape
+        keys, heads_kv = k.shape[1], k.shape[2]
+        ratio = heads // heads_kv
+        together = Int32(1)
+        if self.causal:
+            bytes_of_row = 2 * self.head_dim * self.dtype.width // 8
+            together = backward_parts.heads_in_l2(rows * ratio, bytes_of_row)
+        blocks = cute.ceil_div(keys, self.keys)
+        return Sizes(rows, keys, heads_kv, ratio, blocks, heads_kv * batch, together)
+
+    def shared_storage(self, streamed, layout_k, layout_v, layout_ds, statistics):
+        ring = cute.struct.MemRange[cutlass.Int64, self.stages * 2]
+
+        @cute.struct
+        class Storage:
+            q: staging.elements(self.dtype, streamed)
+            dout: staging.elements(self.dtype, streamed)
+            k: staging.elements(self.dtype, layout_k)
+            v: staging.elements(self.dtype, layout_v)
+            ds: staging.elements(self.dtype, layout_ds)
+            rows: cute.struct.Align[cute.struct.MemRange[Float32, cute.cosize(statistics)], 16]
+            barriers_q: ring
+            barriers_do: ring
+            barriers_k: cute.struct.MemRange[cutlass.Int64, 2]
+            barriers_v: cute.struct.MemRange[cutlass.Int64, 2]
+            barriers_ds: cute.struct.MemRange[cutlass.Int64, DS_STAGES * 2]
+            barriers_rows: ring
+
+        return Storage
+
+    @cute.kernel
+    def kernel(
+        self,
+        atom_q: cute.CopyAtom,
+        tma_q: cute.Tensor,
+        atom_k: cute.CopyAtom,
+        tma_k: cute.Tensor,
+        atom_v: cute.CopyAtom,
+        tma_v: cute.Tensor,
+        atom_do: cute.CopyAtom,
+        tma_do: cute.Tensor,
+        lse: cute.Tensor,
+        delta: cute.Tensor,
+        dq_accum: cute.Tensor,
+        dk: cute.Tensor,
+        dv: cute.Tensor,
+        scale: Float32,
+        sizes: Sizes,
+        streamed: cute.ComposedLayout,
+        layout_k: cute.ComposedLayout,
+        layout_v: cute.ComposedLayout,
+        layout_ds: cute.ComposedLayout,
+        mma_scores: cute.TiledMma,
+        mma_sums: cute.TiledMma,
+        mma_dq: cute.TiledMma,
+    ):
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        if warp == 0:
+            for atom in (atom_q, atom_k, atom_v, atom_do):
+                cpasync.prefetch_descriptor(atom)
+        of_tile = LANES_OF_ROW * LANE_STRIDE
+        statistics = cute.make_layout(
+            ((PAIR, LANES_OF_ROW, LANE_STATISTICS // PAIR), 2, self.stages),
+            stride=((1, LANE_STRIDE, PAIR), of_tile, 2 * of_tile),
+        )
+        storage = SmemAllocator().allocate(
+            self.shared_storage(streamed, layout_k, layout_v, layout_ds, statistics)
+        )
+        both = COMPUTING * WARPS
+        pipeline_q = staging.tma_pipeline(
+            self.dtype, storage.barriers_q, streamed, self.stages, both
+        )
+        pipeline_do = staging.tma_pipeline(
+            self.dtype, storage.barriers_do, streamed, self.stages, both
+        )
+        pipeline_k = staging.tma_pipeline(self.dtype, storage.barriers_k, layout_k, 1, both)
+        pipeline_v = staging.tma_pipeline(self.dtype, storage.barriers_v, layout_v, 1, both)
+        pipeline_rows = staging.warp_pipeline(storage.barriers_rows, self.stages, 1, both)
+        pipeline_ds = staging.warp_pipeline(storage.barriers_ds, DS_STAGES, both, both)
+        pipeline.pipeline_init_arrive()
+        sq = storage.q.get_tensor(streamed.outer, swizzle=streamed.inner)
+        sdo = storage.dout.get_tensor(streamed.outer, swizzle=streamed.inner)
+        sk = storage.k.get_tensor(layout_k.outer, swizzle=layout_k.inner)
+        sv = storage.v.get_tensor(layout_v.outer, swizzle=layout_v.inner)
+        sds = storage.ds.get_tensor(layout_ds.outer, swizzle=layout_ds.inner)
+        loads = Loads(
+            Load(atom_q, tma_q, sq, pipeline_q),
+            Load(atom_k, tma_k, sk, pipeline_k),
+            Load(atom_v, tma_v, sv, pipeline_v),
+            Load(atom_do, tma_do, sdo, pipeline_do),
+        )
+        rows = Statistics(lse, delta, storage.rows.get_tensor(statistics), pipeline_rows)
+        tile = self.tile(sizes)
+        pipeline.pipeline_init_wait()
+        if warp < WARPS:
+            cute.arch.setmaxregister_decrease(self.producer_registers)
+            if warp == 0:
+                self.load(tile, sizes, loads)
+            if warp == 1:
+                self.load_statistics(tile, sizes, rows)
+        else:
+            cute.arch.setmaxregister_increase(self.consumer_registers)
+            group = self.warpgroup(
+                loads, rows, pipeline_ds, sds, dq_accum, mma_scores, mma_sums, mma_dq
+            )
+            self.compute(group, tile, sizes, scale * LOG2_E)
+            self.store(group, group.sums_v, tile, sizes, Float32(1.0), dv)
+            self.store(group, group.sums_k, tile, sizes, scale, dk)
+
+    # What a CTA works on
+
+    @cute.jit
+    def tile(self, sizes: Sizes) -> Tile:
+        cta, _, _ = cute.arch.block_idx()
+        place = backward_parts.dense_place(cta, sizes.blocks, sizes.heads, sizes.together)
+        row = place.tile * self.keys
+        begin, end, _ = self.query_tiles(row, self.keys, sizes)
+        return Tile(row, place.head % sizes.heads_kv, place.head // sizes.heads_kv, begin, end)
+
+    @cute.jit
+    def query_tiles(self, row: Int32, count: cutlass.Constexpr, sizes: Sizes):
+        """Which query tiles see any of `count` keys from `row` on, [begin, end), and from which one
+        on they see all of these."""
+        begin, end, free = Int32(0), cute.ceil_div(sizes.rows, ROWS), Int32(0)
+        if const_expr(self.causal):
+            # A key is seen by the queries from its own position on.
+            first = row + sizes.rows - sizes.keys
+            last = cutlass.min(row + count, sizes.keys) - 1 + sizes.rows - sizes.keys
+            begin = cutlass.max(first, 0) // ROWS
+            free = cute.ceil_div(cutlass.max(last, 0), ROWS)
+        if row + count > sizes.keys:
+            free = end
+        return begin, end, free
+
+    def steps(self, tile: Tile, sizes: Sizes) -> Int32:
+        return sizes.ratio * (tile.end - tile.begin)
+
+    def place(self, number: Int32, tile: Tile, sizes: Sizes):
+        """The query tile and the head of a step. Each tile comes for all heads of the group, from
+        the last one on, which sees all keys: so CTAs that share queries read the same ones at the
+        same time."""
+        head = tile.head * sizes.ratio + number % sizes.ratio
+        return tile.end - 1 - number // sizes.ratio, head
+
+    # The warps that load
+
+    @cute.jit
+    def load(self, tile: Tile, sizes: Sizes, loads: Loads):
+        """Loads the keys and values, and Q and dO of all query tiles."""
+        first = PipelineStateSimple(1, Int32(1))
+        for once in (loads.k, loads.v):
+            staging.load_rows(once, once.source[None, None, tile.head, tile.batch], tile.row, first)
+        for number in cutlass.range(self.steps(tile, sizes), unroll=1):
+            query_tile, head = self.place(number, tile, sizes)
+            state = PipelineStateSimple(self.stages, number + self.stages)
+            for streamed in (loads.q, loads.dout):
+                source = streamed.source[None, None, head, tile.batch]
+                staging.load_rows(streamed, source, query_tile * ROWS, state)
+
+    @cute.jit
+    def load_statistics(self, tile: Tile, sizes: Sizes, statistics: Statistics):
+        """Brings lse and delta of all query tiles. A query that is none gets an lse of infinity:
+        its P is zero."""
+        lane = cute.arch.lane_idx()
+        stages = statistics.stages
+        for number in cutlass.range(self.steps(tile, sizes), unroll=1):
+            query_tile, head = self.place(number, tile, sizes)
+            state = PipelineStateSimple(self.stages, number + self.stages)
+            found = cute.make_rmem_tensor((ROWS // WARP, 2), Float32)
+            for i in cutlass.range_constexpr(ROWS // WARP):
+                query = query_tile * ROWS + lane + i * WARP
+                found[i, LSE], found[i, DELTA] = Float32.inf, Float32(0.0)
+                if query < sizes.rows:
+                    found[i, LSE] = statistics.lse[tile.batch, head, query]
+                    found[i, DELTA] = statistics.delta[tile.batch, head, query]
+            statistics.pipeline.producer_acquire(state)
+            for i in cutlass.range_constexpr(ROWS // WARP):
+                query = lane + i * WARP
+                for which in (LSE, DELTA):
+                    stages[query, which, state.index] = found[i, which]
+            statistics.pipeline.producer_commit(state)
+
+    # The warpgroups that compute
+
+    def warpgroup(
+        self, loads: Loads, statistics, pipeline_ds, stages_ds, dq, mma_scores, mma_sums, mma_dq
+    ) -> Warpgroup:
+        thread, _, _ = cute.arch.thread_idx()
+        thread -= WARPGROUP
+        index = cute.arch.make_warp_uniform(thread // WARPGROUP)
+        first = index * WARPGROUP
+        of_scores, of_sums = mma_scores.get_slice(first), mma_sums.get_slice(first)
+        shape = (self.keys, ROWS, self.head_dim)
+        scores, frag_k, frag_q = sm90_utils.partition_fragment_ABC(
+            of_scores, shape, loads.k.stages, loads.q.stages
+        )
+        d_scores, frag_v, frag_dout = sm90_utils.partition_fragment_ABC(
+            of_scores, shape, loads.v.stages, loads.dout.stages
+        )
+        shape = (self.keys, self.head_dim, ROWS)
+        sums_k, weights_ds, frag_q_summed = sm90_utils.partition_fragment_ABC(
+            of_sums, shape, None, layout_utils.transpose_view(loads.q.stages)
+        )
+        sums_v, weights_p, frag_dout_summed = sm90_utils.partition_fragment_ABC(
+            of_sums, shape, None, layout_utils.transpose_view(loads.dout.stages)
+        )
+        part_of_dq, frag_ds, frag_k_of_dq = sm90_utils.partition_fragment_ABC(
+            mma_dq.get_slice(first),
+            (ROWS, self.head_dim, self.keys),
+            layout_utils.transpose_view(stages_ds),
+            layout_utils.transpose_view(loads.k.stages),
+        )
+        copy_ds, _, _ = copy_utils.get_smem_store_C(
+            mma_scores, stages_ds, thread, position_independent=True
+        )
+        lse, delta = (cute.make_rmem_tensor(LANE_STATISTICS, Float32) for _ in (LSE, DELTA))
+        return Warpgroup(
+            index, thread % WARPGROUP, loads, statistics, pipeline_ds, copy_ds, dq, mma_scores,
+            mma_sums, mma_dq, frag_k, frag_v, frag_q, frag_dout, frag_q_summed, frag_dout_summed,
+            frag_ds, frag_k_of_dq, scores, d_scores, weights_p, weights_ds, sums_k, sums_v,
+            part_of_dq, lse, delta,
+        )  # fmt: skip
+
+    @cute.jit
+    def compute(self, group: Warpgroup, tile: Tile, sizes: Sizes, scale_log2: Float32):
+        """Computes dK and dV, and adds to dQ."""
+        group.sums_k.fill(0.0)
+        group.sums_v.fill(0.0)
+        bounds = self.bounds(group, tile, sizes)
+        first = PipelineStateSimple(1, Int32(0))
+        for once in (group.loads.k, group.loads.v):
+            once.pipeline.consumer_wait(first)
+        last = self.steps(tile, sizes) - 1
+        if last >= 0:
+            self.issue_scores(group, Int32(0))
+            self.read_first_lse(group)
+            warpgroup.wait_group(0)
+            _, _, free = self.query_tiles(tile.row + group.index * ROWS, ROWS, sizes)
+            unmasked = cutlass.max(cutlass.min((tile.end - free) * sizes.ratio, last), 0)
+            before = Int64(0)
+            for number in cutlass.range(unmasked, unroll=1):
+                query_tile, head = self.place(number, tile, sizes)
+                step = Step(query_tile, number, before)
+                self.step(group, step, bounds, scale_log2, masked=False, more=True)
+                before = self.address_of_dq(group, tile.batch, head, query_tile)
+            for number in cutlass.range(unmasked, last, unroll=1):
+                query_tile, head = self.place(number, tile, sizes)
+                step = Step(query_tile, number, before)
+                self.step(group, step, bounds, scale_log2, masked=True, more=True)
+                before = self.address_of_dq(group, tile.batch, head, query_tile)
+            query_tile, head = self.place(last, tile, sizes)
+            step = Step(query_tile, last, before)
+            self.step(group, step, bounds, scale_log2, masked=True, more=False)
+            self.issue_dq(group, last + 1)
+            warpgroup.wait_group(0)
+            self.add_dq(group, self.address_of_dq(group, tile.batch, head, query_tile))
+
+    @cute.jit
+    def step(
+        self,
+        x: Warpgroup,
+        step: Step,
+        bounds: KeyBounds,
+        scale_log2: Float32,
+        masked: cutlass.Constexpr,
+        more: cutlass.Constexpr,
+    ):
+        """Works on a query tile, whose S is there, and on dQ of the one before. If there are more,
+        S of the next is there at the end. No product is in flight then: the compiler would wait for
+        it where the loop turns."""
+        state = PipelineStateSimple(self.stages, step.number)
+        slot = PipelineStateSimple(DS_STAGES, step.number)
+        ahead, behind = const_expr(more and self.ahead), const_expr(more and not self.ahead)
+        self.read_statistic(x, x.delta, DELTA, state)
+        x.statistics.pipeline.consumer_release(state)
+        self.issue_d_scores(x, step.number)
+        if const_expr(masked):
+            window = Window(Int32(0), Int32(0))
+            self.masks.mask(x.scores, step.tile, bounds, Edge(left=True), window, None)
+        weights = layout_utils.reshape_acc_to_mn(x.scores)
+        for c in cutlass.range_constexpr(LANE_STATISTICS):
+            for r in cutlass.range_constexpr(2):
+                weights[r, c] = cute.math.exp2(weights[r, c] * scale_log2 - x.lse[c], fastmath=True)
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.scores), x.weights_p)
+        self.issue_sums(x, x.sums_v, x.weights_p, x.frag_dout_summed, state)
+        if const_expr(ahead):
+            self.issue_scores(x, step.number + 1)
+        x.ds.producer_acquire_w_index_phase(slot.index, slot.phase ^ 1)
+        warpgroup.wait_group(2 if ahead else 1)
+        # P as it was rounded for dV. The next S takes the registers of the other.
+        rounded = layout_utils.reshape_acc_to_mn(
+            cute.make_tensor(x.weights_p.iterator, x.scores.layout)
+        )
+        differences = layout_utils.reshape_acc_to_mn(x.d_scores)
+        for c in cutlass.range_constexpr(LANE_STATISTICS):
+            for r in cutlass.range_constexpr(2):
+                differences[r, c] = Float32(rounded[r, c]) * (differences[r, c] - x.delta[c])
+        if const_expr(more):
+            following = PipelineStateSimple(self.stages, step.number + 1)
+            x.statistics.pipeline.consumer_wait(following)
+            self.read_statistic(x, x.lse, LSE, following)
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.d_scores), x.weights_ds)
+        x.copy_ds(x.weights_ds, dst_idx=slot.index)
+        self.issue_sums(x, x.sums_k, x.weights_ds, x.frag_q_summed, state)
+        cute.arch.fence_view_async_shared()
+        x.ds.producer_commit(slot)
+        self.issue_dq(x, step.number)
+        warpgroup.wait_group(1)
+        x.loads.dout.pipeline.consumer_release(state)
+        x.loads.q.pipeline.consumer_release(state)
+        if const_expr(behind):
+            self.issue_scores(x, step.number + 1)
+        warpgroup.wait_group(1 if behind else 0)
+        if step.number > 0:
+            x.ds.consumer_release(PipelineStateSimple(DS_STAGES, step.number + 1))
+            self.add_dq(x, step.before)
+        if const_expr(behind):
+            warpgroup.wait_group(0)
+
+    def issue_scores(self, x: Warpgroup, number):
+        state = PipelineStateSimple(self.stages, number)
+        x.loads.q.pipeline.consumer_wait(state)
+        self.issue_product(x, x.scores, x.frag_k, x.frag_q, state)
+
+    def issue_d_scores(self, x: Warpgroup, number):
+        state = PipelineStateSimple(self.stages, number)
+        x.loads.dout.pipeline.consumer_wait(state)
+        self.issue_product(x, x.d_scores, x.frag_v, x.frag_dout, state)
+
+    def issue_product(self, x: Warpgroup, scores, resident, streamed, state):
+        resident = resident[None, None, None, 0]
+        streamed = streamed[None, None, None, state.index]
+        sm90_utils.gemm(x.mma_scores, scores, resident, streamed, zero_init=True, wg_wait=-1)
+
+    def issue_sums(self, x: Warpgroup, sums, weights, summed, state):
+        summed = summed[None, None, None, state.index]
+        sm90_utils.gemm(x.mma_sums, sums, weights, summed, wg_wait=-1)
+
+    def issue_dq(self, x: Warpgroup, number):
+        """Issues dQ of the step before `number`. Before the first there is none: nothing is waited
+        for, and what is computed is left alone."""
+        slot = PipelineStateSimple(DS_STAGES, number + 2 * DS_STAGES - 1)
+        x.ds.consumer_wait(slot)
+        ds, keys = x.frag_ds[None, None, None, slot.index], x.frag_k_of_dq[None, None, None, 0]
+        sm90_utils.gemm(x.mma_dq, x.part_of_dq, ds, keys, zero_init=True, wg_wait=-1)
+
+    def address_of_dq(self, x: Warpgroup, batch, head, query_tile) -> Int64:
+        """Where a thread adds its part of a tile's dQ: its vectors lie among those of the
+        warpgroup's other threads."""
+        part = ROWS * self.head_dim // COMPUTING
+        offset = (query_tile * COMPUTING + x.index) * part + x.thread * VECTOR
+        return utils.elem_pointer(x.dq, (batch, head, offset)).toint()
+
+    @cute.jit
+    def add_dq(self, x: Warpgroup, address: Int64):
+        values = cute.make_tensor(x.part_of_dq.iterator, cute.make_layout(cute.size(x.part_of_dq)))
+        bytes_apart = VECTOR * WARPGROUP * Float32.width // 8
+        for i in cutlass.range_constexpr(cute.size(values) // VECTOR):
+            vector = [values[VECTOR * i + j] for j in range(VECTOR)]
+            add_vector(address + i * bytes_apart, vector)
+
+    def read_first_lse(self, x: Warpgroup):
+        state = PipelineStateSimple(self.stages, Int32(0))
+        x.statistics.pipeline.consumer_wait(state)
+        self.read_statistic(x, x.lse, LSE, state)
+
+    def read_statistic(self, x: Warpgroup, found: cute.Tensor, which: int, state):
+        """Reads a statistic of the queries of a thread's columns. That is done a phase before it is
+        needed, because products keep shared memory busy."""
+        stage = x.statistics.stages[(None, x.thread % LANES_OF_ROW, None), which, state.index]
+        cute.autovec_copy(
+            cute.make_tensor(stage.iterator, cute.make_layout(LANE_STATISTICS)), found
+        )
+
+    @cute.jit
+    def bounds(self, x: Warpgroup, tile: Tile, sizes: Sizes) -> KeyBounds:
+        """Which queries the keys of a thread's rows are seen by, as Masks takes it. A row that is
+        no key is seen by none."""
+        thread = x.thread + x.index * WARPGROUP
+        where = cute.make_identity_tensor((self.keys, ROWS))
+        where = layout_utils.reshape_acc_to_mn(x.mma_scores.get_slice(thread).partition_C(where))
+        first, end = [], []
+        for r in cutlass.range_constexpr(2):
+            key = tile.row + where[r, 0][0]
+            place = key + sizes.rows - sizes.keys - where[0, 0][1]
+            first.append(place if self.causal else Int32(0))
+            end.append(sizes.rows if key < sizes.keys else Int32(0))
+        return KeyBounds(tuple(first), tuple(end), Int32(0), Int32(0), Int32(0))
+
+    # The end
+
+    @cute.jit
+    def store(self, x: Warpgroup, sums, tile: Tile, sizes: Sizes, scale, gradient: cute.Tensor):
+        sums.store(sums.load() * scale)
+        result = cute.make_rmem_tensor_like(sums, self.dtype)
+        utils.cvt_f16(sums, result)
+        row = tile.row + x.index * ROWS
+        row += cute.arch.make_warp_uniform(x.thread // WARP) * self.output.warp_rows
+        self.output.write_from_registers(
+            Gradient(tile.head, tile.batch, sizes.keys, sizes.keys),
+            row,
+            result,
+            Destination(staging.by_head(gradient), None, None, None),
+        )
+
+
+def entry(kernel: Kernel):
+    return BackwardGroups(kernel), symbolic.arguments(kernel)
