@@ -1,5 +1,5 @@
-"""Which backwards of grouped heads the planner gives to the kernel whose CTAs work on all query heads
-of their keys: those that were measured to be faster on it."""
+"""Which backwards of GQA the planner gives to the kernel whose CTAs work on all query heads of their
+keys: those that were measured to be faster on it."""
 
 from __future__ import annotations
 

@@ -77,9 +77,9 @@ class Sizes(NamedTuple):
 
 
 class Step(NamedTuple):
-    tile: Int32  # of queries
-    number: Int32  # of the step
-    before: Int64  # where a thread's part of the dQ of the step before is added
+    number: Int32
+    query_tile: Int32
+    head: Int32
 
 
 @dataclass(frozen=True)
@@ -332,7 +332,7 @@ class BackwardGroups:
     @cute.jit
     def query_tiles(self, row: Int32, count: cutlass.Constexpr, sizes: Sizes):
         """Which query tiles see any of `count` keys from `row` on, [begin, end), and from which one
-        on they see all of these."""
+        on, at most `end`, they see all of these."""
         begin, end, free = Int32(0), cute.ceil_div(sizes.rows, ROWS), Int32(0)
         if const_expr(self.causal):
             # A key is seen by the queries from its own position on.
@@ -348,11 +348,9 @@ class BackwardGroups:
         return sizes.ratio * (tile.end - tile.begin)
 
     def place(self, number: Int32, tile: Tile, sizes: Sizes):
-        """The query tile and the head of a step. Each tile comes for all heads of the group, from
-        the last one on, which sees all keys: so CTAs that share queries read the same ones at the
-        same time."""
-        head = tile.head * sizes.ratio + number % sizes.ratio
-        return tile.end - 1 - number // sizes.ratio, head
+        """The query tile and the head of a step: head by head, from a head's first tile on."""
+        tiles = tile.end - tile.begin
+        return tile.begin + number % tiles, tile.head * sizes.ratio + number // tiles
 
     # The warps that load
 
@@ -442,35 +440,36 @@ class BackwardGroups:
         first = PipelineStateSimple(1, Int32(0))
         for once in (group.loads.k, group.loads.v):
             once.pipeline.consumer_wait(first)
-        last = self.steps(tile, sizes) - 1
-        if last >= 0:
+        if tile.end > tile.begin:
             self.issue_scores(group, Int32(0))
             self.read_first_lse(group)
             warpgroup.wait_group(0)
             _, _, free = self.query_tiles(tile.row + group.index * ROWS, ROWS, sizes)
-            unmasked = cutlass.max(cutlass.min((tile.end - free) * sizes.ratio, last), 0)
-            before = Int64(0)
-            for number in cutlass.range(unmasked, unroll=1):
-                query_tile, head = self.place(number, tile, sizes)
-                step = Step(query_tile, number, before)
-                self.step(group, step, bounds, scale_log2, masked=False, more=True)
-                before = self.address_of_dq(group, tile.batch, head, query_tile)
-            for number in cutlass.range(unmasked, last, unroll=1):
-                query_tile, head = self.place(number, tile, sizes)
-                step = Step(query_tile, number, before)
-                self.step(group, step, bounds, scale_log2, masked=True, more=True)
-                before = self.address_of_dq(group, tile.batch, head, query_tile)
-            query_tile, head = self.place(last, tile, sizes)
-            step = Step(query_tile, last, before)
-            self.step(group, step, bounds, scale_log2, masked=True, more=False)
-            self.issue_dq(group, last + 1)
+            number = Int32(0)
+            for h in cutlass.range(sizes.ratio, unroll=1):
+                head = tile.head * sizes.ratio + h
+                end = tile.end - 1 if h == sizes.ratio - 1 else tile.end
+                end_masked = cutlass.min(free, end)
+                for query_tile in cutlass.range(tile.begin, end_masked, unroll=1):
+                    step = Step(number, query_tile, head)
+                    self.step(group, tile, step, bounds, scale_log2, masked=True, more=True)
+                    number += 1
+                for query_tile in cutlass.range(end_masked, end, unroll=1):
+                    step = Step(number, query_tile, head)
+                    self.step(group, tile, step, bounds, scale_log2, masked=False, more=True)
+                    number += 1
+            head = (tile.head + 1) * sizes.ratio - 1
+            step = Step(number, tile.end - 1, head)
+            self.step(group, tile, step, bounds, scale_log2, masked=True, more=False)
+            self.issue_dq(group, number + 1)
             warpgroup.wait_group(0)
-            self.add_dq(group, self.address_of_dq(group, tile.batch, head, query_tile))
+            self.add_dq(group, self.address_of_dq(group, tile.batch, head, tile.end - 1))
 
     @cute.jit
     def step(
         self,
         x: Warpgroup,
+        tile: Tile,
         step: Step,
         bounds: KeyBounds,
         scale_log2: Float32,
@@ -488,7 +487,7 @@ class BackwardGroups:
         self.issue_d_scores(x, step.number)
         if const_expr(masked):
             window = Window(Int32(0), Int32(0))
-            self.masks.mask(x.scores, step.tile, bounds, Edge(left=True), window, None)
+            self.masks.mask(x.scores, step.query_tile, bounds, Edge(left=True), window, None)
         weights = layout_utils.reshape_acc_to_mn(x.scores)
         for c in cutlass.range_constexpr(LANE_STATISTICS):
             for r in cutlass.range_constexpr(2):
@@ -525,7 +524,10 @@ class BackwardGroups:
         warpgroup.wait_group(1 if behind else 0)
         if step.number > 0:
             x.ds.consumer_release(PipelineStateSimple(DS_STAGES, step.number + 1))
-            self.add_dq(x, step.before)
+            first = step.query_tile == tile.begin
+            head = step.head - 1 if first else step.head
+            before = tile.end - 1 if first else step.query_tile - 1
+            self.add_dq(x, self.address_of_dq(x, tile.batch, head, before))
         if const_expr(behind):
             warpgroup.wait_group(0)
 
@@ -587,17 +589,17 @@ class BackwardGroups:
     @cute.jit
     def bounds(self, x: Warpgroup, tile: Tile, sizes: Sizes) -> KeyBounds:
         """Which queries the keys of a thread's rows are seen by, as Masks takes it. A row that is
-        no key is seen by none."""
+        no key is seen from a query on that there is not."""
         thread = x.thread + x.index * WARPGROUP
         where = cute.make_identity_tensor((self.keys, ROWS))
         where = layout_utils.reshape_acc_to_mn(x.mma_scores.get_slice(thread).partition_C(where))
-        first, end = [], []
+        first = []
         for r in cutlass.range_constexpr(2):
             key = tile.row + where[r, 0][0]
             place = key + sizes.rows - sizes.keys - where[0, 0][1]
-            first.append(place if self.causal else Int32(0))
-            end.append(sizes.rows if key < sizes.keys else Int32(0))
-        return KeyBounds(tuple(first), tuple(end), Int32(0), Int32(0), Int32(0))
+            seen = place if self.causal else Int32(0)
+            first.append(seen if key < sizes.keys else sizes.rows)
+        return KeyBounds(tuple(first), (sizes.rows,) * 2, Int32(0), Int32(0), Int32(0))
 
     # The end
 

@@ -8,10 +8,10 @@ namespace {
 // Measured on an H200: 16k queries in sequences of 512 to 8,192, four and eight query heads to each
 // key/value head (docs/kernels-sm90-experiments.md). Speeds are over the other kernel's.
 constexpr int64_t kFewestRows = 512;
-// Head dim 64: 1.00 to 1.21 with 512 and 1,024 queries, 0.84 to 1.00 with more. The other kernel
+// Head dim 64: 1.02 to 1.26 with 512 and 1,024 queries, 0.86 to 1.04 with more. The other kernel
 // works on 128 queries at a time.
 constexpr int64_t kMostQueries64 = 1024;
-// Head dim 128: 1.05 to 1.27 up to 2,048 queries, 0.99 to 1.00 with 8,192.
+// Head dim 128: 1.07 to 1.28 up to 2,048 queries, 0.97 to 1.05 with 8,192.
 constexpr int64_t kMostQueries128 = 2048;
 // The last wave of key blocks that cost the same leaves at most so much of the SMs idle, in per
 // cent of the time without.
@@ -20,7 +20,7 @@ constexpr int64_t kMostOfWhole = 110;
 // enough others to fill the SMs beside it; measured with 3.9 waves.
 constexpr int64_t kFewestCausalWaves = 3;
 // Causal key blocks of one wave must find the queries of their groups in L2. At head dim 128 with
-// eight heads they do not: 0.70 to 1.04. This is the ratio of heads times the head dim.
+// eight heads they do not: 0.72 to 1.00. This is the ratio of heads times the head dim.
 constexpr int64_t kWidestCausalGroup = 512;
 
 bool fills_waves(const Problem& p, const Kernel& groups) {
