@@ -1,5 +1,5 @@
-"""Which backwards of GQA the planner gives to the kernel whose CTAs work on all query heads of their
-keys: those that were measured to be faster on it."""
+"""Which backwards of GQA the planner gives to the kernel whose CTAs work on all query heads of
+their keys: those that were measured to be faster on it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def chosen(change: dict, *disabled: str, speed_rules: bool = False):
     ("change", "head_dims", "mask"),
     [
         ({}, "d128", "causal"),
-        (tokens(2048), "d128", "causal"),
+        (tokens(8192), "d128", "causal"),
         ({"head_dim": 104, "head_dim_v": 72}, "d128", "causal"),
         ({"is_causal": False}, "d128", "full"),
         ({"is_causal": False, **tokens(2048, batch=1)}, "d128", "full"),
         ({"num_heads": 64, "head_dim": 64, "head_dim_v": 64}, "d64", "causal"),
         ({"peer": "flash"}, "d128", "causal"),
     ],
-    ids=["llama", "2k", "smaller_head_dims", "full", "one_sequence", "d64", "flash"],
+    ids=["llama", "8k", "smaller_head_dims", "full", "one_sequence", "d64", "flash"],
 )
 @pytest.mark.parametrize("speed_rules", (False, True))
 def test_groups_run_together_where_that_was_measured_to_be_faster(
@@ -61,7 +61,9 @@ def test_groups_run_together_where_that_was_measured_to_be_faster(
         {"head_dim": 192, "head_dim_v": 128},
         {"num_heads": 64},  # causal, eight heads of 128
         {"is_causal": False, **tokens(4096)},
-        {"head_dim": 64, "head_dim_v": 64, **tokens(2048)},
+        {"is_causal": False, "head_dim": 64, "head_dim_v": 64, **tokens(2048)},
+        {"head_dim": 64, "head_dim_v": 64, **tokens(4096)},
+        tokens(16384),
         tokens(511),
         tokens(2048, batch=2),  # one wave: its first CTAs would work twice as long as the average
         {"capability": 100},

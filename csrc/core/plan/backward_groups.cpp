@@ -8,11 +8,11 @@ namespace {
 // Measured on an H200: 16k queries in sequences of 512 to 8,192, four and eight query heads to each
 // key/value head (docs/kernels-sm90-experiments.md). Speeds are over the other kernel's.
 constexpr int64_t kFewestRows = 512;
-// Head dim 64: 1.02 to 1.26 with 512 and 1,024 queries, 0.86 to 1.04 with more. The other kernel
-// works on 128 queries at a time.
-constexpr int64_t kMostQueries64 = 1024;
-// Head dim 128: 1.07 to 1.28 up to 2,048 queries, 0.97 to 1.05 with 8,192.
-constexpr int64_t kMostQueries128 = 2048;
+// Up to so many queries of head dim 64 (where the other kernel works on 128 of them at a time) and
+// 128: 1.02 to 1.19 and 1.07 to 1.28 where nothing is masked, 1.03 to 1.26 and 1.05 to 1.21 under a
+// causal mask. The next measured were 0.86 to 0.98, and 0.92 and 0.96.
+constexpr int64_t kMostQueries64 = 1024, kMostQueries128 = 2048;
+constexpr int64_t kMostCausalQueries64 = 2048, kMostCausalQueries128 = 8192;
 // The last wave of key blocks that cost the same leaves at most so much of the SMs idle, in per
 // cent of the time without.
 constexpr int64_t kMostOfWhole = 110;
@@ -36,7 +36,10 @@ bool fills_waves(const Problem& p, const Kernel& groups) {
 }  // namespace
 
 bool groups_are_faster(const Problem& p, const Kernel& groups) {
-  const int64_t most = groups.head_dim == 64 ? kMostQueries64 : kMostQueries128;
+  const bool causal = groups.mask == Mask::kCausalBottomRight;
+  const int64_t most_64 = causal ? kMostCausalQueries64 : kMostQueries64,
+                most_128 = causal ? kMostCausalQueries128 : kMostQueries128,
+                most = groups.head_dim == 64 ? most_64 : most_128;
   return p.seqlen_q >= kFewestRows && p.seqlen_q <= most && p.seqlen_k >= kFewestRows &&
          fills_waves(p, groups);
 }
