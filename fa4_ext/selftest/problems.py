@@ -132,10 +132,10 @@ def others(kernel: Kernel, kernels: Sequence[Kernel]) -> tuple[str, ...]:
 
 def _attention(kernel: Kernel) -> Iterator[Problem]:
     op = kernel["op"]
-    heads = {"backward": "gqa" if kernel["grouped"] else "mha", "backward_groups": "gqa"}
+    kinds = {"backward": "gqa" if kernel["grouped"] else "mha", "backward_groups": "gqa"}
     paged = kernel["layout"] == "paged"
     varlen = paged or kernel["layout"] == "varlen"
-    heads = cycle(_HEADS[heads.get(op, "any")])
+    heads = cycle(_HEADS[kinds.get(op, "any")])
     shapes = (_packed if varlen else _dense)(kernel["block_m"], kernel["block_n"])
     for index, (seqlens_q, seqlens_k, times) in enumerate(shapes):
         heads_q, heads_kv = next(heads)

@@ -104,9 +104,9 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-constexpr Op kOps[] = {Op::kForward,         Op::kDecode,       Op::kBackward,
-                       Op::kBackwardQueries, Op::kBackwardKeys, Op::kMapQueries,
-                       Op::kMapKeys,         Op::kPreprocess,   Op::kPostprocess};
+constexpr Op kOps[] = {
+    Op::kForward,      Op::kDecode,     Op::kBackward, Op::kBackwardGroups, Op::kBackwardQueries,
+    Op::kBackwardKeys, Op::kMapQueries, Op::kMapKeys,  Op::kPreprocess,     Op::kPostprocess};
 constexpr Dtype kDtypes[] = {Dtype::kBf16, Dtype::kFp16};
 constexpr Layout kLayouts[] = {Layout::kDense, Layout::kVarlen, Layout::kPaged, Layout::kAny};
 constexpr Decode kDecodes[] = {Decode::kWhereFaster, Decode::kWherePossible, Decode::kWhereNeeded};
@@ -352,8 +352,10 @@ void check(const Problem& p, const Plan& plan, const KernelSet& disabled) {
   expect(&kernel >= kKernels && &kernel < kKernels + kNumKernels, "the kernel is of the table");
   const bool two_passes = kernel.op == Op::kBackwardKeys;
   expect(kernel.op == p.op || (kernel.op == Op::kDecode && p.op == Op::kForward) ||
-             (two_passes && p.op == Op::kBackward),
+             ((two_passes || kernel.op == Op::kBackwardGroups) && p.op == Op::kBackward),
          "the kernel is of the problem's op");
+  expect(kernel.op != Op::kBackwardGroups || (p.num_heads > p.num_heads_kv && !p.deterministic),
+         "groups have several heads, and no order in which dQ is added up");
   expect(kernel.dtype == p.dtype, "the kernel is of the problem's dtype");
   expect(kernel.arch == (p.capability == 90 ? 90 : 100),
          "the kernel is of the device's architecture");

@@ -30,7 +30,7 @@ bool fills_waves(const Problem& p, const Kernel& groups) {
     return bounded_product(100, round_up(tiles, sm_count(p))) <=
            bounded_product(kMostOfWhole, tiles);
   return tiles >= kFewestCausalWaves * sm_count(p) &&
-         p.num_heads / p.num_heads_kv * groups.head_dim <= kWidestCausalGroup;
+         bounded_product(p.num_heads / p.num_heads_kv, groups.head_dim) <= kWidestCausalGroup;
 }
 
 }  // namespace
