@@ -164,7 +164,7 @@ BACKWARD_KEYS_BIAS: dict[HeadDims, Row] = {
 }
 # Shared memory has room for one stage of the bias.
 BACKWARD_KEYS_BIAS[(192, 192)] |= dict(stages=1)
-# Of our own backwards: two warpgroups compute, one loads.
+# In our own backwards two warpgroups compute, and one loads.
 BACKWARD_REGISTERS: Row = dict(consumer_registers=240, producer_registers=24)
 # Other tiles that a default may lose to, by bucket and mask. Tiles of fewer query rows leave fewer
 # rows empty in short sequences, in a sequence's last tile and in the last wave: at ViT's 197

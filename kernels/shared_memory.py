@@ -19,7 +19,7 @@ WEIGHTS_STAGES = 2  # Op.DECODE: tiles of P
 RING_WORDS = {Layout.DENSE: 8, Layout.VARLEN: 12, Layout.PAGED: 12}
 TILE_WORDS = 12  # the same of the one tile in kernels/sm90/backward_queries.py
 STATISTICS = 80  # fp32 of a query tile and padding, in kernels/sm90/backward_keys.py
-DS_STAGES = 2  # Op.BACKWARD_GROUPS: tiles of dS
+DS_STAGES = 2  # tiles of dS in kernels/sm90/backward_groups.py
 
 
 def computed(kernel: Kernel) -> int | None:

@@ -7,8 +7,8 @@
 
 namespace fa4 {
 
-// Whether `groups`, that kernel, was measured to be faster than the other kernel for such problems,
-// and than cuDNN.
+// Whether `groups`, that kernel, was faster for such problems than the other one, in a form before
+// its last (docs/kernels-sm90-experiments.md).
 bool groups_are_faster(const Problem& problem, const Kernel& groups);
 
 }  // namespace fa4

@@ -13,13 +13,10 @@ namespace fa4 {
 namespace {
 
 // The op of the problems that a kernel is planned for. A backward in two passes is planned on the
-// second.
-Op problem_op(const Kernel& k) {
-  return k.op == Op::kBackwardKeys || k.op == Op::kBackwardGroups ? Op::kBackward : k.op;
-}
+// second. The kernel of groups is looked for by its own op, beside the other.
+Op problem_op(const Kernel& k) { return k.op == Op::kBackwardKeys ? Op::kBackward : k.op; }
 
-// Everything that selects a kernel except the bucket and the tile. The op is a problem's, or
-// kBackwardGroups.
+// Everything that selects a kernel except the bucket and the tile. The op is problem_op's.
 struct Key {
   Op op;
   int arch;
@@ -40,8 +37,7 @@ struct Key {
 };
 
 Key key_of(const Kernel& k) {
-  const Op op = k.op == Op::kBackwardGroups ? k.op : problem_op(k);
-  return {op, k.arch, k.dtype, k.layout, k.mask, k.grouped, k.deterministic};
+  return {problem_op(k), k.arch, k.dtype, k.layout, k.mask, k.grouped, k.deterministic};
 }
 
 // The keys of all problems that a kernel is for. A backward in two passes takes any ratio of heads,
@@ -67,7 +63,7 @@ const std::vector<const Kernel*>& kernels_for(const Key& key) {
     auto* slots = new std::vector<std::vector<const Kernel*>>(Key::kSlots);
     for (const Kernel* k = kKernels; k != kKernels + kNumKernels; ++k) {
       const Op op = problem_op(*k);
-      if (op != Op::kForward && op != Op::kBackward) continue;
+      if (op != Op::kForward && op != Op::kBackward && op != Op::kBackwardGroups) continue;
       for (const Key& each : keys_of(*k)) (*slots)[each.slot()].push_back(k);
     }
     for (auto& slot : *slots) {
