@@ -124,6 +124,16 @@ def backward(kernel: Kernel) -> Iterator[Argument]:
     yield from _all(SEMAPHORE, "dk_semaphore", "dv_semaphore", given=shared)
 
 
+def backward_groups(kernel: Kernel) -> Iterator[Argument]:
+    yield from _all(ATTENTION, "q", "k", "v", "dout")
+    yield from _all(WORKSPACE, "lse_log2", "delta", "dq_accum")
+    yield from _all(ATTENTION, "dk", "dv")
+    yield Argument("scale", FLOAT)
+    varlen = kernel.layout is Layout.VARLEN
+    yield from _all(VECTOR, "cu_seqlens_q", "cu_seqlens_k", given=varlen)
+    yield Argument("heads_together", INT)
+
+
 def backward_queries(kernel: Kernel) -> Iterator[Argument]:
     yield from _all(ATTENTION, "q", "k", "v", "o", "dout")
     yield from _all(LSE, "lse", "delta")
@@ -186,7 +196,7 @@ DECLARED: dict[Op, Callable[[Kernel], Iterator[Argument]]] = {
     Op.FORWARD: forward,
     Op.DECODE: decode,
     Op.BACKWARD: backward,
-    Op.BACKWARD_GROUPS: backward,
+    Op.BACKWARD_GROUPS: backward_groups,
     Op.BACKWARD_QUERIES: backward_queries,
     Op.BACKWARD_KEYS: backward_keys,
     Op.MAP_QUERIES: map_queries,

@@ -8,6 +8,7 @@ kernels/shared_memory.py computes it from the rest.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from kernels.kernel import HEAD_DIM_BUCKETS, Kernel, Layout, Mask, Op
@@ -237,8 +238,8 @@ def backward(
 def backward_groups(dtype: str, head_dims: HeadDims) -> Iterator[Kernel]:
     if head_dims in BACKWARD_GROUPS:
         row = BACKWARD_GROUPS[head_dims] | BACKWARD_REGISTERS
-        for mask in (Mask.FULL, Mask.CAUSAL):
-            yield Kernel(Op.BACKWARD_GROUPS, 90, dtype, *head_dims, Layout.DENSE, mask=mask, **row)
+        for layout, mask in product((Layout.DENSE, Layout.VARLEN), (Mask.FULL, Mask.CAUSAL)):
+            yield Kernel(Op.BACKWARD_GROUPS, 90, dtype, *head_dims, layout, mask=mask, **row)
 
 
 def backward_keys(dtype: str, head_dims: HeadDims, layout: Layout, mask: Mask) -> Kernel:

@@ -1,4 +1,4 @@
-"""The limits on a kernel's spills and waits, beyond which its build fails."""
+"""The limits on a kernel's spills, waits and registers, beyond which its build fails."""
 
 from kernels.kernel import Kernel, Layout, Op
 
@@ -26,7 +26,25 @@ def spill_bytes(kernel: Kernel) -> int:
     )
 
 
+def computing_warpgroups(kernel: Kernel) -> int:
+    return kernel.block_m // 64 if kernel.op is Op.FORWARD else 2
+
+
+def check_registers(kernel: Kernel, at_launch: int) -> None:
+    """Warpgroups that compute take the registers that the one that loads gives back. A CTA has no
+    others than those of its launch, `at_launch` a thread, and would wait for more forever."""
+    computing = computing_warpgroups(kernel)
+    taken = computing * kernel.consumer_registers + kernel.producer_registers
+    if taken > (computing + 1) * at_launch:
+        raise ValueError(
+            f"kernel {kernel.name} has {at_launch} registers a thread for {computing + 1} "
+            f"warpgroups, and divides them into {computing} times {kernel.consumer_registers} and "
+            f"{kernel.producer_registers}"
+        )
+
+
 def check(kernel: Kernel, facts: dict) -> None:
+    check_registers(kernel, facts["registers"])
     if facts["spill_bytes"] > spill_bytes(kernel):
         raise ValueError(
             f"kernel {kernel.name} uses {facts['spill_bytes']} bytes a thread of local memory; "

@@ -79,7 +79,8 @@ def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
     assert kernel.deterministic == problem["deterministic"]
     if problem["op"] == "backward":
         grouped = problem["num_heads"] != problem["num_heads_kv"]
-        assert kernel.grouped == grouped or stores_whole_rows(problem, kernel)
+        sums_groups = kernel.grouped or kernel.op == fa4_core.Op.BACKWARD_GROUPS
+        assert sums_groups == grouped or stores_whole_rows(problem, kernel)
 
 
 def stores_whole_rows(problem, kernel) -> bool:

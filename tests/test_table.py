@@ -9,6 +9,7 @@ from built import DIRECTORY, SUBSET, kernels, manifest, object_file
 
 import fa4_ext
 from kernels import limits, matrix, signature, table
+from kernels.kernel import Op
 from kernels.matrix import companions, subset
 
 KERNELS = kernels()
@@ -143,11 +144,19 @@ def test_spills_beyond_the_limit_fail():
     with pytest.raises(
         ValueError, match=f"kernel {KERNELS[0].name} uses 1000 bytes a thread of local memory"
     ):
-        limits.check(KERNELS[0], {"spill_bytes": 1000})
+        limits.check(KERNELS[0], {"registers": 168, "spill_bytes": 1000})
 
 
 def test_products_that_do_not_overlap_fail():
     with pytest.raises(
         ValueError, match=f"kernel {KERNELS[0].name} waits 60 times for 60 WGMMA instructions"
     ):
-        limits.check(KERNELS[0], {"spill_bytes": 0, "products": 60, "waits": 60})
+        limits.check(KERNELS[0], {"registers": 168, "spill_bytes": 0, "products": 60, "waits": 60})
+
+
+def test_more_registers_than_a_cta_has_fail():
+    """A CTA whose warpgroups ask for more would wait for them forever."""
+    kernel = next(kernel for kernel in KERNELS if kernel.op is Op.BACKWARD_GROUPS)
+    limits.check_registers(kernel, 168)
+    with pytest.raises(ValueError, match=f"kernel {kernel.name} has 160 registers a thread for 3"):
+        limits.check_registers(kernel, 160)

@@ -178,6 +178,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readonly("window_size_left", &Plan::window_size_left)
       .def_readonly("window_size_right", &Plan::window_size_right)
       .def_readonly("splits", &Plan::splits)
+      .def_readonly("heads_together", &Plan::heads_together)
       .def_property_readonly("num_ctas", [](const Plan& plan) { return plan.schedule.num_ctas; })
       .def_property_readonly("paired_heads",
                              [](const Plan& plan) { return plan.schedule.paired_heads; })

@@ -32,7 +32,7 @@ from flash_attn.cute.pipeline import PipelineStateSimple
 from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import packed, symbolic
-from kernels.kernel import Kernel, Mask
+from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
 from kernels.sm90.backward_keys import DELTA, LANES_OF_ROW, LSE, PAIR, Gradient, Loads, Statistics
 from kernels.sm90.masks import Edge, KeyBounds, Masks
@@ -57,9 +57,14 @@ AHEAD = 64
 class Tile(NamedTuple):
     """What a CTA works on."""
 
-    row: Int32  # its first key
+    row: Int32  # its first key, of its sequence
     head: Int32  # of keys and values
-    batch: Int32
+    batch: Int32  # varlen: 0
+    rows: Int32  # queries of the sequence
+    keys: Int32  # 0 where the CTA has no tile
+    end_q: Int32  # varlen: the row of q after the sequence's last
+    end_k: Int32
+    place: Int32  # varlen: of the sequence's first row in the workspace
     begin: Int32  # query tiles of a head that see any of the keys, [begin, end)
     end: Int32
 
@@ -67,13 +72,13 @@ class Tile(NamedTuple):
 class Sizes(NamedTuple):
     """What the tiles of a grid have in common."""
 
-    rows: Int32  # queries of a sequence
+    rows: Int32  # queries and keys, varlen: of all sequences
     keys: Int32
     heads_kv: Int32
     ratio: Int32  # query heads of a key/value head
-    blocks: Int32  # key blocks of a head
-    heads: Int32  # key/value heads of all batch elements
-    together: Int32  # heads whose key blocks are worked on together
+    blocks: Int32  # key blocks of a head; varlen: as many as there may be
+    heads: Int32  # key/value heads, dense: of all batch elements
+    together: Int32  # dense: heads whose key blocks are worked on together
 
 
 class Step(NamedTuple):
@@ -92,7 +97,7 @@ class Warpgroup:
     statistics: Statistics
     ds: staging.PipelineAsync  # of the stages of dS
     copy_ds: object  # to shared memory
-    dq: cute.Tensor  # [batch, heads, elements of a head]
+    dq: cute.Tensor  # [batch, heads, elements of a head], varlen without the batch
     mma_scores: cute.TiledMma
     mma_sums: cute.TiledMma
     mma_dq: cute.TiledMma
@@ -146,7 +151,7 @@ class BackwardGroups:
         self.stages = kernel.q_stages
         self.consumer_registers = kernel.consumer_registers
         self.producer_registers = kernel.producer_registers
-        self.causal = kernel.mask is Mask.CAUSAL
+        self.varlen, self.causal = kernel.layout is Layout.VARLEN, kernel.mask is Mask.CAUSAL
         self.ahead = self.head_dim <= AHEAD
         # The rows of the scores are keys and their columns queries.
         self.masks = Masks(replace(kernel, block_n=ROWS), ROWS)
@@ -165,16 +170,18 @@ class BackwardGroups:
         dk: cute.Tensor,
         dv: cute.Tensor,
         scale: Float32,
-        cu_seqlens_q: None,
-        cu_seqlens_k: None,
-        window_size_left: Int32,
-        window_size_right: Int32,
-        dq_semaphore: None,
-        dk_semaphore: None,
-        dv_semaphore: None,
+        cu_seqlens_q: cute.Tensor | None,
+        cu_seqlens_k: cute.Tensor | None,
+        heads_together: Int32,
         stream: cuda.CUstream,
     ):
-        sizes = self.sizes(q, k)
+        offsets_q, offsets_k = None, None
+        if const_expr(self.varlen):
+            offsets_q = packed.Offsets(cu_seqlens_q, q.shape[0])
+            offsets_k = packed.Offsets(cu_seqlens_k, k.shape[0])
+        sizes = self.sizes(q, k, offsets_k, heads_together)
+        if const_expr(self.varlen):
+            q, k, v, dout = (packed.sequences(tensor) for tensor in (q, k, v, dout))
         q, k, v, dout = (
             staging.by_head(packed.assume_tensor_aligned(tensor)) for tensor in (q, k, v, dout)
         )
@@ -202,23 +209,21 @@ class BackwardGroups:
         )
         self.kernel(
             atom_q, tma_q, atom_k, tma_k, atom_v, tma_v, atom_do, tma_do, lse_log2, delta,
-            dq_accum, dk, dv, scale, sizes, streamed, layout_k, layout_v, layout_ds, mma_scores,
-            mma_sums, mma_dq,
+            dq_accum, dk, dv, scale, offsets_q, offsets_k, sizes, streamed, layout_k, layout_v,
+            layout_ds, mma_scores, mma_sums, mma_dq,
         ).launch(
             grid=[sizes.blocks * sizes.heads, 1, 1], block=[(1 + COMPUTING) * WARPGROUP, 1, 1],
             stream=stream, min_blocks_per_mp=1
         )  # fmt: skip
 
-    def sizes(self, q: cute.Tensor, k: cute.Tensor) -> Sizes:
-        batch, rows, heads, _ = q.shape
-        keys, heads_kv = k.shape[1], k.shape[2]
-        ratio = heads // heads_kv
-        together = Int32(1)
-        if self.causal:
-            bytes_of_row = 2 * self.head_dim * self.dtype.width // 8
-            together = backward_parts.heads_in_l2(rows * ratio, bytes_of_row)
-        blocks = cute.ceil_div(keys, self.keys)
-        return Sizes(rows, keys, heads_kv, ratio, blocks, heads_kv * batch, together)
+    def sizes(self, q: cute.Tensor, k: cute.Tensor, offsets_k, heads_together: Int32) -> Sizes:
+        *leading, heads, _ = q.shape
+        rows, keys, heads_kv = leading[-1], k.shape[-3], k.shape[-2]
+        if self.varlen:
+            blocks, all_heads = backward_parts.packed_slots(offsets_k, self.keys), heads_kv
+        else:
+            blocks, all_heads = cute.ceil_div(keys, self.keys), heads_kv * leading[0]
+        return Sizes(rows, keys, heads_kv, heads // heads_kv, blocks, all_heads, heads_together)
 
     def shared_storage(self, streamed, layout_k, layout_v, layout_ds, statistics):
         ring = cute.struct.MemRange[cutlass.Int64, self.stages * 2]
@@ -257,6 +262,8 @@ class BackwardGroups:
         dk: cute.Tensor,
         dv: cute.Tensor,
         scale: Float32,
+        offsets_q: packed.Offsets | None,
+        offsets_k: packed.Offsets | None,
         sizes: Sizes,
         streamed: cute.ComposedLayout,
         layout_k: cute.ComposedLayout,
@@ -302,45 +309,55 @@ class BackwardGroups:
             Load(atom_do, tma_do, sdo, pipeline_do),
         )
         rows = Statistics(lse, delta, storage.rows.get_tensor(statistics), pipeline_rows)
-        tile = self.tile(sizes)
+        tile = self.tile(sizes, offsets_q, offsets_k)
         pipeline.pipeline_init_wait()
-        if warp < WARPS:
-            cute.arch.setmaxregister_decrease(self.producer_registers)
-            if warp == 0:
-                self.load(tile, sizes, loads)
-            if warp == 1:
-                self.load_statistics(tile, sizes, rows)
-        else:
-            cute.arch.setmaxregister_increase(self.consumer_registers)
-            group = self.warpgroup(
-                loads, rows, pipeline_ds, sds, dq_accum, mma_scores, mma_sums, mma_dq
-            )
-            self.compute(group, tile, sizes, scale * LOG2_E)
-            self.store(group, group.sums_v, tile, sizes, Float32(1.0), dv)
-            self.store(group, group.sums_k, tile, sizes, scale, dk)
+        if tile.row < tile.keys:
+            if warp < WARPS:
+                cute.arch.setmaxregister_decrease(self.producer_registers)
+                if warp == 0:
+                    self.load(tile, sizes, loads)
+                if warp == 1:
+                    self.load_statistics(tile, sizes, rows)
+            else:
+                cute.arch.setmaxregister_increase(self.consumer_registers)
+                group = self.warpgroup(
+                    loads, rows, pipeline_ds, sds, dq_accum, mma_scores, mma_sums, mma_dq
+                )
+                self.compute(group, tile, sizes, scale * LOG2_E)
+                self.store(group, group.sums_v, tile, Float32(1.0), dv)
+                self.store(group, group.sums_k, tile, scale, dk)
 
     # What a CTA works on
 
     @cute.jit
-    def tile(self, sizes: Sizes) -> Tile:
+    def tile(self, sizes: Sizes, offsets_q, offsets_k) -> Tile:
         cta, _, _ = cute.arch.block_idx()
-        place = backward_parts.dense_place(cta, sizes.blocks, sizes.heads, sizes.together)
-        row = place.tile * self.keys
-        begin, end, _ = self.query_tiles(row, self.keys, sizes)
-        return Tile(row, place.head % sizes.heads_kv, place.head // sizes.heads_kv, begin, end)
+        rows, keys, end_q, end_k, first = sizes.rows, sizes.keys, Int32(0), Int32(0), Int32(0)
+        if const_expr(self.varlen):
+            place = backward_parts.packed_place(cta, offsets_k, self.keys)
+            head, index, batch = place.head, place.sequence, Int32(0)
+            begin_q, end_q, end_k = offsets_q[index], offsets_q[index + 1], offsets_k[index + 1]
+            rows = cutlass.max(end_q - begin_q, 0)
+            keys = end_k - offsets_k[index] if place.tiles > 0 else 0
+            first = (begin_q + index * ROWS) // ROWS * ROWS
+        else:
+            place = backward_parts.dense_place(cta, sizes.blocks, sizes.heads, sizes.together)
+            head, batch = place.head % sizes.heads_kv, place.head // sizes.heads_kv
+        row = place.tile * self.keys if place.tiles > 0 else 0
+        begin, end, _ = self.query_tiles(row, self.keys, rows, keys)
+        return Tile(row, head, batch, rows, keys, end_q, end_k, first, begin, end)
 
     @cute.jit
-    def query_tiles(self, row: Int32, count: cutlass.Constexpr, sizes: Sizes):
+    def query_tiles(self, row: Int32, count: cutlass.Constexpr, rows: Int32, keys: Int32):
         """Which query tiles see any of `count` keys from `row` on, [begin, end), and from which one
         on, at most `end`, they see all of these."""
-        begin, end, free = Int32(0), cute.ceil_div(sizes.rows, ROWS), Int32(0)
+        begin, end, free = Int32(0), cute.ceil_div(rows, ROWS), Int32(0)
         if const_expr(self.causal):
             # A key is seen by the queries from its own position on.
-            first = row + sizes.rows - sizes.keys
-            last = cutlass.min(row + count, sizes.keys) - 1 + sizes.rows - sizes.keys
+            first, last = row + rows - keys, cutlass.min(row + count, keys) - 1 + rows - keys
             begin = cutlass.max(first, 0) // ROWS
             free = cute.ceil_div(cutlass.max(last, 0), ROWS)
-        if row + count > sizes.keys:
+        if row + count > keys:
             free = end
         return begin, end, free
 
@@ -359,12 +376,17 @@ class BackwardGroups:
         """Loads the keys and values, and Q and dO of all query tiles."""
         first = PipelineStateSimple(1, Int32(1))
         for once in (loads.k, loads.v):
-            staging.load_rows(once, once.source[None, None, tile.head, tile.batch], tile.row, first)
+            source = staging.rows_of(
+                once.source, tile.head, tile.batch, tile.keys, tile.end_k, self.varlen
+            )
+            staging.load_rows(once, source, tile.row, first)
         for number in cutlass.range(self.steps(tile, sizes), unroll=1):
             query_tile, head = self.place(number, tile, sizes)
             state = PipelineStateSimple(self.stages, number + self.stages)
             for streamed in (loads.q, loads.dout):
-                source = streamed.source[None, None, head, tile.batch]
+                source = staging.rows_of(
+                    streamed.source, head, tile.batch, tile.rows, tile.end_q, self.varlen
+                )
                 staging.load_rows(streamed, source, query_tile * ROWS, state)
 
     @cute.jit
@@ -376,19 +398,25 @@ class BackwardGroups:
         for number in cutlass.range(self.steps(tile, sizes), unroll=1):
             query_tile, head = self.place(number, tile, sizes)
             state = PipelineStateSimple(self.stages, number + self.stages)
+            lse = self.of_queries(statistics.lse, tile, head)
+            delta = self.of_queries(statistics.delta, tile, head)
             found = cute.make_rmem_tensor((ROWS // WARP, 2), Float32)
             for i in cutlass.range_constexpr(ROWS // WARP):
                 query = query_tile * ROWS + lane + i * WARP
                 found[i, LSE], found[i, DELTA] = Float32.inf, Float32(0.0)
-                if query < sizes.rows:
-                    found[i, LSE] = statistics.lse[tile.batch, head, query]
-                    found[i, DELTA] = statistics.delta[tile.batch, head, query]
+                if query < tile.rows:
+                    found[i, LSE], found[i, DELTA] = lse[query], delta[query]
             statistics.pipeline.producer_acquire(state)
             for i in cutlass.range_constexpr(ROWS // WARP):
                 query = lane + i * WARP
                 for which in (LSE, DELTA):
                     stages[query, which, state.index] = found[i, which]
             statistics.pipeline.producer_commit(state)
+
+    def of_queries(self, tensor: cute.Tensor, tile: Tile, head: Int32) -> cute.Tensor:
+        if self.varlen:
+            return cute.domain_offset((tile.place,), tensor[head, None])
+        return tensor[tile.batch, head, None]
 
     # The warpgroups that compute
 
@@ -436,7 +464,7 @@ class BackwardGroups:
         """Computes dK and dV, and adds to dQ."""
         group.sums_k.fill(0.0)
         group.sums_v.fill(0.0)
-        bounds = self.bounds(group, tile, sizes)
+        bounds = self.bounds(group, tile)
         first = PipelineStateSimple(1, Int32(0))
         for once in (group.loads.k, group.loads.v):
             once.pipeline.consumer_wait(first)
@@ -444,7 +472,8 @@ class BackwardGroups:
             self.issue_scores(group, Int32(0))
             self.read_first_lse(group)
             warpgroup.wait_group(0)
-            _, _, free = self.query_tiles(tile.row + group.index * ROWS, ROWS, sizes)
+            own_row = tile.row + group.index * ROWS
+            _, _, free = self.query_tiles(own_row, ROWS, tile.rows, tile.keys)
             number = Int32(0)
             for h in cutlass.range(sizes.ratio, unroll=1):
                 head = tile.head * sizes.ratio + h
@@ -463,7 +492,7 @@ class BackwardGroups:
             self.step(group, tile, step, bounds, scale_log2, masked=True, more=False)
             self.issue_dq(group, number + 1)
             warpgroup.wait_group(0)
-            self.add_dq(group, self.address_of_dq(group, tile.batch, head, tile.end - 1))
+            self.add_dq(group, self.address_of_dq(group, tile, head, tile.end - 1))
 
     @cute.jit
     def step(
@@ -527,7 +556,7 @@ class BackwardGroups:
             first = step.query_tile == tile.begin
             head = step.head - 1 if first else step.head
             before = tile.end - 1 if first else step.query_tile - 1
-            self.add_dq(x, self.address_of_dq(x, tile.batch, head, before))
+            self.add_dq(x, self.address_of_dq(x, tile, head, before))
         if const_expr(behind):
             warpgroup.wait_group(0)
 
@@ -558,12 +587,14 @@ class BackwardGroups:
         ds, keys = x.frag_ds[None, None, None, slot.index], x.frag_k_of_dq[None, None, None, 0]
         sm90_utils.gemm(x.mma_dq, x.part_of_dq, ds, keys, zero_init=True, wg_wait=-1)
 
-    def address_of_dq(self, x: Warpgroup, batch, head, query_tile) -> Int64:
+    def address_of_dq(self, x: Warpgroup, tile: Tile, head, query_tile) -> Int64:
         """Where a thread adds its part of a tile's dQ: its vectors lie among those of the
         warpgroup's other threads."""
         part = ROWS * self.head_dim // COMPUTING
-        offset = (query_tile * COMPUTING + x.index) * part + x.thread * VECTOR
-        return utils.elem_pointer(x.dq, (batch, head, offset)).toint()
+        first = (tile.place // ROWS + query_tile) * COMPUTING + x.index
+        offset = first * part + x.thread * VECTOR
+        place = (head, offset) if self.varlen else (tile.batch, head, offset)
+        return utils.elem_pointer(x.dq, place).toint()
 
     @cute.jit
     def add_dq(self, x: Warpgroup, address: Int64):
@@ -587,7 +618,7 @@ class BackwardGroups:
         )
 
     @cute.jit
-    def bounds(self, x: Warpgroup, tile: Tile, sizes: Sizes) -> KeyBounds:
+    def bounds(self, x: Warpgroup, tile: Tile) -> KeyBounds:
         """Which queries the keys of a thread's rows are seen by, as Masks takes it. A row that is
         no key is seen from a query on that there is not."""
         thread = x.thread + x.index * WARPGROUP
@@ -596,22 +627,22 @@ class BackwardGroups:
         first = []
         for r in cutlass.range_constexpr(2):
             key = tile.row + where[r, 0][0]
-            place = key + sizes.rows - sizes.keys - where[0, 0][1]
+            place = key + tile.rows - tile.keys - where[0, 0][1]
             seen = place if self.causal else Int32(0)
-            first.append(seen if key < sizes.keys else sizes.rows)
-        return KeyBounds(tuple(first), (sizes.rows,) * 2, Int32(0), Int32(0), Int32(0))
+            first.append(seen if key < tile.keys else tile.rows)
+        return KeyBounds(tuple(first), (tile.rows,) * 2, Int32(0), Int32(0), Int32(0))
 
     # The end
 
     @cute.jit
-    def store(self, x: Warpgroup, sums, tile: Tile, sizes: Sizes, scale, gradient: cute.Tensor):
+    def store(self, x: Warpgroup, sums, tile: Tile, scale, gradient: cute.Tensor):
         sums.store(sums.load() * scale)
         result = cute.make_rmem_tensor_like(sums, self.dtype)
         utils.cvt_f16(sums, result)
         row = tile.row + x.index * ROWS
         row += cute.arch.make_warp_uniform(x.thread // WARP) * self.output.warp_rows
         self.output.write_from_registers(
-            Gradient(tile.head, tile.batch, sizes.keys, sizes.keys),
+            Gradient(tile.head, tile.batch, tile.keys, tile.end_k),
             row,
             result,
             Destination(staging.by_head(gradient), None, None, None),

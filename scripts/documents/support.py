@@ -161,9 +161,9 @@ def page() -> str:
             "masks are aligned bottom-right. Speed rules are not applied. On SM90 few queries run "
             "the decode kernel, whose tiles have 16 or 64 rows; up to how many depends on the "
             "numbers of heads and sequences, here 2 sequences of 8 heads. "
-            "kernels/tile_rules.csv names other tiles for some self-attention on SM90, and a "
-            "backward of GQA in dense sequences of 512 to 8,192 tokens may run the kernel of "
-            "groups (docs/kernels-sm90.md), whose tile is 64x128."
+            "kernels/tile_rules.csv names other tiles for some self-attention on SM90, and many "
+            "backwards of GQA there run the kernel of groups (docs/kernels-sm90.md), whose tile is "
+            "64x128."
         ),
         *combinations,
         *masked,

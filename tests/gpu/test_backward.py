@@ -22,9 +22,8 @@ from cases import (
     varlen,
 )
 from compare import assert_matches_reference
+from groups import groups_alone
 from test_forward import ODD_HEAD_DIMS, PAIRS, WINDOWS
-
-import fa4_ext
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -127,8 +126,39 @@ def test_groups_of_heads(dtype, head_dims, mask, queries, keys, heads, heads_kv,
         queries, keys, batch=batch, heads=heads, heads_kv=heads_kv, head_dim=head_dim,
         head_dim_v=head_dim_v, dtype=DTYPES[dtype], **MASKS[mask],
     )  # fmt: skip
-    others = ("sm90_backward_*_gqa_*", "sm90_backward_keys_*")
-    with fa4_ext.register(fallback="error", speed_rules=False, disable=others):
+    with groups_alone():
+        check(problem)
+
+
+PACKED_GROUPS = [
+    (("bf16", "fp16")[number % 2], head_dims, mask, *shape)
+    for number, (head_dims, mask, shape) in enumerate(
+        product(
+            ((64, 64), (40, 56), (128, 128), (104, 72)),
+            ("full", "causal"),
+            # lengths of queries and of keys, query heads, key/value heads
+            (((129, 1, 330, 64), (129, 77, 200, 500), 4, 2),
+             ((0, 65, 0, 129, 239, 0, 7), (63, 0, 0, 129, 799, 5, 0), 14, 2),
+             ((4224,), (1023,), 8, 1), ((64, 128, 192), (64, 128, 192), 3, 1),
+             ((333,) * 9, (129,) * 9, 16, 2), ((17, 700), (1400, 63), 12, 4)),
+        )
+    )
+]  # fmt: skip
+
+
+@pytest.mark.skipif(BLACKWELL, reason="Hopper has a kernel for groups of heads")
+@pytest.mark.parametrize(
+    ("dtype", "head_dims", "mask", "queries", "keys", "heads", "heads_kv"), PACKED_GROUPS
+)
+def test_groups_of_heads_of_packed_sequences(
+    dtype, head_dims, mask, queries, keys, heads, heads_kv
+):
+    head_dim, head_dim_v = head_dims
+    problem = varlen(
+        queries, keys, heads=heads, heads_kv=heads_kv, head_dim=head_dim, head_dim_v=head_dim_v,
+        dtype=DTYPES[dtype], **MASKS[mask],
+    )  # fmt: skip
+    with groups_alone():
         check(problem)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 from calls import TORCH_2_12
 from fresh_process import run_script
+from groups import OTHERS
 
 PREAMBLE = """
     import time
@@ -19,7 +20,7 @@ PREAMBLE = """
     from fa4_ext import _library
     import fa4_ext
 
-    fa4_ext.register(fallback="error", speed_rules=False)
+    fa4_ext.register(fallback="error", speed_rules=False, disable=DISABLED)
     LIMIT = 5  # seconds; a right call of this size takes a millisecond
     SEQLENS = (300, 129, 7, 64)
     TOTAL = sum(SEQLENS)
@@ -116,21 +117,27 @@ PAGES = """
 """
 
 
+def run(script: str, head_dim: int, heads_kv: int, disabled: tuple[str, ...] = ()) -> None:
+    names = {"HEAD_DIM": head_dim, "HEADS_KV": heads_kv, "DISABLED": disabled}
+    code = PREAMBLE + script
+    for name, value in names.items():
+        code = code.replace(name, repr(value))
+    run_script(code, timeout=300)
+
+
 @pytest.mark.parametrize("heads_kv", (4, 2))
 @pytest.mark.parametrize("head_dim", (64, 128, 256))
 @pytest.mark.parametrize("script", ("OFFSETS", "USED"))
 def test_packed(script, head_dim, heads_kv):
-    code = (
-        (PREAMBLE + globals()[script])
-        .replace("HEAD_DIM", str(head_dim))
-        .replace("HEADS_KV", str(heads_kv))
-    )
-    run_script(code, timeout=300)
+    run(globals()[script], head_dim, heads_kv)
+
+
+@pytest.mark.parametrize("head_dim", (64, 128))
+def test_groups_of_heads(head_dim):
+    run(OFFSETS, head_dim, 2, OTHERS)
 
 
 @pytest.mark.skipif(not TORCH_2_12, reason="torch has block_table since 2.12")
 @pytest.mark.parametrize("head_dim", (64, 128))
 def test_pages(head_dim):
-    run_script(
-        (PREAMBLE + PAGES).replace("HEAD_DIM", str(head_dim)).replace("HEADS_KV", "2"), timeout=300
-    )
+    run(PAGES, head_dim, 2)

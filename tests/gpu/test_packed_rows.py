@@ -11,6 +11,7 @@ import torch
 from calls import deterministic, explained, run_flash
 from cases import DTYPES, HEAD_DIMS, HEADS, MASKS, Inputs, Problem, make_inputs, varlen
 from compare import assert_matches_reference
+from groups import groups_alone
 from packed_rows import NAN, amid, assert_zero_outside, cut
 from reference import Result
 
@@ -53,6 +54,15 @@ class TestOurs:
                 5,
                 300,
             )
+
+    @pytest.mark.parametrize("head_dim", (64, 128))
+    @pytest.mark.parametrize("mask", ("full", "causal"))
+    def test_groups_of_heads(self, mask, head_dim):
+        problem = varlen(
+            SEQLENS_Q, SEQLENS_K, head_dim=head_dim, heads=6, heads_kv=2, **MASKS[mask]
+        )
+        with groups_alone():
+            check(problem, 5, 300)
 
     @pytest.mark.parametrize("head_dims", [(192, 128), (40, 120), (96, 72)], ids=str)
     def test_head_dims(self, head_dims):

@@ -386,6 +386,7 @@ void check(const Problem& p, const Plan& plan, const KernelSet& disabled) {
            "its first pass is there");
   } else if (p.op == Op::kBackward) {
     check_workspace(p, plan);
+    expect(plan.heads_together >= 1, "heads are worked on");
     for (int row : {kernel.preprocess, kernel.postprocess_dq})
       expect(row >= 0 && row < kNumKernels, "its preprocess and postprocess kernels are there");
   } else {

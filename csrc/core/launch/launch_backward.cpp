@@ -49,8 +49,12 @@ void gradients(const Problem& p, const Plan& plan, const BackwardArguments& a, c
   list.add(a.softmax_scale);
   list.add_cu_seqlens(a.cu_seqlens_q);
   list.add_cu_seqlens(a.cu_seqlens_k);
-  list.add(plan.window_size_left);
-  list.add(plan.window_size_right);
+  if (kernel.op == Op::kBackwardGroups) {
+    list.add(plan.heads_together);
+  } else {
+    list.add(plan.window_size_left);
+    list.add(plan.window_size_right);
+  }
   if (kernel.deterministic) {
     const auto semaphore = [&](int64_t offset, int64_t heads, int64_t tiles, int64_t slots) {
       list.add_semaphore(scratch.at<int32_t>(offset), heads, tiles, slots);

@@ -1,47 +1,94 @@
 #include "backward_groups.h"
 
+#include <algorithm>
+
 #include "../integers.h"
 
 namespace fa4 {
 namespace {
 
-// Measured on an H200: 16k queries in sequences of 512 to 8,192, four and eight query heads to each
-// key/value head (docs/kernels-sm90-experiments.md). Speeds are over the other kernel's.
-constexpr int64_t kFewestRows = 512;
-// Up to so many queries of head dim 64 (where the other kernel works on 128 of them at a time) and
-// 128: 1.02 to 1.19 and 1.07 to 1.28 where nothing is masked, 1.03 to 1.26 and 1.05 to 1.21 under a
-// causal mask. The next measured were 0.86 to 0.98, and 0.92 and 0.96.
-constexpr int64_t kMostQueries64 = 1024, kMostQueries128 = 2048;
-constexpr int64_t kMostCausalQueries64 = 2048, kMostCausalQueries128 = 8192;
+// Measured on an H200: dense problems of 16k queries, packed ones of 8k to 262k, two to eight query
+// heads to each key/value head (docs/kernels-sm90-experiments.md). Speeds are over the other
+// kernel's. These were the shortest sequences, the packed ones on average: 1.49 and 1.58, and 1.80
+// to 3.38.
+constexpr int64_t kFewestRows = 128, kFewestPackedRows = 64;
+// At most so many queries of head dim 64 (where the other kernel works on 128 of them at a time)
+// and 128: 1.14 to 1.19 and 1.05 to 1.28 at the bounds where nothing is masked, and 1.03 to 1.12
+// and 1.03 to 1.07 under a causal mask, with up to four heads to a group. The next measured were
+// 0.97 to 1.05 and 0.90 to 0.99, then 0.94 to 1.04 and 0.96 to 1.01.
+constexpr int64_t kMostQueries64 = 512, kMostQueries128 = 1024;
+constexpr int64_t kMostCausalQueries64 = 1536, kMostCausalQueries128 = 4096;
+// Packed causal sequences are worked on from the first on, however long they are, so that long ones
+// may come last: 0.92 and 0.99 with one of 5,900 tokens among shorter ones, 1.06 to 1.10 up to
+// this.
+constexpr int64_t kMostPackedQueries = 2048;
 // The last wave of key blocks that cost the same leaves at most so much of the SMs idle, in per
 // cent of the time without.
 constexpr int64_t kMostOfWhole = 110;
 // Under a causal mask the first key block of a head costs as much as two on average. There are
-// enough others to fill the SMs beside it; measured with 3.9 waves.
-constexpr int64_t kFewestCausalWaves = 3;
-// Causal key blocks of one wave must find the queries of their groups in L2. At head dim 128 with
-// eight heads they do not: 0.72 to 1.00. This is the ratio of heads times the head dim.
+// enough others to fill the SMs beside it; measured with 3.9 waves. Packed blocks may be as
+// unequal: 0.80 to 0.90 with 2.1 waves.
+constexpr int64_t kFewestWaves = 3;
+// Causal key blocks of one wave must find the queries of their groups in L2. With eight heads of
+// 128 they do not: 0.94 to 1.00. This is the ratio of heads times the head dim.
 constexpr int64_t kWidestCausalGroup = 512;
+// Nor do they in packed sequences with eight heads of either head dim: 0.75 to 0.99 from 1k on.
+constexpr int64_t kMostPackedHeads = 4;
+// Sequences of up to so many tokens are short enough for any group: 1.20 to 3.38.
+constexpr int64_t kShort = 256;
+// Heads of more key blocks than this have such different blocks that two waves of them are better
+// balanced than one: 1.03 times as fast with 16 and 32 blocks, 0.98 with 4 and 8.
+constexpr int64_t kBlocksOfOneWave = 8;
+
+// The key blocks of all heads. The last one of a packed sequence is half empty on average.
+int64_t key_blocks(const Problem& p, const Kernel& groups) {
+  const int64_t of_head = p.layout == Layout::kVarlen
+                              ? bounded_sum(p.total_k / groups.block_n, ceil_div(p.batch, 2))
+                              : bounded_product(p.batch, ceil_div(p.seqlen_k, groups.block_n));
+  return bounded_product(p.num_heads_kv, of_head);
+}
 
 bool fills_waves(const Problem& p, const Kernel& groups) {
-  const int64_t tiles =
-      bounded_product(p.batch, p.num_heads_kv, ceil_div(p.seqlen_k, groups.block_n));
-  if (groups.mask == Mask::kFull)
-    return bounded_product(100, round_up(tiles, sm_count(p))) <=
-           bounded_product(kMostOfWhole, tiles);
-  return tiles >= kFewestCausalWaves * sm_count(p) &&
-         bounded_product(p.num_heads / p.num_heads_kv, groups.head_dim) <= kWidestCausalGroup;
+  const int64_t blocks = key_blocks(p, groups);
+  if (groups.mask == Mask::kFull && p.layout == Layout::kDense)
+    return bounded_product(100, round_up(blocks, sm_count(p))) <=
+           bounded_product(kMostOfWhole, blocks);
+  return blocks >= kFewestWaves * sm_count(p);
+}
+
+bool is_long_enough(const Problem& p) {
+  if (p.layout == Layout::kDense) return std::min(p.seqlen_q, p.seqlen_k) >= kFewestRows;
+  return std::min(p.total_q, p.total_k) >= bounded_product(kFewestPackedRows, p.batch);
+}
+
+int64_t most_queries(const Problem& p, const Kernel& groups) {
+  const bool narrow = groups.head_dim == 64;
+  if (groups.mask == Mask::kFull) return narrow ? kMostQueries64 : kMostQueries128;
+  if (narrow) return kMostCausalQueries64;
+  return p.layout == Layout::kVarlen ? kMostPackedQueries : kMostCausalQueries128;
+}
+
+// Whether the queries of causal key blocks are few enough to be in L2.
+bool is_narrow(const Problem& p, const Kernel& groups) {
+  if (groups.mask == Mask::kFull || p.seqlen_q <= kShort) return true;
+  const int64_t ratio = p.num_heads / p.num_heads_kv;
+  if (p.layout == Layout::kVarlen) return ratio <= kMostPackedHeads;
+  return bounded_product(ratio, groups.head_dim) <= kWidestCausalGroup;
 }
 
 }  // namespace
 
 bool groups_are_faster(const Problem& p, const Kernel& groups) {
-  const bool causal = groups.mask == Mask::kCausalBottomRight;
-  const int64_t most_64 = causal ? kMostCausalQueries64 : kMostQueries64,
-                most_128 = causal ? kMostCausalQueries128 : kMostQueries128,
-                most = groups.head_dim == 64 ? most_64 : most_128;
-  return p.seqlen_q >= kFewestRows && p.seqlen_q <= most && p.seqlen_k >= kFewestRows &&
+  return is_long_enough(p) && p.seqlen_q <= most_queries(p, groups) && is_narrow(p, groups) &&
          fills_waves(p, groups);
+}
+
+int32_t heads_together(const Problem& p, const Kernel& kernel) {
+  const bool uneven = kernel.op == Op::kBackwardGroups && kernel.mask != Mask::kFull;
+  if (!uneven || p.layout == Layout::kVarlen) return 1;
+  const int64_t blocks = ceil_div(p.seqlen_k, kernel.block_n);
+  const int64_t waves = blocks > kBlocksOfOneWave ? 2 : 1;
+  return static_cast<int32_t>(std::max<int64_t>(waves * sm_count(p) / blocks, 1));
 }
 
 }  // namespace fa4

@@ -7,8 +7,10 @@
 
 namespace fa4 {
 
-// Whether `groups`, that kernel, was faster for such problems than the other one, in a form before
-// its last (docs/kernels-sm90-experiments.md).
+// Whether `groups`, that kernel, was faster for such problems than the other one.
 bool groups_are_faster(const Problem& problem, const Kernel& groups);
+
+// How many key/value heads that kernel works on before the next ones; 1 for others.
+int32_t heads_together(const Problem& problem, const Kernel& kernel);
 
 }  // namespace fa4

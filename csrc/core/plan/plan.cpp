@@ -6,6 +6,7 @@
 
 #include "../error.h"
 #include "../integers.h"
+#include "backward_groups.h"
 #include "backward_splits.h"
 #include "choose_kernel.h"
 #include "decode_choice.h"
@@ -169,6 +170,7 @@ Plan plan(const Problem& problem, bool speed_rules, const Overrides& overrides,
         "function";
     return plan;
   }
+  plan.heads_together = heads_together(problem, kernel);
   plan.splits = kernel.op == Op::kDecode ? decode_splits(problem, mask, kernel)
                                          : backward_splits(problem, kernel);
   plan.kernel = &kernel;

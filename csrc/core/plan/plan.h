@@ -27,7 +27,8 @@ struct Plan {
   // Decode: CTAs that share the keys of a head. Backward in two passes: those that share the query
   // tiles of a key block in the second.
   int32_t splits = 1;
-  TileSchedule schedule;  // of a persistent kernel
+  int32_t heads_together = 1;  // backward of groups: key/value heads in work at a time
+  TileSchedule schedule;       // of a persistent kernel
   Workspace workspace;
   bool stock_is_faster = false;       // the call is left to the stock kernel for this reason alone
   std::optional<std::string> reason;  // why the call is not supported, in words for the user
