@@ -29,7 +29,7 @@ def core_problem(problem: dict) -> fa4_core.Problem:
     # These describe a forward's keys.
     for field in ("page_size", "num_splits"):
         setattr(core, field, problem.get(field, 0))
-    for field in ("keys_in_use", "causal_top_left"):
+    for field in ("keys_in_use", "causal_top_left", "longest_is_zero"):
         setattr(core, field, problem.get(field, False))
     # The sizes of a bias are those of its batch and heads, 1 where it is broadcast.
     if bias := problem.get("bias"):

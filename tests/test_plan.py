@@ -842,6 +842,7 @@ SHORT_SEQUENCES = LEGAL | {
         ({"is_causal": True, "window_size_left": 5}, True),
         ({"seqlen_k": 0}, False),  # a launch without key blocks, for PyTorch
         ({"seqlen_q": 0}, False),
+        ({"longest_is_zero": True}, False),
         ({"window_size_left": 5}, False),  # a right bound of max_k, for PyTorch
         ({"window_size_left": 5, "window_size_right": 20}, False),  # that bound is none
         ({"window_size_left": 5, "seqlen_q": 21, "total_q": 6_000}, True),

@@ -101,6 +101,7 @@ void fill_varlen(const Inputs& in, Problem& p) {
   }
   p.seqlen_q = longest(in.max_q, p.total_q);
   p.seqlen_k = longest(in.max_k, most_keys(in));
+  p.longest_is_zero = (!in.max_q && p.seqlen_q) || (!in.max_k && p.seqlen_k);
 }
 
 // Lengths come from the shapes: max_q may describe the tensor that these are views of.

@@ -84,6 +84,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readwrite("batch", &Problem::batch)
       .def_readwrite("seqlen_q", &Problem::seqlen_q)
       .def_readwrite("seqlen_k", &Problem::seqlen_k)
+      .def_readwrite("longest_is_zero", &Problem::longest_is_zero)
       .def_readwrite("total_q", &Problem::total_q)
       .def_readwrite("total_k", &Problem::total_k)
       .def_readwrite("num_heads", &Problem::num_heads)

@@ -7,10 +7,10 @@ from cutlass import Float32, const_expr
 from flash_attn.cute import flash_bwd_preprocess as upstream
 from flash_attn.cute.flash_bwd_preprocess import FlashAttentionBackwardPreprocess
 
-from kernels.common import packed, symbolic
+from kernels.common import packed, symbolic, tile_slots
 from kernels.kernel import Kernel, Layout
 
-upstream.SingleTileVarlenScheduler = packed.Scheduler
+upstream.SingleTileVarlenScheduler = tile_slots.Scheduler
 
 
 class Preprocess(FlashAttentionBackwardPreprocess):

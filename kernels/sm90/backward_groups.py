@@ -31,7 +31,7 @@ from flash_attn.cute import utils
 from flash_attn.cute.pipeline import PipelineStateSimple
 from quack import copy_utils, layout_utils, sm90_utils
 
-from kernels.common import packed, symbolic
+from kernels.common import packed, symbolic, tile_slots
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
 from kernels.sm90.backward_keys import DELTA, LANES_OF_ROW, LSE, PAIR, Gradient, Loads, Statistics
@@ -220,7 +220,7 @@ class BackwardGroups:
         *leading, heads, _ = q.shape
         rows, keys, heads_kv = leading[-1], k.shape[-3], k.shape[-2]
         if self.varlen:
-            blocks, all_heads = backward_parts.packed_slots(offsets_k, self.keys), heads_kv
+            blocks, all_heads = tile_slots.packed_slots(offsets_k, self.keys), heads_kv
         else:
             blocks, all_heads = cute.ceil_div(keys, self.keys), heads_kv * leading[0]
         return Sizes(rows, keys, heads_kv, heads // heads_kv, blocks, all_heads, heads_together)
@@ -334,7 +334,7 @@ class BackwardGroups:
         cta, _, _ = cute.arch.block_idx()
         rows, keys, end_q, end_k, first = sizes.rows, sizes.keys, Int32(0), Int32(0), Int32(0)
         if const_expr(self.varlen):
-            place = backward_parts.packed_place(cta, offsets_k, self.keys)
+            place = tile_slots.packed_place(cta, offsets_k, self.keys)
             head, index, batch = place.head, place.sequence, Int32(0)
             begin_q, end_q, end_k = offsets_q[index], offsets_q[index + 1], offsets_k[index + 1]
             rows = cutlass.max(end_q - begin_q, 0)

@@ -36,7 +36,7 @@ from flash_attn.cute import utils
 from flash_attn.cute.pipeline import PipelineAsync, PipelineStateSimple
 from quack import layout_utils, sm90_utils
 
-from kernels.common import packed, symbolic
+from kernels.common import packed, symbolic, tile_slots
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
 from kernels.sm90.barriers import Barrier
@@ -233,7 +233,7 @@ class BackwardKeys:
         rows, keys, heads_kv = leading[-1], k.shape[-3], k.shape[-2]
         ratio = heads // heads_kv
         if self.varlen:
-            blocks = backward_parts.packed_slots(offsets_k, ROWS)
+            blocks = tile_slots.packed_slots(offsets_k, ROWS)
             return Sizes(rows, keys, heads_kv, ratio, blocks, heads_kv, Int32(1), splits)
         every_head = heads_kv * leading[0]
         together = Int32(1)
@@ -381,7 +381,7 @@ class BackwardKeys:
         cta, _, _ = cute.arch.block_idx()
         split, cta = cta % sizes.splits, cta // sizes.splits
         if const_expr(self.varlen):
-            place = backward_parts.packed_place(cta, offsets_k, ROWS)
+            place = tile_slots.packed_place(cta, offsets_k, ROWS)
             head, index, batch = place.head, place.sequence, Int32(0)
             end_q, end_k = offsets_q[index + 1], offsets_k[index + 1]
             rows = cutlass.max(end_q - offsets_q[index], 0)

@@ -27,7 +27,7 @@ from flash_attn.cute import utils
 from flash_attn.cute.pipeline import PipelineStateSimple
 from quack import layout_utils, sm90_utils
 
-from kernels.common import packed, symbolic
+from kernels.common import packed, symbolic, tile_slots
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
 from kernels.sm90.barriers import Barrier
@@ -178,7 +178,7 @@ class BackwardQueries:
         else:
             offsets_q = packed.Offsets(cu_seqlens_q, q.shape[0])
             order = Varlen(offsets_q, packed.Offsets(cu_seqlens_k, k.shape[0]), heads, heads_kv)
-            num_ctas = backward_parts.packed_slots(offsets_q, self.tile_m) * heads
+            num_ctas = tile_slots.packed_slots(offsets_q, self.tile_m) * heads
         rows = Rows(
             *(staging.by_head(packed.assume_tensor_aligned(x)) for x in (o, dout)), lse, delta
         )
@@ -302,7 +302,7 @@ class BackwardQueries:
         """The tile of the CTA; without one, its end is 0. One warp does it."""
         cta, _, _ = cute.arch.block_idx()
         if const_expr(self.varlen):
-            place = backward_parts.packed_place(cta, order.offsets_q, self.tile_m)
+            place = tile_slots.packed_place(cta, order.offsets_q, self.tile_m)
             head, batch = place.head, Int32(0)
             begin_q, begin_k = order.offsets_q[place.sequence], order.offsets_k[place.sequence]
             end_q = cutlass.max(order.offsets_q[place.sequence + 1], begin_q)

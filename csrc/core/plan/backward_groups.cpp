@@ -9,9 +9,9 @@ namespace {
 
 // Measured on an H200: dense problems of 16k queries, packed ones of 8k to 262k, two to eight query
 // heads to each key/value head (docs/kernels-sm90-experiments.md). Speeds are over the other
-// kernel's. These were the shortest sequences, the packed ones on average: 1.49 and 1.58, and 1.80
-// to 3.38.
-constexpr int64_t kFewestRows = 128, kFewestPackedRows = 64;
+// kernel's. These were the shortest sequences, the packed ones on average: 1.49 and 1.58, and 3.01
+// to 3.65.
+constexpr int64_t kFewestRows = 128, kFewestPackedRows = 16;
 // At most so many queries of head dim 64 (where the other kernel works on 128 of them at a time)
 // and 128: 1.14 to 1.19 and 1.05 to 1.28 at the bounds where nothing is masked, and 1.03 to 1.12
 // and 1.03 to 1.07 under a causal mask, with up to four heads to a group. The next measured were
@@ -36,6 +36,8 @@ constexpr int64_t kWidestCausalGroup = 512;
 constexpr int64_t kMostPackedHeads = 4;
 // Sequences of up to so many tokens are short enough for any group: 1.20 to 3.38.
 constexpr int64_t kShort = 256;
+// MHA, packed: 1.03 to 1.56 up to so many tokens.
+constexpr int64_t kShortOfMha = 128;
 // Heads of more key blocks than this have such different blocks that two waves of them are better
 // balanced than one: 1.03 times as fast with 16 and 32 blocks, 0.98 with 4 and 8.
 constexpr int64_t kBlocksOfOneWave = 8;
@@ -54,6 +56,11 @@ bool fills_waves(const Problem& p, const Kernel& groups) {
     return bounded_product(100, round_up(blocks, sm_count(p))) <=
            bounded_product(kMostOfWhole, blocks);
   return blocks >= kFewestWaves * sm_count(p);
+}
+
+// Groups of one head leave no accumulators out, and are faster only where sequences are short.
+bool is_short_or_grouped(const Problem& p) {
+  return p.num_heads > p.num_heads_kv || (p.layout == Layout::kVarlen && p.seqlen_q <= kShortOfMha);
 }
 
 bool is_long_enough(const Problem& p) {
@@ -79,7 +86,7 @@ bool is_narrow(const Problem& p, const Kernel& groups) {
 }  // namespace
 
 bool groups_are_faster(const Problem& p, const Kernel& groups) {
-  return is_long_enough(p) && p.seqlen_q <= most_queries(p, groups) && is_narrow(p, groups) &&
+  return is_short_or_grouped(p) && is_long_enough(p) && p.seqlen_q <= most_queries(p, groups) && is_narrow(p, groups) &&
          fills_waves(p, groups);
 }
 

@@ -145,7 +145,7 @@ const Kernel* default_backward(const Problem& p, Mask mask, const KernelSet& dis
 // is none of the bucket, because these are disabled; else `other`.
 const Kernel* with_groups(const Kernel* other, const Problem& p, Mask mask,
                           const KernelSet& disabled) {
-  if (p.op != Op::kBackward || p.num_heads == p.num_heads_kv) return other;
+  if (p.op != Op::kBackward) return other;
   const Kernel* groups = default_kernel(p, Op::kBackwardGroups, mask, false, disabled);
   if (!groups) return other;
   const bool alone = !other || other->head_dim > groups->head_dim;

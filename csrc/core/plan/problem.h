@@ -47,6 +47,9 @@ struct Problem {
   int64_t batch = 0;
   int64_t seqlen_q = 0;  // varlen: the longest
   int64_t seqlen_k = 0;  // varlen: the longest
+  // varlen: the caller gave 0 for the longest, though there are rows. We take any number of them
+  // for possible, the stock kernel none.
+  bool longest_is_zero = false;
   int64_t total_q = 0;   // rows of q: batch * seqlen_q when dense
   int64_t total_k = 0;
   int64_t num_heads = 0;

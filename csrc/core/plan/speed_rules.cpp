@@ -49,7 +49,7 @@ bool stock_agrees(const Problem& p, int32_t left, int32_t right) {
   // The stock kernel's grids have the batch in y and the heads in z.
   if (p.batch > kMaxGrid || p.num_heads > kMaxGrid) return false;
   // Its backward cannot be launched for no key block.
-  if (p.seqlen_q == 0 || p.seqlen_k == 0) return false;
+  if (p.seqlen_q == 0 || p.seqlen_k == 0 || p.longest_is_zero) return false;
   if (!stock_reads_bias(p)) return false;
   if (!fits_int(p.window_size_left) || !fits_int(p.window_size_right)) return false;
   // With a left bound alone, the stock kernel takes the longest sequence's number of keys for a
