@@ -186,8 +186,10 @@ def test_neither_half_runs_alone_where_pytorch_computes_another_function(op, pat
 def test_no_speed_rule_chooses_a_backward_whose_rows_no_kernel_clears():
     problem = {
         "op": "backward",
-        "seqlen_q": 16,
-        "seqlen_k": 16,
+        "seqlen_q": 8,
+        "seqlen_k": 8,
+        "total_q": 512,
+        "total_k": 512,
         "batch": 64,
         "num_heads_kv": 2,
     } | PACKED

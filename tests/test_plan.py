@@ -680,9 +680,9 @@ def test_a_cluster_is_no_larger_than_the_kernel_and_the_gpu_allow():
 
 
 SHORT_OF_TILES = {"batch": 1, "seqlen_q": 1, "seqlen_k": 65_536, "total_q": 1, "total_k": 65_536}
-OF_WORDS = {
-    "layout": "varlen", "batch": 256, "seqlen_q": 64, "seqlen_k": 64, "total_q": 16_384,
-    "total_k": 16_384, "num_heads": 12,
+OF_SENTENCES = {
+    "layout": "varlen", "batch": 280, "seqlen_q": 150, "seqlen_k": 150, "total_q": 42_000,
+    "total_k": 42_000, "num_heads": 12,
     "num_heads_kv": 12, "head_dim": 64, "head_dim_v": 64,
 }  # fmt: skip
 BACKWARD = {"op": "backward"}
@@ -693,17 +693,17 @@ BACKWARD = {"op": "backward"}
     [
         ({}, False),
         (SHORT_OF_TILES, False),  # which the decode kernel runs
-        (OF_WORDS, False),
-        (BACKWARD | OF_WORDS, True),
-        (BACKWARD | OF_WORDS | {"capability": 100}, False),  # measured on Hopper only
-        (BACKWARD | OF_WORDS | {"head_dim_v": 128}, False),  # which stock can't run
-        (BACKWARD | OF_WORDS | {"batch": 4, "seqlen_q": 4096, "seqlen_k": 4096}, False),
+        (OF_SENTENCES, False),
+        (BACKWARD | OF_SENTENCES, True),
+        (BACKWARD | OF_SENTENCES | {"capability": 100}, False),  # measured on Hopper only
+        (BACKWARD | OF_SENTENCES | {"head_dim_v": 128}, False),  # which stock can't run
+        (BACKWARD | OF_SENTENCES | {"batch": 4, "seqlen_q": 4096, "seqlen_k": 4096}, False),
         (BACKWARD | SHORT_OF_TILES, False),
     ],
     ids=[
         "training",
         "decode",
-        "words",
+        "sentences",
         "backward",
         "on_sm100",
         "of_64_and_128",

@@ -81,7 +81,7 @@ def test_groups_run_together_where_that_was_measured_to_be_faster(
         PACKED | tokens(4096),
         PACKED | {"is_causal": False} | tokens(2048),
         PACKED | {"seqlen_q": 2049, "seqlen_k": 2049},  # one of them
-        PACKED | tokens(63, batch=512),
+        PACKED | tokens(15, batch=512),
         {"window_size_left": 100},
         {"head_dim": 96, "head_dim_v": 96},
         {"head_dim": 192, "head_dim_v": 128},

@@ -267,11 +267,11 @@ def test_deterministic_gradients_keep_the_default_tile():
 def test_speed_rules_stand_unless_the_tile_beats_stock_too(beats_stock):
     packed = {
         "layout": "varlen",
-        "batch": 256,
-        "seqlen_q": 64,
-        "seqlen_k": 64,
-        "total_q": 16384,
-        "total_k": 16384,
+        "batch": 280,
+        "seqlen_q": 150,
+        "seqlen_k": 150,
+        "total_q": 42000,
+        "total_k": 42000,
     }
     short = DENSE | packed | {"op": "backward", "is_causal": False}
     by_default = fa4_core.plan(core_problem(short), True, tile_rules=[])

@@ -17,7 +17,8 @@ from flash_attn.cute.flash_bwd_postprocess import FlashAttentionBackwardPostproc
 from flash_attn.cute.tile_scheduler import SingleTileVarlenScheduler
 from quack.cute_dsl_utils import ParamsBase
 
-from kernels.common import packed, symbolic, tile_slots
+from kernels.common import packed, symbolic
+from kernels.common.tile_slots import Scheduler
 from kernels.kernel import Kernel, Layout
 
 
@@ -33,7 +34,7 @@ class Gradients(ParamsBase):
     offsets_k: packed.Offsets
 
 
-class ClearingScheduler(tile_slots.Scheduler):
+class ClearingScheduler(Scheduler):
     """Clears the rows that no tile covers in create(), which every thread of upstream's kernel
     calls before all else."""
 
@@ -46,11 +47,11 @@ class ClearingScheduler(tile_slots.Scheduler):
 
     @classmethod
     def to_underlying_arguments(cls, args, **options):
-        return cls.Params(tile_slots.Scheduler.to_underlying_arguments(args, **options), cls.gradients)
+        return cls.Params(Scheduler.to_underlying_arguments(args, **options), cls.gradients)
 
     @staticmethod
     def get_grid_shape(params, **options):
-        return tile_slots.Scheduler.get_grid_shape(params.schedule, **options)
+        return Scheduler.get_grid_shape(params.schedule, **options)
 
     @staticmethod
     def create(params, **options):
@@ -58,7 +59,7 @@ class ClearingScheduler(tile_slots.Scheduler):
         packed.clear_outside(found.own, found.offsets)
         packed.clear_outside(found.dk, found.offsets_k)
         packed.clear_outside(found.dv, found.offsets_k)
-        return tile_slots.Scheduler.create(params.schedule, **options)
+        return Scheduler.create(params.schedule, **options)
 
 
 upstream.SingleTileVarlenScheduler = ClearingScheduler

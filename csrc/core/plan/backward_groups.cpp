@@ -7,10 +7,10 @@
 namespace fa4 {
 namespace {
 
-// Measured on an H200: dense problems of 16k queries, packed ones of 8k to 262k, two to eight query
-// heads to each key/value head (docs/kernels-sm90-experiments.md). Speeds are over the other
-// kernel's. These were the shortest sequences, the packed ones on average: 1.49 and 1.58, and 3.01
-// to 3.65.
+// Measured on an H200: dense problems of 16k queries, packed ones of 2.5k to 262k, up to eight
+// query heads to each key/value head (docs/kernels-sm90-experiments.md). Speeds are over the other
+// kernel's. These were the shortest sequences, the packed ones on average: 1.49 and 1.58, and 2.24
+// to 9.96.
 constexpr int64_t kFewestRows = 128, kFewestPackedRows = 16;
 // At most so many queries of head dim 64 (where the other kernel works on 128 of them at a time)
 // and 128: 1.14 to 1.19 and 1.05 to 1.28 at the bounds where nothing is masked, and 1.03 to 1.12
@@ -34,37 +34,50 @@ constexpr int64_t kFewestWaves = 3;
 constexpr int64_t kWidestCausalGroup = 512;
 // Nor do they in packed sequences with eight heads of either head dim: 0.75 to 0.99 from 1k on.
 constexpr int64_t kMostPackedHeads = 4;
-// Sequences of up to so many tokens are short enough for any group: 1.20 to 3.38.
+// Sequences of up to so many tokens are short enough for any group: 1.20 and more. Where they are
+// packed, 80 key blocks were enough: 1.53.
 constexpr int64_t kShort = 256;
-// MHA, packed: 1.03 to 1.56 up to so many tokens.
+// The other kernel looks for a CTA's sequence from the first on. With this many packed sequences of
+// up to so many tokens that is most of its time: 1.49 to 3.25, and with MHA 1.07 to 2.15.
+constexpr int64_t kMany = 300, kMostQueriesOfMany = 512;
+// MHA, which has no sums of groups to leave out, fewer packed sequences of up to so many tokens:
+// 1.02 to 1.70, and 0.94 to 1.08 in 40 sequences. At 197 tokens it was 0.95.
 constexpr int64_t kShortOfMha = 128;
 // Heads of more key blocks than this have such different blocks that two waves of them are better
 // balanced than one: 1.03 times as fast with 16 and 32 blocks, 0.98 with 4 and 8.
 constexpr int64_t kBlocksOfOneWave = 8;
 
+bool is_packed(const Problem& p) { return p.layout == Layout::kVarlen; }
+
+bool are_many(const Problem& p) {
+  return is_packed(p) && p.batch >= kMany && p.seqlen_q <= kMostQueriesOfMany;
+}
+
 // The key blocks of all heads. The last one of a packed sequence is half empty on average.
 int64_t key_blocks(const Problem& p, const Kernel& groups) {
-  const int64_t of_head = p.layout == Layout::kVarlen
+  const int64_t of_head = is_packed(p)
                               ? bounded_sum(p.total_k / groups.block_n, ceil_div(p.batch, 2))
                               : bounded_product(p.batch, ceil_div(p.seqlen_k, groups.block_n));
   return bounded_product(p.num_heads_kv, of_head);
 }
 
 bool fills_waves(const Problem& p, const Kernel& groups) {
+  if (is_packed(p) && p.seqlen_q <= kShort) return true;
   const int64_t blocks = key_blocks(p, groups);
-  if (groups.mask == Mask::kFull && p.layout == Layout::kDense)
+  if (groups.mask == Mask::kFull && !is_packed(p))
     return bounded_product(100, round_up(blocks, sm_count(p))) <=
            bounded_product(kMostOfWhole, blocks);
   return blocks >= kFewestWaves * sm_count(p);
 }
 
-// Groups of one head leave no accumulators out, and are faster only where sequences are short.
-bool is_short_or_grouped(const Problem& p) {
-  return p.num_heads > p.num_heads_kv || (p.layout == Layout::kVarlen && p.seqlen_q <= kShortOfMha);
+bool is_grouped_or_short(const Problem& p) {
+  if (p.num_heads > p.num_heads_kv) return true;
+  return is_packed(p) &&
+         std::max(p.seqlen_q, p.seqlen_k) <= (p.batch >= kMany ? kMostQueriesOfMany : kShortOfMha);
 }
 
 bool is_long_enough(const Problem& p) {
-  if (p.layout == Layout::kDense) return std::min(p.seqlen_q, p.seqlen_k) >= kFewestRows;
+  if (!is_packed(p)) return std::min(p.seqlen_q, p.seqlen_k) >= kFewestRows;
   return std::min(p.total_q, p.total_k) >= bounded_product(kFewestPackedRows, p.batch);
 }
 
@@ -72,27 +85,27 @@ int64_t most_queries(const Problem& p, const Kernel& groups) {
   const bool narrow = groups.head_dim == 64;
   if (groups.mask == Mask::kFull) return narrow ? kMostQueries64 : kMostQueries128;
   if (narrow) return kMostCausalQueries64;
-  return p.layout == Layout::kVarlen ? kMostPackedQueries : kMostCausalQueries128;
+  return is_packed(p) ? kMostPackedQueries : kMostCausalQueries128;
 }
 
 // Whether the queries of causal key blocks are few enough to be in L2.
 bool is_narrow(const Problem& p, const Kernel& groups) {
-  if (groups.mask == Mask::kFull || p.seqlen_q <= kShort) return true;
+  if (groups.mask == Mask::kFull || p.seqlen_q <= kShort || are_many(p)) return true;
   const int64_t ratio = p.num_heads / p.num_heads_kv;
-  if (p.layout == Layout::kVarlen) return ratio <= kMostPackedHeads;
+  if (is_packed(p)) return ratio <= kMostPackedHeads;
   return bounded_product(ratio, groups.head_dim) <= kWidestCausalGroup;
 }
 
 }  // namespace
 
 bool groups_are_faster(const Problem& p, const Kernel& groups) {
-  return is_short_or_grouped(p) && is_long_enough(p) && p.seqlen_q <= most_queries(p, groups) && is_narrow(p, groups) &&
-         fills_waves(p, groups);
+  return is_grouped_or_short(p) && is_long_enough(p) && p.seqlen_q <= most_queries(p, groups) &&
+         is_narrow(p, groups) && fills_waves(p, groups);
 }
 
 int32_t heads_together(const Problem& p, const Kernel& kernel) {
   const bool uneven = kernel.op == Op::kBackwardGroups && kernel.mask != Mask::kFull;
-  if (!uneven || p.layout == Layout::kVarlen) return 1;
+  if (!uneven || is_packed(p)) return 1;
   const int64_t blocks = ceil_div(p.seqlen_k, kernel.block_n);
   const int64_t waves = blocks > kBlocksOfOneWave ? 2 : 1;
   return static_cast<int32_t>(std::max<int64_t>(waves * sm_count(p) / blocks, 1));

@@ -50,7 +50,7 @@ struct Problem {
   // varlen: the caller gave 0 for the longest, though there are rows. We take any number of them
   // for possible, the stock kernel none.
   bool longest_is_zero = false;
-  int64_t total_q = 0;   // rows of q: batch * seqlen_q when dense
+  int64_t total_q = 0;  // rows of q: batch * seqlen_q when dense
   int64_t total_k = 0;
   int64_t num_heads = 0;
   int64_t num_heads_kv = 0;
