@@ -23,6 +23,7 @@ grids:
   vit       images: vision transformers and diffusion
   decode    few queries against many keys, forward only, in microseconds
   varlen    16k tokens of packed sequences, head dim 128
+  short     packed sequences of up to 512 tokens, up to 4,096 of them, in microseconds
   gqa       32 query heads on 32, 8, 4 and 1 heads of keys and values, length 4096
   masks     masks that are tensors: padding, causal, windows, documents, prefixes, slopes
 

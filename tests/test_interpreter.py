@@ -134,9 +134,11 @@ def of_groups(kernel: Kernel) -> bool:
 
 
 def rivals(kernel: Kernel) -> list[str]:
-    """Returns the names of the kernels that run small problems in place of the kernel of groups."""
-    others = [one.name for one in ATTENTION if one.op is Op.BACKWARD and one.grouped]
-    return others if kernel.op is Op.BACKWARD_GROUPS else []
+    """Returns the names of the kernels that may run a problem in this one's place: the kernel of
+    groups runs short packed sequences, the others the rest of what is small."""
+    if kernel.arch != 90 or kernel.op not in ONE_PASS:
+        return []
+    return [one.name for one in ATTENTION if one.op in ONE_PASS and one.op is not kernel.op]
 
 
 def answers(driver: Path, request: dict, script: str = "attend.py") -> list[str | None]:

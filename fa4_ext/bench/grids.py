@@ -108,6 +108,37 @@ def _decode() -> tuple[Shape, ...]:
     )
 
 
+def _short() -> tuple[Shape, ...]:
+    """Returns packed sequences so short, or so many, that finding them and filling tiles costs more
+    than the products."""
+    draw = random.Random(3)
+    batches = {
+        "1024x16": (16,) * 1024,
+        "256x64": (64,) * 256,
+        "4096x64": (64,) * 4096,
+        "128x128": (128,) * 128,
+        "83x197": (197,) * 83,
+        "64x256": (256,) * 64,
+        "512x256": (256,) * 512,
+        "300 of 2 to 511": tuple(draw.randint(2, 511) for _ in range(300)),
+        "512x512": (512,) * 512,
+    }
+    heads = ((16, 16, 128), (32, 8, 128), (12, 12, 64), (16, 2, 64))
+    return tuple(
+        packed(
+            heads,
+            heads_kv,
+            head_dim,
+            causal,
+            lengths,
+            name=f"{name} h{heads}/{heads_kv} hd{head_dim} {'causal' if causal else 'full'}",
+        )
+        for (name, lengths), (heads, heads_kv, head_dim), causal in product(
+            batches.items(), heads, (True, False)
+        )
+    )
+
+
 def _varlen() -> tuple[Shape, ...]:
     """Returns batches of 16k tokens in packed sequences, with lengths as of documents or
     answers."""
@@ -187,6 +218,12 @@ GRIDS = {
         "few queries against many keys, forward only", _decode(), MICROSECONDS, ("forward",)
     ),
     "varlen": Grid("16k tokens of packed sequences, head dim 128", _varlen()),
+    "short": Grid(
+        "packed sequences of up to 512 tokens, up to 4,096 of them",
+        _short(),
+        MICROSECONDS,
+        contenders=("ours", "stock", "fa4"),
+    ),
     "gqa": Grid("32 query heads on 32, 8, 4 and 1 heads of keys and values, length 4096", _gqa()),
     "masks": Grid(
         "masks that are tensors: padding, causal, windows, documents, prefixes, slopes",

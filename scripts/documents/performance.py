@@ -44,7 +44,7 @@ NAMES = {
 }  # fmt: skip
 GRIDS = {
     "paper": "head dims 64 and 128",
-    "paper_gqa": "the same, GQA 8:1",
+    "paper_gqa": "the same, GQA 8:1", "paper_gqa_backward": "the same, GQA 8:1",
     "fp16": "the same, fp16", "dims": "head dims 96, 192 and 256", "llama": "Llama models",
     "vit": "images",
     "gqa": "GQA ratios", "varlen": "packed sequences", "decode": "few queries, many keys",

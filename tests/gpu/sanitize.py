@@ -1,13 +1,14 @@
 """A few small calls for compute-sanitizer to watch: sanitize.py forward|backward|fuzz
 memcheck|racecheck
 
-racecheck reports two backwards that are memcheck's alone. In flash-attn-4's packed one the buffer
-of delta is refilled: the bulk copy, against the reads before it. Its machine code waits on the full
-barrier, reads, meets all consumers at a named barrier, arrives on the empty barrier, and the
-producer waits on that before it copies; the tool does not follow the last step there. In ours of
-head dim 256 a warp writes and reads what it shares with others, meets at a warp barrier, and one
-lane arrives for all. ptxas drops the warp barrier of a converged warp, which runs in step, and the
-tool then takes the arrival for that lane's alone.
+racecheck reports backwards that are memcheck's alone, packed ones and those of head dim 256. In
+flash-attn-4's packed one the buffer of delta is refilled: the bulk copy, against the reads before
+it. Its machine code waits on the full barrier, reads, meets all consumers at a named barrier,
+arrives on the empty barrier, and the producer waits on that before it copies; the tool does not
+follow the last step there. In ours of head dim 256, and of groups of heads, which most of these
+packed ones run, a warp writes and reads what it shares with others, meets at a warp barrier, and
+one lane arrives for all. ptxas drops the warp barrier of a converged warp, which runs in step, and
+the tool then takes the arrival for that lane's alone.
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ from fa4_ext.bench.grids import GRIDS, MICROSECONDS
 from fa4_ext.bench.shapes import DIRECTIONS, Shape, packed, square
 from fa4_ext.bench.timing import Prepared, in_turns
 
-NAMES = ("paper", "paper-gqa", "dims", "llama", "vit", "decode", "varlen", "gqa", "masks")
+NAMES = (
+    "paper", "paper-gqa", "dims", "llama", "vit", "decode", "varlen", "short", "gqa", "masks",
+)  # fmt: skip
 SHAPES = [
     pytest.param(shape, id=f"{name}: {shape.name}")
     for name, grid in GRIDS.items()
@@ -83,7 +85,7 @@ def test_help_names_every_grid_and_contender(capsys):
         (
             ["--grid", "tall"],
             "argument --grid: 'tall' is none of paper, paper-gqa, dims, llama, vit, decode, "
-            "varlen, gqa, masks",
+            "varlen, short, gqa, masks",
         ),
         (
             ["--grid", "decode", "--op", "backward"],
