@@ -315,6 +315,25 @@ def test_backward(driver, kernel):
     check(driver, problems, launched, backward=True, **options)
 
 
+@pytest.mark.long
+def test_more_sequences_than_a_warp_has_lanes(driver):
+    """The search for a CTA's sequence takes two steps, here and in the kernels before and after."""
+    kernel = next(
+        one
+        for one in BACKWARDS
+        if one.op is Op.BACKWARD_GROUPS and one.layout is Layout.VARLEN and one.mask is Mask.CAUSAL
+    )
+    draw = random.Random(f"{SEED} {kernel.name} many")
+    queries, keys = ([draw.choice((0, 1, 3, 70)) for _ in range(70)] for _ in range(2))
+    problem = {
+        "dtype": kernel.dtype, "head_dim": kernel.head_dim, "head_dim_v": kernel.head_dim_v,
+        "heads": 2, "heads_kv": 1, "varlen": True, "seqlens_q": queries, "seqlens_k": keys,
+        "is_causal": True,
+    }  # fmt: skip
+    options = {"beside": [3, 50], "disable": rivals(kernel)}
+    check(driver, [problem], programs(*run_by(kernel)), backward=True, **options)
+
+
 # Query tiles and key blocks of 64 and 128 rows: fewer keys than queries, which leaves rows without
 # keys under a mask, and fewer queries; sequences that have none of one or the other; groups of
 # heads; head dims below the bucket, in either. Those of a smaller bucket are smaller in proportion.
