@@ -20,9 +20,9 @@ class KernelInfo:
         arch: 90, or 100 for compute capability 10.0 and 10.3.
         op: "forward", "decode", "backward", "backward_groups" (of GQA, and of short packed
             sequences) or "backward_keys"; "backward_queries", the pass before "backward_keys";
-            "map_queries" or "map_keys", which
-            are launched with a kernel whose mask is "bias"; "preprocess" or "postprocess", which
-            are launched with a "backward" or "backward_groups";
+            "map_queries" or "map_keys", which are launched with a kernel whose mask is "bias";
+            "preprocess" or "postprocess", which are launched with a "backward" or
+            "backward_groups";
             "clear", which is launched with PyTorch's own backward.
         dtype: "bf16" or "fp16".
         head_dim: the largest head dim of query and key that it serves; for a postprocess kernel,

@@ -136,9 +136,9 @@ BACKWARD_QUERIES: dict[HeadDims, Row] = {
 BACKWARD_KEYS: dict[HeadDims, Row] = {
     (256, 256): dict(block_m=64, block_n=64, q_stages=2, do_stages=2),
 }
-# GQA and MQA also have a kernel whose CTAs work on all query heads of their keys. It needs no
-# accumulators of dK and dV, and has long loops where sequences are short. Shared memory would hold
-# more stages, but a third one made D 128 slower.
+# GQA, MQA and packed MHA also have a kernel whose CTAs work on all query heads of their keys. It
+# needs no accumulators of dK and dV, and has long loops where sequences are short. Shared memory
+# would hold more stages, but a third one made D 128 slower.
 BACKWARD_GROUPS: dict[HeadDims, Row] = {
     (64, 64): dict(block_m=64, block_n=128, q_stages=4, do_stages=4),
     (128, 128): dict(block_m=64, block_n=128, q_stages=2, do_stages=2),

@@ -1,5 +1,6 @@
 """The limits on a kernel's spills, waits and registers, beyond which its build fails."""
 
+from kernels.configs_sm90 import WARPGROUP_ROWS
 from kernels.kernel import Kernel, Layout, Op
 
 # The most bytes of local memory that a thread has in the full matrix: flash-attn-4's varlen kernels
@@ -27,7 +28,7 @@ def spill_bytes(kernel: Kernel) -> int:
 
 
 def computing_warpgroups(kernel: Kernel) -> int:
-    return kernel.block_m // 64 if kernel.op is Op.FORWARD else 2
+    return kernel.block_m // WARPGROUP_ROWS if kernel.op is Op.FORWARD else 2
 
 
 def check_registers(kernel: Kernel, at_launch: int) -> None:

@@ -1,5 +1,5 @@
-"""Runs the kernel that works on groups of heads together where another would run, too: the planner
-gives it no problem that is small enough for a test."""
+"""Runs the kernel that works on groups of heads together where another would run, too. Of what is
+small enough for a test the planner gives it short packed sequences alone."""
 
 from __future__ import annotations
 

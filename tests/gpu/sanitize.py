@@ -5,10 +5,11 @@ racecheck reports backwards that are memcheck's alone, packed ones and those of 
 flash-attn-4's packed one the buffer of delta is refilled: the bulk copy, against the reads before
 it. Its machine code waits on the full barrier, reads, meets all consumers at a named barrier,
 arrives on the empty barrier, and the producer waits on that before it copies; the tool does not
-follow the last step there. In ours of head dim 256, and of groups of heads, which most of these
-packed ones run, a warp writes and reads what it shares with others, meets at a warp barrier, and
-one lane arrives for all. ptxas drops the warp barrier of a converged warp, which runs in step, and
-the tool then takes the arrival for that lane's alone.
+follow the last step there. In ours of head dim 256 a warp writes and reads what it shares with
+others, meets at a warp barrier, and one lane arrives for all. ptxas drops the warp barrier of a
+converged warp, which runs in step, and the tool then takes the arrival for that lane's alone. The
+kernel of groups, which runs most of these packed ones, shares its statistics in the same way; what
+the tool reports of it was not looked into.
 """
 
 from __future__ import annotations

@@ -354,8 +354,11 @@ void check(const Problem& p, const Plan& plan, const KernelSet& disabled) {
   expect(kernel.op == p.op || (kernel.op == Op::kDecode && p.op == Op::kForward) ||
              ((two_passes || kernel.op == Op::kBackwardGroups) && p.op == Op::kBackward),
          "the kernel is of the problem's op");
-  expect(kernel.op != Op::kBackwardGroups || !p.deterministic,
-         "the kernel of groups adds dQ up in no order");
+  const bool in_groups = kernel.op == Op::kBackwardGroups;
+  expect(!in_groups || !p.deterministic, "the kernel of groups adds dQ up in no order");
+  expect(!in_groups || p.num_heads > p.num_heads_kv || p.layout == Layout::kVarlen ||
+             !disabled.empty(),
+         "of MHA it runs packed sequences alone, unless kernels are disabled");
   expect(kernel.dtype == p.dtype, "the kernel is of the problem's dtype");
   expect(kernel.arch == (p.capability == 90 ? 90 : 100),
          "the kernel is of the device's architecture");

@@ -1,5 +1,5 @@
-// Which backwards of GQA and MQA run on the kernel whose CTAs work on all query heads of their
-// keys.
+// Which backwards run on the kernel whose CTAs work on all query heads of their keys: of GQA and
+// MQA, and of short packed sequences.
 #pragma once
 
 #include "kernel_table.h"
