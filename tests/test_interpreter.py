@@ -315,14 +315,19 @@ def test_backward(driver, kernel):
     check(driver, problems, launched, backward=True, **options)
 
 
+GROUPS = [
+    kernel
+    for kernel in BACKWARDS
+    if kernel.op is Op.BACKWARD_GROUPS
+    and kernel.layout is Layout.VARLEN
+    and kernel.mask is Mask.CAUSAL
+]
+
+
 @pytest.mark.long
-def test_more_sequences_than_a_warp_has_lanes(driver):
+@each(GROUPS[:1])
+def test_more_sequences_than_a_warp_has_lanes(driver, kernel):
     """The search for a CTA's sequence takes two steps, here and in the kernels before and after."""
-    kernel = next(
-        one
-        for one in BACKWARDS
-        if one.op is Op.BACKWARD_GROUPS and one.layout is Layout.VARLEN and one.mask is Mask.CAUSAL
-    )
     draw = random.Random(f"{SEED} {kernel.name} many")
     queries, keys = ([draw.choice((0, 1, 3, 70)) for _ in range(70)] for _ in range(2))
     problem = {
