@@ -132,6 +132,8 @@ def explain(
     if attn_mask is not None:
         _check_mask(attn_mask, varlen or tuple(window_size) != (-1, -1))
     capability, sm_count = _device(query, device_capability)
+    # 0 asks query's own device, whose driver may be too old.
+    simulated = (capability, sm_count) if device_capability is not None else (0, 0)
     if deterministic is None:
         deterministic = (
             torch.are_deterministic_algorithms_enabled()
@@ -197,8 +199,8 @@ def explain(
         backward=backward,
         speed_rules=options.speed_rules if options else True,
         peer=_peer(op, attn_mask),
-        capability=capability,
-        sm_count=sm_count,
+        capability=simulated[0],
+        sm_count=simulated[1],
         attn_mask=_added(attn_mask, *given[:2], expand=op == EFFICIENT),
     )
     if not supported:

@@ -31,6 +31,7 @@ def core_problem(problem: dict) -> fa4_core.Problem:
         setattr(core, field, problem.get(field, 0))
     for field in ("keys_in_use", "causal_top_left", "longest_is_zero"):
         setattr(core, field, problem.get(field, False))
+    core.pages_in_rows = problem.get("pages_in_rows", True)
     # The sizes of a bias are those of its batch and heads, 1 where it is broadcast.
     if bias := problem.get("bias"):
         core.bias = True

@@ -130,6 +130,13 @@ def test_an_output_that_is_given_is_written_in_place(calls):
     assert len(found["launches"]) == 1, found["launches"]
 
 
+def test_an_output_that_is_written_by_way_of_a_copy(calls):
+    """Rows that no sequence has keep what the caller had there; without keys all are zero."""
+    packed, without_keys = calls("inplace_by_a_copy")
+    assert packed == [7.0, 7.0], "the copy held other numbers where no kernel writes"
+    assert without_keys == [0.0, 0.0], without_keys
+
+
 @pytest.mark.parametrize("keys", (129, 203))
 @pytest.mark.parametrize("heads", HEADS)
 def test_a_call_of_the_cudnn_op(calls, heads, keys):

@@ -1,5 +1,7 @@
 #include "backward.h"
 
+#include <array>
+
 #include "../core/error.h"
 #include "../core/launch/launch.h"
 #include "bias.h"
@@ -28,9 +30,9 @@ Handle empty_gradient(const TensorInfo& input, Peer peer) {
   return empty(gradient);
 }
 
-// Sets the gradients of the keys that no query sees to zero. Kernels get only the earlier keys
-// and run later. Where most keys are unseen, all rows are cleared: torch fills
-// a tensor without gaps faster than one with them.
+// Clears the gradients of keys that no query sees; the kernels, which run later, get the other keys
+// only. Where most keys are unseen, all rows are cleared, because torch fills a tensor without gaps
+// faster.
 void clear_unseen_keys(const BackwardCall& call, const Problem& p, const Gradients& gradients) {
   const int64_t rows = call.order == DimOrder::kHeadsFirst ? 2 : 1;
   for (const Handle* gradient : {&gradients.key, &gradients.value}) {
@@ -43,19 +45,21 @@ void clear_unseen_keys(const BackwardCall& call, const Problem& p, const Gradien
   }
 }
 
-// Where a speed rule chooses PyTorch's kernel, clears the rows of gradients that it leaves
-// unwritten. Our own kernel would set these rows to zero.
-void clear_unwritten(const BackwardCall& call, const BackwardDescription& d,
-                     const StableIValue* stack) {
-  const auto gradient = [&](int i) {
-    const auto tensor = torch::stable::detail::to<AtenTensorHandle>(stack[i]);
-    return view(tensor, info(tensor), call.order);
+// Where a speed rule chooses PyTorch's kernel, clears the rows of its gradients, on the stack, that
+// it leaves unwritten. Our own kernel would set these rows to zero.
+void clear_unwritten(const BackwardCall& call, const BackwardDescription& d, StableIValue* stack) {
+  std::array<Handle, 3> gradients;  // released where this throws
+  for (size_t i = 0; i < gradients.size(); ++i)
+    gradients[i] = Handle(torch::stable::detail::to<AtenTensorHandle>(stack[i]));
+  const auto view_of = [&](const Handle& gradient) {
+    return view(gradient.get(), info(gradient.get()), call.order);
   };
   const Problem& p = d.problem;
-  fa4::clear_unwritten(p,
-                       {gradient(0), gradient(1), gradient(2), cu_seqlens(p, call.cum_seq_q),
-                        cu_seqlens(p, call.cum_seq_k)},
-                       d.target);
+  const fa4::StockGradients found{view_of(gradients[0]), view_of(gradients[1]),
+                                  view_of(gradients[2]), cu_seqlens(p, call.cum_seq_q),
+                                  cu_seqlens(p, call.cum_seq_k)};
+  launching([&] { fa4::clear_unwritten(p, found, d.target); });
+  for (size_t i = 0; i < gradients.size(); ++i) stack[i] = give(std::move(gradients[i]));
 }
 
 }  // namespace

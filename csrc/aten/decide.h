@@ -12,8 +12,8 @@ namespace fa4::aten {
 Plan choose(const Description& call, bool speed_rules);
 
 // Plans by the registration's options. Where the call is not supported, the stock kernel is to
-// run it, unless registration is strict: then this throws "FA4 <op> unsupported: <reason>". No
-// speed rule leaves a call to the stock kernel where that `must_be_ours` if it can.
+// run it, unless registration is strict: then this throws "FA4 <op> unsupported: <reason>". With
+// `must_be_ours` no speed rule leaves the call to the stock kernel.
 Plan decide(const char* op, const Description& call, bool must_be_ours = false);
 
 struct PlannedForward {

@@ -88,6 +88,8 @@ Reason check_packed_cudnn(const ForwardCall& call) {
     return "cuDNN has no gradient with seqused_k or block_table";
   }
   if (call.seqused_k && torch_is_at_least(2, 15)) return std::nullopt;
+  if (call.seqused_k && call.is_causal)
+    return "cuDNN aligns is_causal top-left, which seqused_k makes another mask than bottom-right";
   return check_cudnn_alignment(call.is_causal, call.cum_seq_q, call.cum_seq_k);
 }
 

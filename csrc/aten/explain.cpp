@@ -58,6 +58,15 @@ std::string note(const ForwardCall& call, const ForwardDescription& d) {
                 "attn_bias");
 }
 
+// Returns why the backward of a dense call runs where its forward does, on PyTorch's kernel. The
+// flash ops' halves are free of each other.
+std::optional<std::string> why_forward_is_stocks(const ForwardDescription& forward, Peer peer,
+                                                 bool speed_rules) {
+  if (peer == Peer::kFlash || forward.reason || forward.problem.layout != Layout::kDense)
+    return std::nullopt;
+  return choose(forward, speed_rules).reason;
+}
+
 }  // namespace
 
 void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
@@ -71,6 +80,7 @@ void explain(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs) {
   call.attn_bias = arguments.optional_tensor();
   const auto device = device_asked_for(capability, sm_count);
   ForwardDescription d = describe(call, device ? &*device : nullptr);
+  if (backward && !d.reason) d.reason = why_forward_is_stocks(d, call.peer, speed_rules);
   d.problem.op = backward ? Op::kBackward : Op::kForward;
   d.problem.deterministic = backward && deterministic;
   if (backward && !d.reason && call.attn_bias && wants_gradient({call.attn_bias.get()}))

@@ -75,7 +75,7 @@ ForwardOutputs forward(const ForwardCall& call, const PlannedForward& planned,
 Handle forward_inplace(const ForwardCall& call, const PlannedForward& planned) {
   Handle logsumexp = empty_logsumexp(planned.d);
   Writable out(call.out.get(), call.order);
-  run(call, planned, out.tensor, out.view, logsumexp);
+  run(call, planned, out.written(), out.view, logsumexp);
   out.finish();
   return logsumexp;
 }

@@ -86,6 +86,13 @@ int64_t most_keys(const Inputs& in) {
   return in.paged() ? bounded_product(in.block_table->size[1], in.k.size[1]) : in.k.size[0];
 }
 
+// Whether the pages of a cache are rows of one tensor, as Problem::pages_in_rows says.
+bool lies_in_rows(const TensorInfo& cache) {
+  const int64_t pages = cache.size[0], page = cache.stride[0], row = cache.stride[1];
+  if (pages <= 1) return true;
+  return row > 0 && page % row == 0 && bounded_product(pages, page / row) < kUnbounded;
+}
+
 // A bound for the longest sequence, since a caller may pass any number. 0 is not taken as "no
 // rows": only cu_seqlens says that.
 int64_t longest(int64_t given, int64_t most) { return given ? std::min(given, most) : most; }
@@ -98,6 +105,7 @@ void fill_varlen(const Inputs& in, Problem& p) {
   if (in.paged()) {
     p.page_size = in.k.size[1];
     p.total_k = bounded_product(in.k.size[0], p.page_size);
+    p.pages_in_rows = lies_in_rows(in.k) && lies_in_rows(in.v);
   }
   p.seqlen_q = longest(in.max_q, p.total_q);
   p.seqlen_k = longest(in.max_k, most_keys(in));

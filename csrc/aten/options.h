@@ -11,7 +11,7 @@ namespace fa4::aten {
 struct Options {
   std::atomic<bool> strict{false};      // raise instead of calling the stock kernel
   std::atomic<bool> speed_rules{true};  // leave to the stock kernel what it runs faster
-  std::atomic<bool> prefer{true};       // take the cuDNN ops' calls too
+  std::atomic<bool> prefer{true};       // take the calls of cuDNN's and efficient ops too
 };
 
 Options& options();

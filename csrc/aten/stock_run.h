@@ -51,7 +51,7 @@ class Stage {
 // outer C function would catch that error, so this throws instead; the outer op is then called
 // again through C++, and this time the error passes.
 template <class Shim, class Cpp, class... Arguments>
-bool done(const char* op, Sdpa stage, Shim* shim, Cpp* cpp, Arguments... arguments) {
+bool shim_succeeded(const char* op, Sdpa stage, Shim* shim, Cpp* cpp, Arguments... arguments) {
   if (!shim) fail(op, ": this build of torch has no CUDA kernel for it");
   if (sdpa_stage() == Sdpa::kAgain && cpp) return false;
   const auto error = [&] {
@@ -127,7 +127,7 @@ void run(StableIValue* stack, const char* op, Sdpa stage, Shim* shim, Results (*
          Arguments... arguments) {
   typename FromShim<Results>::Results results;
   const auto call_shim = [&](auto&... result) {
-    return done(op, stage, shim, cpp, for_shim(arguments)..., &result...);
+    return shim_succeeded(op, stage, shim, cpp, for_shim(arguments)..., &result...);
   };
   if (std::apply(call_shim, results)) return put_all(stack, std::move(results));
   const Stage scope(stage == Sdpa::kFirstTime ? Sdpa::kAgain : stage);

@@ -186,10 +186,10 @@ Readable::Readable(AtenTensorHandle tensor, const TensorInfo& given, DimOrder or
 Writable::Writable(AtenTensorHandle tensor, DimOrder order) : tensor(tensor) {
   TensorInfo given = info(tensor);
   if (!tma_can_address(given, reinterpret_cast<int64_t>(data(tensor))) || repeats_elements(given)) {
-    copy = empty(given.dim, given.size, given.dtype, given.device_index);
+    copy = contiguous_copy(tensor, given);  // rows behind the last sequence keep what they hold
     given = info(copy.get());
   }
-  view = aten::view(copy ? copy.get() : tensor, given, order);
+  view = aten::view(written(), given, order);
 }
 
 // Copies into the tensor. Where that cannot be written, PyTorch raises its error.

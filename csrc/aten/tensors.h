@@ -107,14 +107,16 @@ struct Readable {
   Readable(AtenTensorHandle tensor, const TensorInfo& given, DimOrder order);
 };
 
-// Holds a tensor of 2-byte elements as the kernels can write it: the tensor itself, or memory that
-// finish() copies into it.
+// Holds a tensor of 2-byte elements as the kernels can write it: the tensor itself, or a copy that
+// finish() copies back.
 struct Writable {
   AtenTensorHandle tensor;
   Handle copy;
   TensorView view;
 
   Writable(AtenTensorHandle tensor, DimOrder order);
+  // Returns what is written.
+  AtenTensorHandle written() const { return copy ? copy.get() : tensor; }
   void finish();
 };
 

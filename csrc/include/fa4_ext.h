@@ -1,5 +1,5 @@
 /* fa4_ext's C interface, for programs without Python: FlashAttention-4 kernels behind the ops
-   through which PyTorch calls flash attention and cuDNN.
+   through which PyTorch calls flash attention, cuDNN and memory-efficient attention.
 
    Link libfa4_ext.so (CMake: find_package(fa4_ext), fa4_ext::fa4_ext), or dlopen it once PyTorch's
    libraries are loaded. Loading it defines the op fa4_ext::explain and nothing else;
@@ -9,8 +9,8 @@
 
    at::scaled_dot_product_attention picks a backend before it calls any of the ops below. On Hopper
    and Blackwell it tries cuDNN before flash attention. No function here changes that order, and no
-   program needs to: the ops of both backends are overridden. cuDNN still runs the calls that come
-   to its ops
+   program needs to: the ops of all three backends are overridden. cuDNN still runs the calls that
+   come to its ops
    - where no kernel here covers the call, or a speed rule leaves it to cuDNN,
    - with the option "prefer" at 0,
    - where the program has chosen cuDNN: at::globalContext().setSDPUseFlash(false), or an order of
@@ -46,7 +46,8 @@ FA4_EXT_API const char* fa4_ext_problem(void) FA4_EXT_NOEXCEPT;
    - _flash_attention_forward_no_dropout_inplace, which PyTorch has since 2.12,
    - _scaled_dot_product_cudnn_attention, _scaled_dot_product_cudnn_attention_backward,
    - _cudnn_attention_forward, _cudnn_attention_backward,
-   - _cudnn_attention_forward_no_dropout_inplace, which PyTorch has since 2.15.
+   - _cudnn_attention_forward_no_dropout_inplace, which PyTorch has since 2.15,
+   - _scaled_dot_product_efficient_attention, _scaled_dot_product_efficient_attention_backward.
    Calling it again moves the overrides to the top; one fa4_ext_remove() undoes any number of calls.
    The overrides that a call replaces keep about 4 KB of memory until then, because another thread
    may be about to run them.
@@ -76,12 +77,12 @@ FA4_EXT_API void fa4_ext_remove(void) FA4_EXT_NOEXCEPT;
 /* Sets an option of the overrides by its name. It takes effect with the next call of an op;
    registering and removing do not change it. Options take 0 or 1:
    - "strict", 0 at first. 1: a call that no kernel here runs throws a std::exception, "FA4 <op>
-   unsupported: <reason>". 0: PyTorch's own kernel runs it, flash attention's or cuDNN's, whichever
-   PyTorch called. Calls that the program leaves to cuDNN, as above, never throw.
+   unsupported: <reason>". 0: PyTorch's own kernel runs it, the one that PyTorch called. Calls that
+   the program leaves to cuDNN, as above, never throw.
    - "speed_rules", 1 at first. 1: calls on which PyTorch's own kernel was measured to be faster are
    treated like calls that no kernel here runs.
-   - "prefer", 1 at first. 1: the kernels here also run calls that PyTorch takes to cuDNN. 0: cuDNN
-   runs all of those.
+   - "prefer", 1 at first. 1: the kernels here also run calls that PyTorch takes to cuDNN or to
+   memory-efficient attention. 0: those run all of them.
 
    Returns 0, or 1 with fa4_ext_last_error() set, which says what is allowed; nothing has changed
    then. */

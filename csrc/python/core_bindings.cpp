@@ -98,6 +98,7 @@ PYBIND11_MODULE(fa4_core, m) {
       .def_readwrite("deterministic", &Problem::deterministic)
       .def_readwrite("peer", &Problem::peer)
       .def_readwrite("page_size", &Problem::page_size)
+      .def_readwrite("pages_in_rows", &Problem::pages_in_rows)
       .def_readwrite("keys_in_use", &Problem::keys_in_use)
       .def_readwrite("num_splits", &Problem::num_splits)
       .def_readwrite("bias", &Problem::bias)

@@ -277,9 +277,22 @@ def inplace(heads: int, heads_kv: int) -> None:
     )
 
 
+def inplace_by_a_copy() -> None:
+    """Prints what is left of sevens in outputs that TMA cannot write: of packed sequences among
+    other rows, whose kernel is not really launched, and of sequences without keys."""
+    op = aten._flash_attention_forward_no_dropout_inplace.default
+    offsets = torch.tensor([3, 10], dtype=torch.int32)
+    q, k, v = (torch.randn(20, 4, 128, dtype=torch.bfloat16) for _ in range(3))
+    for keys, cu_seqlens_k in ((20, offsets), (0, torch.zeros_like(offsets))):
+        out = torch.full((20, 4, 131), 7.0, dtype=q.dtype)[..., :-3]
+        lengths = offsets, cu_seqlens_k, 7, 7 if keys else 0
+        op.redispatch(CUDA, out, q, k[:keys], v[:keys], *lengths, 0.0, False, False)
+        print(json.dumps([out.min().item(), out.max().item()]))
+
+
 COMMANDS = {
     "sdpa": sdpa, "cudnn": cudnn, "masked": masked, "varlen": varlen, "paged": paged,
-    "inplace": inplace, "efficient": efficient,
+    "inplace": inplace, "inplace_by_a_copy": inplace_by_a_copy, "efficient": efficient,
 }  # fmt: skip
 REFUSED = {
     "refused_by_cudnn_op": refused_by_cudnn_op, "refused_by_efficient_op": refused_by_efficient_op,

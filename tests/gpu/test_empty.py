@@ -85,9 +85,11 @@ def test_sdpa_op(case):
 @pytest.mark.usefixtures("strict")
 @pytest.mark.skipif(not TORCH_2_12, reason="torch 2.12 has the op")
 @pytest.mark.parametrize("case", PACKED)
-def test_in_place(case):
+@pytest.mark.parametrize("beside", [0, 3])  # columns; with 3 the result goes in by way of a copy
+def test_in_place(case, beside):
     problem, x = packed_inputs(case)
-    out = torch.full_like(x.q, float("nan"))
+    rows, columns = x.q.shape[:-1], x.q.shape[-1]
+    out = x.q.new_full((*rows, columns + beside), float("nan"))[..., :columns]
     lse = flash_forward_into(out, problem, x)
     assert not out.any() and lse.isneginf().all()
 

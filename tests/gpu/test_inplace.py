@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import packed_rows
 import pytest
 import torch
 from calls import TORCH_2_12, flash_forward, flash_forward_into
@@ -70,6 +71,20 @@ def test_nothing_beside_the_tensor_is_written(make_out):
     flash_forward_into(out, problem, inputs)
     beside = out._base[..., out.shape[-1] :]
     assert beside.isnan().all(), f"{int((~beside.isnan()).sum())} elements beside out were written"
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("make_out", [contiguous, unaligned])
+def test_rows_that_no_sequence_has_keep_what_they_hold(make_out):
+    problem = varlen((67, 130))
+    inputs = make_inputs(problem)
+    given = packed_rows.amid(inputs, 3, 50)
+    out = make_out(given.q)
+    lse = flash_forward_into(out, problem, given)
+    rows = slice(3, 3 + sum(problem.seqlens_q))
+    assert_matches_reference(problem, inputs, Result(out[rows], lse[:, rows]))
+    written = ~torch.cat((out[:3], out[rows.stop :])).isnan()
+    assert not written.any(), f"{int(written.sum())} elements beside the sequences were written"
 
 
 @pytest.mark.usefixtures("strict")

@@ -8,10 +8,10 @@
 namespace fa4 {
 namespace {
 
-// Throws the error of a launch that failed. The driver loads a kernel's code at its first launch in
-// a context. Which launch that is, is known of the primary context only.
-void launch_failed(CUresult result, const Kernel& kernel, const Function& function,
-                   bool whole_device) {
+// The driver loads a kernel's code at its first launch in a context. Which launch that is, is known
+// of the primary context only.
+void throw_launch_error(CUresult result, const Kernel& kernel, const Function& function,
+                        bool whole_device) {
   const bool first = !function.in_primary_context.load(std::memory_order_acquire);
   const std::string step = !whole_device ? concat("loading or launching kernel ", kernel.name)
                            : first ? concat("loading kernel ", kernel.name, " (its first launch)")
@@ -138,7 +138,7 @@ bool ArgumentList::launch_if_clusters_fit(const Target& target) {
   if (result == CUDA_ERROR_INVALID_CLUSTER_SIZE) return false;
   if (result) {
     if (target.whole_device && !function.in_primary_context) load_anew(kernel_);
-    launch_failed(static_cast<CUresult>(result), kernel_, function, target.whole_device);
+    throw_launch_error(static_cast<CUresult>(result), kernel_, function, target.whole_device);
   }
   return true;
 }

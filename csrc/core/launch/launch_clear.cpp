@@ -1,22 +1,12 @@
+#include "../plan/choose_kernel.h"
 #include "argument_list.h"
 #include "driver.h"
 
 namespace fa4 {
-namespace {
-
-const Kernel* find_clear(const Problem& p) {
-  for (const Kernel* kernel = kKernels; kernel != kKernels + kNumKernels; ++kernel) {
-    if (kernel->op == Op::kClear && kernel->arch == p.capability && kernel->dtype == p.dtype)
-      return kernel;
-  }
-  return nullptr;
-}
-
-}  // namespace
 
 void clear_unwritten(const Problem& p, const StockGradients& g, const Target& target) {
   const DeviceScope scope(target.device);
-  const Kernel* kernel = find_clear(p);
+  const Kernel* kernel = clear_kernel(p);
   if (!kernel) return;
   ArgumentList list(p, *kernel, whole(p));
   list.add(g.dq);

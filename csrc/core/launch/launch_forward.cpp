@@ -31,8 +31,8 @@ void forward(const Problem& p, const Plan& plan, const ForwardArguments& a, cons
     list.add_counter(a.workspace);
     add_bias_and_lists(list, p, kernel, a.bias, kernel.map_queries,
                        Scratch(a.workspace).at<int32_t>(plan.workspace.lists_q));
-    list.add_pages(a);
   }
+  list.add_pages(a);
   list.launch(target);
 }
 

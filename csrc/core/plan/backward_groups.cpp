@@ -8,26 +8,26 @@ namespace fa4 {
 namespace {
 
 // Measured on an H200: dense problems of 16k queries, packed ones of 2.5k to 262k, up to eight
-// query heads to each key/value head (docs/kernels-sm90-experiments.md). Speeds are over the other
-// kernel's. These were the shortest sequences, the packed ones on average: 1.49 and 1.58, and 2.24
-// to 9.96.
+// query heads to each key/value head (docs/kernels-sm90-experiments.md). A ratio is the other
+// kernel's time over this one's.
+// The shortest sequences that were measured: dense 1.49 and 1.58, packed, on average, 2.24 to 9.96.
 constexpr int64_t kFewestRows = 128, kFewestPackedRows = 16;
-// At most so many queries of head dim 64 (where the other kernel works on 128 of them at a time)
-// and 128: 1.14 to 1.19 and 1.05 to 1.28 at the bounds where nothing is masked, and 1.03 to 1.12
-// and 1.03 to 1.07 under a causal mask, with up to four heads to a group. The next measured were
-// 0.97 to 1.05 and 0.90 to 0.99, then 0.94 to 1.04 and 0.96 to 1.01.
+// The longest sequences that were faster, of head dim 64 (where the other kernel works on 128
+// queries at a time) and 128. Where nothing is masked 1.14 to 1.19 and 1.05 to 1.28; the next
+// length that was measured 0.97 to 1.05 and 0.90 to 0.99. Under a causal mask, with up to four
+// heads to a group, 1.03 to 1.12 and 1.03 to 1.07; the next 0.94 to 1.04 and 0.96 to 1.01.
 constexpr int64_t kMostQueries64 = 512, kMostQueries128 = 1024;
 constexpr int64_t kMostCausalQueries64 = 1536, kMostCausalQueries128 = 4096;
 // Packed causal sequences are worked on from the first on, however long they are, so that long ones
 // may come last: 0.92 and 0.99 with one of 5,900 tokens among shorter ones, 1.06 to 1.10 up to
 // this.
 constexpr int64_t kMostPackedQueries = 2048;
-// The last wave of key blocks that cost the same leaves at most so much of the SMs idle, in per
-// cent of the time without.
-constexpr int64_t kMostOfWhole = 110;
+// Key blocks that cost the same may be rounded up to whole waves, by 10% of their number at most.
+// This bound was chosen, not measured.
+constexpr int64_t kMostPercentOfBlocks = 110;
 // Under a causal mask the first key block of a head costs as much as two on average. There are
 // enough others to fill the SMs beside it; measured with 3.9 waves. Packed blocks may be as
-// unequal: 0.80 to 0.90 with 2.1 waves.
+// unequal: 0.80 to 0.90 with 2.1 waves. This lies between the two.
 constexpr int64_t kFewestWaves = 3;
 // Causal key blocks of one wave must find the queries of their groups in L2. With eight heads of
 // 128 they do not: 0.94 to 1.00. This is the ratio of heads times the head dim.
@@ -66,7 +66,7 @@ bool fills_waves(const Problem& p, const Kernel& groups) {
   const int64_t blocks = key_blocks(p, groups);
   if (groups.mask == Mask::kFull && !is_packed(p))
     return bounded_product(100, round_up(blocks, sm_count(p))) <=
-           bounded_product(kMostOfWhole, blocks);
+           bounded_product(kMostPercentOfBlocks, blocks);
   return blocks >= kFewestWaves * sm_count(p);
 }
 

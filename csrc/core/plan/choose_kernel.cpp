@@ -189,36 +189,42 @@ std::string why_no_kernel(const Problem& p, Mask mask) {
 std::optional<std::string> why_no_pages(const Problem& p) {
   if (!p.page_size) return std::nullopt;
   if (p.op == Op::kBackward) return "paged KV (block_table) is supported only in a forward";
-  if (kernel_arch(p.capability) != 90)
-    return "paged KV (block_table) is supported only on compute capability 9.0";
   if (p.layout != Layout::kVarlen) return "paged KV (block_table) is supported only with cum_seq_q";
-  if (p.page_size > 0 && p.page_size % kPageMultiple == 0) return std::nullopt;
-  return concat("a page of block_table must hold a multiple of ", kPageMultiple, " keys, holds ",
-                p.page_size);
+  if (p.page_size < 0 || p.page_size % kPageMultiple) {
+    return concat("a page of block_table must hold a multiple of ", kPageMultiple, " keys, holds ",
+                  p.page_size);
+  }
+  if (kernel_arch(p.capability) == 100 && !p.pages_in_rows) {
+    return "on compute capability 10.0 and 10.3 the pages of block_table must lie whole rows "
+           "apart, with less than 2^30 rows in all";
+  }
+  return std::nullopt;
 }
 
 // Some arguments are for the decode kernel alone. Returns the reason why `kernel`, the one that was
-// found, does not have what the problem asks of it. Where keys lie in pages, num_splits is a hint
-// about speed, which a forward of many queries does not need.
-std::optional<std::string> lacks_decoding(const Problem& p, const Kernel& kernel,
-                                          const Overrides& overrides, const KernelSet& disabled) {
+// found, does not have what the problem asks of it. num_splits is a hint about speed, which a
+// forward of many queries does not need where keys lie in pages. Nor is it a reason to leave the
+// forward to PyTorch where that computes another function than our backward, which is not told of
+// it.
+std::optional<std::string> lacks_decoding(const Problem& p, const ResolvedMask& mask,
+                                          const Kernel& kernel, const Overrides& overrides,
+                                          const KernelSet& disabled) {
   if (kernel.op == Op::kDecode || p.page_size) return std::nullopt;
   const auto limited = [&](const auto&... what) {
     return concat(what..., " is supported ", decode_limit(p, kernel, overrides, disabled));
   };
   if (p.keys_in_use) return limited("seqused_k of dense tensors");
-  if (p.num_splits > 1) return limited("SplitKV (num_splits is ", p.num_splits, ")");
+  if (p.num_splits > 1 && stock_agrees(p, mask.left, mask.right))
+    return limited("SplitKV (num_splits is ", p.num_splits, ")");
   return std::nullopt;
 }
 
-// PyTorch's backward of packed sequences leaves rows unwritten, which the clear kernel clears.
-// Without that kernel no speed rule may choose it.
+// Without the kernel that clears what PyTorch's backward leaves unwritten, no speed rule may choose
+// that.
 bool stock_results_are_whole(const Problem& p, const KernelSet& disabled) {
   if (disabled.empty() || p.op != Op::kBackward || p.layout != Layout::kVarlen) return true;
-  return std::none_of(kKernels, kKernels + kNumKernels, [&](const Kernel& kernel) {
-    return kernel.op == Op::kClear && kernel.arch == kernel_arch(p.capability) &&
-           kernel.dtype == p.dtype && disabled.contains(kernel);
-  });
+  const Kernel* clear = clear_kernel(p);
+  return !clear || !disabled.contains(*clear);
 }
 
 KernelChoice refuse(std::string reason) { return {nullptr, std::move(reason)}; }
@@ -232,7 +238,7 @@ KernelChoice choose_enabled(const Problem& p, const ResolvedMask& mask, const Ov
                                               : default_backward(p, mask.kind, disabled);
   if (!overrides.tile) kernel = with_groups(kernel, p, mask.kind, disabled);
   if (!kernel) return refuse(why_no_kernel(p, mask.kind));
-  if (auto reason = lacks_decoding(p, *kernel, overrides, disabled))
+  if (auto reason = lacks_decoding(p, mask, *kernel, overrides, disabled))
     return refuse(*std::move(reason));
   if (const Tile tile = overrides.tile) {
     const Kernel* forced = with_tile(*kernel, tile, disabled);
@@ -273,6 +279,14 @@ KernelChoice choose_kernel(const Problem& p, const ResolvedMask& mask, const Ove
   choice.disabled = wanted ? first_needed_in(disabled, *wanted) : nullptr;
   if (choice.disabled) choice.reason = why_disabled(*choice.disabled);
   return choice;
+}
+
+const Kernel* clear_kernel(const Problem& p) {
+  const Kernel* found = std::find_if(kKernels, kKernels + kNumKernels, [&](const Kernel& kernel) {
+    return kernel.op == Op::kClear && kernel.arch == kernel_arch(p.capability) &&
+           kernel.dtype == p.dtype;
+  });
+  return found == kKernels + kNumKernels ? nullptr : found;
 }
 
 std::string why_disabled(const Kernel& kernel) {

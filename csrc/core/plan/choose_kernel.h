@@ -31,6 +31,10 @@ KernelChoice choose_kernel(const Problem& problem, const ResolvedMask& mask,
                            const Overrides& overrides, bool speed_rules,
                            const std::vector<TileRule>& tile_rules, const KernelSet& disabled);
 
+// The kernel that clears the rows of gradients that PyTorch's backward of packed sequences leaves
+// unwritten; null where the build has none.
+const Kernel* clear_kernel(const Problem& problem);
+
 // The reason why a problem that this kernel would run does not run.
 std::string why_disabled(const Kernel& kernel);
 

@@ -106,15 +106,22 @@ bool halves_are_free(const Problem& p, const ResolvedMask& mask) {
   return p.page_size || p.keys_in_use || stock_agrees(p, mask.left, mask.right);
 }
 
-// Whether our backward or PyTorch's computes the derivative of what our forward computes.
-bool has_backward_that_agrees(const Problem& forward, const ResolvedMask& mask,
-                              const KernelSet& disabled) {
-  if (halves_are_free(forward, mask)) return true;
+// Returns why no backward, neither ours nor PyTorch's, computes the derivative of what our forward
+// computes.
+std::optional<std::string> why_no_backward_agrees(const Problem& forward, const ResolvedMask& mask,
+                                                  const KernelSet& disabled) {
+  if (halves_are_free(forward, mask)) return std::nullopt;
   Problem backward = forward;
   backward.op = Op::kBackward;
   backward.num_splits = 0;  // an argument of the forward alone
-  const Kernel* kernel = choose_kernel(backward, mask, {}, false, kTileRules, disabled).kernel;
-  return kernel && !exceeds_limits(workspace_of(backward, *kernel), backward, *kernel);
+  const KernelChoice choice = choose_kernel(backward, mask, {}, false, kTileRules, disabled);
+  std::optional<std::string> why =
+      choice.kernel
+          ? exceeds_limits(workspace_of(backward, *choice.kernel), backward, *choice.kernel)
+          : choice.reason;
+  if (!why) return std::nullopt;
+  return concat("no kernel could run its backward (", *why,
+                "), and PyTorch's computes the derivative of another function");
 }
 
 // Where PyTorch computes another function than our kernels, both halves of a call run on ours or
@@ -164,12 +171,8 @@ Plan plan(const Problem& problem, bool speed_rules, const Overrides& overrides,
                          ", and forward and backward of this call must both run on these kernels");
     return plan;
   }
-  if (problem.op == Op::kForward && !has_backward_that_agrees(problem, mask, disabled)) {
-    plan.reason =
-        "this build has no backward for it, and PyTorch's does not compute the derivative of this "
-        "function";
+  if (problem.op == Op::kForward && (plan.reason = why_no_backward_agrees(problem, mask, disabled)))
     return plan;
-  }
   plan.heads_together = heads_together(problem, kernel);
   plan.splits = kernel.op == Op::kDecode ? decode_splits(problem, mask, kernel)
                                          : backward_splits(problem, kernel);

@@ -64,6 +64,9 @@ struct Problem {
   Peer peer = Peer::kFlash;        // whose op was called, and runs the call if our kernels do not
   // varlen: keys of a page, [pages, page_size, heads, head_dim]; 0: not paged
   int64_t page_size = 0;
+  // Whether pages lie whole rows apart, and the rows from the first page to the end of the last are
+  // less than 2^30.
+  bool pages_in_rows = true;
   bool keys_in_use = false;  // dense: each sequence has a number of its own, up to seqlen_k
   int64_t num_splits = 0;    // how many parts to split the keys into; 0: the planner's choice
   // A tensor is added to the scores. It has this many batch entries and heads of its own, one where

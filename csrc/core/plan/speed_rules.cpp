@@ -1,5 +1,9 @@
 #include "speed_rules.h"
 
+#include <limits>
+
+#include "../integers.h"
+
 namespace fa4 {
 namespace {
 
@@ -40,6 +44,18 @@ bool stock_needs_a_query_each(const Problem& p) {
          p.num_heads > p.num_heads_kv;
 }
 
+// PyTorch's flash attention counts the elements of its backward's accumulator in int. Beyond that
+// it writes elsewhere.
+bool stock_accumulator_overflows(const Problem& p) {
+  if (p.op != Op::kBackward) return false;
+  constexpr int64_t kTile = 128;
+  const int64_t rows = p.layout == Layout::kVarlen
+                           ? bounded_sum(p.total_q, bounded_product(p.batch, kTile))
+                           : bounded_product(p.batch, round_up(p.seqlen_q, kTile));
+  const int64_t columns = round_up(p.head_dim, p.head_dim <= 128 ? 32 : 64);
+  return bounded_product(rows, p.num_heads, columns) > std::numeric_limits<int32_t>::max();
+}
+
 // PyTorch narrows window bounds to int.
 bool fits_int(int64_t bound) { return bound == static_cast<int>(bound); }
 
@@ -49,7 +65,7 @@ bool stock_agrees(const Problem& p, int32_t left, int32_t right) {
   // The stock kernel's grids have the batch in y and the heads in z.
   if (p.batch > kMaxGrid || p.num_heads > kMaxGrid) return false;
   // Its backward cannot be launched for no key block.
-  if (p.seqlen_q == 0 || p.seqlen_k == 0 || p.longest_is_zero) return false;
+  if (p.longest_is_zero) return false;
   if (!stock_reads_bias(p)) return false;
   if (!fits_int(p.window_size_left) || !fits_int(p.window_size_right)) return false;
   // With a left bound alone, the stock kernel takes the longest sequence's number of keys for a
@@ -66,6 +82,7 @@ const char* stock_is_faster(const Problem& p, const Kernel& kernel, Features f,
   if (p.peer == Peer::kEfficient) return nullptr;
   if (p.peer == Peer::kFlash) {
     if (kernel.op == Op::kDecode || stock_needs_a_query_each(p)) return nullptr;
+    if (stock_accumulator_overflows(p)) return nullptr;
     // PyTorch's flash attention cannot run unequal head dims.
     if (p.head_dim != p.head_dim_v) return nullptr;
     f.head_dim = measured_head_dim(kernel);
