@@ -88,11 +88,11 @@ def forward(kernel: Kernel) -> Iterator[Argument]:
         yield from _all(INT, "num_ctas", "paired_heads")
         yield Argument("counter", VECTOR, kernel.packed)
         yield from _of_bias(kernel)
-        # tensors of no elements where the caller gives none
-        yield from _all(VECTOR, "cu_seqlens_k", "seqused_k", given=paged)
-        yield Argument("block_table", MATRIX, paged)
     else:
         yield from _all(INT, "max_seqlen_q", "sm_count")
+    # tensors of no elements where the caller gives none
+    yield from _all(VECTOR, "cu_seqlens_k", "seqused_k", given=paged)
+    yield Argument("block_table", MATRIX, paged)
 
 
 def _of_bias(kernel: Kernel) -> Iterator[Argument]:

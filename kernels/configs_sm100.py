@@ -4,6 +4,7 @@ interface.py); a test holds the two side by side. Stages and registers are up to
 
 from collections.abc import Iterator
 
+from kernels import configs_sm90
 from kernels.kernel import Kernel, Layout, Mask, Op
 
 HeadDims = tuple[int, int]
@@ -28,6 +29,14 @@ BACKWARD: dict[HeadDims, tuple[int, int]] = {
 }
 
 
+# Hopper's, but for rows: operands of a warp's products pass through registers, and with 64 rows
+# there were spills at D 128 and 256. The numbers were measured on Hopper alone.
+DECODE = {
+    head_dims: tuple(row | {"block_m": min(row["block_m"], 32)} for row in rows)
+    for head_dims, rows in configs_sm90.DECODE.items()
+}
+
+
 def forward_two_cta(head_dims: HeadDims, layout: Layout, mask: Mask) -> bool:
     """A pair of CTAs needs full tiles of value's D 128 and no mask (upstream's use_2cta_instrs). At
     D 256 longer queries always go to a pair, which halves what each CTA loads of K and V."""
@@ -43,6 +52,19 @@ def forward(dtype: str, head_dims: HeadDims, layout: Layout, mask: Mask) -> Iter
     pair = forward_two_cta(head_dims, layout, mask)
     for tile, two_cta in ((FORWARD[head_dims], pair), (SHORT_FORWARD, False)):
         yield Kernel(Op.FORWARD, 100, dtype, *head_dims, layout, *tile, mask, two_cta=two_cta)
+
+
+def paged_forward(dtype: str, head_dims: HeadDims) -> Iterator[Kernel]:
+    """The forwards of keys and values in pages, one for each mask. They have the large tile alone,
+    because few queries run the decode kernel. Each CTA loads whole key blocks: of a pair, each
+    would load half of one."""
+    for mask in (Mask.FULL, Mask.CAUSAL, Mask.WINDOW):
+        yield Kernel(Op.FORWARD, 100, dtype, *head_dims, Layout.PAGED, *FORWARD[head_dims], mask)
+
+
+def decode(dtype: str, head_dims: HeadDims) -> Iterator[Kernel]:
+    for row in DECODE[head_dims]:
+        yield Kernel(Op.DECODE, 100, dtype, *head_dims, Layout.ANY, **row)
 
 
 def backward(

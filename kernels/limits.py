@@ -1,11 +1,11 @@
 """The limits on a kernel's spills, waits and registers, beyond which its build fails."""
 
 from kernels.configs_sm90 import WARPGROUP_ROWS
-from kernels.kernel import Kernel, Layout, Op
+from kernels.kernel import Kernel, Op
 
-# The most bytes of local memory that a thread has in the full matrix: flash-attn-4's varlen kernels
-# for SM100 keep scheduler values there, fp16 causal D 128 most.
-SPILL_BYTES_SM100_VARLEN = 80
+# The most bytes of local memory that a thread has in the full matrix: flash-attn-4's kernels of
+# packed queries for SM100 keep scheduler values there, fp16 causal D 128 most.
+SPILL_BYTES_SM100_PACKED = 80
 # flash-attn-4's forward for a pair of CTAs and a query's head dim of 192.
 SPILL_BYTES_SM100_PAIR_192 = 16
 # At D 256 accumulators leave few registers to flash-attn-4's forward, and to its backward, which
@@ -18,8 +18,8 @@ def spill_bytes(kernel: Kernel) -> int:
         return 0
     if kernel.head_dim == 256:
         return SPILL_BYTES_SM100_256[kernel.op]
-    if kernel.layout is Layout.VARLEN:
-        return SPILL_BYTES_SM100_VARLEN
+    if kernel.packed:
+        return SPILL_BYTES_SM100_PACKED
     return (
         SPILL_BYTES_SM100_PAIR_192
         if kernel.op is Op.FORWARD and kernel.two_cta and kernel.head_dim == 192

@@ -101,6 +101,8 @@ def _kernels(wanted: Callable[[Kernel], bool]) -> tuple[Kernel, ...]:
     runs."""
     kernels: dict[Kernel, None] = {}
     for arch, configs in CONFIGS.items():
+        for row in product(DTYPES, HEAD_DIM_BUCKETS[arch]):
+            kernels |= dict.fromkeys((*configs.paged_forward(*row), *configs.decode(*row)))
         for row in product(DTYPES, HEAD_DIM_BUCKETS[arch], (Layout.DENSE, Layout.VARLEN), Mask):
             if not _exists(arch, *row[2:]):
                 continue
@@ -112,8 +114,6 @@ def _kernels(wanted: Callable[[Kernel], bool]) -> tuple[Kernel, ...]:
                     kernels[kernel] = None
                     kernels |= dict.fromkeys(companions(kernel).present)
     for dtype, head_dims in product(DTYPES, HEAD_DIM_BUCKETS[90]):
-        kernels |= dict.fromkeys(configs_sm90.decode(dtype, head_dims))
-        kernels |= dict.fromkeys(configs_sm90.paged_forward(dtype, head_dims))
         for kernel in configs_sm90.backward_groups(dtype, head_dims):
             kernels |= dict.fromkeys((kernel, *companions(kernel).present))
     for dtype in DTYPES:  # speed rules were measured on Hopper alone

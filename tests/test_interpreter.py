@@ -210,15 +210,17 @@ def test_forward_in_pages(driver, kernel):
         one | {"page_size": size}
         for one, size in zip(drawn(kernel), itertools.cycle(sizes), strict=False)
     ]
-    tile = [kernel.block_m, kernel.block_n]
-    check(driver, problems, programs(kernel), tile=tile, sm_count=draw.choice((1, 3)))
+    tile, sm_count = [kernel.block_m, kernel.block_n], draw.choice((1, 3))
+    options = {"tile": tile, "sm_count": sm_count, "capability": kernel.arch}
+    check(driver, problems, programs(kernel), **options)
 
 
 def decoded(driver: Path, problems: list[dict], kernel: Kernel, **options) -> None:
     """Checks problems on this decode kernel, whatever tile the planner would take. There are as
     many SMs as make it split the keys."""
     others = [one.name for one in DECODES if one != kernel]
-    check(driver, problems, programs(kernel), disable=others, sm_count=16, **options)
+    options |= {"disable": others, "capability": kernel.arch, "sm_count": 16}
+    check(driver, problems, programs(kernel), **options)
 
 
 @each(DECODES)

@@ -77,10 +77,10 @@ def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
     if kernel.op == fa4_core.Op.BACKWARD_KEYS:
         return
     assert kernel.deterministic == problem["deterministic"]
-    if problem["op"] == "backward":
+    # Of MHA the kernel of groups runs packed sequences alone.
+    if kernel.op == fa4_core.Op.BACKWARD:
         grouped = problem["num_heads"] != problem["num_heads_kv"]
-        sums_groups = kernel.grouped or kernel.op == fa4_core.Op.BACKWARD_GROUPS
-        assert sums_groups == grouped or stores_whole_rows(problem, kernel)
+        assert kernel.grouped == grouped or stores_whole_rows(problem, kernel)
 
 
 def stores_whole_rows(problem, kernel) -> bool:
@@ -389,7 +389,7 @@ def test_with_one_split_the_tile_does_not_depend_on_the_batch(capability):
 def batches_of_a_sequence(draw) -> tuple[dict, dict]:
     """Draws two problems with num_splits=1 that the same sequence may be a part of."""
     paged = draw(st.booleans())
-    problem = draw(problems(capabilities=(90,) if paged else (90, 100)))
+    problem = draw(problems(capabilities=(90, 100)))
     problem |= {"op": "forward", "deterministic": False, "num_splits": 1}
     if paged:
         problem |= {"layout": "varlen", "page_size": 256}
@@ -487,10 +487,7 @@ CACHE = {"layout": "dense", "keys_in_use": True}
             CACHE | {"batch": 1, "seqlen_q": 513, "total_q": 513},
             "seqused_k of dense tensors is supported for at most 512 queries, here 513",
         ),
-        (
-            CACHE | {"capability": 100},
-            "seqused_k of dense tensors is supported only on compute capability 9.0",
-        ),
+        (CACHE | {"capability": 100}, ""),
         (
             CACHE | {"op": "backward"},
             "seqused_k of dense tensors is supported only in a forward",
@@ -538,6 +535,23 @@ def test_the_smallest_tile_decodes_that_holds_all_rows_and_reads_whole_blocks(ch
     assert (chosen.kernel.block_m, chosen.kernel.block_n) == tile
 
 
+@pytest.mark.parametrize(
+    ("change", "decoded"),
+    [
+        ({}, True),
+        ({"num_heads": 32, "num_heads_kv": 1}, True),
+        # Two tiles would read the keys twice, with slower products than the forward's.
+        ({"num_heads": 33, "num_heads_kv": 1}, False),
+        ({"num_heads": 33, "num_heads_kv": 1, "num_splits": 2}, True),
+    ],
+    ids=str,
+)
+def test_blackwell_decodes_where_keys_are_read_once(change, decoded):
+    problem = {"capability": 100, "batch": 1, "seqlen_q": 1, "total_q": 1, "seqlen_k": 30_000}
+    chosen = plan(LEGAL | problem | {"total_k": 30_000} | change)
+    assert (chosen.kernel.op == fa4_core.Op.DECODE) == decoded, chosen.kernel.name
+
+
 PREFILL = DECODE | {"seqlen_q": 4096, "total_q": 5000}
 LONG = {"seqlen_k": 8192}
 
@@ -565,13 +579,14 @@ LONG = {"seqlen_k": 8192}
     ],
     ids=str,
 )
-def test_pages_have_a_kernel_for_any_number_of_queries(change, op):
-    chosen = plan(LEGAL | DECODE | {"page_size": 256} | change)
+@pytest.mark.parametrize(("capability", "workspace"), [(90, 4), (100, 0)])
+def test_pages_have_a_kernel_for_any_number_of_queries(change, op, capability, workspace):
+    chosen = plan(LEGAL | DECODE | {"page_size": 256, "capability": capability} | change)
     assert chosen.supported, chosen.reason
     assert chosen.kernel.op == op, chosen.kernel.name
     if op == fa4_core.Op.FORWARD:
         assert chosen.kernel.layout == fa4_core.Layout.PAGED
-        assert (chosen.splits, chosen.workspace.bytes) == (1, 4)
+        assert (chosen.splits, chosen.workspace.bytes) == (1, workspace)
 
 
 @pytest.mark.parametrize(
@@ -579,7 +594,11 @@ def test_pages_have_a_kernel_for_any_number_of_queries(change, op):
     [
         ({"page_size": 100}, "a page of block_table must hold a multiple of 16 keys, holds 100"),
         ({"page_size": 8}, "a page of block_table must hold a multiple of 16 keys, holds 8"),
-        ({"capability": 100}, "paged KV (block_table) is supported only on compute capability 9.0"),
+        (
+            {"capability": 100, "pages_in_rows": False},
+            "on compute capability 10.0 and 10.3 the pages of block_table must lie whole rows "
+            "apart, with less than 2^30 rows in all",
+        ),
         ({"op": "backward"}, "paged KV (block_table) is supported only in a forward"),
         (
             {"op": "backward", "capability": 100},
@@ -633,8 +652,6 @@ def test_a_reason_about_caches_or_splits_is_true_of_its_call(problem, queries, m
     tiles = problem["num_heads_kv"] * -(-rows // 64)
     if problem["op"] == "backward":
         limit = "only in a forward"
-    elif problem["capability"] != 90:
-        limit = "only on compute capability 9.0"
     elif problem["seqlen_q"] > 512:
         limit = f"for at most 512 queries, here {problem['seqlen_q']}"
     elif rows > 4096:
@@ -868,3 +885,50 @@ def test_a_speed_rule_holds_only_where_pytorchs_kernel_computes_the_same(change,
     chosen = plan(problem, speed_rules=True)
     assert chosen.stock_is_faster == (not chosen.supported)
     assert chosen.supported == (not agrees), describe(chosen)
+
+
+FEW_KEYS = {
+    "op": "backward", "layout": "dense", "seqlen_q": 100, "seqlen_k": 76, "num_heads": 32,
+    "num_heads_kv": 8,
+}  # fmt: skip
+OF_96 = {
+    "op": "backward", "layout": "varlen", "seqlen_q": 60, "seqlen_k": 60, "num_heads": 32,
+    "num_heads_kv": 32, "head_dim": 96, "head_dim_v": 96,
+}  # fmt: skip
+DETERMINISTIC = {
+    "op": "backward", "layout": "varlen", "seqlen_q": 60, "seqlen_k": 60, "num_heads": 32,
+    "num_heads_kv": 32, "is_causal": True, "deterministic": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("problem", "batch", "rule_holds"),
+    [
+        # 128 rows of 32 heads x 128 columns a sequence, in all less than 2^31 or more
+        (FEW_KEYS, 4_095, True), (FEW_KEYS, 4_096, False), (FEW_KEYS, 8_192, False),
+        # 60 + 128 rows of 32 x 96 columns
+        (OF_96, 3_700, True), (OF_96, 12_000, False),
+        (DETERMINISTIC, 2_700, True), (DETERMINISTIC, 12_000, False),
+    ],
+)  # fmt: skip
+def test_no_rule_leaves_to_pytorch_what_its_accumulator_cannot_hold(problem, batch, rule_holds):
+    """Its backward counts the accumulator's elements in int."""
+    rows = {name: batch * problem[f"seqlen_{name[-1]}"] for name in ("total_q", "total_k")}
+    chosen = plan(LEGAL | problem | rows | {"batch": batch}, speed_rules=True)
+    assert chosen.stock_is_faster == rule_holds, describe(chosen)
+    assert chosen.supported == (not rule_holds), describe(chosen)
+
+
+@pytest.mark.parametrize("layout", ("dense", "varlen"))
+@pytest.mark.parametrize(
+    ("queries", "supported"),
+    [(2_000, True), (501, False)],  # PyTorch's right bound, of 500 keys, hides some of the first
+)
+def test_splits_leave_no_forward_to_pytorch_whose_backward_is_ours(layout, queries, supported):
+    window = {"window_size_left": 100, "window_size_right": -1, "num_splits": 2}
+    lengths = {"seqlen_q": queries, "total_q": 2 * queries, "seqlen_k": 500, "total_k": 1_000}
+    problem = LEGAL | {"batch": 2, "layout": layout} | lengths | window
+    forward, backward = plan(problem), plan(problem | {"op": "backward", "num_splits": 0})
+    assert backward.supported
+    assert forward.supported == supported, describe(forward)
+    assert supported or "SplitKV (num_splits is 2) is supported" in forward.reason

@@ -52,6 +52,11 @@ class KeyLengths(ParamsBase):
     def offset(self, index) -> Int32:
         return clamp(self.values[0, index], self.total)
 
+    def place(self, index) -> tuple[Int32, Int32]:
+        """Where a sequence's keys begin, and how many of them are in use."""
+        begin = self.offset(index)
+        return begin, keys_in_use(self, index, self.offset(index + 1) - begin)
+
 
 for kind in (Offsets, KeyLengths):  # upstream's kernels take tensors alone
     cute.Tensor.register(kind)

@@ -12,7 +12,9 @@ from flash_attn.cute.tile_scheduler import StaticPersistentTileScheduler
 
 from kernels.common import packed, symbolic
 from kernels.common.head_ratio import HeadRatio
+from kernels.common.pages import Table
 from kernels.kernel import Kernel, Layout, Mask
+from kernels.sm100.pages import Cache, PagedKeys, PagedRows, as_rows, layout_of
 from kernels.sm100.sequences import IndexedRows, KeysInUse, Rows, block_to_load, telling
 
 upstream.assume_tensor_aligned = packed.assume_tensor_aligned
@@ -73,18 +75,55 @@ class VarlenForward(Forward):
         super().load_KV(*args, block=block_to_load(block), **kwargs)
 
 
+class PagedForward(VarlenForward):
+    """Loads key blocks from pages."""
+
+    def load(self, thr_mma_qk, thr_mma_pv, mQ, mK, mV, *args, **kwargs):
+        (lengths,) = filter(packed.makes_lengths, args)
+        paged = lengths.keywords["mSeqUsedK"]
+        mK, mV = (
+            PagedRows(mK, 0, paged.k, paged.table),
+            PagedRows(mV, 1, paged.v, paged.table),
+        )
+        self.rows = {"K": mK, "V": mV}
+        args = with_keys_in_use(args, mK, mV)
+        Forward.load(self, thr_mma_qk, thr_mma_pv, mQ, mK, mV, *args, **kwargs)
+
+    @cute.jit
+    def load_KV(
+        self, tma_atom, tXgX, tXsX, paged_kv_manager, sX, block, pipeline_kv, producer_state,
+        K_or_V, page_idx=None,
+    ):  # fmt: skip
+        index, phase = producer_state.index, producer_state.phase
+        extra = self.tma_copy_bytes[K_or_V] - self.tma_copy_bytes["K"]
+        pipeline_kv.producer_acquire(producer_state, extra_tx_count=extra)
+        if const_expr(K_or_V == "K" and self.uneven_kv_smem) and index == 0:
+            # The keys go into part of the next stage, which must be free as well.
+            pipeline_kv.sync_object_empty.wait(1, phase)
+        stage = self.offset_kv_smem(sX[None, None, None, index], index, phase ^ 1)
+        columns = self.head_dim_padded if const_expr(K_or_V == "K") else self.head_dim_v_padded
+        layout = layout_of(stage.element_type, self.n_block_size, columns)
+        self.rows[K_or_V].source.load(
+            block_to_load(block),
+            cute.make_tensor(stage.iterator, layout.outer),
+            pipeline_kv.producer_get_barrier(producer_state),
+        )
+
+
 def with_keys_in_use(arguments: Iterable, *tensors: Rows) -> list:
     """A method's arguments, with SeqlenInfoQK.create replaced by KeysInUse.create, which knows the
     keys in use."""
     return [telling(argument, *tensors, create=KeysInUse.create) for argument in arguments]
 
 
+KINDS = {Layout.DENSE: Forward, Layout.VARLEN: VarlenForward, Layout.PAGED: PagedForward}
+
+
 def instantiate(kernel: Kernel) -> Forward:
     q_stage = kernel.block_m // BLOCK_M
     single_tile = q_stage == 1 and not kernel.two_cta
     unmasked = kernel.mask is Mask.FULL and kernel.layout is Layout.DENSE
-    kind = VarlenForward if kernel.layout is Layout.VARLEN else Forward
-    return kind(
+    return KINDS[kernel.layout](
         kernel.head_dim,
         kernel.head_dim_v,
         qhead_per_kvhead=1,
@@ -98,7 +137,7 @@ def instantiate(kernel: Kernel) -> Forward:
         # A static persistent grid pays where tiles are alike: no mask on a dense batch, or one
         # query tile a sequence.
         is_static_persistent=single_tile or unmasked,
-        is_varlen_q=kernel.layout is Layout.VARLEN,
+        is_varlen_q=kernel.packed,
         use_2cta_instrs=kernel.two_cta,
         use_clc_scheduler=False,
         use_s_ping_pong=q_stage == 1 and kernel.head_dim == kernel.head_dim_v,
@@ -122,17 +161,23 @@ def entry(kernel: Kernel):
         window_size_right: Int32,
         max_seqlen_q: Int32,
         sm_count: Int32,
+        cu_seqlens_k: cute.Tensor | None,
+        seqused_k: cute.Tensor | None,
+        block_table: cute.Tensor | None,
         stream: cuda.CUstream,
     ):
         window = (
             (window_size_left, window_size_right) if kernel.mask is Mask.WINDOW else (None, None)
         )
         PersistentTileScheduler.sm_count = sm_count
-        if const_expr(kernel.layout is Layout.VARLEN):
-            cu_seqlens_q, key_lengths = (
-                packed.Offsets(cu_seqlens_q, q.shape[0]),
-                packed.KeyLengths(key_lengths, k.shape[0]),
-            )
+        if const_expr(kernel.packed):
+            cu_seqlens_q = packed.Offsets(cu_seqlens_q, q.shape[0])
+            if const_expr(kernel.layout is Layout.PAGED):
+                table = Table(block_table, cu_seqlens_k, seqused_k, k.shape[1])
+                key_lengths = PagedKeys(table, Cache.of(k), Cache.of(v))
+                k, v = as_rows(k), as_rows(v)
+            else:
+                key_lengths = packed.KeyLengths(key_lengths, k.shape[0])
             k, v = packed.sequences(k), packed.sequences(v)
         forward(
             q, k, v, o, lse, scale, cu_seqlens_q, mSeqUsedK=key_lengths, window_size_left=window[0],

@@ -68,11 +68,10 @@ class KeysInUse(SeqlenInfoQK):
 
     @staticmethod
     def create(batch_idx: Int32, mSeqUsedK: KeyLengths, **given) -> "KeysInUse":
-        """`mSeqUsedK`, upstream's parameter for seqused_k, carries all that is known of the
-        keys."""
+        """`mSeqUsedK`, upstream's parameter for seqused_k, carries all that is known of the keys:
+        these lengths, or PagedKeys."""
         info = SeqlenInfoQK.create(batch_idx, **given)
-        begin = mSeqUsedK.offset(batch_idx)
-        keys = packed.keys_in_use(mSeqUsedK, batch_idx, mSeqUsedK.offset(batch_idx + 1) - begin)
+        begin, keys = mSeqUsedK.place(batch_idx)
         return packed.as_subclass(KeysInUse, info, offset_k=begin, seqlen_k=keys)
 
 

@@ -29,10 +29,11 @@ from flash_attn.cute.cute_dsl_utils import assume_tensor_aligned
 from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import packed, symbolic
+from kernels.common.pages import Table
 from kernels.kernel import Kernel
 from kernels.sm90 import columns, staging
 from kernels.sm90.columns import Softmax
-from kernels.sm90.pages import Boxes, Pages, Table
+from kernels.sm90.pages import Boxes, Pages
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
 from kernels.sm90.window import Window
@@ -181,8 +182,7 @@ class Decode:
         (small_k,) = self.pages.tma(load, k_by_head, self.head_dim)
         (small_v,) = self.pages.tma(load, v_by_head, self.head_dim_v)
         sp_layout = staging.smem_layout(self.dtype, self.tile_m, self.tile_n, WEIGHTS_STAGES)
-        mma_qk = sm90_utils.make_tiled_mma(self.dtype, "K", "K", self.tile_m)
-        mma_pv = sm90_utils.make_tiled_mma(self.dtype, "MN", "K", self.tile_m)
+        mma_qk, mma_pv = self.tiled_mmas()
         batch = cute.size(q, mode=[0])
         if cute.size(cu_seqlens_q) > 0:
             batch = cute.size(cu_seqlens_q) - 1
@@ -429,6 +429,13 @@ class Decode:
                 cute.make_tensor(pointer, layout), cute.make_tensor(vector.iterator, layout)
             )
 
+    def tiled_mmas(self) -> tuple[cute.TiledMma, cute.TiledMma]:
+        """Those of S^T and of O^T."""
+        return (
+            sm90_utils.make_tiled_mma(self.dtype, "K", "K", self.tile_m),
+            sm90_utils.make_tiled_mma(self.dtype, "MN", "K", self.tile_m),
+        )
+
     def products(self, shared: Shared, k: Load, v: Load, mma_qk, mma_pv) -> Products:
         scores, frag_k, frag_q = sm90_utils.partition_fragment_ABC(
             mma_qk.get_slice(0), (self.tile_n, self.tile_m, self.head_dim), k.stages, shared.q
@@ -466,6 +473,10 @@ class Decode:
             products.mma_pv, products.outputs, products.v[None, None, None, stage],
             products.weights[None, None, None, weights], wg_wait=-1,
         )  # fmt: skip
+
+    def wait(self, under_way: int):
+        """Waits until no more products than these are under way."""
+        warpgroup.wait_group(under_way)
 
     @cute.jit
     def attend(
@@ -519,14 +530,14 @@ class Decode:
         state_before = state.clone()
         k.pipeline.consumer_wait(state)
         self.issue_scores(products, state.index)
-        warpgroup.wait_group(0)
+        self.wait(0)
         k.pipeline.consumer_release(state)
         for block in cutlass.range(tile.begin, tile.end, unroll=1):
             state_v = state.clone()
             state.advance()
             self.mask(products.scores, block * self.tile_n, bounds, softmax.where)
             raised = columns.any_of_warpgroup(columns.exceed(products.scores, softmax))
-            warpgroup.wait_group(0)  # for O^T of the block before
+            self.wait(0)  # for O^T of the block before
             if block > tile.begin:
                 v.pipeline.consumer_release(state_before)
             if raised:
@@ -548,11 +559,11 @@ class Decode:
             cute.arch.fence_view_async_shared()
             columns.sync()
             self.issue_outputs(products, state_v.index, block % WEIGHTS_STAGES)
-            warpgroup.wait_group(1)  # for the scores of the next block
+            self.wait(1)  # for the scores of the next block
             if block + 1 < tile.end:
                 k.pipeline.consumer_release(state)
             state_before = state_v
-        warpgroup.wait_group(0)
+        self.wait(0)
 
     @cute.jit
     def keep(self, tile: Tile, products: Products, softmax: Softmax, output, row_lse):

@@ -25,12 +25,13 @@ from flash_attn.cute.pipeline import PipelineStateSimple, PipelineTmaAsync
 from quack import layout_utils, sm90_utils
 
 from kernels.common import packed, symbolic
+from kernels.common.pages import Table
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import schedule, staging
 from kernels.sm90.barriers import Barrier
 from kernels.sm90.masks import Edge
 from kernels.sm90.output import Destination, Output
-from kernels.sm90.pages import Boxes, Pages, Table
+from kernels.sm90.pages import Boxes, Pages
 from kernels.sm90.schedule import Ring, Schedule, Tile
 from kernels.sm90.softmax import LOG2_E, Softmax, exponentials, rescale
 from kernels.sm90.staging import Load

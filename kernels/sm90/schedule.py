@@ -16,12 +16,12 @@ from cutlass import Int32, const_expr, pipeline
 from flash_attn.cute import utils
 from flash_attn.cute.pipeline import PipelineAsync
 
-from kernels.common import packed
+from kernels.common import packed, pages
 from kernels.common.packed import KeyLengths, Offsets
+from kernels.common.pages import Table
 from kernels.kernel import Kernel, Layout, Mask
-from kernels.sm90 import pages, staging, tiles
+from kernels.sm90 import staging, tiles
 from kernels.sm90.bias import ALL
-from kernels.sm90.pages import Table
 from kernels.sm90.tiles import RING
 from kernels.sm90.warpgroups import WARP
 

@@ -506,6 +506,16 @@ class Instructions:
 
     # Products
 
+    def _mma(self, modifiers, operands, _):
+        shape, dtype = ["sync", "aligned", "m16n8k16", "row", "col"], modifiers[6]
+        if modifiers != [*shape, "f32", dtype, dtype, "f32"]:
+            raise ValueError
+        a, b, sums = (self.values(x, "b32") for x in operands[1:])
+        lines = [f"q = w.multiply_in_warp({a}, {b}, {sums}, '{dtype}', m)"]
+        for i, target in enumerate(self.braced(operands[0])):
+            lines += self.set(target, f"q[{i}]")
+        return lines
+
     def _wgmma(self, modifiers, operands, _):
         if modifiers[0] == "fence":
             return ["pass"]

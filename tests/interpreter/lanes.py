@@ -35,6 +35,16 @@ def widened(words: np.ndarray, dtype: str) -> np.ndarray:
     return (words.astype(U32) << 16).view(np.float32)
 
 
+def matrix_of_warp(registers: list[np.ndarray], dtype: str, rows: int = 16) -> np.ndarray:
+    """The operand [rows, 16] of a warp's product, whose pairs of elements lie in registers."""
+    matrix, blocks = np.zeros((rows, 16), np.float32), rows // 8
+    for i, value in enumerate(registers):
+        row, column = LANE // 4 + 8 * (i % blocks), 2 * (LANE % 4) + 8 * (i // blocks)
+        matrix[row, column] = widened((value & U32(0xFFFF)).astype(U16), dtype)
+        matrix[row, column + 1] = widened((value >> U32(16)).astype(U16), dtype)
+    return matrix
+
+
 def packed(high: np.ndarray, low: np.ndarray, dtype: str) -> np.ndarray:
     return halves(floats(high), dtype).astype(U32) << 16 | halves(floats(low), dtype)
 

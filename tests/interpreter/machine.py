@@ -7,7 +7,19 @@ from functools import partial
 
 import numpy as np
 
-from interpreter.lanes import LANE, LANES, U16, U32, U64, bits, floats, full, integers, widened
+from interpreter.lanes import (
+    LANE,
+    LANES,
+    U16,
+    U32,
+    U64,
+    bits,
+    floats,
+    full,
+    integers,
+    matrix_of_warp,
+    widened,
+)
 from interpreter.memory import Fault, GlobalMemory, SharedMemory, TensorMap, TensorMemory, swizzled
 from interpreter.program import Program
 
@@ -477,6 +489,15 @@ class Warp:
         else:
             self._compute(product)
 
+    def multiply_in_warp(self, a, b, sums, dtype: str, mask) -> list[np.ndarray]:
+        """mma.sync: 16 rows of A, 8 columns of B."""
+        self.all_lanes(mask, "mma")
+        product = matrix_of_warp(a, dtype) @ matrix_of_warp(b, dtype, rows=8).T
+        return [
+            bits(product[LANE // 4 + 8 * (i // 2), 2 * (LANE % 4) + i % 2] + floats(each))
+            for i, each in enumerate(sums)
+        ]
+
     def commit_products(self) -> None:
         self.products.append(self.open_products)
         self.open_products = []
@@ -491,11 +512,7 @@ class Warp:
     def _compute(self, x: Product) -> None:
         """This warp's 16 rows of the warpgroup's 64."""
         if isinstance(x.a, list):
-            a = np.zeros((16, 16), np.float32)
-            for i, value in enumerate(x.a):
-                row, column = LANE // 4 + 8 * (i % 2), 2 * (LANE % 4) + 8 * (i // 2)
-                a[row, column] = widened((value & U32(0xFFFF)).astype(U16), x.dtype)
-                a[row, column + 1] = widened((value >> U32(16)).astype(U16), x.dtype)
+            a = matrix_of_warp(x.a, x.dtype)
         else:
             first = 16 * (self.index % WARPGROUP)
             a = self.shared.matrix(x.a, 64, bool(x.transposed[0]), x.dtype)[first : first + 16]
