@@ -155,15 +155,15 @@ def page() -> str:
         "## Head dims and tiles",
         prose(
             'A cell is the tile, queries x keys; "2 CTAs" means that a pair of CTAs computes it. '
-            "192/128 is a head dim of 192 for query and key, 128 for value. Of a backward in two "
-            "passes, head dims 200 to 256 and attn_mask on SM90, it is the second one's. Head dims "
-            "are multiples of 8; `F.scaled_dot_product_attention` pads others. Causal and window "
-            "masks are aligned bottom-right. Speed rules are not applied. On SM90 few queries run "
-            "the decode kernel, whose tiles have 16 or 64 rows; up to how many depends on the "
-            "numbers of heads and sequences, here 2 sequences of 8 heads. "
-            "kernels/tile_rules.csv names other tiles for some self-attention on SM90, and many "
-            "backwards of GQA there run the kernel of groups (docs/kernels-sm90.md), whose tile is "
-            "64x128."
+            "192/128 is a head dim of 192 for query and key, 128 for value. Where a backward runs "
+            "in two passes (head dims 200 to 256 and attn_mask on SM90), the tile is that of the "
+            "second. Head dims are multiples of 8; `F.scaled_dot_product_attention` pads others. "
+            "Causal and window masks are aligned bottom-right. Speed rules are not applied. On "
+            "SM90 few queries run the decode kernel, whose tiles have 16 or 64 rows. How many that "
+            "are depends on the numbers of heads and sequences, here 2 sequences of 8 heads. "
+            "kernels/tile_rules.csv names other tiles for some self-attention on SM90. Some "
+            "backwards of GQA there, and of short packed sequences, run the group kernel "
+            "(docs/kernels-sm90.md), whose tile is 64x128."
         ),
         *combinations,
         *masked,

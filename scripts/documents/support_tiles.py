@@ -32,8 +32,8 @@ Box = tuple[dict[str, tuple], tuple[str, ...]]
 
 
 def tile(problem: dict) -> str:
-    """Returns the tile of the kernel that runs, or why none does. The page's text has the tiles of
-    the kernel of groups, which depend on more than the page has columns for."""
+    """Returns the tile of the kernel that runs, or why none does. The page's text has that of the
+    group kernel: where it runs depends on more than the page has columns for."""
     chosen = plan(problem, disabled=("*_backward_groups_*",))
     if not chosen.supported:
         return f"none: {chosen.reason}"
