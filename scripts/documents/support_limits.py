@@ -14,7 +14,10 @@ LIMITS = (
     ("65,536 query heads on one key/value head", {"num_heads": 65_536, "num_heads_kv": 1}),
     ("2^30 keys", {"batch": 1, "seqlen_k": 2**30, "total_k": 2**30}),
     ("pages of 24 keys (`block_table`)", {"layout": "varlen", "page_size": 24}),
-    ("pages on Blackwell", {"layout": "varlen", "page_size": 64, "capability": 100}),
+    (
+        "pages on Blackwell that do not lie whole rows apart",
+        {"layout": "varlen", "page_size": 64, "capability": 100, "pages_in_rows": False},
+    ),
     ("4,096 queries and `num_splits` above 1", {"num_splits": 2}),
     (
         "backward, 2^24 queries of head dim 128",

@@ -14,7 +14,7 @@ MASKS = {
 BIASES = {"attn_mask": {"bias": (1, 1)}}  # of dense tensors alone
 # There are lengths on both sides of every tile, so that the table shows a tile which is chosen by
 # the number of queries, or of queries times the four heads that share keys in GQA.
-QUERIES = (1, 4, 5, 16, 17, 64, 65, 128, 129, 192, 193, 256, 257, 512, 513, 4096)
+QUERIES = (1, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 192, 193, 256, 257, 512, 513, 4096)
 AXES = {
     "queries": QUERIES,
     "layout": ("dense", "varlen"),
