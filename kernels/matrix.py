@@ -101,8 +101,6 @@ def _kernels(wanted: Callable[[Kernel], bool]) -> tuple[Kernel, ...]:
     runs."""
     kernels: dict[Kernel, None] = {}
     for arch, configs in CONFIGS.items():
-        for row in product(DTYPES, HEAD_DIM_BUCKETS[arch]):
-            kernels |= dict.fromkeys((*configs.paged_forward(*row), *configs.decode(*row)))
         for row in product(DTYPES, HEAD_DIM_BUCKETS[arch], (Layout.DENSE, Layout.VARLEN), Mask):
             if not _exists(arch, *row[2:]):
                 continue
@@ -113,6 +111,9 @@ def _kernels(wanted: Callable[[Kernel], bool]) -> tuple[Kernel, ...]:
                 for kernel in (default, *filter(wanted, candidates(default))):
                     kernels[kernel] = None
                     kernels |= dict.fromkeys(companions(kernel).present)
+        for dtype, head_dims in product(DTYPES, HEAD_DIM_BUCKETS[arch]):
+            kernels |= dict.fromkeys(configs.decode(dtype, head_dims))
+            kernels |= dict.fromkeys(configs.paged_forward(dtype, head_dims))
     for dtype, head_dims in product(DTYPES, HEAD_DIM_BUCKETS[90]):
         for kernel in configs_sm90.backward_groups(dtype, head_dims):
             kernels |= dict.fromkeys((kernel, *companions(kernel).present))
