@@ -937,3 +937,14 @@ def test_splits_leave_no_forward_to_pytorch_whose_backward_is_ours(layout, queri
     assert backward.supported
     assert forward.supported == supported, describe(forward)
     assert supported or "SplitKV (num_splits is 2) is supported" in forward.reason
+
+
+def test_a_forward_says_why_no_backward_could_follow():
+    """PyTorch's grid does not hold the sequences, our accumulators not their rows."""
+    total = 70_000 * 200
+    lengths = {"seqlen_q": 200, "seqlen_k": 200, "total_q": total, "total_k": total}
+    chosen = plan(LEGAL | {"layout": "varlen", "batch": 70_000} | lengths)
+    assert chosen.reason == (
+        "no kernel could run its backward (an accumulator has 2^31 elements or more a head: "
+        f"{total} rows), and PyTorch's does not compute its derivative"
+    )

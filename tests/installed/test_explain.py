@@ -690,6 +690,19 @@ def test_num_splits_of_the_forward_does_not_concern_the_backward():
     assert answer.kernel == explain(*tensors, **lengths, backward=True).kernel is not None
 
 
+def test_a_dense_backward_runs_where_its_forward_does_on_cudnn():
+    """It takes our seed for a sign that our forward ran."""
+    q, k, v = (
+        torch.empty(4, 16, rows, 64, dtype=torch.bfloat16, device="meta")
+        for rows in (512, 2048, 2048)
+    )
+    forward, backward = (explain(q, k, v, backward=backward) for backward in (False, True))
+    assert not forward.supported and "cuDNN is faster" in forward.reason
+    assert (backward.supported, backward.reason, backward.fallback) == (
+        False, forward.reason, "cudnn",
+    )  # fmt: skip
+
+
 def mask(*shape, dtype=torch.bfloat16, **options):
     return torch.empty(*shape, dtype=dtype, device="meta", **options)
 

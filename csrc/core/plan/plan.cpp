@@ -121,7 +121,7 @@ std::optional<std::string> why_no_backward_agrees(const Problem& forward, const 
           : choice.reason;
   if (!why) return std::nullopt;
   return concat("no kernel could run its backward (", *why,
-                "), and PyTorch's computes the derivative of another function");
+                "), and PyTorch's does not compute its derivative");
 }
 
 // Where PyTorch computes another function than our kernels, both halves of a call run on ours or
