@@ -20,7 +20,7 @@ CXX_SOURCES := $(wildcard csrc/*.cpp $(foreach folder,csrc/* csrc/*/* examples/c
 	$(folder)/*.cpp $(folder)/*.h $(folder)/*.c))
 
 .DEFAULT_GOAL := help
-.PHONY: help lock demo build docs test test-all sanitize lint format wheel hub compat gpu-test bench clean distclean
+.PHONY: help lock demo build docs test test-all interpret sanitize lint format wheel hub compat gpu-test bench clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -71,6 +71,11 @@ test: build ## run the tests that need no GPU and no patience
 
 test-all: build ## run all tests that need no GPU: every core kernel in the interpreter, too
 	$(TEST) -m "not gpu" $(ARGS)
+
+interpret: ## run every kernel of the full matrix in the interpreter, for hours; ARGS="-k sm100" a part
+	$(MAKE) build KERNELS=full
+	FA4_EXT_INTERPRETED_DTYPES=bf16,fp16 FA4_EXT_INTERPRETED_CALLS=2 \
+		$(TEST) tests/test_interpreter.py $(ARGS)
 
 sanitize: build ## plan random and extreme problems under sanitizers
 	$(BIN)/cmake --build build/$(or $(KERNELS),core)/cmake --target plan_problems

@@ -22,8 +22,10 @@ ROOT = Path(__file__).parent.parent
 CALLS = int(os.environ.get("FA4_EXT_INTERPRETED_CALLS", "6"))  # per kernel
 SEED = int(os.environ.get("FA4_EXT_SEED", "0"))
 LISTS = 40  # calls whose lists of tiles are read
-# A kernel takes ten seconds to compile again, and as much to run, so these are of one dtype.
-ATTENTION = [kernel for kernel in kernels() if kernel.dtype == "bf16"]
+# A kernel takes ten seconds to compile again, and as much to run, so by default these are of one
+# dtype.
+DTYPES = os.environ.get("FA4_EXT_INTERPRETED_DTYPES", "bf16").split(",")
+ATTENTION = [kernel for kernel in kernels() if kernel.dtype in DTYPES]
 ALL_FORWARDS = [kernel for kernel in ATTENTION if kernel.op is Op.FORWARD]
 FORWARDS = [kernel for kernel in ALL_FORWARDS if kernel.layout is not Layout.PAGED]
 PAGED = [kernel for kernel in ALL_FORWARDS if kernel.layout is Layout.PAGED]
