@@ -35,9 +35,9 @@ def flash_attn_with_kvcache(
     """Computes attention to the keys and values in a cache, for inference, and writes new ones
     into the cache first where they are given.
 
-    On Hopper any number of queries reads pages in place, and few read a dense cache in place: up to
-    512 of them, and up to 4,096 of them times query heads of a key/value head. Strides must be
-    multiples of 8 elements. Others work on a copy of a dense cache.
+    Any number of queries reads pages in place, and few read a dense cache in place: up to 512 of
+    them, and up to 4,096 of them times query heads of a key/value head. Strides must be multiples
+    of 8 elements. Others work on a copy of a dense cache.
 
     Args:
         q: (batch, seqlen_q, heads, head_dim), float16 or bfloat16.
