@@ -320,12 +320,12 @@ class BackwardGroups:
                     self.load_statistics(tile, sizes, rows)
             else:
                 cute.arch.setmaxregister_increase(self.consumer_registers)
-                group = self.warpgroup(
+                wg = self.warpgroup(
                     loads, rows, pipeline_ds, sds, dq_accum, mma_scores, mma_sums, mma_dq
                 )
-                self.compute(group, tile, sizes, scale * LOG2_E)
-                self.store(group, group.sums_v, tile, Float32(1.0), dv)
-                self.store(group, group.sums_k, tile, scale, dk)
+                self.compute(wg, tile, sizes, scale * LOG2_E)
+                self.store(wg, wg.sums_v, tile, Float32(1.0), dv)
+                self.store(wg, wg.sums_k, tile, scale, dk)
 
     # What a CTA works on
 
@@ -460,19 +460,19 @@ class BackwardGroups:
         )  # fmt: skip
 
     @cute.jit
-    def compute(self, group: Warpgroup, tile: Tile, sizes: Sizes, scale_log2: Float32):
+    def compute(self, wg: Warpgroup, tile: Tile, sizes: Sizes, scale_log2: Float32):
         """Computes dK and dV, and adds to dQ."""
-        group.sums_k.fill(0.0)
-        group.sums_v.fill(0.0)
-        bounds = self.bounds(group, tile)
+        wg.sums_k.fill(0.0)
+        wg.sums_v.fill(0.0)
+        bounds = self.bounds(wg, tile)
         first = PipelineStateSimple(1, Int32(0))
-        for once in (group.loads.k, group.loads.v):
+        for once in (wg.loads.k, wg.loads.v):
             once.pipeline.consumer_wait(first)
         if tile.end > tile.begin:
-            self.issue_scores(group, Int32(0))
-            self.read_first_lse(group)
+            self.issue_scores(wg, Int32(0))
+            self.read_first_lse(wg)
             warpgroup.wait_group(0)
-            own_row = tile.row + group.index * ROWS
+            own_row = tile.row + wg.index * ROWS
             _, _, free = self.query_tiles(own_row, ROWS, tile.rows, tile.keys)
             number = Int32(0)
             for h in cutlass.range(sizes.ratio, unroll=1):
@@ -481,23 +481,23 @@ class BackwardGroups:
                 end_masked = cutlass.min(free, end)
                 for query_tile in cutlass.range(tile.begin, end_masked, unroll=1):
                     step = Step(number, query_tile, head)
-                    self.step(group, tile, step, bounds, scale_log2, masked=True, more=True)
+                    self.step(wg, tile, step, bounds, scale_log2, masked=True, more=True)
                     number += 1
                 for query_tile in cutlass.range(end_masked, end, unroll=1):
                     step = Step(number, query_tile, head)
-                    self.step(group, tile, step, bounds, scale_log2, masked=False, more=True)
+                    self.step(wg, tile, step, bounds, scale_log2, masked=False, more=True)
                     number += 1
             head = (tile.head + 1) * sizes.ratio - 1
             step = Step(number, tile.end - 1, head)
-            self.step(group, tile, step, bounds, scale_log2, masked=True, more=False)
-            self.issue_dq(group, number + 1)
+            self.step(wg, tile, step, bounds, scale_log2, masked=True, more=False)
+            self.issue_dq(wg, number + 1)
             warpgroup.wait_group(0)
-            self.add_dq(group, self.address_of_dq(group, tile, head, tile.end - 1))
+            self.add_dq(wg, self.address_of_dq(wg, tile, head, tile.end - 1))
 
     @cute.jit
     def step(
         self,
-        x: Warpgroup,
+        wg: Warpgroup,
         tile: Tile,
         step: Step,
         bounds: KeyBounds,
@@ -511,119 +511,121 @@ class BackwardGroups:
         state = PipelineStateSimple(self.stages, step.number)
         slot = PipelineStateSimple(DS_STAGES, step.number)
         ahead, behind = const_expr(more and self.ahead), const_expr(more and not self.ahead)
-        self.read_statistic(x, x.delta, DELTA, state)
-        x.statistics.pipeline.consumer_release(state)
-        self.issue_d_scores(x, step.number)
+        self.read_statistic(wg, wg.delta, DELTA, state)
+        wg.statistics.pipeline.consumer_release(state)
+        self.issue_d_scores(wg, step.number)
         if const_expr(masked):
             window = Window(Int32(0), Int32(0))
-            self.masks.mask(x.scores, step.query_tile, bounds, Edge(left=True), window, None)
-        weights = layout_utils.reshape_acc_to_mn(x.scores)
+            self.masks.mask(wg.scores, step.query_tile, bounds, Edge(left=True), window, None)
+        weights = layout_utils.reshape_acc_to_mn(wg.scores)
         for c in cutlass.range_constexpr(LANE_STATISTICS):
             for r in cutlass.range_constexpr(2):
-                weights[r, c] = cute.math.exp2(weights[r, c] * scale_log2 - x.lse[c], fastmath=True)
-        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.scores), x.weights_p)
-        self.issue_sums(x, x.sums_v, x.weights_p, x.frag_dout_summed, state)
+                exponent = weights[r, c] * scale_log2 - wg.lse[c]
+                weights[r, c] = cute.math.exp2(exponent, fastmath=True)
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(wg.scores), wg.weights_p)
+        self.issue_sums(wg, wg.sums_v, wg.weights_p, wg.frag_dout_summed, state)
         if const_expr(ahead):
-            self.issue_scores(x, step.number + 1)
-        x.ds.producer_acquire_w_index_phase(slot.index, slot.phase ^ 1)
+            self.issue_scores(wg, step.number + 1)
+        wg.ds.producer_acquire_w_index_phase(slot.index, slot.phase ^ 1)
         warpgroup.wait_group(2 if ahead else 1)
         # P as it was rounded for dV. The next S takes the registers of the other.
         rounded = layout_utils.reshape_acc_to_mn(
-            cute.make_tensor(x.weights_p.iterator, x.scores.layout)
+            cute.make_tensor(wg.weights_p.iterator, wg.scores.layout)
         )
-        differences = layout_utils.reshape_acc_to_mn(x.d_scores)
+        differences = layout_utils.reshape_acc_to_mn(wg.d_scores)
         for c in cutlass.range_constexpr(LANE_STATISTICS):
             for r in cutlass.range_constexpr(2):
-                differences[r, c] = Float32(rounded[r, c]) * (differences[r, c] - x.delta[c])
+                differences[r, c] = Float32(rounded[r, c]) * (differences[r, c] - wg.delta[c])
         if const_expr(more):
             following = PipelineStateSimple(self.stages, step.number + 1)
-            x.statistics.pipeline.consumer_wait(following)
-            self.read_statistic(x, x.lse, LSE, following)
-        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.d_scores), x.weights_ds)
-        x.copy_ds(x.weights_ds, dst_idx=slot.index)
-        self.issue_sums(x, x.sums_k, x.weights_ds, x.frag_q_summed, state)
+            wg.statistics.pipeline.consumer_wait(following)
+            self.read_statistic(wg, wg.lse, LSE, following)
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(wg.d_scores), wg.weights_ds)
+        wg.copy_ds(wg.weights_ds, dst_idx=slot.index)
+        self.issue_sums(wg, wg.sums_k, wg.weights_ds, wg.frag_q_summed, state)
         cute.arch.fence_view_async_shared()
-        x.ds.producer_commit(slot)
-        self.issue_dq(x, step.number)
+        wg.ds.producer_commit(slot)
+        self.issue_dq(wg, step.number)
         warpgroup.wait_group(1)
-        x.loads.dout.pipeline.consumer_release(state)
-        x.loads.q.pipeline.consumer_release(state)
+        wg.loads.dout.pipeline.consumer_release(state)
+        wg.loads.q.pipeline.consumer_release(state)
         if const_expr(behind):
-            self.issue_scores(x, step.number + 1)
+            self.issue_scores(wg, step.number + 1)
         warpgroup.wait_group(1 if behind else 0)
         if step.number > 0:
-            x.ds.consumer_release(PipelineStateSimple(DS_STAGES, step.number + 1))
+            wg.ds.consumer_release(PipelineStateSimple(DS_STAGES, step.number + 1))
             first = step.query_tile == tile.begin
             head = step.head - 1 if first else step.head
             before = tile.end - 1 if first else step.query_tile - 1
-            self.add_dq(x, self.address_of_dq(x, tile, head, before))
+            self.add_dq(wg, self.address_of_dq(wg, tile, head, before))
         if const_expr(behind):
             warpgroup.wait_group(0)
 
-    def issue_scores(self, x: Warpgroup, number):
+    def issue_scores(self, wg: Warpgroup, number):
         state = PipelineStateSimple(self.stages, number)
-        x.loads.q.pipeline.consumer_wait(state)
-        self.issue_product(x, x.scores, x.frag_k, x.frag_q, state)
+        wg.loads.q.pipeline.consumer_wait(state)
+        self.issue_product(wg, wg.scores, wg.frag_k, wg.frag_q, state)
 
-    def issue_d_scores(self, x: Warpgroup, number):
+    def issue_d_scores(self, wg: Warpgroup, number):
         state = PipelineStateSimple(self.stages, number)
-        x.loads.dout.pipeline.consumer_wait(state)
-        self.issue_product(x, x.d_scores, x.frag_v, x.frag_dout, state)
+        wg.loads.dout.pipeline.consumer_wait(state)
+        self.issue_product(wg, wg.d_scores, wg.frag_v, wg.frag_dout, state)
 
-    def issue_product(self, x: Warpgroup, scores, resident, streamed, state):
+    def issue_product(self, wg: Warpgroup, scores, resident, streamed, state):
         resident = resident[None, None, None, 0]
         streamed = streamed[None, None, None, state.index]
-        sm90_utils.gemm(x.mma_scores, scores, resident, streamed, zero_init=True, wg_wait=-1)
+        sm90_utils.gemm(wg.mma_scores, scores, resident, streamed, zero_init=True, wg_wait=-1)
 
-    def issue_sums(self, x: Warpgroup, sums, weights, summed, state):
+    def issue_sums(self, wg: Warpgroup, sums, weights, summed, state):
         summed = summed[None, None, None, state.index]
-        sm90_utils.gemm(x.mma_sums, sums, weights, summed, wg_wait=-1)
+        sm90_utils.gemm(wg.mma_sums, sums, weights, summed, wg_wait=-1)
 
-    def issue_dq(self, x: Warpgroup, number):
+    def issue_dq(self, wg: Warpgroup, number):
         """Issues dQ of the step before `number`. Before the first there is none: nothing is waited
         for, and what is computed is left alone."""
         slot = PipelineStateSimple(DS_STAGES, number + 2 * DS_STAGES - 1)
-        x.ds.consumer_wait(slot)
-        ds, keys = x.frag_ds[None, None, None, slot.index], x.frag_k_of_dq[None, None, None, 0]
-        sm90_utils.gemm(x.mma_dq, x.part_of_dq, ds, keys, zero_init=True, wg_wait=-1)
+        wg.ds.consumer_wait(slot)
+        ds, keys = wg.frag_ds[None, None, None, slot.index], wg.frag_k_of_dq[None, None, None, 0]
+        sm90_utils.gemm(wg.mma_dq, wg.part_of_dq, ds, keys, zero_init=True, wg_wait=-1)
 
-    def address_of_dq(self, x: Warpgroup, tile: Tile, head, query_tile) -> Int64:
+    def address_of_dq(self, wg: Warpgroup, tile: Tile, head, query_tile) -> Int64:
         """Where a thread adds its part of a tile's dQ: its vectors lie among those of the
         warpgroup's other threads."""
         part = ROWS * self.head_dim // COMPUTING
-        first = (tile.place // ROWS + query_tile) * COMPUTING + x.index
-        offset = first * part + x.thread * VECTOR
+        first = (tile.place // ROWS + query_tile) * COMPUTING + wg.index
+        offset = first * part + wg.thread * VECTOR
         place = (head, offset) if self.varlen else (tile.batch, head, offset)
-        return utils.elem_pointer(x.dq, place).toint()
+        return utils.elem_pointer(wg.dq, place).toint()
 
     @cute.jit
-    def add_dq(self, x: Warpgroup, address: Int64):
-        values = cute.make_tensor(x.part_of_dq.iterator, cute.make_layout(cute.size(x.part_of_dq)))
+    def add_dq(self, wg: Warpgroup, address: Int64):
+        count = cute.size(wg.part_of_dq)
+        values = cute.make_tensor(wg.part_of_dq.iterator, cute.make_layout(count))
         bytes_apart = VECTOR * WARPGROUP * Float32.width // 8
-        for i in cutlass.range_constexpr(cute.size(values) // VECTOR):
+        for i in cutlass.range_constexpr(count // VECTOR):
             vector = [values[VECTOR * i + j] for j in range(VECTOR)]
             add_vector(address + i * bytes_apart, vector)
 
-    def read_first_lse(self, x: Warpgroup):
+    def read_first_lse(self, wg: Warpgroup):
         state = PipelineStateSimple(self.stages, Int32(0))
-        x.statistics.pipeline.consumer_wait(state)
-        self.read_statistic(x, x.lse, LSE, state)
+        wg.statistics.pipeline.consumer_wait(state)
+        self.read_statistic(wg, wg.lse, LSE, state)
 
-    def read_statistic(self, x: Warpgroup, found: cute.Tensor, which: int, state):
+    def read_statistic(self, wg: Warpgroup, found: cute.Tensor, which: int, state):
         """Reads a statistic of the queries of a thread's columns. That is done a phase before it is
         needed, because products keep shared memory busy."""
-        stage = x.statistics.stages[(None, x.thread % LANES_OF_ROW, None), which, state.index]
+        stage = wg.statistics.stages[(None, wg.thread % LANES_OF_ROW, None), which, state.index]
         cute.autovec_copy(
             cute.make_tensor(stage.iterator, cute.make_layout(LANE_STATISTICS)), found
         )
 
     @cute.jit
-    def bounds(self, x: Warpgroup, tile: Tile) -> KeyBounds:
+    def bounds(self, wg: Warpgroup, tile: Tile) -> KeyBounds:
         """Which queries the keys of a thread's rows are seen by, as Masks takes it. A row that is
         no key is seen from a query on that there is not."""
-        thread = x.thread + x.index * WARPGROUP
+        thread = wg.thread + wg.index * WARPGROUP
         where = cute.make_identity_tensor((self.keys, ROWS))
-        where = layout_utils.reshape_acc_to_mn(x.mma_scores.get_slice(thread).partition_C(where))
+        where = layout_utils.reshape_acc_to_mn(wg.mma_scores.get_slice(thread).partition_C(where))
         first = []
         for r in cutlass.range_constexpr(2):
             key = tile.row + where[r, 0][0]
@@ -635,12 +637,12 @@ class BackwardGroups:
     # The end
 
     @cute.jit
-    def store(self, x: Warpgroup, sums, tile: Tile, scale, gradient: cute.Tensor):
+    def store(self, wg: Warpgroup, sums, tile: Tile, scale, gradient: cute.Tensor):
         sums.store(sums.load() * scale)
         result = cute.make_rmem_tensor_like(sums, self.dtype)
         utils.cvt_f16(sums, result)
-        row = tile.row + x.index * ROWS
-        row += cute.arch.make_warp_uniform(x.thread // WARP) * self.output.warp_rows
+        row = tile.row + wg.index * ROWS
+        row += cute.arch.make_warp_uniform(wg.thread // WARP) * self.output.warp_rows
         self.output.write_from_registers(
             Gradient(tile.head, tile.batch, tile.keys, tile.end_k),
             row,

@@ -361,18 +361,18 @@ class BackwardKeys:
             else:
                 cute.arch.setmaxregister_increase(self.consumer_registers)
                 if warp < 2 * WARPS:
-                    group = self.warpgroup(
+                    wg = self.warpgroup(
                         loads.k, loads.q, loads.dout, rows, handover, mma_scores, mma_dv
                     )
-                    self.sum_values(group, tile, visibility, ring, scale * LOG2_E)
+                    self.sum_values(wg, tile, visibility, ring, scale * LOG2_E)
                     ours = Float32(2.0**-EXPONENT)
-                    self.put(self.output_v, group, tile, ours, sizes.splits, sums_v, dv)
+                    self.put(self.output_v, wg, tile, ours, sizes.splits, sums_v, dv)
                 else:
-                    group = self.warpgroup(
+                    wg = self.warpgroup(
                         loads.v, loads.dout, loads.q, rows, handover, mma_scores, mma_dk
                     )
-                    self.sum_keys(group, tile, visibility)
-                    self.put(self.output_k, group, tile, scale, sizes.splits, sums_k, dk)
+                    self.sum_keys(wg, tile, visibility)
+                    self.put(self.output_k, wg, tile, scale, sizes.splits, sums_k, dk)
 
     # What a CTA works on
 
@@ -499,142 +499,142 @@ class BackwardKeys:
 
     @cute.jit
     def sum_values(
-        self, group: Warpgroup, tile: Tile, visibility: Visibility, ring, scale_log2: Float32
+        self, wg: Warpgroup, tile: Tile, visibility: Visibility, ring, scale_log2: Float32
     ):
         """Computes P^T and dV."""
-        bounds = self.masks.bounds(tile, visibility, group.thread, group.mma_scores, ring)
+        bounds = self.masks.bounds(tile, visibility, wg.thread, wg.mma_scores, ring)
         edges = self.masks.edges
         steps = self.masks.steps(tile, visibility)
         if steps > 0:
             state, place = self.consumer_state(), self.masks.first(tile, visibility)
-            self.first_scores(group, state)
-            lse = self.of_columns(group, LSE, state)
+            self.first_scores(wg, state)
+            lse = self.of_columns(wg, LSE, state)
             if const_expr(len(edges) > 1):  # noqa: SIM102, the other at run time
                 if not self.masks.has(None, tile, place):
                     fetched = self.masks.fetch(place, bounds, edges[-1])
-                    self.masks.mask(group.scores, place, bounds, edges[-1], visibility, fetched)
-            self.probabilities(group, lse, scale_log2, state)
-            self.convert(group)
+                    self.masks.mask(wg.scores, place, bounds, edges[-1], visibility, fetched)
+            self.probabilities(wg, lse, scale_log2, state)
+            self.convert(wg)
             for _ in cutlass.range(1, steps, unroll=1):
                 before = state.clone()
                 state.advance()
                 place = self.masks.following(tile, place, visibility)
                 at = Step(tile, place, visibility, bounds, before, state)
-                self.add_values(group, at, scale_log2, edges)
-                self.convert(group)
-            self.last_sums(group, state)
+                self.add_values(wg, at, scale_log2, edges)
+                self.convert(wg)
+            self.last_sums(wg, state)
 
     @cute.jit
-    def add_values(self, group: Warpgroup, at: Step, scale_log2, edges: cutlass.Constexpr):
+    def add_values(self, wg: Warpgroup, at: Step, scale_log2, edges: cutlass.Constexpr):
         """Computes P^T of a query tile, which has one of these edges, and dV of the one before."""
         # A branch between the issue of a product and the wait for it would make the compiler wait
         # at the branch, so each way has both.
         if const_expr(len(edges) == 1):
-            self.issue(group, at.before, at.state)
-            lse = self.of_columns(group, LSE, at.state)
+            self.issue(wg, at.before, at.state)
+            lse = self.of_columns(wg, LSE, at.state)
             fetched = self.masks.fetch(at.place, at.bounds, edges[0])
-            self.await_scores(group, at.state)
-            self.masks.mask(group.scores, at.place, at.bounds, edges[0], at.visibility, fetched)
-            self.probabilities(group, lse, scale_log2, at.state)
-            self.await_sums(group, at.before)
+            self.await_scores(wg, at.state)
+            self.masks.mask(wg.scores, at.place, at.bounds, edges[0], at.visibility, fetched)
+            self.probabilities(wg, lse, scale_log2, at.state)
+            self.await_sums(wg, at.before)
         else:
             if self.masks.has(edges[0], at.tile, at.place):
-                self.add_values(group, at, scale_log2, edges[:1])
+                self.add_values(wg, at, scale_log2, edges[:1])
             else:
-                self.add_values(group, at, scale_log2, edges[1:])
+                self.add_values(wg, at, scale_log2, edges[1:])
 
     @cute.jit
-    def sum_keys(self, group: Warpgroup, tile: Tile, visibility: Visibility):
+    def sum_keys(self, wg: Warpgroup, tile: Tile, visibility: Visibility):
         """Computes dS^T and dK."""
         steps = self.masks.steps(tile, visibility)
         if steps > 0:
             state = self.consumer_state()
-            self.first_scores(group, state)
-            delta = self.of_columns(group, DELTA, state)
-            self.derivatives(group, self.handed_over(group, state), delta, state)
-            self.convert(group)
+            self.first_scores(wg, state)
+            delta = self.of_columns(wg, DELTA, state)
+            self.derivatives(wg, self.handed_over(wg, state), delta, state)
+            self.convert(wg)
             for _ in cutlass.range(1, steps, unroll=1):
                 before = state.clone()
                 state.advance()
-                self.issue(group, before, state)
-                delta = self.of_columns(group, DELTA, state)
-                handed = self.handed_over(group, state)
-                self.await_scores(group, state)
-                self.derivatives(group, handed, delta, state)
-                self.await_sums(group, before)
-                self.convert(group)
-            self.last_sums(group, state)
+                self.issue(wg, before, state)
+                delta = self.of_columns(wg, DELTA, state)
+                handed = self.handed_over(wg, state)
+                self.await_scores(wg, state)
+                self.derivatives(wg, handed, delta, state)
+                self.await_sums(wg, before)
+                self.convert(wg)
+            self.last_sums(wg, state)
 
     def consumer_state(self) -> PipelineStateSimple:
         return PipelineStateSimple(self.stages, Int32(0))
 
-    def first_scores(self, group: Warpgroup, state):
+    def first_scores(self, wg: Warpgroup, state):
         """Computes the scores of the first query tile."""
-        group.resident.pipeline.consumer_wait(PipelineStateSimple(1, Int32(0)))
-        group.scored.pipeline.consumer_wait(state)
-        self.issue_scores(group, state)
+        wg.resident.pipeline.consumer_wait(PipelineStateSimple(1, Int32(0)))
+        wg.scored.pipeline.consumer_wait(state)
+        self.issue_scores(wg, state)
         warpgroup.wait_group(0)
-        group.scored.pipeline.consumer_release(state)
+        wg.scored.pipeline.consumer_release(state)
 
-    def issue(self, group: Warpgroup, before, state):
+    def issue(self, wg: Warpgroup, before, state):
         """Issues the scores of a query tile and the product of the tile before. What the pointwise
         part needs besides is read before the scores are there."""
-        group.summed.pipeline.consumer_wait(before)
-        group.scored.pipeline.consumer_wait(state)
-        self.issue_scores(group, state)
-        self.issue_sums(group, before)
+        wg.summed.pipeline.consumer_wait(before)
+        wg.scored.pipeline.consumer_wait(state)
+        self.issue_scores(wg, state)
+        self.issue_sums(wg, before)
 
-    def await_scores(self, group: Warpgroup, state):
+    def await_scores(self, wg: Warpgroup, state):
         warpgroup.wait_group(1)
-        group.scored.pipeline.consumer_release(state)
+        wg.scored.pipeline.consumer_release(state)
 
-    def await_sums(self, group: Warpgroup, state):
+    def await_sums(self, wg: Warpgroup, state):
         warpgroup.wait_group(0)
-        group.summed.pipeline.consumer_release(state)
+        wg.summed.pipeline.consumer_release(state)
 
-    def last_sums(self, group: Warpgroup, state):
+    def last_sums(self, wg: Warpgroup, state):
         """Computes the product of the last query tile."""
-        group.summed.pipeline.consumer_wait(state)
-        self.issue_sums(group, state)
+        wg.summed.pipeline.consumer_wait(state)
+        self.issue_sums(wg, state)
         warpgroup.wait_group(0)
 
-    def issue_scores(self, x: Warpgroup, state):
-        resident = x.frag_resident[None, None, None, 0]
-        scored = x.frag_scored[None, None, None, state.index]
-        sm90_utils.gemm(x.mma_scores, x.scores, resident, scored, zero_init=True, wg_wait=-1)
+    def issue_scores(self, wg: Warpgroup, state):
+        resident = wg.frag_resident[None, None, None, 0]
+        scored = wg.frag_scored[None, None, None, state.index]
+        sm90_utils.gemm(wg.mma_scores, wg.scores, resident, scored, zero_init=True, wg_wait=-1)
 
-    def issue_sums(self, x: Warpgroup, state):
-        summed = x.frag_summed[None, None, None, state.index]
-        sm90_utils.gemm(x.mma_sums, x.sums, x.weights, summed, wg_wait=-1)
+    def issue_sums(self, wg: Warpgroup, state):
+        summed = wg.frag_summed[None, None, None, state.index]
+        sm90_utils.gemm(wg.mma_sums, wg.sums, wg.weights, summed, wg_wait=-1)
 
-    def convert(self, x: Warpgroup):
-        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.scores), x.weights)
+    def convert(self, wg: Warpgroup):
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(wg.scores), wg.weights)
 
     # The pointwise parts
 
     @cute.jit
-    def probabilities(self, group: Warpgroup, lse: cute.Tensor, scale_log2, state):
+    def probabilities(self, wg: Warpgroup, lse: cute.Tensor, scale_log2, state):
         """Replaces the scores by P^T times two to EXPONENT, and hands it over."""
-        weights = layout_utils.reshape_acc_to_mn(group.scores)
+        weights = layout_utils.reshape_acc_to_mn(wg.scores)
         for r in cutlass.range_constexpr(2):
             weights[r, None].store(
                 cute.math.exp2(weights[r, None].load() * scale_log2 - lse.load(), fastmath=True)
             )
         handed = cute.make_rmem_tensor(WEIGHTS, Float16)
-        utils.cvt_f16(self.exchanged(group.scores), handed)
-        slots = group.handover.pipeline
+        utils.cvt_f16(self.exchanged(wg.scores), handed)
+        slots = wg.handover.pipeline
         # A slot is empty at first, so who fills it waits for the other phase than who reads it.
         slots.producer_acquire_w_index_phase(state.index, state.phase ^ 1)
-        slot = group.handover.slots[None, group.thread, state.index]
+        slot = wg.handover.slots[None, wg.thread, state.index]
         cute.autovec_copy(cute.make_tensor(handed.iterator, cute.make_layout(slot.shape)), slot)
         slots.producer_commit(state)
 
     @cute.jit
-    def handed_over(self, group: Warpgroup, state) -> cute.Tensor:
+    def handed_over(self, wg: Warpgroup, state) -> cute.Tensor:
         """P^T as the other warpgroup hands it over, in a tensor like the scores."""
-        group.handover.pipeline.consumer_wait(state)
-        slot = group.handover.slots[None, group.thread, state.index]
-        handed = cute.make_rmem_tensor_like(group.scores, Float16)
+        wg.handover.pipeline.consumer_wait(state)
+        slot = wg.handover.slots[None, wg.thread, state.index]
+        handed = cute.make_rmem_tensor_like(wg.scores, Float16)
         cute.autovec_copy(slot, cute.make_tensor(handed.iterator, cute.make_layout(slot.shape)))
         return self.exchanged(handed)
 
@@ -649,15 +649,15 @@ class BackwardKeys:
         return cute.make_tensor(weights.iterator, cute.make_layout(weights.shape, stride=stride))
 
     @cute.jit
-    def derivatives(self, group: Warpgroup, handed: cute.Tensor, delta: cute.Tensor, state):
+    def derivatives(self, wg: Warpgroup, handed: cute.Tensor, delta: cute.Tensor, state):
         """Replaces dP^T by dS^T = P^T (dP^T - delta)."""
-        weights = layout_utils.reshape_acc_to_mn(group.scores)
+        weights = layout_utils.reshape_acc_to_mn(wg.scores)
         probabilities = layout_utils.reshape_acc_to_mn(handed)
         for r in cutlass.range_constexpr(2):
             difference = weights[r, None].load() * 2.0**-EXPONENT - delta.load()
             weights[r, None].store(probabilities[r, None].load().to(Float32) * difference)
-        index = state.index + self.zero_after(group.scores)
-        group.handover.pipeline.consumer_release_w_index(index)
+        index = state.index + self.zero_after(wg.scores)
+        wg.handover.pipeline.consumer_release_w_index(index)
 
     @cute.jit
     def zero_after(self, products: cute.Tensor) -> Int32:
@@ -671,18 +671,16 @@ class BackwardKeys:
         return Int32(bits == -1)
 
     @cute.jit
-    def of_columns(self, group: Warpgroup, which: cutlass.Constexpr, state) -> cute.Tensor:
+    def of_columns(self, wg: Warpgroup, which: cutlass.Constexpr, state) -> cute.Tensor:
         """A statistic of the queries of a thread's columns, in a tensor like a row's scores."""
-        group.statistics.pipeline.consumer_wait(state)
-        stage = group.statistics.stages[
-            (None, group.thread % LANES_OF_ROW, None), which, state.index
-        ]
-        found = cute.make_rmem_tensor_like(layout_utils.reshape_acc_to_mn(group.scores)[0, None])
+        wg.statistics.pipeline.consumer_wait(state)
+        stage = wg.statistics.stages[(None, wg.thread % LANES_OF_ROW, None), which, state.index]
+        found = cute.make_rmem_tensor_like(layout_utils.reshape_acc_to_mn(wg.scores)[0, None])
         flat = cute.make_layout(LANE_STATISTICS)
         cute.autovec_copy(
             cute.make_tensor(stage.iterator, flat), cute.make_tensor(found.iterator, flat)
         )
-        group.statistics.pipeline.consumer_release(state)
+        wg.statistics.pipeline.consumer_release(state)
         return found
 
     # The end
@@ -697,20 +695,20 @@ class BackwardKeys:
         return cute.make_tensor(pointer, cute.make_layout(shape))
 
     @cute.jit
-    def put(self, output: Output, group: Warpgroup, tile: Tile, scale, splits, sums, gradient):
+    def put(self, output: Output, wg: Warpgroup, tile: Tile, scale, splits, sums, gradient):
         """Stores dK or dV. The CTAs of a cluster divide its columns, and store the sums of all."""
         whole = const_expr(self.biased)
         if whole or splits == 1:
-            self.store(output, group, tile, scale, gradient)
+            self.store(output, wg, tile, scale, gradient)
         else:
             # Both warpgroups read the tiles whose room the sums take.
             cute.arch.barrier(barrier_id=STAGES_READ, number_of_threads=2 * WARPGROUP)
             vectors = cute.make_layout((SUMS, cute.size(sums, mode=[2])))
             cute.autovec_copy(
-                cute.make_tensor(group.sums.iterator, vectors), sums[None, group.thread, None]
+                cute.make_tensor(wg.sums.iterator, vectors), sums[None, wg.thread, None]
             )
             self.meet()
-            self.store_columns(group, tile, scale, splits, sums, gradient)
+            self.store_columns(wg, tile, scale, splits, sums, gradient)
             self.meet()  # Until then other CTAs read the sums.
 
     def meet(self):
@@ -719,7 +717,7 @@ class BackwardKeys:
         cute.arch.cluster_wait()
 
     @cute.jit
-    def store_columns(self, group: Warpgroup, tile: Tile, scale, splits, sums, gradient):
+    def store_columns(self, wg: Warpgroup, tile: Tile, scale, splits, sums, gradient):
         """Stores this CTA's columns of dK or dV: of every so many vectors of the sums, one."""
         gradient = staging.by_head(gradient)
         if const_expr(self.varlen):
@@ -727,11 +725,11 @@ class BackwardKeys:
             target = cute.domain_offset((first, 0), gradient[None, None, tile.head])
         else:
             target = gradient[None, None, tile.head, tile.batch]
-        lane = group.thread % WARP
-        row = tile.row + group.thread // WARP * (ROWS // WARPS) + lane // LANES_OF_ROW
+        lane = wg.thread % WARP
+        row = tile.row + wg.thread // WARP * (ROWS // WARPS) + lane // LANES_OF_ROW
         split = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
         for i in cutlass.range(split, cute.size(sums, mode=[2]), splits, unroll=1):
-            ours = utils.elem_pointer(sums, (0, group.thread, i))
+            ours = utils.elem_pointer(sums, (0, wg.thread, i))
             total = cute.make_rmem_tensor(SUMS, Float32)
             total.fill(0.0)
             for other in cutlass.range(splits, unroll=4):
@@ -752,11 +750,11 @@ class BackwardKeys:
                     cute.recast_tensor(where, Int32)[0] = words[r]
 
     @cute.jit
-    def store(self, output: Output, group: Warpgroup, tile: Tile, scale, gradient: cute.Tensor):
-        group.sums.store(group.sums.load() * scale)
-        result = cute.make_rmem_tensor_like(group.sums, self.dtype)
-        utils.cvt_f16(group.sums, result)
-        row = tile.row + cute.arch.make_warp_uniform(group.thread // WARP) * output.warp_rows
+    def store(self, output: Output, wg: Warpgroup, tile: Tile, scale, gradient: cute.Tensor):
+        wg.sums.store(wg.sums.load() * scale)
+        result = cute.make_rmem_tensor_like(wg.sums, self.dtype)
+        utils.cvt_f16(wg.sums, result)
+        row = tile.row + cute.arch.make_warp_uniform(wg.thread // WARP) * output.warp_rows
         output.write_from_registers(
             Gradient(tile.head, tile.batch, tile.keys, tile.end_k),
             row,
