@@ -33,10 +33,11 @@ from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import packed, symbolic, tile_slots
 from kernels.kernel import Kernel, Layout, Mask
-from kernels.sm90 import backward_parts, staging
-from kernels.sm90.backward_keys import DELTA, LANES_OF_ROW, LSE, PAIR, Gradient, Loads, Statistics
+from kernels.sm90 import backward_parts, backward_statistics, staging
+from kernels.sm90.backward_parts import Loads, Sizes, store_gradient
+from kernels.sm90.backward_statistics import DELTA, LANE_STATISTICS, LSE, Statistics
 from kernels.sm90.masks import Edge, KeyBounds, Masks
-from kernels.sm90.output import Destination, Output
+from kernels.sm90.output import Output
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
 from kernels.sm90.warpgroups import ROWS, WARP, WARPGROUP
@@ -46,10 +47,6 @@ WARPS = WARPGROUP // WARP
 COMPUTING = 2  # warpgroups that compute
 DS_STAGES = 2  # this step's dS, and that of the step before
 VECTOR = 4  # fp32 in 16 bytes
-# A lane's statistics are stored together, and padding puts those of the four lanes of a row into
-# different banks.
-LANE_STATISTICS = ROWS // LANES_OF_ROW
-LANE_STRIDE = LANE_STATISTICS + 4
 # Up to this head dim registers hold the next S, too, while dS is computed.
 AHEAD = 64
 
@@ -67,18 +64,6 @@ class Tile(NamedTuple):
     place: Int32  # varlen: of the sequence's first row in the workspace
     begin: Int32  # query tiles of a head that see any of the keys, [begin, end)
     end: Int32
-
-
-class Sizes(NamedTuple):
-    """What the tiles of a grid have in common."""
-
-    rows: Int32  # queries and keys, varlen: of all sequences
-    keys: Int32
-    heads_kv: Int32
-    ratio: Int32  # query heads of a key/value head
-    blocks: Int32  # key blocks of a head; varlen: as many as there may be
-    heads: Int32  # key/value heads, dense: of all batch elements
-    together: Int32  # dense: heads whose key blocks are worked on together
 
 
 class Step(NamedTuple):
@@ -179,7 +164,7 @@ class BackwardGroups:
         if const_expr(self.varlen):
             offsets_q = packed.Offsets(cu_seqlens_q, q.shape[0])
             offsets_k = packed.Offsets(cu_seqlens_k, k.shape[0])
-        sizes = self.sizes(q, k, offsets_k, heads_together)
+        sizes = Sizes.of(q, k, offsets_k, self.keys, heads_together)
         if const_expr(self.varlen):
             q, k, v, dout = (packed.sequences(tensor) for tensor in (q, k, v, dout))
         q, k, v, dout = (
@@ -215,15 +200,6 @@ class BackwardGroups:
             grid=[sizes.blocks * sizes.heads, 1, 1], block=[(1 + COMPUTING) * WARPGROUP, 1, 1],
             stream=stream, min_blocks_per_mp=1
         )  # fmt: skip
-
-    def sizes(self, q: cute.Tensor, k: cute.Tensor, offsets_k, heads_together: Int32) -> Sizes:
-        *leading, heads, _ = q.shape
-        rows, keys, heads_kv = leading[-1], k.shape[-3], k.shape[-2]
-        if self.varlen:
-            blocks, all_heads = tile_slots.packed_slots(offsets_k, self.keys), heads_kv
-        else:
-            blocks, all_heads = cute.ceil_div(keys, self.keys), heads_kv * leading[0]
-        return Sizes(rows, keys, heads_kv, heads // heads_kv, blocks, all_heads, heads_together)
 
     def shared_storage(self, streamed, layout_k, layout_v, layout_ds, statistics):
         ring = cute.struct.MemRange[cutlass.Int64, self.stages * 2]
@@ -277,11 +253,7 @@ class BackwardGroups:
         if warp == 0:
             for atom in (atom_q, atom_k, atom_v, atom_do):
                 cpasync.prefetch_descriptor(atom)
-        of_tile = LANES_OF_ROW * LANE_STRIDE
-        statistics = cute.make_layout(
-            ((PAIR, LANES_OF_ROW, LANE_STATISTICS // PAIR), 2, self.stages),
-            stride=((1, LANE_STRIDE, PAIR), of_tile, 2 * of_tile),
-        )
+        statistics = backward_statistics.layout(self.stages)
         storage = SmemAllocator().allocate(
             self.shared_storage(streamed, layout_k, layout_v, layout_ds, statistics)
         )
@@ -324,8 +296,9 @@ class BackwardGroups:
                     loads, rows, pipeline_ds, sds, dq_accum, mma_scores, mma_sums, mma_dq
                 )
                 self.compute(wg, tile, sizes, scale * LOG2_E)
-                self.store(wg, wg.sums_v, tile, Float32(1.0), dv)
-                self.store(wg, wg.sums_k, tile, scale, dk)
+                row = tile.row + wg.index * ROWS
+                store_gradient(self.output, tile, row, wg.thread, wg.sums_v, Float32(1.0), dv)
+                store_gradient(self.output, tile, row, wg.thread, wg.sums_k, scale, dk)
 
     # What a CTA works on
 
@@ -394,24 +367,15 @@ class BackwardGroups:
         """Brings lse and delta of all query tiles. A query that is none gets an lse of infinity:
         its P is zero."""
         lane = cute.arch.lane_idx()
-        stages = statistics.stages
         for number in cutlass.range(self.steps(tile, sizes), unroll=1):
             query_tile, head = self.place(number, tile, sizes)
             state = PipelineStateSimple(self.stages, number + self.stages)
             lse = self.of_queries(statistics.lse, tile, head)
             delta = self.of_queries(statistics.delta, tile, head)
-            found = cute.make_rmem_tensor((ROWS // WARP, 2), Float32)
-            for i in cutlass.range_constexpr(ROWS // WARP):
-                query = query_tile * ROWS + lane + i * WARP
-                found[i, LSE], found[i, DELTA] = Float32.inf, Float32(0.0)
-                if query < tile.rows:
-                    found[i, LSE], found[i, DELTA] = lse[query], delta[query]
-            statistics.pipeline.producer_acquire(state)
-            for i in cutlass.range_constexpr(ROWS // WARP):
-                query = lane + i * WARP
-                for which in (LSE, DELTA):
-                    stages[query, which, state.index] = found[i, which]
-            statistics.pipeline.producer_commit(state)
+            backward_statistics.bring(
+                statistics, lse, delta, query_tile * ROWS, tile.rows, lane, state,
+                missing=Float32.inf,
+            )  # fmt: skip
 
     def of_queries(self, tensor: cute.Tensor, tile: Tile, head: Int32) -> cute.Tensor:
         if self.varlen:
@@ -511,7 +475,8 @@ class BackwardGroups:
         state = PipelineStateSimple(self.stages, step.number)
         slot = PipelineStateSimple(DS_STAGES, step.number)
         ahead, behind = const_expr(more and self.ahead), const_expr(more and not self.ahead)
-        self.read_statistic(wg, wg.delta, DELTA, state)
+        # Statistics are read a phase before they are needed: products keep shared memory busy.
+        backward_statistics.read(wg.statistics, DELTA, wg.thread, state, wg.delta)
         wg.statistics.pipeline.consumer_release(state)
         self.issue_d_scores(wg, step.number)
         if const_expr(masked):
@@ -539,7 +504,7 @@ class BackwardGroups:
         if const_expr(more):
             following = PipelineStateSimple(self.stages, step.number + 1)
             wg.statistics.pipeline.consumer_wait(following)
-            self.read_statistic(wg, wg.lse, LSE, following)
+            backward_statistics.read(wg.statistics, LSE, wg.thread, following, wg.lse)
         utils.cvt_f16(layout_utils.reshape_acc_to_frgA(wg.d_scores), wg.weights_ds)
         wg.copy_ds(wg.weights_ds, dst_idx=slot.index)
         self.issue_sums(wg, wg.sums_k, wg.weights_ds, wg.frag_q_summed, state)
@@ -609,15 +574,7 @@ class BackwardGroups:
     def read_first_lse(self, wg: Warpgroup):
         state = PipelineStateSimple(self.stages, Int32(0))
         wg.statistics.pipeline.consumer_wait(state)
-        self.read_statistic(wg, wg.lse, LSE, state)
-
-    def read_statistic(self, wg: Warpgroup, found: cute.Tensor, which: int, state):
-        """Reads a statistic of the queries of a thread's columns. That is done a phase before it is
-        needed, because products keep shared memory busy."""
-        stage = wg.statistics.stages[(None, wg.thread % LANES_OF_ROW, None), which, state.index]
-        cute.autovec_copy(
-            cute.make_tensor(stage.iterator, cute.make_layout(LANE_STATISTICS)), found
-        )
+        backward_statistics.read(wg.statistics, LSE, wg.thread, state, wg.lse)
 
     @cute.jit
     def bounds(self, wg: Warpgroup, tile: Tile) -> KeyBounds:
@@ -633,22 +590,6 @@ class BackwardGroups:
             seen = place if self.causal else Int32(0)
             first.append(seen if key < tile.keys else tile.rows)
         return KeyBounds(tuple(first), (tile.rows,) * 2, Int32(0), Int32(0), Int32(0))
-
-    # The end
-
-    @cute.jit
-    def store(self, wg: Warpgroup, sums, tile: Tile, scale, gradient: cute.Tensor):
-        sums.store(sums.load() * scale)
-        result = cute.make_rmem_tensor_like(sums, self.dtype)
-        utils.cvt_f16(sums, result)
-        row = tile.row + wg.index * ROWS
-        row += cute.arch.make_warp_uniform(wg.thread // WARP) * self.output.warp_rows
-        self.output.write_from_registers(
-            Gradient(tile.head, tile.batch, tile.keys, tile.end_k),
-            row,
-            result,
-            Destination(staging.by_head(gradient), None, None, None),
-        )
 
 
 def entry(kernel: Kernel):

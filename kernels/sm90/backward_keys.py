@@ -38,11 +38,13 @@ from quack import layout_utils, sm90_utils
 
 from kernels.common import packed, symbolic, tile_slots
 from kernels.kernel import Kernel, Layout, Mask
-from kernels.sm90 import backward_parts, staging
+from kernels.sm90 import backward_parts, backward_statistics, staging
+from kernels.sm90.backward_parts import Loads, Sizes, store_gradient
+from kernels.sm90.backward_statistics import DELTA, LSE, Statistics
 from kernels.sm90.barriers import Barrier
 from kernels.sm90.key_lists import PARTS
 from kernels.sm90.key_masks import Tile
-from kernels.sm90.output import Destination, Output
+from kernels.sm90.output import Output
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
 from kernels.sm90.visibility import (
@@ -52,7 +54,7 @@ from kernels.sm90.visibility import (
     key_masks_of,
     visibility_of,
 )
-from kernels.sm90.warpgroups import ROWS, WARP, WARPGROUP
+from kernels.sm90.warpgroups import PAIR, ROW_LANES, ROWS, WARP, WARPGROUP
 
 WARPS = WARPGROUP // WARP
 # P takes this power of two on its way. It is one at most, so fp16 leaves room for 256 times what it
@@ -61,34 +63,9 @@ EXPONENT = 8
 WEIGHTS = ROWS * ROWS // WARPGROUP  # of a thread
 VECTOR_BYTES = 16
 HANDED = 8  # fp16 elements of a vector
-# A thread's accumulators have two of every eight columns, so it reads the statistics of two of
-# every eight queries. Those of one lane of a row are stored together, and padding puts the four
-# lanes into different banks.
-PAIR, LANES_OF_ROW = 2, 4
-LSE, DELTA = 0, 1
-LANE_STATISTICS = ROWS // LANES_OF_ROW
-LANE_STRIDE = LANE_STATISTICS + 4
 SUMS = 4  # fp32 of a vector: two neighbouring columns of both rows of a thread
 # A named barrier of both warpgroups that compute.
 STAGES_READ = max(Barrier) + 1
-
-
-@dataclass(frozen=True)
-class Loads:
-    q: Load
-    k: Load
-    v: Load
-    dout: Load
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Each query's logsumexp and delta, as the pointwise parts take them."""
-
-    lse: cute.Tensor  # [batch, heads, seqlen], varlen [heads, total]
-    delta: cute.Tensor
-    stages: cute.Tensor  # [queries, 2, stages]
-    pipeline: PipelineAsync
 
 
 @dataclass(frozen=True)
@@ -129,28 +106,6 @@ class Step(NamedTuple):
     bounds: BoundsOfKeys
     before: PipelineStateSimple
     state: PipelineStateSimple
-
-
-class Sizes(NamedTuple):
-    """What the tiles of a grid have in common."""
-
-    rows: Int32  # queries and keys, varlen: of all sequences
-    keys: Int32
-    heads_kv: Int32
-    ratio: Int32  # query heads of a key/value head
-    blocks: Int32  # key blocks of a head; varlen: as many as there may be
-    heads: Int32  # key/value heads, dense: of all batch elements
-    together: Int32  # dense: heads whose key blocks are worked on together
-    splits: Int32  # CTAs of a cluster, which divide the query tiles of a key block
-
-
-class Gradient(NamedTuple):
-    """The rows of dK or dV, as Output takes them."""
-
-    head: Int32
-    batch: Int32
-    rows: Int32
-    end_q: Int32
 
 
 class BackwardKeys:
@@ -199,7 +154,7 @@ class BackwardKeys:
             offsets_k = packed.Offsets(cu_seqlens_k, k.shape[0])
         if const_expr(self.biased):
             splits = Int32(1)
-        sizes = self.sizes(q, k, offsets_k, splits)
+        sizes = Sizes.of(q, k, offsets_k, ROWS, self.heads_together(q, k))
         if const_expr(self.varlen):
             q, k, v, dout = (packed.sequences(tensor) for tensor in (q, k, v, dout))
         q, k, v, dout = (
@@ -221,27 +176,20 @@ class BackwardKeys:
         self.kernel(
             atom_q, tma_q, atom_k, tma_k, atom_v, tma_v, atom_do, tma_do, lse, delta, dk, dv,
             scale, offsets_q, offsets_k,
-            visibility_of(window_size_left, window_size_right, bias, lists, scale), sizes, layout,
-            layout_v, resident_k, resident_v, mma_scores, mma_dk, mma_dv,
+            visibility_of(window_size_left, window_size_right, bias, lists, scale), sizes, splits,
+            layout, layout_v, resident_k, resident_v, mma_scores, mma_dk, mma_dv,
         ).launch(
             grid=[sizes.blocks * sizes.heads * splits, 1, 1], block=[3 * WARPGROUP, 1, 1],
             cluster=[splits, 1, 1], stream=stream, min_blocks_per_mp=1
         )  # fmt: skip
 
-    def sizes(self, q: cute.Tensor, k: cute.Tensor, offsets_k, splits: Int32) -> Sizes:
-        *leading, heads, _ = q.shape
-        rows, keys, heads_kv = leading[-1], k.shape[-3], k.shape[-2]
-        ratio = heads // heads_kv
-        if self.varlen:
-            blocks = tile_slots.packed_slots(offsets_k, ROWS)
-            return Sizes(rows, keys, heads_kv, ratio, blocks, heads_kv, Int32(1), splits)
-        every_head = heads_kv * leading[0]
-        together = Int32(1)
-        if self.masks.uneven:
-            bytes_of_row = (self.head_dim + self.head_dim_v) * self.dtype.width // 8
-            together = backward_parts.heads_in_l2(rows * ratio, bytes_of_row)
-        blocks = cute.ceil_div(keys, ROWS)
-        return Sizes(rows, keys, heads_kv, ratio, blocks, every_head, together, splits)
+    def heads_together(self, q: cute.Tensor, k: cute.Tensor) -> Int32:
+        """How many key/value heads have their key blocks worked on together."""
+        if self.varlen or not self.masks.uneven:
+            return Int32(1)
+        bytes_of_row = (self.head_dim + self.head_dim_v) * self.dtype.width // 8
+        rows_of_group = q.shape[-3] * (q.shape[-2] // k.shape[-2])
+        return backward_parts.heads_in_l2(rows_of_group, bytes_of_row)
 
     def shared_storage(self, layout, layout_v, resident_k, resident_v, handover, statistics):
         rings = cute.struct.MemRange[cutlass.Int64, self.stages * 2]
@@ -291,6 +239,7 @@ class BackwardKeys:
         offsets_k: packed.Offsets | None,
         visibility: Visibility,
         sizes: Sizes,
+        splits: Int32,  # CTAs of a cluster, which divide the query tiles of a key block
         layout: cute.ComposedLayout,
         layout_v: cute.ComposedLayout,
         resident_k: cute.ComposedLayout,
@@ -307,11 +256,7 @@ class BackwardKeys:
             ((HANDED, WEIGHTS // HANDED), WARPGROUP, self.stages),
             stride=((1, HANDED * WARPGROUP), HANDED, WEIGHTS * WARPGROUP),
         )
-        tile_statistics = LANES_OF_ROW * LANE_STRIDE
-        statistics = cute.make_layout(
-            ((PAIR, LANES_OF_ROW, LANE_STATISTICS // PAIR), 2, self.stages),
-            stride=((1, LANE_STRIDE, PAIR), tile_statistics, 2 * tile_statistics),
-        )
+        statistics = backward_statistics.layout(self.stages)
         storage = SmemAllocator().allocate(
             self.shared_storage(layout, layout_v, resident_k, resident_v, handover, statistics)
         )
@@ -341,7 +286,7 @@ class BackwardKeys:
         if const_expr(self.varlen):
             packed.clear_outside(dk, offsets_k)
             packed.clear_outside(dv, offsets_k)
-        tile = self.tile(sizes, offsets_q, offsets_k, visibility)
+        tile = self.tile(sizes, splits, offsets_q, offsets_k, visibility)
         sums_v = self.sums(storage.dout, self.head_dim_v)
         sums_k = self.sums(storage.q, self.head_dim)
         pipeline.pipeline_init_wait()
@@ -355,7 +300,7 @@ class BackwardKeys:
                 if const_expr(ring is not None) and warp >= WARPS - PARTS:
                     self.masks.load(tile, visibility, ring, warp - (WARPS - PARTS))
                 if const_expr(not self.biased):  # noqa: SIM102, the other at run time
-                    if sizes.splits > 1:
+                    if splits > 1:
                         self.meet()
                         self.meet()
             else:
@@ -366,20 +311,22 @@ class BackwardKeys:
                     )
                     self.sum_values(wg, tile, visibility, ring, scale * LOG2_E)
                     ours = Float32(2.0**-EXPONENT)
-                    self.put(self.output_v, wg, tile, ours, sizes.splits, sums_v, dv)
+                    self.put(self.output_v, wg, tile, ours, splits, sums_v, dv)
                 else:
                     wg = self.warpgroup(
                         loads.v, loads.dout, loads.q, rows, handover, mma_scores, mma_dk
                     )
                     self.sum_keys(wg, tile, visibility)
-                    self.put(self.output_k, wg, tile, scale, sizes.splits, sums_k, dk)
+                    self.put(self.output_k, wg, tile, scale, splits, sums_k, dk)
 
     # What a CTA works on
 
     @cute.jit
-    def tile(self, sizes: Sizes, offsets_q, offsets_k, visibility: Visibility) -> Tile:
+    def tile(
+        self, sizes: Sizes, splits: Int32, offsets_q, offsets_k, visibility: Visibility
+    ) -> Tile:
         cta, _, _ = cute.arch.block_idx()
-        split, cta = cta % sizes.splits, cta // sizes.splits
+        split, cta = cta % splits, cta // splits
         if const_expr(self.varlen):
             place = tile_slots.packed_place(cta, offsets_k, ROWS)
             head, index, batch = place.head, place.sequence, Int32(0)
@@ -395,7 +342,7 @@ class BackwardKeys:
             end_q, end_k = rows, keys
         begin, end, *free = self.masks.query_tiles(row, rows, keys, visibility)
         steps = sizes.ratio * (end - begin)
-        share = cute.ceil_div(steps, sizes.splits)
+        share = cute.ceil_div(steps, splits)
         skipped = cutlass.min(split * share, steps)
         return Tile(
             row, head, batch, rows, keys, end_q, end_k, begin, end, *free, sizes.ratio,
@@ -435,27 +382,21 @@ class BackwardKeys:
         state = self.producer_state()
         place = self.masks.first(tile, visibility)
         lane = cute.arch.lane_idx()
-        stages = statistics.stages
         for _ in cutlass.range(self.masks.steps(tile, visibility), unroll=1):
             row = self.masks.number(tile, place, visibility) * ROWS
             head = tile.query_head(place)
             lse = self.of_queries(statistics.lse, tile, head)
             delta = self.of_queries(statistics.delta, tile, head)
-            found = cute.make_rmem_tensor((ROWS // WARP, 2), Float32)
-            for i in cutlass.range_constexpr(ROWS // WARP):
-                query = row + lane + i * WARP
-                found[i, 0], found[i, 1] = -Float32.inf, Float32(0.0)
-                if query < tile.rows:
-                    found[i, 0], found[i, 1] = lse[query], delta[query]
-            statistics.pipeline.producer_acquire(state)
-            for i in cutlass.range_constexpr(ROWS // WARP):
-                query = lane + i * WARP
-                own = backward_parts.base_2(found[i, 0], self.biased)
-                stages[query, LSE, state.index] = own - EXPONENT
-                stages[query, DELTA, state.index] = found[i, 1] * 2.0**-EXPONENT
-            statistics.pipeline.producer_commit(state)
+            backward_statistics.bring(
+                statistics, lse, delta, row, tile.rows, lane, state,
+                missing=-Float32.inf, taken=self.scaled,
+            )  # fmt: skip
             state.advance()
             place = self.masks.following(tile, place, visibility)
+
+    def scaled(self, lse: Float32, delta: Float32):
+        """A query's logsumexp in base 2 and its delta, with the powers of two that P's takes."""
+        return backward_parts.base_2(lse, self.biased) - EXPONENT, delta * 2.0**-EXPONENT
 
     def of_queries(self, tensor: cute.Tensor, tile: Tile, head: Int32) -> cute.Tensor:
         if self.varlen:
@@ -674,12 +615,8 @@ class BackwardKeys:
     def of_columns(self, wg: Warpgroup, which: cutlass.Constexpr, state) -> cute.Tensor:
         """A statistic of the queries of a thread's columns, in a tensor like a row's scores."""
         wg.statistics.pipeline.consumer_wait(state)
-        stage = wg.statistics.stages[(None, wg.thread % LANES_OF_ROW, None), which, state.index]
         found = cute.make_rmem_tensor_like(layout_utils.reshape_acc_to_mn(wg.scores)[0, None])
-        flat = cute.make_layout(LANE_STATISTICS)
-        cute.autovec_copy(
-            cute.make_tensor(stage.iterator, flat), cute.make_tensor(found.iterator, flat)
-        )
+        backward_statistics.read(wg.statistics, which, wg.thread, state, found)
         wg.statistics.pipeline.consumer_release(state)
         return found
 
@@ -699,7 +636,7 @@ class BackwardKeys:
         """Stores dK or dV. The CTAs of a cluster divide its columns, and store the sums of all."""
         whole = const_expr(self.biased)
         if whole or splits == 1:
-            self.store(output, wg, tile, scale, gradient)
+            store_gradient(output, tile, tile.row, wg.thread, wg.sums, scale, gradient)
         else:
             # Both warpgroups read the tiles whose room the sums take.
             cute.arch.barrier(barrier_id=STAGES_READ, number_of_threads=2 * WARPGROUP)
@@ -726,7 +663,7 @@ class BackwardKeys:
         else:
             target = gradient[None, None, tile.head, tile.batch]
         lane = wg.thread % WARP
-        row = tile.row + wg.thread // WARP * (ROWS // WARPS) + lane // LANES_OF_ROW
+        row = tile.row + wg.thread // WARP * (ROWS // WARPS) + lane // ROW_LANES
         split = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
         for i in cutlass.range(split, cute.size(sums, mode=[2]), splits, unroll=1):
             ours = utils.elem_pointer(sums, (0, wg.thread, i))
@@ -742,25 +679,12 @@ class BackwardKeys:
             result = cute.make_rmem_tensor(SUMS, self.dtype)
             result.store((total.load() * scale).to(self.dtype))
             words = cute.recast_tensor(result, Int32)
-            column = LANES_OF_ROW * PAIR * i + PAIR * (lane % LANES_OF_ROW)
+            column = ROW_LANES * PAIR * i + PAIR * (lane % ROW_LANES)
             for r in cutlass.range_constexpr(2):
                 if row + 8 * r < tile.keys and column < cute.size(target, mode=[1]):
                     pointer = target.iterator + cute.crd2idx((row + 8 * r, column), target.layout)
                     where = cute.make_tensor(pointer.align(4), cute.make_layout(PAIR))
                     cute.recast_tensor(where, Int32)[0] = words[r]
-
-    @cute.jit
-    def store(self, output: Output, wg: Warpgroup, tile: Tile, scale, gradient: cute.Tensor):
-        wg.sums.store(wg.sums.load() * scale)
-        result = cute.make_rmem_tensor_like(wg.sums, self.dtype)
-        utils.cvt_f16(wg.sums, result)
-        row = tile.row + cute.arch.make_warp_uniform(wg.thread // WARP) * output.warp_rows
-        output.write_from_registers(
-            Gradient(tile.head, tile.batch, tile.keys, tile.end_k),
-            row,
-            result,
-            Destination(staging.by_head(gradient), None, None, None),
-        )
 
 
 def entry(kernel: Kernel):

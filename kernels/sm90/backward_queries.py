@@ -30,6 +30,7 @@ from quack import layout_utils, sm90_utils
 from kernels.common import packed, symbolic, tile_slots
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
+from kernels.sm90.backward_parts import Loads
 from kernels.sm90.barriers import Barrier
 from kernels.sm90.masks import Edge
 from kernels.sm90.output import Destination, Output
@@ -80,14 +81,6 @@ class Statistics(NamedTuple):
 
     lse: cute.Tensor  # in base 2
     delta: cute.Tensor
-
-
-@dataclass(frozen=True)
-class Loads:
-    q: Load
-    dout: Load
-    k: Load
-    v: Load
 
 
 @dataclass(frozen=True)
@@ -276,9 +269,9 @@ class BackwardQueries:
         sv = storage.v.get_tensor(sv_layout.outer, swizzle=sv_layout.inner)
         loads = Loads(
             Load(atom_q, tma_q, sq, pipeline_q),
-            Load(atom_do, tma_do, sdo, pipeline_do),
             Load(atom_k, tma_k, sk, pipeline_k),
             Load(atom_v, tma_v, sv, pipeline_v),
+            Load(atom_do, tma_do, sdo, pipeline_do),
         )
         words = storage.tile.get_tensor(cute.make_layout(TILE_WORDS))
         if warp == 0:
