@@ -370,17 +370,15 @@ class BackwardGroups:
         for number in cutlass.range(self.steps(tile, sizes), unroll=1):
             query_tile, head = self.place(number, tile, sizes)
             state = PipelineStateSimple(self.stages, number + self.stages)
-            lse = self.of_queries(statistics.lse, tile, head)
-            delta = self.of_queries(statistics.delta, tile, head)
+            whose = head, tile.batch, tile.place, self.varlen
+            lse, delta = (
+                staging.row_numbers(numbers, *whose)
+                for numbers in (statistics.lse, statistics.delta)
+            )
             backward_statistics.bring(
                 statistics, lse, delta, query_tile * ROWS, tile.rows, lane, state,
                 missing=Float32.inf,
             )  # fmt: skip
-
-    def of_queries(self, tensor: cute.Tensor, tile: Tile, head: Int32) -> cute.Tensor:
-        if self.varlen:
-            return cute.domain_offset((tile.place,), tensor[head, None])
-        return tensor[tile.batch, head, None]
 
     # The warpgroups that compute
 

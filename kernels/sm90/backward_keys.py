@@ -384,9 +384,11 @@ class BackwardKeys:
         lane = cute.arch.lane_idx()
         for _ in cutlass.range(self.masks.steps(tile, visibility), unroll=1):
             row = self.masks.number(tile, place, visibility) * ROWS
-            head = tile.query_head(place)
-            lse = self.of_queries(statistics.lse, tile, head)
-            delta = self.of_queries(statistics.delta, tile, head)
+            whose = tile.query_head(place), tile.batch, tile.end_q - tile.rows, self.varlen
+            lse, delta = (
+                staging.row_numbers(numbers, *whose)
+                for numbers in (statistics.lse, statistics.delta)
+            )
             backward_statistics.bring(
                 statistics, lse, delta, row, tile.rows, lane, state,
                 missing=-Float32.inf, taken=self.scaled,
@@ -397,11 +399,6 @@ class BackwardKeys:
     def scaled(self, lse: Float32, delta: Float32):
         """A query's logsumexp in base 2 and its delta, with the powers of two that P's takes."""
         return backward_parts.base_2(lse, self.biased) - EXPONENT, delta * 2.0**-EXPONENT
-
-    def of_queries(self, tensor: cute.Tensor, tile: Tile, head: Int32) -> cute.Tensor:
-        if self.varlen:
-            return cute.domain_offset((tile.end_q - tile.rows,), tensor[head, None])
-        return tensor[tile.batch, head, None]
 
     def producer_state(self) -> PipelineStateSimple:
         return PipelineStateSimple(self.stages, Int32(self.stages))
@@ -656,12 +653,9 @@ class BackwardKeys:
     @cute.jit
     def store_columns(self, wg: Warpgroup, tile: Tile, scale, splits, sums, gradient):
         """Stores this CTA's columns of dK or dV: of every so many vectors of the sums, one."""
-        gradient = staging.by_head(gradient)
-        if const_expr(self.varlen):
-            first = tile.end_k - tile.keys
-            target = cute.domain_offset((first, 0), gradient[None, None, tile.head])
-        else:
-            target = gradient[None, None, tile.head, tile.batch]
+        target = staging.plain_rows(
+            staging.by_head(gradient), tile.head, tile.batch, tile.end_k - tile.keys, self.varlen
+        )
         lane = wg.thread % WARP
         row = tile.row + wg.thread // WARP * (ROWS // WARPS) + lane // ROW_LANES
         split = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())

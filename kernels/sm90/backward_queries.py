@@ -435,8 +435,9 @@ class BackwardQueries:
         """
         found = Statistics(*(cute.make_rmem_tensor(2, Float32) for _ in range(2)))
         part = thread % ROW_LANES
-        o, dout = (self.rows_of(tensor, tile) for tensor in (rows.o, rows.dout))
-        lse, delta = (self.numbers_of(tensor, tile) for tensor in (rows.lse, rows.delta))
+        whose = tile.head, tile.batch, tile.end_q - tile.rows, self.varlen
+        o, dout = (staging.plain_rows(tensor, *whose) for tensor in (rows.o, rows.dout))
+        lse, delta = (staging.row_numbers(numbers, *whose) for numbers in (rows.lse, rows.delta))
         first = tile.row + index * ROWS + thread // 32 * 16 + thread % 32 // ROW_LANES
         vectors = self.head_dim_v // (VECTOR * ROW_LANES)
         ours, theirs = (cute.make_rmem_tensor((VECTOR, vectors, 2), self.dtype) for _ in range(2))
@@ -460,18 +461,6 @@ class BackwardQueries:
             if part == 0 and row < tile.rows:
                 delta[row] = found.delta[r]
         return found
-
-    def rows_of(self, tensor: cute.Tensor, tile: Tile) -> cute.Tensor:
-        """The rows of the tile's head and sequence."""
-        if self.varlen:
-            return cute.domain_offset((tile.end_q - tile.rows, 0), tensor[None, None, tile.head])
-        return tensor[None, None, tile.head, tile.batch]
-
-    def numbers_of(self, tensor: cute.Tensor, tile: Tile) -> cute.Tensor:
-        """The numbers of each row of the tile's head and sequence."""
-        if self.varlen:
-            return cute.domain_offset((tile.end_q - tile.rows,), tensor[tile.head, None])
-        return tensor[tile.batch, tile.head, None]
 
     def vector(self, tensor: cute.Tensor, row: Int32, column: Int32) -> cute.Tensor:
         """16 bytes of a row."""

@@ -131,10 +131,8 @@ class Output:
         part = lane % 4
         odd, high = part % 2 == 1, part >= 2
         words = cute.recast_tensor(layout_utils.reshape_acc_to_mn(result), Int32)
-        if const_expr(self.varlen):
-            target = cute.domain_offset((tile.end_q - tile.rows, 0), to.o[None, None, tile.head])
-        else:
-            target = to.o[None, None, tile.head, tile.batch]
+        first = tile.end_q - tile.rows
+        target = staging.plain_rows(to.o, tile.head, tile.batch, first, self.varlen)
         for r in cutlass.range_constexpr(2):
             query = row + lane // 4 + 8 * r
             for i in cutlass.range_constexpr(0, self.head_dim_v // 8, 4):

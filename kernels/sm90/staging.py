@@ -85,11 +85,26 @@ def tma(op, tensor: cute.Tensor, layout: cute.ComposedLayout, rows: int, columns
 
 
 def rows_of(tensor: cute.Tensor, head, batch, rows, end, varlen: bool) -> cute.Tensor:
-    """The rows of one head and sequence, [seqlen, head_dim]. Those of packed sequences are the last
-    ones before `end`."""
+    """The rows of one head and sequence, [seqlen, head_dim], as TMA takes them. Those of packed
+    sequences are the last ones before `end`."""
     if varlen:
         return packed.rows_of(tensor, 0, end, rows)[None, None, head]
     return tensor[None, None, head, batch]
+
+
+def plain_rows(tensor: cute.Tensor, head, batch, first, varlen: bool) -> cute.Tensor:
+    """The same of a tensor that is not TMA's, [seqlen, head_dim, heads, batch] or [total, head_dim,
+    heads]. Those of packed sequences begin at `first`."""
+    if varlen:
+        return cute.domain_offset((first, 0), tensor[None, None, head])
+    return tensor[None, None, head, batch]
+
+
+def row_numbers(tensor: cute.Tensor, head, batch, first, varlen: bool) -> cute.Tensor:
+    """The same of numbers, one a row, of a tensor [batch, heads, seqlen] or [heads, total]."""
+    if varlen:
+        return cute.domain_offset((first,), tensor[head, None])
+    return tensor[batch, head, None]
 
 
 def load_rows(load: Load, source: cute.Tensor, row, state):
