@@ -347,7 +347,7 @@ class BackwardGroups:
     @cute.jit
     def load(self, tile: Tile, sizes: Sizes, loads: Loads):
         """Loads the keys and values, and Q and dO of all query tiles."""
-        first = PipelineStateSimple(1, Int32(1))
+        first = staging.producer_state(1, Int32(0))
         for once in (loads.k, loads.v):
             source = staging.rows_of(
                 once.source, tile.head, tile.batch, tile.keys, tile.end_k, self.varlen
@@ -355,7 +355,7 @@ class BackwardGroups:
             staging.load_rows(once, source, tile.row, first)
         for number in cutlass.range(self.steps(tile, sizes), unroll=1):
             query_tile, head = self.place(number, tile, sizes)
-            state = PipelineStateSimple(self.stages, number + self.stages)
+            state = staging.producer_state(self.stages, number)
             for streamed in (loads.q, loads.dout):
                 source = staging.rows_of(
                     streamed.source, head, tile.batch, tile.rows, tile.end_q, self.varlen
@@ -369,7 +369,7 @@ class BackwardGroups:
         lane = cute.arch.lane_idx()
         for number in cutlass.range(self.steps(tile, sizes), unroll=1):
             query_tile, head = self.place(number, tile, sizes)
-            state = PipelineStateSimple(self.stages, number + self.stages)
+            state = staging.producer_state(self.stages, number)
             whose = head, tile.batch, tile.place, self.varlen
             lse, delta = (
                 staging.row_numbers(numbers, *whose)
@@ -480,25 +480,13 @@ class BackwardGroups:
         if const_expr(masked):
             window = Window(Int32(0), Int32(0))
             self.masks.mask(wg.scores, step.query_tile, bounds, Edge(left=True), window, None)
-        weights = layout_utils.reshape_acc_to_mn(wg.scores)
-        for c in cutlass.range_constexpr(LANE_STATISTICS):
-            for r in cutlass.range_constexpr(2):
-                exponent = weights[r, c] * scale_log2 - wg.lse[c]
-                weights[r, c] = cute.math.exp2(exponent, fastmath=True)
-        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(wg.scores), wg.weights_p)
+        self.probabilities(wg, scale_log2)
         self.issue_sums(wg, wg.sums_v, wg.weights_p, wg.frag_dout_summed, state)
         if const_expr(ahead):
             self.issue_scores(wg, step.number + 1)
         wg.ds.producer_acquire_w_index_phase(slot.index, slot.phase ^ 1)
         warpgroup.wait_group(2 if ahead else 1)
-        # P as it was rounded for dV. The next S takes the registers of the other.
-        rounded = layout_utils.reshape_acc_to_mn(
-            cute.make_tensor(wg.weights_p.iterator, wg.scores.layout)
-        )
-        differences = layout_utils.reshape_acc_to_mn(wg.d_scores)
-        for c in cutlass.range_constexpr(LANE_STATISTICS):
-            for r in cutlass.range_constexpr(2):
-                differences[r, c] = Float32(rounded[r, c]) * (differences[r, c] - wg.delta[c])
+        self.derivatives(wg)
         if const_expr(more):
             following = PipelineStateSimple(self.stages, step.number + 1)
             wg.statistics.pipeline.consumer_wait(following)
@@ -516,13 +504,32 @@ class BackwardGroups:
             self.issue_scores(wg, step.number + 1)
         warpgroup.wait_group(1 if behind else 0)
         if step.number > 0:
+            # The stage of the step before, as issue_dq has it: its phase does not count here.
             wg.ds.consumer_release(PipelineStateSimple(DS_STAGES, step.number + 1))
-            first = step.query_tile == tile.begin
-            head = step.head - 1 if first else step.head
-            before = tile.end - 1 if first else step.query_tile - 1
-            self.add_dq(wg, self.address_of_dq(wg, tile, head, before))
+            self.add_dq_before(wg, tile, step)
         if const_expr(behind):
             warpgroup.wait_group(0)
+
+    @cute.jit
+    def probabilities(self, wg: Warpgroup, scale_log2: Float32):
+        """Replaces the scores by P^T, and rounds it to 16 bits."""
+        weights = layout_utils.reshape_acc_to_mn(wg.scores)
+        for c in cutlass.range_constexpr(LANE_STATISTICS):
+            for r in cutlass.range_constexpr(2):
+                exponent = weights[r, c] * scale_log2 - wg.lse[c]
+                weights[r, c] = cute.math.exp2(exponent, fastmath=True)
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(wg.scores), wg.weights_p)
+
+    @cute.jit
+    def derivatives(self, wg: Warpgroup):
+        """Replaces dP^T by dS^T = P^T (dP^T - delta). This P^T is the one in 16 bits: by now the
+        next S has the registers of the other."""
+        weights = cute.make_tensor(wg.weights_p.iterator, wg.scores.layout)
+        weights = layout_utils.reshape_acc_to_mn(weights)
+        differences = layout_utils.reshape_acc_to_mn(wg.d_scores)
+        for c in cutlass.range_constexpr(LANE_STATISTICS):
+            for r in cutlass.range_constexpr(2):
+                differences[r, c] = Float32(weights[r, c]) * (differences[r, c] - wg.delta[c])
 
     def issue_scores(self, wg: Warpgroup, number):
         state = PipelineStateSimple(self.stages, number)
@@ -550,6 +557,14 @@ class BackwardGroups:
         wg.ds.consumer_wait(slot)
         ds, keys = wg.frag_ds[None, None, None, slot.index], wg.frag_k_of_dq[None, None, None, 0]
         sm90_utils.gemm(wg.mma_dq, wg.part_of_dq, ds, keys, zero_init=True, wg_wait=-1)
+
+    @cute.jit
+    def add_dq_before(self, wg: Warpgroup, tile: Tile, step: Step):
+        """Adds dQ of the step before."""
+        first = step.query_tile == tile.begin
+        head = step.head - 1 if first else step.head
+        query_tile = tile.end - 1 if first else step.query_tile - 1
+        self.add_dq(wg, self.address_of_dq(wg, tile, head, query_tile))
 
     def address_of_dq(self, wg: Warpgroup, tile: Tile, head, query_tile) -> Int64:
         """Where a thread adds its part of a tile's dQ: its vectors lie among those of the

@@ -356,13 +356,13 @@ class BackwardKeys:
         """Loads the keys and values, and Q and dO of all query tiles."""
         steps = self.masks.steps(tile, visibility)
         if steps > 0:
-            first = PipelineStateSimple(1, Int32(1))
+            first = staging.producer_state(1, Int32(0))
             for once in (loads.k, loads.v):
                 source = staging.rows_of(
                     once.source, tile.head, tile.batch, tile.keys, tile.end_k, self.varlen
                 )
                 staging.load_rows(once, source, tile.row, first)
-            state = self.producer_state()
+            state = staging.producer_state(self.stages, Int32(0))
             place = self.masks.first(tile, visibility)
             for _ in cutlass.range(steps, unroll=1):
                 row = self.masks.number(tile, place, visibility) * ROWS
@@ -379,7 +379,7 @@ class BackwardKeys:
     def load_statistics(self, tile: Tile, visibility: Visibility, statistics: Statistics):
         """Brings lse and delta of all query tiles, with the powers of two that P's takes. A query
         that is none, or that sees no key, gets an lse of infinity: its P is zero."""
-        state = self.producer_state()
+        state = staging.producer_state(self.stages, Int32(0))
         place = self.masks.first(tile, visibility)
         lane = cute.arch.lane_idx()
         for _ in cutlass.range(self.masks.steps(tile, visibility), unroll=1):
@@ -399,9 +399,6 @@ class BackwardKeys:
     def scaled(self, lse: Float32, delta: Float32):
         """A query's logsumexp in base 2 and its delta, with the powers of two that P's takes."""
         return backward_parts.base_2(lse, self.biased) - EXPONENT, delta * 2.0**-EXPONENT
-
-    def producer_state(self) -> PipelineStateSimple:
-        return PipelineStateSimple(self.stages, Int32(self.stages))
 
     # The warpgroups that compute
 

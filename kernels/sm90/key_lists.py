@@ -194,7 +194,7 @@ class KeyLists(KeyMasks):
         for _ in cutlass.range(self.steps(tile, bias), unroll=1):
             if place.position >= place.free_end:
                 query = self.number(tile, place, bias) * ROWS
-                state = PipelineStateSimple(self.stages, place.taken + self.stages)
+                state = staging.producer_state(self.stages, place.taken)
                 ring.pipeline.producer_acquire(state)
                 stage = ring.stages[None, None, state.index]
                 if wide:

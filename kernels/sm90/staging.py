@@ -8,7 +8,7 @@ import cutlass.cute as cute
 from cutlass import Int32, pipeline
 from cutlass.cute.nvgpu import cpasync
 from cutlass.utils import LayoutEnum
-from flash_attn.cute.pipeline import PipelineAsync, PipelineTmaAsync
+from flash_attn.cute.pipeline import PipelineAsync, PipelineStateSimple, PipelineTmaAsync
 from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import packed
@@ -69,6 +69,12 @@ def copy_pipeline(barriers, stages: int, producer_warps: int, consumer_warps: in
         producer_group=_group(producer_warps * WARP), consumer_group=_group(consumer_warps),
         elect_one_release=True, defer_sync=True,
     )  # fmt: skip
+
+
+def producer_state(stages: int, number) -> PipelineStateSimple:
+    """Where the producer of a ring is that fills a stage for the time of this number. At first a
+    stage is empty, so the producer is a round ahead of a consumer."""
+    return PipelineStateSimple(stages, number + stages)
 
 
 def by_head(tensor: cute.Tensor) -> cute.Tensor:
