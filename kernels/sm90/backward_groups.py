@@ -34,8 +34,9 @@ from quack import copy_utils, layout_utils, sm90_utils
 from kernels.common import packed, symbolic, tile_slots
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, backward_statistics, staging
-from kernels.sm90.backward_parts import Loads, Sizes, store_gradient
+from kernels.sm90.backward_parts import Loads, store_gradient
 from kernels.sm90.backward_statistics import DELTA, LANE_STATISTICS, LSE, Statistics
+from kernels.sm90.key_tiles import KeyTile, Sizes
 from kernels.sm90.masks import Edge, KeyBounds, Masks
 from kernels.sm90.output import Output
 from kernels.sm90.softmax import LOG2_E
@@ -51,19 +52,11 @@ VECTOR = 4  # fp32 in 16 bytes
 AHEAD = 64
 
 
-class Tile(NamedTuple):
-    """What a CTA works on."""
+@dataclass
+class GroupTile(KeyTile):
+    """What a CTA works on, and where the workspace has logsumexp, delta and dQ."""
 
-    row: Int32  # its first key, of its sequence
-    head: Int32  # of keys and values
-    batch: Int32  # varlen: 0
-    rows: Int32  # queries of the sequence
-    keys: Int32  # 0 where the CTA has no tile
-    end_q: Int32  # varlen: the row of q after the sequence's last
-    end_k: Int32
-    place: Int32  # varlen: of the sequence's first row in the workspace
-    begin: Int32  # query tiles of a head that see any of the keys, [begin, end)
-    end: Int32
+    workspace_row: Int32  # of the sequence's first query
 
 
 class Step(NamedTuple):
@@ -232,7 +225,7 @@ class BackwardGroups:
         tma_v: cute.Tensor,
         atom_do: cute.CopyAtom,
         tma_do: cute.Tensor,
-        lse: cute.Tensor,
+        lse_log2: cute.Tensor,
         delta: cute.Tensor,
         dq_accum: cute.Tensor,
         dk: cute.Tensor,
@@ -280,22 +273,22 @@ class BackwardGroups:
             Load(atom_v, tma_v, sv, pipeline_v),
             Load(atom_do, tma_do, sdo, pipeline_do),
         )
-        rows = Statistics(lse, delta, storage.rows.get_tensor(statistics), pipeline_rows)
+        rows = Statistics(lse_log2, delta, storage.rows.get_tensor(statistics), pipeline_rows)
         tile = self.tile(sizes, offsets_q, offsets_k)
         pipeline.pipeline_init_wait()
         if tile.row < tile.keys:
             if warp < WARPS:
                 cute.arch.setmaxregister_decrease(self.producer_registers)
                 if warp == 0:
-                    self.load(tile, sizes, loads)
+                    self.load(tile, loads)
                 if warp == 1:
-                    self.load_statistics(tile, sizes, rows)
+                    self.load_statistics(tile, rows)
             else:
                 cute.arch.setmaxregister_increase(self.consumer_registers)
                 wg = self.warpgroup(
                     loads, rows, pipeline_ds, sds, dq_accum, mma_scores, mma_sums, mma_dq
                 )
-                self.compute(wg, tile, sizes, scale * LOG2_E)
+                self.compute(wg, tile, scale * LOG2_E)
                 row = tile.row + wg.index * ROWS
                 store_gradient(self.output, tile, row, wg.thread, wg.sums_v, Float32(1.0), dv)
                 store_gradient(self.output, tile, row, wg.thread, wg.sums_k, scale, dk)
@@ -303,22 +296,25 @@ class BackwardGroups:
     # What a CTA works on
 
     @cute.jit
-    def tile(self, sizes: Sizes, offsets_q, offsets_k) -> Tile:
+    def tile(self, sizes: Sizes, offsets_q, offsets_k) -> GroupTile:
         cta, _, _ = cute.arch.block_idx()
-        rows, keys, end_q, end_k, first = sizes.rows, sizes.keys, Int32(0), Int32(0), Int32(0)
+        rows, keys = sizes.rows, sizes.keys
+        end_q, end_k, workspace_row = Int32(0), Int32(0), Int32(0)
         if const_expr(self.varlen):
             place = tile_slots.packed_place(cta, offsets_k, self.keys)
             head, index, batch = place.head, place.sequence, Int32(0)
             begin_q, end_q, end_k = offsets_q[index], offsets_q[index + 1], offsets_k[index + 1]
             rows = cutlass.max(end_q - begin_q, 0)
             keys = end_k - offsets_k[index] if place.tiles > 0 else 0
-            first = (begin_q + index * ROWS) // ROWS * ROWS
+            workspace_row = (begin_q + index * ROWS) // ROWS * ROWS
         else:
             place = backward_parts.dense_place(cta, sizes.blocks, sizes.heads, sizes.together)
             head, batch = place.head % sizes.heads_kv, place.head // sizes.heads_kv
         row = place.tile * self.keys if place.tiles > 0 else 0
         begin, end, _ = self.query_tiles(row, self.keys, rows, keys)
-        return Tile(row, head, batch, rows, keys, end_q, end_k, first, begin, end)
+        return GroupTile(
+            row, head, batch, rows, keys, end_q, end_k, begin, end, sizes.ratio, workspace_row
+        )
 
     @cute.jit
     def query_tiles(self, row: Int32, count: cutlass.Constexpr, rows: Int32, keys: Int32):
@@ -334,18 +330,18 @@ class BackwardGroups:
             free = end
         return begin, end, free
 
-    def steps(self, tile: Tile, sizes: Sizes) -> Int32:
-        return sizes.ratio * (tile.end - tile.begin)
+    def steps(self, tile: GroupTile) -> Int32:
+        return tile.heads * (tile.end - tile.begin)
 
-    def place(self, number: Int32, tile: Tile, sizes: Sizes):
-        """The query tile and the head of a step: head by head, from a head's first tile on."""
+    def at(self, number: Int32, tile: GroupTile) -> Step:
+        """The step of a number: head by head, from a head's first query tile on."""
         tiles = tile.end - tile.begin
-        return tile.begin + number % tiles, tile.head * sizes.ratio + number // tiles
+        return Step(number, tile.begin + number % tiles, tile.query_head(number // tiles))
 
     # The warps that load
 
     @cute.jit
-    def load(self, tile: Tile, sizes: Sizes, loads: Loads):
+    def load(self, tile: GroupTile, loads: Loads):
         """Loads the keys and values, and Q and dO of all query tiles."""
         first = staging.producer_state(1, Int32(0))
         for once in (loads.k, loads.v):
@@ -353,30 +349,28 @@ class BackwardGroups:
                 once.source, tile.head, tile.batch, tile.keys, tile.end_k, self.varlen
             )
             staging.load_rows(once, source, tile.row, first)
-        for number in cutlass.range(self.steps(tile, sizes), unroll=1):
-            query_tile, head = self.place(number, tile, sizes)
-            state = staging.producer_state(self.stages, number)
+        for number in cutlass.range(self.steps(tile), unroll=1):
+            step, state = self.at(number, tile), staging.producer_state(self.stages, number)
             for streamed in (loads.q, loads.dout):
                 source = staging.rows_of(
-                    streamed.source, head, tile.batch, tile.rows, tile.end_q, self.varlen
+                    streamed.source, step.head, tile.batch, tile.rows, tile.end_q, self.varlen
                 )
-                staging.load_rows(streamed, source, query_tile * ROWS, state)
+                staging.load_rows(streamed, source, step.query_tile * ROWS, state)
 
     @cute.jit
-    def load_statistics(self, tile: Tile, sizes: Sizes, statistics: Statistics):
+    def load_statistics(self, tile: GroupTile, statistics: Statistics):
         """Brings lse and delta of all query tiles. A query that is none gets an lse of infinity:
         its P is zero."""
         lane = cute.arch.lane_idx()
-        for number in cutlass.range(self.steps(tile, sizes), unroll=1):
-            query_tile, head = self.place(number, tile, sizes)
-            state = staging.producer_state(self.stages, number)
-            whose = head, tile.batch, tile.place, self.varlen
+        for number in cutlass.range(self.steps(tile), unroll=1):
+            step, state = self.at(number, tile), staging.producer_state(self.stages, number)
+            whose = step.head, tile.batch, tile.workspace_row, self.varlen
             lse, delta = (
                 staging.row_numbers(numbers, *whose)
                 for numbers in (statistics.lse, statistics.delta)
             )
             backward_statistics.bring(
-                statistics, lse, delta, query_tile * ROWS, tile.rows, lane, state,
+                statistics, lse, delta, step.query_tile * ROWS, tile.rows, lane, state,
                 missing=Float32.inf,
             )  # fmt: skip
 
@@ -422,7 +416,7 @@ class BackwardGroups:
         )  # fmt: skip
 
     @cute.jit
-    def compute(self, wg: Warpgroup, tile: Tile, sizes: Sizes, scale_log2: Float32):
+    def compute(self, wg: Warpgroup, tile: GroupTile, scale_log2: Float32):
         """Computes dK and dV, and adds to dQ."""
         wg.sums_k.fill(0.0)
         wg.sums_v.fill(0.0)
@@ -437,9 +431,9 @@ class BackwardGroups:
             own_row = tile.row + wg.index * ROWS
             _, _, free = self.query_tiles(own_row, ROWS, tile.rows, tile.keys)
             number = Int32(0)
-            for h in cutlass.range(sizes.ratio, unroll=1):
-                head = tile.head * sizes.ratio + h
-                end = tile.end - 1 if h == sizes.ratio - 1 else tile.end
+            for h in cutlass.range(tile.heads, unroll=1):
+                head = tile.query_head(h)
+                end = tile.end - 1 if h == tile.heads - 1 else tile.end
                 end_masked = cutlass.min(free, end)
                 for query_tile in cutlass.range(tile.begin, end_masked, unroll=1):
                     step = Step(number, query_tile, head)
@@ -449,7 +443,7 @@ class BackwardGroups:
                     step = Step(number, query_tile, head)
                     self.step(wg, tile, step, bounds, scale_log2, masked=False, more=True)
                     number += 1
-            head = (tile.head + 1) * sizes.ratio - 1
+            head = (tile.head + 1) * tile.heads - 1
             step = Step(number, tile.end - 1, head)
             self.step(wg, tile, step, bounds, scale_log2, masked=True, more=False)
             self.issue_dq(wg, number + 1)
@@ -460,7 +454,7 @@ class BackwardGroups:
     def step(
         self,
         wg: Warpgroup,
-        tile: Tile,
+        tile: GroupTile,
         step: Step,
         bounds: KeyBounds,
         scale_log2: Float32,
@@ -559,21 +553,21 @@ class BackwardGroups:
         sm90_utils.gemm(wg.mma_dq, wg.part_of_dq, ds, keys, zero_init=True, wg_wait=-1)
 
     @cute.jit
-    def add_dq_before(self, wg: Warpgroup, tile: Tile, step: Step):
+    def add_dq_before(self, wg: Warpgroup, tile: GroupTile, step: Step):
         """Adds dQ of the step before."""
         first = step.query_tile == tile.begin
         head = step.head - 1 if first else step.head
         query_tile = tile.end - 1 if first else step.query_tile - 1
         self.add_dq(wg, self.address_of_dq(wg, tile, head, query_tile))
 
-    def address_of_dq(self, wg: Warpgroup, tile: Tile, head, query_tile) -> Int64:
+    def address_of_dq(self, wg: Warpgroup, tile: GroupTile, head, query_tile) -> Int64:
         """Where a thread adds its part of a tile's dQ: its vectors lie among those of the
         warpgroup's other threads."""
         part = ROWS * self.head_dim // COMPUTING
-        first = (tile.place // ROWS + query_tile) * COMPUTING + wg.index
+        first = (tile.workspace_row // ROWS + query_tile) * COMPUTING + wg.index
         offset = first * part + wg.thread * VECTOR
-        place = (head, offset) if self.varlen else (tile.batch, head, offset)
-        return utils.elem_pointer(wg.dq, place).toint()
+        index = (head, offset) if self.varlen else (tile.batch, head, offset)
+        return utils.elem_pointer(wg.dq, index).toint()
 
     @cute.jit
     def add_dq(self, wg: Warpgroup, address: Int64):
@@ -590,7 +584,7 @@ class BackwardGroups:
         backward_statistics.read(wg.statistics, LSE, wg.thread, state, wg.lse)
 
     @cute.jit
-    def bounds(self, wg: Warpgroup, tile: Tile) -> KeyBounds:
+    def bounds(self, wg: Warpgroup, tile: GroupTile) -> KeyBounds:
         """Which queries the keys of a thread's rows are seen by, as Masks takes it. A row that is
         no key is seen from a query on that there is not."""
         thread = wg.thread + wg.index * WARPGROUP
@@ -599,8 +593,8 @@ class BackwardGroups:
         first = []
         for r in cutlass.range_constexpr(2):
             key = tile.row + where[r, 0][0]
-            place = key + tile.rows - tile.keys - where[0, 0][1]
-            seen = place if self.causal else Int32(0)
+            own_query = key + tile.rows - tile.keys - where[0, 0][1]
+            seen = own_query if self.causal else Int32(0)
             first.append(seen if key < tile.keys else tile.rows)
         return KeyBounds(tuple(first), (tile.rows,) * 2, Int32(0), Int32(0), Int32(0))
 

@@ -39,21 +39,16 @@ from quack import layout_utils, sm90_utils
 from kernels.common import packed, symbolic, tile_slots
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, backward_statistics, staging
-from kernels.sm90.backward_parts import Loads, Sizes, store_gradient
+from kernels.sm90.backward_parts import Loads, store_gradient
 from kernels.sm90.backward_statistics import DELTA, LSE, Statistics
 from kernels.sm90.barriers import Barrier
 from kernels.sm90.key_lists import PARTS
-from kernels.sm90.key_masks import Tile
+from kernels.sm90.key_masks import ClusterTile
+from kernels.sm90.key_tiles import KeyTile, Sizes
 from kernels.sm90.output import Output
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
-from kernels.sm90.visibility import (
-    BoundsOfKeys,
-    QueryPlace,
-    Visibility,
-    key_masks_of,
-    visibility_of,
-)
+from kernels.sm90.visibility import BoundsOfKeys, Step, Visibility, key_masks_of, visibility_of
 from kernels.sm90.warpgroups import PAIR, ROW_LANES, ROWS, WARP, WARPGROUP
 
 WARPS = WARPGROUP // WARP
@@ -97,11 +92,11 @@ class Warpgroup:
     sums: cute.Tensor  # dV or dK
 
 
-class Step(NamedTuple):
-    """A query tile, and the one before."""
+class Iteration(NamedTuple):
+    """A step, and where the rings are in it and in the one before."""
 
-    tile: Tile
-    place: QueryPlace
+    tile: ClusterTile
+    step: Step
     visibility: Visibility
     bounds: BoundsOfKeys
     before: PipelineStateSimple
@@ -287,8 +282,8 @@ class BackwardKeys:
             packed.clear_outside(dk, offsets_k)
             packed.clear_outside(dv, offsets_k)
         tile = self.tile(sizes, splits, offsets_q, offsets_k, visibility)
-        sums_v = self.sums(storage.dout, self.head_dim_v)
-        sums_k = self.sums(storage.q, self.head_dim)
+        sums_v = self.shared_sums(storage.dout, self.head_dim_v)
+        sums_k = self.shared_sums(storage.q, self.head_dim)
         pipeline.pipeline_init_wait()
         if tile.row < tile.keys:
             if warp < WARPS:
@@ -309,22 +304,22 @@ class BackwardKeys:
                     wg = self.warpgroup(
                         loads.k, loads.q, loads.dout, rows, handover, mma_scores, mma_dv
                     )
-                    self.sum_values(wg, tile, visibility, ring, scale * LOG2_E)
+                    self.compute_dv(wg, tile, visibility, ring, scale * LOG2_E)
                     ours = Float32(2.0**-EXPONENT)
-                    self.put(self.output_v, wg, tile, ours, splits, sums_v, dv)
+                    self.store(self.output_v, wg, tile, ours, splits, sums_v, dv)
                 else:
                     wg = self.warpgroup(
                         loads.v, loads.dout, loads.q, rows, handover, mma_scores, mma_dk
                     )
-                    self.sum_keys(wg, tile, visibility)
-                    self.put(self.output_k, wg, tile, scale, splits, sums_k, dk)
+                    self.compute_dk(wg, tile, visibility)
+                    self.store(self.output_k, wg, tile, scale, splits, sums_k, dk)
 
     # What a CTA works on
 
     @cute.jit
     def tile(
         self, sizes: Sizes, splits: Int32, offsets_q, offsets_k, visibility: Visibility
-    ) -> Tile:
+    ) -> ClusterTile:
         cta, _, _ = cute.arch.block_idx()
         split, cta = cta % splits, cta // splits
         if const_expr(self.varlen):
@@ -344,15 +339,15 @@ class BackwardKeys:
         steps = sizes.ratio * (end - begin)
         share = cute.ceil_div(steps, splits)
         skipped = cutlass.min(split * share, steps)
-        return Tile(
-            row, head, batch, rows, keys, end_q, end_k, begin, end, *free, sizes.ratio,
-            skipped, cutlass.min(share, steps - skipped),
+        return ClusterTile(
+            row, head, batch, rows, keys, end_q, end_k, begin, end, sizes.ratio, *free, skipped,
+            cutlass.min(share, steps - skipped),
         )  # fmt: skip
 
     # The warps that load
 
     @cute.jit
-    def load(self, tile: Tile, visibility: Visibility, loads: Loads):
+    def load(self, tile: ClusterTile, visibility: Visibility, loads: Loads):
         """Loads the keys and values, and Q and dO of all query tiles."""
         steps = self.masks.steps(tile, visibility)
         if steps > 0:
@@ -363,28 +358,28 @@ class BackwardKeys:
                 )
                 staging.load_rows(once, source, tile.row, first)
             state = staging.producer_state(self.stages, Int32(0))
-            place = self.masks.first(tile, visibility)
+            step = self.masks.first(tile, visibility)
             for _ in cutlass.range(steps, unroll=1):
-                row = self.masks.number(tile, place, visibility) * ROWS
+                row = self.masks.number(tile, step, visibility) * ROWS
                 for streamed in (loads.q, loads.dout):
                     source = staging.rows_of(
-                        streamed.source, tile.query_head(place), tile.batch, tile.rows,
+                        streamed.source, tile.query_head(step.head), tile.batch, tile.rows,
                         tile.end_q, self.varlen,
                     )  # fmt: skip
                     staging.load_rows(streamed, source, row, state)
                 state.advance()
-                place = self.masks.following(tile, place, visibility)
+                step = self.masks.following(tile, step, visibility)
 
     @cute.jit
-    def load_statistics(self, tile: Tile, visibility: Visibility, statistics: Statistics):
+    def load_statistics(self, tile: ClusterTile, visibility: Visibility, statistics: Statistics):
         """Brings lse and delta of all query tiles, with the powers of two that P's takes. A query
         that is none, or that sees no key, gets an lse of infinity: its P is zero."""
         state = staging.producer_state(self.stages, Int32(0))
-        place = self.masks.first(tile, visibility)
+        step = self.masks.first(tile, visibility)
         lane = cute.arch.lane_idx()
         for _ in cutlass.range(self.masks.steps(tile, visibility), unroll=1):
-            row = self.masks.number(tile, place, visibility) * ROWS
-            whose = tile.query_head(place), tile.batch, tile.end_q - tile.rows, self.varlen
+            row = self.masks.number(tile, step, visibility) * ROWS
+            whose = tile.query_head(step.head), tile.batch, tile.end_q - tile.rows, self.varlen
             lse, delta = (
                 staging.row_numbers(numbers, *whose)
                 for numbers in (statistics.lse, statistics.delta)
@@ -394,7 +389,7 @@ class BackwardKeys:
                 missing=-Float32.inf, taken=self.scaled,
             )  # fmt: skip
             state.advance()
-            place = self.masks.following(tile, place, visibility)
+            step = self.masks.following(tile, step, visibility)
 
     def scaled(self, lse: Float32, delta: Float32):
         """A query's logsumexp in base 2 and its delta, with the powers of two that P's takes."""
@@ -433,53 +428,53 @@ class BackwardKeys:
         )  # fmt: skip
 
     @cute.jit
-    def sum_values(
-        self, wg: Warpgroup, tile: Tile, visibility: Visibility, ring, scale_log2: Float32
+    def compute_dv(
+        self, wg: Warpgroup, tile: ClusterTile, visibility: Visibility, ring, scale_log2: Float32
     ):
         """Computes P^T and dV."""
         bounds = self.masks.bounds(tile, visibility, wg.thread, wg.mma_scores, ring)
         edges = self.masks.edges
         steps = self.masks.steps(tile, visibility)
         if steps > 0:
-            state, place = self.consumer_state(), self.masks.first(tile, visibility)
+            state, step = self.consumer_state(), self.masks.first(tile, visibility)
             self.first_scores(wg, state)
             lse = self.of_columns(wg, LSE, state)
             if const_expr(len(edges) > 1):  # noqa: SIM102, the other at run time
-                if not self.masks.has(None, tile, place):
-                    fetched = self.masks.fetch(place, bounds, edges[-1])
-                    self.masks.mask(wg.scores, place, bounds, edges[-1], visibility, fetched)
+                if not self.masks.has(None, tile, step):
+                    fetched = self.masks.fetch(step, bounds, edges[-1])
+                    self.masks.mask(wg.scores, step, bounds, edges[-1], visibility, fetched)
             self.probabilities(wg, lse, scale_log2, state)
             self.convert(wg)
             for _ in cutlass.range(1, steps, unroll=1):
                 before = state.clone()
                 state.advance()
-                place = self.masks.following(tile, place, visibility)
-                at = Step(tile, place, visibility, bounds, before, state)
-                self.add_values(wg, at, scale_log2, edges)
+                step = self.masks.following(tile, step, visibility)
+                at = Iteration(tile, step, visibility, bounds, before, state)
+                self.step_dv(wg, at, scale_log2, edges)
                 self.convert(wg)
             self.last_sums(wg, state)
 
     @cute.jit
-    def add_values(self, wg: Warpgroup, at: Step, scale_log2, edges: cutlass.Constexpr):
+    def step_dv(self, wg: Warpgroup, at: Iteration, scale_log2, edges: cutlass.Constexpr):
         """Computes P^T of a query tile, which has one of these edges, and dV of the one before."""
         # A branch between the issue of a product and the wait for it would make the compiler wait
         # at the branch, so each way has both.
         if const_expr(len(edges) == 1):
             self.issue(wg, at.before, at.state)
             lse = self.of_columns(wg, LSE, at.state)
-            fetched = self.masks.fetch(at.place, at.bounds, edges[0])
+            fetched = self.masks.fetch(at.step, at.bounds, edges[0])
             self.await_scores(wg, at.state)
-            self.masks.mask(wg.scores, at.place, at.bounds, edges[0], at.visibility, fetched)
+            self.masks.mask(wg.scores, at.step, at.bounds, edges[0], at.visibility, fetched)
             self.probabilities(wg, lse, scale_log2, at.state)
             self.await_sums(wg, at.before)
         else:
-            if self.masks.has(edges[0], at.tile, at.place):
-                self.add_values(wg, at, scale_log2, edges[:1])
+            if self.masks.has(edges[0], at.tile, at.step):
+                self.step_dv(wg, at, scale_log2, edges[:1])
             else:
-                self.add_values(wg, at, scale_log2, edges[1:])
+                self.step_dv(wg, at, scale_log2, edges[1:])
 
     @cute.jit
-    def sum_keys(self, wg: Warpgroup, tile: Tile, visibility: Visibility):
+    def compute_dk(self, wg: Warpgroup, tile: ClusterTile, visibility: Visibility):
         """Computes dS^T and dK."""
         steps = self.masks.steps(tile, visibility)
         if steps > 0:
@@ -591,19 +586,8 @@ class BackwardKeys:
         for r in cutlass.range_constexpr(2):
             difference = weights[r, None].load() * 2.0**-EXPONENT - delta.load()
             weights[r, None].store(probabilities[r, None].load().to(Float32) * difference)
-        index = state.index + self.zero_after(wg.scores)
+        index = state.index + backward_parts.zero_after_products(wg.scores)
         wg.handover.pipeline.consumer_release_w_index(index)
-
-    @cute.jit
-    def zero_after(self, products: cute.Tensor) -> Int32:
-        """Zero, which is known once all the products are: none is a NaN with all bits set, because
-        arithmetic makes none with a sign. What it releases stands before the wait for the tensor
-        cores, and the compiler would else compute the products after that wait."""
-        words = cute.recast_tensor(products, Int32)
-        bits = words[0]
-        for i in cutlass.range_constexpr(1, cute.size(words)):
-            bits = bits & words[i]
-        return Int32(bits == -1)
 
     @cute.jit
     def of_columns(self, wg: Warpgroup, which: cutlass.Constexpr, state) -> cute.Tensor:
@@ -616,7 +600,7 @@ class BackwardKeys:
 
     # The end
 
-    def sums(self, room, columns: int) -> cute.Tensor:
+    def shared_sums(self, room, columns: int) -> cute.Tensor:
         """The sums of a warpgroup's threads, in vectors: [of a vector, threads, vectors]. They take
         the room of two query tiles, once nothing of those is needed."""
         shape = (SUMS, WARPGROUP, ROWS * columns // (WARPGROUP * SUMS))
@@ -626,7 +610,7 @@ class BackwardKeys:
         return cute.make_tensor(pointer, cute.make_layout(shape))
 
     @cute.jit
-    def put(self, output: Output, wg: Warpgroup, tile: Tile, scale, splits, sums, gradient):
+    def store(self, output: Output, wg: Warpgroup, tile: KeyTile, scale, splits, sums, gradient):
         """Stores dK or dV. The CTAs of a cluster divide its columns, and store the sums of all."""
         whole = const_expr(self.biased)
         if whole or splits == 1:
@@ -648,7 +632,7 @@ class BackwardKeys:
         cute.arch.cluster_wait()
 
     @cute.jit
-    def store_columns(self, wg: Warpgroup, tile: Tile, scale, splits, sums, gradient):
+    def store_columns(self, wg: Warpgroup, tile: KeyTile, scale, splits, sums, gradient):
         """Stores this CTA's columns of dK or dV: of every so many vectors of the sums, one."""
         target = staging.plain_rows(
             staging.by_head(gradient), tile.head, tile.batch, tile.end_k - tile.keys, self.varlen

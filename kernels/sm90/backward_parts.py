@@ -9,10 +9,9 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr
 from flash_attn.cute import utils
 
-from kernels.common import tile_slots
-from kernels.common.packed import Offsets
 from kernels.common.tile_slots import Place
 from kernels.sm90 import staging
+from kernels.sm90.key_tiles import KeyTile
 from kernels.sm90.output import Destination, Output
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
@@ -32,32 +31,6 @@ class Loads:
     k: Load
     v: Load
     dout: Load
-
-
-class Sizes(NamedTuple):
-    """What the tiles of a grid have in common, where they are key blocks."""
-
-    rows: Int32  # queries and keys, varlen: of all sequences
-    keys: Int32
-    heads_kv: Int32
-    ratio: Int32  # query heads of a key/value head
-    blocks: Int32  # key blocks of a head; varlen: as many as there may be
-    heads: Int32  # key/value heads, dense: of all batch elements
-    together: Int32  # dense: heads whose key blocks are worked on together
-
-    @classmethod
-    def of(
-        cls, q: cute.Tensor, k: cute.Tensor, offsets_k: Offsets | None, block_n: int,
-        together: Int32,
-    ):  # fmt: skip
-        """The sizes of tensors as the caller gave them."""
-        *leading, heads, _ = q.shape
-        rows, keys, heads_kv = leading[-1], k.shape[-3], k.shape[-2]
-        if offsets_k is None:
-            blocks, all_heads = cute.ceil_div(keys, block_n), heads_kv * leading[0]
-        else:
-            blocks, all_heads = tile_slots.packed_slots(offsets_k, block_n), heads_kv
-        return cls(rows, keys, heads_kv, heads // heads_kv, blocks, all_heads, together)
 
 
 class Gradient(NamedTuple):
@@ -98,7 +71,7 @@ def base_2(lse: Float32, biased: cutlass.Constexpr = False) -> Float32:
 
 
 @cute.jit
-def zero_after(exponentials: cute.Tensor) -> Int32:
+def zero_after_exponentials(exponentials: cute.Tensor) -> Int32:
     """Zero, which is known once all the exponentials are: none is minus zero. Where products wait
     for it, the compiler cannot compute exponentials between them, which would stretch a turn."""
     words, bits = cute.recast_tensor(exponentials, Int32), Int32(0)
@@ -108,7 +81,19 @@ def zero_after(exponentials: cute.Tensor) -> Int32:
 
 
 @cute.jit
-def store_gradient(output: Output, tile, row, thread, sums: cute.Tensor, scale, gradient):
+def zero_after_products(products: cute.Tensor) -> Int32:
+    """Zero, which is known once all the products are: none is a NaN with all bits set, because
+    arithmetic makes none with a sign. What it releases stands before the wait for the tensor cores,
+    and the compiler would else compute the products after that wait."""
+    words = cute.recast_tensor(products, Int32)
+    bits = words[0]
+    for i in cutlass.range_constexpr(1, cute.size(words)):
+        bits = bits & words[i]
+    return Int32(bits == -1)
+
+
+@cute.jit
+def store_gradient(output: Output, tile: KeyTile, row, thread, sums: cute.Tensor, scale, gradient):
     """Stores a warpgroup's rows of dK or dV, from `row` on. They are keys of the tile."""
     sums.store(sums.load() * scale)
     result = cute.make_rmem_tensor_like(sums, output.dtype)

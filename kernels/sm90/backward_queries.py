@@ -520,7 +520,7 @@ class BackwardQueries:
         x = group.operands
         self.probabilities(group, position, edge, fetched)
         group.loads.v.pipeline.consumer_wait(states.v)
-        self.turns.wait(group.index, backward_parts.zero_after(x.scores))
+        self.turns.wait(group.index, backward_parts.zero_after_exponentials(x.scores))
         self.issue_d_scores(group, states)
         self.turns.end(group.index)
         warpgroup.wait_group(0)
