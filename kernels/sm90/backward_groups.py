@@ -4,7 +4,7 @@ A CTA has 128 keys of one key/value head, 64 for each of two warpgroups, and goe
 tiles of all query heads of the group, so that dK and dV are complete in its registers. Per query
 tile a warpgroup computes
 
-    S^T = K Q^T,  P^T = exp2(scale S^T - lse),  dV += P^T dO,
+    S^T = K Q^T,  P^T = exp(scale S^T - logsumexp),  dV += P^T dO,
     dP^T = V dO^T,  dS^T = P^T (dP^T - delta),  dK += dS^T Q
 
 with P^T and dS^T as operands from registers. dS^T also goes to shared memory, where both

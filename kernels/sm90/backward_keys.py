@@ -5,17 +5,23 @@ group, so that dK and dV are complete in its registers. Nothing is added up in m
 blocks are too few for the SMs, the CTAs of a cluster divide the query tiles of a key block. Each
 leaves its sums in its shared memory, and all of them add these up, in a fixed order.
 
-Two warpgroups divide the work by its result. One computes P^T = exp2(K Q^T) and dV += P^T dO, the
-other dP^T = V dO^T and dK += (P^T * (dP^T - delta)) Q. Both are the same loop: scores from a
-resident operand and a streamed tile, then a product of 16-bit weights, which stay in registers, and
-the other streamed tile. The scores of a query tile are issued together with the product of the tile
-before, so that the tensor cores have work during the pointwise part. Accumulators of the scores
-have the same layout in both warpgroups, so a thread hands its P^T to the thread of the same number,
-in vectors of 16 bytes through shared memory.
+Two warpgroups divide the work by its result. One computes
 
-Shared memory is what bounds the kernel, so P^T is handed over in 16 bits: as fp16, times 2^8. Its
-relative error is 2^-12, which is little beside that of dS^T in 16 bits, and its absolute error,
-where it is small, 2^-33.
+    S^T = K Q^T,  P^T = exp(scale S^T - logsumexp),  dV += P^T dO
+
+and the other
+
+    dP^T = V dO^T,  dS^T = P^T (dP^T - delta),  dK += dS^T Q
+
+Both are the same loop: scores from a resident operand and a streamed tile, then a product of 16-bit
+weights, which stay in registers, and the other streamed tile. The scores of a query tile are issued
+together with the product of the tile before, so that the tensor cores have work during the
+pointwise part. Accumulators of the scores have the same layout in both warpgroups, so a thread
+hands its P^T to the thread of the same number, in vectors of 16 bytes through shared memory.
+
+Shared memory is what bounds the kernel, so P^T is handed over in 16 bits: as fp16, times 2^8. That
+rounds it by a relative error of at most 2^-11, an eighth of bf16's and as much as fp16's own, or
+where it is small, by at most 2^-33.
 
 Which query tiles a key block visits, and what of their scores is masked, is for key_masks.py to
 say, or with a bias for key_lists.py.

@@ -20,8 +20,8 @@ from kernels.sm90.warpgroups import WARP
 # Heads whose rows take this many bytes are in work at a time: what a CTA reads block by block then
 # stays in L2, which has 50 MB, beside what is read and written once.
 IN_L2 = 32 << 20
-# A logsumexp farther from zero than this is rounded to sixteenths or more, because of a large bias.
-# Probabilities computed from it would be wrong by 4% or more, or infinite.
+# A large bias makes a logsumexp that is farther from zero than this. fp32 rounds it to eighths or
+# coarser, so probabilities computed from it may be off by 6% or more, or infinite.
 FARTHEST_LOGSUMEXP = 2.0**20
 
 
@@ -34,7 +34,8 @@ class Loads:
 
 
 class Gradient(NamedTuple):
-    """The rows of dK or dV, as Output takes them."""
+    """A tile of dK or dV, as Output takes one. Output's rows are queries, so these fields have the
+    names of queries, but hold the keys and their end."""
 
     head: Int32
     batch: Int32

@@ -3,7 +3,7 @@
 A CTA works on one query tile, in two consumer warpgroups of 64 rows each. Per key block each
 computes
 
-    S = Q K^T,  P = exp(scale S - lse),  dP = dO V^T,  dS = P (dP - delta),  dQ += dS K
+    S = Q K^T,  P = exp(scale S - logsumexp),  dP = dO V^T,  dS = P (dP - delta),  dQ += dS K
 
 with dS as an operand from registers and dQ in registers until its end: no accumulator in memory,
 no order of additions that varies. What lies between two products of one warpgroup is computed

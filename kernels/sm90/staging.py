@@ -19,7 +19,7 @@ VECTOR = 8  # elements of 2 bytes in 16 bytes
 
 @dataclass(frozen=True)
 class Load:
-    """One of q, k and v on its way to shared memory."""
+    """A tensor on its way to shared memory: q, k, v or dO."""
 
     atom: cute.CopyAtom
     source: cute.Tensor  # [seqlen, head_dim, heads, batch or pages], as TMA takes coordinates
