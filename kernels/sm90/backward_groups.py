@@ -41,10 +41,9 @@ from kernels.sm90.masks import Edge, KeyBounds, Masks
 from kernels.sm90.output import Output
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
-from kernels.sm90.warpgroups import ROWS, WARP, WARPGROUP
+from kernels.sm90.warpgroups import ROWS, WARPGROUP, WARPS
 from kernels.sm90.window import Window
 
-WARPS = WARPGROUP // WARP
 COMPUTING = 2  # warpgroups that compute
 DS_STAGES = 2  # this step's dS, and that of the step before
 VECTOR = 4  # fp32 in 16 bytes

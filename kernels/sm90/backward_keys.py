@@ -55,9 +55,8 @@ from kernels.sm90.output import Output
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
 from kernels.sm90.visibility import BoundsOfKeys, Step, Visibility, key_masks_of, visibility_of
-from kernels.sm90.warpgroups import PAIR, ROW_LANES, ROWS, WARP, WARPGROUP
+from kernels.sm90.warpgroups import PAIR, ROW_LANES, ROWS, WARP, WARP_ROWS, WARPGROUP, WARPS
 
-WARPS = WARPGROUP // WARP
 # P takes this power of two on its way. It is one at most, so fp16 leaves room for 256 times what it
 # should be, where the caller's logsumexp is not that of these keys.
 EXPONENT = 8
@@ -644,7 +643,7 @@ class BackwardKeys:
             staging.by_head(gradient), tile.head, tile.batch, tile.end_k - tile.keys, self.varlen
         )
         lane = wg.thread % WARP
-        row = tile.row + wg.thread // WARP * (ROWS // WARPS) + lane // ROW_LANES
+        row = tile.row + wg.thread // WARP * WARP_ROWS + lane // ROW_LANES
         split = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
         for i in cutlass.range(split, cute.size(sums, mode=[2]), splits, unroll=1):
             ours = utils.elem_pointer(sums, (0, wg.thread, i))

@@ -38,11 +38,10 @@ from kernels.sm90.schedule import Schedule, Tile
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
 from kernels.sm90.visibility import Bounds, Visibility, masks_of, visibility_of
-from kernels.sm90.warpgroups import ROWS, WARPGROUP, Turns
+from kernels.sm90.warpgroups import ROW_LANES, ROWS, WARP, WARP_ROWS, WARPGROUP, WARPS, Turns
 
 TILE_WORDS = 12  # int32, of a Tile and padding
 VECTOR = 8  # elements of 16 bytes
-ROW_LANES = 4  # that hold a row of an accumulator
 # Named barriers, one a warpgroup, behind those of the turns.
 ROWS_READ = max(Barrier) + 1
 
@@ -249,12 +248,12 @@ class BackwardQueries:
         storage = SmemAllocator().allocate(
             self.shared_storage(sq_layout, sdo_layout, sk_layout, sv_layout)
         )
-        all_warps, own_warps = self.consumers // 32, WARPGROUP // 32
+        all_warps = self.warpgroups * WARPS
         pipeline_q = staging.tma_pipeline(
-            self.dtype, storage.barriers_q, sq_layout, self.warpgroups, own_warps
+            self.dtype, storage.barriers_q, sq_layout, self.warpgroups, WARPS
         )
         pipeline_do = staging.tma_pipeline(
-            self.dtype, storage.barriers_do, sdo_layout, self.warpgroups, own_warps
+            self.dtype, storage.barriers_do, sdo_layout, self.warpgroups, WARPS
         )
         pipeline_k = staging.tma_pipeline(
             self.dtype, storage.barriers_k, sk_layout, self.k_stages, all_warps
@@ -280,7 +279,7 @@ class BackwardQueries:
             packed.clear_outside(uncovered, order.offsets_q)
         pipeline.pipeline_init_wait()  # the tile is in shared memory, too
         tile = self.read(words)
-        if warp < WARPGROUP // 32:
+        if warp < WARPS:
             cute.arch.setmaxregister_decrease(self.producer_registers)
             if warp == 0 and tile.end > 0:
                 self.load(tile, visibility, loads)
@@ -421,7 +420,8 @@ class BackwardQueries:
         utils.cvt_f16(dq, result)
         # dQ leaves through the room of the warpgroup's rows of Q.
         cute.arch.barrier(barrier_id=ROWS_READ + index, number_of_threads=WARPGROUP)
-        row = tile.row + index * ROWS + cute.arch.make_warp_uniform(thread // 32) * (ROWS // 4)
+        warp = cute.arch.make_warp_uniform(thread // WARP)
+        row = tile.row + index * ROWS + warp * WARP_ROWS
         self.output.write_by_tma(tile, row, index, thread, result, to, mma_dq)
         self.output.finish()
 
@@ -438,7 +438,7 @@ class BackwardQueries:
         whose = tile.head, tile.batch, tile.end_q - tile.rows, self.varlen
         o, dout = (staging.plain_rows(tensor, *whose) for tensor in (rows.o, rows.dout))
         lse, delta = (staging.row_numbers(numbers, *whose) for numbers in (rows.lse, rows.delta))
-        first = tile.row + index * ROWS + thread // 32 * 16 + thread % 32 // ROW_LANES
+        first = tile.row + index * ROWS + thread // WARP * WARP_ROWS + thread % WARP // ROW_LANES
         vectors = self.head_dim_v // (VECTOR * ROW_LANES)
         ours, theirs = (cute.make_rmem_tensor((VECTOR, vectors, 2), self.dtype) for _ in range(2))
         for r in cutlass.range_constexpr(2):

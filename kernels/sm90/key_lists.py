@@ -25,7 +25,7 @@ from kernels.sm90.bias import ALL, BIASED, FREE, Bias
 from kernels.sm90.key_masks import KeyMasks
 from kernels.sm90.key_tiles import KeyTile
 from kernels.sm90.masks import Edge
-from kernels.sm90.warpgroups import ROWS, WARP, WARPGROUP
+from kernels.sm90.warpgroups import ROWS, WARP, WARPS
 
 PARTS = 2  # warps that bring the bias, each half of the queries of a tile
 ELEMENT = 2  # bytes
@@ -184,7 +184,7 @@ class KeyLists(KeyMasks):
         shape = cute.make_layout((ROWS, ROWS, self.stages))
         return Ring(
             elements.get_tensor(shape),
-            staging.copy_pipeline(barriers, self.stages, PARTS, WARPGROUP // WARP),
+            staging.copy_pipeline(barriers, self.stages, PARTS, WARPS),
         )
 
     @cute.jit
