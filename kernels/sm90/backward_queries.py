@@ -337,16 +337,16 @@ class BackwardQueries:
         )
         state_k = pipeline.make_pipeline_state(producer, self.k_stages)
         state_v = pipeline.make_pipeline_state(producer, self.v_stages)
-        self.load_block(k, tile, tile.begin, visibility, state_k)
+        self.masks.load_block(k, tile, tile.begin, visibility, state_k)
         state_k.advance()
         self.load_queries(q, tile, state_q)
-        self.load_block(v, tile, tile.begin, visibility, state_v)
+        self.masks.load_block(v, tile, tile.begin, visibility, state_v)
         state_v.advance()
         self.load_queries(dout, tile, state_do)
         for position in cutlass.range(tile.begin + 1, tile.end, unroll=1):
-            self.load_block(k, tile, position, visibility, state_k)
+            self.masks.load_block(k, tile, position, visibility, state_k)
             state_k.advance()
-            self.load_block(v, tile, position, visibility, state_v)
+            self.masks.load_block(v, tile, position, visibility, state_v)
             state_v.advance()
 
     @cute.jit
@@ -358,13 +358,6 @@ class BackwardQueries:
         for i in cutlass.range_constexpr(self.warpgroups):
             staging.load_rows(load, source, tile.row + i * ROWS, state)
             state.advance()
-
-    def load_block(self, load: Load, tile: Tile, position: Int32, visibility: Visibility, state):
-        block = self.masks.block_at(tile, position, visibility)
-        source = staging.rows_of(
-            load.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen
-        )
-        staging.load_rows(load, source, block * self.tile_n, state)
 
     def operands(self, loads: Loads, mma_s, mma_dq) -> Operands:
         scores, frag_q, frag_k = sm90_utils.partition_fragment_ABC(
@@ -511,7 +504,7 @@ class BackwardQueries:
         if const_expr(self.biased) and self.masks.sees_all(group.bounds, position):
             self.weigh(group, states, position, None, None)
         else:
-            fetched = self.fetch(group, position, edge)
+            fetched = self.masks.fetch(position, group.bounds, group.visibility, edge)
             self.weigh(group, states, position, edge, fetched)
 
     @cute.jit
@@ -531,10 +524,6 @@ class BackwardQueries:
                 weights[r, None].load() * (d_scores[r, None].load() - group.rows.delta[r])
             )
         utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.d_scores), x.ds)
-
-    def fetch(self, group: Warpgroup, position, edge: Edge | None):
-        """Reads what a key block's mask needs of memory."""
-        return self.masks.fetch(position, group.bounds, group.visibility, edge) if edge else None
 
     @cute.jit
     def probabilities(self, group: Warpgroup, position, edge: cutlass.Constexpr, fetched):
@@ -556,7 +545,7 @@ class BackwardQueries:
         self.issue_dq(group, states)
         self.issue_scores(group, states)
         self.turns.end(group.index)
-        fetched = self.fetch(group, position, edge)
+        fetched = self.masks.fetch(position, group.bounds, group.visibility, edge)
         warpgroup.wait_group(1)
         keys.consumer_release(states.k_of_dq)
         warpgroup.wait_group(0)

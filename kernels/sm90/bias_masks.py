@@ -77,7 +77,7 @@ class BiasMasks(Masks):
         """Reads the bias of a key block as `mask` takes it, two elements at a time. Beyond the last
         key it reads the last ones, so that nothing branches, which may stand beside products."""
         words = None
-        if const_expr(edge.biased):
+        if const_expr(edge is not None and edge.biased):
             count = self.tile_n // COLUMNS
             words = cute.make_rmem_tensor((count, 2), Int32)
             first = (
