@@ -55,10 +55,12 @@ AHEAD = 64
 class GroupTile(KeyTile):
     """What a CTA works on, and where the workspace has logsumexp, delta and dQ."""
 
-    workspace_row: Int32  # of the sequence's first query
+    workspace_row: Int32  # varlen: of the sequence's first query
 
 
 class Step(NamedTuple):
+    """The work on a query tile of a head."""
+
     number: Int32
     query_tile: Int32
     head: Int32
@@ -515,8 +517,8 @@ class BackwardGroups:
 
     @cute.jit
     def derivatives(self, wg: Warpgroup):
-        """Replaces dP^T by dS^T = P^T (dP^T - delta). This P^T is the one in 16 bits: by now the
-        next S has the registers of the other."""
+        """Replaces dP^T by dS^T = P^T (dP^T - delta). P^T is that of dV, in 16 bits: the next S may
+        be in the registers of the other."""
         weights = cute.make_tensor(wg.weights_p.iterator, wg.scores.layout)
         weights = layout_utils.reshape_acc_to_mn(weights)
         differences = layout_utils.reshape_acc_to_mn(wg.d_scores)
