@@ -18,7 +18,7 @@ WEIGHTS_STAGES = 2  # Op.DECODE: tiles of P
 # int32 of a tile in the ring of kernels/sm90/schedule.py
 RING_WORDS = {Layout.DENSE: 8, Layout.VARLEN: 12, Layout.PAGED: 12}
 TILE_WORDS = 12  # the same of the one tile in kernels/sm90/backward_queries.py
-STATISTICS = 80  # fp32 of a query tile and padding, in kernels/sm90/backward_keys.py
+STATISTICS = 80  # fp32 of a query tile and padding (backward_statistics.py)
 DS_STAGES = 2  # tiles of dS in kernels/sm90/backward_groups.py
 
 

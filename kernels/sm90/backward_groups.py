@@ -4,7 +4,7 @@ A CTA has 128 keys of one key/value head, 64 for each of two warpgroups, and goe
 tiles of all query heads of the group, so that dK and dV are complete in its registers. Per query
 tile a warpgroup computes
 
-    S^T = K Q^T,  P^T = exp2(scale S^T - lse),  dV += P^T dO,
+    S^T = K Q^T,  P^T = exp(scale S^T - logsumexp),  dV += P^T dO,
     dP^T = V dO^T,  dS^T = P^T (dP^T - delta),  dK += dS^T Q
 
 with P^T and dS^T as operands from registers. dS^T also goes to shared memory, where both
@@ -33,55 +33,34 @@ from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import packed, symbolic, tile_slots
 from kernels.kernel import Kernel, Layout, Mask
-from kernels.sm90 import backward_parts, staging
-from kernels.sm90.backward_keys import DELTA, LANES_OF_ROW, LSE, PAIR, Gradient, Loads, Statistics
+from kernels.sm90 import backward_parts, backward_statistics, staging
+from kernels.sm90.backward_parts import Loads, store_gradient
+from kernels.sm90.backward_statistics import DELTA, LANE_STATISTICS, LSE, Statistics
+from kernels.sm90.key_tiles import KeyTile, Sizes
 from kernels.sm90.masks import Edge, KeyBounds, Masks
-from kernels.sm90.output import Destination, Output
+from kernels.sm90.output import Output
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
-from kernels.sm90.warpgroups import ROWS, WARP, WARPGROUP
+from kernels.sm90.warpgroups import ROWS, WARPGROUP, WARPS
 from kernels.sm90.window import Window
 
-WARPS = WARPGROUP // WARP
 COMPUTING = 2  # warpgroups that compute
 DS_STAGES = 2  # this step's dS, and that of the step before
 VECTOR = 4  # fp32 in 16 bytes
-# A lane's statistics are stored together, and padding puts those of the four lanes of a row into
-# different banks.
-LANE_STATISTICS = ROWS // LANES_OF_ROW
-LANE_STRIDE = LANE_STATISTICS + 4
 # Up to this head dim registers hold the next S, too, while dS is computed.
 AHEAD = 64
 
 
-class Tile(NamedTuple):
-    """What a CTA works on."""
+@dataclass
+class GroupTile(KeyTile):
+    """What a CTA works on, and where the workspace has logsumexp, delta and dQ."""
 
-    row: Int32  # its first key, of its sequence
-    head: Int32  # of keys and values
-    batch: Int32  # varlen: 0
-    rows: Int32  # queries of the sequence
-    keys: Int32  # 0 where the CTA has no tile
-    end_q: Int32  # varlen: the row of q after the sequence's last
-    end_k: Int32
-    place: Int32  # varlen: of the sequence's first row in the workspace
-    begin: Int32  # query tiles of a head that see any of the keys, [begin, end)
-    end: Int32
-
-
-class Sizes(NamedTuple):
-    """What the tiles of a grid have in common."""
-
-    rows: Int32  # queries and keys, varlen: of all sequences
-    keys: Int32
-    heads_kv: Int32
-    ratio: Int32  # query heads of a key/value head
-    blocks: Int32  # key blocks of a head; varlen: as many as there may be
-    heads: Int32  # key/value heads, dense: of all batch elements
-    together: Int32  # dense: heads whose key blocks are worked on together
+    workspace_row: Int32  # varlen: of the sequence's first query
 
 
 class Step(NamedTuple):
+    """The work on a query tile of a head."""
+
     number: Int32
     query_tile: Int32
     head: Int32
@@ -179,7 +158,7 @@ class BackwardGroups:
         if const_expr(self.varlen):
             offsets_q = packed.Offsets(cu_seqlens_q, q.shape[0])
             offsets_k = packed.Offsets(cu_seqlens_k, k.shape[0])
-        sizes = self.sizes(q, k, offsets_k, heads_together)
+        sizes = Sizes.of(q, k, offsets_k, self.keys, heads_together)
         if const_expr(self.varlen):
             q, k, v, dout = (packed.sequences(tensor) for tensor in (q, k, v, dout))
         q, k, v, dout = (
@@ -216,15 +195,6 @@ class BackwardGroups:
             stream=stream, min_blocks_per_mp=1
         )  # fmt: skip
 
-    def sizes(self, q: cute.Tensor, k: cute.Tensor, offsets_k, heads_together: Int32) -> Sizes:
-        *leading, heads, _ = q.shape
-        rows, keys, heads_kv = leading[-1], k.shape[-3], k.shape[-2]
-        if self.varlen:
-            blocks, all_heads = tile_slots.packed_slots(offsets_k, self.keys), heads_kv
-        else:
-            blocks, all_heads = cute.ceil_div(keys, self.keys), heads_kv * leading[0]
-        return Sizes(rows, keys, heads_kv, heads // heads_kv, blocks, all_heads, heads_together)
-
     def shared_storage(self, streamed, layout_k, layout_v, layout_ds, statistics):
         ring = cute.struct.MemRange[cutlass.Int64, self.stages * 2]
 
@@ -256,7 +226,7 @@ class BackwardGroups:
         tma_v: cute.Tensor,
         atom_do: cute.CopyAtom,
         tma_do: cute.Tensor,
-        lse: cute.Tensor,
+        lse_log2: cute.Tensor,
         delta: cute.Tensor,
         dq_accum: cute.Tensor,
         dk: cute.Tensor,
@@ -277,11 +247,7 @@ class BackwardGroups:
         if warp == 0:
             for atom in (atom_q, atom_k, atom_v, atom_do):
                 cpasync.prefetch_descriptor(atom)
-        of_tile = LANES_OF_ROW * LANE_STRIDE
-        statistics = cute.make_layout(
-            ((PAIR, LANES_OF_ROW, LANE_STATISTICS // PAIR), 2, self.stages),
-            stride=((1, LANE_STRIDE, PAIR), of_tile, 2 * of_tile),
-        )
+        statistics = backward_statistics.layout(self.stages)
         storage = SmemAllocator().allocate(
             self.shared_storage(streamed, layout_k, layout_v, layout_ds, statistics)
         )
@@ -308,44 +274,48 @@ class BackwardGroups:
             Load(atom_v, tma_v, sv, pipeline_v),
             Load(atom_do, tma_do, sdo, pipeline_do),
         )
-        rows = Statistics(lse, delta, storage.rows.get_tensor(statistics), pipeline_rows)
+        rows = Statistics(lse_log2, delta, storage.rows.get_tensor(statistics), pipeline_rows)
         tile = self.tile(sizes, offsets_q, offsets_k)
         pipeline.pipeline_init_wait()
         if tile.row < tile.keys:
             if warp < WARPS:
                 cute.arch.setmaxregister_decrease(self.producer_registers)
                 if warp == 0:
-                    self.load(tile, sizes, loads)
+                    self.load(tile, loads)
                 if warp == 1:
-                    self.load_statistics(tile, sizes, rows)
+                    self.load_statistics(tile, rows)
             else:
                 cute.arch.setmaxregister_increase(self.consumer_registers)
-                group = self.warpgroup(
+                wg = self.warpgroup(
                     loads, rows, pipeline_ds, sds, dq_accum, mma_scores, mma_sums, mma_dq
                 )
-                self.compute(group, tile, sizes, scale * LOG2_E)
-                self.store(group, group.sums_v, tile, Float32(1.0), dv)
-                self.store(group, group.sums_k, tile, scale, dk)
+                self.compute(wg, tile, scale * LOG2_E)
+                row = tile.row + wg.index * ROWS
+                store_gradient(self.output, tile, row, wg.thread, wg.sums_v, Float32(1.0), dv)
+                store_gradient(self.output, tile, row, wg.thread, wg.sums_k, scale, dk)
 
     # What a CTA works on
 
     @cute.jit
-    def tile(self, sizes: Sizes, offsets_q, offsets_k) -> Tile:
+    def tile(self, sizes: Sizes, offsets_q, offsets_k) -> GroupTile:
         cta, _, _ = cute.arch.block_idx()
-        rows, keys, end_q, end_k, first = sizes.rows, sizes.keys, Int32(0), Int32(0), Int32(0)
+        rows, keys = sizes.rows, sizes.keys
+        end_q, end_k, workspace_row = Int32(0), Int32(0), Int32(0)
         if const_expr(self.varlen):
             place = tile_slots.packed_place(cta, offsets_k, self.keys)
             head, index, batch = place.head, place.sequence, Int32(0)
             begin_q, end_q, end_k = offsets_q[index], offsets_q[index + 1], offsets_k[index + 1]
             rows = cutlass.max(end_q - begin_q, 0)
             keys = end_k - offsets_k[index] if place.tiles > 0 else 0
-            first = (begin_q + index * ROWS) // ROWS * ROWS
+            workspace_row = (begin_q + index * ROWS) // ROWS * ROWS
         else:
             place = backward_parts.dense_place(cta, sizes.blocks, sizes.heads, sizes.together)
             head, batch = place.head % sizes.heads_kv, place.head // sizes.heads_kv
         row = place.tile * self.keys if place.tiles > 0 else 0
         begin, end, _ = self.query_tiles(row, self.keys, rows, keys)
-        return Tile(row, head, batch, rows, keys, end_q, end_k, first, begin, end)
+        return GroupTile(
+            row, head, batch, rows, keys, end_q, end_k, begin, end, sizes.ratio, workspace_row
+        )
 
     @cute.jit
     def query_tiles(self, row: Int32, count: cutlass.Constexpr, rows: Int32, keys: Int32):
@@ -361,62 +331,49 @@ class BackwardGroups:
             free = end
         return begin, end, free
 
-    def steps(self, tile: Tile, sizes: Sizes) -> Int32:
-        return sizes.ratio * (tile.end - tile.begin)
+    def steps(self, tile: GroupTile) -> Int32:
+        return tile.heads * (tile.end - tile.begin)
 
-    def place(self, number: Int32, tile: Tile, sizes: Sizes):
-        """The query tile and the head of a step: head by head, from a head's first tile on."""
+    def at(self, number: Int32, tile: GroupTile) -> Step:
+        """The step of a number: head by head, from a head's first query tile on."""
         tiles = tile.end - tile.begin
-        return tile.begin + number % tiles, tile.head * sizes.ratio + number // tiles
+        return Step(number, tile.begin + number % tiles, tile.query_head(number // tiles))
 
     # The warps that load
 
     @cute.jit
-    def load(self, tile: Tile, sizes: Sizes, loads: Loads):
+    def load(self, tile: GroupTile, loads: Loads):
         """Loads the keys and values, and Q and dO of all query tiles."""
-        first = PipelineStateSimple(1, Int32(1))
+        first = staging.producer_state(1, Int32(0))
         for once in (loads.k, loads.v):
             source = staging.rows_of(
                 once.source, tile.head, tile.batch, tile.keys, tile.end_k, self.varlen
             )
             staging.load_rows(once, source, tile.row, first)
-        for number in cutlass.range(self.steps(tile, sizes), unroll=1):
-            query_tile, head = self.place(number, tile, sizes)
-            state = PipelineStateSimple(self.stages, number + self.stages)
+        for number in cutlass.range(self.steps(tile), unroll=1):
+            step, state = self.at(number, tile), staging.producer_state(self.stages, number)
             for streamed in (loads.q, loads.dout):
                 source = staging.rows_of(
-                    streamed.source, head, tile.batch, tile.rows, tile.end_q, self.varlen
+                    streamed.source, step.head, tile.batch, tile.rows, tile.end_q, self.varlen
                 )
-                staging.load_rows(streamed, source, query_tile * ROWS, state)
+                staging.load_rows(streamed, source, step.query_tile * ROWS, state)
 
     @cute.jit
-    def load_statistics(self, tile: Tile, sizes: Sizes, statistics: Statistics):
+    def load_statistics(self, tile: GroupTile, statistics: Statistics):
         """Brings lse and delta of all query tiles. A query that is none gets an lse of infinity:
         its P is zero."""
         lane = cute.arch.lane_idx()
-        stages = statistics.stages
-        for number in cutlass.range(self.steps(tile, sizes), unroll=1):
-            query_tile, head = self.place(number, tile, sizes)
-            state = PipelineStateSimple(self.stages, number + self.stages)
-            lse = self.of_queries(statistics.lse, tile, head)
-            delta = self.of_queries(statistics.delta, tile, head)
-            found = cute.make_rmem_tensor((ROWS // WARP, 2), Float32)
-            for i in cutlass.range_constexpr(ROWS // WARP):
-                query = query_tile * ROWS + lane + i * WARP
-                found[i, LSE], found[i, DELTA] = Float32.inf, Float32(0.0)
-                if query < tile.rows:
-                    found[i, LSE], found[i, DELTA] = lse[query], delta[query]
-            statistics.pipeline.producer_acquire(state)
-            for i in cutlass.range_constexpr(ROWS // WARP):
-                query = lane + i * WARP
-                for which in (LSE, DELTA):
-                    stages[query, which, state.index] = found[i, which]
-            statistics.pipeline.producer_commit(state)
-
-    def of_queries(self, tensor: cute.Tensor, tile: Tile, head: Int32) -> cute.Tensor:
-        if self.varlen:
-            return cute.domain_offset((tile.place,), tensor[head, None])
-        return tensor[tile.batch, head, None]
+        for number in cutlass.range(self.steps(tile), unroll=1):
+            step, state = self.at(number, tile), staging.producer_state(self.stages, number)
+            whose = step.head, tile.batch, tile.workspace_row, self.varlen
+            lse, delta = (
+                staging.row_numbers(numbers, *whose)
+                for numbers in (statistics.lse, statistics.delta)
+            )
+            backward_statistics.bring(
+                statistics, lse, delta, step.query_tile * ROWS, tile.rows, lane, state,
+                missing=Float32.inf,
+            )  # fmt: skip
 
     # The warpgroups that compute
 
@@ -460,45 +417,45 @@ class BackwardGroups:
         )  # fmt: skip
 
     @cute.jit
-    def compute(self, group: Warpgroup, tile: Tile, sizes: Sizes, scale_log2: Float32):
+    def compute(self, wg: Warpgroup, tile: GroupTile, scale_log2: Float32):
         """Computes dK and dV, and adds to dQ."""
-        group.sums_k.fill(0.0)
-        group.sums_v.fill(0.0)
-        bounds = self.bounds(group, tile)
+        wg.sums_k.fill(0.0)
+        wg.sums_v.fill(0.0)
+        bounds = self.bounds(wg, tile)
         first = PipelineStateSimple(1, Int32(0))
-        for once in (group.loads.k, group.loads.v):
+        for once in (wg.loads.k, wg.loads.v):
             once.pipeline.consumer_wait(first)
         if tile.end > tile.begin:
-            self.issue_scores(group, Int32(0))
-            self.read_first_lse(group)
+            self.issue_scores(wg, Int32(0))
+            self.read_first_lse(wg)
             warpgroup.wait_group(0)
-            own_row = tile.row + group.index * ROWS
+            own_row = tile.row + wg.index * ROWS
             _, _, free = self.query_tiles(own_row, ROWS, tile.rows, tile.keys)
             number = Int32(0)
-            for h in cutlass.range(sizes.ratio, unroll=1):
-                head = tile.head * sizes.ratio + h
-                end = tile.end - 1 if h == sizes.ratio - 1 else tile.end
+            for h in cutlass.range(tile.heads, unroll=1):
+                head = tile.query_head(h)
+                end = tile.end - 1 if h == tile.heads - 1 else tile.end
                 end_masked = cutlass.min(free, end)
                 for query_tile in cutlass.range(tile.begin, end_masked, unroll=1):
                     step = Step(number, query_tile, head)
-                    self.step(group, tile, step, bounds, scale_log2, masked=True, more=True)
+                    self.step(wg, tile, step, bounds, scale_log2, masked=True, more=True)
                     number += 1
                 for query_tile in cutlass.range(end_masked, end, unroll=1):
                     step = Step(number, query_tile, head)
-                    self.step(group, tile, step, bounds, scale_log2, masked=False, more=True)
+                    self.step(wg, tile, step, bounds, scale_log2, masked=False, more=True)
                     number += 1
-            head = (tile.head + 1) * sizes.ratio - 1
+            head = (tile.head + 1) * tile.heads - 1
             step = Step(number, tile.end - 1, head)
-            self.step(group, tile, step, bounds, scale_log2, masked=True, more=False)
-            self.issue_dq(group, number + 1)
+            self.step(wg, tile, step, bounds, scale_log2, masked=True, more=False)
+            self.issue_dq(wg, number + 1)
             warpgroup.wait_group(0)
-            self.add_dq(group, self.address_of_dq(group, tile, head, tile.end - 1))
+            self.add_dq(wg, self.address_of_dq(wg, tile, head, tile.end - 1))
 
     @cute.jit
     def step(
         self,
-        x: Warpgroup,
-        tile: Tile,
+        wg: Warpgroup,
+        tile: GroupTile,
         step: Step,
         bounds: KeyBounds,
         scale_log2: Float32,
@@ -511,142 +468,136 @@ class BackwardGroups:
         state = PipelineStateSimple(self.stages, step.number)
         slot = PipelineStateSimple(DS_STAGES, step.number)
         ahead, behind = const_expr(more and self.ahead), const_expr(more and not self.ahead)
-        self.read_statistic(x, x.delta, DELTA, state)
-        x.statistics.pipeline.consumer_release(state)
-        self.issue_d_scores(x, step.number)
+        # Statistics are read a phase before they are needed: products keep shared memory busy.
+        backward_statistics.read(wg.statistics, DELTA, wg.thread, state, wg.delta)
+        wg.statistics.pipeline.consumer_release(state)
+        self.issue_d_scores(wg, step.number)
         if const_expr(masked):
             window = Window(Int32(0), Int32(0))
-            self.masks.mask(x.scores, step.query_tile, bounds, Edge(left=True), window, None)
-        weights = layout_utils.reshape_acc_to_mn(x.scores)
-        for c in cutlass.range_constexpr(LANE_STATISTICS):
-            for r in cutlass.range_constexpr(2):
-                weights[r, c] = cute.math.exp2(weights[r, c] * scale_log2 - x.lse[c], fastmath=True)
-        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.scores), x.weights_p)
-        self.issue_sums(x, x.sums_v, x.weights_p, x.frag_dout_summed, state)
+            self.masks.mask(wg.scores, step.query_tile, bounds, Edge(left=True), window, None)
+        self.probabilities(wg, scale_log2)
+        self.issue_sums(wg, wg.sums_v, wg.weights_p, wg.frag_dout_summed, state)
         if const_expr(ahead):
-            self.issue_scores(x, step.number + 1)
-        x.ds.producer_acquire_w_index_phase(slot.index, slot.phase ^ 1)
+            self.issue_scores(wg, step.number + 1)
+        wg.ds.producer_acquire_w_index_phase(slot.index, slot.phase ^ 1)
         warpgroup.wait_group(2 if ahead else 1)
-        # P as it was rounded for dV. The next S takes the registers of the other.
-        rounded = layout_utils.reshape_acc_to_mn(
-            cute.make_tensor(x.weights_p.iterator, x.scores.layout)
-        )
-        differences = layout_utils.reshape_acc_to_mn(x.d_scores)
-        for c in cutlass.range_constexpr(LANE_STATISTICS):
-            for r in cutlass.range_constexpr(2):
-                differences[r, c] = Float32(rounded[r, c]) * (differences[r, c] - x.delta[c])
+        self.derivatives(wg)
         if const_expr(more):
             following = PipelineStateSimple(self.stages, step.number + 1)
-            x.statistics.pipeline.consumer_wait(following)
-            self.read_statistic(x, x.lse, LSE, following)
-        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.d_scores), x.weights_ds)
-        x.copy_ds(x.weights_ds, dst_idx=slot.index)
-        self.issue_sums(x, x.sums_k, x.weights_ds, x.frag_q_summed, state)
+            wg.statistics.pipeline.consumer_wait(following)
+            backward_statistics.read(wg.statistics, LSE, wg.thread, following, wg.lse)
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(wg.d_scores), wg.weights_ds)
+        wg.copy_ds(wg.weights_ds, dst_idx=slot.index)
+        self.issue_sums(wg, wg.sums_k, wg.weights_ds, wg.frag_q_summed, state)
         cute.arch.fence_view_async_shared()
-        x.ds.producer_commit(slot)
-        self.issue_dq(x, step.number)
+        wg.ds.producer_commit(slot)
+        self.issue_dq(wg, step.number)
         warpgroup.wait_group(1)
-        x.loads.dout.pipeline.consumer_release(state)
-        x.loads.q.pipeline.consumer_release(state)
+        wg.loads.dout.pipeline.consumer_release(state)
+        wg.loads.q.pipeline.consumer_release(state)
         if const_expr(behind):
-            self.issue_scores(x, step.number + 1)
+            self.issue_scores(wg, step.number + 1)
         warpgroup.wait_group(1 if behind else 0)
         if step.number > 0:
-            x.ds.consumer_release(PipelineStateSimple(DS_STAGES, step.number + 1))
-            first = step.query_tile == tile.begin
-            head = step.head - 1 if first else step.head
-            before = tile.end - 1 if first else step.query_tile - 1
-            self.add_dq(x, self.address_of_dq(x, tile, head, before))
+            # The stage of the step before, as issue_dq has it: its phase does not count here.
+            wg.ds.consumer_release(PipelineStateSimple(DS_STAGES, step.number + 1))
+            self.add_dq_before(wg, tile, step)
         if const_expr(behind):
             warpgroup.wait_group(0)
 
-    def issue_scores(self, x: Warpgroup, number):
-        state = PipelineStateSimple(self.stages, number)
-        x.loads.q.pipeline.consumer_wait(state)
-        self.issue_product(x, x.scores, x.frag_k, x.frag_q, state)
+    @cute.jit
+    def probabilities(self, wg: Warpgroup, scale_log2: Float32):
+        """Replaces the scores by P^T, and rounds it to 16 bits."""
+        weights = layout_utils.reshape_acc_to_mn(wg.scores)
+        for c in cutlass.range_constexpr(LANE_STATISTICS):
+            for r in cutlass.range_constexpr(2):
+                exponent = weights[r, c] * scale_log2 - wg.lse[c]
+                weights[r, c] = cute.math.exp2(exponent, fastmath=True)
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(wg.scores), wg.weights_p)
 
-    def issue_d_scores(self, x: Warpgroup, number):
-        state = PipelineStateSimple(self.stages, number)
-        x.loads.dout.pipeline.consumer_wait(state)
-        self.issue_product(x, x.d_scores, x.frag_v, x.frag_dout, state)
+    @cute.jit
+    def derivatives(self, wg: Warpgroup):
+        """Replaces dP^T by dS^T = P^T (dP^T - delta). P^T is that of dV, in 16 bits: the next S may
+        be in the registers of the other."""
+        weights = cute.make_tensor(wg.weights_p.iterator, wg.scores.layout)
+        weights = layout_utils.reshape_acc_to_mn(weights)
+        differences = layout_utils.reshape_acc_to_mn(wg.d_scores)
+        for c in cutlass.range_constexpr(LANE_STATISTICS):
+            for r in cutlass.range_constexpr(2):
+                differences[r, c] = Float32(weights[r, c]) * (differences[r, c] - wg.delta[c])
 
-    def issue_product(self, x: Warpgroup, scores, resident, streamed, state):
+    def issue_scores(self, wg: Warpgroup, number):
+        state = PipelineStateSimple(self.stages, number)
+        wg.loads.q.pipeline.consumer_wait(state)
+        self.issue_product(wg, wg.scores, wg.frag_k, wg.frag_q, state)
+
+    def issue_d_scores(self, wg: Warpgroup, number):
+        state = PipelineStateSimple(self.stages, number)
+        wg.loads.dout.pipeline.consumer_wait(state)
+        self.issue_product(wg, wg.d_scores, wg.frag_v, wg.frag_dout, state)
+
+    def issue_product(self, wg: Warpgroup, scores, resident, streamed, state):
         resident = resident[None, None, None, 0]
         streamed = streamed[None, None, None, state.index]
-        sm90_utils.gemm(x.mma_scores, scores, resident, streamed, zero_init=True, wg_wait=-1)
+        sm90_utils.gemm(wg.mma_scores, scores, resident, streamed, zero_init=True, wg_wait=-1)
 
-    def issue_sums(self, x: Warpgroup, sums, weights, summed, state):
+    def issue_sums(self, wg: Warpgroup, sums, weights, summed, state):
         summed = summed[None, None, None, state.index]
-        sm90_utils.gemm(x.mma_sums, sums, weights, summed, wg_wait=-1)
+        sm90_utils.gemm(wg.mma_sums, sums, weights, summed, wg_wait=-1)
 
-    def issue_dq(self, x: Warpgroup, number):
+    def issue_dq(self, wg: Warpgroup, number):
         """Issues dQ of the step before `number`. Before the first there is none: nothing is waited
         for, and what is computed is left alone."""
         slot = PipelineStateSimple(DS_STAGES, number + 2 * DS_STAGES - 1)
-        x.ds.consumer_wait(slot)
-        ds, keys = x.frag_ds[None, None, None, slot.index], x.frag_k_of_dq[None, None, None, 0]
-        sm90_utils.gemm(x.mma_dq, x.part_of_dq, ds, keys, zero_init=True, wg_wait=-1)
+        wg.ds.consumer_wait(slot)
+        ds, keys = wg.frag_ds[None, None, None, slot.index], wg.frag_k_of_dq[None, None, None, 0]
+        sm90_utils.gemm(wg.mma_dq, wg.part_of_dq, ds, keys, zero_init=True, wg_wait=-1)
 
-    def address_of_dq(self, x: Warpgroup, tile: Tile, head, query_tile) -> Int64:
+    @cute.jit
+    def add_dq_before(self, wg: Warpgroup, tile: GroupTile, step: Step):
+        """Adds dQ of the step before."""
+        first = step.query_tile == tile.begin
+        head = step.head - 1 if first else step.head
+        query_tile = tile.end - 1 if first else step.query_tile - 1
+        self.add_dq(wg, self.address_of_dq(wg, tile, head, query_tile))
+
+    def address_of_dq(self, wg: Warpgroup, tile: GroupTile, head, query_tile) -> Int64:
         """Where a thread adds its part of a tile's dQ: its vectors lie among those of the
         warpgroup's other threads."""
         part = ROWS * self.head_dim // COMPUTING
-        first = (tile.place // ROWS + query_tile) * COMPUTING + x.index
-        offset = first * part + x.thread * VECTOR
-        place = (head, offset) if self.varlen else (tile.batch, head, offset)
-        return utils.elem_pointer(x.dq, place).toint()
+        first = (tile.workspace_row // ROWS + query_tile) * COMPUTING + wg.index
+        offset = first * part + wg.thread * VECTOR
+        index = (head, offset) if self.varlen else (tile.batch, head, offset)
+        return utils.elem_pointer(wg.dq, index).toint()
 
     @cute.jit
-    def add_dq(self, x: Warpgroup, address: Int64):
-        values = cute.make_tensor(x.part_of_dq.iterator, cute.make_layout(cute.size(x.part_of_dq)))
+    def add_dq(self, wg: Warpgroup, address: Int64):
+        count = cute.size(wg.part_of_dq)
+        values = cute.make_tensor(wg.part_of_dq.iterator, cute.make_layout(count))
         bytes_apart = VECTOR * WARPGROUP * Float32.width // 8
-        for i in cutlass.range_constexpr(cute.size(values) // VECTOR):
+        for i in cutlass.range_constexpr(count // VECTOR):
             vector = [values[VECTOR * i + j] for j in range(VECTOR)]
             add_vector(address + i * bytes_apart, vector)
 
-    def read_first_lse(self, x: Warpgroup):
+    def read_first_lse(self, wg: Warpgroup):
         state = PipelineStateSimple(self.stages, Int32(0))
-        x.statistics.pipeline.consumer_wait(state)
-        self.read_statistic(x, x.lse, LSE, state)
-
-    def read_statistic(self, x: Warpgroup, found: cute.Tensor, which: int, state):
-        """Reads a statistic of the queries of a thread's columns. That is done a phase before it is
-        needed, because products keep shared memory busy."""
-        stage = x.statistics.stages[(None, x.thread % LANES_OF_ROW, None), which, state.index]
-        cute.autovec_copy(
-            cute.make_tensor(stage.iterator, cute.make_layout(LANE_STATISTICS)), found
-        )
+        wg.statistics.pipeline.consumer_wait(state)
+        backward_statistics.read(wg.statistics, LSE, wg.thread, state, wg.lse)
 
     @cute.jit
-    def bounds(self, x: Warpgroup, tile: Tile) -> KeyBounds:
+    def bounds(self, wg: Warpgroup, tile: GroupTile) -> KeyBounds:
         """Which queries the keys of a thread's rows are seen by, as Masks takes it. A row that is
         no key is seen from a query on that there is not."""
-        thread = x.thread + x.index * WARPGROUP
+        thread = wg.thread + wg.index * WARPGROUP
         where = cute.make_identity_tensor((self.keys, ROWS))
-        where = layout_utils.reshape_acc_to_mn(x.mma_scores.get_slice(thread).partition_C(where))
+        where = layout_utils.reshape_acc_to_mn(wg.mma_scores.get_slice(thread).partition_C(where))
         first = []
         for r in cutlass.range_constexpr(2):
             key = tile.row + where[r, 0][0]
-            place = key + tile.rows - tile.keys - where[0, 0][1]
-            seen = place if self.causal else Int32(0)
+            own_query = key + tile.rows - tile.keys - where[0, 0][1]
+            seen = own_query if self.causal else Int32(0)
             first.append(seen if key < tile.keys else tile.rows)
         return KeyBounds(tuple(first), (tile.rows,) * 2, Int32(0), Int32(0), Int32(0))
-
-    # The end
-
-    @cute.jit
-    def store(self, x: Warpgroup, sums, tile: Tile, scale, gradient: cute.Tensor):
-        sums.store(sums.load() * scale)
-        result = cute.make_rmem_tensor_like(sums, self.dtype)
-        utils.cvt_f16(sums, result)
-        row = tile.row + x.index * ROWS
-        row += cute.arch.make_warp_uniform(x.thread // WARP) * self.output.warp_rows
-        self.output.write_from_registers(
-            Gradient(tile.head, tile.batch, tile.keys, tile.end_k),
-            row,
-            result,
-            Destination(staging.by_head(gradient), None, None, None),
-        )
 
 
 def entry(kernel: Kernel):

@@ -5,17 +5,23 @@ group, so that dK and dV are complete in its registers. Nothing is added up in m
 blocks are too few for the SMs, the CTAs of a cluster divide the query tiles of a key block. Each
 leaves its sums in its shared memory, and all of them add these up, in a fixed order.
 
-Two warpgroups divide the work by its result. One computes P^T = exp2(K Q^T) and dV += P^T dO, the
-other dP^T = V dO^T and dK += (P^T * (dP^T - delta)) Q. Both are the same loop: scores from a
-resident operand and a streamed tile, then a product of 16-bit weights, which stay in registers, and
-the other streamed tile. The scores of a query tile are issued together with the product of the tile
-before, so that the tensor cores have work during the pointwise part. Accumulators of the scores
-have the same layout in both warpgroups, so a thread hands its P^T to the thread of the same number,
-in vectors of 16 bytes through shared memory.
+Two warpgroups divide the work by its result. One computes
 
-Shared memory is what bounds the kernel, so P^T is handed over in 16 bits: as fp16, times 2^8. Its
-relative error is 2^-12, which is little beside that of dS^T in 16 bits, and its absolute error,
-where it is small, 2^-33.
+    S^T = K Q^T,  P^T = exp(scale S^T - logsumexp),  dV += P^T dO
+
+and the other
+
+    dP^T = V dO^T,  dS^T = P^T (dP^T - delta),  dK += dS^T Q
+
+Both are the same loop: scores from a resident operand and a streamed tile, then a product of 16-bit
+weights, which stay in registers, and the other streamed tile. The scores of a query tile are issued
+together with the product of the tile before, so that the tensor cores have work during the
+pointwise part. Accumulators of the scores have the same layout in both warpgroups, so a thread
+hands its P^T to the thread of the same number, in vectors of 16 bytes through shared memory.
+
+Shared memory is what bounds the kernel, so P^T is handed over in 16 bits: as fp16, times 2^8. That
+rounds it by a relative error of at most 2^-11, an eighth of bf16's and as much as fp16's own, or
+where it is small, by at most 2^-33.
 
 Which query tiles a key block visits, and what of their scores is masked, is for key_masks.py to
 say, or with a bias for key_lists.py.
@@ -38,57 +44,28 @@ from quack import layout_utils, sm90_utils
 
 from kernels.common import packed, symbolic, tile_slots
 from kernels.kernel import Kernel, Layout, Mask
-from kernels.sm90 import backward_parts, staging
+from kernels.sm90 import backward_parts, backward_statistics, staging
+from kernels.sm90.backward_parts import Loads, store_gradient
+from kernels.sm90.backward_statistics import DELTA, LSE, Statistics
 from kernels.sm90.barriers import Barrier
 from kernels.sm90.key_lists import PARTS
-from kernels.sm90.key_masks import Tile
-from kernels.sm90.output import Destination, Output
+from kernels.sm90.key_masks import ClusterTile
+from kernels.sm90.key_tiles import KeyTile, Sizes
+from kernels.sm90.output import Output
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
-from kernels.sm90.visibility import (
-    BoundsOfKeys,
-    QueryPlace,
-    Visibility,
-    key_masks_of,
-    visibility_of,
-)
-from kernels.sm90.warpgroups import ROWS, WARP, WARPGROUP
+from kernels.sm90.visibility import BoundsOfKeys, Step, Visibility, key_masks_of, visibility_of
+from kernels.sm90.warpgroups import PAIR, ROW_LANES, ROWS, WARP, WARP_ROWS, WARPGROUP, WARPS
 
-WARPS = WARPGROUP // WARP
 # P takes this power of two on its way. It is one at most, so fp16 leaves room for 256 times what it
 # should be, where the caller's logsumexp is not that of these keys.
 EXPONENT = 8
 WEIGHTS = ROWS * ROWS // WARPGROUP  # of a thread
 VECTOR_BYTES = 16
 HANDED = 8  # fp16 elements of a vector
-# A thread's accumulators have two of every eight columns, so it reads the statistics of two of
-# every eight queries. Those of one lane of a row are stored together, and padding puts the four
-# lanes into different banks.
-PAIR, LANES_OF_ROW = 2, 4
-LSE, DELTA = 0, 1
-LANE_STATISTICS = ROWS // LANES_OF_ROW
-LANE_STRIDE = LANE_STATISTICS + 4
 SUMS = 4  # fp32 of a vector: two neighbouring columns of both rows of a thread
 # A named barrier of both warpgroups that compute.
 STAGES_READ = max(Barrier) + 1
-
-
-@dataclass(frozen=True)
-class Loads:
-    q: Load
-    k: Load
-    v: Load
-    dout: Load
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Each query's logsumexp and delta, as the pointwise parts take them."""
-
-    lse: cute.Tensor  # [batch, heads, seqlen], varlen [heads, total]
-    delta: cute.Tensor
-    stages: cute.Tensor  # [queries, 2, stages]
-    pipeline: PipelineAsync
 
 
 @dataclass(frozen=True)
@@ -120,37 +97,15 @@ class Warpgroup:
     sums: cute.Tensor  # dV or dK
 
 
-class Step(NamedTuple):
-    """A query tile, and the one before."""
+class Iteration(NamedTuple):
+    """A step, and where the rings are in it and in the one before."""
 
-    tile: Tile
-    place: QueryPlace
+    tile: ClusterTile
+    step: Step
     visibility: Visibility
     bounds: BoundsOfKeys
     before: PipelineStateSimple
     state: PipelineStateSimple
-
-
-class Sizes(NamedTuple):
-    """What the tiles of a grid have in common."""
-
-    rows: Int32  # queries and keys, varlen: of all sequences
-    keys: Int32
-    heads_kv: Int32
-    ratio: Int32  # query heads of a key/value head
-    blocks: Int32  # key blocks of a head; varlen: as many as there may be
-    heads: Int32  # key/value heads, dense: of all batch elements
-    together: Int32  # dense: heads whose key blocks are worked on together
-    splits: Int32  # CTAs of a cluster, which divide the query tiles of a key block
-
-
-class Gradient(NamedTuple):
-    """The rows of dK or dV, as Output takes them."""
-
-    head: Int32
-    batch: Int32
-    rows: Int32
-    end_q: Int32
 
 
 class BackwardKeys:
@@ -199,7 +154,7 @@ class BackwardKeys:
             offsets_k = packed.Offsets(cu_seqlens_k, k.shape[0])
         if const_expr(self.biased):
             splits = Int32(1)
-        sizes = self.sizes(q, k, offsets_k, splits)
+        sizes = Sizes.of(q, k, offsets_k, ROWS, self.heads_together(q, k))
         if const_expr(self.varlen):
             q, k, v, dout = (packed.sequences(tensor) for tensor in (q, k, v, dout))
         q, k, v, dout = (
@@ -221,27 +176,20 @@ class BackwardKeys:
         self.kernel(
             atom_q, tma_q, atom_k, tma_k, atom_v, tma_v, atom_do, tma_do, lse, delta, dk, dv,
             scale, offsets_q, offsets_k,
-            visibility_of(window_size_left, window_size_right, bias, lists, scale), sizes, layout,
-            layout_v, resident_k, resident_v, mma_scores, mma_dk, mma_dv,
+            visibility_of(window_size_left, window_size_right, bias, lists, scale), sizes, splits,
+            layout, layout_v, resident_k, resident_v, mma_scores, mma_dk, mma_dv,
         ).launch(
             grid=[sizes.blocks * sizes.heads * splits, 1, 1], block=[3 * WARPGROUP, 1, 1],
             cluster=[splits, 1, 1], stream=stream, min_blocks_per_mp=1
         )  # fmt: skip
 
-    def sizes(self, q: cute.Tensor, k: cute.Tensor, offsets_k, splits: Int32) -> Sizes:
-        *leading, heads, _ = q.shape
-        rows, keys, heads_kv = leading[-1], k.shape[-3], k.shape[-2]
-        ratio = heads // heads_kv
-        if self.varlen:
-            blocks = tile_slots.packed_slots(offsets_k, ROWS)
-            return Sizes(rows, keys, heads_kv, ratio, blocks, heads_kv, Int32(1), splits)
-        every_head = heads_kv * leading[0]
-        together = Int32(1)
-        if self.masks.uneven:
-            bytes_of_row = (self.head_dim + self.head_dim_v) * self.dtype.width // 8
-            together = backward_parts.heads_in_l2(rows * ratio, bytes_of_row)
-        blocks = cute.ceil_div(keys, ROWS)
-        return Sizes(rows, keys, heads_kv, ratio, blocks, every_head, together, splits)
+    def heads_together(self, q: cute.Tensor, k: cute.Tensor) -> Int32:
+        """How many key/value heads have their key blocks worked on together."""
+        if self.varlen or not self.masks.uneven:
+            return Int32(1)
+        bytes_of_row = (self.head_dim + self.head_dim_v) * self.dtype.width // 8
+        rows_of_group = q.shape[-3] * (q.shape[-2] // k.shape[-2])
+        return backward_parts.heads_in_l2(rows_of_group, bytes_of_row)
 
     def shared_storage(self, layout, layout_v, resident_k, resident_v, handover, statistics):
         rings = cute.struct.MemRange[cutlass.Int64, self.stages * 2]
@@ -291,6 +239,7 @@ class BackwardKeys:
         offsets_k: packed.Offsets | None,
         visibility: Visibility,
         sizes: Sizes,
+        splits: Int32,  # CTAs of a cluster, which divide the query tiles of a key block
         layout: cute.ComposedLayout,
         layout_v: cute.ComposedLayout,
         resident_k: cute.ComposedLayout,
@@ -307,11 +256,7 @@ class BackwardKeys:
             ((HANDED, WEIGHTS // HANDED), WARPGROUP, self.stages),
             stride=((1, HANDED * WARPGROUP), HANDED, WEIGHTS * WARPGROUP),
         )
-        tile_statistics = LANES_OF_ROW * LANE_STRIDE
-        statistics = cute.make_layout(
-            ((PAIR, LANES_OF_ROW, LANE_STATISTICS // PAIR), 2, self.stages),
-            stride=((1, LANE_STRIDE, PAIR), tile_statistics, 2 * tile_statistics),
-        )
+        statistics = backward_statistics.layout(self.stages)
         storage = SmemAllocator().allocate(
             self.shared_storage(layout, layout_v, resident_k, resident_v, handover, statistics)
         )
@@ -341,9 +286,9 @@ class BackwardKeys:
         if const_expr(self.varlen):
             packed.clear_outside(dk, offsets_k)
             packed.clear_outside(dv, offsets_k)
-        tile = self.tile(sizes, offsets_q, offsets_k, visibility)
-        sums_v = self.sums(storage.dout, self.head_dim_v)
-        sums_k = self.sums(storage.q, self.head_dim)
+        tile = self.tile(sizes, splits, offsets_q, offsets_k, visibility)
+        sums_v = self.shared_sums(storage.dout, self.head_dim_v)
+        sums_k = self.shared_sums(storage.q, self.head_dim)
         pipeline.pipeline_init_wait()
         if tile.row < tile.keys:
             if warp < WARPS:
@@ -355,31 +300,33 @@ class BackwardKeys:
                 if const_expr(ring is not None) and warp >= WARPS - PARTS:
                     self.masks.load(tile, visibility, ring, warp - (WARPS - PARTS))
                 if const_expr(not self.biased):  # noqa: SIM102, the other at run time
-                    if sizes.splits > 1:
+                    if splits > 1:
                         self.meet()
                         self.meet()
             else:
                 cute.arch.setmaxregister_increase(self.consumer_registers)
                 if warp < 2 * WARPS:
-                    group = self.warpgroup(
+                    wg = self.warpgroup(
                         loads.k, loads.q, loads.dout, rows, handover, mma_scores, mma_dv
                     )
-                    self.sum_values(group, tile, visibility, ring, scale * LOG2_E)
+                    self.compute_dv(wg, tile, visibility, ring, scale * LOG2_E)
                     ours = Float32(2.0**-EXPONENT)
-                    self.put(self.output_v, group, tile, ours, sizes.splits, sums_v, dv)
+                    self.store(self.output_v, wg, tile, ours, splits, sums_v, dv)
                 else:
-                    group = self.warpgroup(
+                    wg = self.warpgroup(
                         loads.v, loads.dout, loads.q, rows, handover, mma_scores, mma_dk
                     )
-                    self.sum_keys(group, tile, visibility)
-                    self.put(self.output_k, group, tile, scale, sizes.splits, sums_k, dk)
+                    self.compute_dk(wg, tile, visibility)
+                    self.store(self.output_k, wg, tile, scale, splits, sums_k, dk)
 
     # What a CTA works on
 
     @cute.jit
-    def tile(self, sizes: Sizes, offsets_q, offsets_k, visibility: Visibility) -> Tile:
+    def tile(
+        self, sizes: Sizes, splits: Int32, offsets_q, offsets_k, visibility: Visibility
+    ) -> ClusterTile:
         cta, _, _ = cute.arch.block_idx()
-        split, cta = cta % sizes.splits, cta // sizes.splits
+        split, cta = cta % splits, cta // splits
         if const_expr(self.varlen):
             place = tile_slots.packed_place(cta, offsets_k, ROWS)
             head, index, batch = place.head, place.sequence, Int32(0)
@@ -395,75 +342,63 @@ class BackwardKeys:
             end_q, end_k = rows, keys
         begin, end, *free = self.masks.query_tiles(row, rows, keys, visibility)
         steps = sizes.ratio * (end - begin)
-        share = cute.ceil_div(steps, sizes.splits)
+        share = cute.ceil_div(steps, splits)
         skipped = cutlass.min(split * share, steps)
-        return Tile(
-            row, head, batch, rows, keys, end_q, end_k, begin, end, *free, sizes.ratio,
-            skipped, cutlass.min(share, steps - skipped),
+        return ClusterTile(
+            row, head, batch, rows, keys, end_q, end_k, begin, end, sizes.ratio, *free, skipped,
+            cutlass.min(share, steps - skipped),
         )  # fmt: skip
 
     # The warps that load
 
     @cute.jit
-    def load(self, tile: Tile, visibility: Visibility, loads: Loads):
+    def load(self, tile: ClusterTile, visibility: Visibility, loads: Loads):
         """Loads the keys and values, and Q and dO of all query tiles."""
         steps = self.masks.steps(tile, visibility)
         if steps > 0:
-            first = PipelineStateSimple(1, Int32(1))
+            first = staging.producer_state(1, Int32(0))
             for once in (loads.k, loads.v):
                 source = staging.rows_of(
                     once.source, tile.head, tile.batch, tile.keys, tile.end_k, self.varlen
                 )
                 staging.load_rows(once, source, tile.row, first)
-            state = self.producer_state()
-            place = self.masks.first(tile, visibility)
+            state = staging.producer_state(self.stages, Int32(0))
+            step = self.masks.first(tile, visibility)
             for _ in cutlass.range(steps, unroll=1):
-                row = self.masks.number(tile, place, visibility) * ROWS
+                row = self.masks.number(tile, step, visibility) * ROWS
                 for streamed in (loads.q, loads.dout):
                     source = staging.rows_of(
-                        streamed.source, tile.query_head(place), tile.batch, tile.rows,
+                        streamed.source, tile.query_head(step.head), tile.batch, tile.rows,
                         tile.end_q, self.varlen,
                     )  # fmt: skip
                     staging.load_rows(streamed, source, row, state)
                 state.advance()
-                place = self.masks.following(tile, place, visibility)
+                step = self.masks.following(tile, step, visibility)
 
     @cute.jit
-    def load_statistics(self, tile: Tile, visibility: Visibility, statistics: Statistics):
+    def load_statistics(self, tile: ClusterTile, visibility: Visibility, statistics: Statistics):
         """Brings lse and delta of all query tiles, with the powers of two that P's takes. A query
         that is none, or that sees no key, gets an lse of infinity: its P is zero."""
-        state = self.producer_state()
-        place = self.masks.first(tile, visibility)
+        state = staging.producer_state(self.stages, Int32(0))
+        step = self.masks.first(tile, visibility)
         lane = cute.arch.lane_idx()
-        stages = statistics.stages
         for _ in cutlass.range(self.masks.steps(tile, visibility), unroll=1):
-            row = self.masks.number(tile, place, visibility) * ROWS
-            head = tile.query_head(place)
-            lse = self.of_queries(statistics.lse, tile, head)
-            delta = self.of_queries(statistics.delta, tile, head)
-            found = cute.make_rmem_tensor((ROWS // WARP, 2), Float32)
-            for i in cutlass.range_constexpr(ROWS // WARP):
-                query = row + lane + i * WARP
-                found[i, 0], found[i, 1] = -Float32.inf, Float32(0.0)
-                if query < tile.rows:
-                    found[i, 0], found[i, 1] = lse[query], delta[query]
-            statistics.pipeline.producer_acquire(state)
-            for i in cutlass.range_constexpr(ROWS // WARP):
-                query = lane + i * WARP
-                own = backward_parts.base_2(found[i, 0], self.biased)
-                stages[query, LSE, state.index] = own - EXPONENT
-                stages[query, DELTA, state.index] = found[i, 1] * 2.0**-EXPONENT
-            statistics.pipeline.producer_commit(state)
+            row = self.masks.number(tile, step, visibility) * ROWS
+            whose = tile.query_head(step.head), tile.batch, tile.end_q - tile.rows, self.varlen
+            lse, delta = (
+                staging.row_numbers(numbers, *whose)
+                for numbers in (statistics.lse, statistics.delta)
+            )
+            backward_statistics.bring(
+                statistics, lse, delta, row, tile.rows, lane, state,
+                missing=-Float32.inf, taken=self.scaled,
+            )  # fmt: skip
             state.advance()
-            place = self.masks.following(tile, place, visibility)
+            step = self.masks.following(tile, step, visibility)
 
-    def of_queries(self, tensor: cute.Tensor, tile: Tile, head: Int32) -> cute.Tensor:
-        if self.varlen:
-            return cute.domain_offset((tile.end_q - tile.rows,), tensor[head, None])
-        return tensor[tile.batch, head, None]
-
-    def producer_state(self) -> PipelineStateSimple:
-        return PipelineStateSimple(self.stages, Int32(self.stages))
+    def scaled(self, lse: Float32, delta: Float32):
+        """A query's logsumexp in base 2 and its delta, with the powers of two that P's takes."""
+        return backward_parts.base_2(lse, self.biased) - EXPONENT, delta * 2.0**-EXPONENT
 
     # The warpgroups that compute
 
@@ -498,143 +433,143 @@ class BackwardKeys:
         )  # fmt: skip
 
     @cute.jit
-    def sum_values(
-        self, group: Warpgroup, tile: Tile, visibility: Visibility, ring, scale_log2: Float32
+    def compute_dv(
+        self, wg: Warpgroup, tile: ClusterTile, visibility: Visibility, ring, scale_log2: Float32
     ):
         """Computes P^T and dV."""
-        bounds = self.masks.bounds(tile, visibility, group.thread, group.mma_scores, ring)
+        bounds = self.masks.bounds(tile, visibility, wg.thread, wg.mma_scores, ring)
         edges = self.masks.edges
         steps = self.masks.steps(tile, visibility)
         if steps > 0:
-            state, place = self.consumer_state(), self.masks.first(tile, visibility)
-            self.first_scores(group, state)
-            lse = self.of_columns(group, LSE, state)
+            state, step = self.consumer_state(), self.masks.first(tile, visibility)
+            self.first_scores(wg, state)
+            lse = self.of_columns(wg, LSE, state)
             if const_expr(len(edges) > 1):  # noqa: SIM102, the other at run time
-                if not self.masks.has(None, tile, place):
-                    fetched = self.masks.fetch(place, bounds, edges[-1])
-                    self.masks.mask(group.scores, place, bounds, edges[-1], visibility, fetched)
-            self.probabilities(group, lse, scale_log2, state)
-            self.convert(group)
+                if not self.masks.has(None, tile, step):
+                    fetched = self.masks.fetch(step, bounds, edges[-1])
+                    self.masks.mask(wg.scores, step, bounds, edges[-1], visibility, fetched)
+            self.probabilities(wg, lse, scale_log2, state)
+            self.convert(wg)
             for _ in cutlass.range(1, steps, unroll=1):
                 before = state.clone()
                 state.advance()
-                place = self.masks.following(tile, place, visibility)
-                at = Step(tile, place, visibility, bounds, before, state)
-                self.add_values(group, at, scale_log2, edges)
-                self.convert(group)
-            self.last_sums(group, state)
+                step = self.masks.following(tile, step, visibility)
+                at = Iteration(tile, step, visibility, bounds, before, state)
+                self.step_dv(wg, at, scale_log2, edges)
+                self.convert(wg)
+            self.last_sums(wg, state)
 
     @cute.jit
-    def add_values(self, group: Warpgroup, at: Step, scale_log2, edges: cutlass.Constexpr):
+    def step_dv(self, wg: Warpgroup, at: Iteration, scale_log2, edges: cutlass.Constexpr):
         """Computes P^T of a query tile, which has one of these edges, and dV of the one before."""
         # A branch between the issue of a product and the wait for it would make the compiler wait
         # at the branch, so each way has both.
         if const_expr(len(edges) == 1):
-            self.issue(group, at.before, at.state)
-            lse = self.of_columns(group, LSE, at.state)
-            fetched = self.masks.fetch(at.place, at.bounds, edges[0])
-            self.await_scores(group, at.state)
-            self.masks.mask(group.scores, at.place, at.bounds, edges[0], at.visibility, fetched)
-            self.probabilities(group, lse, scale_log2, at.state)
-            self.await_sums(group, at.before)
+            self.issue(wg, at.before, at.state)
+            lse = self.of_columns(wg, LSE, at.state)
+            fetched = self.masks.fetch(at.step, at.bounds, edges[0])
+            self.await_scores(wg, at.state)
+            self.masks.mask(wg.scores, at.step, at.bounds, edges[0], at.visibility, fetched)
+            self.probabilities(wg, lse, scale_log2, at.state)
+            self.await_sums(wg, at.before)
         else:
-            if self.masks.has(edges[0], at.tile, at.place):
-                self.add_values(group, at, scale_log2, edges[:1])
+            if self.masks.has(edges[0], at.tile, at.step):
+                self.step_dv(wg, at, scale_log2, edges[:1])
             else:
-                self.add_values(group, at, scale_log2, edges[1:])
+                self.step_dv(wg, at, scale_log2, edges[1:])
 
     @cute.jit
-    def sum_keys(self, group: Warpgroup, tile: Tile, visibility: Visibility):
+    def compute_dk(self, wg: Warpgroup, tile: ClusterTile, visibility: Visibility):
         """Computes dS^T and dK."""
         steps = self.masks.steps(tile, visibility)
         if steps > 0:
             state = self.consumer_state()
-            self.first_scores(group, state)
-            delta = self.of_columns(group, DELTA, state)
-            self.derivatives(group, self.handed_over(group, state), delta, state)
-            self.convert(group)
+            self.first_scores(wg, state)
+            delta = self.of_columns(wg, DELTA, state)
+            self.derivatives(wg, self.handed_over(wg, state), delta, state)
+            self.convert(wg)
             for _ in cutlass.range(1, steps, unroll=1):
                 before = state.clone()
                 state.advance()
-                self.issue(group, before, state)
-                delta = self.of_columns(group, DELTA, state)
-                handed = self.handed_over(group, state)
-                self.await_scores(group, state)
-                self.derivatives(group, handed, delta, state)
-                self.await_sums(group, before)
-                self.convert(group)
-            self.last_sums(group, state)
+                self.issue(wg, before, state)
+                delta = self.of_columns(wg, DELTA, state)
+                handed = self.handed_over(wg, state)
+                self.await_scores(wg, state)
+                self.derivatives(wg, handed, delta, state)
+                self.await_sums(wg, before)
+                self.convert(wg)
+            self.last_sums(wg, state)
 
     def consumer_state(self) -> PipelineStateSimple:
         return PipelineStateSimple(self.stages, Int32(0))
 
-    def first_scores(self, group: Warpgroup, state):
+    def first_scores(self, wg: Warpgroup, state):
         """Computes the scores of the first query tile."""
-        group.resident.pipeline.consumer_wait(PipelineStateSimple(1, Int32(0)))
-        group.scored.pipeline.consumer_wait(state)
-        self.issue_scores(group, state)
+        wg.resident.pipeline.consumer_wait(PipelineStateSimple(1, Int32(0)))
+        wg.scored.pipeline.consumer_wait(state)
+        self.issue_scores(wg, state)
         warpgroup.wait_group(0)
-        group.scored.pipeline.consumer_release(state)
+        wg.scored.pipeline.consumer_release(state)
 
-    def issue(self, group: Warpgroup, before, state):
+    def issue(self, wg: Warpgroup, before, state):
         """Issues the scores of a query tile and the product of the tile before. What the pointwise
         part needs besides is read before the scores are there."""
-        group.summed.pipeline.consumer_wait(before)
-        group.scored.pipeline.consumer_wait(state)
-        self.issue_scores(group, state)
-        self.issue_sums(group, before)
+        wg.summed.pipeline.consumer_wait(before)
+        wg.scored.pipeline.consumer_wait(state)
+        self.issue_scores(wg, state)
+        self.issue_sums(wg, before)
 
-    def await_scores(self, group: Warpgroup, state):
+    def await_scores(self, wg: Warpgroup, state):
         warpgroup.wait_group(1)
-        group.scored.pipeline.consumer_release(state)
+        wg.scored.pipeline.consumer_release(state)
 
-    def await_sums(self, group: Warpgroup, state):
+    def await_sums(self, wg: Warpgroup, state):
         warpgroup.wait_group(0)
-        group.summed.pipeline.consumer_release(state)
+        wg.summed.pipeline.consumer_release(state)
 
-    def last_sums(self, group: Warpgroup, state):
+    def last_sums(self, wg: Warpgroup, state):
         """Computes the product of the last query tile."""
-        group.summed.pipeline.consumer_wait(state)
-        self.issue_sums(group, state)
+        wg.summed.pipeline.consumer_wait(state)
+        self.issue_sums(wg, state)
         warpgroup.wait_group(0)
 
-    def issue_scores(self, x: Warpgroup, state):
-        resident = x.frag_resident[None, None, None, 0]
-        scored = x.frag_scored[None, None, None, state.index]
-        sm90_utils.gemm(x.mma_scores, x.scores, resident, scored, zero_init=True, wg_wait=-1)
+    def issue_scores(self, wg: Warpgroup, state):
+        resident = wg.frag_resident[None, None, None, 0]
+        scored = wg.frag_scored[None, None, None, state.index]
+        sm90_utils.gemm(wg.mma_scores, wg.scores, resident, scored, zero_init=True, wg_wait=-1)
 
-    def issue_sums(self, x: Warpgroup, state):
-        summed = x.frag_summed[None, None, None, state.index]
-        sm90_utils.gemm(x.mma_sums, x.sums, x.weights, summed, wg_wait=-1)
+    def issue_sums(self, wg: Warpgroup, state):
+        summed = wg.frag_summed[None, None, None, state.index]
+        sm90_utils.gemm(wg.mma_sums, wg.sums, wg.weights, summed, wg_wait=-1)
 
-    def convert(self, x: Warpgroup):
-        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.scores), x.weights)
+    def convert(self, wg: Warpgroup):
+        utils.cvt_f16(layout_utils.reshape_acc_to_frgA(wg.scores), wg.weights)
 
     # The pointwise parts
 
     @cute.jit
-    def probabilities(self, group: Warpgroup, lse: cute.Tensor, scale_log2, state):
+    def probabilities(self, wg: Warpgroup, lse: cute.Tensor, scale_log2, state):
         """Replaces the scores by P^T times two to EXPONENT, and hands it over."""
-        weights = layout_utils.reshape_acc_to_mn(group.scores)
+        weights = layout_utils.reshape_acc_to_mn(wg.scores)
         for r in cutlass.range_constexpr(2):
             weights[r, None].store(
                 cute.math.exp2(weights[r, None].load() * scale_log2 - lse.load(), fastmath=True)
             )
         handed = cute.make_rmem_tensor(WEIGHTS, Float16)
-        utils.cvt_f16(self.exchanged(group.scores), handed)
-        slots = group.handover.pipeline
+        utils.cvt_f16(self.exchanged(wg.scores), handed)
+        slots = wg.handover.pipeline
         # A slot is empty at first, so who fills it waits for the other phase than who reads it.
         slots.producer_acquire_w_index_phase(state.index, state.phase ^ 1)
-        slot = group.handover.slots[None, group.thread, state.index]
+        slot = wg.handover.slots[None, wg.thread, state.index]
         cute.autovec_copy(cute.make_tensor(handed.iterator, cute.make_layout(slot.shape)), slot)
         slots.producer_commit(state)
 
     @cute.jit
-    def handed_over(self, group: Warpgroup, state) -> cute.Tensor:
+    def handed_over(self, wg: Warpgroup, state) -> cute.Tensor:
         """P^T as the other warpgroup hands it over, in a tensor like the scores."""
-        group.handover.pipeline.consumer_wait(state)
-        slot = group.handover.slots[None, group.thread, state.index]
-        handed = cute.make_rmem_tensor_like(group.scores, Float16)
+        wg.handover.pipeline.consumer_wait(state)
+        slot = wg.handover.slots[None, wg.thread, state.index]
+        handed = cute.make_rmem_tensor_like(wg.scores, Float16)
         cute.autovec_copy(slot, cute.make_tensor(handed.iterator, cute.make_layout(slot.shape)))
         return self.exchanged(handed)
 
@@ -649,45 +584,28 @@ class BackwardKeys:
         return cute.make_tensor(weights.iterator, cute.make_layout(weights.shape, stride=stride))
 
     @cute.jit
-    def derivatives(self, group: Warpgroup, handed: cute.Tensor, delta: cute.Tensor, state):
+    def derivatives(self, wg: Warpgroup, handed: cute.Tensor, delta: cute.Tensor, state):
         """Replaces dP^T by dS^T = P^T (dP^T - delta)."""
-        weights = layout_utils.reshape_acc_to_mn(group.scores)
+        weights = layout_utils.reshape_acc_to_mn(wg.scores)
         probabilities = layout_utils.reshape_acc_to_mn(handed)
         for r in cutlass.range_constexpr(2):
             difference = weights[r, None].load() * 2.0**-EXPONENT - delta.load()
             weights[r, None].store(probabilities[r, None].load().to(Float32) * difference)
-        index = state.index + self.zero_after(group.scores)
-        group.handover.pipeline.consumer_release_w_index(index)
+        index = state.index + backward_parts.zero_after_products(wg.scores)
+        wg.handover.pipeline.consumer_release_w_index(index)
 
     @cute.jit
-    def zero_after(self, products: cute.Tensor) -> Int32:
-        """Zero, which is known once all the products are: none is a NaN with all bits set, because
-        arithmetic makes none with a sign. What it releases stands before the wait for the tensor
-        cores, and the compiler would else compute the products after that wait."""
-        words = cute.recast_tensor(products, Int32)
-        bits = words[0]
-        for i in cutlass.range_constexpr(1, cute.size(words)):
-            bits = bits & words[i]
-        return Int32(bits == -1)
-
-    @cute.jit
-    def of_columns(self, group: Warpgroup, which: cutlass.Constexpr, state) -> cute.Tensor:
+    def of_columns(self, wg: Warpgroup, which: cutlass.Constexpr, state) -> cute.Tensor:
         """A statistic of the queries of a thread's columns, in a tensor like a row's scores."""
-        group.statistics.pipeline.consumer_wait(state)
-        stage = group.statistics.stages[
-            (None, group.thread % LANES_OF_ROW, None), which, state.index
-        ]
-        found = cute.make_rmem_tensor_like(layout_utils.reshape_acc_to_mn(group.scores)[0, None])
-        flat = cute.make_layout(LANE_STATISTICS)
-        cute.autovec_copy(
-            cute.make_tensor(stage.iterator, flat), cute.make_tensor(found.iterator, flat)
-        )
-        group.statistics.pipeline.consumer_release(state)
+        wg.statistics.pipeline.consumer_wait(state)
+        found = cute.make_rmem_tensor_like(layout_utils.reshape_acc_to_mn(wg.scores)[0, None])
+        backward_statistics.read(wg.statistics, which, wg.thread, state, found)
+        wg.statistics.pipeline.consumer_release(state)
         return found
 
     # The end
 
-    def sums(self, room, columns: int) -> cute.Tensor:
+    def shared_sums(self, room, columns: int) -> cute.Tensor:
         """The sums of a warpgroup's threads, in vectors: [of a vector, threads, vectors]. They take
         the room of two query tiles, once nothing of those is needed."""
         shape = (SUMS, WARPGROUP, ROWS * columns // (WARPGROUP * SUMS))
@@ -697,20 +615,20 @@ class BackwardKeys:
         return cute.make_tensor(pointer, cute.make_layout(shape))
 
     @cute.jit
-    def put(self, output: Output, group: Warpgroup, tile: Tile, scale, splits, sums, gradient):
+    def store(self, output: Output, wg: Warpgroup, tile: KeyTile, scale, splits, sums, gradient):
         """Stores dK or dV. The CTAs of a cluster divide its columns, and store the sums of all."""
         whole = const_expr(self.biased)
         if whole or splits == 1:
-            self.store(output, group, tile, scale, gradient)
+            store_gradient(output, tile, tile.row, wg.thread, wg.sums, scale, gradient)
         else:
             # Both warpgroups read the tiles whose room the sums take.
             cute.arch.barrier(barrier_id=STAGES_READ, number_of_threads=2 * WARPGROUP)
             vectors = cute.make_layout((SUMS, cute.size(sums, mode=[2])))
             cute.autovec_copy(
-                cute.make_tensor(group.sums.iterator, vectors), sums[None, group.thread, None]
+                cute.make_tensor(wg.sums.iterator, vectors), sums[None, wg.thread, None]
             )
             self.meet()
-            self.store_columns(group, tile, scale, splits, sums, gradient)
+            self.store_columns(wg, tile, scale, splits, sums, gradient)
             self.meet()  # Until then other CTAs read the sums.
 
     def meet(self):
@@ -719,19 +637,16 @@ class BackwardKeys:
         cute.arch.cluster_wait()
 
     @cute.jit
-    def store_columns(self, group: Warpgroup, tile: Tile, scale, splits, sums, gradient):
+    def store_columns(self, wg: Warpgroup, tile: KeyTile, scale, splits, sums, gradient):
         """Stores this CTA's columns of dK or dV: of every so many vectors of the sums, one."""
-        gradient = staging.by_head(gradient)
-        if const_expr(self.varlen):
-            first = tile.end_k - tile.keys
-            target = cute.domain_offset((first, 0), gradient[None, None, tile.head])
-        else:
-            target = gradient[None, None, tile.head, tile.batch]
-        lane = group.thread % WARP
-        row = tile.row + group.thread // WARP * (ROWS // WARPS) + lane // LANES_OF_ROW
+        target = staging.plain_rows(
+            staging.by_head(gradient), tile.head, tile.batch, tile.end_k - tile.keys, self.varlen
+        )
+        lane = wg.thread % WARP
+        row = tile.row + wg.thread // WARP * WARP_ROWS + lane // ROW_LANES
         split = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
         for i in cutlass.range(split, cute.size(sums, mode=[2]), splits, unroll=1):
-            ours = utils.elem_pointer(sums, (0, group.thread, i))
+            ours = utils.elem_pointer(sums, (0, wg.thread, i))
             total = cute.make_rmem_tensor(SUMS, Float32)
             total.fill(0.0)
             for other in cutlass.range(splits, unroll=4):
@@ -744,25 +659,12 @@ class BackwardKeys:
             result = cute.make_rmem_tensor(SUMS, self.dtype)
             result.store((total.load() * scale).to(self.dtype))
             words = cute.recast_tensor(result, Int32)
-            column = LANES_OF_ROW * PAIR * i + PAIR * (lane % LANES_OF_ROW)
+            column = ROW_LANES * PAIR * i + PAIR * (lane % ROW_LANES)
             for r in cutlass.range_constexpr(2):
                 if row + 8 * r < tile.keys and column < cute.size(target, mode=[1]):
                     pointer = target.iterator + cute.crd2idx((row + 8 * r, column), target.layout)
                     where = cute.make_tensor(pointer.align(4), cute.make_layout(PAIR))
                     cute.recast_tensor(where, Int32)[0] = words[r]
-
-    @cute.jit
-    def store(self, output: Output, group: Warpgroup, tile: Tile, scale, gradient: cute.Tensor):
-        group.sums.store(group.sums.load() * scale)
-        result = cute.make_rmem_tensor_like(group.sums, self.dtype)
-        utils.cvt_f16(group.sums, result)
-        row = tile.row + cute.arch.make_warp_uniform(group.thread // WARP) * output.warp_rows
-        output.write_from_registers(
-            Gradient(tile.head, tile.batch, tile.keys, tile.end_k),
-            row,
-            result,
-            Destination(staging.by_head(gradient), None, None, None),
-        )
 
 
 def entry(kernel: Kernel):

@@ -3,7 +3,7 @@
 A CTA works on one query tile, in two consumer warpgroups of 64 rows each. Per key block each
 computes
 
-    S = Q K^T,  P = exp(scale S - lse),  dP = dO V^T,  dS = P (dP - delta),  dQ += dS K
+    S = Q K^T,  P = exp(scale S - logsumexp),  dP = dO V^T,  dS = P (dP - delta),  dQ += dS K
 
 with dS as an operand from registers and dQ in registers until its end: no accumulator in memory,
 no order of additions that varies. What lies between two products of one warpgroup is computed
@@ -30,6 +30,7 @@ from quack import layout_utils, sm90_utils
 from kernels.common import packed, symbolic, tile_slots
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import backward_parts, staging
+from kernels.sm90.backward_parts import Loads
 from kernels.sm90.barriers import Barrier
 from kernels.sm90.masks import Edge
 from kernels.sm90.output import Destination, Output
@@ -37,11 +38,10 @@ from kernels.sm90.schedule import Schedule, Tile
 from kernels.sm90.softmax import LOG2_E
 from kernels.sm90.staging import Load
 from kernels.sm90.visibility import Bounds, Visibility, masks_of, visibility_of
-from kernels.sm90.warpgroups import ROWS, WARPGROUP, Turns
+from kernels.sm90.warpgroups import ROW_LANES, ROWS, WARP, WARP_ROWS, WARPGROUP, WARPS, Turns
 
 TILE_WORDS = 12  # int32, of a Tile and padding
 VECTOR = 8  # elements of 16 bytes
-ROW_LANES = 4  # that hold a row of an accumulator
 # Named barriers, one a warpgroup, behind those of the turns.
 ROWS_READ = max(Barrier) + 1
 
@@ -80,14 +80,6 @@ class Statistics(NamedTuple):
 
     lse: cute.Tensor  # in base 2
     delta: cute.Tensor
-
-
-@dataclass(frozen=True)
-class Loads:
-    q: Load
-    dout: Load
-    k: Load
-    v: Load
 
 
 @dataclass(frozen=True)
@@ -256,12 +248,12 @@ class BackwardQueries:
         storage = SmemAllocator().allocate(
             self.shared_storage(sq_layout, sdo_layout, sk_layout, sv_layout)
         )
-        all_warps, own_warps = self.consumers // 32, WARPGROUP // 32
+        all_warps = self.warpgroups * WARPS
         pipeline_q = staging.tma_pipeline(
-            self.dtype, storage.barriers_q, sq_layout, self.warpgroups, own_warps
+            self.dtype, storage.barriers_q, sq_layout, self.warpgroups, WARPS
         )
         pipeline_do = staging.tma_pipeline(
-            self.dtype, storage.barriers_do, sdo_layout, self.warpgroups, own_warps
+            self.dtype, storage.barriers_do, sdo_layout, self.warpgroups, WARPS
         )
         pipeline_k = staging.tma_pipeline(
             self.dtype, storage.barriers_k, sk_layout, self.k_stages, all_warps
@@ -276,9 +268,9 @@ class BackwardQueries:
         sv = storage.v.get_tensor(sv_layout.outer, swizzle=sv_layout.inner)
         loads = Loads(
             Load(atom_q, tma_q, sq, pipeline_q),
-            Load(atom_do, tma_do, sdo, pipeline_do),
             Load(atom_k, tma_k, sk, pipeline_k),
             Load(atom_v, tma_v, sv, pipeline_v),
+            Load(atom_do, tma_do, sdo, pipeline_do),
         )
         words = storage.tile.get_tensor(cute.make_layout(TILE_WORDS))
         if warp == 0:
@@ -287,7 +279,7 @@ class BackwardQueries:
             packed.clear_outside(uncovered, order.offsets_q)
         pipeline.pipeline_init_wait()  # the tile is in shared memory, too
         tile = self.read(words)
-        if warp < WARPGROUP // 32:
+        if warp < WARPS:
             cute.arch.setmaxregister_decrease(self.producer_registers)
             if warp == 0 and tile.end > 0:
                 self.load(tile, visibility, loads)
@@ -345,16 +337,16 @@ class BackwardQueries:
         )
         state_k = pipeline.make_pipeline_state(producer, self.k_stages)
         state_v = pipeline.make_pipeline_state(producer, self.v_stages)
-        self.load_block(k, tile, tile.begin, visibility, state_k)
+        self.masks.load_block(k, tile, tile.begin, visibility, state_k)
         state_k.advance()
         self.load_queries(q, tile, state_q)
-        self.load_block(v, tile, tile.begin, visibility, state_v)
+        self.masks.load_block(v, tile, tile.begin, visibility, state_v)
         state_v.advance()
         self.load_queries(dout, tile, state_do)
         for position in cutlass.range(tile.begin + 1, tile.end, unroll=1):
-            self.load_block(k, tile, position, visibility, state_k)
+            self.masks.load_block(k, tile, position, visibility, state_k)
             state_k.advance()
-            self.load_block(v, tile, position, visibility, state_v)
+            self.masks.load_block(v, tile, position, visibility, state_v)
             state_v.advance()
 
     @cute.jit
@@ -366,13 +358,6 @@ class BackwardQueries:
         for i in cutlass.range_constexpr(self.warpgroups):
             staging.load_rows(load, source, tile.row + i * ROWS, state)
             state.advance()
-
-    def load_block(self, load: Load, tile: Tile, position: Int32, visibility: Visibility, state):
-        block = self.masks.block_at(tile, position, visibility)
-        source = staging.rows_of(
-            load.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen
-        )
-        staging.load_rows(load, source, block * self.tile_n, state)
 
     def operands(self, loads: Loads, mma_s, mma_dq) -> Operands:
         scores, frag_q, frag_k = sm90_utils.partition_fragment_ABC(
@@ -428,7 +413,8 @@ class BackwardQueries:
         utils.cvt_f16(dq, result)
         # dQ leaves through the room of the warpgroup's rows of Q.
         cute.arch.barrier(barrier_id=ROWS_READ + index, number_of_threads=WARPGROUP)
-        row = tile.row + index * ROWS + cute.arch.make_warp_uniform(thread // 32) * (ROWS // 4)
+        warp = cute.arch.make_warp_uniform(thread // WARP)
+        row = tile.row + index * ROWS + warp * WARP_ROWS
         self.output.write_by_tma(tile, row, index, thread, result, to, mma_dq)
         self.output.finish()
 
@@ -442,9 +428,10 @@ class BackwardQueries:
         """
         found = Statistics(*(cute.make_rmem_tensor(2, Float32) for _ in range(2)))
         part = thread % ROW_LANES
-        o, dout = (self.rows_of(tensor, tile) for tensor in (rows.o, rows.dout))
-        lse, delta = (self.numbers_of(tensor, tile) for tensor in (rows.lse, rows.delta))
-        first = tile.row + index * ROWS + thread // 32 * 16 + thread % 32 // ROW_LANES
+        whose = tile.head, tile.batch, tile.end_q - tile.rows, self.varlen
+        o, dout = (staging.plain_rows(tensor, *whose) for tensor in (rows.o, rows.dout))
+        lse, delta = (staging.row_numbers(numbers, *whose) for numbers in (rows.lse, rows.delta))
+        first = tile.row + index * ROWS + thread // WARP * WARP_ROWS + thread % WARP // ROW_LANES
         vectors = self.head_dim_v // (VECTOR * ROW_LANES)
         ours, theirs = (cute.make_rmem_tensor((VECTOR, vectors, 2), self.dtype) for _ in range(2))
         for r in cutlass.range_constexpr(2):
@@ -467,18 +454,6 @@ class BackwardQueries:
             if part == 0 and row < tile.rows:
                 delta[row] = found.delta[r]
         return found
-
-    def rows_of(self, tensor: cute.Tensor, tile: Tile) -> cute.Tensor:
-        """The rows of the tile's head and sequence."""
-        if self.varlen:
-            return cute.domain_offset((tile.end_q - tile.rows, 0), tensor[None, None, tile.head])
-        return tensor[None, None, tile.head, tile.batch]
-
-    def numbers_of(self, tensor: cute.Tensor, tile: Tile) -> cute.Tensor:
-        """The numbers of each row of the tile's head and sequence."""
-        if self.varlen:
-            return cute.domain_offset((tile.end_q - tile.rows,), tensor[tile.head, None])
-        return tensor[tile.batch, tile.head, None]
 
     def vector(self, tensor: cute.Tensor, row: Int32, column: Int32) -> cute.Tensor:
         """16 bytes of a row."""
@@ -529,7 +504,7 @@ class BackwardQueries:
         if const_expr(self.biased) and self.masks.sees_all(group.bounds, position):
             self.weigh(group, states, position, None, None)
         else:
-            fetched = self.fetch(group, position, edge)
+            fetched = self.masks.fetch(position, group.bounds, group.visibility, edge)
             self.weigh(group, states, position, edge, fetched)
 
     @cute.jit
@@ -538,7 +513,7 @@ class BackwardQueries:
         x = group.operands
         self.probabilities(group, position, edge, fetched)
         group.loads.v.pipeline.consumer_wait(states.v)
-        self.turns.wait(group.index, backward_parts.zero_after(x.scores))
+        self.turns.wait(group.index, backward_parts.zero_after_exponentials(x.scores))
         self.issue_d_scores(group, states)
         self.turns.end(group.index)
         warpgroup.wait_group(0)
@@ -549,10 +524,6 @@ class BackwardQueries:
                 weights[r, None].load() * (d_scores[r, None].load() - group.rows.delta[r])
             )
         utils.cvt_f16(layout_utils.reshape_acc_to_frgA(x.d_scores), x.ds)
-
-    def fetch(self, group: Warpgroup, position, edge: Edge | None):
-        """Reads what a key block's mask needs of memory."""
-        return self.masks.fetch(position, group.bounds, group.visibility, edge) if edge else None
 
     @cute.jit
     def probabilities(self, group: Warpgroup, position, edge: cutlass.Constexpr, fetched):
@@ -574,7 +545,7 @@ class BackwardQueries:
         self.issue_dq(group, states)
         self.issue_scores(group, states)
         self.turns.end(group.index)
-        fetched = self.fetch(group, position, edge)
+        fetched = self.masks.fetch(position, group.bounds, group.visibility, edge)
         warpgroup.wait_group(1)
         keys.consumer_release(states.k_of_dq)
         warpgroup.wait_group(0)

@@ -48,16 +48,16 @@ def row_of(bias: cute.Tensor, batch, head, row) -> Int64:
     return Int64(cute.crd2idx((batch, head, row, 0), bias.layout))
 
 
-def pairs(bias: cute.Tensor, place: Int64, count: int = 1, step: int = 1) -> cute.Tensor:
-    """Elements of the bias, two in a word, from an even place on: every `step` words one."""
-    pointer = cute.recast_ptr((bias.iterator + place).align(4), dtype=Int32)
+def pairs(bias: cute.Tensor, offset: Int64, count: int = 1, step: int = 1) -> cute.Tensor:
+    """Elements of the bias, two in a word, from an even offset on: every `step` words one."""
+    pointer = cute.recast_ptr((bias.iterator + offset).align(4), dtype=Int32)
     return cute.make_tensor(pointer, cute.make_layout(count, stride=step))
 
 
 @dsl_user_op
-def prefetch(bias: cute.Tensor, place: Int64, *, loc=None, ip=None) -> None:
+def prefetch(bias: cute.Tensor, offset: Int64, *, loc=None, ip=None) -> None:
     """Brings the 32 bytes around an element of the bias to L2."""
-    address = (bias.iterator + place).to_llvm_ptr(loc=loc, ip=ip)
+    address = (bias.iterator + offset).to_llvm_ptr(loc=loc, ip=ip)
     nvvm.prefetch(address, cache_level=nvvm.PrefetchCacheLevel.L2, loc=loc, ip=ip)
 
 

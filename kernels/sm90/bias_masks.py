@@ -23,7 +23,7 @@ LINE = 4 * SECTOR  # that the four threads of a row bring together
 class BiasBounds(NamedTuple):
     """What a thread knows of the bias of its scores."""
 
-    place: tuple[Int32, Int32, Int32]  # of its list: batch, head, query tile
+    list_: tuple[Int32, Int32, Int32]  # batch, head, query tile
     rows: tuple[Int64, Int64]  # where its two rows of the bias begin, in elements
     column: Int32  # of its first score
     keys: Int32
@@ -38,11 +38,11 @@ class BiasMasks(Masks):
         self.first_edge = Edge(biased=True, careful=True)
         self.dtype, self.tile_m = symbolic.DTYPES[kernel.dtype], kernel.block_m
 
-    def place_of(self, tile: Tile):
+    def list_of(self, tile: Tile):
         return tile.batch, tile.head, tile.row // self.tile_m
 
     def block_at(self, tile: Tile, position, visibility: Bias) -> Int32:
-        return bias.entry(visibility.lists, *self.place_of(tile), position)
+        return bias.entry(visibility.lists, *self.list_of(tile), position)
 
     @cute.jit
     def key_bounds(self, tile: Tile, visibility: Bias, group, thread, mma_qk) -> BiasBounds:
@@ -54,9 +54,9 @@ class BiasMasks(Masks):
         for r in cutlass.range_constexpr(2):
             row = cutlass.min(tile.row + group * self.rows + where[r, 0][0], tile.rows - 1)
             rows.append(bias.row_of(visibility.bias, tile.batch, tile.head, row))
-        place = self.place_of(tile)
-        ends = (visibility.lists[(*place, kind)] for kind in (FREE, BIASED, CAREFUL))
-        return BiasBounds(place, tuple(rows), where[0, 0][1], tile.keys, *ends)
+        list_ = self.list_of(tile)
+        ends = (visibility.lists[(*list_, kind)] for kind in (FREE, BIASED, CAREFUL))
+        return BiasBounds(list_, tuple(rows), where[0, 0][1], tile.keys, *ends)
 
     def spans(self, first, end, bounds: BiasBounds) -> list[Span]:
         free_end = cutlass.max(first, cutlass.min(bounds.free_end, end))
@@ -77,11 +77,11 @@ class BiasMasks(Masks):
         """Reads the bias of a key block as `mask` takes it, two elements at a time. Beyond the last
         key it reads the last ones, so that nothing branches, which may stand beside products."""
         words = None
-        if const_expr(edge.biased):
+        if const_expr(edge is not None and edge.biased):
             count = self.tile_n // COLUMNS
             words = cute.make_rmem_tensor((count, 2), Int32)
             first = (
-                bias.entry(visibility.lists, *bounds.place, position) * self.tile_n + bounds.column
+                bias.entry(visibility.lists, *bounds.list_, position) * self.tile_n + bounds.column
             )
             last = (bounds.keys - 1) // 2 * 2
             for r in cutlass.range_constexpr(2):
@@ -89,8 +89,8 @@ class BiasMasks(Masks):
                 found = bias.pairs(visibility.bias, row + first, count, COLUMNS // 2)
                 for i in cutlass.range_constexpr(count):
                     if const_expr(edge.careful):
-                        place = row + cutlass.min(first + COLUMNS * i, last)
-                        words[i, r] = bias.pairs(visibility.bias, place)[0]
+                        offset = row + cutlass.min(first + COLUMNS * i, last)
+                        words[i, r] = bias.pairs(visibility.bias, offset)[0]
                     else:
                         words[i, r] = found[i]
             self.prefetch(position + 1, bounds, visibility)
@@ -101,7 +101,7 @@ class BiasMasks(Masks):
         """Brings the bias of a key block to L2, or of the last one that has any. A thread brings a
         quarter of its two rows in every 64 keys."""
         position = cutlass.min(position, bounds.careful_end - 1)
-        first = bias.entry(visibility.lists, *bounds.place, position) * self.tile_n
+        first = bias.entry(visibility.lists, *bounds.list_, position) * self.tile_n
         for i in cutlass.range_constexpr(0, self.tile_n, LINE):
             key = cutlass.min(first + i + bounds.column * (SECTOR // 2), bounds.keys - 1)
             for r in cutlass.range_constexpr(2):
@@ -127,5 +127,5 @@ class BiasMasks(Masks):
                         scores[r, c], elements[c], visibility.inverse_scale, edge.careful
                     )
             if const_expr(edge.careful or not edge.biased):
-                block = bias.entry(visibility.lists, *bounds.place, position)
+                block = bias.entry(visibility.lists, *bounds.list_, position)
                 self.hide(scores, r, bounds.keys - bounds.column - block * self.tile_n)

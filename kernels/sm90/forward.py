@@ -29,7 +29,6 @@ from kernels.common.pages import Table
 from kernels.kernel import Kernel, Layout, Mask
 from kernels.sm90 import schedule, staging
 from kernels.sm90.barriers import Barrier
-from kernels.sm90.masks import Edge
 from kernels.sm90.output import Destination, Output
 from kernels.sm90.pages import Boxes, Pages
 from kernels.sm90.schedule import Ring, Schedule, Tile
@@ -291,18 +290,18 @@ class Forward:
         tile = self.schedule.read(order, ring, state_t)
         state_t.advance()
         while tile.end > 0:
-            self.load_block(k, tile, tile.begin, visibility, state_k)
+            self.masks.load_block(k, tile, tile.begin, visibility, state_k)
             state_k.advance()
             queries = self.queries(q, tile)
             for i in cutlass.range_constexpr(self.warpgroups):
                 staging.load_rows(q, queries, tile.row + i * ROWS, state_q)
                 state_q.advance()
             for position in cutlass.range(tile.begin + 1, tile.end, unroll=1):
-                self.load_block(k, tile, position, visibility, state_k)
+                self.masks.load_block(k, tile, position, visibility, state_k)
                 state_k.advance()
-                self.load_block(v, tile, position - 1, visibility, state_v)
+                self.masks.load_block(v, tile, position - 1, visibility, state_v)
                 state_v.advance()
-            self.load_block(v, tile, tile.end - 1, visibility, state_v)
+            self.masks.load_block(v, tile, tile.end - 1, visibility, state_v)
             state_v.advance()
             tile = self.schedule.read(order, ring, state_t)
             state_t.advance()
@@ -359,13 +358,6 @@ class Forward:
 
     def queries(self, q: Load, tile: Tile) -> cute.Tensor:
         return staging.rows_of(q.source, tile.head, tile.batch, tile.rows, tile.end_q, self.varlen)
-
-    def load_block(self, load: Load, tile: Tile, position: Int32, visibility: Visibility, state):
-        block = self.masks.block_at(tile, position, visibility)
-        source = staging.rows_of(
-            load.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen
-        )
-        staging.load_rows(load, source, block * self.tile_n, state)
 
     def operands(self, loads: Loads, mma_qk, mma_pv) -> Operands:
         _, frag_q, frag_k = sm90_utils.partition_fragment_ABC(
@@ -471,7 +463,7 @@ class Forward:
         if const_expr(self.biased) and self.masks.sees_all(bounds, tile.begin):
             self.weigh(group, tile.begin, bounds, None, None)
         else:
-            fetched = self.fetch(group, tile.begin, bounds, edge)
+            fetched = self.masks.fetch(tile.begin, bounds, group.visibility, edge)
             self.weigh(group, tile.begin, bounds, edge, fetched)
 
     @cute.jit
@@ -497,7 +489,7 @@ class Forward:
             span = spans[i]
             for position in cutlass.range(span.begin, span.end, unroll=1):
                 self.issue(group, states, accumulate)
-                fetched = self.fetch(group, position, work.bounds, span.edge)
+                fetched = self.masks.fetch(position, work.bounds, group.visibility, span.edge)
                 self.await_scores(group, states)
                 states.k.advance()
                 if position + 1 == work.end:
@@ -616,13 +608,10 @@ class Forward:
         """Computes the weights of a tile's first key block beside the last product of the tile
         before."""
         self.issue(group, states, accumulate)
-        fetched = self.fetch(group, tile.begin, bounds, edge)
+        fetched = self.masks.fetch(tile.begin, bounds, group.visibility, edge)
         self.await_scores(group, states)
         self.weigh(group, tile.begin, bounds, edge, fetched)
         warpgroup.wait_group(0)
-
-    def fetch(self, group: Warpgroup, position, bounds: Bounds, edge: Edge | None):
-        return self.masks.fetch(position, bounds, group.visibility, edge) if edge else None
 
     @cute.jit
     def end(self, tile: Tile, bounds: Bounds) -> Int32:

@@ -22,9 +22,10 @@ from kernels.kernel import Kernel
 from kernels.sm90 import bias as biases
 from kernels.sm90 import staging
 from kernels.sm90.bias import ALL, BIASED, FREE, Bias
-from kernels.sm90.key_masks import KeyMasks, Tile
+from kernels.sm90.key_masks import KeyMasks
+from kernels.sm90.key_tiles import KeyTile
 from kernels.sm90.masks import Edge
-from kernels.sm90.warpgroups import ROWS, WARP, WARPGROUP
+from kernels.sm90.warpgroups import ROWS, WARP, WARPS
 
 PARTS = 2  # warps that bring the bias, each half of the queries of a tile
 ELEMENT = 2  # bytes
@@ -39,7 +40,7 @@ MATRICES = 4  # that ldmatrix reads at a time: of 16 keys and 16 queries
 LOADS = ROWS // (2 * MATRIX)
 
 
-class Position(NamedTuple):
+class ListStep(NamedTuple):
     """The query tile at hand, and where the kinds of its head's list end."""
 
     head: Int32  # of the group
@@ -81,47 +82,47 @@ class KeyLists(KeyMasks):
     # The query tiles one after the other
 
     @cute.jit
-    def at_head(self, tile: Tile, head: Int32, taken: Int32, bias: Bias) -> Position:
+    def at_head(self, tile: KeyTile, head: Int32, taken: Int32, bias: Bias) -> ListStep:
         """The first query tile of a head. Behind the last head it is the last one's."""
         list_ = self.list_of(tile, cutlass.min(head, tile.heads - 1))
         ends = (bias.lists[(*list_, kind)] for kind in (FREE, BIASED, ALL))
-        return Position(head, Int32(0), taken, *ends)
+        return ListStep(head, Int32(0), taken, *ends)
 
-    def list_of(self, tile: Tile, head: Int32):
-        return tile.batch, tile.head * tile.heads + head, tile.row // ROWS
+    def list_of(self, tile: KeyTile, head: Int32):
+        return tile.batch, tile.query_head(head), tile.row // ROWS
 
-    def first(self, tile: Tile, bias: Bias) -> Position:
+    def first(self, tile: KeyTile, bias: Bias) -> ListStep:
         return self.at_head(tile, Int32(0), Int32(0), bias)
 
     @cute.jit
-    def steps(self, tile: Tile, bias: Bias) -> Int32:
+    def steps(self, tile: KeyTile, bias: Bias) -> Int32:
         steps = Int32(0)
         for head in range(tile.heads):
             steps += bias.lists[(*self.list_of(tile, head), ALL)]
         return steps
 
     @cute.jit
-    def following(self, tile: Tile, place: Position, bias: Bias) -> Position:
-        taken = place.taken + (0 if place.position < place.free_end else 1)
-        position, head = place.position + 1, place.head
-        free_end, biased_end, end = place.free_end, place.biased_end, place.end
+    def following(self, tile: KeyTile, step: ListStep, bias: Bias) -> ListStep:
+        taken = step.taken + (0 if step.position < step.free_end else 1)
+        position, head = step.position + 1, step.head
+        free_end, biased_end, end = step.free_end, step.biased_end, step.end
         if position == end:
             upcoming = self.at_head(tile, head + 1, taken, bias)
             head, position = upcoming.head, upcoming.position
             free_end, biased_end, end = upcoming.free_end, upcoming.biased_end, upcoming.end
-        return Position(head, position, taken, free_end, biased_end, end)
+        return ListStep(head, position, taken, free_end, biased_end, end)
 
-    def number(self, tile: Tile, place: Position, bias: Bias) -> Int32:
-        return biases.entry(bias.lists, *self.list_of(tile, place.head), place.position)
+    def number(self, tile: KeyTile, step: ListStep, bias: Bias) -> Int32:
+        return biases.entry(bias.lists, *self.list_of(tile, step.head), step.position)
 
     @cute.jit
-    def has(self, edge: cutlass.Constexpr, tile: Tile, place: Position):
-        return place.position < (place.free_end if edge is None else place.biased_end)
+    def has(self, edge: cutlass.Constexpr, tile: KeyTile, step: ListStep):
+        return step.position < (step.free_end if edge is None else step.biased_end)
 
     # The scores
 
     @cute.jit
-    def bounds(self, tile: Tile, bias: Bias, thread, mma_scores, ring: Ring) -> Matrices:
+    def bounds(self, tile: KeyTile, bias: Bias, thread, mma_scores, ring: Ring) -> Matrices:
         """Lane 8 i + r has row r of matrix i. A warp has 16 keys, and so two chunks of a query; the
         matrices are of the first and the second one of eight queries, and of the next eight."""
         lane, matrix = thread % WARP, thread % WARP // MATRIX
@@ -134,12 +135,12 @@ class KeyLists(KeyMasks):
         return query * ROWS + (chunk ^ query % MATRIX) * (CHUNK // ELEMENT)
 
     @cute.jit
-    def fetch(self, place: Position, bounds: Matrices, edge: cutlass.Constexpr):
+    def fetch(self, step: ListStep, bounds: Matrices, edge: cutlass.Constexpr):
         """Takes the bias of a thread's scores from shared memory."""
         found = None
         if const_expr(edge is not None):
             ring = bounds.ring
-            state = PipelineStateSimple(self.stages, place.taken)
+            state = PipelineStateSimple(self.stages, step.taken)
             ring.pipeline.consumer_wait(state)
             elements = CHUNK // ELEMENT
             found = cute.make_rmem_tensor((elements, LOADS), self.dtype)
@@ -157,7 +158,7 @@ class KeyLists(KeyMasks):
     def mask(
         self,
         scores,
-        place: Position,
+        step: ListStep,
         bounds: Matrices,
         edge: cutlass.Constexpr,
         bias: Bias,
@@ -183,40 +184,40 @@ class KeyLists(KeyMasks):
         shape = cute.make_layout((ROWS, ROWS, self.stages))
         return Ring(
             elements.get_tensor(shape),
-            staging.copy_pipeline(barriers, self.stages, PARTS, WARPGROUP // WARP),
+            staging.copy_pipeline(barriers, self.stages, PARTS, WARPS),
         )
 
     @cute.jit
-    def load(self, tile: Tile, bias: Bias, ring: Ring, part: Int32):
+    def load(self, tile: KeyTile, bias: Bias, ring: Ring, part: Int32):
         """Brings the bias of the query tiles that have one, or a part of it."""
         wide = self.is_wide(tile, bias)
-        place = self.first(tile, bias)
+        step = self.first(tile, bias)
         for _ in cutlass.range(self.steps(tile, bias), unroll=1):
-            if place.position >= place.free_end:
-                query = self.number(tile, place, bias) * ROWS
-                state = PipelineStateSimple(self.stages, place.taken + self.stages)
+            if step.position >= step.free_end:
+                query = self.number(tile, step, bias) * ROWS
+                state = staging.producer_state(self.stages, step.taken)
                 ring.pipeline.producer_acquire(state)
                 stage = ring.stages[None, None, state.index]
                 if wide:
-                    self.copy(tile, place, bias, query, stage, part, WIDE)
+                    self.copy(tile, step, bias, query, stage, part, WIDE)
                 else:
-                    self.copy(tile, place, bias, query, stage, part, NARROW)
+                    self.copy(tile, step, bias, query, stage, part, NARROW)
                 cute.arch.cp_async_mbarrier_arrive_noinc(ring.pipeline.producer_get_barrier(state))
-            place = self.following(tile, place, bias)
+            step = self.following(tile, step, bias)
 
     @cute.jit
-    def is_wide(self, tile: Tile, bias: Bias):
+    def is_wide(self, tile: KeyTile, bias: Bias):
         """Whether every row of the bias begins at a chunk, and has whole ones."""
-        places = bias.bias.iterator.toint() // ELEMENT | tile.keys
+        offsets = bias.bias.iterator.toint() // ELEMENT | tile.keys
         for stride in bias.bias.stride[:-1]:
-            places = places | stride
-        return places % (CHUNK // ELEMENT) == 0
+            offsets = offsets | stride
+        return offsets % (CHUNK // ELEMENT) == 0
 
     @cute.jit
     def copy(
         self,
-        tile: Tile,
-        place: Position,
+        tile: KeyTile,
+        step: ListStep,
         bias: Bias,
         query: Int32,
         stage,
@@ -239,7 +240,8 @@ class KeyLists(KeyMasks):
         for i in cutlass.range_constexpr(ROWS // PARTS // rows):
             row = part * (ROWS // PARTS) + i * rows + lane // lanes
             last = cutlass.min(query + row, tile.rows - 1)
-            start = biases.row_of(bias.bias, tile.batch, tile.query_head(place), last) + Int64(key)
+            start = biases.row_of(bias.bias, tile.batch, tile.query_head(step.head), last)
+            start += Int64(key)
             source = (bias.bias.iterator + start).align(width)
             within = column % (CHUNK // ELEMENT)
             target = stage.iterator + self.element(row, column // (CHUNK // ELEMENT)) + within

@@ -186,11 +186,11 @@ class MapQueries(tile_lists.Lister):
         words = cute.make_rmem_tensor(count, Int32)
         key, last = column * CELL + 2 * lane, (strip.keys - 1) // 2 * 2
         row = strip.index * CELL + cutlass.min(first, strip.rows - 1)
-        place = biases.row_of(bias, strip.batch, strip.head, row) + cutlass.min(key, last)
+        offset = biases.row_of(bias, strip.batch, strip.head, row) + cutlass.min(key, last)
         stride = Int64(bias.stride[2])
         for r in cutlass.range_constexpr(count):
-            words[r] = biases.pairs(bias, place)[0]
-            place += stride if first + r + 1 < strip.rows else Int64(0)
+            words[r] = biases.pairs(bias, offset)[0]
+            offset += stride if first + r + 1 < strip.rows else Int64(0)
         elements = Int32(-1)
         if key + 1 >= strip.keys:
             elements = Int32(ELEMENT)

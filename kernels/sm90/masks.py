@@ -8,7 +8,9 @@ from cutlass import Float32, Int32, const_expr
 from quack import layout_utils
 
 from kernels.kernel import Kernel, Mask
+from kernels.sm90 import staging
 from kernels.sm90.schedule import Tile
+from kernels.sm90.staging import Load
 from kernels.sm90.window import Window
 
 WORD = 16  # columns that a word of bits stands for; lowest_bits() shifts by up to as many
@@ -48,6 +50,7 @@ class Masks:
     def __init__(self, kernel: Kernel, rows: int):
         """`rows` are the query rows of a warpgroup."""
         self.rows, self.tile_n = rows, kernel.block_n
+        self.varlen = kernel.packed
         self.window = kernel.mask is Mask.WINDOW
         self.first_edge = Edge(left=self.window)  # that a row's first key block may have
         self.bounded = kernel.mask is not Mask.FULL  # by the row, not by the keys alone
@@ -55,6 +58,14 @@ class Masks:
     def block_at(self, tile: Tile, position, window: Window) -> Int32:
         """The key block at a position. Only with a bias these are not the same."""
         return position
+
+    def load_block(self, load: Load, tile: Tile, position, visibility, state):
+        """Loads the key block at a position, or its values."""
+        block = self.block_at(tile, position, visibility)
+        source = staging.rows_of(
+            load.source, tile.head_kv, tile.batch, tile.keys, tile.end_k, self.varlen
+        )
+        staging.load_rows(load, source, block * self.tile_n, state)
 
     @cute.jit
     def key_bounds(self, tile: Tile, window: Window, group, thread, mma_qk) -> KeyBounds:
@@ -107,7 +118,7 @@ class Masks:
             block * self.tile_n >= bounds.all_first and (block + 1) * self.tile_n <= bounds.all_end
         )
 
-    def fetch(self, position, bounds, window: Window, edge: Edge) -> None:
+    def fetch(self, position, bounds, window: Window, edge: Edge | None) -> None:
         """Reads what `mask` needs of memory: nothing. It may stand between the issue of a product
         and the wait for it."""
 

@@ -16,6 +16,7 @@ from kernels.kernel import Kernel
 from kernels.sm90 import staging
 from kernels.sm90.schedule import Tile
 from kernels.sm90.softmax import Softmax
+from kernels.sm90.warpgroups import ROW_LANES, WARP, WARPS
 
 LN_2 = math.log(2)
 
@@ -35,7 +36,7 @@ class Output:
     def __init__(self, kernel: Kernel, dtype, rows: int, by_tma: bool):
         """`rows` are the query rows of a warpgroup. O leaves by TMA where shared memory has room
         for it, which is 2% faster, else from registers."""
-        self.dtype, self.rows, self.warp_rows, self.by_tma = dtype, rows, rows // 4, by_tma
+        self.dtype, self.rows, self.warp_rows, self.by_tma = dtype, rows, rows // WARPS, by_tma
         self.head_dim_v, self.warpgroups = kernel.head_dim_v, kernel.block_m // rows
         self.varlen = kernel.packed
         self.store_columns = math.gcd(self.head_dim_v, 64)  # of a swizzled row in shared memory
@@ -59,23 +60,23 @@ class Output:
         outputs = layout_utils.reshape_acc_to_mn(acc_o)
         sums = cute.make_rmem_tensor(2, Float32)
         for r in cutlass.range_constexpr(2):
-            sums[r] = utils.warp_reduce(softmax.total[r], operator.add, width=4)
+            sums[r] = utils.warp_reduce(softmax.total[r], operator.add, width=ROW_LANES)
             none = sums[r] == 0.0 or sums[r] != sums[r]
             outputs[r, None].store(
                 outputs[r, None].load() * cute.arch.rcp_approx(Float32(1.0) if none else sums[r])
             )
         result = cute.make_rmem_tensor_like(acc_o, self.dtype)
         utils.cvt_f16(acc_o, result)
-        warp = cute.arch.make_warp_uniform(thread // 32)
+        warp = cute.arch.make_warp_uniform(thread // WARP)
         row = tile.row + group * self.rows + warp * self.warp_rows
         if const_expr(self.by_tma):
             self.write_by_tma(tile, row, group, thread, result, to, mma_pv)
         else:
             self.write_from_registers(tile, row, result, to)
-        lane = thread % 32
+        lane = thread % WARP
         for r in cutlass.range_constexpr(2):
-            query = row + lane // 4 + 8 * r
-            if lane % 4 == 0 and query < tile.rows:
+            query = row + lane // ROW_LANES + 8 * r
+            if lane % ROW_LANES == 0 and query < tile.rows:
                 none = sums[r] == 0.0 or sums[r] != sums[r]
                 value = (
                     softmax.reference[r] * softmax.scale_log2
@@ -105,7 +106,7 @@ class Output:
             target = cute.domain_offset((row, 0), source)
             shape, warp = (
                 (self.warp_rows, self.store_columns),
-                cute.arch.make_warp_uniform(thread // 32),
+                cute.arch.make_warp_uniform(thread // WARP),
             )
             for i in cutlass.range_constexpr(self.head_dim_v // self.store_columns):
                 source, part = (
@@ -128,16 +129,14 @@ class Output:
         """Stores O from registers. A thread holds two columns of every eight. The four lanes of a
         row exchange them until each has all of one eight."""
         lane = cute.arch.lane_idx()
-        part = lane % 4
+        part = lane % ROW_LANES
         odd, high = part % 2 == 1, part >= 2
         words = cute.recast_tensor(layout_utils.reshape_acc_to_mn(result), Int32)
-        if const_expr(self.varlen):
-            target = cute.domain_offset((tile.end_q - tile.rows, 0), to.o[None, None, tile.head])
-        else:
-            target = to.o[None, None, tile.head, tile.batch]
+        first = tile.end_q - tile.rows
+        target = staging.plain_rows(to.o, tile.head, tile.batch, first, self.varlen)
         for r in cutlass.range_constexpr(2):
-            query = row + lane // 4 + 8 * r
-            for i in cutlass.range_constexpr(0, self.head_dim_v // 8, 4):
+            query = row + lane // ROW_LANES + 8 * r
+            for i in cutlass.range_constexpr(0, self.head_dim_v // 8, ROW_LANES):
                 (a, b), (c, d) = (
                     self.exchange(words[r, j], words[r, j + 1], odd, 1) for j in (i, i + 2)
                 )

@@ -8,7 +8,7 @@ import cutlass.cute as cute
 from cutlass import Int32, pipeline
 from cutlass.cute.nvgpu import cpasync
 from cutlass.utils import LayoutEnum
-from flash_attn.cute.pipeline import PipelineAsync, PipelineTmaAsync
+from flash_attn.cute.pipeline import PipelineAsync, PipelineStateSimple, PipelineTmaAsync
 from quack import copy_utils, layout_utils, sm90_utils
 
 from kernels.common import packed
@@ -19,7 +19,7 @@ VECTOR = 8  # elements of 2 bytes in 16 bytes
 
 @dataclass(frozen=True)
 class Load:
-    """One of q, k and v on its way to shared memory."""
+    """A tensor on its way to shared memory: q, k, v or dO."""
 
     atom: cute.CopyAtom
     source: cute.Tensor  # [seqlen, head_dim, heads, batch or pages], as TMA takes coordinates
@@ -71,6 +71,12 @@ def copy_pipeline(barriers, stages: int, producer_warps: int, consumer_warps: in
     )  # fmt: skip
 
 
+def producer_state(stages: int, number) -> PipelineStateSimple:
+    """Where the producer of a ring is that fills a stage for the time of this number. At first a
+    stage is empty, so the producer is a round ahead of a consumer."""
+    return PipelineStateSimple(stages, number + stages)
+
+
 def by_head(tensor: cute.Tensor) -> cute.Tensor:
     """[seqlen, head_dim, heads, batch] or [total, head_dim, heads]"""
     return layout_utils.select(tensor, [1, 3, 2, 0] if cute.rank(tensor) == 4 else [0, 2, 1])
@@ -85,11 +91,26 @@ def tma(op, tensor: cute.Tensor, layout: cute.ComposedLayout, rows: int, columns
 
 
 def rows_of(tensor: cute.Tensor, head, batch, rows, end, varlen: bool) -> cute.Tensor:
-    """The rows of one head and sequence, [seqlen, head_dim]. Those of packed sequences are the last
-    ones before `end`."""
+    """The rows of one head and sequence, [seqlen, head_dim], as TMA takes them. Those of packed
+    sequences are the last ones before `end`."""
     if varlen:
         return packed.rows_of(tensor, 0, end, rows)[None, None, head]
     return tensor[None, None, head, batch]
+
+
+def plain_rows(tensor: cute.Tensor, head, batch, first, varlen: bool) -> cute.Tensor:
+    """The same of a tensor that is not TMA's, [seqlen, head_dim, heads, batch] or [total, head_dim,
+    heads]. Those of packed sequences begin at `first`."""
+    if varlen:
+        return cute.domain_offset((first, 0), tensor[None, None, head])
+    return tensor[None, None, head, batch]
+
+
+def row_numbers(tensor: cute.Tensor, head, batch, first, varlen: bool) -> cute.Tensor:
+    """The same of numbers, one a row, of a tensor [batch, heads, seqlen] or [heads, total]."""
+    if varlen:
+        return cute.domain_offset((first,), tensor[head, None])
+    return tensor[batch, head, None]
 
 
 def load_rows(load: Load, source: cute.Tensor, row, state):

@@ -7,8 +7,8 @@ from cutlass import Float32, Int32
 from kernels.kernel import Kernel, Mask
 from kernels.sm90.bias import Bias
 from kernels.sm90.bias_masks import BiasBounds, BiasMasks
-from kernels.sm90.key_lists import KeyLists, Matrices, Position
-from kernels.sm90.key_masks import KeyMasks, Place
+from kernels.sm90.key_lists import KeyLists, ListStep, Matrices
+from kernels.sm90.key_masks import KeyMasks, QueryStep
 from kernels.sm90.masks import KeyBounds, Masks
 from kernels.sm90.window import Window
 
@@ -17,7 +17,7 @@ Visibility = Window | Bias
 Bounds = KeyBounds | BiasBounds
 BoundsOfKeys = KeyBounds | Matrices
 # a query tile among those of a key block
-QueryPlace = Place | Position
+Step = QueryStep | ListStep
 
 
 def visibility_of(

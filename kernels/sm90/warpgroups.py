@@ -7,7 +7,11 @@ from kernels.sm90.barriers import Barrier
 
 WARP = 32  # threads
 WARPGROUP = 128
+WARPS = WARPGROUP // WARP  # of a warpgroup
 ROWS = 64  # of a warpgroup: WGMMA's M
+WARP_ROWS = ROWS // WARPS
+# Four lanes hold a row of an accumulator, each of them two neighbours of every eight columns.
+ROW_LANES, PAIR = 4, 2
 
 
 class Turns:
