@@ -1,9 +1,9 @@
 """Hopper's tiles, stages and register splits: one table an op, by bucket of head dims.
 
-The forward and the decode kernel are our own, and have what was measured to be fastest on an H200
-(docs/kernels-sm90.md). The backward is flash-attn-4's and has its choices (tile_size functions of
-its interface.py); a test holds the two side by side. Shared memory is no entry of a table:
-kernels/shared_memory.py computes it from the rest.
+BACKWARD and BACKWARD_FULL are of flash-attn-4's kernel, with its choices (tile_size functions of
+its interface.py); a test holds the two side by side. The other tables are of kernels of our own,
+and have what was measured to be fastest on an H200 (docs/kernels-sm90.md). Shared memory is no
+entry of a table: kernels/shared_memory.py computes it from the rest.
 """
 
 from collections.abc import Iterator
@@ -143,8 +143,8 @@ BACKWARD_GROUPS: dict[HeadDims, Row] = {
     (64, 64): dict(block_m=64, block_n=128, q_stages=4, do_stages=4),
     (128, 128): dict(block_m=64, block_n=128, q_stages=2, do_stages=2),
 }
-# The backward with a bias has two passes at every head dim. The stages fill shared memory, up to
-# three.
+# The backward with a bias has two passes at every head dim, with up to three stages of K and two of
+# V. Up to D 192 more would fit; they were not measured.
 BACKWARD_QUERIES_BIAS: dict[HeadDims, Row] = BACKWARD_QUERIES | {
     (64, 64): dict(block_m=128, block_n=64, stages=3, v_stages=2),
     (96, 96): dict(block_m=128, block_n=64, stages=3, v_stages=2),

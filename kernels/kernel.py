@@ -70,7 +70,7 @@ class Kernel:
     block_m: int  # rows of a query tile; Op.POSTPROCESS: rows of the accumulator's tile
     block_n: int = 0  # keys of a key block
     mask: Mask = Mask.FULL
-    grouped: bool = False  # GQA or MQA: several query heads share a key/value head
+    grouped: bool = False  # Op.BACKWARD: of GQA or MQA, which adds up dK and dV in accumulators
     deterministic: bool = False
     two_cta: bool = False  # SM100: a pair of CTAs shares an MMA
     cluster: int = 1  # Op.POSTPROCESS, varlen: tiles that a sequence's accumulator is padded to
@@ -85,13 +85,14 @@ class Kernel:
     # Op.DECODE, SM90 forward, Op.BACKWARD_QUERIES: key blocks (and value blocks) in shared memory;
     # Op.BACKWARD_KEYS with a bias: tiles of it
     stages: int = 0
-    v_stages: int = 0  # Op.BACKWARD_QUERIES: value blocks, which are fewer
+    v_stages: int = 0  # Op.BACKWARD_QUERIES: value blocks in shared memory
     ctas_per_sm: int = 0  # Op.DECODE: CTAs that an SM holds
     q_stages: int = 0  # SM90 forward and backward (not by queries): query tiles in shared memory
     do_stages: int = 0  # SM90 backward (not by queries): tiles of dO in shared memory
     pds_stages: int = 0  # SM90 backward: tiles of P and of dS in shared memory
-    pingpong: bool = True  # SM90 forward: the warpgroups take turns to issue products
-    # SM90 forward and backward in two passes: of a thread that computes
+    # SM90 forward, Op.BACKWARD_QUERIES: the warpgroups take turns to issue products
+    pingpong: bool = True
+    # SM90 kernels of our own, but for Op.DECODE: of a thread that computes
     consumer_registers: int = 0
     producer_registers: int = 0  # the same: of a thread that loads or schedules
     tuned: bool = False  # a candidate: runs only where a tile rule says so

@@ -25,14 +25,14 @@ def candidates(default: Kernel) -> tuple[Kernel, ...]:
 class Companions(NamedTuple):
     """The kernels that another is launched with, before and after it."""
 
-    # This is the first pass of a backward in two.
+    # Of a backward in two passes this is the first.
     preprocess: Kernel | None = None
-    # These are None where the backward writes the gradient itself: both passes always, the others
-    # dK and dV of MHA, where every query head has its own keys.
+    # None where the backward writes that gradient itself: both passes always do, the kernel of
+    # groups does with dK and dV, flash-attn-4's with those of MHA.
     postprocess_dq: Kernel | None = None
     postprocess_dk: Kernel | None = None
     postprocess_dv: Kernel | None = None
-    # These come first, with a bias alone: the second in a backward.
+    # With a bias these come before all others, map_keys in a backward alone.
     map_queries: Kernel | None = None
     map_keys: Kernel | None = None
 

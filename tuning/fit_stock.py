@@ -11,6 +11,7 @@ counts them.
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable, Iterable
 
@@ -108,6 +109,8 @@ def print_summary(peer: str, rows: list[Row], found: tuple[Rule, ...]) -> None:
 
 
 def main() -> None:
+    # There are no arguments; --help and a mistyped one must write nothing.
+    argparse.ArgumentParser(description=__doc__).parse_args()
     rows = read()
     found = fit(rows)
     rules.write(Rule, found, rules.SPEED_RULES)

@@ -9,6 +9,7 @@ default, or of a tile that is no longer a candidate, are ignored.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 from collections.abc import Iterable
@@ -181,6 +182,8 @@ def fit(rows: list[Row]) -> tuple[TileRule, ...]:
 
 
 def main() -> None:
+    # There are no arguments; --help and a mistyped one must write nothing.
+    argparse.ArgumentParser(description=__doc__).parse_args()
     found = fit(read())
     rules.write(TileRule, found, rules.TILE_RULES)
     tuned = sum(kernel.tuned for kernel in matrix())
