@@ -57,8 +57,9 @@ def flash_attn_func(
 
     Returns:
         The output, (batch, seqlen_q, heads, head_dim_v), or the output and the logsumexp, (batch,
-        heads, seqlen_q) in float32. The logsumexp holds the sink, and has no gradient. A query that
-        sees no key gets zeros.
+        heads, seqlen_q) in float32. The logsumexp holds the sink. A backward that reaches it raises
+        NotImplementedError; detach it where its gradient is not wanted. A query that sees no key
+        gets zeros.
 
     Raises:
         NotImplementedError: an argument asks for what is not supported.
