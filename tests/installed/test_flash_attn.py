@@ -3,7 +3,11 @@ that what the functions make of their arguments is held to plain math."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import inspect
 import itertools
+import pathlib
 import subprocess
 import sys
 
@@ -163,7 +167,7 @@ def test_a_gradient_of_the_logsumexp_is_refused_and_not_dropped(name):
     inputs = qkv(keys=5)
     out, lse = calls_with_logsumexp()[name](*inputs)
     for loss in (lse.sum(), (out.sum() + lse.sum())):
-        with pytest.raises(NotImplementedError, match="logsumexp .* has no gradient: detach it"):
+        with pytest.raises(NotImplementedError, match=r"logsumexp .* has no gradient: detach it"):
             torch.autograd.grad(loss, inputs, retain_graph=True)
     right = torch.autograd.grad(out.sum(), inputs, retain_graph=True)
     ours = torch.autograd.grad(out.sum() + lse.detach().sum(), inputs)
@@ -326,6 +330,10 @@ def functions() -> dict:
         ("attention_chunk", 8, NotImplementedError, "attention_chunk .* None or 0, is 8"),
         ("sm_margin", 4, NotImplementedError, "sm_margin .* is 4"),
         ("window_size", (1, 2, 3), ValueError, r"two numbers, left and right, is \(1, 2, 3\)"),
+        ("window_size", None, ValueError, "two numbers, left and right, is None"),
+        ("num_splits", None, ValueError, "num_splits must be a number, .* is None"),
+        ("block_sparse_tensors_bwd", (), NotImplementedError, "block_sparse_tensors_bwd .* is"),
+        ("gather_bwd_recompute_p", True, NotImplementedError, "gather_bwd_recompute_p .* is True"),
         ("window_size", (-2, 0), ValueError, r"from 0 on, is \(-2, 0\)"),
         ("learnable_sink", torch.ones(3), ValueError, r"shape \(4,\), .*, has \(3,\)"),
         ("casual", True, TypeError, "unexpected keyword argument 'casual'"),
@@ -339,8 +347,30 @@ def test_what_is_not_supported_is_refused_by_name(name, argument, value, error, 
 @pytest.mark.parametrize("name", flash_attn.__all__)
 def test_arguments_that_ask_for_nothing_are_taken(name):
     functions()[name](
-        softcap=0, alibi_slopes=None, qv=None, attention_chunk=0, pack_gqa=True, sm_margin=0
-    )
+        softcap=0, alibi_slopes=None, qv=None, attention_chunk=0, pack_gqa=True, sm_margin=0,
+        min_seqlen_k=3, disable_scheduler_metadata=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", flash_attn.__all__[:2])
+def test_every_argument_of_flash_attn_4_is_taken_at_its_default(name):
+    theirs = flash_attn_4_defaults(name)
+    ours = inspect.signature(getattr(flash_attn, name)).parameters
+    functions()[name](**{one: value for one, value in theirs.items() if one not in ours})
+
+
+def flash_attn_4_defaults(function: str) -> dict:
+    """Returns the defaults of a function of flash-attn 4, whose import takes seconds."""
+    if importlib.util.find_spec("flash_attn") is None:
+        pytest.skip("flash-attn 4 is not installed")
+    package = importlib.util.find_spec("flash_attn.cute")
+    source = pathlib.Path(package.origin).with_name("interface.py").read_text()
+    found = next(node for node in ast.parse(source).body if getattr(node, "name", None) == function)
+    names = [one.arg for one in found.args.args][-len(found.args.defaults) :]
+    return {
+        name: ast.literal_eval(value)
+        for name, value in zip(names, found.args.defaults, strict=True)
+    }
 
 
 @pytest.mark.parametrize("name", flash_attn.__all__[:2])
