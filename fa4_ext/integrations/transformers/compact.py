@@ -169,10 +169,9 @@ def _refuse_adding_to_scores(addends: tuple) -> None:
     Raises:
         ValueError: one addend is a boolean mask, and the other has floating numbers.
     """
-    dtypes = {type(addend): addend.dtype for addend in addends if isinstance(addend, torch.Tensor)}
-    if dtypes.pop(CompactMask, None) == torch.bool and any(
-        dtype.is_floating_point for dtype in dtypes.values()
-    ):
+    tensors = [addend for addend in addends if isinstance(addend, torch.Tensor)]
+    masks = [one for one in tensors if isinstance(one, CompactMask) and one.dtype == torch.bool]
+    if masks and any(one.is_floating_point() for one in tensors):
         raise ValueError(
             "a boolean mask was added to the scores of a model that computes attention by itself: "
             'load it with attn_implementation="eager" or "sdpa"'
