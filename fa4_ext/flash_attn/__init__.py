@@ -2,7 +2,9 @@
 
 They take the arguments of flash-attn 2, 3 and 4 that the kernels can honour, by the names that
 those have, and refuse the others by name. Arguments behind the tensors and lengths are keywords
-only, because flash-attn 2 has dropout_p where flash-attn 3 has softmax_scale.
+only, because flash-attn 2 has dropout_p where flash-attn 3 has softmax_scale. They return the
+output alone, as flash-attn 2 and 3 do, and a pair with return_lse=True; flash-attn 4 always returns
+a pair.
 
 They need no registration. A call that no kernel covers, on another GPU for example, runs PyTorch's
 flash attention. `fa4_ext.explain` says which calls that are. All functions work under

@@ -6,16 +6,21 @@ import torch
 
 # What flash-attn's functions take beside what ours honour, with the values that ask for nothing.
 _NEUTRAL = {
-    "alibi_slopes": (None,), "attention_chunk": (None, 0), "aux_tensors": (None,),
-    "block_sparse_tensors": (None,), "cache_batch_idx": (None,), "cache_leftpad": (None,),
-    "cu_seqlens_k_new": (None,), "cu_seqlens_q": (None,), "gather_kv_indices": (None,),
-    "k_descale": (None,), "leftpad_k": (None,), "mask_mod": (None,), "max_seqlen_q": (None,),
+    "alibi_slopes": (None,), "attention_chunk": (None, 0), "aux_scalars": (None,),
+    "aux_tensors": (None,), "block_sparse_tensors": (None,), "block_sparse_tensors_bwd": (None,),
+    "cache_batch_idx": (None,), "cache_leftpad": (None,), "cu_seqlens_k_new": (None,),
+    "cu_seqlens_q": (None,),
+    "disable_scheduler_metadata": (False, True),  # of metadata that must be None
+    "gather_bwd_recompute_p": (False,), "gather_bwd_token_chunk": (None,),
+    "gather_kv_indices": (None,), "k_descale": (None,), "leftpad_k": (None,), "mask_mod": (None,),
+    "max_seqlen_q": (None,),
     "pack_gqa": (None, False, True),  # a hint about speed
     "q_descale": (None,), "qv": (None,), "rotary_cos": (None,), "rotary_interleaved": (True, False),
     "rotary_seqlens": (None,), "rotary_sin": (None,), "scheduler_metadata": (None,),
-    "score_mod": (None,), "score_mod_bwd": (None,), "seqused_q": (None,), "sm_margin": (None, 0),
-    "v_descale": (None,), "zero_tensors": (False,),
+    "score_mod": (None,), "score_mod_bwd": (None,), "seqlen_k_per_split": (None,),
+    "seqused_q": (None,), "sm_margin": (None, 0), "v_descale": (None,), "zero_tensors": (False,),
 }  # fmt: skip
+_HINTS = {"min_seqlen_k"}  # about speed, with any value
 
 
 def refuse_others(function: str, given: dict) -> None:
@@ -23,9 +28,11 @@ def refuse_others(function: str, given: dict) -> None:
 
     Raises:
         NotImplementedError: flash-attn has the argument, and its value asks for something.
-        TypeError: flash-attn has no such argument.
+        TypeError: no flash-attn up to 4.0.0b36 has such an argument.
     """
     for name, value in given.items():
+        if name in _HINTS:
+            continue
         if name not in _NEUTRAL:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
         refuse_unless_neutral(name, value, _NEUTRAL[name])
@@ -40,13 +47,13 @@ def refuse_unless_neutral(name: str, value, neutral: tuple) -> None:
         )
 
 
-def window_bounds(window_size: tuple[int | None, int | None]) -> tuple[int, int]:
+def window_bounds(window_size: tuple[int | None, int | None] | None) -> tuple[int, int]:
     """Returns the bounds as numbers, with -1 for none.
 
     Raises:
         ValueError: window_size is not a pair of bounds.
     """
-    if len(window_size) != 2:
+    if window_size is None or len(window_size) != 2:
         raise ValueError(f"window_size must be two numbers, left and right, is {window_size!r}")
     left, right = (-1 if bound is None else bound for bound in window_size)
     if left < -1 or right < -1:
@@ -54,6 +61,17 @@ def window_bounds(window_size: tuple[int | None, int | None]) -> tuple[int, int]
             f"window_size must hold None, -1 or a number of keys from 0 on, is {window_size!r}"
         )
     return left, right
+
+
+def split_count(num_splits: int | None) -> int:
+    """Returns the number of parts into which the keys are split; 0 leaves it to the planner.
+
+    Raises:
+        ValueError: None was given.
+    """
+    if num_splits is None:
+        raise ValueError("num_splits must be a number, 0 for the planner's choice, is None")
+    return num_splits
 
 
 def page_table(block_table: torch.Tensor | None, page_table: torch.Tensor | None):

@@ -35,9 +35,9 @@ def flash_attn_with_kvcache(
     """Computes attention to the keys and values in a cache, for inference, and writes new ones
     into the cache first where they are given.
 
-    Any number of queries reads pages in place, and few read a dense cache in place: up to 512 of
-    them, and up to 4,096 of them times query heads of a key/value head. Strides must be multiples
-    of 8 elements. Others work on a copy of a dense cache.
+    Any number of queries reads pages in place, and few read a dense cache in place: up to 512
+    queries, and up to 4,096 divided by the number of query heads on each key/value head. Strides
+    must be multiples of 8 elements. Others work on a copy of a dense cache.
 
     Args:
         q: (batch, seqlen_q, heads, head_dim), float16 or bfloat16.
@@ -83,7 +83,7 @@ def flash_attn_with_kvcache(
         _append(k_cache, k, used, table)
         _append(v_cache, v, used, table)
         used = used + k.shape[1]
-    mask = softmax_scale, causal, left, right, num_splits, False
+    mask = softmax_scale, causal, left, right, _arguments.split_count(num_splits), False
     if table is not None:
         out, lse = _attend_packed(q, k_cache, v_cache, learnable_sink, None, used, table, mask)
     elif used is None or _reads_in_place(q, k_cache, v_cache):

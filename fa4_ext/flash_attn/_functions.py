@@ -57,13 +57,14 @@ def flash_attn_func(
 
     Returns:
         The output, (batch, seqlen_q, heads, head_dim_v), or the output and the logsumexp, (batch,
-        heads, seqlen_q) in float32. The logsumexp holds the sink, and has no gradient. A query that
-        sees no key gets zeros.
+        heads, seqlen_q) in float32; flash-attn 4 always returns a pair. The logsumexp holds the
+        sink. A backward that reaches it raises NotImplementedError; detach it where its gradient is
+        not wanted. A query that sees no key gets zeros.
 
     Raises:
         NotImplementedError: an argument asks for what is not supported.
-        TypeError: flash-attn has no such argument.
-        ValueError: window_size is not a pair of bounds.
+        TypeError: no flash-attn up to 4.0.0b36 has such an argument.
+        ValueError: window_size is not a pair of bounds, or num_splits is not a number.
         RuntimeError: no kernel covers the call, and PyTorch's flash attention does not either; or
             the native library could not be loaded.
     """
@@ -72,7 +73,7 @@ def flash_attn_func(
     left, right = _arguments.window_bounds(window_size)
     out, lse = attend(
         q, k, v, learnable_sink, None, None, q.shape[1], k.shape[1], None, None, softmax_scale,
-        causal, left, right, num_splits, deterministic,
+        causal, left, right, _arguments.split_count(num_splits), deterministic,
     )  # fmt: skip
     return (out, lse) if return_lse or return_attn_probs else out
 
@@ -141,7 +142,7 @@ def flash_attn_varlen_func(
         q, k, v, learnable_sink, cu_seqlens_q, cu_seqlens_k,
         _arguments.length("max_seqlen_q", max_seqlen_q, q.shape[0]),
         _arguments.length("max_seqlen_k", max_seqlen_k, most_keys), seqused_k, table,
-        softmax_scale, causal, left, right, num_splits, deterministic,
+        softmax_scale, causal, left, right, _arguments.split_count(num_splits), deterministic,
     )  # fmt: skip
     return (out, lse) if return_lse or return_attn_probs else out
 

@@ -5,6 +5,11 @@ A sink is a logit a head that takes part in the softmax and has no value. With l
 a row's scores, it turns the output o into o * exp(lse - lse'), where lse' = logaddexp(lse, sink).
 The gradients of q, k and v follow from o' and lse' as they follow from o and lse without a sink, so
 that one backward serves both.
+
+The logsumexp itself has no gradient yet. The kernels know dO, and from it delta = rowsum(dO * O);
+the gradient of a logsumexp would have to be subtracted from delta, which no choice of O does where
+dO is zero. A backward that gets such a gradient raises an error, as does forward-mode
+differentiation, so that neither is taken for zero.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import torch
+from torch.autograd import forward_ad
 
 from ._native import NAMESPACE, ops
 
@@ -77,7 +83,6 @@ class _Gradient(torch.autograd.Function):
                     "do not require grad"
                 )
         out, lse = _below_autograd(q, k, v, learnable_sink, *options)
-        ctx.mark_non_differentiable(lse)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, learnable_sink)
         ctx.options = max_seqlen_q, max_seqlen_k, scale, causal, left, right, deterministic
@@ -86,6 +91,11 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out, grad_lse):
         others = (None,) * 12
+        if grad_lse is not None:
+            raise NotImplementedError(
+                f"the logsumexp of {NAMESPACE}::attention has no gradient: detach it where its "
+                "gradient is not wanted, also where a compiled function returns it"
+            )
         if grad_out is None:
             return (*(None,) * 4, *others)
         q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, learnable_sink = ctx.saved_tensors
@@ -130,8 +140,17 @@ def _below_autograd(q, k, v, learnable_sink, *options) -> Results:
         return ops.attention_with_sink(q, k, v, learnable_sink, *options)
 
 
+def _refuse_tangents(*inputs: torch.Tensor) -> None:
+    """Raises the error for forward-mode differentiation, whose tangents would be dropped."""
+    if forward_ad._current_level < 0:  # no level is open, so that there are no tangents
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs):
+        raise NotImplementedError(f"{NAMESPACE}::attention has no forward-mode derivative")
+
+
 def _autograd(q, k, v, learnable_sink, *options) -> Results:
     inputs = (q, k, v) if learnable_sink is None else (q, k, v, learnable_sink)
+    _refuse_tangents(*inputs)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         return _Gradient.apply(q, k, v, learnable_sink, *options)
     return _below_autograd(q, k, v, learnable_sink, *options)
@@ -142,6 +161,7 @@ def _attention_autograd(q, k, v, *options) -> Results:
 
 
 def _backward_autograd(*arguments):
+    _refuse_tangents(*arguments[:6])
     if torch.is_grad_enabled():  # somebody asks for a graph of the backward
         return _NoSecondDerivative.apply(*arguments)
     with torch._C._AutoDispatchBelowAutograd():

@@ -136,3 +136,19 @@ def test_without_a_mask_nothing_is_hidden_from_a_model_without_sdpa(q_length):
     got = attention(module, query, key, value, None)[0]
     wanted = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
     torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("added", ["in place", "behind", "before"])
+def test_a_boolean_mask_that_is_added_to_scores_is_refused(added):
+    mask = make_mask(batch_size=1, q_length=4, kv_length=4, attention_mask=torch.eye(4)[:1].bool())
+    assert isinstance(mask, CompactMask) and mask.dtype == torch.bool
+    scores = torch.randn(1, 2, 4, 4)
+    with pytest.raises(ValueError, match="boolean mask was added to the scores"):
+        match added:
+            case "in place":
+                scores += mask
+            case "behind":
+                scores + mask
+            case "before":
+                mask + scores
+    assert torch.equal(mask + torch.ones(4, 4, dtype=torch.long) > 1, mask | mask)

@@ -6,12 +6,22 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import transformers
 from clients import families
+from clients.configuration_by_index import ByIndexConfig
+from clients.modeling_by_index import ByIndexModel
+from clients.own_attention import DerivedConfig, OwnConfig, OwnModel
 from clients.test_workloads import tokens
-from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, LlamaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BloomConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+)
 
-from fa4_ext.integrations.transformers import _register, attention, masks, register
+from fa4_ext.integrations.transformers import _register, attention, masks, models, register
 
 
 def test_registering_again_changes_where_masks_are_made_alone():
@@ -58,6 +68,40 @@ def test_a_model_that_computes_attention_by_itself_is_refused():
     )
     with pytest.raises(ValueError, match="does not call attention through transformers' interface"):
         model(tokens())
+
+
+@pytest.mark.parametrize("config", [OwnConfig, DerivedConfig])
+def test_such_a_model_is_refused_in_one_file_with_its_configuration(config):
+    model = OwnModel._from_config(config(), attn_implementation="fa4_ext")
+    with pytest.raises(ValueError, match="OwnModel does not call attention through transformers'"):
+        model(tokens() % 16)
+
+
+def test_a_model_is_found_that_was_defined_after_the_question(monkeypatch):
+    """An answer of no models is not kept."""
+
+    class LaterConfig(PreTrainedConfig):
+        pass
+
+    models.refuse_own_attention(LaterConfig)
+    monkeypatch.setattr(OwnModel, "config_class", LaterConfig)
+    with pytest.raises(ValueError, match="OwnModel does not call attention"):
+        models.refuse_own_attention(LaterConfig)
+
+
+def test_a_model_runs_that_looks_attention_up_in_an_older_way(calls):
+    ids, padding = tokens() % 16, torch.ones(tokens().shape, dtype=torch.long)
+    padding[0, :3] = 0
+    expected, actual = (
+        ByIndexModel._from_config(ByIndexConfig(), attn_implementation=name)
+        for name in ("sdpa", "fa4_ext")
+    )
+    actual.load_state_dict(expected.state_dict())
+    for mask in (None, padding):
+        seen = torch.ones_like(padding).bool() if mask is None else mask.bool()
+        wanted, got = (model(ids, mask)[seen] for model in (expected, actual))
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert (calls.kernels, calls.elsewhere) == (2, 0)
 
 
 def test_importing_the_library_does_not_import_transformers():

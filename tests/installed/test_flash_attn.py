@@ -3,13 +3,18 @@ that what the functions make of their arguments is held to plain math."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import inspect
 import itertools
+import pathlib
 import subprocess
 import sys
 
 import math_ops
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import fa4_ext
 from fa4_ext import flash_attn
@@ -133,13 +138,84 @@ def test_packed_sequences_are_dense_ones_by_themselves(mask, keys, with_sink):
         assert_same(one, other.nan_to_num(0.0), name)
 
 
-def test_the_logsumexp_holds_the_sink_and_has_no_gradient():
+def test_the_logsumexp_holds_the_sink():
     q, k, v = qkv()
     sink = torch.randn(HEADS, dtype=torch.float64)
     _, plain = flash_attn_func(q, k, v, return_lse=True)
     _, with_sink = flash_attn_func(q, k, v, learnable_sink=sink, return_attn_probs=True)
     assert_same(with_sink, torch.logaddexp(plain, sink[:, None].float()), "lse")
-    assert not plain.requires_grad and not with_sink.requires_grad
+
+
+def calls_with_logsumexp() -> dict:
+    """Returns differentiable calls of q, k and v that give the output and the logsumexp."""
+    starts, sink = torch.tensor([0, 4, 10], dtype=torch.int32), torch.zeros(HEADS)
+
+    def of_packed(q, k, v):
+        q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
+        return flash_attn_varlen_func(q, k, v, starts, starts, 6, 6, return_lse=True)
+
+    return {
+        "dense": lambda *inputs: flash_attn_func(*inputs, return_lse=True),
+        "sink": lambda *inputs: flash_attn_func(*inputs, learnable_sink=sink, return_lse=True),
+        "packed": of_packed,
+    }
+
+
+@pytest.mark.parametrize("name", calls_with_logsumexp())
+def test_a_gradient_of_the_logsumexp_is_refused_and_not_dropped(name):
+    """The output by itself, or with a detached logsumexp, has gradients as ever."""
+    inputs = qkv(keys=5)
+    out, lse = calls_with_logsumexp()[name](*inputs)
+    for loss in (lse.sum(), (out.sum() + lse.sum())):
+        with pytest.raises(NotImplementedError, match=r"logsumexp .* has no gradient: detach it"):
+            torch.autograd.grad(loss, inputs, retain_graph=True)
+    right = torch.autograd.grad(out.sum(), inputs, retain_graph=True)
+    ours = torch.autograd.grad(out.sum() + lse.detach().sum(), inputs)
+    for one, other in zip(ours, right, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("name", calls_with_logsumexp())
+def test_a_compiled_function_returns_the_logsumexp_detached(name):
+    inputs = qkv(keys=5)
+
+    def call(*inputs):
+        out, lse = calls_with_logsumexp()[name](*inputs)
+        return out, lse.detach()
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    (out, lse), (right, lse_right) = compiled(*inputs), call(*inputs)
+    assert_same(lse, lse_right, "lse")
+    for one, other in zip(gradients(out, *inputs), gradients(right, *inputs), strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("place", range(4), ids=("q", "k", "v", "sink"))
+@pytest.mark.parametrize("grad", (False, True), ids=("alone", "with grad"))
+def test_forward_mode_differentiation_is_refused(place, grad):
+    inputs = [tensor.detach() for tensor in qkv()] + [torch.zeros(HEADS)]
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode"):
+        one = inputs[place].requires_grad_(grad)
+        inputs[place] = forward_ad.make_dual(one, torch.ones_like(one))
+        flash_attn_func(*inputs[:3], learnable_sink=inputs[3])
+
+
+def test_forward_mode_differentiation_of_a_cache_and_of_a_backward_is_refused():
+    q, k, v = (tensor.detach() for tensor in qkv())
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda q: with_cache(q, k, v), (q,), (q,))
+    q.requires_grad_()
+    out = flash_attn_func(q, k, v)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode"):
+        grad = forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out))
+        torch.autograd.grad(out, q, grad)
+
+
+def test_a_level_of_forward_mode_without_tangents_changes_nothing():
+    q, k, v = qkv()
+    with forward_ad.dual_level():
+        out = flash_attn_func(q, k, v)
+    assert_same(out, flash_attn_func(q, k, v))
 
 
 def test_a_row_that_sees_no_key_is_zero_with_any_sink():
@@ -254,6 +330,10 @@ def functions() -> dict:
         ("attention_chunk", 8, NotImplementedError, "attention_chunk .* None or 0, is 8"),
         ("sm_margin", 4, NotImplementedError, "sm_margin .* is 4"),
         ("window_size", (1, 2, 3), ValueError, r"two numbers, left and right, is \(1, 2, 3\)"),
+        ("window_size", None, ValueError, "two numbers, left and right, is None"),
+        ("num_splits", None, ValueError, "num_splits must be a number, .* is None"),
+        ("block_sparse_tensors_bwd", (), NotImplementedError, "block_sparse_tensors_bwd .* is"),
+        ("gather_bwd_recompute_p", True, NotImplementedError, "gather_bwd_recompute_p .* is True"),
         ("window_size", (-2, 0), ValueError, r"from 0 on, is \(-2, 0\)"),
         ("learnable_sink", torch.ones(3), ValueError, r"shape \(4,\), .*, has \(3,\)"),
         ("casual", True, TypeError, "unexpected keyword argument 'casual'"),
@@ -267,8 +347,30 @@ def test_what_is_not_supported_is_refused_by_name(name, argument, value, error, 
 @pytest.mark.parametrize("name", flash_attn.__all__)
 def test_arguments_that_ask_for_nothing_are_taken(name):
     functions()[name](
-        softcap=0, alibi_slopes=None, qv=None, attention_chunk=0, pack_gqa=True, sm_margin=0
-    )
+        softcap=0, alibi_slopes=None, qv=None, attention_chunk=0, pack_gqa=True, sm_margin=0,
+        min_seqlen_k=3, disable_scheduler_metadata=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", flash_attn.__all__[:2])
+def test_every_argument_of_flash_attn_4_is_taken_at_its_default(name):
+    theirs = flash_attn_4_defaults(name)
+    ours = inspect.signature(getattr(flash_attn, name)).parameters
+    functions()[name](**{one: value for one, value in theirs.items() if one not in ours})
+
+
+def flash_attn_4_defaults(function: str) -> dict:
+    """Returns the defaults of a function of flash-attn 4, whose import takes seconds."""
+    if importlib.util.find_spec("flash_attn") is None:
+        pytest.skip("flash-attn 4 is not installed")
+    package = importlib.util.find_spec("flash_attn.cute")
+    source = pathlib.Path(package.origin).with_name("interface.py").read_text()
+    found = next(node for node in ast.parse(source).body if getattr(node, "name", None) == function)
+    names = [one.arg for one in found.args.args][-len(found.args.defaults) :]
+    return {
+        name: ast.literal_eval(value)
+        for name, value in zip(names, found.args.defaults, strict=True)
+    }
 
 
 @pytest.mark.parametrize("name", flash_attn.__all__[:2])
@@ -380,14 +482,18 @@ def test_a_step_of_decoding_compiled_without_a_graph_break():
 
 def test_the_ops_keep_torch_s_promises():
     """Schema, fake tensors, autograd and AOTDispatch, for unequal head dims and any order of
-    dimensions."""
+    dimensions. AOTDispatch asks for the gradients of all results, which the logsumexp has not."""
     q, k, v = (tensor.detach().transpose(1, 2).contiguous().transpose(1, 2) for tensor in qkv())
-    inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
     options = (None, None, 5, 7, None, None, None, True, -1, -1, 0, False)
-    sink = torch.randn(HEADS, requires_grad=True)
-    ops = torch.ops.fa4_ext
-    torch.library.opcheck(ops.attention.default, (*inputs, *options))
-    torch.library.opcheck(ops.attention_with_sink.default, (*inputs, sink, *options))
+    inputs, ops = [q, k, v, torch.randn(HEADS)], torch.ops.fa4_ext
+    every = ("test_schema", "test_faketensor", "test_autograd_registration")
+    for checks, needs_grad in (((*every, "test_aot_dispatch_dynamic"), False), (every, True)):
+        q, k, v, sink = (tensor.requires_grad_(needs_grad) for tensor in inputs)
+        for op, tensors in (
+            (ops.attention.default, (q, k, v)),
+            (ops.attention_with_sink.default, (q, k, v, sink)),
+        ):
+            torch.library.opcheck(op, (*tensors, *options), test_utils=checks)
 
 
 class _Hopper:

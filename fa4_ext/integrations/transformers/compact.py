@@ -13,6 +13,7 @@ _TENSORS = (
 )  # fmt: skip
 _NUMBERS = ("left", "right", "used", "max_seqlen_q", "max_seqlen_k", "dtype")
 _KEPT = (torch.ops.aten.detach.default, torch.ops.aten.clone.default)
+_ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, torch.ops.aten.add.out)
 
 
 class CompactMask(torch.Tensor):
@@ -103,6 +104,8 @@ class CompactMask(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func in _ADDS:
+            _refuse_adding_to_scores(args)
         first = args[0] if args else None
         if isinstance(first, cls) and first.changed is None:
             if func in _KEPT:
@@ -158,6 +161,21 @@ def _as_it_stands(mask: CompactMask) -> torch.Tensor:
         return seen
     lowest = torch.finfo(mask.dtype).min
     return torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, lowest)
+
+
+def _refuse_adding_to_scores(addends: tuple) -> None:
+    """Raises the error for a boolean mask that is added to scores, which would hide nothing.
+
+    Raises:
+        ValueError: one addend is a boolean mask, and the other has floating numbers.
+    """
+    tensors = [addend for addend in addends if isinstance(addend, torch.Tensor)]
+    masks = [one for one in tensors if isinstance(one, CompactMask) and one.dtype == torch.bool]
+    if masks and any(one.is_floating_point() for one in tensors):
+        raise ValueError(
+            "a boolean mask was added to the scores of a model that computes attention by itself: "
+            'load it with attn_implementation="eager" or "sdpa"'
+        )
 
 
 def _only_moves(func: Any, dtype: torch.dtype, kwargs: dict) -> bool:
