@@ -277,20 +277,6 @@ def test_gradient_checkpointing_stays_on_the_kernels(reentrant, calls):
     assert (calls.kernels, calls.elsewhere) == (2 * LAYERS, 0)
 
 
-@pytest.mark.parametrize("use_cache", (False, True))
-def test_packed_sequences_with_given_bounds(calls, use_cache):
-    """Collators hand on the bounds. They count with a cache, too, where transformers' sdpa does not
-    look at the positions."""
-    expected, actual = llama()
-    ids, positions = tokens(batch=1), packed_positions()
-    bounds = torch.tensor([0, 5, 9, 12])
-    given = dict(cu_seq_lens_q=bounds, cu_seq_lens_k=bounds, max_length_q=5, max_length_k=5)
-    wanted = expected(ids, position_ids=positions, use_cache=False).logits
-    got = actual(ids, position_ids=positions, use_cache=use_cache, **given).logits
-    torch.testing.assert_close(got, wanted)
-    assert (calls.kernels, calls.elsewhere) == (LAYERS, 0)
-
-
 @torch.no_grad()
 def test_a_layer_that_is_causal_only_without_a_mask(calls):
     """Moonshine's decoder says so itself: a mask that hides only the future would make it

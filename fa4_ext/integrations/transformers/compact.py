@@ -138,6 +138,14 @@ def packs_rows(mask: CompactMask) -> bool:
     return mask.cu_seqlens_q is not None
 
 
+def is_pattern(mask: CompactMask) -> bool:
+    """Returns whether the mask hides no more than the future, what lies outside of a window, and
+    keys that are not in use yet.
+    """
+    parts = mask.changed, mask.visible_keys, mask.sequences, mask.cu_seqlens_q
+    return all(part is None for part in parts)
+
+
 def dense_mask(mask: CompactMask) -> torch.Tensor:
     """Returns which keys a query sees, (batch, 1, q_length, kv_length), bool; or the mask as an
     operation has left it.
