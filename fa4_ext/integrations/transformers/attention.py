@@ -189,7 +189,11 @@ def _with_mask(
     if mask.runs is not None and no_sink and has_heads_outside_rows(key, value):
         return attend_by_head(query, key, value, mask, **options)
     if mask.cu_seqlens_q is not None and mask.cu_seqlens_k is not None:
-        packed = Rows(mask.cu_seqlens_q, mask.cu_seqlens_k, mask.max_seqlen_q, mask.max_seqlen_k)
+        longest = mask.max_seqlen_q, mask.max_seqlen_k
+        if torch.compiler.is_compiling():
+            # No sequence is longer than a row, and a graph is to serve other masks, too.
+            longest = query.shape[2], key.shape[2]
+        packed = Rows(mask.cu_seqlens_q, mask.cu_seqlens_k, *longest)
         return _varlen(query, key, value, packed, **options)
     if mask.lengths is not None:
         q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))

@@ -11,7 +11,8 @@ _TENSORS = (
     "anchor", "lengths", "visible_keys", "sequences", "cu_seqlens_q", "cu_seqlens_k", "runs",
     "changed",
 )  # fmt: skip
-_NUMBERS = ("left", "right", "used", "max_seqlen_q", "max_seqlen_k", "dtype")
+# The last two do not count for a graph.
+_NUMBERS = ("left", "right", "used", "dtype", "max_seqlen_q", "max_seqlen_k")
 _KEPT = (torch.ops.aten.detach.default, torch.ops.aten.clone.default)
 
 
@@ -99,6 +100,13 @@ class CompactMask(torch.Tensor):
     @classmethod
     def __tensor_unflatten__(cls, inner: dict, numbers: tuple, size, stride) -> CompactMask:
         return cls(size, **dict(zip(_NUMBERS, numbers, strict=True)), **inner)
+
+    @classmethod
+    def __metadata_guard__(cls, traced: tuple, given: tuple) -> bool:
+        """Returns whether a graph of torch.compile holds for a mask with other numbers: it reads
+        all but those of the longest sequences.
+        """
+        return traced[:-2] == given[:-2]
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
