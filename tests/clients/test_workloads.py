@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from clients import families
+from torch._subclasses import FakeTensorMode
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -318,3 +319,25 @@ def test_one_description_serves_all_layers(monkeypatch):
     monkeypatch.setattr(rows, "_rows", lambda *given: made.append(1) or original(*given))
     llama()[1](tokens(), attention_mask=padding("left"))
     assert len(made) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [LlamaConfig, MistralConfig, Llama4TextConfig])
+@pytest.mark.parametrize("given", ["nothing", "padding", "packed", "bounds"])
+def test_a_forward_of_fake_tensors_plans_without_values(config, given):
+    """Programs estimate their memory so. Nothing can be read from such tensors."""
+    expected, actual = pair(AutoModelForCausalLM, config())
+    bounds = dict(cu_seq_lens_q=torch.tensor([0, 5, 12]), cu_seq_lens_k=torch.tensor([0, 5, 12]))
+    inputs = {
+        "nothing": {},
+        "padding": {"attention_mask": padding("left")},
+        "packed": {"position_ids": packed_positions().expand(BATCH, -1).contiguous()},
+        "bounds": bounds,
+    }[given]
+    inputs["input_ids"] = tokens(batch=1 if given == "bounds" else BATCH)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = {name: mode.from_tensor(one) for name, one in inputs.items()}
+        if given == "bounds":
+            fake |= dict(max_length_q=7, max_length_k=7)
+        shapes = [model(**fake, use_cache=False).logits.shape for model in (actual, expected)]
+    assert shapes[0] == shapes[1]
