@@ -79,6 +79,20 @@ def test_generation_padded_on_the_left_copies_no_cache(cache, caches):
 
 
 @torch.no_grad()
+def test_a_static_cache_that_no_kernel_reads_in_place_is_not_copied(caches, monkeypatch):
+    monkeypatch.setattr(attention, "reads_in_place", lambda *tensors: False)
+    expected, actual = pair(AutoModelForCausalLM, LlamaConfig())
+    options = dict(
+        input_ids=tokens(), max_new_tokens=5, do_sample=False, cache_implementation="static",
+        disable_compile=True, eos_token_id=None,
+    )  # fmt: skip
+    wanted, got = (model.generate(**options) for model in (expected, actual))
+    assert torch.equal(got, wanted)
+    layers = actual.config.num_hidden_layers
+    assert len(caches) == 4 * layers and all(caches), caches
+
+
+@torch.no_grad()
 def test_sinks_of_single_heads_need_all_heads_in_one_call(caches):
     expected, actual = pair(AutoModelForCausalLM, GptOssConfig())
     options = dict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -229,6 +230,35 @@ def test_head_dims_beyond_the_kernels_go_to_sdpa(calls, monkeypatch):
     got, wanted = (model(**inputs).logits[rows] for model in (actual, expected))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
     assert (calls.kernels, calls.elsewhere) == (0, LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("capability", "head_dims", "covered"),
+    [
+        ((9, 0), (64, 64), True),
+        ((9, 0), (72, 72), True),
+        ((8, 9), (64, 64), True),
+        ((8, 9), (192, 128), False),
+        ((12, 0), (192, 128), False),
+        ((7, 5), (64, 64), False),
+    ],
+)
+def test_head_dims_that_nothing_runs_on_a_device_go_to_sdpa(
+    capability, head_dims, covered, monkeypatch
+):
+    """PyTorch's flash attention, which runs what no kernel covers, needs equal head dims."""
+    device = SimpleNamespace(major=capability[0], minor=capability[1], multi_processor_count=100)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda of: device)
+    asked = []
+    monkeypatch.setattr(attention_module, "_sdpa", lambda *tensors, **others: asked.append(1))
+    monkeypatch.setattr(attention_module, "_dense_call", lambda q, *others, **options: q)
+    with FakeTensorMode():
+        dims = *head_dims[:1], *head_dims
+        tensors = [
+            torch.empty(1, 4, LENGTH, dim, dtype=torch.float16, device="cuda") for dim in dims
+        ]
+        attention_module.attention(torch.nn.Module(), *tensors, None, is_causal=False)
+    assert bool(asked) != covered
 
 
 def test_other_devices_and_dtypes_go_to_sdpa(calls, monkeypatch):

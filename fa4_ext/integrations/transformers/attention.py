@@ -7,6 +7,7 @@ feature too, to the model's own eager attention.
 
 from __future__ import annotations
 
+import operator
 import sys
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from fa4_ext.flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+from fa4_ext.flash_attn._cache import reads_in_place
 from fa4_ext.integrations.transformers.bounds import given_sequences, seen_keys
 from fa4_ext.integrations.transformers.compact import CompactMask, dense_mask, packs_rows
+from fa4_ext.integrations.transformers.devices import runs_head_dims
 from fa4_ext.integrations.transformers.heads import attend_by_head, has_heads_outside_rows
 from fa4_ext.integrations.transformers.models import adds_masks
 from fa4_ext.integrations.transformers.rows import Rows
@@ -149,7 +152,13 @@ def _covered(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> boo
         and query.shape[1] % key.shape[1] == 0
         and all(size > 0 for size in query.shape)
         and key.shape[2] > 0
+        and _device_runs(query.device, query.dtype, *dims)
     )
+
+
+def _device_runs(device: torch.device, dtype: torch.dtype, *dims: int) -> bool:
+    # Where a compiled program has symbols for them, they become constants of it.
+    return device.type != "cuda" or runs_head_dims(device, dtype, *map(operator.index, dims))
 
 
 def _fits(
@@ -186,7 +195,7 @@ def _with_mask(
 ) -> torch.Tensor:
     options |= dict(causal=mask.right == 0, window_size=(mask.left, mask.right))
     no_sink = options["learnable_sink"] is None
-    if mask.runs is not None and no_sink and has_heads_outside_rows(key, value):
+    if no_sink and has_heads_outside_rows(key, value) and _gains_by_head(query, key, value, mask):
         return attend_by_head(query, key, value, mask, **options)
     if mask.cu_seqlens_q is not None and mask.cu_seqlens_k is not None:
         longest = mask.max_seqlen_q, mask.max_seqlen_k
@@ -202,6 +211,16 @@ def _with_mask(
     if mask.used is not None:
         key, value = key[:, :, : mask.used], value[:, :, : mask.used]
     return _dense_call(query, key, value, **options)
+
+
+def _gains_by_head(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: CompactMask
+) -> bool:
+    """Returns whether packed sequences of single heads spare a copy of the cache."""
+    if mask.runs is not None:
+        return True
+    q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    return mask.lengths is not None and not packs_rows(mask) and not reads_in_place(q, k, v)
 
 
 def _dense_call(*tensors: torch.Tensor, **options: Any) -> torch.Tensor:
