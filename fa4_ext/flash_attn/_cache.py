@@ -86,7 +86,7 @@ def flash_attn_with_kvcache(
     mask = softmax_scale, causal, left, right, _arguments.split_count(num_splits), False
     if table is not None:
         out, lse = _attend_packed(q, k_cache, v_cache, learnable_sink, None, used, table, mask)
-    elif used is None or _reads_in_place(q, k_cache, v_cache):
+    elif used is None or reads_in_place(q, k_cache, v_cache):
         lengths = None, None, q.shape[1], k_cache.shape[1], used, None
         out, lse = attend(q, k_cache, v_cache, learnable_sink, *lengths, *mask)
     else:
@@ -165,7 +165,7 @@ def _attend_packed(q, k, v, learnable_sink, cu_seqlens_k, used, table, mask):
     return out.unflatten(0, (batch, rows)), lse.view(heads, batch, rows).transpose(0, 1)
 
 
-def _reads_in_place(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+def reads_in_place(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
     """Returns whether a kernel reads the keys in use from where they lie in a dense cache."""
     if q.device.type != "cuda":
         return True

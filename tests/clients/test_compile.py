@@ -136,6 +136,28 @@ def test_with_the_mask_outside_the_graph_the_kernels_run(config, given, calls):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("given", ["padding", "packed"])
+def test_a_layer_is_compiled_once_for_batches_of_all_lengths(given, calls):
+    """Batches differ in the longest of their sequences, too."""
+    expected, actual = pair(AutoModelForCausalLM, LlamaConfig(max_position_embeddings=512))
+    for layer in actual.model.layers:
+        layer.compile(fullgraph=True, backend="eager")
+    for length in (12, 40, 9, 70, 130, 25, 260, 18):
+        ids = tokens(length)
+        starts = torch.randint(1, length - 2, (BATCH, 1))
+        places = torch.arange(length)
+        inputs, rows = {"attention_mask": (places >= starts).long()}, places >= starts
+        if given == "packed":
+            positions = torch.where(places < starts, places, places - starts)
+            inputs, rows = {"position_ids": positions}, torch.ones_like(ids).bool()
+        got, wanted = (model(ids, use_cache=False, **inputs)[0] for model in (actual, expected))
+        torch.testing.assert_close(got[rows], wanted[rows], rtol=1e-4, atol=1e-5)
+    assert calls.kernels == 8 * LAYERS
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs <= 3, f"{graphs} graphs for 8 batches"
+
+
+@torch.no_grad()
 @pytest.mark.long
 @pytest.mark.parametrize("side", ["none", "left"])
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from clients.test_workloads import padding, pair, tokens
 from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig
 
-from fa4_ext.integrations.transformers import attention, heads, rows
+from fa4_ext.integrations.transformers import attention, heads
 from fa4_ext.integrations.transformers.compact import CompactMask, dense_mask
 
 BATCH, ROWS, HEAD_DIM = 3, 20, 16
@@ -40,14 +40,6 @@ def test_a_head_is_a_sequence_of_its_own(kv_heads, bounds, q_length):
     rows = seen.any(-1)  # others are queries of padding
     ours, theirs = out.transpose(1, 2), expected.where(rows[..., None], 0.0)
     torch.testing.assert_close(ours.where(rows[..., None], 0.0), theirs, rtol=1e-5, atol=1e-5)
-
-
-def test_the_longest_sequence_is_told_as_a_power_of_two():
-    """Or more, so that a compiled program is not compiled again for each batch."""
-    cpu = torch.device("cpu")
-    for lengths, told in (([5, 3], 8), ([8], 8), ([9, 1], 16), ([1, 1], 1)):
-        described = rows.of_sequences(lengths, cpu)
-        assert (described.max_seqlen_q, described.max_seqlen_k) == (told, told), lengths
 
 
 @pytest.fixture
@@ -84,6 +76,20 @@ def test_generation_padded_on_the_left_copies_no_cache(cache, caches):
     assert torch.equal(got, wanted)
     layers = actual.config.num_hidden_layers
     assert len(caches) >= 4 * layers and all(caches), caches
+
+
+@torch.no_grad()
+def test_a_static_cache_that_no_kernel_reads_in_place_is_not_copied(caches, monkeypatch):
+    monkeypatch.setattr(attention, "reads_in_place", lambda *tensors: False)
+    expected, actual = pair(AutoModelForCausalLM, LlamaConfig())
+    options = dict(
+        input_ids=tokens(), max_new_tokens=5, do_sample=False, cache_implementation="static",
+        disable_compile=True, eos_token_id=None,
+    )  # fmt: skip
+    wanted, got = (model.generate(**options) for model in (expected, actual))
+    assert torch.equal(got, wanted)
+    layers = actual.config.num_hidden_layers
+    assert len(caches) == 4 * layers and all(caches), caches
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 from transformers import masking_utils as hf
 
 from fa4_ext.integrations.transformers import attention as attention_module
@@ -358,3 +359,10 @@ def test_padding_with_other_rows_than_the_batch_counts_where_they_are_alike(rows
     )
     assert isinstance(found, CompactMask)
     assert torch.equal(dense_mask(found), wanted)
+
+
+def test_an_offset_without_a_value_makes_a_dense_mask():
+    place = dict(batch_size=BATCH, q_length=2, kv_length=9)
+    with FakeTensorMode():
+        mask = make_mask(**place, q_offset=torch.tensor(3), attention_mask=None)
+        assert not isinstance(mask, CompactMask) and mask.shape[2:] == (2, 9)

@@ -19,7 +19,7 @@ from transformers import (
     Qwen3VLConfig,
 )
 
-from fa4_ext.integrations.transformers import join_vision_calls
+from fa4_ext.integrations.transformers import attention, join_vision_calls
 
 IMAGES = 3
 
@@ -49,6 +49,19 @@ def test_a_vision_tower_calls_attention_once_a_layer(config, calls):
     assert (calls.kernels, calls.elsewhere) == (layers, 0)
     for got in (split, joined):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [Qwen2VLConfig, Qwen2_5_VLConfig, Qwen3VLConfig])
+def test_joined_images_see_themselves_alone_without_kernels_too(config, calls, monkeypatch):
+    monkeypatch.delitem(attention.DTYPES, "cpu")
+    expected, actual = (tower_of(config(), name) for name in ("sdpa", "fa4_ext"))
+    actual.load_state_dict(expected.state_dict())
+    inputs = accepted(actual.visual, 1, 1)
+    assert join_vision_calls(actual) == 1
+    calls.clear()
+    got, wanted = (model.visual(**inputs)[0] for model in (actual, expected))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert (calls.kernels, calls.elsewhere) == (0, len(actual.visual.blocks))
 
 
 def test_the_joined_calls_leave_the_text_model_and_the_saved_configuration_alone(tmp_path, calls):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from clients import families
+from torch._subclasses import FakeTensorMode
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -230,6 +232,35 @@ def test_head_dims_beyond_the_kernels_go_to_sdpa(calls, monkeypatch):
     assert (calls.kernels, calls.elsewhere) == (0, LAYERS)
 
 
+@pytest.mark.parametrize(
+    ("capability", "head_dims", "covered"),
+    [
+        ((9, 0), (64, 64), True),
+        ((9, 0), (72, 72), True),
+        ((8, 9), (64, 64), True),
+        ((8, 9), (192, 128), False),
+        ((12, 0), (192, 128), False),
+        ((7, 5), (64, 64), False),
+    ],
+)
+def test_head_dims_that_nothing_runs_on_a_device_go_to_sdpa(
+    capability, head_dims, covered, monkeypatch
+):
+    """PyTorch's flash attention, which runs what no kernel covers, needs equal head dims."""
+    device = SimpleNamespace(major=capability[0], minor=capability[1], multi_processor_count=100)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda of: device)
+    asked = []
+    monkeypatch.setattr(attention_module, "_sdpa", lambda *tensors, **others: asked.append(1))
+    monkeypatch.setattr(attention_module, "_dense_call", lambda q, *others, **options: q)
+    with FakeTensorMode():
+        dims = *head_dims[:1], *head_dims
+        tensors = [
+            torch.empty(1, 4, LENGTH, dim, dtype=torch.float16, device="cuda") for dim in dims
+        ]
+        attention_module.attention(torch.nn.Module(), *tensors, None, is_causal=False)
+    assert bool(asked) != covered
+
+
 def test_other_devices_and_dtypes_go_to_sdpa(calls, monkeypatch):
     monkeypatch.delitem(attention_module.DTYPES, "cpu")
     expected, actual = llama()
@@ -277,20 +308,6 @@ def test_gradient_checkpointing_stays_on_the_kernels(reentrant, calls):
     assert (calls.kernels, calls.elsewhere) == (2 * LAYERS, 0)
 
 
-@pytest.mark.parametrize("use_cache", (False, True))
-def test_packed_sequences_with_given_bounds(calls, use_cache):
-    """Collators hand on the bounds. They count with a cache, too, where transformers' sdpa does not
-    look at the positions."""
-    expected, actual = llama()
-    ids, positions = tokens(batch=1), packed_positions()
-    bounds = torch.tensor([0, 5, 9, 12])
-    given = dict(cu_seq_lens_q=bounds, cu_seq_lens_k=bounds, max_length_q=5, max_length_k=5)
-    wanted = expected(ids, position_ids=positions, use_cache=False).logits
-    got = actual(ids, position_ids=positions, use_cache=use_cache, **given).logits
-    torch.testing.assert_close(got, wanted)
-    assert (calls.kernels, calls.elsewhere) == (LAYERS, 0)
-
-
 @torch.no_grad()
 def test_a_layer_that_is_causal_only_without_a_mask(calls):
     """Moonshine's decoder says so itself: a mask that hides only the future would make it
@@ -332,3 +349,25 @@ def test_one_description_serves_all_layers(monkeypatch):
     monkeypatch.setattr(rows, "_rows", lambda *given: made.append(1) or original(*given))
     llama()[1](tokens(), attention_mask=padding("left"))
     assert len(made) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [LlamaConfig, MistralConfig, Llama4TextConfig])
+@pytest.mark.parametrize("given", ["nothing", "padding", "packed", "bounds"])
+def test_a_forward_of_fake_tensors_plans_without_values(config, given):
+    """Programs estimate their memory so. Nothing can be read from such tensors."""
+    expected, actual = pair(AutoModelForCausalLM, config())
+    bounds = dict(cu_seq_lens_q=torch.tensor([0, 5, 12]), cu_seq_lens_k=torch.tensor([0, 5, 12]))
+    inputs = {
+        "nothing": {},
+        "padding": {"attention_mask": padding("left")},
+        "packed": {"position_ids": packed_positions().expand(BATCH, -1).contiguous()},
+        "bounds": bounds,
+    }[given]
+    inputs["input_ids"] = tokens(batch=1 if given == "bounds" else BATCH)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = {name: mode.from_tensor(one) for name, one in inputs.items()}
+        if given == "bounds":
+            fake |= dict(max_length_q=7, max_length_k=7)
+        shapes = [model(**fake, use_cache=False).logits.shape for model in (actual, expected)]
+    assert shapes[0] == shapes[1]

@@ -263,7 +263,7 @@ def test_a_cache_that_no_kernel_reads_in_place_is_packed(monkeypatch):
     k, v = (tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in (k, v))
     options = {"cache_seqlens": torch.tensor([5, 30, 17]), "causal": True, "return_lse": True}
     in_place = with_cache(q, k, v, **options)
-    monkeypatch.setattr(_cache, "_reads_in_place", lambda *tensors: False)
+    monkeypatch.setattr(_cache, "reads_in_place", lambda *tensors: False)
     for name, ours, theirs in zip(
         ("out", "lse"), with_cache(q, k, v, **options), in_place, strict=True
     ):
@@ -530,7 +530,7 @@ def test_whether_a_cache_is_read_in_place_is_a_constant_of_a_compiled_program(mo
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: _Hopper)
 
     def compiled(q: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
-        return q + 1 if _cache._reads_in_place(_OnCuda(q), cache, cache) else q - 1
+        return q + 1 if _cache.reads_in_place(_OnCuda(q), cache, cache) else q - 1
 
     run = torch.compile(compiled, fullgraph=True, backend="eager", dynamic=dynamic)
     for batch, rows, head_dim, in_place in (

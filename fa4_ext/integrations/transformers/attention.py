@@ -7,6 +7,7 @@ feature too, to the model's own eager attention.
 
 from __future__ import annotations
 
+import operator
 import sys
 from typing import Any
 
@@ -14,7 +15,10 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from fa4_ext.flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+from fa4_ext.flash_attn._cache import reads_in_place
+from fa4_ext.integrations.transformers.bounds import given_sequences, seen_keys
 from fa4_ext.integrations.transformers.compact import CompactMask, dense_mask, packs_rows
+from fa4_ext.integrations.transformers.devices import runs_head_dims
 from fa4_ext.integrations.transformers.heads import attend_by_head, has_heads_outside_rows
 from fa4_ext.integrations.transformers.models import adds_masks
 from fa4_ext.integrations.transformers.rows import Rows
@@ -27,8 +31,6 @@ LARGEST_HEAD_DIM = 256
 
 # The arguments that the kernels cannot honour.
 _ASKS_MORE = {"softcap", "sinks", "position_bias", "indices", "block_indices"}
-# The bounds of packed sequences.
-_BOUNDS = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 
 
 def attention(
@@ -61,27 +63,36 @@ def attention(
         is_causal: whether a call without a mask is causal; None leaves it to the module.
         s_aux: (heads,), the logits of attention sinks.
         others: the further arguments of the interface. Of them softcap, sinks, position_bias and
-            indices change the result. cu_seq_lens_q, cu_seq_lens_k, max_length_q and max_length_k
-            describe packed sequences in a call without a mask.
+            indices change the result. cu_seq_lens_q, cu_seq_lens_k, max_length_q and max_length_k,
+            the bounds of packed sequences, count where they end at the number of tokens of the
+            call, without a mask or with one that holds no more than a window.
 
     Returns:
         The output, (batch, q_length, heads, head_dim_v), contiguous, and None for the weights,
         which only a model's eager attention returns.
 
     Raises:
-        NotImplementedError: the layer selects keys in a way that only its own code knows, or the
-            call needs the model's eager attention, and it has none.
+        NotImplementedError: the layer selects keys in a way that only its own code knows; the call
+            needs the model's eager attention, and it has none; or no kernel covers it, and a
+            packed sequence continues in the next row.
     """
     causal = _is_causal(module) if is_causal is None else is_causal
     asked = _given(others)
     q, k, v = _in_one_dtype(module, query, key, value)
+    sequences = given_sequences(module, query, key, attention_mask, causal, others)
     if not dropout and not _ASKS_MORE & asked and _covered(q, k, v):
         options: dict[str, Any] = dict(softmax_scale=scaling, learnable_sink=s_aux)
+        if sequences is not None:
+            packed, left, right = sequences
+            options |= dict(causal=right == 0, window_size=(left, right))
+            return _varlen(q, k, v, packed, **options).contiguous(), None
         if attention_mask is None and (q.shape[2] <= k.shape[2] or not causal):
-            return _without_mask(q, k, v, causal, others, **options).contiguous(), None
+            return _without_mask(q, k, v, causal, **options).contiguous(), None
         if isinstance(attention_mask, CompactMask) and _fits(attention_mask, q, k, v, s_aux):
             return _with_mask(q, k, v, attention_mask, **options).contiguous(), None
     mask = dense_mask(attention_mask) if isinstance(attention_mask, CompactMask) else attention_mask
+    if sequences is not None:
+        mask = seen_keys(sequences, query, key)
     if mask is not None and mask.is_floating_point() and mask.dtype != query.dtype:
         mask = mask.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
     if "block_indices" in asked:
@@ -141,7 +152,13 @@ def _covered(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> boo
         and query.shape[1] % key.shape[1] == 0
         and all(size > 0 for size in query.shape)
         and key.shape[2] > 0
+        and _device_runs(query.device, query.dtype, *dims)
     )
+
+
+def _device_runs(device: torch.device, dtype: torch.dtype, *dims: int) -> bool:
+    # Where a compiled program has symbols for them, they become constants of it.
+    return device.type != "cuda" or runs_head_dims(device, dtype, *map(operator.index, dims))
 
 
 def _fits(
@@ -163,23 +180,10 @@ def _fits(
 
 
 def _without_mask(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    causal: bool,
-    others: dict[str, Any],
-    **options: Any,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, **options: Any
 ) -> torch.Tensor:
     q_length = query.shape[2]
     causal = causal and q_length > 1
-    if _given(others) >= _BOUNDS:
-        packed = Rows(
-            others["cu_seq_lens_q"].to(torch.int32),
-            others["cu_seq_lens_k"].to(torch.int32),
-            others["max_length_q"],
-            others["max_length_k"],
-        )
-        return _varlen(query, key, value, packed, causal=causal, **options)
     if causal:
         # A static cache that was empty before: the other keys are not in use yet.
         key, value = key[:, :, :q_length], value[:, :, :q_length]
@@ -191,10 +195,14 @@ def _with_mask(
 ) -> torch.Tensor:
     options |= dict(causal=mask.right == 0, window_size=(mask.left, mask.right))
     no_sink = options["learnable_sink"] is None
-    if mask.runs is not None and no_sink and has_heads_outside_rows(key, value):
+    if no_sink and has_heads_outside_rows(key, value) and _gains_by_head(query, key, value, mask):
         return attend_by_head(query, key, value, mask, **options)
     if mask.cu_seqlens_q is not None and mask.cu_seqlens_k is not None:
-        packed = Rows(mask.cu_seqlens_q, mask.cu_seqlens_k, mask.max_seqlen_q, mask.max_seqlen_k)
+        longest = mask.max_seqlen_q, mask.max_seqlen_k
+        if torch.compiler.is_compiling():
+            # No sequence is longer than a row, and a graph is to serve other masks, too.
+            longest = query.shape[2], key.shape[2]
+        packed = Rows(mask.cu_seqlens_q, mask.cu_seqlens_k, *longest)
         return _varlen(query, key, value, packed, **options)
     if mask.lengths is not None:
         q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
@@ -203,6 +211,16 @@ def _with_mask(
     if mask.used is not None:
         key, value = key[:, :, : mask.used], value[:, :, : mask.used]
     return _dense_call(query, key, value, **options)
+
+
+def _gains_by_head(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: CompactMask
+) -> bool:
+    """Returns whether packed sequences of single heads spare a copy of the cache."""
+    if mask.runs is not None:
+        return True
+    q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    return mask.lengths is not None and not packs_rows(mask) and not reads_in_place(q, k, v)
 
 
 def _dense_call(*tensors: torch.Tensor, **options: Any) -> torch.Tensor:

@@ -11,7 +11,8 @@ _TENSORS = (
     "anchor", "lengths", "visible_keys", "sequences", "cu_seqlens_q", "cu_seqlens_k", "runs",
     "changed",
 )  # fmt: skip
-_NUMBERS = ("left", "right", "used", "max_seqlen_q", "max_seqlen_k", "dtype")
+# The last two do not count for a graph.
+_NUMBERS = ("left", "right", "used", "dtype", "max_seqlen_q", "max_seqlen_k")
 _KEPT = (torch.ops.aten.detach.default, torch.ops.aten.clone.default)
 _ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, torch.ops.aten.add.out)
 
@@ -102,6 +103,13 @@ class CompactMask(torch.Tensor):
         return cls(size, **dict(zip(_NUMBERS, numbers, strict=True)), **inner)
 
     @classmethod
+    def __metadata_guard__(cls, traced: tuple, given: tuple) -> bool:
+        """Returns whether a graph of torch.compile holds for a mask with other numbers: it reads
+        all but those of the longest sequences.
+        """
+        return traced[:-2] == given[:-2]
+
+    @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in _ADDS:
@@ -139,6 +147,14 @@ class CompactMask(torch.Tensor):
 def packs_rows(mask: CompactMask) -> bool:
     """Returns whether attention needs the rows as packed sequences."""
     return mask.cu_seqlens_q is not None
+
+
+def is_pattern(mask: CompactMask) -> bool:
+    """Returns whether the mask hides no more than the future, what lies outside of a window, and
+    keys that are not in use yet.
+    """
+    parts = mask.changed, mask.visible_keys, mask.sequences, mask.cu_seqlens_q
+    return all(part is None for part in parts)
 
 
 def dense_mask(mask: CompactMask) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""This module attends to a padded cache without copying it.
+"""This module attends to a cache without copying it: to one with padding, or where no kernel reads
+a dense cache in place.
 
 A cache has its heads outside its rows, so that the rows of a batch are no packed sequences in it.
 But the rows of each head are: here every head of keys is a batch entry of its own.
@@ -33,7 +34,7 @@ def attend_by_head(
         query: (batch, heads, q_length, head_dim).
         key: (batch, kv_heads, kv_length, head_dim), contiguous.
         value: (batch, kv_heads, kv_length, head_dim_v), contiguous.
-        mask: has `runs`.
+        mask: has `runs`, or `lengths` without padding.
         options: further arguments of `flash_attn_varlen_func`.
 
     Returns:
@@ -57,14 +58,21 @@ def _rows(mask: CompactMask, kv_heads: int, q_length: int, kv_length: int) -> Ro
     """Returns the sequences: of each row and head the keys before the run, the run, and the keys
     behind it. Outside of a graph they are computed once a forward."""
     if torch.compiler.is_compiling():
-        return _computed(mask.runs, kv_heads, q_length, kv_length)
+        return _computed(_runs(mask), kv_heads, q_length, kv_length)
     if kv_heads not in mask._by_heads:
-        mask._by_heads[kv_heads] = _computed(mask.runs, kv_heads, q_length, kv_length)
+        mask._by_heads[kv_heads] = _computed(_runs(mask), kv_heads, q_length, kv_length)
     return mask._by_heads[kv_heads]
 
 
-def _computed(runs: torch.Tensor | None, kv_heads: int, q_length: int, kv_length: int) -> Rows:
-    assert runs is not None
+def _runs(mask: CompactMask) -> torch.Tensor:
+    """Returns the first key and the one behind the last that the queries of each row see."""
+    if mask.runs is not None:
+        return mask.runs
+    assert mask.lengths is not None
+    return torch.stack([torch.zeros_like(mask.lengths), mask.lengths], 1)
+
+
+def _computed(runs: torch.Tensor, kv_heads: int, q_length: int, kv_length: int) -> Rows:
     first, end = runs.repeat_interleave(kv_heads, 0).unbind(1)
     of_keys = torch.stack([first, end - first, kv_length - end], 1)
     of_queries = torch.zeros_like(of_keys)

@@ -103,11 +103,12 @@ def make_mask(
         dtype if adds else torch.bool,
     )
     mask = None
-    if is_tracing(attention_mask):
+    traced = is_tracing(attention_mask)
+    found = None if traced else recognised(mask_function)
+    if traced or _is_fake(place, found):
         found = _traced(place, mask_function, attention_mask)
         hides_nothing, hides_the_future = found is FULL, found not in (None, FULL)
     else:
-        found = recognised(mask_function)
         mask = None if found is None else _described(place, found, attention_mask)
         hides_nothing = mask is not None and _hides_nothing(mask)
         hides_the_future = mask is not None and _hides_the_future_only(place, mask)
@@ -146,6 +147,12 @@ def _takes_none(config: Any) -> bool:
 
 def _is(number: Offset, other: int) -> bool:
     return isinstance(number, int) and number == other
+
+
+def _is_fake(place: _Place, pattern: Pattern | None) -> bool:
+    """Returns whether tensors that say where sequences or queries lie have no values to read."""
+    tensors = place.q_offset, *(() if pattern is None else pattern)
+    return any(isinstance(one, torch.Tensor) and is_tracing(one) for one in tensors)
 
 
 def _traced(

@@ -124,14 +124,8 @@ def of_self_attention(padding: Padding, length: int, device: torch.device) -> Ro
 def _rows(lengths: list[Length], device: torch.device) -> Rows:
     """Returns sequences of these lengths, without those that have neither queries nor keys."""
     kept = [pair for pair in lengths if any(pair)]
-    longest_q, longest_k = (_power_of_two(max(column)) for column in zip(*kept, strict=True))
+    longest_q, longest_k = map(max, zip(*kept, strict=True))
     return Rows(*_bounds(kept, device), longest_q, longest_k)
-
-
-def _power_of_two(length: int) -> int:
-    """Returns the next one, so that a compiled program meets few numbers and is compiled as
-    seldom."""
-    return 1 << max(length - 1, 0).bit_length()
 
 
 def _bounds(lengths: list[Length], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
