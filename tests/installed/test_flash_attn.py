@@ -500,6 +500,10 @@ class _Hopper:
     major, minor, multi_processor_count = 9, 0, 132
 
 
+class _Ampere:
+    major, minor, multi_processor_count = 8, 0, 108
+
+
 class _Blackwell:
     major, minor, multi_processor_count = 10, 0, 148
 
@@ -510,7 +514,8 @@ class _Blackwell:
         (_Hopper, (8, 8), 512),
         (_Hopper, (32, 2), 256),
         (_Hopper, (8, 3), 0),
-        (_Blackwell, (8, 8), 0),
+        (_Blackwell, (8, 8), 512),
+        (_Ampere, (8, 8), 0),
     ],
 )
 def test_how_many_queries_read_a_cache_in_place(monkeypatch, properties, heads, most):
@@ -518,7 +523,7 @@ def test_how_many_queries_read_a_cache_in_place(monkeypatch, properties, heads, 
     device = torch.device("cuda")
     sizes = torch.bfloat16, *heads, 128, 128
     assert _cache._most_queries(device, *sizes) == most
-    with fa4_ext.register(disable=("sm90_decode_*",)):
+    with fa4_ext.register(disable=("*_decode_*",)):
         assert _cache._most_queries(device, *sizes) == 0, "decode kernels are disabled"
     assert _cache._most_queries(device, *sizes) == most
 
