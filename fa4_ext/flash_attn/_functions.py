@@ -58,8 +58,8 @@ def flash_attn_func(
     Returns:
         The output, (batch, seqlen_q, heads, head_dim_v), or the output and the logsumexp, (batch,
         heads, seqlen_q) in float32; flash-attn 4 always returns a pair. The logsumexp holds the
-        sink. A backward that reaches it raises NotImplementedError; detach it where its gradient is
-        not wanted. A query that sees no key gets zeros.
+        sink, and has a gradient for head dims of at most 248; detach it where that is not wanted,
+        because it slows the backward. A query that sees no key gets zeros.
 
     Raises:
         NotImplementedError: an argument asks for what is not supported.

@@ -6,10 +6,7 @@ a row's scores, it turns the output o into o * exp(lse - lse'), where lse' = log
 The gradients of q, k and v follow from o' and lse' as they follow from o and lse without a sink, so
 that one backward serves both.
 
-The logsumexp itself has no gradient yet. The kernels know dO, and from it delta = rowsum(dO * O);
-the gradient of a logsumexp would have to be subtracted from delta, which no choice of O does where
-dO is zero. A backward that gets such a gradient raises an error, as does forward-mode
-differentiation, so that neither is taken for zero.
+Forward-mode differentiation raises an error, so that tangents are not taken for zero.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ from typing import TypeAlias
 import torch
 from torch.autograd import forward_ad
 
+from . import _logsumexp
 from ._native import NAMESPACE, ops
 
 Results: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -91,20 +89,15 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out, grad_lse):
         others = (None,) * 12
-        if grad_lse is not None:
-            raise NotImplementedError(
-                f"the logsumexp of {NAMESPACE}::attention has no gradient: detach it where its "
-                "gradient is not wanted, also where a compiled function returns it"
-            )
-        if grad_out is None:
+        if grad_out is None and grad_lse is None:
             return (*(None,) * 4, *others)
         q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, learnable_sink = ctx.saved_tensors
-        gradients = ops.attention_backward(
-            grad_out, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *ctx.options
+        gradients = _logsumexp.gradients(
+            grad_out, grad_lse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, *ctx.options
         )
         sink = None
         if ctx.needs_input_grad[3]:
-            sink = _sink_gradient(grad_out, out, lse, cu_seqlens_q, learnable_sink)
+            sink = _sink_gradient(grad_out, grad_lse, out, lse, cu_seqlens_q, learnable_sink)
         return (*gradients, sink, *others)
 
 
@@ -119,12 +112,16 @@ class _NoSecondDerivative(torch.autograd.Function):
         raise NotImplementedError(f"{NAMESPACE}::attention has no second derivative")
 
 
-def _sink_gradient(grad_out, out, lse, cu_seqlens_q, learnable_sink) -> torch.Tensor:
-    """Returns the sum over rows of -p * delta: p is the sink's share of a row's weight, delta =
-    rowsum(dO * O)."""
-    delta = torch.linalg.vecdot(grad_out.float(), out.float()).transpose(-1, -2)
-    share_of_sink = torch.exp(learnable_sink.float()[:, None] - lse)
-    of_rows = -share_of_sink * delta
+def _sink_gradient(grad_out, grad_lse, out, lse, cu_seqlens_q, learnable_sink) -> torch.Tensor:
+    """Returns the sum over rows of p * (dlse - delta): p is the sink's share of a row's weight,
+    delta = rowsum(dO * O), dlse the gradient of the logsumexp."""
+    of_scores = torch.zeros_like(lse)
+    if grad_out is not None:
+        delta = torch.linalg.vecdot(grad_out.float(), out.float()).transpose(-1, -2)
+        of_scores = of_scores - delta
+    if grad_lse is not None:
+        of_scores = of_scores + grad_lse
+    of_rows = torch.exp(learnable_sink.float()[:, None] - lse) * of_scores
     if cu_seqlens_q is None:
         return of_rows.sum((0, 2)).to(learnable_sink.dtype)
     # Nobody wrote the rows of a packed output that belong to no sequence.

@@ -9,7 +9,6 @@ import pytest
 import torch
 from calls import flash_forward, planned, run_flash
 from cases import (
-    BLACKWELL,
     DTYPES,
     HEAD_DIMS,
     MASKS,
@@ -25,10 +24,7 @@ from reference import compute
 
 from fa4_ext import _library
 
-pytestmark = [
-    pytest.mark.usefixtures("strict"),
-    pytest.mark.skipif(BLACKWELL, reason="the decode kernel is for Hopper"),
-]
+pytestmark = pytest.mark.usefixtures("strict")
 
 ROWS = 64  # of the large tile: queries times the heads that share a key/value head
 

@@ -29,7 +29,6 @@ from reference import Padding, Result, hidden
 from fa4_ext.flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 
 strict = pytest.mark.usefixtures("strict")
-HOPPER = pytest.mark.skipif(BLACKWELL, reason="the decode kernel is for Hopper")
 
 
 def options_of(problem: Problem) -> dict:
@@ -177,6 +176,42 @@ def test_attention_sinks(name, mask):
     assert_close(*dsink, floor=torch.finfo(problem.dtype).eps * truth[-1].abs().max().item())
 
 
+def attend(q, k, v, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes plain math: the output and the logsumexp."""
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    scores = (q @ k.transpose(-1, -2)).float() * scale
+    lse = scores.logsumexp(-1)
+    out = (scores - lse[..., None]).exp().to(v.dtype) @ v
+    return out.transpose(1, 2), lse
+
+
+@strict
+@pytest.mark.parametrize("head_dim", (64, 128))
+def test_parts_of_the_keys_are_merged_by_their_logsumexps(head_dim):
+    problem = dense(200, 333, heads=4, heads_kv=4, head_dim=head_dim)
+    inputs = make_inputs(problem)
+
+    def ours(q, k, v):
+        return flash_attn_func(q, k, v, softmax_scale=problem.softmax_scale, return_lse=True)
+
+    def plain(q, k, v):
+        return attend(q, k, v, problem.softmax_scale)
+
+    def results(attention, dtype: torch.dtype) -> list[torch.Tensor]:
+        q, k, v = (
+            tensor.detach().to(dtype).requires_grad_() for tensor in (inputs.q, inputs.k, inputs.v)
+        )
+        parts = [attention(q, k[:, keys], v[:, keys]) for keys in (slice(100), slice(100, None))]
+        outs, lses = (torch.stack(of_parts) for of_parts in zip(*parts, strict=True))
+        out = (lses.softmax(0).transpose(-1, -2).unsqueeze(-1) * outs).sum(0)
+        return [out, *torch.autograd.grad(out, (q, k, v), inputs.do.to(out.dtype))]
+
+    of_ours, of_plain = (results(one, problem.dtype) for one in (ours, plain))
+    names, truth = ("out", "dq", "dk", "dv"), results(plain, torch.float32)
+    for name, *found in zip(names, of_ours, of_plain, truth, strict=True):
+        assert_close(name, *found, floor=1e-3)
+
+
 CACHES = {
     "one query": varlen((1, 1, 1), (1000, 0, 77)),
     "some": varlen((5, 5), (700, 9), is_causal=True),
@@ -186,7 +221,6 @@ CACHES = {
 
 
 @strict
-@HOPPER
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("name", CACHES)
 def test_a_dense_cache_is_read_in_place(name, head_dim):
@@ -216,7 +250,6 @@ def test_more_queries_than_a_kernel_decodes_read_a_copy():
 
 
 @strict
-@HOPPER
 @pytest.mark.skipif(not TORCH_2_12, reason="torch takes a block_table since 2.12")
 def test_pages():
     problem = varlen((2, 2), (700, 130), heads=8, heads_kv=2, is_causal=True)
@@ -231,7 +264,6 @@ def test_pages():
     assert_matches_reference(problem, inputs, result)
 
 
-@HOPPER
 def test_steps_of_decoding_in_a_cuda_graph():
     """The graph writes a key into the cache and reads as many as are in use when it runs."""
     problem = varlen((1, 1), (100, 37), heads=8, heads_kv=2)

@@ -18,7 +18,6 @@ from calls import (
     paged,
 )
 from cases import (
-    BLACKWELL,
     DEVICE,
     DTYPES,
     HEAD_DIMS,
@@ -35,10 +34,7 @@ from reference import Result
 
 from fa4_ext.flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
 
-pytestmark = [
-    pytest.mark.usefixtures("strict"),
-    pytest.mark.skipif(BLACKWELL, reason="the kernels that read pages are for Hopper"),
-]
+pytestmark = pytest.mark.usefixtures("strict")
 PAGE_SIZES = (16, 32, 48, 64, 256)
 NAN = float("nan")
 MOST, LEAST = 2**31 - 1, -(2**31)
