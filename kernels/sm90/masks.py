@@ -1,4 +1,5 @@
-"""Finds which keys a warpgroup's rows see, and sets the scores of the others to minus infinity."""
+"""Finds which keys a warpgroup's rows see, loads key blocks by their position, and sets the scores
+of keys that are not seen to minus infinity."""
 
 from typing import NamedTuple
 
