@@ -19,7 +19,7 @@ from kernels.kernel import ONE_PASS, Kernel, Layout, Mask, Op
 from kernels.matrix import companions
 
 ROOT = Path(__file__).parent.parent
-CALLS = int(os.environ.get("FA4_EXT_INTERPRETED_CALLS", "6"))  # per kernel
+CALLS = int(os.environ.get("FA4_EXT_INTERPRETED_CALLS", "4"))  # per kernel
 SEED = int(os.environ.get("FA4_EXT_SEED", "0"))
 LISTS = 40  # calls whose lists of tiles are read
 # A kernel takes ten seconds to compile again, and as much to run, so by default these are of one
