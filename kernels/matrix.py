@@ -25,7 +25,7 @@ def candidates(default: Kernel) -> tuple[Kernel, ...]:
 class Companions(NamedTuple):
     """The kernels that another is launched with, before and after it."""
 
-    # Of a backward in two passes this is the first.
+    # In a backward in two passes this is the first pass.
     preprocess: Kernel | None = None
     # None where the backward writes that gradient itself: both passes always do, the kernel of
     # groups does with dK and dV, flash-attn-4's with those of MHA.

@@ -77,7 +77,7 @@ def test_a_legal_problem_gets_the_smallest_bucket_of_its_own_kind(problem):
     if kernel.op == fa4_core.Op.BACKWARD_KEYS:
         return
     assert kernel.deterministic == problem["deterministic"]
-    # Of MHA the kernel of groups runs packed sequences alone.
+    # The kernel of groups runs MHA in packed sequences alone.
     if kernel.op == fa4_core.Op.BACKWARD:
         grouped = problem["num_heads"] != problem["num_heads_kv"]
         assert kernel.grouped == grouped or stores_whole_rows(problem, kernel)

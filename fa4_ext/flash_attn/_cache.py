@@ -9,7 +9,8 @@ import torch
 
 from . import _arguments
 from ._functions import Results, attend
-from ._native import disabled_kernels, ops
+from ._native import disabled_kernels
+from ._planner import capability_and_sms, has_kernel
 
 
 def flash_attn_with_kvcache(
@@ -183,9 +184,7 @@ def reads_in_place(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
 
 def _most_queries(device, dtype, heads: int, heads_k: int, head_dim: int, head_dim_v: int) -> int:
     """Returns how many queries of a sequence a kernel takes with a dense cache; 0 for none."""
-    properties = torch.cuda.get_device_properties(device)
-    capability = 10 * properties.major + properties.minor
-    sm_count = properties.multi_processor_count
+    capability, sm_count = capability_and_sms(device)
     sizes = heads, heads_k, head_dim, head_dim_v
     return _asked(disabled_kernels(), capability, sm_count, dtype, *sizes)
 
@@ -197,22 +196,9 @@ _most_queries._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @functools.cache
 def _asked(disabled, capability, sm_count, dtype, heads, heads_k, head_dim, head_dim_v) -> int:
-    used = torch.empty(1, dtype=torch.int32, device="meta")
-
     def supported(rows: int) -> bool:
-        q, k, v = (
-            torch.empty(1, *shape, dtype=dtype, device="meta")
-            for shape in (
-                (rows, heads, head_dim),
-                (rows, heads_k, head_dim),
-                (rows, heads_k, head_dim_v),
-            )
-        )
-        answer, *_ = ops.explain(
-            q, k, v, None, None, rows, rows, 0.0, False, False, None, -1, -1, used, None, None,
-            None, False, False, True, capability, sm_count, own=True,
-        )  # fmt: skip
-        return answer
+        sizes = (heads, heads_k), (head_dim, head_dim_v)
+        return has_kernel(rows, *sizes, dtype, capability, sm_count, keys_in_use=True)
 
     least, most = 0, 1
     while supported(most):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import cutlass.cute as cute
 from cutlass import Boolean, Int32
+from quack import copy_utils
 from quack.cute_dsl_utils import ParamsBase
 
 from kernels.common import packed
@@ -61,3 +62,18 @@ def find(table: Table, sequence: Int32, keys: Int32, first: Int32, count: Int32,
     if lane * box < count and key < keys:
         page = table.pages[sequence, key // table.page_size]
     return page
+
+
+def load_box(atom: cute.CopyAtom, source: cute.Tensor, stage: cute.Tensor, i: Int32, box, barrier):
+    """Loads the first rows of `source` into a stage [rows, head_dim], where they are its i-th box.
+    TMA takes as many rows and columns at a time as `box` says."""
+    for c in range(cute.size(stage, mode=[1]) // box[1]):
+        copy, _, _ = copy_utils.tma_get_copy_fn(
+            atom,
+            0,
+            cute.make_layout(1),
+            cute.local_tile(source, box, (0, c)),
+            cute.local_tile(stage, box, (i, c)),
+            single_stage=True,
+        )
+        copy(tma_bar_ptr=barrier)

@@ -13,11 +13,11 @@ import cutlass.cute as cute
 from cutlass import Int32
 from cutlass.cute.nvgpu import cpasync
 from cutlass.utils import LayoutEnum
-from quack import copy_utils, layout_utils, sm90_utils
+from quack import layout_utils, sm90_utils
 from quack.cute_dsl_utils import ParamsBase
 
 from kernels.common import packed
-from kernels.common.pages import LARGE, SMALL, Table, find, keys_in_use
+from kernels.common.pages import LARGE, SMALL, Table, find, keys_in_use, load_box
 from kernels.sm100.sequences import IndexedRows
 
 COLUMNS = 64  # of a box: a swizzled row in shared memory
@@ -41,7 +41,7 @@ class Cache(ParamsBase):
 
     @staticmethod
     def of(tensor: cute.Tensor) -> "Cache":
-        """Of keys or values [pages, page_size, heads, head_dim]."""
+        """Makes the boxes of keys or values [pages, page_size, heads, head_dim]."""
         rows = layout_utils.select(packed.sequences(as_rows(tensor)), [1, 3, 2, 0])
         found = []
         for count in (SMALL, LARGE):
@@ -100,7 +100,7 @@ class Source:
         stage: cute.Tensor, barrier,
     ):  # fmt: skip
         """The same, in boxes of `box` rows."""
-        (rows, columns), table = cute.product_each(stage.shape), self.table
+        rows, table = cute.size(stage, mode=[0]), self.table
         pages = find(table, self.sequence, self.keys, block * rows, rows, box)
         for i in cutlass.range(rows // box, unroll=1):
             page = cute.arch.shuffle_sync(pages, i)
@@ -112,16 +112,7 @@ class Source:
                 end = page * self.cache.page_rows + used
             of_page = packed.rows_of(cache, 0, end, used)[None, None, self.head]
             of_page = cute.domain_offset((row, 0), of_page)
-            for c in cutlass.range_constexpr(columns // COLUMNS):
-                copy, _, _ = copy_utils.tma_get_copy_fn(
-                    atom,
-                    0,
-                    cute.make_layout(1),
-                    cute.local_tile(of_page, (box, COLUMNS), (0, c)),
-                    cute.local_tile(stage, (box, COLUMNS), (i, c)),
-                    single_stage=True,
-                )
-                copy(tma_bar_ptr=barrier)
+            load_box(atom, of_page, stage, i, (box, COLUMNS), barrier)
 
 
 class PagedRows(IndexedRows):

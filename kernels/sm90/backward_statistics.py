@@ -30,7 +30,7 @@ class Statistics:
 
 
 def layout(stages: int) -> cute.Layout:
-    """That of Statistics.stages."""
+    """Returns the layout of Statistics.stages."""
     tile = ROW_LANES * LANE_STRIDE
     return cute.make_layout(
         ((PAIR, ROW_LANES, LANE_STATISTICS // PAIR), 2, stages),

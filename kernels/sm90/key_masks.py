@@ -23,8 +23,8 @@ class ClusterTile(KeyTile):
 
     free_begin: Int32  # query tiles whose every query sees all the keys, [free_begin, free_end)
     free_end: Int32
-    # Of the query tiles of all heads this CTA skips so many, which come before its own, and has so
-    # many steps. With a bias lists say so.
+    # This CTA skips so many query tiles of all heads, which come before its own, and has so many
+    # steps. With a bias lists say so.
     skipped: Int32
     steps: Int32
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import cutlass
 import cutlass.cute as cute
 from cutlass import Int32, const_expr
-from quack import copy_utils
 
-from kernels.common.pages import LARGE, SMALL, Table, find
+from kernels.common.pages import LARGE, SMALL, Table, find, load_box
 from kernels.sm90 import staging
 from kernels.sm90.staging import Load
 
@@ -89,16 +88,7 @@ class Pages:
         for i in cutlass.range(self.block_n // rows, unroll=1):
             page = cute.arch.shuffle_sync(pages, i)
             source = cute.domain_offset((row, 0), cache[None, None, head, page])
-            for c in cutlass.range_constexpr(head_dim // columns):
-                copy, _, _ = copy_utils.tma_get_copy_fn(
-                    atom,
-                    0,
-                    cute.make_layout(1),
-                    cute.local_tile(source, (rows, columns), (0, c)),
-                    cute.local_tile(stage, (rows, columns), (i, c)),
-                    single_stage=True,
-                )
-                copy(tma_bar_ptr=barrier)
+            load_box(atom, source, stage, i, (rows, columns), barrier)
             row += rows
             if row >= table.page_size:
                 row = Int32(0)

@@ -90,9 +90,12 @@ def attention(
             return _without_mask(q, k, v, causal, **options).contiguous(), None
         if isinstance(attention_mask, CompactMask) and _fits(attention_mask, q, k, v, s_aux):
             return _with_mask(q, k, v, attention_mask, **options).contiguous(), None
-    mask = dense_mask(attention_mask) if isinstance(attention_mask, CompactMask) else attention_mask
     if sequences is not None:
         mask = seen_keys(sequences, query, key)
+    elif isinstance(attention_mask, CompactMask):
+        mask = dense_mask(attention_mask)
+    else:
+        mask = attention_mask
     if mask is not None and mask.is_floating_point() and mask.dtype != query.dtype:
         mask = mask.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
     if "block_indices" in asked:
